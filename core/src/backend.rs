@@ -1,0 +1,95 @@
+//! What a backend has to bring: calls, and nothing else.
+//!
+//! [`crate::Space`] checks and remembers; a [`Backend`] turns one request into one kernel call (or a fixed few) and reports what the
+//! kernel said. It keeps no index of mappings and no policy.
+
+use std::fmt;
+
+use crate::access::Access;
+use crate::address::IovaRange;
+use crate::contract::{AttachPoint, Powers, WindowOffer, WindowRequest};
+use crate::door::Failure;
+use crate::memory::HostMemory;
+use crate::window::{Window, Windows};
+
+/// One host IOMMU context: a VFIO container, an IOAS.
+///
+/// Calls arrive checked: ranges lie in one window, are aligned to its granule as the host address is, overlap nothing (on a backend
+/// that keeps entries they may replace), and memory is backed if the door is real. Dropping a backend closes its handles.
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// "type1", "spapr", "iommufd".
+    fn name(&self) -> &'static str;
+
+    /// What the host can do.
+    fn powers(&self) -> Powers;
+
+    /// Whether devices reach real memory through it ([`crate::door::Door::is_real`]).
+    fn is_real(&self) -> bool;
+
+    /// Where devices are attached.
+    fn attach_point(&self) -> AttachPoint;
+
+    /// Asks the host what it offers now. Called after a device came or went; `devices` is how many are attached.
+    ///
+    /// # Errors
+    /// What the kernel said, or a reply that cannot be true.
+    fn refresh(&self, devices: usize) -> Result<Windows, Failure>;
+
+    /// One map call: `memory` at `range`, which are of one size.
+    ///
+    /// # Errors
+    /// What the kernel said. On a backend that keeps entries, entries of the range may be gone; elsewhere nothing changed.
+    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure>;
+
+    /// One unmap call over whole mappings, gaps between them allowed; `bytes` is what lives there. Never called for nothing.
+    ///
+    /// # Errors
+    /// What the kernel said, or that it unmapped another number of bytes.
+    fn unmap(&self, range: IovaRange, bytes: u64) -> Result<(), Failure>;
+
+    /// The calls for windows, on a host that creates them.
+    fn window_calls(&self) -> Option<&dyn WindowCalls> {
+        None
+    }
+
+    /// The calls for registration, on a host that wants it.
+    fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
+        None
+    }
+}
+
+/// Creating and removing windows.
+pub trait WindowCalls: Send + Sync {
+    /// What can be created, once the host was asked.
+    fn offer(&self) -> Option<WindowOffer>;
+
+    /// Creates a window of the size and page asked for and returns the one granted, wherever that is.
+    ///
+    /// # Errors
+    /// What the kernel said; there is no new window then.
+    fn create(&self, request: WindowRequest) -> Result<Window, Failure>;
+
+    /// Removes a window with everything mapped in it.
+    ///
+    /// # Errors
+    /// What the kernel said; it is still there then.
+    fn remove(&self, window: Window) -> Result<(), Failure>;
+
+    /// The bytes of locked memory the table of such a window takes.
+    fn table_bytes(&self, request: WindowRequest) -> u64;
+}
+
+/// Registering memory.
+pub trait RegistrationCalls: Send + Sync {
+    /// Registers all of `memory`.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing is registered then.
+    fn register(&self, memory: &HostMemory) -> Result<(), Failure>;
+
+    /// Unregisters exactly what was registered.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
+}

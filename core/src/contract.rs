@@ -1,0 +1,293 @@
+//! The contract: what a PCI address space with DMA windows is, whatever host is behind it.
+//!
+//! The kernels disagree on what a map over a live mapping does, whether part of a mapping can be unmapped, and which part of a range
+//! is checked. [`PciAddressSpace`] gives one answer each; [`crate::Space`] keeps it for every [`crate::Backend`], and one suite
+//! of tests holds every backend to it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::access::Access;
+use crate::address::{Iova, IovaRange};
+use crate::door::{Failure, Handle};
+use crate::error::Error;
+use crate::memory::HostMemory;
+use crate::page::{PageSize, PageSizes};
+use crate::window::{Window, Windows};
+
+/// The smallest part of a mapping that can be unmapped by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// The mapping is only ever unmapped as a whole, which lets every kernel make it in one call.
+    Whole,
+    /// Any run of pages of this size may be unmapped later. type1 and iommufd need one call a page for that; sPAPR does not.
+    Pages(PageSize),
+}
+
+/// One live mapping, or a run of units that continue each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where on the bus.
+    pub range: IovaRange,
+    /// What is behind it, byte for byte.
+    pub memory: HostMemory,
+    /// What devices may do.
+    pub access: Access,
+    /// How it may be unmapped.
+    pub unit: Unit,
+}
+
+/// Whether devices could miss the mapping while it was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Swap {
+    /// The kernel swapped entry by entry.
+    Seamless,
+    /// It was unmapped and mapped again: for a moment devices found nothing.
+    WithGap,
+}
+
+/// What a host can do, as far as planning has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Powers {
+    /// What the kernel keeps: whole mappings or table entries.
+    pub keeps: Keeps,
+    /// Whether another device's mmapped BAR can be mapped.
+    pub maps_device_memory: bool,
+    /// How many mappings the kernel still takes, where it counts them (type1: `dma_avail`).
+    pub mappings_left: Option<u64>,
+    /// The page the host's memory is made of.
+    pub host_page: PageSize,
+}
+
+/// What a kernel keeps of a map call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Keeps {
+    /// The mapping as a whole: only whole mappings can be unmapped, and a map over a live one is refused (type1, iommufd).
+    Mappings,
+    /// One table entry a page: any page can be unmapped, and a map over a live entry replaces it (sPAPR).
+    Entries,
+}
+
+/// The windows at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Grows with every change of the windows.
+    pub generation: u64,
+    /// The windows.
+    pub windows: Arc<Windows>,
+}
+
+/// A range whose state in the kernel is unknown after a failure that could not be undone. It is unusable, and its memory is held,
+/// until the space is dropped; the memory even longer, since a device might still reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The range.
+    pub range: IovaRange,
+    /// What left it in this state.
+    pub cause: Failure,
+}
+
+/// A PCI address space with DMA windows: what a device's DMA addresses mean, on one host IOMMU context (a VFIO container, an IOAS).
+///
+/// Verbs take `&self` and may be called from any thread. After an error everything is as it was before the call, except
+/// for ranges the error names as fenced.
+///
+/// Dropping a space releases everything: mappings, windows, registrations, devices, descriptors, locked memory; except for memory
+/// behind a fence, which is held for ever, since a device might still reach it.
+pub trait PciAddressSpace: Send + Sync + fmt::Debug {
+    /// The backend's name: "type1", "spapr", "iommufd".
+    fn backend(&self) -> &'static str;
+
+    /// What the host can do. `mappings_left` is asked anew each time.
+    fn powers(&self) -> Powers;
+
+    /// The windows in force.
+    fn windows(&self) -> Snapshot;
+
+    /// The ranges that cannot be used any more.
+    fn fences(&self) -> Vec<Fence>;
+
+    /// Maps all of `memory` at `at`.
+    ///
+    /// The range must lie inside one window; its bounds, and the host address, must be multiples of the window's granule, and of the
+    /// unit's page where one is given; no byte of it may be mapped already. A map of n units behaves as n mappings of one unit.
+    ///
+    /// # Errors
+    /// In this order, all before the kernel is asked: [`Kind::BadRange`], [`Kind::NoAccess`], [`Kind::HostReadOnly`],
+    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::Misaligned`],
+    /// [`Kind::BadUnit`], [`Kind::Overlap`], and on hosts that want registration [`Kind::NotRegistered`]. Then what the kernel says:
+    /// [`Kind::PinLimit`], [`Kind::BadAddress`], [`Kind::NoMappingSlot`], [`Kind::Refused`].
+    ///
+    /// [`Kind::BadRange`]: crate::error::Kind::BadRange
+    /// [`Kind::NoAccess`]: crate::error::Kind::NoAccess
+    /// [`Kind::HostReadOnly`]: crate::error::Kind::HostReadOnly
+    /// [`Kind::Unbacked`]: crate::error::Kind::Unbacked
+    /// [`Kind::DeviceMemory`]: crate::error::Kind::DeviceMemory
+    /// [`Kind::Fenced`]: crate::error::Kind::Fenced
+    /// [`Kind::OutsideWindows`]: crate::error::Kind::OutsideWindows
+    /// [`Kind::Misaligned`]: crate::error::Kind::Misaligned
+    /// [`Kind::BadUnit`]: crate::error::Kind::BadUnit
+    /// [`Kind::Overlap`]: crate::error::Kind::Overlap
+    /// [`Kind::NotRegistered`]: crate::error::Kind::NotRegistered
+    /// [`Kind::PinLimit`]: crate::error::Kind::PinLimit
+    /// [`Kind::BadAddress`]: crate::error::Kind::BadAddress
+    /// [`Kind::NoMappingSlot`]: crate::error::Kind::NoMappingSlot
+    /// [`Kind::Refused`]: crate::error::Kind::Refused
+    fn map(&self, at: Iova, memory: &HostMemory, access: Access, unit: Unit) -> Result<(), Error>;
+
+    /// Swaps the memory behind live units, in units of `page`: sPAPR in one call, others by unmapping and mapping, and says which.
+    ///
+    /// # Errors
+    /// As [`PciAddressSpace::map`], but the range must be live ([`Kind::NotLive`](crate::error::Kind::NotLive)) and cut no unit
+    /// ([`Kind::CutsUnit`](crate::error::Kind::CutsUnit)).
+    fn replace(&self, at: Iova, memory: &HostMemory, access: Access, page: PageSize) -> Result<Swap, Error>;
+
+    /// Unmaps whatever lives in `range`, gaps or not, and returns how many bytes that was.
+    ///
+    /// # Errors
+    /// [`Kind::CutsUnit`](crate::error::Kind::CutsUnit) when an end of the range lies inside a unit,
+    /// [`Kind::Fenced`](crate::error::Kind::Fenced), or what the kernel says.
+    fn unmap(&self, range: IovaRange) -> Result<u64, Error>;
+
+    /// The live mapping at `at`. Never waits for a kernel call.
+    fn lookup(&self, at: Iova) -> Option<Mapping>;
+
+    /// The live mappings that share bytes with `range`, ascending, units that continue each other joined. Cost proportional to what
+    /// is live there.
+    fn mappings(&self, range: IovaRange) -> Vec<Mapping>;
+
+    /// Creating and removing windows, where the host can.
+    fn window_control(&self) -> Option<&dyn WindowControl> {
+        None
+    }
+
+    /// Registering memory, where the host wants that before it maps.
+    fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        None
+    }
+
+    /// Attaches a device (a VFIO group, or a device by its own node) and says how that changed the windows.
+    ///
+    /// # Errors
+    /// [`Kind::WouldStrand`](crate::error::Kind::WouldStrand) when a live mapping no longer fits: the attach was undone. Else
+    /// what the kernel says.
+    fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error>;
+
+    /// Detaches a device. When the last one leaves a VFIO container, the kernel forgets all mappings, windows and registrations,
+    /// and so does the space.
+    ///
+    /// # Errors
+    /// [`Kind::NotAttached`](crate::error::Kind::NotAttached), or what the kernel says (`EBUSY`: its descriptor is still open).
+    fn detach(&self, device: &Arc<dyn Attachable>) -> Result<WindowChange, Error>;
+}
+
+/// How windows changed when a device came or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowChange {
+    /// As they were.
+    pub before: Snapshot,
+    /// As they are. The same generation when nothing changed.
+    pub after: Snapshot,
+}
+
+/// Where a device can be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachPoint {
+    /// A VFIO container.
+    Container(Handle),
+    /// An I/O address space of an iommufd.
+    Ioas {
+        /// `/dev/iommu`.
+        iommufd: Handle,
+        /// The address space's id in it.
+        ioas: u32,
+    },
+}
+
+/// Something that can be attached to a space: a VFIO group, a VFIO device with a node of its own.
+pub trait Attachable: Send + Sync + fmt::Debug {
+    /// What to call it in errors.
+    fn name(&self) -> String;
+
+    /// Makes the kernel's attach call.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing is attached then.
+    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure>;
+
+    /// Makes the kernel's detach call.
+    ///
+    /// # Errors
+    /// What the kernel said; it is still attached then.
+    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure>;
+}
+
+/// What windows a host can create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WindowOffer {
+    /// The pages a window can be made of.
+    pub page_sizes: PageSizes,
+    /// How many windows there can be at once.
+    pub slots: usize,
+    /// Where windows have been seen to begin, by slot. The platform chooses; the grant is checked.
+    pub starts: Vec<Iova>,
+}
+
+/// A window somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowRequest {
+    /// Where it must lie; its size must be a power of two.
+    pub range: IovaRange,
+    /// The page it is made of.
+    pub page: PageSize,
+}
+
+/// Creating and removing windows: sPAPR v2's power.
+pub trait WindowControl: Send + Sync {
+    /// What can be created. `None` before the first device is attached.
+    fn offer(&self) -> Option<WindowOffer>;
+
+    /// Creates a window and returns what was granted. A window granted elsewhere than asked is removed again and is an error.
+    ///
+    /// # Errors
+    /// [`Kind::BadWindowSize`](crate::error::Kind::BadWindowSize), [`Kind::UnsupportedPage`](crate::error::Kind::UnsupportedPage),
+    /// [`Kind::Overlap`](crate::error::Kind::Overlap) with another window, [`Kind::Fenced`](crate::error::Kind::Fenced); then
+    /// [`Kind::NoWindowSlot`](crate::error::Kind::NoWindowSlot), [`Kind::PinLimit`](crate::error::Kind::PinLimit),
+    /// [`Kind::GrantedElsewhere`](crate::error::Kind::GrantedElsewhere).
+    fn create_window(&self, request: WindowRequest) -> Result<Window, Error>;
+
+    /// Removes the window that is exactly `range`, with everything mapped in it, and returns what was mapped, so that a journal can
+    /// bring it back.
+    ///
+    /// # Errors
+    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow): an address inside would do for the kernel, and remove the wrong
+    /// window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_remove_window); not for us.
+    fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error>;
+
+    /// The bytes of locked memory the table of such a window takes.
+    fn table_bytes(&self, request: WindowRequest) -> u64;
+}
+
+/// Registering memory: what sPAPR v2 wants before it maps.
+pub trait MemoryRegistration: Send + Sync {
+    /// Registers `memory`: pins and charges all of it.
+    ///
+    /// # Errors
+    /// Before the kernel is asked: [`Kind::Unbacked`](crate::error::Kind::Unbacked),
+    /// [`Kind::DeviceMemory`](crate::error::Kind::DeviceMemory), [`Kind::HostReadOnly`](crate::error::Kind::HostReadOnly),
+    /// [`Kind::Misaligned`](crate::error::Kind::Misaligned) to the host's page,
+    /// [`Kind::AlreadyRegistered`](crate::error::Kind::AlreadyRegistered). Then
+    /// [`Kind::PinLimit`](crate::error::Kind::PinLimit), [`Kind::BadAddress`](crate::error::Kind::BadAddress).
+    fn register(&self, memory: &HostMemory) -> Result<(), Error>;
+
+    /// Unregisters exactly what was registered.
+    ///
+    /// # Errors
+    /// [`Kind::InUse`](crate::error::Kind::InUse) when a live mapping leans on it: the kernel would say yes and leak the pins (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_unregister_pages).
+    /// [`Kind::NotRegistered`](crate::error::Kind::NotRegistered) when it is not exactly one registration.
+    fn unregister(&self, memory: &HostMemory) -> Result<(), Error>;
+
+    /// What is registered, ascending by host address.
+    fn registered(&self) -> Vec<HostMemory>;
+}

@@ -1,0 +1,345 @@
+//! The door: the one narrow place through which every kernel call goes.
+//!
+//! Linux is one implementation, in the façade crate; the soft host is another. Because the backends know only this trait, every call
+//! they make can be counted, every call can be made to fail, and the same tests run on both.
+//!
+//! A command is a number, the argument's bytes and what is *attached* to them: where a kernel's struct holds a pointer or a
+//! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a descriptor, just
+//! before the call; a host in software gets the memory itself.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::access::Access;
+use crate::memory::HostMemory;
+use crate::page::PageSize;
+
+/// What a descriptor is. VFIO's numbers mean different things on different kinds (linux: include/uapi/linux/vfio.h: 0x3b71 is
+/// MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always knows its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HandleKind {
+    /// `/dev/vfio/vfio`.
+    Container,
+    /// `/dev/vfio/<group>`.
+    Group,
+    /// A VFIO device, opened through its group or as `/dev/vfio/devices/vfio<n>`.
+    Device,
+    /// `/dev/iommu`.
+    Iommufd,
+}
+
+/// An open descriptor, known by the number its door gave it. Numbers are never used twice by one door.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Handle {
+    id: u64,
+    kind: HandleKind,
+}
+
+impl Handle {
+    /// For doors: the handle number `id`.
+    pub const fn new(id: u64, kind: HandleKind) -> Self {
+        Self { id, kind }
+    }
+
+    /// The number.
+    pub const fn id(self) -> u64 {
+        self.id
+    }
+
+    /// What it is.
+    pub const fn kind(self) -> HandleKind {
+        self.kind
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}#{}", self.kind, self.id)
+    }
+}
+
+/// An ioctl: its number, right for the architecture this was compiled for, and its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The number as the kernel compares it: all 32 bits.
+    pub number: u32,
+    /// The kernel's name, for errors and counts.
+    pub name: &'static str,
+}
+
+impl Request {
+    /// An `_IO(';', nr)` number, which all of VFIO's and iommufd's are. On POWER `_IOC_NONE` is not zero, so the number differs
+    /// (linux: arch/powerpc/include/uapi/asm/ioctl.h); libc knows.
+    pub const fn vfio(nr: u8, name: &'static str) -> Self {
+        // 32 bits are all the kernel looks at.
+        #[allow(clippy::cast_possible_truncation)]
+        let number = libc::_IO(b';' as u32, nr as u32) as u32;
+        Self { number, name }
+    }
+
+    /// Whether this is `other` or `other + 0x2000_0000`: a literal from x86's headers, turned into this architecture's.
+    /// For compile-time checks of the number table.
+    pub const fn is(self, on_x86_64: u32) -> bool {
+        let none = if cfg!(target_arch = "powerpc64") { 0x2000_0000 } else { 0 };
+        self.number == on_x86_64 + none
+    }
+}
+
+/// What an ioctl is given.
+#[derive(Debug)]
+pub enum Argument<'a> {
+    /// Nothing.
+    None,
+    /// The value itself (CHECK_EXTENSION, SET_IOMMU).
+    Value(u64),
+    /// A struct, read and perhaps written by the kernel.
+    Bytes(&'a mut [u8]),
+}
+
+/// What belongs into a field of the argument that holds a pointer or a descriptor.
+#[derive(Debug)]
+pub struct Attachment<'a> {
+    /// Where the field begins in the argument's bytes.
+    pub offset: usize,
+    /// What it stands for.
+    pub what: Attached<'a>,
+}
+
+/// What a field can stand for.
+#[derive(Debug)]
+pub enum Attached<'a> {
+    /// A buffer of the caller's that the kernel fills during the call; the field is its 64-bit address.
+    Buffer(&'a mut [u8]),
+    /// Memory that outlives the call; the field is its 64-bit address.
+    Memory(&'a HostMemory),
+    /// Another handle of the same door; the field is its 32-bit descriptor.
+    Handle(Handle),
+}
+
+/// One ioctl to make.
+#[derive(Debug)]
+pub struct Command<'a> {
+    /// Which.
+    pub request: Request,
+    /// Its argument, pointers and descriptors left zero.
+    pub argument: Argument<'a>,
+    /// The pointers and descriptors.
+    pub attachments: &'a mut [Attachment<'a>],
+}
+
+impl<'a> Command<'a> {
+    /// A command without an argument.
+    pub fn bare(request: Request) -> Self {
+        Self { request, argument: Argument::None, attachments: &mut [] }
+    }
+
+    /// A command that takes a value.
+    pub fn with_value(request: Request, value: u64) -> Self {
+        Self { request, argument: Argument::Value(value), attachments: &mut [] }
+    }
+
+    /// A command that takes a struct.
+    pub fn with_bytes(request: Request, bytes: &'a mut [u8]) -> Self {
+        Self { request, argument: Argument::Bytes(bytes), attachments: &mut [] }
+    }
+
+    /// The same, with pointers or descriptors in the struct.
+    #[must_use]
+    pub fn attaching(mut self, attachments: &'a mut [Attachment<'a>]) -> Self {
+        self.attachments = attachments;
+        self
+    }
+}
+
+/// An errno as the kernel gave it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Errno(pub i32);
+
+macro_rules! errnos {
+    ($($name:ident)*) => {
+        #[allow(missing_docs, reason = "each is the kernel's name for it")]
+        impl Errno {
+            $(pub const $name: Self = Self(libc::$name);)*
+
+            /// The kernel's name for it.
+            pub fn name(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+errnos! {
+    EPERM ENOENT EINTR EIO ENXIO E2BIG EBADF EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV EINVAL EMFILE ENOTTY ENOSPC
+    EMSGSIZE EADDRINUSE EOPNOTSUPP EOVERFLOW EBADFD
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+/// Where kernel calls go.
+///
+/// Implementations are shared between threads and lock for themselves. None of the methods retries: that is [`Kernel`]'s.
+pub trait Door: Send + Sync + fmt::Debug {
+    /// Opens a node read-write and close-on-exec.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno>;
+
+    /// Takes over a descriptor that was opened elsewhere (a VMM in a jail is handed its descriptors).
+    ///
+    /// # Errors
+    /// `EBADF` from a door behind which there are no descriptors.
+    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno>;
+
+    /// Makes an ioctl and returns what the kernel returned, zero or positive.
+    ///
+    /// # Errors
+    /// What ioctl(2) says; `EBADF` for a closed handle, own or attached; `ENOTTY` for a command the door does not know on this kind
+    /// of handle; `EINVAL` for one whose argument is not shaped as the command's.
+    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno>;
+
+    /// Makes an ioctl whose result is a new descriptor.
+    ///
+    /// # Errors
+    /// As [`Door::ioctl`].
+    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno>;
+
+    /// Reads at `offset` and returns how many bytes.
+    ///
+    /// # Errors
+    /// What pread(2) says.
+    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Writes at `offset` and returns how many bytes.
+    ///
+    /// # Errors
+    /// What pwrite(2) says.
+    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno>;
+
+    /// Maps `len` bytes at `offset`, shared. The mapping lives as long as the result and its clones.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno>;
+
+    /// Closes a handle.
+    ///
+    /// # Errors
+    /// `EBADF` when it is not open; it is closed whatever else the kernel says.
+    fn close(&self, handle: Handle) -> Result<(), Errno>;
+
+    /// The page the host's memory is made of.
+    fn host_page(&self) -> PageSize;
+
+    /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
+    fn is_real(&self) -> bool;
+}
+
+/// What a kernel answered when it did not simply do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An error.
+    Errno(Errno),
+    /// A positive result where only zero means success: sPAPR's MAP and UNMAP answer 1 for bounds they refuse
+    /// (linux: arch/powerpc/include/asm/iommu.h, iommu_tce_put_param_check), REGISTER_MEMORY the pages it pinned before a hole.
+    Positive(i32),
+    /// Success, and a reply that cannot be true. The words say what was wrong with it.
+    Malformed(&'static str),
+}
+
+/// A kernel call that failed: which, and what the kernel said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {answer}")]
+pub struct Failure {
+    /// The kernel's name of the call.
+    pub call: &'static str,
+    /// What it answered.
+    pub answer: Answer,
+}
+
+impl Failure {
+    /// The errno, where there was one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self.answer {
+            Answer::Errno(errno) => Some(errno),
+            Answer::Positive(_) | Answer::Malformed(_) => None,
+        }
+    }
+
+    /// A reply that cannot be true.
+    pub const fn malformed(call: &'static str, why: &'static str) -> Self {
+        Self { call, answer: Answer::Malformed(why) }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Errno(errno) => errno.fmt(f),
+            Self::Positive(result) => write!(f, "result {result} where 0 means success"),
+            Self::Malformed(why) => write!(f, "an impossible reply: {why}"),
+        }
+    }
+}
+
+/// How often an interrupted call is made again before `EINTR` is passed on.
+const INTERRUPTIONS: u32 = 16;
+
+/// The calls every backend makes, on top of any door: results judged, interruptions retried.
+pub trait Kernel: Door {
+    /// An ioctl for which zero is the only success.
+    ///
+    /// # Errors
+    /// [`Failure`] with the errno or the positive result.
+    fn call(&self, on: Handle, command: Command<'_>) -> Result<(), Failure> {
+        let call = command.request.name;
+        match self.ask(on, command)? {
+            0 => Ok(()),
+            positive => Err(Failure { call, answer: Answer::Positive(positive) }),
+        }
+    }
+
+    /// An ioctl whose positive result is data.
+    ///
+    /// # Errors
+    /// [`Failure`] with the errno.
+    fn ask(&self, on: Handle, mut command: Command<'_>) -> Result<i32, Failure> {
+        let call = command.request.name;
+        for _ in 0..INTERRUPTIONS {
+            match self.ioctl(on, &mut command) {
+                Err(Errno::EINTR) => {}
+                result => return result.map_err(|errno| Failure { call, answer: Answer::Errno(errno) }),
+            }
+        }
+        Err(Failure { call, answer: Answer::Errno(Errno::EINTR) })
+    }
+}
+
+impl<D: Door + ?Sized> Kernel for D {}

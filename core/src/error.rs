@@ -1,0 +1,273 @@
+//! Errors of the contract: what was asked, of which range, what was wrong, what the kernel said, and what to do about it.
+
+use std::fmt;
+
+use crate::access::Access;
+use crate::address::{BadRange, Iova, IovaRange};
+use crate::door::{Answer, Errno, Failure};
+use crate::memory::HostMemory;
+use crate::page::{PageSize, PageSizes};
+
+/// What somebody wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Map memory.
+    Map,
+    /// Swap the memory behind live units.
+    Replace,
+    /// Unmap a range.
+    Unmap,
+    /// Create a window.
+    CreateWindow,
+    /// Remove a window.
+    RemoveWindow,
+    /// Register memory.
+    Register,
+    /// Unregister memory.
+    Unregister,
+    /// Attach a device.
+    Attach,
+    /// Detach a device.
+    Detach,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Map => "map",
+            Self::Replace => "replace",
+            Self::Unmap => "unmap",
+            Self::CreateWindow => "create window",
+            Self::RemoveWindow => "remove window",
+            Self::Register => "register",
+            Self::Unregister => "unregister",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+        })
+    }
+}
+
+/// What an operation was about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Bus addresses.
+    Range(IovaRange),
+    /// Host memory.
+    Memory(HostMemory),
+    /// A device or group, by name.
+    Device(String),
+    /// Bounds that are no range: first byte and length.
+    Bounds(Iova, u64),
+}
+
+impl From<IovaRange> for Subject {
+    fn from(range: IovaRange) -> Self {
+        Self::Range(range)
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(range) => range.fmt(f),
+            Self::Memory(memory) => memory.fmt(f),
+            Self::Device(name) => f.write_str(name),
+            Self::Bounds(first, len) => write!(f, "{len:#x} bytes at {first}"),
+        }
+    }
+}
+
+/// What was wrong. Everything down to [`Kind::NotRegistered`] is found before the kernel is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The bounds are no range.
+    BadRange(BadRange),
+    /// Neither read nor write was asked for.
+    NoAccess,
+    /// Write access was asked for, to memory that this process itself may only read.
+    HostReadOnly(Access),
+    /// There is no memory behind the address, and real devices behind the door.
+    Unbacked,
+    /// The memory is another device's, and this backend cannot map that.
+    DeviceMemory,
+    /// The range does not lie inside one window; here is the highest address of any, if there is one.
+    OutsideWindows(Option<Iova>),
+    /// Bounds or host address are not multiples of the granule.
+    Misaligned(PageSize),
+    /// The unit is not a page the window can be mapped in, or not larger than its granule.
+    BadUnit(PageSize),
+    /// The range shares bytes with this live mapping.
+    Overlap(IovaRange),
+    /// The range cuts this unit.
+    CutsUnit(IovaRange),
+    /// These bytes are not mapped.
+    NotLive(IovaRange),
+    /// The range touches this fence.
+    Fenced(IovaRange),
+    /// No window begins and ends there.
+    NoSuchWindow,
+    /// A window's size must be a power of two.
+    BadWindowSize,
+    /// The host has no such page; here are those it has.
+    UnsupportedPage(PageSizes),
+    /// The backend has no such power (window control on fixed windows, …).
+    Unsupported(&'static str),
+    /// A live mapping leans on the memory or window.
+    InUse(IovaRange),
+    /// The memory is registered already, in whole or in part.
+    AlreadyRegistered,
+    /// The memory is not, or not within one registration, registered.
+    NotRegistered,
+    /// The kernel granted the window elsewhere; it was removed again.
+    GrantedElsewhere(Iova),
+    /// All window slots are taken.
+    NoWindowSlot,
+    /// The kernel's number of mappings is used up.
+    NoMappingSlot,
+    /// The limit on locked memory was reached.
+    PinLimit,
+    /// The host memory is not there, or not as the access wants it.
+    BadAddress,
+    /// After attaching, this live mapping would lie outside the windows; the attach was undone.
+    WouldStrand(IovaRange),
+    /// The device is not attached here.
+    NotAttached,
+    /// The kernel's reply cannot be true.
+    BadReply,
+    /// The kernel said no for a reason of its own.
+    Refused,
+}
+
+impl Kind {
+    /// What the failure of a kernel call means to somebody who asked for `operation`.
+    pub fn of(operation: Operation, failure: &Failure) -> Self {
+        match (failure.answer, operation) {
+            (Answer::Malformed(_), _) => Self::BadReply,
+            // REGISTER_MEMORY over a hole answers with the pages before it.
+            (Answer::Positive(_), Operation::Register) => Self::BadAddress,
+            (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
+            (Answer::Errno(Errno::ENOMEM), _) => Self::PinLimit,
+            (Answer::Errno(Errno::ENOSPC), Operation::CreateWindow) => Self::NoWindowSlot,
+            (Answer::Errno(Errno::ENOSPC), Operation::Map | Operation::Replace) => Self::NoMappingSlot,
+            (Answer::Positive(_) | Answer::Errno(_), _) => Self::Refused,
+        }
+    }
+
+    /// What the user can do about it, where something can be said in general.
+    fn advice(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::HostReadOnly(_) => "ask for read access only",
+            Self::Unbacked => "back the guest's memory, or use the soft host",
+            Self::Overlap(_) => "unmap it first, or replace it",
+            Self::CutsUnit(_) => "cover the unit, or map it in smaller units",
+            Self::InUse(_) => "unmap it first",
+            Self::Fenced(_) => "the fence stays until the space is dropped",
+            Self::NotRegistered => "register the memory first",
+            Self::NoWindowSlot => "remove a window first",
+            Self::NoMappingSlot => "map larger sections, or raise vfio_iommu_type1's dma_entry_limit",
+            Self::PinLimit => "raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK",
+            Self::BadAddress => "check that the memory is mapped in this process, writable where devices write",
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadRange(bad) => bad.fmt(f),
+            Self::NoAccess => f.write_str("neither read nor write access was asked for"),
+            Self::HostReadOnly(access) => write!(f, "{access} access to memory that this process may only read"),
+            Self::Unbacked => f.write_str("there is no memory behind the host address"),
+            Self::DeviceMemory => f.write_str("this backend cannot map another device's memory"),
+            Self::OutsideWindows(None) => f.write_str("the host offers no window yet"),
+            Self::OutsideWindows(Some(top)) => write!(f, "not inside one window of the host, whose last byte is {top}"),
+            Self::Misaligned(granule) => write!(f, "bounds or host address are no multiples of {granule}"),
+            Self::BadUnit(page) => write!(f, "{page} is no unit this range can be mapped in"),
+            Self::Overlap(live) => write!(f, "{live} is mapped there"),
+            Self::CutsUnit(unit) => write!(f, "it would cut the unit {unit}"),
+            Self::NotLive(hole) => write!(f, "{hole} is not mapped"),
+            Self::Fenced(fence) => write!(f, "{fence} is fenced after an earlier failure"),
+            Self::NoSuchWindow => f.write_str("there is no such window"),
+            Self::BadWindowSize => f.write_str("the size of a window must be a power of two"),
+            Self::UnsupportedPage(sizes) => write!(f, "the host's pages are {sizes}"),
+            Self::Unsupported(what) => f.write_str(what),
+            Self::InUse(live) => write!(f, "{live} is still mapped"),
+            Self::AlreadyRegistered => f.write_str("the memory is already registered, in whole or in part"),
+            Self::NotRegistered => f.write_str("the memory does not lie within one registration"),
+            Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
+            Self::NoWindowSlot => f.write_str("the host has no window slot left"),
+            Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),
+            Self::PinLimit => f.write_str("the limit on locked memory was reached"),
+            Self::BadAddress => f.write_str("the host memory cannot be pinned"),
+            Self::WouldStrand(live) => {
+                write!(f, "the live mapping {live} would lie outside the windows; nothing changed")
+            }
+            Self::NotAttached => f.write_str("the device is not attached to this space"),
+            Self::BadReply => f.write_str("the kernel's reply cannot be true"),
+            Self::Refused => f.write_str("the kernel refused"),
+        }
+    }
+}
+
+/// An operation of the contract that failed. Unless [`Error::fenced`] names ranges, everything is as it was before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// What was asked.
+    pub operation: Operation,
+    /// Of what.
+    pub subject: Subject,
+    /// What was wrong.
+    pub kind: Kind,
+    /// What the kernel said, when it was asked.
+    pub failure: Option<Failure>,
+    /// Ranges whose state is unknown since: unusable, their memory held, until the space is dropped.
+    pub fenced: Vec<IovaRange>,
+}
+
+impl Error {
+    /// A refusal before the kernel was asked.
+    pub fn new(operation: Operation, subject: impl Into<Subject>, kind: Kind) -> Self {
+        Self { operation, subject: subject.into(), kind, failure: None, fenced: Vec::new() }
+    }
+
+    /// A kernel's refusal.
+    pub fn from_kernel(operation: Operation, subject: impl Into<Subject>, failure: Failure) -> Self {
+        let kind = Kind::of(operation, &failure);
+        Self { operation, subject: subject.into(), kind, failure: Some(failure), fenced: Vec::new() }
+    }
+
+    /// The same, with ranges that could not be brought back.
+    #[must_use]
+    pub fn fencing(mut self, fenced: impl IntoIterator<Item = IovaRange>) -> Self {
+        self.fenced.extend(fenced);
+        self
+    }
+
+    /// The kernel's errno, where there was one.
+    pub fn errno(&self) -> Option<Errno> {
+        self.failure.and_then(|failure| failure.errno())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.operation, self.subject, self.kind)?;
+        if let Some(failure) = &self.failure {
+            write!(f, " ({failure})")?;
+        }
+        if let Some(advice) = self.kind.advice() {
+            write!(f, "; {advice}")?;
+        }
+        for fence in &self.fenced {
+            write!(f, "; {fence} is fenced from now on")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failure.as_ref().map(|failure| failure as _)
+    }
+}

@@ -1,0 +1,327 @@
+//! Host memory that devices may reach, vouched for once by its owner.
+//!
+//! A mapping outlives the call that made it, so somebody has to promise that the memory stays. With vm-memory nobody has to: a
+//! region is kept alive by being held ([`crate::vm_memory`]). Whoever has only a pointer makes the promise once, in
+//! [`HostMemory::vouch_for`], and everything after that is safe.
+//!
+//! Bytes behind a [`HostMemory`] change under us: devices and guests write them. No Rust reference into it is ever made; copies go
+//! through volatile accesses.
+#![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
+
+use std::any::Any;
+use std::fmt;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use crate::page::PageSize;
+
+/// A span of this process's memory that devices may be given.
+///
+/// Cheap to clone; a clone keeps alive what the original keeps alive.
+#[derive(Clone)]
+pub struct HostMemory {
+    base: *mut u8,
+    len: NonZeroU64,
+    origin: Origin,
+    traits: Traits,
+}
+
+/// Who keeps the memory there.
+#[derive(Clone)]
+enum Origin {
+    /// Whoever vouched.
+    Vouched,
+    /// This owner, by being held.
+    Held(Arc<dyn Any + Send + Sync>),
+    /// Nobody: there is no memory, only an address.
+    Unbacked,
+}
+
+/// What the owner said about the memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Traits {
+    page: Option<PageSize>,
+    host_read_only: bool,
+    device_memory: bool,
+}
+
+/// Why bytes could not be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// The bytes asked for reach past the end.
+    #[error("the copy reaches past the end of the memory")]
+    PastTheEnd,
+    /// There is no memory behind the address ([`HostMemory::unbacked`]).
+    #[error("there is no memory behind the address")]
+    Unbacked,
+    /// The owner said that this process may only read it.
+    #[error("this process may not write the memory")]
+    HostReadOnly,
+}
+
+// SAFETY: the pointer is only dereferenced by volatile copies, under a promise (`vouch_for`, `held`) that is bound to no thread.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above; concurrent copies race with devices anyway and go through volatile accesses, never references.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// Vouches for `len` bytes from `base`.
+    ///
+    /// `None` when the span would wrap around the address space.
+    ///
+    /// # Safety
+    /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and no Rust
+    /// reference may point into it while a device can write it.
+    pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
+        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
+    }
+
+    /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its clones and
+    /// by every mapping made of it.
+    ///
+    /// One owner is one *unplug unit*: memory of different owners comes and goes separately, so it is never joined into one kernel
+    /// mapping or registration.
+    ///
+    /// `None` when the span would wrap around the address space.
+    ///
+    /// # Safety
+    /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a device can
+    /// write it.
+    pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
+        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
+    }
+
+    /// An address without memory, for hosts in software: a 6 TiB guest can be planned on a laptop. Real backends refuse it before
+    /// their first call.
+    ///
+    /// `None` when the span would wrap around the address space.
+    pub fn unbacked(address: u64, len: NonZeroU64) -> Option<Self> {
+        let base = ptr::without_provenance_mut(usize::try_from(address).ok()?);
+        Self::span(base, len, Origin::Unbacked)
+    }
+
+    fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
+        (base.addr() as u64).checked_add(len.get() - 1)?;
+        let traits = Traits { page: None, host_read_only: false, device_memory: false };
+        Some(Self { base, len, origin, traits })
+    }
+
+    /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
+    /// Unsaid, the host's page is assumed, transparent huge pages included (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+    #[must_use]
+    pub fn backed_by(mut self, page: PageSize) -> Self {
+        self.traits.page = Some(page);
+        self
+    }
+
+    /// Says that this process itself may only read the memory (mapped `PROT_READ`). Devices can then only be given reads, and
+    /// POWER, which pins for writing always, refuses it.
+    #[must_use]
+    pub fn host_read_only(mut self) -> Self {
+        self.traits.host_read_only = true;
+        self
+    }
+
+    /// Says that this is another device's memory, an mmapped BAR. Not every kernel can map that.
+    #[must_use]
+    pub fn device_memory(mut self) -> Self {
+        self.traits.device_memory = true;
+        self
+    }
+
+    /// The address of the first byte in this process.
+    pub fn address(&self) -> u64 {
+        self.base.addr() as u64
+    }
+
+    /// The number of bytes.
+    pub fn len(&self) -> NonZeroU64 {
+        self.len
+    }
+
+    /// The address of the last byte.
+    pub fn last(&self) -> u64 {
+        // Checked when the span was made.
+        self.address() + (self.len.get() - 1)
+    }
+
+    /// The pages that back the memory, where the owner said so.
+    pub fn backing_page(&self) -> Option<PageSize> {
+        self.traits.page
+    }
+
+    /// Whether this process may only read it.
+    pub fn is_host_read_only(&self) -> bool {
+        self.traits.host_read_only
+    }
+
+    /// Whether it is another device's memory.
+    pub fn is_device_memory(&self) -> bool {
+        self.traits.device_memory
+    }
+
+    /// Whether there is only an address and no memory.
+    pub fn is_unbacked(&self) -> bool {
+        matches!(self.origin, Origin::Unbacked)
+    }
+
+    /// The `len` bytes from `offset`, or `None` when they are not all inside.
+    pub fn slice(&self, offset: u64, len: u64) -> Option<Self> {
+        let len = NonZeroU64::new(len)?;
+        if offset.checked_add(len.get())? > self.len.get() {
+            return None;
+        }
+        let base = self.base.wrapping_add(usize::try_from(offset).ok()?);
+        Some(Self { base, len, origin: self.origin.clone(), traits: self.traits })
+    }
+
+    /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
+    pub fn is_of_a_kind(&self, other: &Self) -> bool {
+        let together = match (&self.origin, &other.origin) {
+            (Origin::Vouched, Origin::Vouched) | (Origin::Unbacked, Origin::Unbacked) => true,
+            (Origin::Held(a), Origin::Held(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        together && self.traits == other.traits
+    }
+
+    /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
+    pub fn joined_with(&self, next: &Self) -> Option<Self> {
+        let touches = self.last().checked_add(1) == Some(next.address());
+        let len = self.len.checked_add(next.len.get())?;
+        (touches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+    }
+
+    /// Whether all of `other` lies inside and both are of a kind.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.address() <= other.address() && other.last() <= self.last() && self.is_of_a_kind(other)
+    }
+
+    /// Copies bytes out, as a device's read would.
+    ///
+    /// # Errors
+    /// [`CopyError`]; nothing was copied then.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
+        let from = self.at(offset, into.len())?;
+        for (n, byte) in into.iter_mut().enumerate() {
+            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped.
+            *byte = unsafe { ptr::read_volatile(from.wrapping_add(n)) };
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in, as a device's write would.
+    ///
+    /// # Errors
+    /// [`CopyError`]; nothing was copied then.
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), CopyError> {
+        let into = self.at(offset, from.len())?;
+        if self.traits.host_read_only {
+            return Err(CopyError::HostReadOnly);
+        }
+        for (n, byte) in from.iter().enumerate() {
+            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped, and writable since not read-only.
+            unsafe { ptr::write_volatile(into.wrapping_add(n), *byte) };
+        }
+        Ok(())
+    }
+
+    fn at(&self, offset: u64, len: usize) -> Result<*mut u8, CopyError> {
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len)).ok_or(CopyError::PastTheEnd)?;
+        if end > self.len.get() {
+            return Err(CopyError::PastTheEnd);
+        }
+        if self.is_unbacked() {
+            return Err(CopyError::Unbacked);
+        }
+        let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
+        Ok(self.base.wrapping_add(offset))
+    }
+}
+
+/// Same place, same length, of a kind: what a kernel could not tell apart.
+impl PartialEq for HostMemory {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address() && self.len == other.len && self.is_of_a_kind(other)
+    }
+}
+
+impl Eq for HostMemory {}
+
+impl fmt::Display for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host memory {:#x}..={:#x}", self.address(), self.last())
+    }
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = match self.origin {
+            Origin::Vouched => "vouched",
+            Origin::Held(_) => "held",
+            Origin::Unbacked => "unbacked",
+        };
+        write!(f, "{self} ({origin})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unbacked(address: u64, len: u64) -> HostMemory {
+        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    }
+
+    fn held(bytes: &Arc<Box<[u8; 32]>>) -> HostMemory {
+        let base = NonNull::new(bytes.as_ptr().cast_mut()).expect("not null");
+        // SAFETY: the box lives as long as the Arc, and the tests do not look at it while they copy.
+        unsafe { HostMemory::held_by(base, NonZeroUsize::new(32).expect("not zero"), bytes.clone()) }.expect("no wrap")
+    }
+
+    #[test]
+    fn a_span_that_wraps_is_refused() {
+        assert!(HostMemory::unbacked(u64::MAX - 0xfff, NonZeroU64::new(0x1001).expect("not zero")).is_none());
+        assert_eq!(unbacked(u64::MAX - 0xfff, 0x1000).last(), u64::MAX);
+    }
+
+    #[test]
+    fn slices_stay_inside() {
+        let memory = unbacked(0x1000, 0x2000);
+        assert_eq!(memory.slice(0x1000, 0x1000), Some(unbacked(0x2000, 0x1000)));
+        assert_eq!(memory.slice(0x1000, 0x1001), None);
+        assert_eq!(memory.slice(u64::MAX, 2), None);
+        assert_eq!(memory.slice(0, 0), None);
+    }
+
+    #[test]
+    fn only_neighbours_of_a_kind_join() {
+        let (low, high) = (unbacked(0x1000, 0x1000), unbacked(0x2000, 0x1000));
+        assert_eq!(low.joined_with(&high), Some(unbacked(0x1000, 0x2000)));
+        assert_eq!(high.joined_with(&low), None);
+        assert_eq!(low.joined_with(&high.device_memory()), None);
+    }
+
+    #[test]
+    fn copies_go_in_and_out_and_never_past_the_end() {
+        let bytes = Arc::new(Box::new([0u8; 32]));
+        let memory = held(&bytes);
+        memory.write(30, &[7, 8]).expect("inside");
+        let mut out = [0; 2];
+        memory.slice(30, 2).expect("inside").read(0, &mut out).expect("inside");
+        assert_eq!(out, [7, 8]);
+        assert_eq!(memory.write(31, &[1, 2]), Err(CopyError::PastTheEnd));
+        assert_eq!(memory.clone().host_read_only().write(0, &[1]), Err(CopyError::HostReadOnly));
+        assert_eq!(unbacked(0x1000, 8).read(0, &mut out), Err(CopyError::Unbacked));
+    }
+
+    #[test]
+    fn the_owner_lives_as_long_as_the_last_clone() {
+        let bytes = Arc::new(Box::new([0u8; 32]));
+        let slice = held(&bytes).slice(1, 1);
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        drop(slice);
+        assert_eq!(Arc::strong_count(&bytes), 1);
+    }
+}
