@@ -20,8 +20,13 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// "type1", "spapr", "iommufd".
     fn name(&self) -> &'static str;
 
-    /// What the host can do.
+    /// What the host can do. Makes no call.
     fn powers(&self) -> Powers;
+
+    /// How many mappings the kernel still takes, where it counts them. Asked anew each time.
+    fn mappings_left(&self) -> Option<u64> {
+        None
+    }
 
     /// Whether devices reach real memory through it ([`crate::door::Door::is_real`]).
     fn is_real(&self) -> bool;
@@ -41,11 +46,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// What the kernel said. On a backend that keeps entries, entries of the range may be gone; elsewhere nothing changed.
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure>;
 
-    /// One unmap call over whole mappings, gaps between them allowed; `bytes` is what lives there. Never called for nothing.
+    /// One unmap call over whole mappings, gaps between them allowed, and how many bytes the kernel says were there (`None` where
+    /// it does not say: sPAPR). [`crate::Space`] judges the number.
     ///
     /// # Errors
-    /// What the kernel said, or that it unmapped another number of bytes.
-    fn unmap(&self, range: IovaRange, bytes: u64) -> Result<(), Failure>;
+    /// What the kernel said, unchanged: `ENOENT` is what iommufd says when nothing is mapped there.
+    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure>;
 
     /// The calls for windows, on a host that creates them.
     fn window_calls(&self) -> Option<&dyn WindowCalls> {

@@ -53,8 +53,6 @@ pub struct Powers {
     pub keeps: Keeps,
     /// Whether another device's mmapped BAR can be mapped.
     pub maps_device_memory: bool,
-    /// How many mappings the kernel still takes, where it counts them (type1: `dma_avail`).
-    pub mappings_left: Option<u64>,
     /// The page the host's memory is made of.
     pub host_page: PageSize,
 }
@@ -98,8 +96,11 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// The backend's name: "type1", "spapr", "iommufd".
     fn backend(&self) -> &'static str;
 
-    /// What the host can do. `mappings_left` is asked anew each time.
+    /// What the host can do.
     fn powers(&self) -> Powers;
+
+    /// How many mappings the kernel still takes, where it counts them (type1: `dma_avail`). Asked anew each time.
+    fn mappings_left(&self) -> Option<u64>;
 
     /// The windows in force.
     fn windows(&self) -> Snapshot;

@@ -7,6 +7,7 @@ pub mod door;
 pub mod error;
 pub mod memory;
 pub mod page;
+pub mod space;
 pub mod window;
 
 pub use access::Access;
@@ -16,4 +17,5 @@ pub use contract::PciAddressSpace;
 pub use error::Error;
 pub use memory::HostMemory;
 pub use page::{PageSize, PageSizes};
+pub use space::Space;
 pub use window::{Window, Windows};

@@ -1,0 +1,737 @@
+//! [`Space`]: the contract, kept for any backend.
+//!
+//! Here lives the only index of what is mapped. Every request is checked against it before the kernel is asked, because the kernels
+//! check different things: sPAPR's looks at the first page of a range only and overwrites silently (linux:
+//! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl), iommufd's unmap of a range that cuts a mapping removes those before it.
+//!
+//! # Locks
+//! In this order: the gate, then one window's `operations`, then its `live` index, for moments only.
+//! - The gate is shared by map, replace and unmap, and exclusive for what changes windows, registrations or devices: a map and an
+//!   unregistration never meet (linux: tce_iommu_build_v2 would stop half-way and return 0).
+//! - `operations` makes the changes of one window follow each other; windows do not wait for one another.
+//! - `live` is never held during a kernel call, so [`PciAddressSpace::lookup`] never waits for one.
+//!
+//! # After a failure
+//! A map that failed is followed by an unmap of the same range, which brings certainty whatever the kernel left behind. What cannot be
+//! brought back is fenced.
+
+mod index;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::access::Access;
+use crate::address::{Iova, IovaRange};
+use crate::backend::{Backend, RegistrationCalls, WindowCalls};
+use crate::contract::{
+    AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit,
+    WindowChange, WindowControl, WindowOffer, WindowRequest,
+};
+use crate::door::{Errno, Failure};
+use crate::error::{Error, Kind, Operation, Subject};
+use crate::memory::HostMemory;
+use crate::page::PageSize;
+use crate::window::{Window, Windows};
+use index::Index;
+
+/// A PCI address space on a backend `B`.
+#[derive(Debug)]
+pub struct Space<B: Backend> {
+    gate: RwLock<()>,
+    layout: RwLock<Arc<Layout>>,
+    registered: RwLock<BTreeMap<u64, HostMemory>>,
+    fenced: RwLock<Vec<Fenced>>,
+    devices: Mutex<Vec<Arc<dyn Attachable>>>,
+    /// Last, so that everything above is gone when it closes its handles.
+    backend: B,
+}
+
+/// The windows in force and what lives in each.
+#[derive(Debug)]
+struct Layout {
+    generation: u64,
+    windows: Arc<Windows>,
+    /// One for each of `windows`, in their order.
+    slots: Vec<Arc<Slot>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    window: Window,
+    operations: Mutex<()>,
+    live: RwLock<Index>,
+}
+
+/// A fence and the memory a device might still reach behind it.
+#[derive(Debug)]
+struct Fenced {
+    fence: Fence,
+    memory: Vec<HostMemory>,
+}
+
+impl<B: Backend> Space<B> {
+    /// A space without a device. Fixed windows show when the first is attached (iommufd's already now).
+    ///
+    /// # Errors
+    /// What the kernel said when it was asked for its windows.
+    pub fn new(backend: B) -> Result<Self, Error> {
+        let windows = backend.refresh(0).map_err(|failure| {
+            Error::from_kernel(Operation::Attach, Subject::Device("no device yet".into()), failure)
+        })?;
+        Ok(Self {
+            gate: RwLock::default(),
+            layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
+            registered: RwLock::default(),
+            fenced: RwLock::default(),
+            devices: Mutex::default(),
+            backend,
+        })
+    }
+
+    /// The backend, for what only it can do.
+    pub fn backend_ref(&self) -> &B {
+        &self.backend
+    }
+
+    fn layout(&self) -> Arc<Layout> {
+        read(&self.layout).clone()
+    }
+
+    fn keeps(&self) -> Keeps {
+        self.backend.powers().keeps
+    }
+
+    /// The checks of a map that no lock is needed for.
+    fn check_request(
+        &self,
+        operation: Operation,
+        range: IovaRange,
+        memory: &HostMemory,
+        access: Access,
+    ) -> Result<(), Error> {
+        let kind = if access.is_empty() {
+            Kind::NoAccess
+        } else if memory.is_host_read_only() && access.contains(Access::WRITE) {
+            Kind::HostReadOnly(access)
+        } else if memory.is_unbacked() && self.backend.is_real() {
+            Kind::Unbacked
+        } else if memory.is_device_memory() && !self.backend.powers().maps_device_memory {
+            Kind::DeviceMemory
+        } else if let Some(fence) = self.fence_over(range) {
+            Kind::Fenced(fence)
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(operation, range, kind))
+    }
+
+    fn fence_over(&self, range: IovaRange) -> Option<IovaRange> {
+        read(&self.fenced).iter().map(|fenced| fenced.fence.range).find(|fence| fence.overlaps(range))
+    }
+
+    fn put_up_fence(&self, range: IovaRange, cause: Failure, memory: Vec<HostMemory>) {
+        log::error!("{}: {range} is fenced: its state is unknown after {cause}", self.backend.name());
+        write(&self.fenced).push(Fenced { fence: Fence { range, cause }, memory });
+    }
+
+    fn hold_behind_fences(&self, range: IovaRange, memory: impl Iterator<Item = HostMemory>) {
+        let mut fenced = write(&self.fenced);
+        if let Some(fenced) = fenced.iter_mut().find(|fenced| fenced.fence.range.overlaps(range)) {
+            fenced.memory.extend(memory);
+        }
+    }
+
+    /// The slot whose window holds all of `range`, properly aligned.
+    fn slot_for(
+        &self,
+        operation: Operation,
+        range: IovaRange,
+        memory: &HostMemory,
+        unit: Unit,
+    ) -> Result<Arc<Slot>, Error> {
+        let fail = |kind| Error::new(operation, range, kind);
+        let layout = self.layout();
+        let slot = layout.slot_at(range.first()).filter(|slot| slot.window.range.covers(range));
+        let slot = slot.ok_or_else(|| fail(Kind::OutsideWindows(layout.windows.top())))?;
+        let granule = slot.window.granule();
+        if !range.is_aligned_to(granule) || !granule.divides(memory.address()) {
+            return Err(fail(Kind::Misaligned(granule)));
+        }
+        match unit {
+            Unit::Pages(page) if page < granule || !range.is_aligned_to(page) => Err(fail(Kind::BadUnit(page))),
+            _ => Ok(slot.clone()),
+        }
+    }
+
+    fn check_registered(&self, operation: Operation, range: IovaRange, memory: &HostMemory) -> Result<(), Error> {
+        if self.backend.registration_calls().is_none() {
+            return Ok(());
+        }
+        let registered = read(&self.registered);
+        let below = registered.range(..=memory.address()).next_back();
+        match below {
+            Some((_, registration)) if registration.last() >= memory.last() => Ok(()),
+            _ => Err(Error::new(operation, range, Kind::NotRegistered)),
+        }
+    }
+
+    /// Makes the kernel calls of a mapping. After an error nothing of it is left, or what is left is fenced.
+    fn establish(&self, operation: Operation, mapping: &Mapping) -> Result<(), Error> {
+        let Mapping { range, memory, access, unit } = mapping;
+        let Some(page) = self.call_size(*unit) else {
+            return self.backend.map(*range, memory, *access).map_err(|failure| {
+                let error = Error::from_kernel(operation, *range, failure);
+                error.fencing(self.scrub(*range, std::slice::from_ref(memory)))
+            });
+        };
+        for (n, part) in pages(*range, page).enumerate() {
+            let Some(piece) = memory.slice(n as u64 * page.bytes(), page.bytes()) else { break };
+            if let Err(failure) = self.backend.map(part, &piece, *access) {
+                let made = range.first().get()..=part.last().get();
+                let made = IovaRange::new(Iova::new(*made.start()), Iova::new(*made.end())).unwrap_or(part);
+                let error = Error::from_kernel(operation, *range, failure);
+                return Err(error.fencing(self.scrub(made, std::slice::from_ref(memory))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The size of each map call, or `None` for one call over everything.
+    fn call_size(&self, unit: Unit) -> Option<PageSize> {
+        match (self.keeps(), unit) {
+            (Keeps::Mappings, Unit::Pages(page)) => Some(page),
+            (Keeps::Entries, _) | (Keeps::Mappings, Unit::Whole) => None,
+        }
+    }
+
+    /// Unmaps whatever a failed map may have left in `range`, nothing included. Returns the range if that failed too; it is
+    /// fenced then, and `memory` held.
+    fn scrub(&self, range: IovaRange, memory: &[HostMemory]) -> Option<IovaRange> {
+        match self.backend.unmap(range) {
+            Ok(_) => None,
+            Err(failure) if failure.errno() == Some(Errno::ENOENT) => None,
+            Err(failure) => {
+                self.put_up_fence(range, failure, memory.to_vec());
+                Some(range)
+            }
+        }
+    }
+
+    /// Unmaps `hull`, where `bytes` live and no unit is cut. A kernel that says no is asked once more: what it said the second
+    /// time tells whether the first call did something. After an error everything still lives.
+    fn dissolve(&self, hull: IovaRange, bytes: u64) -> Result<(), Failure> {
+        let first = match self.backend.unmap(hull) {
+            Ok(None) => return Ok(()),
+            Ok(Some(gone)) if gone == bytes => return Ok(()),
+            Ok(Some(_)) => {
+                return Err(Failure::malformed("unmap", "another number of bytes was unmapped than lived there"));
+            }
+            Err(failure) => failure,
+        };
+        log::warn!("{}: unmap {hull} failed ({first}), asking again", self.backend.name());
+        match self.backend.unmap(hull) {
+            Ok(_) => Ok(()),
+            Err(second) if second.errno() == Some(Errno::ENOENT) => Ok(()),
+            Err(_) => Err(first),
+        }
+    }
+
+    /// [`Space::dissolve`], and the index follows. An unmap that fails twice leaves a range nobody can vouch for: it is fenced.
+    fn unmap_in(&self, operation: Operation, slot: &Slot, range: IovaRange) -> Result<u64, Error> {
+        let Some((hull, bytes)) = read(&slot.live).hull(range) else { return Ok(0) };
+        if let Err(failure) = self.dissolve(hull, bytes) {
+            let memory = read(&slot.live).within(hull).map(|mapping| mapping.memory).collect();
+            write(&slot.live).remove(hull);
+            self.put_up_fence(hull, failure, memory);
+            return Err(Error::from_kernel(operation, range, failure).fencing([hull]));
+        }
+        write(&slot.live).remove(hull);
+        Ok(bytes)
+    }
+
+    /// Maps `mappings` again after they were lost, and fences those that cannot be.
+    fn bring_back(&self, operation: Operation, slot: &Slot, mappings: &[Mapping]) -> Vec<IovaRange> {
+        let mut lost = Vec::new();
+        for mapping in mappings {
+            write(&slot.live).remove(mapping.range);
+            match self.establish(operation, mapping) {
+                Ok(()) => slot.record(mapping.clone()),
+                Err(error) => {
+                    // Unmapped for certain, yet not as it was: nobody may take the place for something else unawares.
+                    if let (true, Some(cause)) = (error.fenced.is_empty(), error.failure) {
+                        self.put_up_fence(mapping.range, cause, vec![mapping.memory.clone()]);
+                    }
+                    lost.push(mapping.range);
+                }
+            }
+        }
+        lost
+    }
+
+    /// Puts `new` where live units are.
+    fn swap(&self, slot: &Slot, new: &Mapping) -> Result<Swap, Error> {
+        let operation = Operation::Replace;
+        let old: Vec<_> = read(&slot.live).within(new.range).collect();
+        let swap = match self.keeps() {
+            Keeps::Entries => Swap::Seamless,
+            Keeps::Mappings => {
+                self.unmap_in(operation, slot, new.range)?;
+                Swap::WithGap
+            }
+        };
+        // On a kernel that keeps entries a failed call may have eaten old ones: `establish` clears the rest, and all come back.
+        if let Err(error) = self.establish(operation, new) {
+            write(&slot.live).remove(new.range);
+            if !error.fenced.is_empty() {
+                self.hold_behind_fences(new.range, old.into_iter().map(|mapping| mapping.memory));
+                return Err(error);
+            }
+            return Err(error.fencing(self.bring_back(operation, slot, &old)));
+        }
+        write(&slot.live).remove(new.range);
+        slot.record(new.clone());
+        Ok(swap)
+    }
+
+    /// Takes the windows the host offers now into force, moving what lives to where it belongs. The gate is held exclusively.
+    fn adopt_windows(&self, windows: Windows) -> WindowChange {
+        let layout = self.layout();
+        let before = layout.snapshot();
+        if *layout.windows != windows {
+            let live = layout.slots.iter().flat_map(|slot| write(&slot.live).drain()).collect();
+            *write(&self.layout) = Arc::new(Layout::new(layout.generation + 1, windows, live));
+        }
+        WindowChange { before, after: self.layout().snapshot() }
+    }
+
+    /// The first live mapping that `windows` could not hold.
+    fn stranded_by(&self, windows: &Windows) -> Option<IovaRange> {
+        let fits =
+            |range: IovaRange| windows.covering(range).is_some_and(|window| range.is_aligned_to(window.granule()));
+        let layout = self.layout();
+        layout.slots.iter().find_map(|slot| {
+            let live = read(&slot.live);
+            live.within(IovaRange::all()).map(|mapping| mapping.range).find(|range| !fits(*range))
+        })
+    }
+
+    /// Forgets what the kernel forgot when the last device left its container.
+    fn forget_everything(&self) {
+        self.layout().slots.iter().for_each(|slot| drop(write(&slot.live).drain()));
+        write(&self.registered).clear();
+    }
+
+    fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) {
+        if let Err(failure) = device.detach_from(self.backend.attach_point()) {
+            log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
+        }
+        if let Err(failure) = self.backend.refresh(devices) {
+            log::error!("{}: the windows could not be read again: {failure}", self.backend.name());
+        }
+    }
+}
+
+impl<B: Backend> PciAddressSpace for Space<B> {
+    fn backend(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn powers(&self) -> Powers {
+        self.backend.powers()
+    }
+
+    fn mappings_left(&self) -> Option<u64> {
+        self.backend.mappings_left()
+    }
+
+    fn windows(&self) -> Snapshot {
+        self.layout().snapshot()
+    }
+
+    fn fences(&self) -> Vec<Fence> {
+        read(&self.fenced).iter().map(|fenced| fenced.fence.clone()).collect()
+    }
+
+    fn map(&self, at: Iova, memory: &HostMemory, access: Access, unit: Unit) -> Result<(), Error> {
+        let len = memory.len().get();
+        let range = IovaRange::with_len(at, len)
+            .map_err(|bad| Error::new(Operation::Map, Subject::Bounds(at, len), Kind::BadRange(bad)))?;
+        self.check_request(Operation::Map, range, memory, access)?;
+        let _gate = read(&self.gate);
+        let slot = self.slot_for(Operation::Map, range, memory, unit)?;
+        let _one_by_one = lock(&slot.operations);
+        if let Some(live) = read(&slot.live).overlap(range) {
+            return Err(Error::new(Operation::Map, range, Kind::Overlap(live)));
+        }
+        self.check_registered(Operation::Map, range, memory)?;
+        let mapping = Mapping { range, memory: memory.clone(), access, unit };
+        self.establish(Operation::Map, &mapping)?;
+        slot.record(mapping);
+        Ok(())
+    }
+
+    fn replace(&self, at: Iova, memory: &HostMemory, access: Access, page: PageSize) -> Result<Swap, Error> {
+        let (operation, unit, len) = (Operation::Replace, Unit::Pages(page), memory.len().get());
+        let range = IovaRange::with_len(at, len)
+            .map_err(|bad| Error::new(operation, Subject::Bounds(at, len), Kind::BadRange(bad)))?;
+        self.check_request(operation, range, memory, access)?;
+        let _gate = read(&self.gate);
+        let slot = self.slot_for(operation, range, memory, unit)?;
+        let _one_by_one = lock(&slot.operations);
+        let (cut, gap) = {
+            let live = read(&slot.live);
+            (live.cut_by(range), live.gap_in(range))
+        };
+        if let Some(kind) = gap.map(Kind::NotLive).or(cut.map(Kind::CutsUnit)) {
+            return Err(Error::new(operation, range, kind));
+        }
+        self.check_registered(operation, range, memory)?;
+        self.swap(&slot, &Mapping { range, memory: memory.clone(), access, unit })
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
+        if let Some(fence) = self.fence_over(range) {
+            return Err(Error::new(Operation::Unmap, range, Kind::Fenced(fence)));
+        }
+        let _gate = read(&self.gate);
+        let layout = self.layout();
+        let cut = |slot: &Slot| match read(&slot.live).cut_by(range) {
+            Some(unit) => Err(Error::new(Operation::Unmap, range, Kind::CutsUnit(unit))),
+            None => Ok(()),
+        };
+        if let Some(slot) = layout.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
+            let _one_by_one = lock(&slot.operations);
+            cut(slot)?;
+            return self.unmap_in(Operation::Unmap, slot, range);
+        }
+        let slots: Vec<_> = layout.slots.iter().filter(|slot| slot.window.range.overlaps(range)).collect();
+        let _one_by_one: Vec<_> = slots.iter().map(|slot| lock(&slot.operations)).collect();
+        slots.iter().try_for_each(|slot| cut(slot))?;
+        let mut gone: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
+        let mut bytes = 0;
+        for slot in slots {
+            let live = read(&slot.live).within(range).collect();
+            match self.unmap_in(Operation::Unmap, slot, range) {
+                Ok(more) => bytes += more,
+                Err(error) => {
+                    let lost = gone.iter().flat_map(|(slot, live)| self.bring_back(Operation::Unmap, slot, live));
+                    return Err(error.fencing(lost.collect::<Vec<_>>()));
+                }
+            }
+            gone.push((slot, live));
+        }
+        Ok(bytes)
+    }
+
+    fn lookup(&self, at: Iova) -> Option<Mapping> {
+        let layout = self.layout();
+        let slot = layout.slot_at(at)?;
+        read(&slot.live).at(at)
+    }
+
+    fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
+        let layout = self.layout();
+        let slots = layout.slots.iter().filter(|slot| slot.window.range.overlaps(range));
+        slots.flat_map(|slot| read(&slot.live).within(range).collect::<Vec<_>>()).collect()
+    }
+
+    fn window_control(&self) -> Option<&dyn WindowControl> {
+        self.backend.window_calls().map(|_| self as _)
+    }
+
+    fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        self.backend.registration_calls().map(|_| self as _)
+    }
+
+    fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error> {
+        let _gate = write(&self.gate);
+        let mut devices = lock(&self.devices);
+        let subject = || Subject::Device(device.name());
+        let fail = |failure| Error::from_kernel(Operation::Attach, subject(), failure);
+        device.attach_to(self.backend.attach_point()).map_err(fail)?;
+        let windows = match self.backend.refresh(devices.len() + 1) {
+            Ok(windows) => windows,
+            Err(failure) => {
+                self.undo_attach(&device, devices.len());
+                return Err(fail(failure));
+            }
+        };
+        if let Some(stranded) = self.stranded_by(&windows) {
+            self.undo_attach(&device, devices.len());
+            return Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded)));
+        }
+        devices.push(device);
+        Ok(self.adopt_windows(windows))
+    }
+
+    fn detach(&self, device: &Arc<dyn Attachable>) -> Result<WindowChange, Error> {
+        let _gate = write(&self.gate);
+        let mut devices = lock(&self.devices);
+        let subject = || Subject::Device(device.name());
+        let fail = |failure| Error::from_kernel(Operation::Detach, subject(), failure);
+        let place = devices.iter().position(|attached| Arc::ptr_eq(attached, device));
+        let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
+        device.detach_from(self.backend.attach_point()).map_err(fail)?;
+        devices.remove(place);
+        if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
+            self.forget_everything();
+        }
+        let windows = self.backend.refresh(devices.len()).map_err(fail)?;
+        let change = self.adopt_windows(windows);
+        if !devices.is_empty() && self.keeps() == Keeps::Entries {
+            self.refill_tables(&subject())?;
+        }
+        Ok(change)
+    }
+}
+
+impl<B: Backend> Space<B> {
+    /// The kernel clears the tables of a container when one of several groups leaves it (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership): what lives for the others is entered again.
+    fn refill_tables(&self, subject: &Subject) -> Result<(), Error> {
+        let layout = self.layout();
+        let lost: Vec<_> = layout
+            .slots
+            .iter()
+            .flat_map(|slot| {
+                let live: Vec<_> = read(&slot.live).within(IovaRange::all()).collect();
+                self.bring_back(Operation::Detach, slot, &live)
+            })
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(Operation::Detach, subject.clone(), Kind::Refused).fencing(lost))
+    }
+
+    fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {
+        let none = || Error::new(operation, range, Kind::Unsupported("this host's windows are fixed"));
+        self.backend.window_calls().ok_or_else(none)
+    }
+
+    fn calls_for_registration(
+        &self,
+        operation: Operation,
+        memory: &HostMemory,
+    ) -> Result<&dyn RegistrationCalls, Error> {
+        let none = Kind::Unsupported("this host maps without registration");
+        let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
+        self.backend.registration_calls().ok_or_else(none)
+    }
+
+    /// Puts `window` into force, or takes the window at `window.range` out. The gate is held exclusively.
+    fn change_windows(&self, change: impl FnOnce(&mut Vec<Arc<Slot>>)) {
+        let layout = self.layout();
+        let mut slots = layout.slots.clone();
+        change(&mut slots);
+        slots.sort_by_key(|slot| slot.window.range);
+        // Checked before the kernel was asked, so they are disjoint.
+        let windows = Windows::new(slots.iter().map(|slot| slot.window).collect()).unwrap_or_default();
+        *write(&self.layout) =
+            Arc::new(Layout { generation: layout.generation + 1, windows: Arc::new(windows), slots });
+    }
+}
+
+impl<B: Backend> WindowControl for Space<B> {
+    fn offer(&self) -> Option<WindowOffer> {
+        self.backend.window_calls()?.offer()
+    }
+
+    fn create_window(&self, request: WindowRequest) -> Result<Window, Error> {
+        let (operation, range) = (Operation::CreateWindow, request.range);
+        let fail = |kind| Error::new(operation, range, kind);
+        let calls = self.calls_for_windows(operation, range)?;
+        let _gate = write(&self.gate);
+        let offer = calls.offer().ok_or_else(|| fail(Kind::Unsupported("no device is attached yet")))?;
+        let layout = self.layout();
+        if !offer.page_sizes.contains(request.page) {
+            return Err(fail(Kind::UnsupportedPage(offer.page_sizes)));
+        }
+        if !range.len().is_some_and(|len| len.is_power_of_two()) || !range.is_aligned_to(request.page) {
+            return Err(fail(Kind::BadWindowSize));
+        }
+        if let Some(window) = layout.windows.overlapping(range).next() {
+            return Err(fail(Kind::Overlap(window.range)));
+        }
+        if let Some(fence) = self.fence_over(range) {
+            return Err(fail(Kind::Fenced(fence)));
+        }
+        let granted = calls.create(request).map_err(|failure| Error::from_kernel(operation, range, failure))?;
+        if granted.range != range {
+            let error = fail(Kind::GrantedElsewhere(granted.range.first()));
+            return Err(match calls.remove(granted) {
+                Ok(()) => error,
+                Err(failure) => {
+                    self.put_up_fence(granted.range, failure, Vec::new());
+                    error.fencing([granted.range])
+                }
+            });
+        }
+        self.change_windows(|slots| slots.push(Arc::new(Slot::new(granted))));
+        Ok(granted)
+    }
+
+    fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error> {
+        let operation = Operation::RemoveWindow;
+        let calls = self.calls_for_windows(operation, range)?;
+        let _gate = write(&self.gate);
+        let layout = self.layout();
+        let slot = layout.slots.iter().find(|slot| slot.window.range == range);
+        let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
+        calls.remove(slot.window).map_err(|failure| Error::from_kernel(operation, range, failure))?;
+        self.change_windows(|slots| slots.retain(|slot| slot.window.range != range));
+        Ok(write(&slot.live).drain().collect())
+    }
+
+    fn table_bytes(&self, request: WindowRequest) -> u64 {
+        self.backend.window_calls().map_or(0, |calls| calls.table_bytes(request))
+    }
+}
+
+impl<B: Backend> MemoryRegistration for Space<B> {
+    fn register(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::Register;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_registration(operation, memory)?;
+        let _gate = write(&self.gate);
+        let page = self.backend.powers().host_page;
+        if memory.is_unbacked() && self.backend.is_real() {
+            return Err(fail(Kind::Unbacked));
+        }
+        if memory.is_device_memory() {
+            return Err(fail(Kind::DeviceMemory));
+        }
+        if memory.is_host_read_only() {
+            return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
+        }
+        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
+            return Err(fail(Kind::Misaligned(page)));
+        }
+        let below = read(&self.registered).range(..=memory.last()).next_back().map(|(_, known)| known.last());
+        if below.is_some_and(|last| last >= memory.address()) {
+            return Err(fail(Kind::AlreadyRegistered));
+        }
+        calls
+            .register(memory)
+            .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
+        write(&self.registered).insert(memory.address(), memory.clone());
+        Ok(())
+    }
+
+    fn unregister(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::Unregister;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_registration(operation, memory)?;
+        let _gate = write(&self.gate);
+        if read(&self.registered).get(&memory.address()) != Some(memory) {
+            return Err(fail(Kind::NotRegistered));
+        }
+        let layout = self.layout();
+        if let Some(live) = layout.slots.iter().find_map(|slot| read(&slot.live).leaning_on(memory)) {
+            return Err(fail(Kind::InUse(live)));
+        }
+        calls
+            .unregister(memory)
+            .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
+        write(&self.registered).remove(&memory.address());
+        Ok(())
+    }
+
+    fn registered(&self) -> Vec<HostMemory> {
+        read(&self.registered).values().cloned().collect()
+    }
+}
+
+impl Layout {
+    /// Windows with `live` in them, which must fit.
+    fn new(generation: u64, windows: Windows, live: Vec<Mapping>) -> Self {
+        let slots: Vec<_> = windows.iter().map(|window| Arc::new(Slot::new(*window))).collect();
+        let layout = Self { generation, windows: Arc::new(windows), slots };
+        for mapping in live {
+            if let Some(slot) = layout.slot_at(mapping.range.first()) {
+                slot.record(mapping);
+            }
+        }
+        layout
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { generation: self.generation, windows: self.windows.clone() }
+    }
+
+    fn slot_at(&self, at: Iova) -> Option<&Arc<Slot>> {
+        let after = self.slots.partition_point(|slot| slot.window.range.first() <= at);
+        self.slots.get(after.checked_sub(1)?).filter(|slot| slot.window.range.contains(at))
+    }
+}
+
+impl Slot {
+    fn new(window: Window) -> Self {
+        Self { window, operations: Mutex::default(), live: RwLock::default() }
+    }
+
+    fn record(&self, mapping: Mapping) {
+        write(&self.live).insert(mapping);
+    }
+}
+
+impl<B: Backend> Drop for Space<B> {
+    /// Windows that were created go with everything in them, fixed ones are emptied in one call each. What cannot be unmapped keeps
+    /// its memory for ever.
+    fn drop(&mut self) {
+        let layout = self.layout();
+        for slot in &layout.slots {
+            let emptied = match self.backend.window_calls() {
+                Some(calls) => calls.remove(slot.window),
+                None => match read(&slot.live).hull(slot.window.range) {
+                    Some((hull, bytes)) => self.dissolve(hull, bytes),
+                    None => Ok(()),
+                },
+            };
+            if let Err(failure) = emptied {
+                log::error!("{}: dropping {} failed: {failure}; its memory is kept", self.backend.name(), slot.window);
+                write(&slot.live).drain().for_each(|mapping| std::mem::forget(mapping.memory));
+            }
+        }
+        if let Some(calls) = self.backend.registration_calls() {
+            for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
+                if let Err(failure) = calls.unregister(&memory) {
+                    log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
+                    std::mem::forget(memory);
+                }
+            }
+        }
+        for device in lock(&self.devices).drain(..).rev() {
+            if let Err(failure) = device.detach_from(self.backend.attach_point()) {
+                log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
+            }
+        }
+        for fenced in write(&self.fenced).drain(..) {
+            fenced.memory.into_iter().for_each(std::mem::forget);
+        }
+    }
+}
+
+/// The pages of an aligned range, ascending.
+fn pages(range: IovaRange, page: PageSize) -> impl Iterator<Item = IovaRange> {
+    let count = range.bytes() >> page.shift();
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    (0..count).map_while(move |n| {
+        let first = range.first().get().checked_add(n << page.shift())?;
+        IovaRange::with_len(Iova::new(first), page.bytes()).ok()
+    })
+}
+
+// A panic in another thread is no reason to lose track of what devices can reach: data under these locks is changed in single steps.
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
