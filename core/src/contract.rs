@@ -108,6 +108,9 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// The ranges that cannot be used any more.
     fn fences(&self) -> Vec<Fence>;
 
+    /// Puts up a fence where whoever uses the space could not bring something back, and holds `memory` behind it.
+    fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure);
+
     /// Maps all of `memory` at `at`.
     ///
     /// The range must lie inside one window; its bounds, and the host address, must be multiples of the window's granule, and of the

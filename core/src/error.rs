@@ -66,6 +66,12 @@ impl From<IovaRange> for Subject {
     }
 }
 
+impl From<HostMemory> for Subject {
+    fn from(memory: HostMemory) -> Self {
+        Self::Memory(memory)
+    }
+}
+
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -116,7 +122,7 @@ pub enum Kind {
     InUse(IovaRange),
     /// The memory is registered already, in whole or in part.
     AlreadyRegistered,
-    /// The memory is not, or not within one registration, registered.
+    /// The memory is not registered, or not all of it.
     NotRegistered,
     /// The kernel granted the window elsewhere; it was removed again.
     GrantedElsewhere(Iova),
@@ -194,7 +200,7 @@ impl fmt::Display for Kind {
             Self::Unsupported(what) => f.write_str(what),
             Self::InUse(live) => write!(f, "{live} is still mapped"),
             Self::AlreadyRegistered => f.write_str("the memory is already registered, in whole or in part"),
-            Self::NotRegistered => f.write_str("the memory does not lie within one registration"),
+            Self::NotRegistered => f.write_str("the memory is not registered, or not all of it"),
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),

@@ -5,8 +5,10 @@ pub mod backend;
 pub mod contract;
 pub mod door;
 pub mod error;
+pub mod listener;
 pub mod memory;
 pub mod page;
+pub mod section;
 pub mod space;
 pub mod window;
 
@@ -15,6 +17,7 @@ pub use address::{Iova, IovaRange, SystemAddress, SystemRange};
 pub use backend::Backend;
 pub use contract::PciAddressSpace;
 pub use error::Error;
+pub use listener::Listener;
 pub use memory::HostMemory;
 pub use page::{PageSize, PageSizes};
 pub use space::Space;

@@ -8,6 +8,7 @@
 //! through volatile accesses.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
+use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -36,6 +37,24 @@ enum Origin {
     Held(Arc<dyn Any + Send + Sync>),
     /// Nobody: there is no memory, only an address.
     Unbacked,
+}
+
+/// Bytes of our own, behind [`HostMemory::zeroed`].
+struct Allocation {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the bytes belong to no thread; only the pointer is kept here, and only to free them.
+unsafe impl Send for Allocation {}
+// SAFETY: as above; nothing is done through a shared reference.
+unsafe impl Sync for Allocation {}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and freed once: by the last clone that held it.
+        unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) }
+    }
 }
 
 /// What the owner said about the memory.
@@ -90,6 +109,18 @@ impl HostMemory {
     /// write it.
     pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
+    }
+
+    /// `len` zeroed bytes of this process, aligned to `page` and freed with the last clone: for tests, examples and small buffers.
+    ///
+    /// `None` when the process cannot have them.
+    pub fn zeroed(len: NonZeroUsize, page: PageSize) -> Option<Self> {
+        let layout = Layout::from_size_align(len.get(), usize::try_from(page.bytes()).ok()?).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
+        let owner = Arc::new(Allocation { base, layout });
+        // SAFETY: the bytes live as long as their owner, and nobody else knows their address.
+        unsafe { Self::held_by(base, len, owner) }
     }
 
     /// An address without memory, for hosts in software: a 6 TiB guest can be planned on a laptop. Real backends refuse it before
@@ -193,9 +224,28 @@ impl HostMemory {
         (touches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
     }
 
-    /// Whether all of `other` lies inside and both are of a kind.
-    pub fn covers(&self, other: &Self) -> bool {
-        self.address() <= other.address() && other.last() <= self.last() && self.is_of_a_kind(other)
+    /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
+    pub(crate) fn merged_with(&self, next: &Self) -> Option<Self> {
+        let reaches = self.address() <= next.address() && next.address() <= self.last().saturating_add(1);
+        let last = self.last().max(next.last());
+        let len = NonZeroU64::new((last - self.address()).checked_add(1)?)?;
+        (reaches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+    }
+
+    /// What is left of this memory below and above `hole`, by address.
+    pub(crate) fn without(&self, hole: &Self) -> (Option<Self>, Option<Self>) {
+        let below = self.slice(0, hole.address().saturating_sub(self.address()).min(self.len.get()));
+        let above = hole.last().checked_add(1).map_or(self.len.get(), |end| end.saturating_sub(self.address()));
+        (below, self.slice(above, self.len.get().saturating_sub(above)))
+    }
+
+    /// The whole pages that hold it, for kernels that pin whole pages. The bytes around it are mapped, as pages are, but nobody vouched
+    /// for copying them: for registration only.
+    pub(crate) fn widened_to(&self, page: PageSize) -> Option<Self> {
+        let first = page.round_down(self.address());
+        let end = page.round_up(self.last().checked_add(1)?)?;
+        let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
+        Some(Self { base, len: NonZeroU64::new(end - first)?, ..self.clone() })
     }
 
     /// Copies bytes out, as a device's read would.
@@ -274,9 +324,9 @@ mod tests {
         HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
-    fn held(bytes: &Arc<Box<[u8; 32]>>) -> HostMemory {
+    fn held(bytes: &Arc<[u8; 32]>) -> HostMemory {
         let base = NonNull::new(bytes.as_ptr().cast_mut()).expect("not null");
-        // SAFETY: the box lives as long as the Arc, and the tests do not look at it while they copy.
+        // SAFETY: the bytes live as long as the Arc, and the tests do not look at it while they copy.
         unsafe { HostMemory::held_by(base, NonZeroUsize::new(32).expect("not zero"), bytes.clone()) }.expect("no wrap")
     }
 
@@ -305,7 +355,7 @@ mod tests {
 
     #[test]
     fn copies_go_in_and_out_and_never_past_the_end() {
-        let bytes = Arc::new(Box::new([0u8; 32]));
+        let bytes = Arc::new([0u8; 32]);
         let memory = held(&bytes);
         memory.write(30, &[7, 8]).expect("inside");
         let mut out = [0; 2];
@@ -317,8 +367,17 @@ mod tests {
     }
 
     #[test]
+    fn zeroed_memory_is_aligned_and_zero() {
+        let memory = HostMemory::zeroed(NonZeroUsize::new(0x3000).expect("not zero"), PageSize::K4).expect("12 KiB");
+        let mut out = [7; 3];
+        memory.read(0x2ffd, &mut out).expect("inside");
+        assert_eq!(out, [0; 3]);
+        assert!(PageSize::K4.divides(memory.address()));
+    }
+
+    #[test]
     fn the_owner_lives_as_long_as_the_last_clone() {
-        let bytes = Arc::new(Box::new([0u8; 32]));
+        let bytes = Arc::new([0u8; 32]);
         let slice = held(&bytes).slice(1, 1);
         assert_eq!(Arc::strong_count(&bytes), 2);
         drop(slice);

@@ -167,12 +167,16 @@ impl<B: Backend> Space<B> {
         if self.backend.registration_calls().is_none() {
             return Ok(());
         }
+        // Neighbouring registrations serve one map: the kernel looks each entry up by itself (linux: tce_iommu_build_v2).
         let registered = read(&self.registered);
-        let below = registered.range(..=memory.address()).next_back();
-        match below {
-            Some((_, registration)) if registration.last() >= memory.last() => Ok(()),
-            _ => Err(Error::new(operation, range, Kind::NotRegistered)),
+        let mut next = memory.address();
+        while next <= memory.last() {
+            let holding = registered.range(..=next).next_back().filter(|(_, known)| known.last() >= next);
+            let Some((_, known)) = holding else { return Err(Error::new(operation, range, Kind::NotRegistered)) };
+            let Some(after) = known.last().checked_add(1) else { break };
+            next = after;
         }
+        Ok(())
     }
 
     /// Makes the kernel calls of a mapping. After an error nothing of it is left, or what is left is fenced.
@@ -350,6 +354,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
 
     fn fences(&self) -> Vec<Fence> {
         read(&self.fenced).iter().map(|fenced| fenced.fence.clone()).collect()
+    }
+
+    fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure) {
+        self.put_up_fence(range, cause, memory.into_iter().collect());
     }
 
     fn map(&self, at: Iova, memory: &HostMemory, access: Access, unit: Unit) -> Result<(), Error> {

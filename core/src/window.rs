@@ -54,6 +54,20 @@ impl Windows {
         }
     }
 
+    /// Windows over `ranges` that are all made of the same pages, as a host with fixed windows describes them. The ranges may come in
+    /// any order; those that overlap become one window.
+    pub fn uniform(mut ranges: Vec<IovaRange>, page_sizes: PageSizes) -> Self {
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, range| {
+            let overlap = range.overlaps(*next);
+            if overlap {
+                *range = range.hull(*next);
+            }
+            overlap
+        });
+        Self { windows: ranges.into_iter().map(|range| Window { range, page_sizes }).collect() }
+    }
+
     /// The windows, ascending.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Window> + ExactSizeIterator {
         self.windows.iter()
@@ -116,6 +130,17 @@ mod tests {
         assert_eq!(windows.covering(across), None);
         assert_eq!(windows.overlapping(across).count(), 2);
         assert_eq!(windows.top(), Some(Iova::new(0xffff_ffff_ffff)));
+    }
+
+    #[test]
+    fn uniform_windows_unite_what_overlaps_and_keep_apart_what_touches() {
+        let ranges = [(0x4000, 0x4fff), (0x2000, 0x3fff), (0, 0xfff), (0x500, 0x17ff)];
+        let windows = Windows::uniform(
+            ranges.map(|(first, last)| window(first, last).range).to_vec(),
+            PageSizes::only(PageSize::K4),
+        );
+        let expected = vec![window(0, 0x17ff), window(0x2000, 0x3fff), window(0x4000, 0x4fff)];
+        assert_eq!(windows, Windows::new(expected).expect("disjoint"));
     }
 
     #[test]

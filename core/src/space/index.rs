@@ -198,7 +198,8 @@ mod tests {
     fn mapping(first: u64, pages: u64, host: u64, unit: Unit) -> Mapping {
         let len = NonZeroU64::new(pages * 0x1000).expect("not empty");
         let memory = HostMemory::unbacked(host, len).expect("no wrap");
-        Mapping { range: range(first, first + len.get() - 1), memory, access: Access::READ_WRITE, unit }
+        let range = IovaRange::with_len(Iova::new(first), len.get()).expect("a range of the test");
+        Mapping { range, memory, access: Access::READ_WRITE, unit }
     }
 
     fn index(mappings: impl IntoIterator<Item = Mapping>) -> Index {

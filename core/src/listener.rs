@@ -1,0 +1,274 @@
+//! The listener: keeps the windows hosts offer in step with the windows a guest sees.
+//!
+//! It asks no "is this x86?" and no "is this RAM device memory?". A section says whether it is required or best effort, a window
+//! says what its smallest page is, and one listener serves every pair of guest and host, and several hosts at once.
+//!
+//! ```text
+//!  Update ──► plan (pure) ──► apply, with a journal ──► PciAddressSpace
+//! ```
+//!
+//! Sections and target memory change in transactions ([`Update`]). A commit is planned for every space, then applied to one after the
+//! other; a step of something required that fails takes everything back, in every space, in reverse.
+
+mod apply;
+mod plan;
+mod report;
+mod translated;
+mod update;
+mod windows;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+pub use report::{Fate, Report, SpaceReport, Verdict};
+pub use translated::{EntryError, TranslatedWindow};
+pub use update::{BadUpdate, Update};
+
+use crate::address::{Address, Iova, IovaRange};
+use crate::contract::{Mapping, PciAddressSpace};
+use crate::error::Error;
+use crate::memory::HostMemory;
+use crate::section::{Backing, FrontEnd, Section, TargetMemory};
+use apply::Journal;
+use plan::{Host, Plan, Scope};
+use translated::{Shared, Targets};
+use update::{Piece, View};
+
+/// A guest's view of its PCI address space, kept in force on any number of hosts.
+#[derive(Debug, Default)]
+pub struct Listener {
+    front: FrontEnd,
+    view: View,
+    targets: Targets,
+    spaces: Vec<Arc<dyn PciAddressSpace>>,
+    windows: BTreeMap<Iova, Arc<Shared>>,
+}
+
+/// Why a commit, or an attach, did not happen. Everything is as it was, except for ranges named as fenced.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The update makes no sense. No host was asked.
+    #[error(transparent)]
+    Update(#[from] BadUpdate),
+    /// A host cannot provide a required section. No call was made; the report says which, and the fate of all others.
+    #[error("{}", .0.spaces.iter().find_map(SpaceReport::refusal).unwrap_or_default())]
+    Refused(Report),
+    /// Entries of a translated window still point to target memory that would go.
+    #[error("{target} would go, but the entries at {entries} still point to it; clear them first")]
+    StillMapped {
+        /// The target memory, in words.
+        target: String,
+        /// Live entries.
+        entries: IovaRange,
+    },
+    /// A kernel call failed, and everything was taken back.
+    #[error("{error}{}", fenced_words(.fenced))]
+    Step {
+        /// What failed.
+        error: Error,
+        /// Ranges that could not be brought back.
+        fenced: Vec<IovaRange>,
+    },
+    /// The space is not one of this listener's.
+    #[error("the space is not attached to this listener")]
+    NotAttached,
+}
+
+fn fenced_words(fenced: &[IovaRange]) -> String {
+    fenced.iter().map(|range| format!("; {range} could not be brought back and is fenced")).collect()
+}
+
+impl Listener {
+    /// A listener for a guest whose bus `front` describes.
+    pub fn new(front: FrontEnd) -> Self {
+        Self { front, ..Self::default() }
+    }
+
+    /// The sections in force, ascending.
+    pub fn sections(&self) -> impl Iterator<Item = &Section> {
+        self.view.sections.iter()
+    }
+
+    /// The target memory in force, ascending.
+    pub fn targets(&self) -> impl Iterator<Item = &TargetMemory> {
+        self.view.targets.iter()
+    }
+
+    /// The spaces served.
+    pub fn spaces(&self) -> &[Arc<dyn PciAddressSpace>] {
+        &self.spaces
+    }
+
+    /// The update that leads from what is in force to `sections` and `targets`, for front ends that know the whole list.
+    pub fn update_to(&self, sections: &[Section], targets: &[TargetMemory]) -> Update {
+        let (removed, added) = difference(self.view.sections.iter(), sections);
+        let (removed_targets, added_targets) = difference(self.view.targets.iter(), targets);
+        Update { removed, added, removed_targets, added_targets }
+    }
+
+    /// What a commit of `update` would do, without doing any of it.
+    ///
+    /// # Errors
+    /// [`BadUpdate`] when it makes no sense.
+    pub fn explain(&self, update: &Update) -> Result<Report, BadUpdate> {
+        let mut view = self.view.clone();
+        let mut scope = Scope::of_removals(update, &view);
+        view.change(update)?;
+        scope.widen_by_additions(update, &view);
+        let plans = self.spaces.iter().map(|space| plan::plan(&view, &self.front, &Host::of(space.as_ref()), &scope));
+        Ok(foresee(plans, &self.spaces))
+    }
+
+    /// Makes `update` true on every space.
+    ///
+    /// # Errors
+    /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as it was then, except for ranges named as fenced.
+    pub fn commit(&mut self, update: Update) -> Result<Report, CommitError> {
+        self.check_targets_are_free(&update)?;
+        let mut scope = Scope::of_removals(&update, &self.view);
+        self.view.change(&update)?;
+        scope.widen_by_additions(&update, &self.view);
+        let result = self.put_in_force(&update, &scope);
+        match result {
+            Ok(_) => *self.targets.write().unwrap_or_else(PoisonError::into_inner) = self.view.targets.clone(),
+            Err(_) => self.view.revert(&update),
+        }
+        result
+    }
+
+    /// Brings every space in step with the view, which `update` has changed already.
+    fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {
+        let spaces = self.spaces.clone();
+        let plans = self.plans(&self.view, &spaces, scope)?;
+        let removed = update.removed.iter().map(|section| section.range().first());
+        let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
+        // No entry may come while its window goes.
+        closing.iter().for_each(|window| window.close());
+        let report = apply_all(&spaces, plans)
+            .inspect_err(|_| closing.iter().for_each(|window| window.serve(spaces.clone())))?;
+        closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
+        self.open_windows(&update.added);
+        Ok(report)
+    }
+
+    /// Serves one more space: what is in force is planned for it, and entries that are live are put there too.
+    ///
+    /// # Errors
+    /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
+    pub fn attach(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
+        let joining = [space.clone()];
+        let plans = self.plans(&self.view, &joining, &Scope::all(&self.view))?;
+        let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
+        let mut journal = Journal::default();
+        let [plan] = <[Plan; 1]>::try_from(plans).map_err(|_| CommitError::NotAttached)?;
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
+            live.into_iter()
+                .try_for_each(|entry| space.map(entry.range.first(), &entry.memory, entry.access, entry.unit))?;
+            Ok(report)
+        });
+        let report = replayed.map_err(|error| {
+            self.windows.values().for_each(|window| drop(space.unmap(window.range())));
+            CommitError::Step { error, fenced: journal.undo(space.as_ref()) }
+        })?;
+        self.spaces.push(space);
+        self.windows.values().for_each(|window| window.serve(self.spaces.clone()));
+        Ok(Report { spaces: vec![report] })
+    }
+
+    /// Serves a space no longer: everything this listener put there is taken out. What the listener knows stays, for the next one.
+    ///
+    /// # Errors
+    /// [`CommitError::NotAttached`], or [`CommitError::Step`] when something could not be taken out.
+    pub fn detach(&mut self, space: &Arc<dyn PciAddressSpace>) -> Result<(), CommitError> {
+        let place = self.spaces.iter().position(|known| Arc::ptr_eq(known, space)).ok_or(CommitError::NotAttached)?;
+        let mut staying = self.spaces.clone();
+        let leaving = [staying.remove(place)];
+        self.windows.values().for_each(|window| window.serve(staying.clone()));
+        let nothing = View::default();
+        let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing))?;
+        if let Err(error) = apply_all(&leaving, plans) {
+            self.windows.values().for_each(|window| window.serve(self.spaces.clone()));
+            return Err(error);
+        }
+        self.spaces = staying;
+        Ok(())
+    }
+
+    /// The translated window whose section begins at `first`.
+    pub fn translated(&self, first: Iova) -> Option<TranslatedWindow> {
+        self.windows.get(&first).map(Shared::handle)
+    }
+
+    /// The plans for `spaces`, or a report with what is refused.
+    fn plans(&self, view: &View, spaces: &[Arc<dyn PciAddressSpace>], scope: &Scope) -> Result<Vec<Plan>, CommitError> {
+        let plan = |space: &Arc<dyn PciAddressSpace>| plan::plan(view, &self.front, &Host::of(space.as_ref()), scope);
+        let plans: Vec<_> = spaces.iter().map(plan).collect();
+        if plans.iter().any(Plan::is_refused) { Err(CommitError::Refused(foresee(plans, spaces))) } else { Ok(plans) }
+    }
+
+    fn open_windows(&mut self, added: &[Section]) {
+        for section in added {
+            if let Backing::Translated { page } = section.backing() {
+                let shared = Shared::new(section.range(), *page, self.targets.clone(), self.spaces.clone());
+                self.windows.insert(section.range().first(), shared);
+            }
+        }
+    }
+
+    /// Memory must not go while entries of a window that stays point to it: on most hosts nobody else would notice.
+    fn check_targets_are_free(&self, update: &Update) -> Result<(), CommitError> {
+        if update.removed_targets.is_empty() {
+            return Ok(());
+        }
+        let goes = |range: IovaRange| update.removed.iter().any(|section| section.range() == range);
+        let entries: Vec<_> =
+            self.windows.values().filter(|window| !goes(window.range())).flat_map(|window| window.entries()).collect();
+        let overlap = |a: &HostMemory, b: &HostMemory| a.address() <= b.last() && b.address() <= a.last();
+        for target in &update.removed_targets {
+            if let Some(entry) = entries.iter().find(|entry| overlap(&entry.memory, target.memory())) {
+                return Err(CommitError::StillMapped { target: target.to_string(), entries: entry.range });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies each plan to its space, all or none.
+fn apply_all(spaces: &[Arc<dyn PciAddressSpace>], plans: Vec<Plan>) -> Result<Report, CommitError> {
+    let mut journals: Vec<(&Arc<dyn PciAddressSpace>, Journal)> = Vec::with_capacity(spaces.len());
+    let mut report = Report::default();
+    for (space, plan) in spaces.iter().zip(plans) {
+        let mut journal = Journal::default();
+        let result = apply::apply(space.as_ref(), plan, &mut journal);
+        journals.push((space, journal));
+        match result {
+            Ok(done) => report.spaces.push(done),
+            Err(error) => {
+                let mut fenced = error.fenced.clone();
+                fenced.extend(journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space.as_ref())));
+                return Err(CommitError::Step { error, fenced });
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// What plans say before anything is done.
+fn foresee(plans: impl IntoIterator<Item = Plan>, spaces: &[Arc<dyn PciAddressSpace>]) -> Report {
+    let spaces = plans.into_iter().zip(spaces).map(|(plan, space)| plan.into_report(space.as_ref()));
+    Report { spaces: spaces.collect() }
+}
+
+/// What has to go and to come so that `now` becomes `wanted`.
+fn difference<'a, A: Address, T: Piece<A> + 'a>(now: impl Iterator<Item = &'a T>, wanted: &[T]) -> (Vec<T>, Vec<T>) {
+    let by_place = |piece: &'a T| (piece.range().first(), piece);
+    let now: BTreeMap<A, &T> = now.map(by_place).collect();
+    let wanted: BTreeMap<A, &T> = wanted.iter().map(|piece| (piece.range().first(), piece)).collect();
+    let missing = |from: &BTreeMap<A, &T>, other: &BTreeMap<A, &T>| {
+        from.iter()
+            .filter(|(place, piece)| other.get(place) != Some(*piece))
+            .map(|(_, piece)| (*piece).clone())
+            .collect()
+    };
+    (missing(&now, &wanted), missing(&wanted, &now))
+}

@@ -1,0 +1,179 @@
+//! Applying a plan, with a journal: a step that fails takes everything done before it back, in reverse.
+
+use crate::address::IovaRange;
+use crate::contract::{Mapping, PciAddressSpace, WindowRequest};
+use crate::door::Failure;
+use crate::error::{Error, Kind, Operation, Subject};
+use crate::listener::plan::{Plan, Step};
+use crate::listener::report::{Fate, SpaceReport};
+use crate::memory::HostMemory;
+use crate::section::Need;
+
+/// What was done to one space, and how to take it back.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    done: Vec<Done>,
+}
+
+#[derive(Debug)]
+enum Done {
+    Unmapped(Vec<Mapping>),
+    WindowRemoved(WindowRequest, Vec<Mapping>),
+    Registered(HostMemory),
+    WindowCreated(IovaRange),
+    Mapped(IovaRange),
+    Unregistered(HostMemory),
+}
+
+/// Carries out the steps of `plan` on `space`, entering each into `journal`.
+///
+/// # Errors
+/// The first step of something required that failed. The journal says what was done before it.
+pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journal) -> Result<SpaceReport, Error> {
+    let mut report = SpaceReport {
+        backend: space.backend(),
+        sections: plan.sections,
+        targets: plan.targets,
+        pinned: 0,
+        disturbed: plan.disturbed,
+        warnings: plan.warnings,
+    };
+    for step in plan.steps {
+        match step {
+            Step::Map(mapping, Need::BestEffort) => match map(space, &mapping) {
+                Ok(()) => journal.done.push(Done::Mapped(mapping.range)),
+                Err(error) => give_up(&mut report, mapping.range, &error),
+            },
+            step => journal.done.push(carry_out(space, step, &mut report.pinned)?),
+        }
+    }
+    report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
+    Ok(report)
+}
+
+fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Result<Done, Error> {
+    Ok(match step {
+        Step::Unmap(range) => {
+            let live = space.mappings(range);
+            space.unmap(range)?;
+            Done::Unmapped(live)
+        }
+        Step::RemoveWindow(range) => {
+            let control = space.window_control().ok_or_else(|| powerless(Operation::RemoveWindow, range))?;
+            let window = space.windows().windows.covering(range).copied();
+            let window = window.ok_or_else(|| Error::new(Operation::RemoveWindow, range, Kind::NoSuchWindow))?;
+            Done::WindowRemoved(WindowRequest { range, page: window.granule() }, control.remove_window(range)?)
+        }
+        Step::Register(memory) => {
+            let registration = space.registration().ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
+            registration.register(&memory)?;
+            *pinned += memory.len().get();
+            Done::Registered(memory)
+        }
+        Step::CreateWindow(request) => {
+            let control = space.window_control().ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
+            control.create_window(request)?;
+            Done::WindowCreated(request.range)
+        }
+        Step::Map(mapping, _) => {
+            map(space, &mapping)?;
+            // A host that registers pinned it then.
+            if space.registration().is_none() {
+                *pinned += mapping.memory.len().get();
+            }
+            Done::Mapped(mapping.range)
+        }
+        Step::Unregister(memory) => {
+            let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
+            registration.unregister(&memory)?;
+            Done::Unregistered(memory)
+        }
+    })
+}
+
+fn map(space: &dyn PciAddressSpace, mapping: &Mapping) -> Result<(), Error> {
+    space.map(mapping.range.first(), &mapping.memory, mapping.access, mapping.unit)
+}
+
+/// Plans only ask for powers the space has shown; a space that loses one meanwhile gets an error, not a panic.
+fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
+    Error::new(operation, subject, Kind::Unsupported("the space lost this power"))
+}
+
+/// A best-effort section could not be mapped: the guest lives on without it.
+fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
+    for verdict in report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(range)) {
+        (verdict.fate, verdict.reason) = (Fate::Skipped, error.to_string());
+        report.warnings.push(verdict.to_string());
+    }
+}
+
+impl Journal {
+    /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.
+    pub(super) fn undo(self, space: &dyn PciAddressSpace) -> Vec<IovaRange> {
+        self.done.into_iter().rev().flat_map(|done| take_back(space, done)).collect()
+    }
+}
+
+fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
+    match done {
+        Done::Unmapped(live) => map_again(space, live),
+        Done::WindowRemoved(request, live) => {
+            let created = match space.window_control() {
+                Some(control) => control.create_window(request).map(drop),
+                None => Err(powerless(Operation::CreateWindow, request.range)),
+            };
+            match created {
+                Ok(()) => map_again(space, live),
+                Err(error) => {
+                    // Without its window nothing is reachable there, so no memory has to be held.
+                    space.fence(request.range, None, cause(&error));
+                    vec![request.range]
+                }
+            }
+        }
+        Done::Registered(memory) => {
+            settle(space.registration().map(|registration| registration.unregister(&memory)));
+            Vec::new()
+        }
+        Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
+            Some(Err(error)) => {
+                space.fence(range, None, cause(&error));
+                vec![range]
+            }
+            _ => Vec::new(),
+        },
+        Done::Mapped(range) => match space.unmap(range) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.fenced,
+        },
+        Done::Unregistered(memory) => {
+            settle(space.registration().map(|registration| registration.register(&memory)));
+            Vec::new()
+        }
+    }
+}
+
+fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> {
+    let mut lost = Vec::new();
+    for mapping in live {
+        if let Err(error) = map(space, &mapping) {
+            if error.fenced.is_empty() {
+                space.fence(mapping.range, Some(mapping.memory), cause(&error));
+            }
+            lost.push(mapping.range);
+        }
+    }
+    lost
+}
+
+/// A registration too many, or one too few, changes nothing that devices can reach: the log is told.
+fn settle(result: Option<Result<(), Error>>) {
+    if let Some(Err(error)) = result {
+        log::error!("while taking back a commit: {error}");
+    }
+}
+
+fn cause(error: &Error) -> Failure {
+    error.failure.unwrap_or(Failure::malformed("undo", "what was there before could not be brought back"))
+}

@@ -1,0 +1,558 @@
+//! Planning: from what is mapped and what the front end says to an ordered list of steps and the fate of every section. Pure: the
+//! same plan is what a dry run prints.
+//!
+//! Sections that continue each other on the bus and in the host are joined to runs, runs are trimmed inwards to their window's
+//! granule, and what is mapped already and stays the same is left alone. Only the ranges an update touches are looked at, widened
+//! to whole runs.
+
+use crate::access::Access;
+use crate::address::{Iova, IovaRange};
+use crate::contract::{Fence, Keeps, Mapping, PciAddressSpace, Powers, Unit, WindowOffer, WindowRequest};
+use crate::listener::report::{Fate, SpaceReport, Verdict};
+use crate::listener::update::{Update, View};
+use crate::listener::windows::{self, WindowPlan};
+use crate::memory::HostMemory;
+use crate::section::{Backing, Cuts, FrontEnd, Need, Section, Shrink, TargetMemory};
+use crate::window::{Window, Windows};
+
+/// One thing to do to a space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Unmap a range that holds nothing that stays.
+    Unmap(IovaRange),
+    /// Remove a window with everything in it.
+    RemoveWindow(IovaRange),
+    /// Register memory.
+    Register(HostMemory),
+    /// Create a window.
+    CreateWindow(WindowRequest),
+    /// Map memory; a failure of what is best effort is reported and passed over.
+    Map(Mapping, Need),
+    /// Unregister memory nothing leans on any more.
+    Unregister(HostMemory),
+}
+
+/// What one update means for one space.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) sections: Vec<Verdict<Section>>,
+    pub(super) targets: Vec<Verdict<TargetMemory>>,
+    pub(super) disturbed: u64,
+    pub(super) warnings: Vec<String>,
+    /// How many more mappings it takes than it frees.
+    more_mappings: u64,
+}
+
+/// What a plan has to know of a space.
+pub(super) struct Host<'a> {
+    space: &'a dyn PciAddressSpace,
+    powers: Powers,
+    windows: Windows,
+    offer: Option<WindowOffer>,
+    registered: Option<Vec<HostMemory>>,
+    fences: Vec<Fence>,
+}
+
+impl<'a> Host<'a> {
+    pub(super) fn of(space: &'a dyn PciAddressSpace) -> Self {
+        Self {
+            space,
+            powers: space.powers(),
+            windows: space.windows().windows.as_ref().clone(),
+            offer: space.window_control().and_then(|control| control.offer()),
+            registered: space.registration().map(|registration| registration.registered()),
+            fences: space.fences(),
+        }
+    }
+}
+
+/// What a plan looks at.
+#[derive(Debug, Default)]
+pub(super) struct Scope {
+    /// The ranges of the PCI address space that may change: whole runs, disjoint, ascending.
+    pub(super) touched: Vec<IovaRange>,
+    /// The target memory whose fate is asked for.
+    pub(super) targets: Vec<TargetMemory>,
+}
+
+impl Scope {
+    /// Everything in `view`.
+    pub(super) fn all(view: &View) -> Self {
+        Self { touched: vec![IovaRange::all()], targets: view.targets.iter().cloned().collect() }
+    }
+
+    /// What the removals of `update` touch in the view without the update: a section that goes leaves the run it was in.
+    pub(super) fn of_removals(update: &Update, before: &View) -> Self {
+        let gone = update.removed.iter().map(|section| widened(before, section.range()));
+        Self { touched: gone.collect(), targets: update.added_targets.clone() }
+    }
+
+    /// And what its additions touch in the view with the update: a section that comes joins a run.
+    pub(super) fn widen_by_additions(&mut self, update: &Update, after: &View) {
+        let come = update.added.iter().map(|section| widened(after, section.range()));
+        self.touched = disjoint(self.touched.iter().copied().chain(come).collect());
+    }
+}
+
+fn disjoint(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
+    ranges.sort();
+    let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match out.last_mut().filter(|last| last.overlaps(range) || last.touches(range)) {
+            Some(last) => *last = last.hull(range),
+            None => out.push(range),
+        }
+    }
+    out
+}
+
+/// `range` with the sections on both sides that could share a run with one in it.
+fn widened(view: &View, range: IovaRange) -> IovaRange {
+    let mut hull = range;
+    while let Some(below) = view.sections.ending_before(hull.first()) {
+        if !view.sections.beginning_at(hull.first()).is_some_and(|next| continues(below, next)) {
+            break;
+        }
+        hull = hull.hull(below.range());
+    }
+    while let Some(above) = hull.end().and_then(|end| view.sections.beginning_at(end)) {
+        if !view.sections.within(hull).next_back().is_some_and(|last| continues(last, above)) {
+            break;
+        }
+        hull = hull.hull(above.range());
+    }
+    hull
+}
+
+/// Whether `next` continues `section` on the bus and in the host, with the same rights.
+fn continues(section: &Section, next: &Section) -> bool {
+    let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
+    section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
+}
+
+/// Plans what the scope has to become for `view` to hold on the host.
+pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, scope: &Scope) -> Plan {
+    let plan = Planner::new(view, front, host, &front.cuts).plan(scope);
+    let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
+    let Some(left) = left.filter(|left| plan.more_mappings > *left) else { return plan };
+    let mut joined = Planner::new(view, front, host, &[]).plan(scope);
+    if joined.more_mappings > left {
+        joined.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", joined.more_mappings));
+    }
+    joined
+}
+
+struct Planner<'a> {
+    view: &'a View,
+    front: &'a FrontEnd,
+    host: &'a Host<'a>,
+    cuts: &'a [Cuts],
+    windows: WindowPlan,
+    plan: Plan,
+}
+
+/// Sections that continue each other, in one window.
+struct Run<'a> {
+    range: IovaRange,
+    memory: HostMemory,
+    access: Access,
+    need: Need,
+    window: Window,
+    sections: Vec<&'a Section>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cuts: &'a [Cuts]) -> Self {
+        let windows = match &host.offer {
+            Some(offer) => windows::plan(view, cuts, host.powers.host_page, offer, &host.windows),
+            None => WindowPlan { after: host.windows.clone(), ..WindowPlan::default() },
+        };
+        Self { view, front, host, cuts, windows, plan: Plan::default() }
+    }
+
+    fn plan(mut self, scope: &Scope) -> Plan {
+        let touched = self.with_changed_windows(&scope.touched);
+        let mut maps = Vec::new();
+        for range in &touched {
+            let wanted = self.judge(*range);
+            self.change(*range, wanted, &mut maps);
+        }
+        self.plan.steps.extend(self.windows.removed.iter().copied().map(Step::RemoveWindow));
+        let (register, unregister) = self.registrations(&scope.targets);
+        self.plan.steps.extend(register.into_iter().map(Step::Register));
+        self.plan.steps.extend(self.windows.created.iter().copied().map(Step::CreateWindow));
+        let freed = self.plan.steps.iter().filter(|step| matches!(step, Step::Unmap(_))).count();
+        self.plan.more_mappings = (maps.len() as u64).saturating_sub(freed as u64);
+        self.plan.steps.extend(maps);
+        // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
+        self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
+        self.plan
+    }
+
+    /// A window that goes or comes touches everything in it.
+    fn with_changed_windows(&self, touched: &[IovaRange]) -> Vec<IovaRange> {
+        let changed =
+            self.windows.removed.iter().copied().chain(self.windows.created.iter().map(|request| request.range));
+        disjoint(touched.iter().copied().chain(changed).collect())
+    }
+
+    /// Decides the fate of every section in `range` and returns the runs to be mapped, trimmed.
+    fn judge(&mut self, range: IovaRange) -> Vec<Run<'a>> {
+        let view = self.view;
+        let mut runs: Vec<Run<'a>> = Vec::new();
+        for section in view.sections.within(range) {
+            match self.place(section) {
+                Ok(run) => match runs.last_mut().filter(|last| continues_run(last, section, &run)) {
+                    Some(last) => last.append(run),
+                    None => runs.push(run),
+                },
+                Err(verdict) => self.plan.sections.push(verdict),
+            }
+        }
+        let trimmed: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
+        self.plan.sections.sort_by_key(|verdict| verdict.piece.range());
+        trimmed
+    }
+
+    /// The run a section is by itself, or its fate if it is not mapped.
+    fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
+        let verdict = |fate, reason: String| Err(Verdict::new(section.clone(), fate, reason));
+        if let Some(reason) = self.windows.refusal(section) {
+            return verdict(Fate::Refused, reason.to_string());
+        }
+        let (need, unmet) = match section.need() {
+            Some(Need::Required) => (Need::Required, Fate::Refused),
+            Some(Need::BestEffort) | None => (Need::BestEffort, Fate::Skipped),
+        };
+        let Some((memory, access)) = section.direct() else { return Err(self.judge_indirect(section)) };
+        if memory.is_device_memory() && !self.host.powers.maps_device_memory {
+            return verdict(unmet, format!("{} cannot map another device's memory", self.host.space.backend()));
+        }
+        if memory.is_host_read_only() && (access.contains(Access::WRITE) || self.host.registered.is_some()) {
+            return verdict(unmet, "this process itself may only read the memory".into());
+        }
+        let Some(window) = self.windows.after.covering(section.range()).copied() else {
+            return verdict(unmet, self.outside(section.range()));
+        };
+        if let Some(fence) = self.host.fences.iter().find(|fence| fence.range.overlaps(section.range())) {
+            return verdict(unmet, format!("{} is fenced after an earlier failure", fence.range));
+        }
+        let (range, memory) = (section.range(), memory.clone());
+        Ok(Run { range, memory, access, need, window, sections: vec![section] })
+    }
+
+    /// The fate of a section that is not mapped by itself.
+    fn judge_indirect(&self, section: &Section) -> Verdict<Section> {
+        let (fate, reason) = match section.backing() {
+            Backing::Translated { .. } => self.judge_translated(section.range()),
+            Backing::Msi => (Fate::Msi, "a write here is an interrupt".into()),
+            _ => (Fate::Skipped, "emulated: no memory is behind it".into()),
+        };
+        Verdict::new(section.clone(), fate, reason)
+    }
+
+    /// Windows that are created fit exactly; in fixed ones, what lies in them is usable.
+    fn judge_translated(&self, range: IovaRange) -> (Fate, String) {
+        if let Some(window) = self.windows.after.covering(range) {
+            return (Fate::Window, format!("the host's window {} with {} pages", window.range, window.granule()));
+        }
+        let usable: Vec<_> =
+            self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range)).collect();
+        if usable.is_empty() {
+            return (Fate::Refused, self.outside(range) + &self.elsewhere(range));
+        }
+        let usable: Vec<_> = usable.iter().map(ToString::to_string).collect();
+        (Fate::Window, format!("usable as far as the host's windows reach: {}", usable.join(", ")))
+    }
+
+    fn outside(&self, range: IovaRange) -> String {
+        match self.windows.after.top() {
+            None => "the host offers no window".into(),
+            Some(top) if range.first() > top => format!("above the host's top address {top}"),
+            Some(_) => {
+                let windows: Vec<_> = self.windows.after.iter().map(|window| window.range.to_string()).collect();
+                format!("not inside one window of the host ({})", windows.join(", "))
+            }
+        }
+    }
+
+    /// Where a window of this size could go instead: above 4 GiB, aligned to its size, in nobody's way.
+    fn elsewhere(&self, range: IovaRange) -> String {
+        const ABOVE_4G: u64 = 1 << 32;
+        let place = range.len().and_then(|len| {
+            let step = len.get().checked_next_power_of_two()?;
+            let free = |at: u64| {
+                let place = IovaRange::with_len(Iova::new(at), len.get()).ok()?;
+                let taken = self.view.sections.within(place).next().is_some();
+                (!taken && self.windows.after.covering(place).is_some()).then_some(place)
+            };
+            // As many steps as there are sections that could be in the way, and one.
+            let tries = self.view.sections.iter().count() as u64 + 1;
+            (0..=tries).find_map(|n| free(ABOVE_4G.max(step).checked_add(n.checked_mul(step)?)?))
+        });
+        place.map_or_else(String::new, |place| format!("; {place} would do"))
+    }
+
+    /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.
+    fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
+        let granule = run.window.granule();
+        let unmet = if run.need == Need::Required { Fate::Refused } else { Fate::Skipped };
+        if !granule.divides(run.range.first().get().wrapping_sub(run.memory.address())) {
+            let reason = format!("its bus and host addresses lie differently in pages of {granule}");
+            self.plan
+                .sections
+                .extend(run.sections.iter().map(|section| Verdict::new((*section).clone(), unmet, &*reason)));
+            return None;
+        }
+        let trimmed = run.range.trimmed_to(granule);
+        for section in &run.sections {
+            let verdict = self.judge_trimmed(section, trimmed, &run);
+            self.warn_of_losses(&verdict);
+            self.plan.sections.push(verdict);
+        }
+        let trimmed = trimmed?;
+        let memory = run.memory.slice(run.range.offset_of(trimmed.first()), trimmed.len()?.get())?;
+        Some(Run { range: trimmed, memory, ..run })
+    }
+
+    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
+        let (range, granule) = (section.range(), run.window.granule());
+        let refuses = run.need == Need::Required && self.front.shrink == Shrink::Refuse;
+        let Some(shared) = trimmed.and_then(|trimmed| trimmed.intersection(range)) else {
+            let fate = if refuses { Fate::Refused } else { Fate::Skipped };
+            let mut verdict = Verdict::new(section.clone(), fate, format!("no whole page of {granule} lies in it"));
+            verdict.lost_head = range.len().map_or(u64::MAX, |len| len.get());
+            return verdict;
+        };
+        let lost_head = shared.first().get() - range.first().get();
+        let lost_tail = range.last().get() - shared.last().get();
+        let (fate, reason) = match (lost_head, lost_tail) {
+            (0, 0) => (Fate::Mapped, format!("{} with {granule} pages", run.access)),
+            (head, tail) if refuses => {
+                (Fate::Refused, format!("{head} + {tail} bytes at its ends are no whole page of {granule}"))
+            }
+            (head, tail) => (
+                Fate::Mapped,
+                format!("{}, without {head} + {tail} bytes that are no whole page of {granule}", run.access),
+            ),
+        };
+        Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
+    }
+
+    /// A section that loses bytes is worth a warning, with the one remedy there is.
+    fn warn_of_losses(&mut self, verdict: &Verdict<Section>) {
+        if verdict.lost_head == 0 && verdict.lost_tail == 0 {
+            return;
+        }
+        let range = verdict.piece.range();
+        let around = range.first().get().checked_sub(1).map(Iova::new).into_iter().chain(range.end());
+        let table = around.filter_map(|at| self.view.sections.within(IovaRange::new(at, at).ok()?).next());
+        let table = table.filter(|next| next.name().contains("msix")).map(|next| next.name().to_string()).next();
+        let advice = table.map_or_else(String::new, |name| format!("; relocating {name}, which splits it, would help"));
+        self.plan.warnings.push(format!("{verdict}{advice}"));
+    }
+
+    /// Leaves alone what is mapped and stays, unmaps the rest, and maps what is missing.
+    fn change(&mut self, range: IovaRange, wanted: Vec<Run<'a>>, maps: &mut Vec<Step>) {
+        let live = self.host.space.mappings(range);
+        let survives = |at: IovaRange| !self.windows.removed.iter().any(|window| window.overlaps(at));
+        let mut kept: Vec<IovaRange> = Vec::new();
+        let mut going: Vec<IovaRange> = Vec::new();
+        let mut disturbed = 0;
+        for mapping in &live {
+            let same: Vec<_> = wanted.iter().filter_map(|run| run.same_as(mapping)).collect();
+            let whole = same.first() == Some(&mapping.range);
+            let keep = survives(mapping.range) && (whole || mapping.unit != Unit::Whole);
+            if keep {
+                going.extend(rest_of(mapping.range, &same));
+                kept.extend(&same);
+            } else {
+                going.push(mapping.range);
+                disturbed += same.iter().map(|range| bytes(*range)).sum::<u64>();
+            }
+        }
+        self.plan.disturbed += disturbed;
+        going.retain(|range| survives(*range));
+        self.plan.steps.extend(merged(going, &kept).into_iter().map(Step::Unmap));
+        for run in &wanted {
+            for gap in rest_of(run.range, &kept) {
+                maps.extend(self.pieces(run, gap).map(|mapping| Step::Map(mapping, run.need)));
+            }
+        }
+    }
+
+    /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
+    fn pieces(&self, run: &Run<'_>, gap: IovaRange) -> impl Iterator<Item = Mapping> + use<> {
+        let (unit, cuts) = match self.host.powers.keeps {
+            Keeps::Entries => (Unit::Pages(run.window.granule()), &[][..]),
+            Keeps::Mappings => (Unit::Whole, self.cuts),
+        };
+        let (access, first, memory) = (run.access, run.range.first(), run.memory.clone());
+        let granule = run.window.granule();
+        let cuts = cuts.iter().filter(|cuts| granule.divides(cuts.step.bytes()));
+        let parts = cuts.fold(vec![gap], |parts, cuts| parts.into_iter().flat_map(|part| cut(part, cuts)).collect());
+        parts.into_iter().filter_map(move |range| {
+            let memory = memory.slice(range.first().get() - first.get(), range.len()?.get())?;
+            Some(Mapping { range, memory, access, unit })
+        })
+    }
+
+    /// What has to be registered and unregistered, in runs; and the fate of target memory.
+    fn registrations(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
+        let Some(registered) = &self.host.registered else {
+            let reason = format!("{} needs no registration", self.host.space.backend());
+            let skipped = |target: &TargetMemory| Verdict::new(target.clone(), Fate::Skipped, &*reason);
+            self.plan.targets = targets.iter().map(skipped).collect();
+            return (Vec::new(), Vec::new());
+        };
+        self.plan.targets = targets.iter().map(judge_target).collect();
+        let page = self.host.powers.host_page;
+        let targets = self.view.targets.iter().map(TargetMemory::memory);
+        let sections = self.view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
+        let pinnable = |memory: &&HostMemory| !memory.is_device_memory() && !memory.is_host_read_only();
+        let needed: Vec<_> =
+            targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(page)).collect();
+        let needed = runs_of(needed);
+        let overlap = |a: &HostMemory, b: &HostMemory| a.address() <= b.last() && b.address() <= a.last();
+        let unneeded = |known: &&HostMemory| !needed.iter().any(|run| overlap(run, known));
+        let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
+        let new = needed.iter().flat_map(|run| missing_from(run, registered)).collect();
+        (new, gone)
+    }
+}
+
+/// POWER pins for writing, always (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
+fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
+    let (fate, reason) = if target.memory().is_device_memory() {
+        (Fate::Skipped, "another device's memory cannot be registered")
+    } else if target.memory().is_host_read_only() {
+        (Fate::Skipped, "this process itself may only read it, and registration pins for writing")
+    } else {
+        (Fate::Registered, "entries may point to it")
+    };
+    Verdict::new(target.clone(), fate, reason)
+}
+
+/// Memory as few spans as possible.
+fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
+    memory.sort_by_key(HostMemory::address);
+    let mut runs: Vec<HostMemory> = Vec::new();
+    for span in memory {
+        match runs.last_mut().and_then(|last| last.merged_with(&span).map(|merged| (last, merged))) {
+            Some((last, merged)) => *last = merged,
+            None => runs.push(span),
+        }
+    }
+    runs
+}
+
+/// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
+fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
+    registered.iter().fold(vec![run.clone()], |parts, known| {
+        let overlaps = |part: &HostMemory| part.address() <= known.last() && known.address() <= part.last();
+        let split = |part: HostMemory| match overlaps(&part) {
+            true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),
+            false => vec![part],
+        };
+        parts.into_iter().flat_map(split).collect()
+    })
+}
+
+impl Run<'_> {
+    /// The part of a live mapping that this run would map just the same.
+    fn same_as(&self, live: &Mapping) -> Option<IovaRange> {
+        let shared = self.range.intersection(live.range)?;
+        let here = self.memory.address().wrapping_add(self.range.offset_of(shared.first()));
+        let there = live.memory.address().wrapping_add(live.range.offset_of(shared.first()));
+        (here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory)).then_some(shared)
+    }
+}
+
+impl<'a> Run<'a> {
+    fn append(&mut self, next: Run<'a>) {
+        if let Some(memory) = self.memory.joined_with(&next.memory) {
+            self.memory = memory;
+            self.range = self.range.hull(next.range);
+            self.sections.extend(next.sections);
+        }
+    }
+}
+
+fn continues_run(last: &Run<'_>, section: &Section, next: &Run<'_>) -> bool {
+    last.sections.last().is_some_and(|before| continues(before, section))
+        && last.window == next.window
+        && last.need == next.need
+}
+
+/// What is left of `range` without `taken`, which is ascending.
+fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
+    let mut rest = Some(range);
+    let mut out = Vec::new();
+    for hole in taken.iter().filter(|hole| hole.overlaps(range)) {
+        let Some(current) = rest else { break };
+        let (below, above) = current.without(*hole);
+        out.extend(below);
+        rest = above;
+    }
+    out.extend(rest);
+    out
+}
+
+/// Ranges to unmap, joined across gaps in which nothing stays: an unmap may always span gaps.
+fn merged(going: Vec<IovaRange>, kept: &[IovaRange]) -> Vec<IovaRange> {
+    let mut out: Vec<IovaRange> = Vec::new();
+    for range in going {
+        match out.last_mut().filter(|last| !kept.iter().any(|kept| kept.overlaps(last.hull(range)))) {
+            Some(last) => *last = last.hull(range),
+            None => out.push(range),
+        }
+    }
+    out
+}
+
+/// `part` cut at the two ends of the hint and at every step between.
+fn cut(part: IovaRange, cuts: &Cuts) -> Vec<IovaRange> {
+    let Some(shared) = part.intersection(cuts.range) else { return vec![part] };
+    let (below, above) = part.without(shared);
+    let mut out: Vec<_> = below.into_iter().collect();
+    let mut rest = shared;
+    while let Some((step, more)) = cuts
+        .step
+        .round_down(rest.first().get())
+        .checked_add(cuts.step.bytes())
+        .and_then(|at| rest.split_before(Iova::new(at)))
+    {
+        out.push(step);
+        rest = more;
+    }
+    out.push(rest);
+    out.extend(above);
+    out
+}
+
+fn bytes(range: IovaRange) -> u64 {
+    range.len().map_or(u64::MAX, std::num::NonZeroU64::get)
+}
+
+impl Plan {
+    /// Whether something required cannot be provided.
+    pub(super) fn is_refused(&self) -> bool {
+        let refused = |fate: Fate| fate == Fate::Refused;
+        self.sections.iter().any(|verdict| refused(verdict.fate))
+            || self.targets.iter().any(|verdict| refused(verdict.fate))
+    }
+
+    /// What it would do, as a report. Nothing is pinned by a plan.
+    pub(super) fn into_report(self, space: &dyn PciAddressSpace) -> SpaceReport {
+        let Self { sections, targets, disturbed, warnings, .. } = self;
+        SpaceReport { backend: space.backend(), sections, targets, pinned: 0, disturbed, warnings }
+    }
+
+    /// The kernel cannot hold all of it: nothing is tried.
+    fn refuse_all(&mut self, reason: &str) {
+        for verdict in self.sections.iter_mut().filter(|verdict| verdict.fate == Fate::Mapped) {
+            (verdict.fate, verdict.reason) = (Fate::Refused, reason.to_string());
+        }
+    }
+}

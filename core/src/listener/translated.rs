@@ -1,0 +1,261 @@
+//! Translated windows: entries that the guest puts and clears, from any of its processors.
+
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+
+use crate::access::Access;
+use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
+use crate::contract::{Mapping, PciAddressSpace, Swap, Unit};
+use crate::error::Error;
+use crate::listener::update::Pieces;
+use crate::memory::HostMemory;
+use crate::page::PageSize;
+use crate::section::TargetMemory;
+
+/// What entries can point to, shared by the listener and its windows.
+pub(super) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;
+
+/// Why an entry was not put or cleared. The answer for the guest; the host is untouched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// The window was removed.
+    #[error("the window is gone")]
+    NoSuchWindow,
+    /// The range does not lie inside the window.
+    #[error("{0} does not lie inside the window {1}")]
+    OutsideWindow(IovaRange, IovaRange),
+    /// The bounds are no range.
+    #[error(transparent)]
+    BadRange(#[from] crate::address::BadRange),
+    /// Bus address, target or length are no multiples of the window's page.
+    #[error("not a multiple of the window's {0} pages")]
+    Misaligned(PageSize),
+    /// The guest named system memory that is no RAM.
+    #[error("there is no RAM at {0}")]
+    NotRam(SystemAddress),
+    /// A host said no.
+    #[error(transparent)]
+    Space(#[from] Error),
+}
+
+/// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb answers
+/// [`EntryError::NoSuchWindow`].
+#[derive(Clone, Debug)]
+pub struct TranslatedWindow {
+    shared: Weak<Shared>,
+}
+
+/// The section itself, owned by the listener.
+#[derive(Debug)]
+pub(super) struct Shared {
+    range: IovaRange,
+    page: PageSize,
+    targets: Targets,
+    spaces: RwLock<Vec<Arc<dyn PciAddressSpace>>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        range: IovaRange,
+        page: PageSize,
+        targets: Targets,
+        spaces: Vec<Arc<dyn PciAddressSpace>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { range, page, targets, spaces: RwLock::new(spaces) })
+    }
+
+    pub(super) fn handle(self: &Arc<Self>) -> TranslatedWindow {
+        TranslatedWindow { shared: Arc::downgrade(self) }
+    }
+
+    pub(super) fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    /// Takes the spaces away, waiting for verbs under way: afterwards no entry can come.
+    pub(super) fn close(&self) {
+        self.serve(Vec::new());
+    }
+
+    /// Serves `spaces` from now on.
+    pub(super) fn serve(&self, spaces: Vec<Arc<dyn PciAddressSpace>>) {
+        *self.spaces.write().unwrap_or_else(PoisonError::into_inner) = spaces;
+    }
+
+    /// What the guest has put so far.
+    pub(super) fn entries(&self) -> Vec<Mapping> {
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        spaces.first().map(|space| space.mappings(self.range)).unwrap_or_default()
+    }
+
+    fn checked(&self, at: Iova, len: u64, target: u64) -> Result<IovaRange, EntryError> {
+        let range = IovaRange::with_len(at, len)?;
+        if !self.range.covers(range) {
+            return Err(EntryError::OutsideWindow(range, self.range));
+        }
+        if !range.is_aligned_to(self.page) || !self.page.divides(target) {
+            return Err(EntryError::Misaligned(self.page));
+        }
+        Ok(range)
+    }
+
+    /// The host memory behind a range of system memory, in as few pieces as there are.
+    fn resolve(&self, target: SystemAddress, len: u64) -> Result<Vec<HostMemory>, EntryError> {
+        let range = SystemRange::with_len(target, len)?;
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        let mut pieces = Vec::with_capacity(1);
+        let mut next = Some(range.first());
+        for piece in targets.within(range) {
+            let shared = piece.range().intersection(range).ok_or(EntryError::NotRam(target))?;
+            if next != Some(shared.first()) {
+                break;
+            }
+            let offset = piece.range().offset_of(shared.first());
+            pieces.extend(shared.len().and_then(|len| piece.memory().slice(offset, len.get())));
+            next = shared.end();
+            if shared.last() == range.last() {
+                return Ok(pieces);
+            }
+        }
+        Err(EntryError::NotRam(next.unwrap_or(target)))
+    }
+}
+
+impl TranslatedWindow {
+    fn shared(&self) -> Result<Arc<Shared>, EntryError> {
+        self.shared.upgrade().ok_or(EntryError::NoSuchWindow)
+    }
+
+    /// Where the window lies on the bus.
+    ///
+    /// # Errors
+    /// [`EntryError::NoSuchWindow`].
+    pub fn range(&self) -> Result<IovaRange, EntryError> {
+        Ok(self.shared()?.range)
+    }
+
+    /// The page of its entries.
+    ///
+    /// # Errors
+    /// [`EntryError::NoSuchWindow`].
+    pub fn page(&self) -> Result<PageSize, EntryError> {
+        Ok(self.shared()?.page)
+    }
+
+    /// Puts one entry: devices reach `target` at `at`.
+    ///
+    /// # Errors
+    /// Any [`EntryError`]; nothing changed then. An entry that is live already is an overlap: use
+    /// [`TranslatedWindow::replace`].
+    pub fn put(&self, at: Iova, target: SystemAddress, access: Access) -> Result<(), EntryError> {
+        let len = self.page()?.bytes();
+        self.put_run(at, target, len, access)
+    }
+
+    /// Puts the entries of `len` bytes that continue each other on the bus and in system memory: one kernel call where the kernel can
+    /// later clear parts of it.
+    ///
+    /// # Errors
+    /// Any [`EntryError`]; nothing changed then.
+    pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
+        let shared = self.shared()?;
+        shared.checked(at, len, target.get())?;
+        let memory = shared.resolve(target, len)?;
+        shared.on_every_space(|space, done| {
+            let mut next = at.get();
+            for piece in &memory {
+                let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
+                space.map(place.first(), piece, access, Unit::Pages(shared.page))?;
+                done.push(place);
+                next = place.last().get().wrapping_add(1);
+            }
+            Ok(())
+        })
+    }
+
+    /// Swaps live entries for others, and says whether devices could miss them meanwhile.
+    ///
+    /// # Errors
+    /// Any [`EntryError`]. With several spaces, those before the one that failed keep the new entries.
+    pub fn replace(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<Swap, EntryError> {
+        let shared = self.shared()?;
+        shared.checked(at, len, target.get())?;
+        let memory = shared.resolve(target, len)?;
+        let mut swap = Swap::Seamless;
+        for space in shared.open()?.iter() {
+            let mut next = at.get();
+            for piece in &memory {
+                if space.replace(Iova::new(next), piece, access, shared.page)? == Swap::WithGap {
+                    swap = Swap::WithGap;
+                }
+                next = next.wrapping_add(piece.len().get());
+            }
+        }
+        Ok(swap)
+    }
+
+    /// Clears whatever entries live in a range: one kernel call, however many they are. Returns how many bytes were mapped.
+    ///
+    /// # Errors
+    /// Any [`EntryError`].
+    pub fn clear(&self, range: IovaRange) -> Result<u64, EntryError> {
+        let shared = self.shared()?;
+        let page = shared.page;
+        if !shared.range.covers(range) {
+            return Err(EntryError::OutsideWindow(range, shared.range));
+        }
+        if !range.is_aligned_to(page) {
+            return Err(EntryError::Misaligned(page));
+        }
+        let spaces = shared.open()?;
+        let mut bytes = 0;
+        for space in spaces.iter() {
+            bytes = space.unmap(range)?;
+        }
+        Ok(bytes)
+    }
+
+    /// The entry at `at`, with those that continue it. Never waits for a kernel call.
+    ///
+    /// # Errors
+    /// [`EntryError::NoSuchWindow`].
+    pub fn lookup(&self, at: Iova) -> Result<Option<Mapping>, EntryError> {
+        let shared = self.shared()?;
+        let spaces = shared.open()?;
+        Ok(spaces.first().filter(|_| shared.range.contains(at)).and_then(|space| space.lookup(at)))
+    }
+}
+
+type Open<'a> = std::sync::RwLockReadGuard<'a, Vec<Arc<dyn PciAddressSpace>>>;
+
+impl Shared {
+    /// The spaces to work on. Held while a verb is under way, so that the window does not go meanwhile.
+    fn open(&self) -> Result<Open<'_>, EntryError> {
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(spaces) }
+    }
+
+    /// Does the same to every space, or to none: `work` tells what it mapped.
+    fn on_every_space(
+        &self,
+        work: impl Fn(&dyn PciAddressSpace, &mut Vec<IovaRange>) -> Result<(), EntryError>,
+    ) -> Result<(), EntryError> {
+        let spaces = self.open()?;
+        let mut journal: Vec<(&dyn PciAddressSpace, Vec<IovaRange>)> = Vec::with_capacity(spaces.len());
+        for space in spaces.iter() {
+            let mut done = Vec::with_capacity(1);
+            let result = work(space.as_ref(), &mut done);
+            journal.push((space.as_ref(), done));
+            if let Err(error) = result {
+                for (space, range) in
+                    journal.iter().flat_map(|(space, done)| done.iter().map(move |range| (space, range)))
+                {
+                    if let Err(error) = space.unmap(*range) {
+                        log::error!("{}: while taking back an entry: {error}", space.backend());
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Which windows a host that creates them should have.
+//!
+//! Every translated section gets a window of its own, exactly where it lies. RAM that lies in the PCI address space itself, a PC's
+//! map on a POWER host, gets one window over all of it.
+
+use crate::address::{Iova, IovaRange};
+use crate::contract::{WindowOffer, WindowRequest};
+use crate::listener::update::View;
+use crate::memory::HostMemory;
+use crate::page::{PageSize, PageSizes};
+use crate::section::{Backing, Cuts, Section};
+use crate::window::{Window, Windows};
+
+/// How the windows have to change.
+#[derive(Debug, Default)]
+pub(super) struct WindowPlan {
+    /// The windows to remove, with everything in them.
+    pub(super) removed: Vec<IovaRange>,
+    /// The windows to create, in ascending order: platforms fill their slots from the bottom of the bus up.
+    pub(super) created: Vec<WindowRequest>,
+    /// The windows in force afterwards, if all are granted.
+    pub(super) after: Windows,
+    /// Sections for which there can be no window, by first address, and why.
+    pub(super) refused: Vec<(Iova, String)>,
+}
+
+impl WindowPlan {
+    pub(super) fn refusal(&self, section: &Section) -> Option<&str> {
+        let refused = self.refused.iter().find(|(first, _)| *first == section.range().first());
+        refused.map(|(_, reason)| reason.as_str())
+    }
+}
+
+/// Plans the windows for `view`.
+pub(super) fn plan(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &WindowOffer, now: &Windows) -> WindowPlan {
+    let mut plan = WindowPlan::default();
+    let mut wanted = translated_windows(view, host_page, offer, &mut plan);
+    if let Some(hull) = ram_hull(view) {
+        match ram_window(view, hull, cuts, host_page, offer, now, &wanted) {
+            Ok(window) => wanted.push(window),
+            Err(reason) => {
+                plan.refused.extend(ram(view).map(|(section, ..)| (section.range().first(), reason.clone())))
+            }
+        }
+    }
+    wanted.sort_by_key(|window| window.range);
+    for surplus in wanted.drain(offer.slots.min(wanted.len())..) {
+        let reason = format!("the host has {} window slots, and they are taken", offer.slots);
+        plan.refused
+            .extend(view.sections.within(surplus.range).map(|section| (section.range().first(), reason.clone())));
+    }
+    let kept = |window: &Window| wanted.iter().any(|wanted| wanted.range == window.range);
+    plan.removed = now.iter().filter(|window| !kept(window)).map(|window| window.range).collect();
+    let exists = |wanted: &&WindowRequest| !now.iter().any(|window| window.range == wanted.range);
+    plan.created = wanted.iter().filter(exists).copied().collect();
+    let stays = now.iter().filter(|window| kept(window)).copied();
+    let comes =
+        plan.created.iter().map(|request| Window { range: request.range, page_sizes: PageSizes::only(request.page) });
+    // Disjoint: sections are, and the RAM's window was checked against them.
+    plan.after = Windows::new(stays.chain(comes).collect()).unwrap_or_default();
+    plan
+}
+
+fn translated_windows(
+    view: &View,
+    host_page: PageSize,
+    offer: &WindowOffer,
+    plan: &mut WindowPlan,
+) -> Vec<WindowRequest> {
+    let mut wanted = Vec::new();
+    for section in view.sections.iter() {
+        let Backing::Translated { page } = section.backing() else { continue };
+        let limit = backing_page(view.targets.iter().map(|target| target.memory()), host_page).min(*page);
+        let range = section.range();
+        let reason = match offer.page_sizes.largest_up_to(limit) {
+            None => format!(
+                "the guest's page and the memory behind it allow {limit}, the host's pages are {}",
+                offer.page_sizes
+            ),
+            Some(_) if !range.len().is_some_and(|len| len.is_power_of_two()) => {
+                "the host's windows are powers of two in size".into()
+            }
+            Some(page) => {
+                wanted.push(WindowRequest { range, page });
+                continue;
+            }
+        };
+        plan.refused.push((range.first(), reason));
+    }
+    wanted
+}
+
+fn ram(view: &View) -> impl Iterator<Item = (&Section, &HostMemory)> {
+    view.sections.iter().filter_map(|section| match section.backing() {
+        Backing::Ram { memory, .. } => Some((section, memory)),
+        _ => None,
+    })
+}
+
+fn ram_hull(view: &View) -> Option<IovaRange> {
+    ram(view).map(|(section, _)| section.range()).reduce(IovaRange::hull)
+}
+
+/// One window over all RAM: the one there is, if it will do, else a new one from where the platform lets windows begin.
+fn ram_window(
+    view: &View,
+    hull: IovaRange,
+    cuts: &[Cuts],
+    host_page: PageSize,
+    offer: &WindowOffer,
+    now: &Windows,
+    translated: &[WindowRequest],
+) -> Result<WindowRequest, String> {
+    if let Some(window) =
+        now.covering(hull).filter(|window| !translated.iter().any(|other| other.range == window.range))
+    {
+        return Ok(WindowRequest { range: window.range, page: window.granule() });
+    }
+    let page = ram_page(view, cuts, host_page, offer);
+    let page = page.ok_or_else(|| format!("the host's pages, {}, do not fit the memory's", offer.page_sizes))?;
+    let range = offer.starts.iter().find_map(|start| window_from(*start, hull, page));
+    let range = range.ok_or_else(|| "no window of the host reaches all of the guest's RAM".to_string())?;
+    match translated.iter().find(|other| other.range.overlaps(range)) {
+        Some(other) => Err(format!("the window over all RAM would overlap the translated window {}", other.range)),
+        None => Ok(WindowRequest { range, page }),
+    }
+}
+
+fn window_from(start: Iova, hull: IovaRange, page: PageSize) -> Option<IovaRange> {
+    let reach = (start <= hull.first()).then(|| hull.last().get() - start.get())?;
+    let len = reach.checked_add(1)?.checked_next_power_of_two()?.max(page.bytes());
+    IovaRange::with_len(start, len).ok()
+}
+
+/// The largest page that divides all bounds and steps, so that no byte is lost to it, and that the memory's own pages allow.
+fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &WindowOffer) -> Option<PageSize> {
+    let limit = backing_page(ram(view).map(|(_, memory)| memory), host_page);
+    let bounds = ram(view).flat_map(|(section, memory)| {
+        let end = section.range().last().get().wrapping_add(1);
+        [section.range().first().get(), end, memory.address()]
+    });
+    let steps = cuts.iter().map(|cuts| cuts.step.bytes());
+    let fitting = PageSize::largest_dividing(&bounds.chain(steps).collect::<Vec<_>>()).unwrap_or(limit).min(limit);
+    offer.page_sizes.largest_up_to(fitting).or_else(|| offer.page_sizes.largest_up_to(limit))
+}
+
+/// The largest page that one entry may stand for: an entry holds one page frame, so the memory behind it must be of one piece
+/// (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_page_is_contained).
+fn backing_page<'a>(memory: impl Iterator<Item = &'a HostMemory>, host_page: PageSize) -> PageSize {
+    memory.map(|memory| memory.backing_page().unwrap_or(host_page)).min().unwrap_or(host_page)
+}
