@@ -10,6 +10,8 @@ pub mod memory;
 pub mod page;
 pub mod section;
 pub mod space;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 pub mod window;
 
 pub use access::Access;
