@@ -1,1 +1,7 @@
-//! fixtures
+//! What every backend is held to: scenarios and the contract, written once, played on the soft host and on real kernels.
+
+pub mod contract;
+pub mod device;
+pub mod ram;
+pub mod scenarios;
+pub mod stage;

@@ -1,0 +1,181 @@
+//! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, and sPAPR's two windows.
+
+use std::sync::Arc;
+
+use dmaspace_core::listener::{Fate, Report, Update};
+use dmaspace_core::section::{FrontEnd, TargetMemory};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+
+use crate::stage::Stage;
+
+/// A scenario by name.
+pub struct Scenario {
+    /// The name in reports.
+    pub name: &'static str,
+    /// What is played.
+    pub play: fn(&mut Stage),
+}
+
+/// All there are.
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "flat_pc_map", play: flat_pc_map },
+    Scenario { name: "two_windows", play: two_windows },
+];
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Where the flat map's RAM above 4 GiB begins.
+const HIGH: u64 = 4 * GIB;
+
+fn range(first: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(first), len).expect("a range of the scenario")
+}
+
+fn ram(name: &str, at: u64, memory: HostMemory, access: Access) -> Section {
+    Section::ram(name, Iova::new(at), memory, access).expect("a section of the scenario")
+}
+
+/// A PC with 8 MiB below 4 GiB, 4 MiB above, holes for VGA and MMIO, shadow RAM, and firmware below 4 GiB.
+fn flat_pc_sections(stage: &Stage) -> Vec<Section> {
+    let pc_ram = |at: u64, len: u64| stage.ram.slice(at, len);
+    let bios = stage.ram.slice(12 * MIB, 0x4_0000);
+    vec![
+        ram("pc.ram", 0, pc_ram(0, 0xa_0000), Access::READ_WRITE),
+        Section::nothing("vga-lowmem", range(0xa_0000, 0x2_0000)),
+        ram("pc.rom", 0xc_0000, pc_ram(0xc_0000, 0x1_3000), Access::READ),
+        ram("pc.ram", 0xd_3000, pc_ram(0xd_3000, 0x2_d000), Access::READ_WRITE),
+        ram("pc.ram", MIB, pc_ram(MIB, 7 * MIB), Access::READ_WRITE),
+        Section::nothing("ioapic", range(0xfec0_0000, 0x1000)),
+        Section::msi("apic-msi", range(0xfee0_0000, MIB)),
+        ram("pc.bios", 0xfffc_0000, bios, Access::READ),
+        ram("pc.ram", HIGH, pc_ram(8 * MIB, 4 * MIB), Access::READ_WRITE),
+    ]
+}
+
+/// All sections in one commit; the device reaches every RAM section as far as its access goes, and nothing else. Then shadow RAM
+/// turns from ROM to RAM and the RAM above 4 GiB goes: only they change.
+fn flat_pc_map(stage: &mut Stage) {
+    let mut listener = Listener::new(FrontEnd::pc());
+    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    let sections = flat_pc_sections(stage);
+    let report = listener.commit(listener.update_to(&sections, &[])).expect("the map fits");
+    assert_fates(&report, &sections);
+
+    let scratch = Iova::new(2 * MIB);
+    stage.show_results_at(scratch, stage.ram.slice(2 * MIB, 0x1000));
+    for section in &sections {
+        let Some((memory, access)) = section.direct() else { continue };
+        stage.assert_range(section.range(), memory, access.contains(Access::WRITE));
+    }
+    // The pages before and after what is mapped, and one in the middle of nowhere.
+    for hole in [0xa_0000, 0xb_f000, 8 * MIB, 0xfffb_f000, HIGH + 4 * MIB, 0x6000_0000] {
+        stage.assert_unreached(Iova::new(hole));
+    }
+
+    let rom = sections.iter().find(|section| section.name() == "pc.rom").expect("the map has one");
+    let high = sections.last().expect("the map is not empty");
+    let (shadow, _) = rom.direct().expect("ROM is memory");
+    let unlocked = ram("pc.ram", 0xc_0000, shadow.clone(), Access::READ_WRITE);
+    let update = Update::new().removing(rom.clone()).removing(high.clone()).adding(unlocked.clone());
+    let report = listener.commit(update).expect("unlocking the shadow RAM fits");
+    assert_eq!(report.spaces[0].disturbed, 0, "only what changed is touched");
+    stage.assert_range(unlocked.range(), shadow, true);
+    stage.assert_unreached(high.range().first());
+    stage.assert_range(sections[0].range(), &stage.ram.slice(0, 0xa_0000), true);
+
+    let space = stage.space.clone();
+    listener.detach(&space).expect("everything can be taken out");
+    assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
+}
+
+fn assert_fates(report: &Report, sections: &[Section]) {
+    let verdicts = &report.spaces[0].sections;
+    assert_eq!(verdicts.len(), sections.len());
+    for (verdict, section) in verdicts.iter().zip(sections) {
+        let expected = match section.direct() {
+            Some(_) => Fate::Mapped,
+            None if section.name() == "apic-msi" => Fate::Msi,
+            None => Fate::Skipped,
+        };
+        assert_eq!((verdict.fate, verdict.lost_head, verdict.lost_tail), (expected, 0, 0), "{verdict}");
+    }
+}
+
+/// Where the second window lies: sPAPR's place where the host creates windows, a place every PC's IOMMU has elsewhere.
+fn second_window(stage: &Stage) -> u64 {
+    if stage.creates_windows() { 1 << 59 } else { HIGH }
+}
+
+/// sPAPR's bus: two TCE windows and one for MSI; RAM is reached only through entries.
+fn two_windows(stage: &mut Stage) {
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    let second = second_window(stage);
+    let sections = [
+        Section::translated("tce-iommu-80000000", range(0, GIB), PageSize::K4),
+        Section::msi("msi", range(1 << 42, 0x1000)),
+        Section::translated("tce-iommu-80000001", range(second, GIB), PageSize::K64),
+    ];
+    let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
+    let report = listener.commit(listener.update_to(&sections, std::slice::from_ref(&target))).expect("two windows fit");
+    let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect();
+    assert_eq!(fates, [Fate::Window, Fate::Msi, Fate::Window]);
+    let registered = if stage.creates_windows() { Fate::Registered } else { Fate::Skipped };
+    assert_eq!(report.spaces[0].targets[0].fate, registered);
+
+    let low = listener.translated(Iova::new(0)).expect("the first window is in force");
+    let high = listener.translated(Iova::new(second)).expect("the second window is in force");
+    // Results show through an entry in the middle of the first window.
+    let scratch = Iova::new(GIB / 2);
+    low.put(scratch, SystemAddress::new(15 * MIB), Access::READ_WRITE).expect("RAM is there");
+    stage.show_results_at(scratch, stage.ram.slice(15 * MIB, 0x1000));
+
+    for (window, first, page) in [(&low, 0, 0x1000), (&high, second, 0x1_0000_u64)] {
+        // The window's first, a middle and its last entry, each to another place in RAM.
+        let places = [first, first + GIB / 4, first + GIB - page];
+        for (n, at) in (1..).zip(places) {
+            let place = n * 2 * MIB;
+            window.put(Iova::new(at), SystemAddress::new(place), Access::READ_WRITE).expect("RAM is there");
+            stage.assert_range(range(at, page), &stage.ram.slice(place, page), true);
+        }
+        stage.assert_unreached(Iova::new(first + page));
+        stage.assert_unreached(Iova::new(first + GIB / 4 - page));
+        stage.assert_unreached(Iova::new(first + GIB / 4 + page));
+
+        // A run of sixteen entries, read-only; then the middle is cleared.
+        let run = Iova::new(first + GIB / 8);
+        window.put_run(run, SystemAddress::new(9 * MIB), 16 * page, Access::READ).expect("RAM is there");
+        stage.assert_range(range(run.get(), 16 * page), &stage.ram.slice(9 * MIB, 16 * page), false);
+        window.clear(range(run.get() + 4 * page, 8 * page)).expect("whole entries");
+        stage.assert_unreached(Iova::new(run.get() + 4 * page));
+        stage.assert_unreached(Iova::new(run.get() + 12 * page - 0x1000));
+        stage.assert_readable(Iova::new(run.get() + 12 * page), &stage.ram.slice(9 * MIB + 12 * page, page));
+
+        // An entry that is live can be replaced, not put again.
+        window.put(run, SystemAddress::new(0), Access::READ_WRITE).expect_err("the entry is live");
+        window.replace(run, SystemAddress::new(11 * MIB), page, Access::READ_WRITE).expect("the entry is live");
+        stage.assert_range(range(run.get(), page), &stage.ram.slice(11 * MIB, page), true);
+        window.clear(range(first + GIB / 4, page)).expect("whole entries");
+        stage.assert_unreached(Iova::new(first + GIB / 4));
+    }
+
+    // A window goes with what is in it; the other one stays as it is.
+    listener.commit(Update::new().removing(sections[2].clone())).expect("a window can go");
+    assert!(high.put(Iova::new(second), SystemAddress::new(0), Access::READ).is_err(), "the window is gone");
+    if !stage.creates_windows() {
+        // On POWER a DMA to where no window is freezes the device (EEH): the fixed windows' hosts show it for both.
+        stage.assert_unreached(Iova::new(second));
+    }
+    stage.assert_readable(Iova::new(0), &stage.ram.slice(2 * MIB, 0x1000));
+    drop_everything(stage, listener);
+}
+
+fn drop_everything(stage: &mut Stage, mut listener: Listener) {
+    let space = stage.space.clone();
+    listener.detach(&space).expect("everything can be taken out");
+    assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
+    let registered = space.registration().map_or(0, |registration| registration.registered().len());
+    assert_eq!(registered, 0, "a space that left has nothing registered");
+    assert_eq!(Arc::strong_count(&space), 2, "nobody else holds the space");
+}

@@ -1,0 +1,131 @@
+//! The stage a scenario plays on: a space, a device attached to it, and the guest's RAM.
+
+use std::sync::Arc;
+
+use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace};
+
+use crate::device::TestDevice;
+use crate::ram::{Ram, SPOT, pattern};
+
+/// How much RAM the guests of the scenarios have.
+pub const RAM: usize = 16 << 20;
+
+/// A space with a device on some host.
+pub struct Stage {
+    /// Dropped first: on real hosts a group cannot be left while its device is open.
+    pub device: Box<dyn TestDevice>,
+    /// The space the device is attached to.
+    pub space: Arc<dyn PciAddressSpace>,
+    /// The guest's RAM.
+    pub ram: Ram,
+    seed: u64,
+    scratch: Option<(Iova, HostMemory)>,
+}
+
+impl Stage {
+    /// Sets the stage.
+    pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>) -> Self {
+        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None }
+    }
+
+    /// A host whose windows are created, and that wants memory registered: POWER.
+    pub fn creates_windows(&self) -> bool {
+        self.space.window_control().is_some()
+    }
+
+    /// Says where the device finds memory that surely works: what it read elsewhere is shown there, what it writes elsewhere comes
+    /// from there.
+    pub fn show_results_at(&mut self, at: Iova, memory: HostMemory) {
+        self.scratch = Some((at, memory));
+    }
+
+    fn scratch(&self) -> (Iova, HostMemory) {
+        self.scratch.clone().expect("the scenario said where results show")
+    }
+
+    fn fresh(&mut self) -> [u8; SPOT] {
+        self.seed += 1;
+        pattern(self.seed << 40)
+    }
+
+    /// What the device reads at `at`.
+    fn device_reads(&mut self, at: Iova) -> [u8; SPOT] {
+        let (scratch, shown) = self.scratch();
+        shown.write(0, &[0xa5; SPOT]).expect("scratch memory");
+        self.device.load(at, SPOT);
+        self.device.store(scratch, SPOT);
+        let mut bytes = [0; SPOT];
+        shown.read(0, &mut bytes).expect("scratch memory");
+        bytes
+    }
+
+    fn device_writes(&mut self, at: Iova, bytes: [u8; SPOT]) {
+        let (scratch, source) = self.scratch();
+        source.write(0, &bytes).expect("scratch memory");
+        self.device.load(scratch, SPOT);
+        self.device.store(at, SPOT);
+    }
+
+    /// The device reads `memory` at `at`, byte for byte.
+    pub fn assert_readable(&mut self, at: Iova, memory: &HostMemory) {
+        let sent = self.fresh();
+        memory.write(0, &sent).expect("guest RAM");
+        assert_eq!(self.device_reads(at), sent, "the device reads other bytes at {at}");
+    }
+
+    /// And writes it.
+    pub fn assert_writable(&mut self, at: Iova, memory: &HostMemory) {
+        let sent = self.fresh();
+        self.device_writes(at, sent);
+        assert_eq!(bytes_of(memory), sent, "the device's write at {at} did not arrive");
+    }
+
+    /// The device's write to `at` goes nowhere: `memory` behind it stays as it is.
+    pub fn assert_write_refused(&mut self, at: Iova, memory: &HostMemory) {
+        let (kept, sent) = (self.fresh(), self.fresh());
+        memory.write(0, &kept).expect("guest RAM");
+        self.device_writes(at, sent);
+        assert_eq!(bytes_of(memory), kept, "the device wrote to read-only memory at {at}");
+    }
+
+    /// Nothing is mapped at `at`: no page of the guest changes when the device writes there, and none is read.
+    pub fn assert_unreached(&mut self, at: Iova) {
+        let (_, scratch) = self.scratch();
+        let offset = at.get() & 0xfff;
+        // First load, then stamp: the scratch page carries a stamp like any other while the device writes.
+        let sent = self.fresh();
+        scratch.write(0, &sent).expect("scratch memory");
+        let (source, _) = self.scratch();
+        self.device.load(source, SPOT);
+        self.ram.stamp(offset);
+        self.device.store(at, SPOT);
+        if let Some(page) = self.ram.changed_page(offset) {
+            panic!("the device's write to {at}, where nothing is mapped, changed page {page:#x} of the guest's RAM");
+        }
+        let read = self.device_reads(at);
+        if let Some(page) = self.ram.page_stamped(&read) {
+            panic!("the device read page {page:#x} of the guest's RAM at {at}, where nothing is mapped");
+        }
+    }
+
+    /// The first, a middle and the last page of a mapped range, in both directions if `writable`.
+    pub fn assert_range(&mut self, range: IovaRange, memory: &HostMemory, writable: bool) {
+        let len = memory.len().get();
+        let last = len - SPOT as u64;
+        let middle = (len / 2) & !0xfff;
+        let mut spots = vec![0, middle, last];
+        spots.dedup();
+        for offset in spots {
+            let at = Iova::new(range.first().get() + offset);
+            let spot = memory.slice(offset, SPOT as u64).expect("inside the range's memory");
+            self.assert_readable(at, &spot);
+            if writable { self.assert_writable(at, &spot) } else { self.assert_write_refused(at, &spot) }
+        }
+    }
+}
+
+fn bytes_of(memory: &HostMemory) -> [u8; SPOT] {
+    let mut bytes = [0; SPOT];
+    memory.read(0, &mut bytes).expect("guest RAM");
+    bytes
+}
