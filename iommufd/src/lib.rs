@@ -1,1 +1,233 @@
-//! iommufd
+//! I/O address spaces of `/dev/iommu` (iommufd), as a [`Backend`], and the devices that are attached to them.
+//!
+//! Leans on [`dmaspace_core`] alone. [`Ioas`] turns one request into one call; checking and remembering is [`dmaspace_core`]'s. Opening
+//! `/dev/iommu` and device nodes is the façade crate's.
+//!
+//! An address space exists without devices, and memory can be mapped in it before the first one comes. Nothing is pinned then: what is
+//! wrong with the memory shows when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its
+//! windows are everything there is at first; each device narrows them, each that leaves widens them.
+//!
+//! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address space, never that
+//! there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says `ENOENT`, so only unions of
+//! known mappings are ever unmapped.
+
+pub mod abi;
+mod cdev;
+mod object;
+pub mod ranges;
+#[cfg(test)]
+mod scripted;
+
+use std::mem::offset_of;
+use std::sync::Arc;
+
+use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
+use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use zerocopy::IntoBytes;
+
+use abi::{IoasIovaRanges, IoasMap, IoasUnmap, IovaSpan};
+pub use cdev::Cdev;
+pub use object::Iommufd;
+use object::Object;
+
+/// An I/O address space of an iommufd.
+#[derive(Debug)]
+pub struct Ioas {
+    object: Object,
+}
+
+impl Ioas {
+    /// Takes over `iommufd` and makes an address space in it. Dropping it destroys the address space and closes the iommufd.
+    ///
+    /// # Errors
+    /// What the kernel says; the iommufd is closed then.
+    pub fn new(door: Arc<dyn Door>, iommufd: Handle) -> Result<Self, Failure> {
+        Self::sharing(Iommufd::new(door, iommufd))
+    }
+
+    /// Makes an address space in an iommufd that has others.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn sharing(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
+        Ok(Self { object: Object::new_ioas(iommufd)? })
+    }
+
+    /// The iommufd it is in.
+    pub fn iommufd(&self) -> &Arc<Iommufd> {
+        self.object.iommufd()
+    }
+
+    fn door(&self) -> &dyn Door {
+        self.iommufd().door()
+    }
+
+    fn ask_for_ranges(&self, reply: &mut IoasIovaRanges, spans: &mut [IovaSpan]) -> Result<(), Failure> {
+        reply.ioas_id = self.object.id();
+        let spans = Attached::Buffer(spans.as_mut_bytes());
+        let mut array = [Attachment { offset: offset_of!(IoasIovaRanges, allowed_iovas), what: spans }];
+        let command = Command::with_bytes(abi::IOAS_IOVA_RANGES, reply.as_mut_bytes());
+        self.iommufd().call(command.attaching(&mut array))
+    }
+}
+
+impl Backend for Ioas {
+    fn name(&self) -> &'static str {
+        "iommufd"
+    }
+
+    /// It refuses another device's memory (linux: drivers/iommu/iommufd/pages.c pins what it maps), which could be mapped as a file of
+    /// its own only.
+    fn powers(&self) -> Powers {
+        Powers { keeps: Keeps::Mappings, maps_device_memory: false, host_page: self.door().host_page() }
+    }
+
+    fn is_real(&self) -> bool {
+        self.door().is_real()
+    }
+
+    fn attach_point(&self) -> AttachPoint {
+        AttachPoint::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
+    }
+
+    fn refresh(&self, _devices: usize) -> Result<Windows, Failure> {
+        ranges::gather(self.door().host_page(), |reply, spans| self.ask_for_ranges(reply, spans))
+    }
+
+    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        let mut map = IoasMap {
+            size: IoasMap::SIZE,
+            flags: map_flags(access),
+            ioas_id: self.object.id(),
+            length: memory.len().get(),
+            iova: range.first().get(),
+            ..IoasMap::default()
+        };
+        let mut address = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
+        self.iommufd().call(Command::with_bytes(abi::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+        let mut unmap = unmap_of(self.object.id(), range);
+        self.iommufd().call(Command::with_bytes(abi::IOAS_UNMAP, unmap.as_mut_bytes()))?;
+        Ok(Some(unmap.length))
+    }
+}
+
+fn map_flags(access: Access) -> u32 {
+    let read = if access.contains(Access::READ) { abi::MAP_READABLE } else { 0 };
+    let write = if access.contains(Access::WRITE) { abi::MAP_WRITEABLE } else { 0 };
+    abi::MAP_FIXED_IOVA | read | write
+}
+
+fn unmap_of(ioas_id: u32, range: IovaRange) -> IoasUnmap {
+    // All 2^64 bytes do not fit the field; 2^64-1 from address 0 stands for them.
+    let length = range.len().map_or(u64::MAX, |len| len.get());
+    IoasUnmap { size: IoasUnmap::SIZE, ioas_id, iova: range.first().get(), length }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Destroy;
+    use crate::scripted::{Answer, Scripted};
+    use dmaspace_core::Iova;
+    use dmaspace_core::door::{Errno, HandleKind};
+    use std::num::NonZeroU64;
+    use zerocopy::FromBytes;
+
+    const ALLOC: &str = "IOMMU_IOAS_ALLOC";
+    const DESTROY: &str = "IOMMU_DESTROY";
+
+    const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
+
+    fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
+        abi::IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = 7;
+        Ok(0)
+    }
+
+    fn ioas(script: &[Answer]) -> (Arc<Scripted>, Ioas) {
+        let script: Vec<Answer> = [seventh as Answer].iter().chain(script).copied().collect();
+        let door = Scripted::new(&script);
+        let ioas = Ioas::new(door.clone(), IOMMUFD).expect("made");
+        assert_eq!(door.names(), [ALLOC]);
+        (door, ioas)
+    }
+
+    fn range(first: u64, len: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
+    }
+
+    #[test]
+    fn dropping_it_destroys_the_address_space_and_then_closes_the_iommufd() {
+        let (door, ioas) = ioas(&[]);
+        assert_eq!(ioas.attach_point(), AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 7 });
+        drop(ioas);
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DESTROY, "close"]);
+        assert_eq!(Destroy::read_from_bytes(&calls[0].bytes), Ok(Destroy { size: 8, id: 7 }));
+    }
+
+    #[test]
+    fn a_shared_iommufd_is_closed_with_the_last_address_space() {
+        let (door, first) = ioas(&[]);
+        let second = Ioas::sharing(first.iommufd().clone()).expect("made");
+        drop(first);
+        assert_eq!(door.names(), [ALLOC, DESTROY]);
+        drop(second);
+        assert_eq!(door.names(), [DESTROY, "close"]);
+    }
+
+    #[test]
+    fn an_iommufd_that_makes_no_address_space_is_closed() {
+        let door = Scripted::new(&[|_| Err(Errno::ENOMEM)]);
+        let failure = Ioas::new(door.clone(), IOMMUFD).expect_err("not made");
+        assert_eq!(failure.errno(), Some(Errno::ENOMEM));
+        assert_eq!(door.names(), [ALLOC, "close"]);
+    }
+
+    #[test]
+    fn addresses_are_attached_and_their_fields_left_zero() {
+        let (door, ioas) = ioas(&[|bytes| {
+            IoasIovaRanges::mut_from_bytes(bytes).expect("room for the struct").out_iova_alignment = 1;
+            Ok(0)
+        }]);
+        let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2_0000).expect("not zero")).expect("no wrap");
+        ioas.refresh(0).expect("its array is filled with empty ranges");
+        ioas.map(range(0x10_0000, 0x2_0000), &memory, Access::READ_WRITE).expect("done");
+        let calls = door.take();
+        let ranges = IoasIovaRanges::read_from_bytes(&calls[0].bytes).expect("the struct");
+        assert_eq!((ranges.ioas_id, ranges.allowed_iovas, calls[0].attached.as_slice()), (7, 0, &[16][..]));
+        let map =
+            IoasMap { size: 40, flags: 7, ioas_id: 7, reserved: 0, user_va: 0, length: 0x2_0000, iova: 0x10_0000 };
+        assert_eq!((calls[1].bytes.as_slice(), calls[1].attached.as_slice()), (map.as_bytes(), &[16][..]));
+    }
+
+    #[test]
+    fn what_the_kernel_says_it_unmapped_is_passed_on_and_so_is_enoent() {
+        let (_, ioas) = ioas(&[
+            |bytes| {
+                IoasUnmap::mut_from_bytes(bytes).expect("room for the struct").length = 0x1000;
+                Ok(0)
+            },
+            |_| Err(Errno::ENOENT),
+        ]);
+        assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Some(0x1000)));
+        assert_eq!(ioas.unmap(range(0, 0x4000)).map_err(|failure| failure.errno()), Err(Some(Errno::ENOENT)));
+    }
+
+    #[test]
+    fn rights_are_the_devices_and_the_address_is_always_fixed() {
+        assert_eq!(map_flags(Access::READ), 0b101);
+        assert_eq!(map_flags(Access::WRITE), 0b011);
+        assert_eq!(map_flags(Access::READ_WRITE), 0b111);
+    }
+
+    #[test]
+    fn the_last_page_is_named_by_its_length_and_everything_by_the_longest() {
+        let top = range(0xffff_ffff_ffff_f000, 0x1000);
+        assert_eq!(unmap_of(7, top), IoasUnmap { size: 24, ioas_id: 7, iova: 0xffff_ffff_ffff_f000, length: 0x1000 });
+        assert_eq!(unmap_of(7, IovaRange::all()), IoasUnmap { size: 24, ioas_id: 7, iova: 0, length: u64::MAX });
+    }
+}

@@ -1,1 +1,328 @@
-//! spapr
+//! VFIO's sPAPR TCE containers, version 2: the IOMMUs of POWER, as a [`Backend`].
+//!
+//! Leans on [`dmaspace_core`] alone. [`Spapr`] turns one request into one call on a container that the façade crate opened and a group
+//! has joined; checking and remembering mappings is [`dmaspace_core`]'s.
+//!
+//! On POWER nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`); *windows* are
+//! created, each a table of one page size (`windows`, with the arithmetic in [`tce`]); then entries are written, one a page. The kernel
+//! keeps entries and no mappings: a map over live entries replaces them, any page can be cleared, and only the first page of a map is
+//! checked against its window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl). Whoever calls has checked the rest.
+//!
+//! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets them too.
+
+pub mod abi;
+pub mod info;
+mod prereg;
+#[cfg(test)]
+mod scripted;
+pub mod tce;
+mod windows;
+
+use std::mem::offset_of;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dmaspace_core::backend::{RegistrationCalls, WindowCalls};
+use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use zerocopy::IntoBytes;
+
+use abi::{MapDma, UnmapDma};
+use windows::Tables;
+
+/// An sPAPR TCE v2 container.
+#[derive(Debug)]
+pub struct Spapr {
+    door: Arc<dyn Door>,
+    container: Handle,
+    /// `Some` while there are devices. Held while a window comes or goes; maps and unmaps do not take it.
+    tables: Mutex<Option<Tables>>,
+}
+
+impl Spapr {
+    /// Takes over `container`, which the first group that joins gives to the sPAPR v2 driver. It is closed when this is dropped; the
+    /// kernel keeps what it maps until its last group has left.
+    ///
+    /// The first call that registers memory or touches a window binds the container to this process for good (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a fork, the child gets `EPERM`.
+    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
+        Self { door, container, tables: Mutex::default() }
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Option<Tables>> {
+        // Changed in single steps after the kernel agreed: right even after a panic elsewhere.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Spapr {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.container);
+    }
+}
+
+impl Backend for Spapr {
+    fn name(&self) -> &'static str {
+        "spapr"
+    }
+
+    fn powers(&self) -> Powers {
+        Powers { keeps: Keeps::Entries, maps_device_memory: false, host_page: self.door.host_page() }
+    }
+
+    fn is_real(&self) -> bool {
+        self.door.is_real()
+    }
+
+    fn attach_point(&self) -> AttachPoint {
+        AttachPoint::Container(self.container)
+    }
+
+    /// Its windows are those that were created. The first device ends the default window before anything makes it real.
+    fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
+        let mut tables = self.tables();
+        if devices == 0 {
+            *tables = None;
+            return Ok(Windows::default());
+        }
+        let known = match tables.take() {
+            Some(known) => known,
+            None => self.begin()?,
+        };
+        tables.insert(known).windows()
+    }
+
+    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        let mut map = MapDma {
+            argsz: MapDma::SIZE,
+            flags: map_flags(access),
+            vaddr: 0,
+            iova: range.first().get(),
+            size: memory.len().get(),
+        };
+        let mut vaddr = [Attachment { offset: offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
+        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
+        self.door.call(self.container, command)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+        // All 2^64 bytes are never asked for: no window is that large.
+        let size = range.len().map_or(0, |len| len.get());
+        let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags: 0, iova: range.first().get(), size };
+        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
+        // The kernel does not say how much it was.
+        Ok(None)
+    }
+
+    fn window_calls(&self) -> Option<&dyn WindowCalls> {
+        Some(self)
+    }
+
+    fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
+        Some(self)
+    }
+}
+
+fn map_flags(access: Access) -> u32 {
+    let read = if access.contains(Access::READ) { abi::MAP_READ } else { 0 };
+    let write = if access.contains(Access::WRITE) { abi::MAP_WRITE } else { 0 };
+    read | write
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
+    use crate::scripted::{Answer, Scripted};
+    use dmaspace_core::contract::WindowRequest;
+    use dmaspace_core::door::{self, Errno, HandleKind};
+    use dmaspace_core::{Iova, PageSize};
+    use std::num::NonZeroU64;
+    use zerocopy::FromBytes;
+
+    const INFO: &str = "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
+    const CREATE: &str = "VFIO_IOMMU_SPAPR_TCE_CREATE";
+    const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
+
+    /// A POWER9 host.
+    fn powernv(bytes: &mut [u8]) -> Result<i32, Errno> {
+        let info = TceInfo::mut_from_bytes(bytes).expect("room for the struct");
+        info.flags = abi::INFO_DDW;
+        info.dma32_window_size = 0x8000_0000;
+        info.ddw = DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 };
+        Ok(0)
+    }
+
+    fn granted_at_0(_: &mut [u8]) -> Result<i32, Errno> {
+        Ok(0)
+    }
+
+    fn granted_at_top(bytes: &mut [u8]) -> Result<i32, Errno> {
+        TceCreate::mut_from_bytes(bytes).expect("room for the struct").start_addr = 1 << 59;
+        Ok(0)
+    }
+
+    fn granted_past_the_end(bytes: &mut [u8]) -> Result<i32, Errno> {
+        TceCreate::mut_from_bytes(bytes).expect("room for the struct").start_addr = u64::MAX - 0xffff;
+        Ok(0)
+    }
+
+    fn done(_: &mut [u8]) -> Result<i32, Errno> {
+        Ok(0)
+    }
+
+    fn no_memory(_: &mut [u8]) -> Result<i32, Errno> {
+        Err(Errno::ENOMEM)
+    }
+
+    /// A container with this script, and one that has a device already.
+    fn container(script: &[Answer]) -> (Arc<Scripted>, Spapr) {
+        let door = Scripted::new(script);
+        let spapr = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+        (door, spapr)
+    }
+
+    fn started(script: &[Answer]) -> (Arc<Scripted>, Spapr) {
+        let script: Vec<Answer> = [powernv as Answer, done].iter().chain(script).copied().collect();
+        let (door, spapr) = container(&script);
+        spapr.refresh(1).expect("a host as it is");
+        door.take();
+        (door, spapr)
+    }
+
+    fn range(first: u64, len: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
+    }
+
+    fn low_window() -> WindowRequest {
+        WindowRequest { range: range(0, 1 << 30), page: PageSize::K4 }
+    }
+
+    fn memory() -> HostMemory {
+        HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2_0000).expect("not zero")).expect("no wrap")
+    }
+
+    #[test]
+    fn the_first_device_takes_back_the_default_window_and_others_ask_nothing() {
+        let (door, spapr) = container(&[powernv]);
+        assert_eq!(spapr.refresh(0), Ok(Windows::default()));
+        assert_eq!(spapr.offer(), None);
+        assert_eq!(spapr.refresh(1), Ok(Windows::default()));
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [INFO, REMOVE]);
+        assert_eq!(TceRemove::read_from_bytes(&calls[1].bytes).expect("the struct").start_addr, 0);
+        assert_eq!(spapr.offer().map(|offer| offer.slots), Some(2));
+        assert_eq!(spapr.refresh(2), Ok(Windows::default()));
+        assert_eq!(door.names(), [""; 0]);
+    }
+
+    #[test]
+    fn a_start_that_failed_is_made_again() {
+        let (door, spapr) = container(&[powernv, no_memory, powernv]);
+        assert_eq!(spapr.refresh(1).map_err(|failure| failure.errno()), Err(Some(Errno::ENOMEM)));
+        assert_eq!(spapr.offer(), None);
+        assert_eq!(spapr.refresh(1), Ok(Windows::default()));
+        assert_eq!(door.names(), [INFO, REMOVE, INFO, REMOVE]);
+    }
+
+    #[test]
+    fn windows_last_until_the_last_device_leaves() {
+        let (door, spapr) = started(&[granted_at_0, powernv]);
+        let window = spapr.create(low_window()).expect("granted");
+        assert_eq!(spapr.refresh(2).map(|windows| windows.iter().copied().collect()), Ok(vec![window]));
+        assert_eq!(spapr.refresh(0), Ok(Windows::default()));
+        assert_eq!(spapr.refresh(1), Ok(Windows::default()));
+        assert_eq!(door.names(), [CREATE, INFO, REMOVE]);
+    }
+
+    #[test]
+    fn a_window_is_removed_by_its_exact_start() {
+        let (door, spapr) = started(&[granted_at_top]);
+        let window = spapr.create(low_window()).expect("granted, if elsewhere");
+        assert_eq!(window.range, range(1 << 59, 1 << 30));
+        assert_eq!(spapr.remove(window), Ok(()));
+        let calls = door.take();
+        let create = TceCreate::read_from_bytes(&calls[0].bytes).expect("the struct");
+        assert_eq!((create.argsz, create.page_shift, create.window_size, create.levels), (40, 12, 1 << 30, 1));
+        assert_eq!(TceRemove::read_from_bytes(&calls[1].bytes).expect("the struct").start_addr, 1 << 59);
+        assert_eq!(spapr.refresh(1), Ok(Windows::default()));
+    }
+
+    #[test]
+    fn a_block_that_was_not_to_be_had_is_tried_smaller() {
+        let (door, spapr) = started(&[no_memory, granted_at_0]);
+        assert!(spapr.create(low_window()).is_ok());
+        let levels =
+            door.take().into_iter().map(|call| TceCreate::read_from_bytes(&call.bytes).expect("the struct").levels);
+        assert_eq!(levels.collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn grants_that_cannot_be_true_are_refused_and_not_remembered() {
+        let (door, spapr) = started(&[granted_at_0, granted_at_0, granted_past_the_end]);
+        let window = spapr.create(low_window()).expect("granted");
+        assert_eq!(spapr.create(low_window()), Err(Failure::malformed(CREATE, "it overlaps another window")));
+        assert_eq!(spapr.create(low_window()), Err(Failure::malformed(CREATE, "it ends past 2^64-1")));
+        assert_eq!(spapr.refresh(1).map(|windows| windows.iter().copied().collect()), Ok(vec![window]));
+        assert_eq!(door.names(), [CREATE, CREATE, CREATE]);
+    }
+
+    #[test]
+    fn a_window_that_could_not_be_removed_is_still_there() {
+        let (_, spapr) = started(&[granted_at_0, no_memory]);
+        let window = spapr.create(low_window()).expect("granted");
+        assert!(spapr.remove(window).is_err());
+        assert_eq!(spapr.refresh(1).map(|windows| windows.iter().len()), Ok(1));
+    }
+
+    #[test]
+    fn tables_are_charged_as_the_platform_does() {
+        let (_, spapr) = started(&[]);
+        assert_eq!(spapr.table_bytes(low_window()), 4096 << 10);
+        let (_, unknown) = container(&[]);
+        assert_eq!(unknown.table_bytes(low_window()), 2048 << 10);
+    }
+
+    #[test]
+    fn addresses_are_attached_and_their_fields_left_zero() {
+        let (door, spapr) = started(&[]);
+        spapr.map(range(0x1000, 0x2_0000), &memory(), Access::WRITE).expect("done");
+        spapr.register(&memory()).expect("done");
+        spapr.unregister(&memory()).expect("done");
+        assert_eq!(spapr.unmap(range(0x1000, 0x2_0000)), Ok(None));
+        let calls = door.take();
+        let map = MapDma { argsz: 32, flags: 2, vaddr: 0, iova: 0x1000, size: 0x2_0000 };
+        assert_eq!((calls[0].bytes.as_slice(), calls[0].attached.as_slice()), (map.as_bytes(), &[8][..]));
+        let span = RegisterMemory { argsz: 24, flags: 0, vaddr: 0, size: 0x2_0000 };
+        assert_eq!((calls[1].bytes.as_slice(), calls[1].attached.as_slice()), (span.as_bytes(), &[8][..]));
+        assert_eq!((calls[2].bytes.as_slice(), calls[2].attached.as_slice()), (span.as_bytes(), &[8][..]));
+        let unmap = UnmapDma { argsz: 24, flags: 0, iova: 0x1000, size: 0x2_0000 };
+        assert_eq!((calls[3].bytes.as_slice(), calls[3].attached.len()), (unmap.as_bytes(), 0));
+    }
+
+    #[test]
+    fn positive_results_are_refusals() {
+        let one: Answer = |_| Ok(1);
+        let pages: Answer = |_| Ok(128);
+        let (_, spapr) = started(&[one, one, pages]);
+        let answer = |result: Result<(), Failure>| result.expect_err("refused").answer;
+        assert_eq!(answer(spapr.map(range(0, 0x2_0000), &memory(), Access::READ)), door::Answer::Positive(1));
+        assert_eq!(answer(spapr.unmap(range(0, 0x2_0000)).map(drop)), door::Answer::Positive(1));
+        assert_eq!(answer(spapr.register(&memory())), door::Answer::Positive(128));
+    }
+
+    #[test]
+    fn dropping_it_closes_the_container_and_nothing_else() {
+        let (door, spapr) = container(&[]);
+        drop(spapr);
+        assert_eq!(door.names(), ["close"]);
+    }
+
+    #[test]
+    fn rights_are_the_devices() {
+        assert_eq!(map_flags(Access::READ), 1);
+        assert_eq!(map_flags(Access::WRITE), 2);
+        assert_eq!(map_flags(Access::READ_WRITE), 3);
+    }
+}

@@ -1,1 +1,133 @@
-//! type1
+//! VFIO type1 containers: the IOMMUs of PCs and most others, as a [`Backend`].
+//!
+//! Leans on [`dmaspace_core`] alone. [`Type1`] turns one request into one call on a container that the façade crate opened and a
+//! group has joined; checking and remembering is [`dmaspace_core`]'s. Beside it stand the numbers and structs: [`abi`] for what is
+//! type1's, [`vfio`] for what every VFIO container, group and device understands.
+//!
+//! Windows are fixed, but not for ever: each device that joins may take ranges and page sizes away, each that leaves may give
+//! some back (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions of type1 are served. The older one
+//! unmaps a mapping that is only touched; since whole mappings are all that is ever unmapped here, nobody sees the difference.
+
+pub mod abi;
+pub mod chain;
+pub mod info;
+pub mod vfio;
+
+use std::sync::Arc;
+
+use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use zerocopy::IntoBytes;
+
+use abi::{MapDma, UnmapDma};
+use info::Offer;
+
+/// A type1 container.
+#[derive(Debug)]
+pub struct Type1 {
+    door: Arc<dyn Door>,
+    container: Handle,
+}
+
+impl Type1 {
+    /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is closed when this is
+    /// dropped; the kernel keeps what it maps until its last group has left.
+    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
+        Self { door, container }
+    }
+
+    fn offer(&self) -> Result<Offer, Failure> {
+        info::gather(|reply| self.door.call(self.container, Command::with_bytes(abi::GET_INFO, reply)))
+    }
+}
+
+impl Drop for Type1 {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.container);
+    }
+}
+
+impl Backend for Type1 {
+    fn name(&self) -> &'static str {
+        "type1"
+    }
+
+    /// Another device's memory can be mapped, unless iommufd stands in for the container: it says `EFAULT` then (linux:
+    /// drivers/iommu/iommufd/vfio_compat.c).
+    fn powers(&self) -> Powers {
+        Powers { keeps: Keeps::Mappings, maps_device_memory: true, host_page: self.door.host_page() }
+    }
+
+    fn mappings_left(&self) -> Option<u64> {
+        self.offer().ok()?.mappings_left
+    }
+
+    fn is_real(&self) -> bool {
+        self.door.is_real()
+    }
+
+    fn attach_point(&self) -> AttachPoint {
+        AttachPoint::Container(self.container)
+    }
+
+    fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
+        // Without a group the container has no driver that could answer.
+        if devices == 0 { Ok(Windows::default()) } else { Ok(self.offer()?.windows) }
+    }
+
+    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        let mut map = MapDma {
+            argsz: MapDma::SIZE,
+            flags: map_flags(access),
+            vaddr: 0,
+            iova: range.first().get(),
+            size: memory.len().get(),
+        };
+        let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
+        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
+        self.door.call(self.container, command)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+        let mut unmap = unmap_of(range);
+        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
+        Ok(Some(unmap.size))
+    }
+}
+
+fn map_flags(access: Access) -> u32 {
+    let read = if access.contains(Access::READ) { abi::MAP_READ } else { 0 };
+    let write = if access.contains(Access::WRITE) { abi::MAP_WRITE } else { 0 };
+    read | write
+}
+
+fn unmap_of(range: IovaRange) -> UnmapDma {
+    let all = UnmapDma { argsz: UnmapDma::SIZE, flags: abi::UNMAP_ALL, iova: 0, size: 0 };
+    match range.len() {
+        Some(len) => UnmapDma { flags: 0, iova: range.first().get(), size: len.get(), ..all },
+        // All 2^64 bytes do not fit the field; there is a flag for them.
+        None => all,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmaspace_core::Iova;
+
+    #[test]
+    fn rights_are_the_devices() {
+        assert_eq!(map_flags(Access::READ), 1);
+        assert_eq!(map_flags(Access::WRITE), 2);
+        assert_eq!(map_flags(Access::READ_WRITE), 3);
+    }
+
+    #[test]
+    fn the_last_page_is_named_by_its_length_and_everything_by_a_flag() {
+        let top = IovaRange::with_len(Iova::new(0xffff_ffff_ffff_f000), 0x1000).expect("the last page");
+        assert_eq!(unmap_of(top), UnmapDma { argsz: 24, flags: 0, iova: 0xffff_ffff_ffff_f000, size: 0x1000 });
+        assert_eq!(unmap_of(IovaRange::all()), UnmapDma { argsz: 24, flags: 2, iova: 0, size: 0 });
+    }
+}

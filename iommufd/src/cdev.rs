@@ -1,0 +1,196 @@
+//! VFIO devices that have a node of their own (`/dev/vfio/devices/vfio<n>`).
+//!
+//! A device is *bound* to one iommufd, once, for as long as its descriptor is open; there is no unbinding. Bound, it can be attached
+//! to the address spaces of that iommufd, one at a time.
+
+use std::mem::offset_of;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dmaspace_core::contract::{AttachPoint, Attachable};
+use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
+use zerocopy::IntoBytes;
+
+use crate::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
+
+/// A VFIO device with a node of its own.
+///
+/// Nothing but binding works before the first attach (linux: drivers/vfio/vfio_main.c, vfio_device_fops_unl_ioctl). What needs KVM at
+/// that moment must have been told before: the device's descriptor is added to KVM's VFIO device first (linux:
+/// Documentation/virt/kvm/devices/vfio.rst).
+#[derive(Debug)]
+pub struct Cdev {
+    door: Arc<dyn Door>,
+    device: Handle,
+    name: String,
+    place: Mutex<Place>,
+}
+
+/// Where a device is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    /// The iommufd it is bound to.
+    iommufd: Option<Handle>,
+    /// The address space it is attached to.
+    ioas: Option<u32>,
+}
+
+impl Cdev {
+    /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached and unbound.
+    pub fn new(door: Arc<dyn Door>, device: Handle, name: impl Into<String>) -> Self {
+        Self { door, device, name: name.into(), place: Mutex::default() }
+    }
+
+    /// The device's handle, for its regions and interrupts.
+    pub fn device(&self) -> Handle {
+        self.device
+    }
+
+    fn bind(&self, iommufd: Handle) -> Result<(), Failure> {
+        let mut bind = BindIommufd { argsz: BindIommufd::SIZE, ..BindIommufd::default() };
+        let mut descriptor = [Attachment { offset: offset_of!(BindIommufd, iommufd), what: Attached::Handle(iommufd) }];
+        let command = Command::with_bytes(abi::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
+        self.door.call(self.device, command.attaching(&mut descriptor))
+    }
+
+    fn attach(&self, ioas: u32) -> Result<(), Failure> {
+        let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: ioas, ..AttachIommufdPt::default() };
+        self.door.call(self.device, Command::with_bytes(abi::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
+    }
+
+    fn detach(&self) -> Result<(), Failure> {
+        let mut detach = DetachIommufdPt { argsz: DetachIommufdPt::SIZE, ..DetachIommufdPt::default() };
+        self.door.call(self.device, Command::with_bytes(abi::DEVICE_DETACH_IOMMUFD_PT, detach.as_mut_bytes()))
+    }
+}
+
+impl Drop for Cdev {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.device);
+    }
+}
+
+impl Attachable for Cdev {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the device without
+    /// a word, and the space it came from would not know. A device that is bound to another iommufd is the kernel's to refuse (`EINVAL`).
+    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
+        let (iommufd, ioas) = ioas_of(point, abi::DEVICE_ATTACH_IOMMUFD_PT)?;
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.ioas.is_some() {
+            return Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY));
+        }
+        if place.iommufd != Some(iommufd) {
+            self.bind(iommufd)?;
+            place.iommufd = Some(iommufd);
+        }
+        self.attach(ioas)?;
+        place.ioas = Some(ioas);
+        Ok(())
+    }
+
+    /// Detaches from that address space and no other: `ENOENT` when it is not attached there.
+    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
+        let (iommufd, ioas) = ioas_of(point, abi::DEVICE_DETACH_IOMMUFD_PT)?;
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if (place.iommufd, place.ioas) != (Some(iommufd), Some(ioas)) {
+            return Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT));
+        }
+        self.detach()?;
+        place.ioas = None;
+        Ok(())
+    }
+}
+
+/// The address space to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not know as one.
+fn ioas_of(point: AttachPoint, request: Request) -> Result<(Handle, u32), Failure> {
+    match point {
+        AttachPoint::Ioas { iommufd, ioas } => Ok((iommufd, ioas)),
+        AttachPoint::Container(_) => Err(refusal(request, Errno::EINVAL)),
+    }
+}
+
+fn refusal(request: Request, errno: Errno) -> Failure {
+    Failure { call: request.name, answer: Answer::Errno(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::Scripted;
+    use dmaspace_core::door::HandleKind;
+
+    const BIND: &str = "VFIO_DEVICE_BIND_IOMMUFD";
+    const ATTACH: &str = "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
+    const DETACH: &str = "VFIO_DEVICE_DETACH_IOMMUFD_PT";
+
+    const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
+    const FIRST: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 7 };
+    const SECOND: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 8 };
+
+    fn device(script: &[crate::scripted::Answer]) -> (Arc<Scripted>, Cdev) {
+        let door = Scripted::new(script);
+        let device = Cdev::new(door.clone(), Handle::new(2, HandleKind::Device), "0000:01:00.0");
+        (door, device)
+    }
+
+    #[test]
+    fn a_device_is_bound_once_and_attached_where_it_is_told() {
+        let (door, device) = device(&[]);
+        device.attach_to(FIRST).expect("attached");
+        device.detach_from(FIRST).expect("detached");
+        device.attach_to(SECOND).expect("attached");
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, ATTACH, DETACH, ATTACH]);
+        let bind = BindIommufd { argsz: 24, ..BindIommufd::default() };
+        assert_eq!((calls[0].bytes.as_slice(), calls[0].attached.as_slice()), (bind.as_bytes(), &[8][..]));
+        let attach = AttachIommufdPt { argsz: 16, flags: 0, pt_id: 8, pasid: 0 };
+        assert_eq!((calls[3].bytes.as_slice(), calls[3].attached.len()), (attach.as_bytes(), 0));
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_attached_stays_bound() {
+        let (door, device) = device(&[|_| Ok(0), |_| Err(Errno::EADDRINUSE)]);
+        assert_eq!(device.attach_to(FIRST).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
+        device.attach_to(SECOND).expect("attached");
+        assert_eq!(door.names(), [BIND, ATTACH, ATTACH]);
+    }
+
+    #[test]
+    fn a_device_that_could_not_be_bound_is_bound_the_next_time() {
+        let (door, device) = device(&[|_| Err(Errno::EPERM)]);
+        assert_eq!(device.attach_to(FIRST).map_err(|failure| failure.errno()), Err(Some(Errno::EPERM)));
+        device.attach_to(FIRST).expect("attached");
+        assert_eq!(door.names(), [BIND, BIND, ATTACH]);
+    }
+
+    #[test]
+    fn a_device_is_not_moved_under_the_feet_of_the_space_it_is_in() {
+        let (door, device) = device(&[]);
+        device.attach_to(FIRST).expect("attached");
+        door.take();
+        assert_eq!(device.attach_to(SECOND), Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
+        assert_eq!(device.detach_from(SECOND), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
+        assert_eq!(door.names(), [""; 0]);
+        device.detach_from(FIRST).expect("it is still there");
+    }
+
+    #[test]
+    fn a_container_is_no_place_for_it() {
+        let (door, device) = device(&[]);
+        let container = AttachPoint::Container(Handle::new(3, HandleKind::Container));
+        assert_eq!(device.attach_to(container), Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
+        assert_eq!(device.detach_from(container), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::EINVAL)));
+        assert_eq!(door.names(), [""; 0]);
+    }
+
+    #[test]
+    fn dropping_it_closes_it() {
+        let (door, device) = device(&[]);
+        drop(device);
+        assert_eq!(door.names(), ["close"]);
+    }
+}

@@ -1,0 +1,82 @@
+//! `/dev/iommu` and the objects in it, as values that are destroyed when they are dropped.
+//!
+//! Objects lean on each other (an address space is in use while a device is attached, a page table leans on its address space) and
+//! the kernel destroys none that is in use. So whoever holds several declares them in the order in which they must go: fields are
+//! dropped from top to bottom. The iommufd itself is closed when the last object in it is gone.
+
+use std::sync::Arc;
+
+use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use zerocopy::IntoBytes;
+
+use crate::abi::{self, Destroy, IoasAlloc};
+
+/// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
+///
+/// Address spaces of one iommufd can share what they pin, and a device bound to it can move from one to another. One user's address
+/// spaces share the limit on locked memory whether or not they share this.
+#[derive(Debug)]
+pub struct Iommufd {
+    door: Arc<dyn Door>,
+    handle: Handle,
+}
+
+impl Iommufd {
+    /// Takes over `handle`.
+    pub fn new(door: Arc<dyn Door>, handle: Handle) -> Arc<Self> {
+        Arc::new(Self { door, handle })
+    }
+
+    /// The handle, for binding devices.
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// What it was opened through.
+    pub fn door(&self) -> &dyn Door {
+        &*self.door
+    }
+
+    pub(crate) fn call(&self, command: Command<'_>) -> Result<(), Failure> {
+        self.door.call(self.handle, command)
+    }
+}
+
+impl Drop for Iommufd {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.handle);
+    }
+}
+
+/// An object of an iommufd, destroyed when dropped.
+#[derive(Debug)]
+pub(crate) struct Object {
+    id: u32,
+    iommufd: Arc<Iommufd>,
+}
+
+impl Object {
+    /// Makes an address space.
+    pub(crate) fn new_ioas(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
+        let mut alloc = IoasAlloc { size: IoasAlloc::SIZE, ..IoasAlloc::default() };
+        iommufd.call(Command::with_bytes(abi::IOAS_ALLOC, alloc.as_mut_bytes()))?;
+        Ok(Self { id: alloc.out_ioas_id, iommufd })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(crate) fn iommufd(&self) -> &Arc<Iommufd> {
+        &self.iommufd
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
+        // Refused while a device is attached to it; closing the iommufd ends it then.
+        let _ = self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes()));
+    }
+}

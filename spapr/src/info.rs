@@ -1,0 +1,122 @@
+//! What an sPAPR container says of its platform: a struct in, facts out, no descriptor in sight.
+
+use dmaspace_core::contract::WindowOffer;
+use dmaspace_core::{Iova, PageSize, PageSizes};
+
+use crate::abi::{self, TceInfo};
+
+/// What the platform can do, as the first group that joined tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// Where the first slot's window begins.
+    first_start: Iova,
+    /// The pages a window can be made of.
+    page_sizes: PageSizes,
+    /// How many windows there can be at once.
+    slots: usize,
+    /// How many levels a table can have.
+    levels: u32,
+}
+
+/// What a container keeps at most (linux: arch/powerpc/include/asm/iommu.h, IOMMU_TABLE_GROUP_MAX_TABLES). A pseries host that could
+/// not ask its firmware claims 2^32-1.
+const MOST_SLOTS: u32 = 2;
+
+/// Where the second slot's window begins on powernv (linux: arch/powerpc/platforms/powernv/pci-ioda.c,
+/// pnv_pci_ioda2_create_table), and where a pseries host's firmware usually puts it.
+const SECOND_START: Iova = Iova::new(1 << 59);
+
+/// The largest page that works: from 2^31 on the kernel's own page masks overflow (linux: arch/powerpc/include/asm/iommu.h,
+/// IOMMU_PAGE_MASK).
+const LARGEST_PAGE: PageSize = PageSize::G1;
+
+impl Platform {
+    /// Reads a reply.
+    ///
+    /// # Errors
+    /// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
+    pub fn parse(info: &TceInfo) -> Result<Self, &'static str> {
+        if info.flags & abi::INFO_DDW == 0 {
+            return Err("a v2 container whose windows cannot be created");
+        }
+        if info.ddw.max_dynamic_windows_supported == 0 {
+            return Err("a v2 container that can have no window");
+        }
+        let page_sizes = PageSizes::from_mask(info.ddw.pgsizes).and_then(|sizes| sizes.up_to(LARGEST_PAGE));
+        Ok(Self {
+            first_start: Iova::new(u64::from(info.dma32_window_start)),
+            page_sizes: page_sizes.ok_or("it names no page a window could be made of")?,
+            slots: info.ddw.max_dynamic_windows_supported.min(MOST_SLOTS) as usize,
+            levels: info.ddw.levels,
+        })
+    }
+
+    /// How many levels a table can have: 5 on powernv, 1 on pseries.
+    pub fn levels(&self) -> u32 {
+        self.levels
+    }
+
+    /// What windows can be created. A platform with one slot may put its window at either start.
+    pub fn offer(&self) -> WindowOffer {
+        WindowOffer { page_sizes: self.page_sizes, slots: self.slots, starts: vec![self.first_start, SECOND_START] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::DdwInfo;
+
+    /// A POWER9 host: 4K 64K 2M 1G.
+    fn powernv() -> TceInfo {
+        TceInfo {
+            argsz: TceInfo::SIZE,
+            flags: abi::INFO_DDW,
+            dma32_window_start: 0,
+            dma32_window_size: 0x8000_0000,
+            ddw: DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 },
+        }
+    }
+
+    fn changed(change: fn(&mut TceInfo)) -> Result<Platform, &'static str> {
+        let mut info = powernv();
+        change(&mut info);
+        Platform::parse(&info)
+    }
+
+    #[test]
+    fn powernv_offers_two_windows_where_its_slots_are() {
+        let platform = changed(|_| {}).expect("a host as it is");
+        let offer = platform.offer();
+        assert_eq!(offer.page_sizes.to_string(), "4K 64K 2M 1G");
+        assert_eq!(offer.slots, 2);
+        assert_eq!(offer.starts, [Iova::new(0), Iova::new(1 << 59)]);
+        assert_eq!(platform.levels(), 5);
+    }
+
+    #[test]
+    fn a_count_of_windows_that_firmware_did_not_tell_is_not_believed() {
+        let slots = |count: fn(&mut TceInfo)| changed(count).map(|platform| platform.offer().slots);
+        assert_eq!(slots(|info| info.ddw.max_dynamic_windows_supported = u32::MAX), Ok(2));
+        assert_eq!(slots(|info| info.ddw.max_dynamic_windows_supported = 1), Ok(1));
+    }
+
+    #[test]
+    fn pages_the_kernel_stumbles_over_are_not_offered() {
+        let with_16g = changed(|info| info.ddw.pgsizes |= 1 << 34).expect("smaller ones are there");
+        assert_eq!(with_16g.offer().page_sizes.to_string(), "4K 64K 2M 1G");
+    }
+
+    #[test]
+    fn replies_that_cannot_be_true_are_refused() {
+        let table: [(fn(&mut TceInfo), _); 4] = [
+            (|info| info.flags = 0, "a v2 container whose windows cannot be created"),
+            (|info| info.ddw.max_dynamic_windows_supported = 0, "a v2 container that can have no window"),
+            (|info| info.ddw.pgsizes = 0, "it names no page a window could be made of"),
+            (|info| info.ddw.pgsizes = 1 << 34, "it names no page a window could be made of"),
+        ];
+        for (change, why) in table {
+            assert_eq!(changed(change), Err(why));
+        }
+    }
+}

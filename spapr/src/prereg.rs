@@ -1,0 +1,40 @@
+//! Registering memory, which POWER wants before it maps ([`RegistrationCalls`]).
+//!
+//! Registration is where the kernel pins and charges; maps and unmaps after it are free of both. Three things it does not do well
+//! are the caller's to avoid, because only the caller has an index:
+//! - unregistering memory that a table entry still points to succeeds, and leaks the pins (linux:
+//!   drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_unregister_pages);
+//! - registrations belong to the process: one that overlaps another, of whatever container, is refused only after pinning (linux:
+//!   arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc);
+//! - a map that meets an unregistration ends early and says nothing (tce_iommu_build_v2).
+//!
+//! A fourth is caught here: registering over a hole answers with the number of pages before it, a positive number, and
+//! registers nothing.
+
+use std::mem::offset_of;
+
+use dmaspace_core::HostMemory;
+use dmaspace_core::backend::RegistrationCalls;
+use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel, Request};
+use zerocopy::IntoBytes;
+
+use crate::Spapr;
+use crate::abi::{self, RegisterMemory};
+
+impl RegistrationCalls for Spapr {
+    fn register(&self, memory: &HostMemory) -> Result<(), Failure> {
+        self.call_about(abi::REGISTER_MEMORY, memory)
+    }
+
+    fn unregister(&self, memory: &HostMemory) -> Result<(), Failure> {
+        self.call_about(abi::UNREGISTER_MEMORY, memory)
+    }
+}
+
+impl Spapr {
+    fn call_about(&self, request: Request, memory: &HostMemory) -> Result<(), Failure> {
+        let mut span = RegisterMemory { argsz: RegisterMemory::SIZE, flags: 0, vaddr: 0, size: memory.len().get() };
+        let mut vaddr = [Attachment { offset: offset_of!(RegisterMemory, vaddr), what: Attached::Memory(memory) }];
+        self.door.call(self.container, Command::with_bytes(request, span.as_mut_bytes()).attaching(&mut vaddr))
+    }
+}

@@ -1,0 +1,244 @@
+//! TCE tables: how many levels, how large, how much locked memory. Arithmetic without a descriptor in sight.
+//!
+//! A window's table has one entry of 8 bytes for each of its pages. It can be one block, or a tree of *levels* whose blocks are
+//! smaller; the caller says how many levels and the kernel divides the entries evenly between them. A table gets as many levels as
+//! keep its blocks within a size that every kernel can allocate in principle, and more if such a block was not to be had: on a host
+//! that has been up for a while, large ones are rare.
+//!
+//! # Failed attempts cost
+//! The kernel charges a table before it allocates it and does not take the charge back when that fails (linux:
+//! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table): the process loses that much of its limit for good. So
+//! an attempt is made only where it can end differently from the one before: with smaller blocks, and within what the platform
+//! accepts. On a pseries host that is one attempt: it refuses every number of levels but one, having charged 4 GiB (linux:
+//! arch/powerpc/platforms/pseries/iommu.c, spapr_tce_get_table_size).
+//!
+//! Numbers are u128 where a table could outgrow 64 bits: windows of 2^63 bytes in pages of one byte are asked for by nobody, and
+//! must not wrap.
+
+use dmaspace_core::PageSize;
+use dmaspace_core::door::{Errno, Failure};
+
+/// The table of a window that may be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The number of entries, as a power of two, rounded up.
+    entries_shift: u32,
+    /// The page of the window.
+    page: PageSize,
+    /// The page of the host, which no block is smaller than.
+    host_page: PageSize,
+    /// The most levels the platform says it takes.
+    most_levels: u32,
+}
+
+/// The bytes of an entry, as a power of two.
+const ENTRY_SHIFT: u32 = 3;
+
+/// Blocks of up to 2^8 host pages can be allocated on every kernel: the lowest limit of any (linux: arch/powerpc/Kconfig,
+/// ARCH_FORCE_MAX_ORDER).
+const BLOCK_PAGES_SHIFT: u32 = 8;
+
+/// powernv refuses, once it has charged it, a table whose levels if all were full would span 2^55 bytes of bus addresses or more
+/// (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_pci_ioda2_table_alloc_pages).
+const SPAN_SHIFT: u32 = 55;
+
+impl Table {
+    /// The table of a window of `window` bytes (0 stands for 2^64) in pages of `page`, on a host with pages of `host_page` and tables
+    /// of up to `most_levels`.
+    pub fn new(window: u64, page: PageSize, host_page: PageSize, most_levels: u32) -> Self {
+        // A window smaller than its page is the kernel's to refuse.
+        let entries_shift = window_shift(window).saturating_sub(page.shift());
+        // A platform that says nothing takes one level.
+        Self { entries_shift, page, host_page, most_levels: most_levels.max(1) }
+    }
+
+    /// Makes `attempt` with a number of levels, and with more where that can help, until one is accepted.
+    ///
+    /// Only `ENOMEM` leads on. It has two meanings that cannot be told apart: no block of that size, where smaller ones help;
+    /// and the limit on locked memory, where nothing was charged and another attempt costs nothing either.
+    ///
+    /// # Errors
+    /// What the last attempt said.
+    pub fn try_levels<T>(self, mut attempt: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure> {
+        let mut result = attempt(self.first_levels());
+        for levels in self.more_levels() {
+            match &result {
+                Err(failure) if failure.errno() == Some(Errno::ENOMEM) => result = attempt(levels),
+                _ => break,
+            }
+        }
+        result
+    }
+
+    /// As many levels as keep blocks within [`BLOCK_PAGES_SHIFT`], or as the platform takes.
+    fn first_levels(self) -> u32 {
+        let block_shift = self.host_page.shift() + BLOCK_PAGES_SHIFT;
+        let table_shift = self.entries_shift + ENTRY_SHIFT;
+        table_shift.div_ceil(block_shift).clamp(1, self.most_levels)
+    }
+
+    /// The numbers above the first whose blocks are smaller than those of the number before, and that the platform accepts.
+    fn more_levels(self) -> impl Iterator<Item = u32> {
+        (self.first_levels() + 1..=self.most_levels)
+            .take_while(move |levels| self.block_shift(*levels) < self.block_shift(levels - 1))
+            .take_while(move |levels| self.is_in_span(*levels))
+    }
+
+    /// The bytes of one block, as a power of two.
+    fn block_shift(self, levels: u32) -> u32 {
+        (self.entries_shift.div_ceil(levels) + ENTRY_SHIFT).max(self.host_page.shift())
+    }
+
+    fn is_in_span(self, levels: u32) -> bool {
+        (self.block_shift(levels) - ENTRY_SHIFT) * levels + self.page.shift() < SPAN_SHIFT
+    }
+
+    /// The bytes of locked memory that the kernel charges for it at the first attempt.
+    pub fn charge(self) -> u64 {
+        let charge = if self.most_levels == 1 { self.one_block() } else { self.tree(self.first_levels()) };
+        u64::try_from(charge).unwrap_or(u64::MAX)
+    }
+
+    /// What a pseries host charges: the table, which lives in the firmware (linux: arch/powerpc/platforms/pseries/iommu.c,
+    /// spapr_tce_get_table_size).
+    fn one_block(self) -> u128 {
+        1 << (self.entries_shift + ENTRY_SHIFT)
+    }
+
+    /// What a powernv host charges: all blocks of all levels, as if each level were full, and the same again for the addresses in the
+    /// process (linux: arch/powerpc/platforms/powernv/pci-ioda.c, pnv_pci_ioda2_get_table_size).
+    fn tree(self, levels: u32) -> u128 {
+        const SMALLEST: u128 = 0x1000;
+        let block = 1u128 << self.block_shift(levels);
+        let mut level = self.one_block().max(SMALLEST);
+        let mut bytes = 0;
+        for _ in 0..levels {
+            bytes += level.next_multiple_of(block);
+            // One entry in the level above for each block in this one.
+            level = ((level / block) << ENTRY_SHIFT).max(block);
+        }
+        2 * bytes
+    }
+}
+
+/// The power of two that is `window` or next above it; 0 stands for 2^64.
+fn window_shift(window: u64) -> u32 {
+    match window.checked_sub(1) {
+        Some(last) => u64::BITS - last.leading_zeros(),
+        None => u64::BITS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmaspace_core::door::Answer;
+
+    const GIB: u64 = 1 << 30;
+    const TIB: u64 = 1 << 40;
+    const KIB: u64 = 1 << 10;
+
+    /// powernv's number (linux: arch/powerpc/platforms/powernv/pci.h, POWERNV_IOMMU_MAX_LEVELS).
+    const POWERNV: u32 = 5;
+    const PSERIES: u32 = 1;
+
+    fn attempts(table: Table, errno: Errno) -> Vec<u32> {
+        let mut attempts = Vec::new();
+        let result: Result<(), _> = table.try_levels(|levels| {
+            attempts.push(levels);
+            Err(Failure { call: "VFIO_IOMMU_SPAPR_TCE_CREATE", answer: Answer::Errno(errno) })
+        });
+        result.expect_err("every attempt fails");
+        attempts
+    }
+
+    /// Window, its page, the host's page; the attempts and the charge in KiB.
+    type Row = (u64, PageSize, PageSize, &'static [u32], u64);
+
+    const POWERNV_TABLES: [Row; 18] = [
+        // A host with pages of 64K.
+        (GIB, PageSize::K4, PageSize::K64, &[1, 2], 4096),
+        (2 * GIB, PageSize::K4, PageSize::K64, &[1, 2], 8192),
+        (64 * GIB, PageSize::K64, PageSize::K64, &[1, 2], 16_384),
+        (64 * GIB, PageSize::K4, PageSize::K64, &[2], 262_272),
+        (256 * GIB, PageSize::K64, PageSize::K64, &[2], 65_664),
+        (512 * GIB, PageSize::M2, PageSize::K64, &[1, 2], 4096),
+        (TIB, PageSize::K64, PageSize::K64, &[2], 262_272),
+        // A third level would span 2^55 bytes, which is refused.
+        (16 * TIB, PageSize::K64, PageSize::K64, &[2], 4_194_560),
+        // QEMU counts the entries in 32 bits: none.
+        (16 * TIB, PageSize::K4, PageSize::K64, &[2, 3], 67_109_888),
+        // A host with pages of 4K.
+        (GIB, PageSize::K4, PageSize::K4, &[2], 4104),
+        (2 * GIB, PageSize::K4, PageSize::K4, &[2, 3], 8208),
+        (64 * GIB, PageSize::K64, PageSize::K4, &[2, 3], 16_400),
+        (64 * GIB, PageSize::K4, PageSize::K4, &[2, 3], 262_208),
+        (256 * GIB, PageSize::K64, PageSize::K4, &[2, 3], 65_568),
+        (512 * GIB, PageSize::M2, PageSize::K4, &[2], 4104),
+        (TIB, PageSize::K64, PageSize::K4, &[2, 3], 262_208),
+        (16 * TIB, PageSize::K64, PageSize::K4, &[2, 3, 4], 4_194_560),
+        (16 * TIB, PageSize::K4, PageSize::K4, &[2, 3, 4], 67_109_888),
+    ];
+
+    #[test]
+    fn powernv_tables_have_the_levels_and_the_charge_the_kernel_computes() {
+        for (window, page, host_page, levels, kib) in POWERNV_TABLES {
+            let table = Table::new(window, page, host_page, POWERNV);
+            assert_eq!(attempts(table, Errno::ENOMEM), levels, "{table:?}");
+            assert_eq!(table.charge(), kib * KIB, "{table:?}");
+        }
+    }
+
+    #[test]
+    fn pseries_tables_are_tried_with_one_level_only_and_charged_once() {
+        for (window, page, bytes) in [(GIB, PageSize::K4, 2048 * KIB), (16 * TIB, PageSize::K64, 2 * GIB)] {
+            for host_page in [PageSize::K4, PageSize::K64] {
+                let table = Table::new(window, page, host_page, PSERIES);
+                assert_eq!(attempts(table, Errno::ENOMEM), [1]);
+                assert_eq!(table.charge(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_platform_that_names_no_levels_takes_one() {
+        assert_eq!(attempts(Table::new(GIB, PageSize::K4, PageSize::K4, 0), Errno::ENOMEM), [1]);
+    }
+
+    #[test]
+    fn only_a_lack_of_memory_leads_to_another_attempt() {
+        let table = Table::new(64 * GIB, PageSize::K64, PageSize::K64, POWERNV);
+        for errno in [Errno::EINVAL, Errno::ENOSPC, Errno::EPERM, Errno::ENXIO, Errno::ENODEV] {
+            assert_eq!(attempts(table, errno), [1]);
+        }
+    }
+
+    #[test]
+    fn the_first_attempt_that_succeeds_is_the_last() {
+        let table = Table::new(64 * GIB, PageSize::K64, PageSize::K64, POWERNV);
+        assert_eq!(table.try_levels(Ok), Ok(1));
+    }
+
+    #[test]
+    fn nothing_wraps_at_the_edges() {
+        let smallest = PageSize::from_shift(0).expect("a page of one byte");
+        for window in [0, 1, 8, 1 << 63, u64::MAX] {
+            for page in [smallest, PageSize::K4, PageSize::G1] {
+                for most_levels in [0, PSERIES, POWERNV, u32::MAX] {
+                    let table = Table::new(window, page, PageSize::K64, most_levels);
+                    let attempts = attempts(table, Errno::ENOMEM);
+                    assert!((1..=POWERNV as usize).contains(&attempts.len()), "{table:?}: {attempts:?}");
+                    assert!(table.charge() >= 8);
+                }
+            }
+        }
+        let largest = Table::new(0, smallest, PageSize::K64, POWERNV);
+        assert_eq!(largest.charge(), u64::MAX);
+    }
+
+    #[test]
+    fn a_window_below_the_least_table_is_charged_a_page() {
+        assert_eq!(Table::new(0x1_0000, PageSize::K64, PageSize::K64, POWERNV).charge(), 128 * KIB);
+        assert_eq!(Table::new(0x1_0000, PageSize::K64, PageSize::K4, POWERNV).charge(), 8 * KIB);
+    }
+}

@@ -1,0 +1,367 @@
+//! What a type1 container says it offers: bytes in, facts out, no descriptor in sight.
+//!
+//! The call is made with a buffer, and made again with a larger one for as long as the kernel says that its capabilities do not fit:
+//! attaching a device between two calls makes them grow. A reply is not believed; what cannot be true is an error, what can be put
+//! right (the order of ranges, overlaps) is put right.
+
+use dmaspace_core::door::Failure;
+use dmaspace_core::{Iova, IovaRange, PageSizes, Windows};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan};
+use crate::chain::{self, Capability};
+
+/// What a container offers at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The ranges that can be mapped, in which pages.
+    pub windows: Windows,
+    /// How many mappings the kernel still takes, where it says so.
+    pub mappings_left: Option<u64>,
+}
+
+/// What a reply amounts to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Everything is there.
+    Complete(Offer),
+    /// The capabilities did not fit: ask again with this many bytes.
+    Needs(usize),
+}
+
+/// What the first question brings along: room for a dozen ranges.
+const FIRST_SIZE: usize = 320;
+/// No list of ranges is that long: 65,536 of them.
+const LARGEST_SIZE: usize = 1 << 20;
+/// How often a list that keeps growing is asked for.
+const ATTEMPTS: usize = 8;
+
+/// The least of [`Info`] that every kernel fills: those before capabilities end there.
+const OLDEST_INFO: usize = std::mem::offset_of!(Info, cap_offset);
+
+/// Asks, with growing buffers, until everything fits. `ask` makes one call with the buffer it is given.
+///
+/// # Errors
+/// What `ask` says, or a reply that cannot be true.
+pub fn gather(mut ask: impl FnMut(&mut [u8]) -> Result<(), Failure>) -> Result<Offer, Failure> {
+    let mut size = FIRST_SIZE;
+    for _ in 0..ATTEMPTS {
+        let mut reply = question(size);
+        ask(&mut reply)?;
+        match parse(&reply).map_err(malformed)? {
+            Reply::Complete(offer) => return Ok(offer),
+            Reply::Needs(more) if more > LARGEST_SIZE => return Err(malformed("it wants an absurdly large buffer")),
+            Reply::Needs(more) => size = more,
+        }
+    }
+    Err(malformed("it wants a larger buffer every time"))
+}
+
+fn malformed(why: &'static str) -> Failure {
+    Failure::malformed(abi::GET_INFO.name, why)
+}
+
+/// A buffer of `size` bytes that says so.
+fn question(size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    let info = Info { argsz: u32::try_from(size).unwrap_or(u32::MAX), ..Info::default() };
+    // A buffer too small for the struct stays zero: the kernel then refuses it.
+    let _ = info.write_to_prefix(&mut bytes);
+    bytes
+}
+
+/// Reads a reply: the whole buffer, as the kernel left it.
+///
+/// # Errors
+/// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
+pub fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
+    let (info, _) = Info::read_from_prefix(reply).map_err(|_| "it is shorter than its own struct")?;
+    let claimed = usize::try_from(info.argsz).unwrap_or(usize::MAX);
+    if claimed < OLDEST_INFO {
+        return Err("it claims to be shorter than its own struct");
+    }
+    // A kernel that found room for everything leaves `argsz` alone, or writes what it used.
+    let Some(used) = reply.get(..claimed) else { return Ok(Reply::Needs(claimed)) };
+    offer(&info, used).map(Reply::Complete)
+}
+
+fn offer(info: &Info, used: &[u8]) -> Result<Offer, &'static str> {
+    let capabilities = if info.flags & abi::INFO_CAPABILITIES == 0 {
+        Vec::new()
+    } else if info.cap_offset == 0 {
+        return Err("it has capabilities and room for them, but does not say where they are");
+    } else {
+        chain::capabilities(used, size_of::<Info>(), info.cap_offset)?
+    };
+    let page_sizes = if info.flags & abi::INFO_PAGE_SIZES == 0 { 0 } else { info.iova_pgsizes };
+    let page_sizes = PageSizes::from_mask(page_sizes).ok_or("it names no page size")?;
+    let ranges = match find(&capabilities, abi::CAP_IOVA_RANGE) {
+        Some(capability) => ranges(capability)?,
+        // Only emulated devices, or a kernel that does not say: any range can be tried.
+        None => vec![IovaRange::all()],
+    };
+    let mappings_left = find(&capabilities, abi::CAP_DMA_AVAIL).map(mappings_left).transpose()?;
+    Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left })
+}
+
+fn find<'c, 'a>(capabilities: &'c [Capability<'a>], id: u16) -> Option<&'c Capability<'a>> {
+    capabilities.iter().find(|capability| capability.header.id == id)
+}
+
+fn ranges(capability: &Capability<'_>) -> Result<Vec<IovaRange>, &'static str> {
+    const CUT: &str = "its list of ranges is cut off";
+    let (head, mut rest) = IovaRanges::read_from_prefix(capability.bytes).map_err(|_| CUT)?;
+    let count = usize::try_from(head.nr_iovas).unwrap_or(usize::MAX);
+    if count == 0 {
+        return Err("its list of ranges is empty");
+    }
+    if count > rest.len() / size_of::<IovaSpan>() {
+        return Err(CUT);
+    }
+    let mut ranges = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (span, after) = IovaSpan::read_from_prefix(rest).map_err(|_| CUT)?;
+        let range = IovaRange::new(Iova::new(span.start), Iova::new(span.end));
+        ranges.push(range.map_err(|_| "one of its ranges ends before it begins")?);
+        rest = after;
+    }
+    Ok(ranges)
+}
+
+fn mappings_left(capability: &Capability<'_>) -> Result<u64, &'static str> {
+    let (available, _) =
+        DmaAvailable::read_from_prefix(capability.bytes).map_err(|_| "its number of free mappings is cut off")?;
+    Ok(u64::from(available.avail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{INFO_CAPABILITIES, INFO_PAGE_SIZES, Migration};
+    use crate::vfio::CapabilityHeader;
+    use dmaspace_core::door::{Answer, Errno};
+
+    /// 4K 2M 1G.
+    const PAGES: u64 = 0x4020_1000;
+    /// Intel's: everything an address of 48 bits reaches, but for the interrupt range.
+    const VTD: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];
+
+    fn header(id: u16) -> CapabilityHeader {
+        CapabilityHeader { id, version: 1, next: 0 }
+    }
+
+    fn iova_ranges(count: u32, spans: &[(u64, u64)]) -> Vec<u8> {
+        let mut bytes = IovaRanges { header: header(1), nr_iovas: count, reserved: 0 }.as_bytes().to_vec();
+        for &(start, end) in spans {
+            bytes.extend_from_slice(IovaSpan { start, end }.as_bytes());
+        }
+        bytes
+    }
+
+    fn vtd() -> Vec<u8> {
+        iova_ranges(2, &VTD)
+    }
+
+    fn dma_available(avail: u32) -> Vec<u8> {
+        DmaAvailable { header: header(3), avail }.as_bytes().to_vec()
+    }
+
+    fn migration() -> Vec<u8> {
+        let limits = Migration {
+            header: header(2),
+            pgsize_bitmap: 0x1000,
+            max_dirty_bitmap_size: 1 << 28,
+            ..Migration::default()
+        };
+        limits.as_bytes().to_vec()
+    }
+
+    /// A reply as the kernel lays it out: the struct, then capabilities one after the other, each pointing to the next. Without padding
+    /// between them, which is the harder case.
+    fn reply(capabilities: &[Vec<u8>]) -> Vec<u8> {
+        let mut info = Info { flags: INFO_PAGE_SIZES, iova_pgsizes: PAGES, ..Info::default() };
+        if !capabilities.is_empty() {
+            info.flags |= INFO_CAPABILITIES;
+            info.cap_offset = Info::SIZE;
+        }
+        let mut bytes = info.as_bytes().to_vec();
+        for (n, capability) in capabilities.iter().enumerate() {
+            let at = bytes.len();
+            bytes.extend_from_slice(capability);
+            let next = if n + 1 < capabilities.len() { bytes.len() } else { 0 };
+            bytes[at + 4..at + 8].copy_from_slice(&u32::try_from(next).expect("small").to_ne_bytes());
+        }
+        let size = u32::try_from(bytes.len()).expect("small");
+        patched(bytes, |info| info.argsz = size)
+    }
+
+    fn patched(mut reply: Vec<u8>, change: impl FnOnce(&mut Info)) -> Vec<u8> {
+        let (mut info, _) = Info::read_from_prefix(&reply).expect("a whole struct");
+        change(&mut info);
+        info.write_to_prefix(&mut reply).expect("a whole struct");
+        reply
+    }
+
+    fn complete(reply: &[u8]) -> Offer {
+        match parse(reply) {
+            Ok(Reply::Complete(offer)) => offer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn spans(offer: &Offer) -> Vec<(u64, u64)> {
+        offer.windows.iter().map(|window| (window.range.first().get(), window.range.last().get())).collect()
+    }
+
+    #[test]
+    fn all_capabilities_are_read_padded_or_not() {
+        for padding in [0, 4] {
+            let mut available = dma_available(65_535);
+            available.resize(available.len() + padding, 0);
+            let offer = complete(&reply(&[migration(), available, vtd()]));
+            assert_eq!(spans(&offer), VTD);
+            assert_eq!(offer.mappings_left, Some(65_535));
+            assert!(offer.windows.iter().all(|window| window.page_sizes.mask() == PAGES));
+        }
+    }
+
+    #[test]
+    fn without_capabilities_everything_is_one_window() {
+        let offer = complete(&reply(&[]));
+        assert_eq!(spans(&offer), [(0, u64::MAX)]);
+        assert_eq!(offer.mappings_left, None);
+        assert_eq!(spans(&complete(&reply(&[migration()]))), [(0, u64::MAX)]);
+    }
+
+    #[test]
+    fn a_kernel_that_only_knows_the_old_struct_is_understood() {
+        let old = patched(reply(&[]), |info| info.argsz = 16);
+        assert_eq!(spans(&complete(&old)), [(0, u64::MAX)]);
+    }
+
+    #[test]
+    fn ranges_are_sorted_and_united() {
+        let untidy = iova_ranges(4, &[(0x8000, 0xffff), (0, 0xfff), (0x800, 0x1fff), (0x3000, u64::MAX)]);
+        assert_eq!(spans(&complete(&reply(&[untidy]))), [(0, 0x1fff), (0x3000, u64::MAX)]);
+    }
+
+    #[test]
+    fn a_reply_that_did_not_fit_says_what_it_needs() {
+        let short = patched(reply(&[]), |info| {
+            info.flags |= INFO_CAPABILITIES;
+            info.argsz = 72;
+        });
+        assert_eq!(parse(&short), Ok(Reply::Needs(72)));
+    }
+
+    #[test]
+    fn replies_that_cannot_be_true_are_refused() {
+        let with = |change: fn(&mut Info)| patched(reply(&[vtd()]), change);
+        let table = [
+            (Vec::new(), "it is shorter than its own struct"),
+            (reply(&[])[..23].to_vec(), "it is shorter than its own struct"),
+            (with(|info| info.argsz = 15), "it claims to be shorter than its own struct"),
+            (with(|info| info.argsz = 0), "it claims to be shorter than its own struct"),
+            (with(|info| info.iova_pgsizes = 0), "it names no page size"),
+            (with(|info| info.flags = INFO_CAPABILITIES), "it names no page size"),
+            (
+                with(|info| info.cap_offset = 0),
+                "it has capabilities and room for them, but does not say where they are",
+            ),
+            (with(|info| info.cap_offset = 8), "a capability overlaps the struct it belongs to"),
+            (with(|info| info.cap_offset = 26), "the offset of a capability is not aligned"),
+            (with(|info| info.cap_offset = 72), "a capability lies outside the reply"),
+            (with(|info| info.cap_offset = u32::MAX - 3), "a capability lies outside the reply"),
+            (with(|info| info.argsz -= 4), "its list of ranges is cut off"),
+            (with(|info| info.argsz = 36), "its list of ranges is cut off"),
+            (reply(&[iova_ranges(3, &VTD)]), "its list of ranges is cut off"),
+            (reply(&[iova_ranges(u32::MAX, &VTD)]), "its list of ranges is cut off"),
+            (reply(&[iova_ranges(0, &[])]), "its list of ranges is empty"),
+            (reply(&[iova_ranges(1, &[(0x1000, 0xfff)])]), "one of its ranges ends before it begins"),
+            (reply(&[dma_available(1)[..8].to_vec()]), "its number of free mappings is cut off"),
+        ];
+        for (reply, why) in table {
+            assert_eq!(parse(&reply), Err(why), "{reply:x?}");
+        }
+    }
+
+    #[test]
+    fn a_ring_of_capabilities_is_refused() {
+        let mut ring = reply(&[migration(), vtd()]);
+        let (first, second) = (24, 56);
+        ring[second + 4] = first;
+        assert_eq!(parse(&ring), Err("its chain of capabilities does not end"));
+    }
+
+    /// A kernel with this to say, however much room it is given.
+    fn kernel_with(full: &[u8], buffer: &mut [u8]) -> Result<(), Failure> {
+        match buffer.get_mut(..full.len()) {
+            Some(room) => room.copy_from_slice(full),
+            None => {
+                let need = u32::try_from(full.len()).expect("small");
+                let info = Info {
+                    argsz: need,
+                    flags: INFO_PAGE_SIZES | INFO_CAPABILITIES,
+                    iova_pgsizes: PAGES,
+                    ..Info::default()
+                };
+                info.write_to_prefix(buffer).expect("room for the struct");
+            }
+        }
+        Ok(())
+    }
+
+    fn many_ranges(count: u32) -> Vec<u8> {
+        let spans: Vec<_> = (0..u64::from(count)).map(|n| (n << 20, (n << 20) + 0xffff)).collect();
+        reply(&[iova_ranges(count, &spans)])
+    }
+
+    #[test]
+    fn usual_replies_take_one_call_and_long_ones_two() {
+        for (ranges, expected) in [(2, 1), (12, 1), (1000, 2)] {
+            let full = many_ranges(ranges);
+            let mut calls = 0;
+            let offer = gather(|buffer| {
+                calls += 1;
+                kernel_with(&full, buffer)
+            });
+            assert_eq!(offer.expect("an honest kernel").windows.iter().len(), ranges as usize);
+            assert_eq!(calls, expected);
+        }
+    }
+
+    #[test]
+    fn a_list_that_grows_between_two_calls_is_asked_for_again() {
+        let mut ranges = 50;
+        let offer = gather(|buffer| {
+            ranges += 50;
+            kernel_with(&many_ranges(ranges.min(200)), buffer)
+        });
+        assert_eq!(offer.expect("it stops growing").windows.iter().len(), 200);
+    }
+
+    #[test]
+    fn a_list_that_never_stops_growing_is_given_up() {
+        let mut ranges = 50;
+        let offer = gather(|buffer| {
+            ranges *= 2;
+            kernel_with(&many_ranges(ranges), buffer)
+        });
+        assert_eq!(offer, Err(Failure::malformed("VFIO_IOMMU_GET_INFO", "it wants a larger buffer every time")));
+    }
+
+    #[test]
+    fn no_buffer_of_absurd_size_is_made() {
+        let offer = gather(|buffer| {
+            Info { argsz: u32::MAX, ..Info::default() }.write_to_prefix(buffer).expect("room for the struct");
+            Ok(())
+        });
+        assert_eq!(offer, Err(Failure::malformed("VFIO_IOMMU_GET_INFO", "it wants an absurdly large buffer")));
+    }
+
+    #[test]
+    fn a_refusal_is_passed_on() {
+        let refusal = Failure { call: "VFIO_IOMMU_GET_INFO", answer: Answer::Errno(Errno::EINVAL) };
+        assert_eq!(gather(|_| Err(refusal)), Err(refusal));
+    }
+}
