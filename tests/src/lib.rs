@@ -2,6 +2,8 @@
 
 pub mod contract;
 pub mod device;
+pub mod edu;
+pub mod ledger;
 pub mod ram;
 pub mod scenarios;
 pub mod stage;

@@ -1,7 +1,5 @@
 //! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, and sPAPR's two windows.
 
-use std::sync::Arc;
-
 use dmaspace_core::listener::{Fate, Report, Update};
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
@@ -177,5 +175,4 @@ fn drop_everything(stage: &mut Stage, mut listener: Listener) {
     assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
     let registered = space.registration().map_or(0, |registration| registration.registered().len());
     assert_eq!(registered, 0, "a space that left has nothing registered");
-    assert_eq!(Arc::strong_count(&space), 2, "nobody else holds the space");
 }

@@ -1,5 +1,6 @@
 //! The stage a scenario plays on: a space, a device attached to it, and the guest's RAM.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace};
@@ -20,12 +21,21 @@ pub struct Stage {
     pub ram: Ram,
     seed: u64,
     scratch: Option<(Iova, HostMemory)>,
+    /// Whatever else has to stay open meanwhile. Dropped last.
+    kept: Option<Box<dyn Any>>,
 }
 
 impl Stage {
     /// Sets the stage.
     pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>) -> Self {
-        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None }
+        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None, kept: None }
+    }
+
+    /// Keeps something open for as long as the stage stands.
+    #[must_use]
+    pub fn keeping(mut self, kept: impl Any) -> Self {
+        self.kept = Some(Box::new(kept));
+        self
     }
 
     /// A host whose windows are created, and that wants memory registered: POWER.
@@ -90,13 +100,10 @@ impl Stage {
 
     /// Nothing is mapped at `at`: no page of the guest changes when the device writes there, and none is read.
     pub fn assert_unreached(&mut self, at: Iova) {
-        let (_, scratch) = self.scratch();
+        let (scratch, _) = self.scratch();
         let offset = at.get() & 0xfff;
-        // First load, then stamp: the scratch page carries a stamp like any other while the device writes.
-        let sent = self.fresh();
-        scratch.write(0, &sent).expect("scratch memory");
-        let (source, _) = self.scratch();
-        self.device.load(source, SPOT);
+        self.device.load(scratch, SPOT);
+        // The scratch page carries a stamp like any other while the device writes what was there before.
         self.ram.stamp(offset);
         self.device.store(at, SPOT);
         if let Some(page) = self.ram.changed_page(offset) {

@@ -1,0 +1,71 @@
+//! Everything, on the real kernel of an emulated host. Inside one nothing is skipped: no device, group or node is a failure. Outside
+//! there is nothing to run.
+
+use std::process::ExitCode;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::open::Host;
+use dmaspace::pci::PciAddress;
+use dmaspace_tests::contract::{self, Field};
+use dmaspace_tests::edu::Edu;
+use dmaspace_tests::ledger::Ledger;
+use dmaspace_tests::scenarios;
+use dmaspace_tests::stage::Stage;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    // One at a time: what is left of one must not be mistaken for another's.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let trials = match std::env::var("EMULATED_HOST") {
+        Ok(host) => trials_on(&host),
+        Err(_) => Vec::new(),
+    };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The backends a host must have.
+fn backends_of(host: &str) -> &'static [BackendKind] {
+    match host {
+        "vtd" => &[BackendKind::Type1],
+        "vtd-iommufd" => &[BackendKind::Type1, BackendKind::Iommufd],
+        "powernv9" | "powernv9-64k" | "pseries" => &[BackendKind::Spapr],
+        other => panic!("nobody said what the host {other} has"),
+    }
+}
+
+fn trials_on(host: &str) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for backend in backends_of(host) {
+        for scenario in scenarios::ALL {
+            let name = format!("{backend}::{}", scenario.name);
+            trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
+        }
+        for case in contract::ALL {
+            let name = format!("{backend}::contract::{}", case.name);
+            trials.push(Trial::test(name, move || on_stage(*backend, |stage| (case.check)(&Field::new(stage)))));
+        }
+    }
+    trials
+}
+
+/// Plays on a fresh space, and sees that nothing of it is left.
+fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+    let before = Ledger::now();
+    let mut stage = open(backend)?;
+    play(&mut stage);
+    drop(stage);
+    let after = Ledger::now();
+    if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
+}
+
+fn open(backend: BackendKind) -> Result<Stage, Failed> {
+    let mut opened = Host::this()?.open(&Wish::device(first_device()?).on(backend))?;
+    let device = Edu::new(opened.devices.remove(0));
+    Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+}
+
+fn first_device() -> Result<PciAddress, Failed> {
+    let devices = std::env::var("EMULATED_DEVICES").map_err(|_| "the host names no devices: EMULATED_DEVICES")?;
+    let first = devices.split_whitespace().next().ok_or("the host has no device: EMULATED_DEVICES is empty")?;
+    Ok(first.parse()?)
+}
