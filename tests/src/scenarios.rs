@@ -117,8 +117,10 @@ fn two_windows(stage: &mut Stage) {
     ];
     let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
     let report = listener.commit(listener.update_to(&sections, std::slice::from_ref(&target))).expect("two windows fit");
-    let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect();
-    assert_eq!(fates, [Fate::Window, Fate::Msi, Fate::Window]);
+    for verdict in &report.spaces[0].sections {
+        let expected = if verdict.piece.name() == "msi" { Fate::Msi } else { Fate::Window };
+        assert_eq!(verdict.fate, expected, "{verdict}");
+    }
     let registered = if stage.creates_windows() { Fate::Registered } else { Fate::Skipped };
     assert_eq!(report.spaces[0].targets[0].fate, registered);
 
