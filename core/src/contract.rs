@@ -5,6 +5,7 @@
 //! of tests holds every backend to it.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::access::Access;
@@ -233,8 +234,26 @@ pub struct WindowOffer {
     pub page_sizes: PageSizes,
     /// How many windows there can be at once.
     pub slots: usize,
-    /// Where windows have been seen to begin, by slot. The platform chooses; the grant is checked.
-    pub starts: Vec<Iova>,
+    /// Where the platform puts windows, as far as it is known, ascending. It may do otherwise: the grant is checked.
+    pub places: Vec<WindowPlace>,
+}
+
+/// Where a platform puts windows, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowPlace {
+    /// Where they begin.
+    pub first: Iova,
+    /// How long they can be, where there is a limit.
+    pub longest: Option<NonZeroU64>,
+    /// The pages they can be made of.
+    pub page_sizes: PageSizes,
+}
+
+impl WindowPlace {
+    /// Whether a window of `len` bytes can be had here.
+    pub fn holds(&self, len: u64) -> bool {
+        self.longest.is_none_or(|longest| len <= longest.get())
+    }
 }
 
 /// A window somebody wants.

@@ -43,7 +43,9 @@ pub fn sections<B: NewBitmap + Send + Sync + 'static>(memory: &GuestMemoryMmap<B
 ///
 /// # Errors
 /// As [`sections`].
-pub fn targets<B: NewBitmap + Send + Sync + 'static>(memory: &GuestMemoryMmap<B>) -> Result<Vec<TargetMemory>, BadRange> {
+pub fn targets<B: NewBitmap + Send + Sync + 'static>(
+    memory: &GuestMemoryMmap<B>,
+) -> Result<Vec<TargetMemory>, BadRange> {
     each(memory, |name, at, memory| TargetMemory::new(name, SystemAddress::new(at), memory))
 }
 

@@ -1,6 +1,8 @@
 //! What an sPAPR container says of its platform: a struct in, facts out, no descriptor in sight.
 
-use dmaspace_core::contract::WindowOffer;
+use std::num::NonZeroU64;
+
+use dmaspace_core::contract::{WindowOffer, WindowPlace};
 use dmaspace_core::{Iova, PageSize, PageSizes};
 
 use crate::abi::{self, TceInfo};
@@ -10,6 +12,8 @@ use crate::abi::{self, TceInfo};
 pub struct Platform {
     /// Where the first slot's window begins.
     first_start: Iova,
+    /// How long the window that it would have by default is.
+    first_len: u64,
     /// The pages a window can be made of.
     page_sizes: PageSizes,
     /// How many windows there can be at once.
@@ -45,6 +49,7 @@ impl Platform {
         let page_sizes = PageSizes::from_mask(info.ddw.pgsizes).and_then(|sizes| sizes.up_to(LARGEST_PAGE));
         Ok(Self {
             first_start: Iova::new(u64::from(info.dma32_window_start)),
+            first_len: u64::from(info.dma32_window_size),
             page_sizes: page_sizes.ok_or("it names no page a window could be made of")?,
             slots: info.ddw.max_dynamic_windows_supported.min(MOST_SLOTS) as usize,
             levels: info.ddw.levels,
@@ -56,9 +61,24 @@ impl Platform {
         self.levels
     }
 
-    /// What windows can be created. A platform with one slot may put its window at either start.
+    /// What windows can be created. A platform with one slot may put its window in either place.
+    ///
+    /// On a pseries host the first place is the firmware's own default window, and there can be no other there: 4 KiB pages and the size
+    /// it has. Everything else goes to the second place (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
     pub fn offer(&self) -> WindowOffer {
-        WindowOffer { page_sizes: self.page_sizes, slots: self.slots, starts: vec![self.first_start, SECOND_START] }
+        let anything = |first| WindowPlace { first, longest: None, page_sizes: self.page_sizes };
+        let default = WindowPlace {
+            longest: NonZeroU64::new(self.first_len),
+            page_sizes: PageSizes::only(PageSize::K4),
+            ..anything(self.first_start)
+        };
+        let first = if self.is_pseries() { default } else { anything(self.first_start) };
+        WindowOffer { page_sizes: self.page_sizes, slots: self.slots, places: vec![first, anything(SECOND_START)] }
+    }
+
+    /// Only a pseries host has tables of one level: they live in its firmware.
+    fn is_pseries(&self) -> bool {
+        self.levels <= 1
     }
 }
 
@@ -90,8 +110,19 @@ mod tests {
         let offer = platform.offer();
         assert_eq!(offer.page_sizes.to_string(), "4K 64K 2M 1G");
         assert_eq!(offer.slots, 2);
-        assert_eq!(offer.starts, [Iova::new(0), Iova::new(1 << 59)]);
+        let places = offer.places.iter().map(|place| (place.first.get(), place.longest, place.page_sizes));
+        assert_eq!(places.collect::<Vec<_>>(), [(0, None, offer.page_sizes), (1 << 59, None, offer.page_sizes)]);
         assert_eq!(platform.levels(), 5);
+    }
+
+    #[test]
+    fn a_pseries_host_has_only_its_default_window_in_the_first_place() {
+        let pseries = changed(|info| (info.ddw.levels, info.dma32_window_size) = (1, 0x4000_0000));
+        let offer = pseries.expect("a host as it is").offer();
+        let [first, second] = offer.places[..] else { panic!("two places") };
+        assert_eq!((first.longest, first.page_sizes), (NonZeroU64::new(1 << 30), PageSizes::only(PageSize::K4)));
+        assert!(first.holds(1 << 30) && !first.holds(1 << 31));
+        assert_eq!((second.longest, second.page_sizes), (None, offer.page_sizes));
     }
 
     #[test]

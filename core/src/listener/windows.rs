@@ -3,6 +3,8 @@
 //! Every translated section gets a window of its own, exactly where it lies. RAM that lies in the PCI address space itself, a PC's
 //! map on a POWER host, gets one window over all of it.
 
+use std::num::NonZeroU64;
+
 use crate::address::{Iova, IovaRange};
 use crate::contract::{WindowOffer, WindowRequest};
 use crate::listener::update::View;
@@ -67,27 +69,33 @@ fn translated_windows(
     offer: &WindowOffer,
     plan: &mut WindowPlan,
 ) -> Vec<WindowRequest> {
+    let backing = backing_page(view.targets.iter().map(|target| target.memory()), host_page);
     let mut wanted = Vec::new();
     for section in view.sections.iter() {
         let Backing::Translated { page } = section.backing() else { continue };
-        let limit = backing_page(view.targets.iter().map(|target| target.memory()), host_page).min(*page);
-        let range = section.range();
-        let reason = match offer.page_sizes.largest_up_to(limit) {
-            None => format!(
-                "the guest's page and the memory behind it allow {limit}, the host's pages are {}",
-                offer.page_sizes
-            ),
-            Some(_) if !range.len().is_some_and(|len| len.is_power_of_two()) => {
-                "the host's windows are powers of two in size".into()
-            }
-            Some(page) => {
-                wanted.push(WindowRequest { range, page });
-                continue;
-            }
-        };
-        plan.refused.push((range.first(), reason));
+        match translated_window(section.range(), backing.min(*page), offer) {
+            Ok(window) => wanted.push(window),
+            Err(reason) => plan.refused.push((section.range().first(), reason)),
+        }
     }
     wanted
+}
+
+/// A window that is exactly `range`, in the largest pages up to `limit`. Where the platform is not known to put windows, it is asked
+/// all the same.
+fn translated_window(range: IovaRange, limit: PageSize, offer: &WindowOffer) -> Result<WindowRequest, String> {
+    let len = range.len().map_or(0, NonZeroU64::get);
+    if !len.is_power_of_two() {
+        return Err("the host's windows are powers of two in size".into());
+    }
+    let place = offer.places.iter().find(|place| place.first == range.first());
+    if let Some(longest) = place.filter(|place| !place.holds(len)).and_then(|place| place.longest) {
+        return Err(format!("the host's window at {} is at most {longest:#x} bytes long", range.first()));
+    }
+    let sizes = place.map_or(offer.page_sizes, |place| place.page_sizes);
+    let page = sizes.largest_up_to(limit);
+    let none = || format!("the guest's page and the memory behind it allow {limit}, the host's pages here are {sizes}");
+    Ok(WindowRequest { range, page: page.ok_or_else(none)? })
 }
 
 fn ram(view: &View) -> impl Iterator<Item = (&Section, &HostMemory)> {
@@ -116,13 +124,15 @@ fn ram_window(
     {
         return Ok(WindowRequest { range: window.range, page: window.granule() });
     }
-    let page = ram_page(view, cuts, host_page, offer);
-    let page = page.ok_or_else(|| format!("the host's pages, {}, do not fit the memory's", offer.page_sizes))?;
-    let range = offer.starts.iter().find_map(|start| window_from(*start, hull, page));
-    let range = range.ok_or_else(|| "no window of the host reaches all of the guest's RAM".to_string())?;
-    match translated.iter().find(|other| other.range.overlaps(range)) {
+    let request = offer.places.iter().find_map(|place| {
+        let page = ram_page(view, cuts, host_page, place.page_sizes)?;
+        let range = window_from(place.first, hull, page)?;
+        place.holds(range.len()?.get()).then_some(WindowRequest { range, page })
+    });
+    let request = request.ok_or_else(|| "no window of the host reaches all of the guest's RAM".to_string())?;
+    match translated.iter().find(|other| other.range.overlaps(request.range)) {
         Some(other) => Err(format!("the window over all RAM would overlap the translated window {}", other.range)),
-        None => Ok(WindowRequest { range, page }),
+        None => Ok(request),
     }
 }
 
@@ -133,7 +143,7 @@ fn window_from(start: Iova, hull: IovaRange, page: PageSize) -> Option<IovaRange
 }
 
 /// The largest page that divides all bounds and steps, so that no byte is lost to it, and that the memory's own pages allow.
-fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &WindowOffer) -> Option<PageSize> {
+fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, sizes: PageSizes) -> Option<PageSize> {
     let limit = backing_page(ram(view).map(|(_, memory)| memory), host_page);
     let bounds = ram(view).flat_map(|(section, memory)| {
         let end = section.range().last().get().wrapping_add(1);
@@ -141,7 +151,7 @@ fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &WindowOffer
     });
     let steps = cuts.iter().map(|cuts| cuts.step.bytes());
     let fitting = PageSize::largest_dividing(&bounds.chain(steps).collect::<Vec<_>>()).unwrap_or(limit).min(limit);
-    offer.page_sizes.largest_up_to(fitting).or_else(|| offer.page_sizes.largest_up_to(limit))
+    sizes.largest_up_to(fitting).or_else(|| sizes.largest_up_to(limit))
 }
 
 /// The largest page that one entry may stand for: an entry holds one page frame, so the memory behind it must be of one piece
