@@ -62,6 +62,11 @@ impl<'a> Field<'a> {
         field
     }
 
+    /// Maps the first MiB of the guest's RAM at 0.
+    pub fn map_something(&self) {
+        self.map(0, &self.ram(0, 16), Unit::Whole).expect("it fits");
+    }
+
     fn space(&self) -> &dyn PciAddressSpace {
         self.stage.space.as_ref()
     }

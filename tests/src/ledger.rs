@@ -2,6 +2,22 @@
 
 use std::fs;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+/// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the counting too (linux:
+/// drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is large enough takes its place.
+pub fn have_locked_memory_counted() {
+    let enough = Some(LIMIT);
+    setrlimit(Resource::Memlock, Rlimit { current: enough, maximum: enough }).expect("root sets its own limits");
+    let mut sets = capabilities(None).expect("every thread has capabilities");
+    sets.effective.remove(CapabilitySet::IPC_LOCK);
+    sets.permitted.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, sets).expect("a capability can be given up");
+}
+
+const LIMIT: u64 = 1 << 30;
+
 /// Locked memory and descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ledger {

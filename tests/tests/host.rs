@@ -8,7 +8,7 @@ use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::edu::Edu;
-use dmaspace_tests::ledger::Ledger;
+use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
 use dmaspace_tests::scenarios;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     // One at a time: what is left of one must not be mistaken for another's.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let trials = match std::env::var("EMULATED_HOST") {
-        Ok(host) => trials_on(&host),
+        Ok(host) => {
+            have_locked_memory_counted();
+            trials_on(&host)
+        }
         Err(_) => Vec::new(),
     };
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -36,6 +39,8 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 fn trials_on(host: &str) -> Vec<Trial> {
     let mut trials = Vec::new();
     for backend in backends_of(host) {
+        let name = format!("{backend}::locked_memory_is_counted_and_given_back");
+        trials.push(Trial::test(name, move || on_stage(*backend, locks_memory)));
         for scenario in scenarios::ALL {
             let name = format!("{backend}::{}", scenario.name);
             trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
@@ -56,6 +61,13 @@ fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), F
     drop(stage);
     let after = Ledger::now();
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
+}
+
+/// The measure itself: if nothing were counted, giving it back would prove nothing.
+fn locks_memory(stage: &mut Stage) {
+    let before = Ledger::now();
+    Field::new(stage).map_something();
+    assert_ne!(Ledger::now().locked, before.locked, "a MiB is mapped, and the kernel counts no locked memory");
 }
 
 fn open(backend: BackendKind) -> Result<Stage, Failed> {
