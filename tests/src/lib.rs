@@ -6,4 +6,5 @@ pub mod edu;
 pub mod ledger;
 pub mod ram;
 pub mod scenarios;
+pub mod soft;
 pub mod stage;

@@ -1,0 +1,558 @@
+//! The commands the Linux door makes, and what their arguments must look like.
+//!
+//! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) is safe to call with any number and any bytes; ioctl(2) is not, since some numbers
+//! make the kernel follow a pointer in the bytes, or write more of them than there are. So the door makes only what is listed
+//! here, on the kind of handle it is listed for, shaped as its [`Rule`] says. [`judge`] decides, without a kernel.
+//!
+//! What the rules lean on, in the kernel:
+//! - VFIO and iommufd read and write no further than a struct's first field says (`argsz`, `size`): it must not exceed the bytes.
+//! - They follow the pointers listed here and no others, as long as no flag says otherwise: flags not listed are refused, because
+//!   a later kernel may give one a pointer.
+//! - Nobody else in the kernel uses these numbers (linux: Documentation/userspace-api/ioctl/ioctl-number.rst), so a descriptor adopted
+//!   under a wrong kind answers `ENOTTY`, or, within VFIO, keeps to `argsz`.
+
+use std::mem::offset_of;
+
+use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, HandleKind, Request};
+use dmaspace_iommufd::abi as iommufd;
+use dmaspace_spapr::abi as spapr;
+use dmaspace_type1::abi as type1;
+use dmaspace_type1::vfio;
+
+/// One command the door makes.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    request: Request,
+    shape: Shape,
+    opens: Option<HandleKind>,
+}
+
+impl Rule {
+    const fn new(request: Request, shape: Shape) -> Self {
+        Self { request, shape, opens: None }
+    }
+
+    /// The command's result is a descriptor.
+    const fn opening(mut self, kind: HandleKind) -> Self {
+        self.opens = Some(kind);
+        self
+    }
+
+    /// What the command's result is a descriptor of, if it is one.
+    pub(crate) fn opens(&self) -> Option<HandleKind> {
+        self.opens
+    }
+}
+
+/// What a command's argument must look like.
+#[derive(Debug)]
+enum Shape {
+    /// No argument.
+    Nothing,
+    /// A number.
+    Value,
+    /// Bytes with a NUL among them.
+    Text,
+    /// A descriptor of one of these kinds, and nothing else.
+    Descriptor(&'static [HandleKind]),
+    /// A struct.
+    Struct(Layout),
+}
+
+/// What a struct must look like. Its first word says how many bytes the kernel touches, its second holds flags.
+#[derive(Debug)]
+struct Layout {
+    least: u32,
+    most: u32,
+    flags: u32,
+    field: Option<Field>,
+}
+
+/// The field the door fills; no struct here has two.
+#[derive(Debug)]
+struct Field {
+    at: usize,
+    holds: Holds,
+}
+
+/// What a field holds.
+#[derive(Debug)]
+enum Holds {
+    /// The address of memory that outlives the call; the u64 at `len_at` says how much of it.
+    Memory { len_at: usize },
+    /// The address of a buffer for this call: an array of `each` bytes an element, whose number is the u32 at `count_at`.
+    Array { count_at: usize, each: u64 },
+    /// A descriptor of one of these kinds.
+    Descriptor(&'static [HandleKind]),
+}
+
+/// The second word may be anything: it is an output, or no flags.
+const ANY_FLAGS: u32 = u32::MAX;
+
+/// A struct of `size` bytes, no more: a later kernel may know pointers in a longer one. No flag is allowed.
+const fn exactly(size: u32) -> Layout {
+    Layout { least: size, most: size, flags: 0, field: None }
+}
+
+/// A struct of `least` bytes or more that the kernel fills, with room for capabilities behind it.
+const fn reply(least: u32) -> Layout {
+    Layout { least, most: u32::MAX, flags: ANY_FLAGS, field: None }
+}
+
+impl Layout {
+    const fn allowing(mut self, flags: u32) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    const fn with(mut self, at: usize, holds: Holds) -> Self {
+        self.field = Some(Field { at, holds });
+        self
+    }
+
+    const fn shape(self) -> Shape {
+        Shape::Struct(self)
+    }
+}
+
+/// On `/dev/vfio/vfio`. What is called most comes first.
+const CONTAINER: &[Rule] = &[
+    Rule::new(
+        type1::MAP_DMA,
+        exactly(type1::MapDma::SIZE)
+            .allowing(type1::MAP_READ | type1::MAP_WRITE)
+            .with(offset_of!(type1::MapDma, vaddr), Holds::Memory { len_at: offset_of!(type1::MapDma, size) })
+            .shape(),
+    ),
+    Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL).shape()),
+    // A type1 container's DIRTY_PAGES has this number too. It always has a flag and this never has, and each driver refuses the other's.
+    Rule::new(spapr::REGISTER_MEMORY, registration().shape()),
+    Rule::new(spapr::UNREGISTER_MEMORY, registration().shape()),
+    Rule::new(spapr::TCE_CREATE, exactly(spapr::TceCreate::SIZE).shape()),
+    Rule::new(spapr::TCE_REMOVE, exactly(spapr::TceRemove::SIZE).shape()),
+    Rule::new(spapr::ENABLE, Shape::Nothing),
+    Rule::new(spapr::DISABLE, Shape::Nothing),
+    // The same number as TCE_GET_INFO. Each driver asks for 16 bytes at least.
+    Rule::new(type1::GET_INFO, reply(16).shape()),
+    Rule::new(vfio::GET_API_VERSION, Shape::Nothing),
+    Rule::new(vfio::CHECK_EXTENSION, Shape::Value),
+    Rule::new(vfio::SET_IOMMU, Shape::Value),
+];
+
+/// The struct of REGISTER_MEMORY and UNREGISTER_MEMORY.
+const fn registration() -> Layout {
+    let len_at = offset_of!(spapr::RegisterMemory, size);
+    exactly(spapr::RegisterMemory::SIZE).with(offset_of!(spapr::RegisterMemory, vaddr), Holds::Memory { len_at })
+}
+
+/// On `/dev/vfio/<group>`.
+const GROUP: &[Rule] = &[
+    Rule::new(vfio::GROUP_GET_STATUS, reply(vfio::GroupStatus::SIZE).shape()),
+    // The kernel takes /dev/iommu too, and plays a container.
+    Rule::new(vfio::GROUP_SET_CONTAINER, Shape::Descriptor(&[HandleKind::Container, HandleKind::Iommufd])),
+    Rule::new(vfio::GROUP_UNSET_CONTAINER, Shape::Nothing),
+    Rule::new(vfio::GROUP_GET_DEVICE_FD, Shape::Text).opening(HandleKind::Device),
+];
+
+/// On a device.
+const DEVICE: &[Rule] = &[
+    Rule::new(vfio::DEVICE_GET_INFO, reply(16).shape()),
+    Rule::new(vfio::DEVICE_GET_REGION_INFO, reply(vfio::RegionInfo::SIZE).shape()),
+    Rule::new(vfio::DEVICE_RESET, Shape::Nothing),
+    Rule::new(
+        iommufd::DEVICE_BIND_IOMMUFD,
+        // Without its flag the kernel ignores the token's address.
+        exactly(iommufd::BindIommufd::SIZE)
+            .with(offset_of!(iommufd::BindIommufd, iommufd), Holds::Descriptor(&[HandleKind::Iommufd]))
+            .shape(),
+    ),
+    Rule::new(iommufd::DEVICE_ATTACH_IOMMUFD_PT, exactly(iommufd::AttachIommufdPt::SIZE).shape()),
+    Rule::new(iommufd::DEVICE_DETACH_IOMMUFD_PT, exactly(iommufd::DetachIommufdPt::SIZE).shape()),
+];
+
+/// On `/dev/iommu`.
+const IOMMUFD: &[Rule] = &[
+    Rule::new(
+        iommufd::IOAS_MAP,
+        exactly(iommufd::IoasMap::SIZE)
+            .allowing(COPY_FLAGS)
+            .with(offset_of!(iommufd::IoasMap, user_va), Holds::Memory { len_at: offset_of!(iommufd::IoasMap, length) })
+            .shape(),
+    ),
+    // Where others have flags, these three have an id.
+    Rule::new(iommufd::IOAS_UNMAP, exactly(iommufd::IoasUnmap::SIZE).allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_IOVA_RANGES, iova_ranges().allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_ALLOC, exactly(iommufd::IoasAlloc::SIZE).shape()),
+];
+
+const fn iova_ranges() -> Layout {
+    let count_at = offset_of!(iommufd::IoasIovaRanges, num_iovas);
+    let each = size_of::<iommufd::IovaSpan>() as u64;
+    exactly(iommufd::IoasIovaRanges::SIZE)
+        .with(offset_of!(iommufd::IoasIovaRanges, allowed_iovas), Holds::Array { count_at, each })
+}
+
+/// The flags of IOAS_MAP and IOAS_COPY.
+const COPY_FLAGS: u32 = iommufd::MAP_FIXED_IOVA | iommufd::MAP_WRITEABLE | iommufd::MAP_READABLE;
+
+const fn rules(kind: HandleKind) -> &'static [Rule] {
+    match kind {
+        HandleKind::Container => CONTAINER,
+        HandleKind::Group => GROUP,
+        HandleKind::Device => DEVICE,
+        HandleKind::Iommufd => IOMMUFD,
+    }
+}
+
+/// Decides whether `command` may be made on a handle of `kind`, and finds its rule.
+///
+/// # Errors
+/// `ENOTTY` for a number that is not listed, `EINVAL` for an argument of another shape, `EFAULT` for memory that is not there.
+#[inline]
+pub(crate) fn judge(kind: HandleKind, command: &Command<'_>) -> Result<&'static Rule, Errno> {
+    // What is called by the million is compared with constants: a quarter of the instructions.
+    const CONTAINER_MAP: &Rule = &CONTAINER[0];
+    const CONTAINER_UNMAP: &Rule = &CONTAINER[1];
+    const IOAS_MAP: &Rule = &IOMMUFD[0];
+    const IOAS_UNMAP: &Rule = &IOMMUFD[1];
+    match (kind, command.request.number) {
+        (HandleKind::Container, number) if number == CONTAINER_MAP.request.number => CONTAINER_MAP.judge(command),
+        (HandleKind::Container, number) if number == CONTAINER_UNMAP.request.number => CONTAINER_UNMAP.judge(command),
+        (HandleKind::Iommufd, number) if number == IOAS_MAP.request.number => IOAS_MAP.judge(command),
+        (HandleKind::Iommufd, number) if number == IOAS_UNMAP.request.number => IOAS_UNMAP.judge(command),
+        (_, number) => look_up(kind, number)?.judge(command),
+    }
+}
+
+#[cold]
+fn look_up(kind: HandleKind, number: u32) -> Result<&'static Rule, Errno> {
+    rules(kind).iter().find(|rule| rule.request.number == number).ok_or(Errno::ENOTTY)
+}
+
+impl Rule {
+    #[inline(always)]
+    fn judge(&'static self, command: &Command<'_>) -> Result<&'static Self, Errno> {
+        let attached = match &*command.attachments {
+            [] => None,
+            [one] => Some(one),
+            _ => return Err(Errno::EINVAL),
+        };
+        self.shape.fits(&command.argument, attached).map(|()| self)
+    }
+}
+
+impl Shape {
+    #[inline(always)]
+    fn fits(&self, argument: &Argument<'_>, attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
+        match (self, argument, attached) {
+            (Self::Struct(layout), Argument::Bytes(bytes), _) => layout.fits(bytes, attached),
+            (Self::Descriptor(kinds), Argument::Bytes(bytes), Some(_)) => {
+                demand(bytes.len() == DESCRIPTOR)?;
+                Field { at: 0, holds: Holds::Descriptor(kinds) }.fits(bytes, attached)
+            }
+            (Self::Nothing, Argument::None, None) | (Self::Value, Argument::Value(_), None) => Ok(()),
+            (Self::Text, Argument::Bytes(bytes), None) => demand(bytes.contains(&0)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+impl Layout {
+    #[inline(always)]
+    fn fits(&self, bytes: &[u8], attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
+        let touched = u32_at(bytes, 0).ok_or(Errno::EINVAL)?;
+        demand(self.least <= touched && touched <= self.most && touched as usize <= bytes.len())?;
+        demand(u32_at(bytes, 4).is_some_and(|flags| flags & !self.flags == 0))?;
+        match &self.field {
+            Some(field) => field.fits(bytes, attached),
+            None => demand(attached.is_none()),
+        }
+    }
+}
+
+impl Field {
+    /// Whether the caller left the field to the door, and attached what belongs there.
+    #[inline(always)]
+    fn fits(&self, bytes: &[u8], attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
+        demand(attached.is_none_or(|attached| attached.offset == self.at))?;
+        match (&self.holds, attached.map(|attached| &attached.what)) {
+            (Holds::Memory { len_at }, Some(Attached::Memory(memory))) => {
+                demand(u64_at(bytes, self.at) == Some(0))?;
+                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
+                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
+            }
+            (Holds::Array { count_at, each }, Some(Attached::Buffer(buffer))) => {
+                demand(u64_at(bytes, self.at) == Some(0))?;
+                let needed = u32_at(bytes, *count_at).map(|count| u64::from(count) * each);
+                demand(needed.is_some_and(|needed| needed <= buffer.len() as u64))
+            }
+            (Holds::Array { count_at, .. }, None) => {
+                demand(u64_at(bytes, self.at) == Some(0) && u32_at(bytes, *count_at) == Some(0))
+            }
+            (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
+                demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// The size of a descriptor.
+const DESCRIPTOR: usize = size_of::<i32>();
+
+#[inline(always)]
+fn demand(condition: bool) -> Result<(), Errno> {
+    if condition { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+#[inline(always)]
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
+}
+
+#[inline(always)]
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().copied().map(u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use dmaspace_core::door::Handle;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::linux::tests::anonymous_memory;
+
+    const KINDS: [HandleKind; 4] = [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd];
+
+    fn map_dma(size: u64) -> type1::MapDma {
+        type1::MapDma { argsz: type1::MapDma::SIZE, flags: type1::MAP_READ, size, ..Default::default() }
+    }
+
+    fn ranges(num_iovas: u32) -> iommufd::IoasIovaRanges {
+        iommufd::IoasIovaRanges { size: iommufd::IoasIovaRanges::SIZE, num_iovas, ..Default::default() }
+    }
+
+    /// What is said to `request` with `bytes` and these attached.
+    fn refusal<'a>(
+        kind: HandleKind,
+        request: Request,
+        bytes: &'a mut [u8],
+        attachments: &'a mut [Attachment<'a>],
+    ) -> Option<Errno> {
+        judge(kind, &Command::with_bytes(request, bytes).attaching(attachments)).err()
+    }
+
+    /// The same with one thing attached.
+    fn refusal_of_one(
+        kind: HandleKind,
+        request: Request,
+        bytes: &mut [u8],
+        offset: usize,
+        what: Attached<'_>,
+    ) -> Option<Errno> {
+        refusal(kind, request, bytes, &mut [Attachment { offset, what }])
+    }
+
+    #[test]
+    fn no_number_is_listed_twice_for_a_kind() {
+        for kind in KINDS {
+            let mut numbers: Vec<_> = rules(kind).iter().map(|rule| rule.request.number).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(numbers.len(), rules(kind).len(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_field_lies_inside_its_struct_at_its_least() {
+        for rule in KINDS.into_iter().flat_map(rules) {
+            let Shape::Struct(Layout { least, field: Some(field), .. }) = &rule.shape else { continue };
+            let width = if matches!(field.holds, Holds::Descriptor(_)) { 4 } else { 8 };
+            assert!(field.at + width <= *least as usize, "{}", rule.request.name);
+        }
+    }
+
+    #[test]
+    fn a_number_is_known_on_its_own_kind_of_handle_only() {
+        for (kind, request) in [
+            (HandleKind::Group, type1::MAP_DMA),
+            (HandleKind::Device, type1::MAP_DMA),
+            (HandleKind::Container, iommufd::IOAS_MAP),
+            (HandleKind::Iommufd, vfio::GET_API_VERSION),
+            (
+                HandleKind::Container,
+                Request { number: type1::MAP_DMA.number ^ 0x2000_0000, name: "the other architecture's" },
+            ),
+        ] {
+            assert_eq!(judge(kind, &Command::bare(request)).err(), Some(Errno::ENOTTY), "{kind:?} {request:?}");
+        }
+    }
+
+    #[test]
+    fn an_argument_of_another_kind_is_refused() {
+        let mut bytes = [0; 64];
+        assert_eq!(judge(HandleKind::Container, &Command::bare(type1::MAP_DMA)).err(), Some(Errno::EINVAL));
+        assert_eq!(judge(HandleKind::Container, &Command::with_value(type1::MAP_DMA, 0)).err(), Some(Errno::EINVAL));
+        assert_eq!(judge(HandleKind::Container, &Command::bare(vfio::CHECK_EXTENSION)).err(), Some(Errno::EINVAL));
+        assert_eq!(refusal(HandleKind::Container, vfio::SET_IOMMU, &mut bytes, &mut []), Some(Errno::EINVAL));
+        assert!(judge(HandleKind::Container, &Command::with_value(vfio::SET_IOMMU, 3)).is_ok());
+        assert!(judge(HandleKind::Group, &Command::bare(vfio::GROUP_UNSET_CONTAINER)).is_ok());
+    }
+
+    #[test]
+    fn the_size_a_struct_claims_must_be_there_and_be_the_kernels() {
+        let cases = [
+            // argsz, bytes given, refused
+            (24, 24, None),
+            (24, 64, None),
+            (24, 23, Some(Errno::EINVAL)),
+            (23, 24, Some(Errno::EINVAL)),
+            (25, 64, Some(Errno::EINVAL)),
+            (0, 24, Some(Errno::EINVAL)),
+            (24, 3, Some(Errno::EINVAL)),
+        ];
+        for (argsz, given, expected) in cases {
+            let unmap = type1::UnmapDma { argsz, ..Default::default() };
+            let mut bytes = [0; 64];
+            bytes[..24].copy_from_slice(unmap.as_bytes());
+            let refused = refusal(HandleKind::Container, type1::UNMAP_DMA, &mut bytes[..given], &mut []);
+            assert_eq!(refused, expected, "argsz {argsz} in {given} bytes");
+        }
+    }
+
+    #[test]
+    fn a_reply_may_have_any_room_that_is_there() {
+        for (argsz, given, expected) in
+            [(16u32, 16, None), (4096, 4096, None), (4097, 4096, Some(Errno::EINVAL)), (15, 4096, Some(Errno::EINVAL))]
+        {
+            let mut bytes = vec![0xff; given];
+            bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
+            assert_eq!(refusal(HandleKind::Container, type1::GET_INFO, &mut bytes, &mut []), expected, "argsz {argsz}");
+        }
+    }
+
+    #[test]
+    fn flags_that_bring_a_pointer_are_refused() {
+        let vaddr_flag = 1 << 2;
+        let memory = anonymous_memory(0x1000);
+        let mut map = map_dma(0x1000);
+        map.flags |= vaddr_flag;
+        let attached = Attached::Memory(&memory);
+        assert_eq!(
+            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            Some(Errno::EINVAL)
+        );
+
+        let bitmap_flag = 1;
+        let mut unmap = type1::UnmapDma { argsz: type1::UnmapDma::SIZE, flags: bitmap_flag, ..Default::default() };
+        assert_eq!(
+            refusal(HandleKind::Container, type1::UNMAP_DMA, unmap.as_mut_bytes(), &mut []),
+            Some(Errno::EINVAL)
+        );
+    }
+
+    #[test]
+    fn memory_must_be_attached_to_its_field_once_and_hold_what_is_mapped() {
+        let memory = anonymous_memory(0x2000);
+        let refused = |size, offset| {
+            let attached = Attached::Memory(&memory);
+            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map_dma(size).as_mut_bytes(), offset, attached)
+        };
+        assert_eq!(refused(0x2000, 8), None);
+        assert_eq!(refused(0x2001, 8), Some(Errno::EINVAL));
+        assert_eq!(refused(u64::MAX, 8), Some(Errno::EINVAL));
+        assert_eq!(refused(0x2000, 16), Some(Errno::EINVAL));
+        assert_eq!(refused(0x2000, usize::MAX), Some(Errno::EINVAL));
+
+        let mut map = map_dma(0x1000);
+        assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
+        let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&memory) });
+        assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn an_address_the_caller_wrote_is_refused() {
+        let memory = anonymous_memory(0x1000);
+        let mut map = map_dma(0x1000);
+        map.vaddr = 1;
+        let attached = Attached::Memory(&memory);
+        assert_eq!(
+            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            Some(Errno::EINVAL)
+        );
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_a_bad_address() {
+        let page = std::num::NonZeroU64::new(0x1000).expect("not zero");
+        let nothing = dmaspace_core::HostMemory::unbacked(0x1000, page).expect("no wrap");
+        let mut map = map_dma(0x1000);
+        let attached = Attached::Memory(&nothing);
+        assert_eq!(
+            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            Some(Errno::EFAULT)
+        );
+    }
+
+    #[test]
+    fn something_else_than_the_field_holds_is_refused() {
+        let container = Handle::new(1, HandleKind::Container);
+        let mut map = map_dma(0x1000);
+        for attached in [Attached::Handle(container), Attached::Buffer(&mut [0; 0x1000])] {
+            let refused = refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached);
+            assert_eq!(refused, Some(Errno::EINVAL));
+        }
+    }
+
+    #[test]
+    fn an_array_must_hold_as_many_elements_as_the_count_says() {
+        let refused = |count, mut buffer: Vec<u8>| {
+            let attached = Attached::Buffer(&mut buffer);
+            refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_IOVA_RANGES, ranges(count).as_mut_bytes(), 16, attached)
+        };
+        assert_eq!(refused(2, vec![0; 32]), None);
+        assert_eq!(refused(2, vec![0; 31]), Some(Errno::EINVAL));
+        assert_eq!(refused(u32::MAX, vec![0; 32]), Some(Errno::EINVAL));
+        let mut none = ranges(0);
+        assert_eq!(refusal(HandleKind::Iommufd, iommufd::IOAS_IOVA_RANGES, none.as_mut_bytes(), &mut []), None);
+        let mut one = ranges(1);
+        let refused = refusal(HandleKind::Iommufd, iommufd::IOAS_IOVA_RANGES, one.as_mut_bytes(), &mut []);
+        assert_eq!(refused, Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_group_joins_what_plays_a_container_and_nothing_else() {
+        for (kind, expected) in [
+            (HandleKind::Container, None),
+            (HandleKind::Iommufd, None),
+            (HandleKind::Group, Some(Errno::EINVAL)),
+            (HandleKind::Device, Some(Errno::EINVAL)),
+        ] {
+            let attached = Attached::Handle(Handle::new(1, kind));
+            let refused = refusal_of_one(HandleKind::Group, vfio::GROUP_SET_CONTAINER, &mut [0; 4], 0, attached);
+            assert_eq!(refused, expected, "{kind:?}");
+        }
+        let refused = refusal(HandleKind::Group, vfio::GROUP_SET_CONTAINER, &mut [0; 4], &mut []);
+        assert_eq!(refused, Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_name_must_end() {
+        let mut endless = *b"0000:00:03.0";
+        let refused = refusal(HandleKind::Group, vfio::GROUP_GET_DEVICE_FD, &mut endless, &mut []);
+        assert_eq!(refused, Some(Errno::EINVAL));
+        let mut name = *b"0000:00:03.0\0";
+        assert_eq!(refusal(HandleKind::Group, vfio::GROUP_GET_DEVICE_FD, &mut name, &mut []), None);
+    }
+
+    #[test]
+    fn only_opening_a_device_opens_anything() {
+        let openers: Vec<_> = KINDS.into_iter().flat_map(rules).filter(|rule| rule.opens().is_some()).collect();
+        assert_eq!(openers.len(), 1);
+        assert_eq!(openers[0].request, vfio::GROUP_GET_DEVICE_FD);
+        assert_eq!(openers[0].opens(), Some(HandleKind::Device));
+    }
+}

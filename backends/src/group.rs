@@ -1,0 +1,286 @@
+//! VFIO groups: how devices get into a container.
+//!
+//! The unit of attachment is the group, not the device: devices of one group can reach each other behind the IOMMU's back. A group
+//! joins a container ([`Attachable::attach_to`]), which the first group there gives to an IOMMU driver; its devices are opened through
+//! it ([`VfioGroup::open_device`]) and must be closed before it leaves. When the last group has left, the container has no driver
+//! any more, and the next one gives it away again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dmaspace_core::contract::{AttachPoint, Attachable};
+use dmaspace_core::door::{
+    Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
+};
+use dmaspace_type1::abi::{GET_INFO, Info};
+use dmaspace_type1::vfio::{
+    GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,
+    GROUP_VIABLE, GroupStatus, IommuType, SET_IOMMU, SetContainer,
+};
+use zerocopy::IntoBytes;
+
+use crate::choose::BackendKind;
+use crate::device::Device;
+use crate::registry::{Entry, Registry};
+
+/// An open VFIO group.
+pub struct VfioGroup {
+    door: Arc<dyn Door>,
+    handle: Handle,
+    name: String,
+    /// The IOMMU drivers a container is given to, best first.
+    drivers: &'static [IommuType],
+    /// `Some` until the group is closed, if anybody wanted to know of it.
+    entry: Option<Entry>,
+}
+
+/// The drivers that will do for a backend. type1's first version does too: whole mappings are all that is ever unmapped.
+const fn drivers(backend: BackendKind) -> &'static [IommuType] {
+    match backend {
+        BackendKind::Type1 => &[IommuType::TYPE1_V2, IommuType::TYPE1],
+        BackendKind::Spapr => &[IommuType::SPAPR_TCE_V2],
+        // Has no containers.
+        BackendKind::Iommufd => &[],
+    }
+}
+
+impl VfioGroup {
+    /// Takes over `handle`, an open group that `name` stands for in errors. It is to join containers of `backend`, and is closed when
+    /// this is dropped.
+    ///
+    /// A node is opened once: a second opener gets `EBUSY` (linux: drivers/vfio/group.c, vfio_group_fops_open).
+    pub fn new(door: Arc<dyn Door>, handle: Handle, name: impl Into<String>, backend: BackendKind) -> Self {
+        Self { door, handle, name: name.into(), drivers: drivers(backend), entry: None }
+    }
+
+    /// Adds the group to a registry, until it is closed.
+    ///
+    /// # Errors
+    /// What the registry says; the group is closed then.
+    pub fn registered_in(mut self, registry: Arc<dyn Registry>) -> Result<Self, Errno> {
+        self.entry = Some(Entry::new(registry, self.handle)?);
+        Ok(self)
+    }
+
+    /// The group's handle.
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// Whether it can be used: that no driver of the host holds on to the DMA of one of its devices. A group in a container always can.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn is_viable(&self) -> Result<bool, Failure> {
+        let mut status = GroupStatus { argsz: GroupStatus::SIZE, flags: 0 };
+        self.door.call(self.handle, Command::with_bytes(GROUP_GET_STATUS, status.as_mut_bytes()))?;
+        Ok(status.flags & (GROUP_VIABLE | GROUP_CONTAINER_SET) != 0)
+    }
+
+    /// Opens one of its devices, by the name sysfs has for it: `0000:00:03.0`. A virtual function whose physical function is owned by
+    /// another VFIO user wants its token behind the name (linux: drivers/vfio/pci/vfio_pci_core.c, vfio_pci_core_match).
+    ///
+    /// # Errors
+    /// What the kernel says: `EINVAL` for a group that is in no container, `ENODEV` for a name that is not in the group.
+    pub fn open_device(self: &Arc<Self>, name: &str) -> Result<Device, Failure> {
+        let mut text = [name.as_bytes(), b"\0"].concat();
+        let mut command = Command::with_bytes(GROUP_GET_DEVICE_FD, &mut text);
+        let opened = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Device);
+        let handle = opened.map_err(|errno| refusal(GROUP_GET_DEVICE_FD, errno))?;
+        Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
+    }
+
+    fn join(&self, container: Handle) -> Result<(), Failure> {
+        let mut field = SetContainer::default();
+        let mut descriptor =
+            [Attachment { offset: std::mem::offset_of!(SetContainer, container), what: Attached::Handle(container) }];
+        let command = Command::with_bytes(GROUP_SET_CONTAINER, field.as_mut_bytes()).attaching(&mut descriptor);
+        self.door.call(self.handle, command)
+    }
+
+    fn leave(&self) -> Result<(), Failure> {
+        self.door.call(self.handle, Command::bare(GROUP_UNSET_CONTAINER))
+    }
+
+    /// Whether the container has an IOMMU driver. Asked rather than remembered, since groups come and go in other hands too: a
+    /// container without one has nobody to answer (linux: drivers/vfio/container.c, vfio_fops_unl_ioctl).
+    fn has_driver(&self, container: Handle) -> bool {
+        let mut info = Info { argsz: Info::SIZE, ..Info::default() };
+        let answer = self.door.call(container, Command::with_bytes(GET_INFO, info.as_mut_bytes()));
+        !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. }))
+    }
+
+    /// Gives the container to the best driver the kernel has. One it does not have is `ENODEV`.
+    fn give_driver(&self, container: Handle) -> Result<(), Failure> {
+        let mut answer = Err(refusal(SET_IOMMU, Errno::ENODEV));
+        for driver in self.drivers {
+            answer = self.door.call(container, Command::with_value(SET_IOMMU, driver.0));
+            if !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::ENODEV), .. })) {
+                break;
+            }
+        }
+        answer
+    }
+}
+
+impl Attachable for VfioGroup {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Joins the container and, as the first group there, gives it to an IOMMU driver. `EPERM` from VFIO_GROUP_SET_CONTAINER: the
+    /// group is not viable ([`VfioGroup::is_viable`]).
+    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
+        let container = container_of(point, GROUP_SET_CONTAINER)?;
+        self.join(container)?;
+        if self.has_driver(container) {
+            return Ok(());
+        }
+        self.give_driver(container).inspect_err(|_| {
+            if let Err(failure) = self.leave() {
+                log::error!("{} could not leave its container again: {failure}", self.name);
+            }
+        })
+    }
+
+    /// Leaves the container. `EBUSY`: one of its devices is still open, perhaps because a part of it is still mapped.
+    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
+        container_of(point, GROUP_UNSET_CONTAINER)?;
+        self.leave()
+    }
+}
+
+impl Drop for VfioGroup {
+    fn drop(&mut self) {
+        // Out of the registry while the descriptor still exists.
+        self.entry = None;
+        if let Err(errno) = self.door.close(self.handle) {
+            log::warn!("closing {}: {errno}", self.name);
+        }
+    }
+}
+
+impl fmt::Debug for VfioGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VfioGroup({}, {:?})", self.name, self.handle)
+    }
+}
+
+/// The container to join. An address space of an iommufd is none: `EBADFD`, as the kernel says to a descriptor of another kind.
+fn container_of(point: AttachPoint, request: Request) -> Result<Handle, Failure> {
+    match point {
+        AttachPoint::Container(container) => Ok(container),
+        AttachPoint::Ioas { .. } => Err(refusal(request, Errno::EBADFD)),
+    }
+}
+
+fn refusal(request: Request, errno: Errno) -> Failure {
+    Failure { call: request.name, answer: Answer::Errno(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recording::Recording;
+
+    struct Stage {
+        door: Arc<Recording>,
+        container: Handle,
+        group: Arc<VfioGroup>,
+    }
+
+    /// A container and a group, nothing called yet.
+    fn stage(backend: BackendKind) -> Stage {
+        let door = Recording::new();
+        let container = door.open(Path::new("/dev/vfio/vfio"), HandleKind::Container).expect("opens");
+        let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
+        door.calls();
+        let group = Arc::new(VfioGroup::new(door.clone(), group, "group 7", backend));
+        Stage { door, container, group }
+    }
+
+    impl Stage {
+        fn attach(&self) -> Result<(), Failure> {
+            self.group.attach_to(AttachPoint::Container(self.container))
+        }
+
+        fn detach(&self) -> Result<(), Failure> {
+            self.group.detach_from(AttachPoint::Container(self.container))
+        }
+    }
+
+    #[test]
+    fn the_first_group_gives_the_container_to_a_driver_and_so_does_the_next_first() {
+        let stage = stage(BackendKind::Type1);
+        let first = ["VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
+        stage.attach().expect("nothing refuses");
+        assert_eq!(stage.door.calls(), first);
+        stage.detach().expect("nothing refuses");
+        assert_eq!(stage.door.calls(), ["VFIO_GROUP_UNSET_CONTAINER"]);
+        stage.attach().expect("nothing refuses");
+        assert_eq!(stage.door.calls(), first);
+    }
+
+    #[test]
+    fn a_container_with_a_driver_keeps_it() {
+        let stage = stage(BackendKind::Type1);
+        stage.attach().expect("nothing refuses");
+        stage.door.calls();
+        stage.attach().expect("the door counts groups, not which");
+        assert_eq!(stage.door.calls(), ["VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO"]);
+    }
+
+    #[test]
+    fn an_older_type1_will_do_but_an_older_spapr_will_not() {
+        let stage_of = |backend, driver: &str| {
+            let stage = stage(backend);
+            stage.door.refuse(driver, Errno::ENODEV);
+            (stage.attach().is_ok(), stage.door.calls().pop())
+        };
+        assert_eq!(stage_of(BackendKind::Type1, "VFIO_SET_IOMMU 3"), (true, Some("VFIO_SET_IOMMU 1".to_owned())));
+        let left = Some("VFIO_GROUP_UNSET_CONTAINER".to_owned());
+        assert_eq!(stage_of(BackendKind::Spapr, "VFIO_SET_IOMMU 7"), (false, left));
+    }
+
+    #[test]
+    fn a_group_its_driver_refuses_tries_no_other_and_leaves_again() {
+        let stage = stage(BackendKind::Type1);
+        stage.door.refuse("VFIO_SET_IOMMU 3", Errno::EPERM);
+        assert_eq!(stage.attach().expect_err("refused").to_string(), "VFIO_SET_IOMMU: EPERM");
+        assert_eq!(stage.door.calls()[2..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
+    }
+
+    #[test]
+    fn a_group_that_cannot_join_asks_nothing_else() {
+        let stage = stage(BackendKind::Type1);
+        stage.door.refuse("VFIO_GROUP_SET_CONTAINER", Errno::EPERM);
+        assert_eq!(stage.attach().expect_err("refused").errno(), Some(Errno::EPERM));
+        assert_eq!(stage.door.calls(), ["VFIO_GROUP_SET_CONTAINER"]);
+    }
+
+    #[test]
+    fn an_address_space_of_an_iommufd_is_no_container() {
+        let stage = stage(BackendKind::Type1);
+        let point = AttachPoint::Ioas { iommufd: stage.container, ioas: 1 };
+        assert_eq!(stage.group.attach_to(point).expect_err("refused").errno(), Some(Errno::EBADFD));
+        assert_eq!(stage.group.detach_from(point).expect_err("refused").errno(), Some(Errno::EBADFD));
+        assert_eq!(stage.door.calls(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_open_device_keeps_its_group_open_and_attached() {
+        let stage = stage(BackendKind::Type1);
+        stage.attach().expect("nothing refuses");
+        let device = stage.group.open_device("0000:00:03.0").expect("opens");
+        assert_eq!(stage.detach().expect_err("a device is open").errno(), Some(Errno::EBUSY));
+        let Stage { door, container, group } = stage;
+        drop(group);
+        door.close(container).expect("it was open");
+        assert_eq!(door.open_names(), ["/dev/vfio/7", "0000:00:03.0"]);
+        door.calls();
+        drop(device);
+        assert_eq!(door.calls(), ["close 0000:00:03.0", "close /dev/vfio/7"]);
+    }
+}

@@ -1,0 +1,82 @@
+//! KVM's VFIO device: telling a virtual machine which groups and devices it has.
+//!
+//! A PC's KVM needs it to get two things right: whether the guest may turn caching off, since a device's DMA may bypass the
+//! cache (linux: virt/kvm/vfio.c, kvm_vfio_update_coherency), and the drivers that translate guest addresses themselves.
+//!
+//! On POWER this module is empty. kvm-ioctls has no POWER, and a group in KVM's VFIO device needs its TCE tables linked there as
+//! well, or the kernel warns when it leaves (linux: virt/kvm/vfio.c, kvm_spapr_tce_release_vfio_group); that belongs with the guest's TCE
+//! tables. Without it everything works, and each hypercall of the guest's that changes a TCE goes through the VMM.
+
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "x86_64")] {
+        use std::os::fd::AsRawFd;
+        use std::sync::Arc;
+
+        use dmaspace_core::door::{Errno, Handle};
+        use kvm_bindings::{
+            KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device, kvm_device_attr,
+            kvm_device_type_KVM_DEV_TYPE_VFIO,
+        };
+        use kvm_ioctls::{DeviceFd, VmFd};
+
+        use crate::linux::LinuxDoor;
+        use crate::registry::Registry;
+
+        /// KVM's VFIO device of one virtual machine.
+        #[derive(Debug)]
+        pub struct KvmVfio {
+            door: Arc<LinuxDoor>,
+            device: DeviceFd,
+        }
+
+        impl KvmVfio {
+            /// Makes the VFIO device of `vm`, for handles of `door`.
+            ///
+            /// # Errors
+            /// What KVM says: `EBUSY` when the machine has one already, which is then to be passed to [`KvmVfio::with_device`].
+            pub fn new(door: Arc<LinuxDoor>, vm: &VmFd) -> Result<Self, Errno> {
+                let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
+                let device = vm.create_device(&mut request).map_err(errno)?;
+                Ok(Self::with_device(door, device))
+            }
+
+            /// Uses the VFIO device that a VMM made itself.
+            pub fn with_device(door: Arc<LinuxDoor>, device: DeviceFd) -> Self {
+                Self { door, device }
+            }
+
+            /// The device, for what else a VMM does with it.
+            pub fn device(&self) -> &DeviceFd {
+                &self.device
+            }
+
+            /// Sets an attribute whose value is the descriptor behind `handle`.
+            fn set(&self, attribute: u32, handle: Handle) -> Result<(), Errno> {
+                let set = |descriptor: i32| {
+                    self.device.set_device_attr(&kvm_device_attr {
+                        flags: 0,
+                        group: KVM_DEV_VFIO_FILE,
+                        attr: attribute.into(),
+                        // Read during the call only.
+                        addr: (&raw const descriptor).expose_provenance() as u64,
+                    })
+                };
+                self.door.with_descriptor(handle, |descriptor| set(descriptor.as_raw_fd()))?.map_err(errno)
+            }
+        }
+
+        impl Registry for KvmVfio {
+            fn add(&self, handle: Handle) -> Result<(), Errno> {
+                self.set(KVM_DEV_VFIO_FILE_ADD, handle)
+            }
+
+            fn remove(&self, handle: Handle) -> Result<(), Errno> {
+                self.set(KVM_DEV_VFIO_FILE_DEL, handle)
+            }
+        }
+
+        fn errno(error: kvm_ioctls::Error) -> Errno {
+            Errno(error.errno())
+        }
+    }
+}

@@ -1,0 +1,585 @@
+//! Opening: from PCI addresses to a space with its devices attached.
+//!
+//! [`Host::open`] goes all the way: facts, choice, nodes, attachment. [`OpenSpace`] can also be made of descriptors that somebody
+//! else opened (a VMM in a jail is handed its descriptors): adopt them at the door and pass the handles.
+//!
+//! # Order
+//! A group: open its node, tell the registry (KVM), look whether it is viable, let it join the container, open its device. A device
+//! with a node of its own: open it, tell the registry, bind and attach it. Everything is owned by what was made of it, so a failure
+//! half-way closes what was opened in reverse order, and so does dropping: devices, then the space with its groups and its container.
+//! A [`Device`] holds on to its space, hence the order in which a user drops the two does not matter.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dmaspace_core::contract::{Attachable, WindowChange};
+use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::error::Kind;
+use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
+use dmaspace_iommufd::{Cdev, Ioas};
+use dmaspace_spapr::Spapr;
+use dmaspace_type1::Type1;
+use dmaspace_type1::vfio::{API_VERSION, GET_API_VERSION};
+
+use crate::choose::{BackendKind, Choice, Wish};
+use crate::device::Device;
+use crate::facts::{CONTAINER_NODE, Facts, FactsError, IOMMUFD_NODE};
+use crate::group::VfioGroup;
+use crate::linux::LinuxDoor;
+use crate::pci::PciAddress;
+use crate::registry::{Entry, Registry};
+
+/// A host: its door, what is known about it, and who wants to know what is opened.
+#[derive(Clone, Debug)]
+pub struct Host {
+    door: Arc<dyn Door>,
+    facts: Facts,
+    registry: Option<Arc<dyn Registry>>,
+}
+
+impl Host {
+    /// The host this process runs on.
+    ///
+    /// Whoever needs descriptors, for KVM or interrupts, makes the door first and keeps it: [`Host::new`].
+    ///
+    /// # Errors
+    /// [`OpenError::Facts`].
+    pub fn this() -> Result<Self, OpenError> {
+        let door = Arc::new(LinuxDoor::new());
+        let facts = Facts::of_this_host(&*door)?;
+        Ok(Self::new(door, facts))
+    }
+
+    /// A host behind any door.
+    pub fn new(door: Arc<dyn Door>, facts: Facts) -> Self {
+        Self { door, facts, registry: None }
+    }
+
+    /// Tells `registry` about every group and device before it is used.
+    #[must_use]
+    pub fn registering_with(mut self, registry: Arc<dyn Registry>) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// The door.
+    pub fn door(&self) -> &Arc<dyn Door> {
+        &self.door
+    }
+
+    /// What is known about it.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Opens a space for the devices of `wish` on the backend that [`Choice::of`] finds best, and attaches them.
+    ///
+    /// # Errors
+    /// [`OpenError::NoBackend`] before anything is opened; otherwise what went wrong, after everything is closed again.
+    pub fn open(&self, wish: &Wish) -> Result<Opened, OpenError> {
+        let choice = Choice::of(&self.facts, wish);
+        let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
+        let mut opened = Opened { devices: Vec::new(), space: self.open_space(backend)? };
+        for address in &wish.devices {
+            match opened.space.add(self, *address) {
+                Ok(device) => opened.devices.push(device),
+                Err(error) => {
+                    // Last come, first gone.
+                    while opened.devices.pop().is_some() {}
+                    return Err(error);
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Opens a space without a device.
+    ///
+    /// # Errors
+    /// [`OpenError::Node`], [`OpenError::Version`], [`OpenError::Refused`].
+    pub fn open_space(&self, backend: BackendKind) -> Result<OpenSpace, OpenError> {
+        let (node, kind) = match backend {
+            BackendKind::Type1 | BackendKind::Spapr => (CONTAINER_NODE, HandleKind::Container),
+            BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
+        };
+        let handle = open_node(&*self.door, Path::new(node), kind)?;
+        let space = OpenSpace::of(self.door.clone(), backend, handle)?;
+        Ok(OpenSpace { registry: self.registry.clone(), ..space })
+    }
+}
+
+/// Devices and the space they are attached to.
+#[derive(Debug)]
+pub struct Opened {
+    /// The devices, in the order they were wished for.
+    pub devices: Vec<Device>,
+    /// The space.
+    pub space: OpenSpace,
+}
+
+/// A space, and the ways devices get into it.
+#[derive(Debug)]
+pub struct OpenSpace {
+    door: Arc<dyn Door>,
+    registry: Option<Arc<dyn Registry>>,
+    backend: BackendKind,
+    space: Arc<dyn PciAddressSpace>,
+    groups: Vec<Arc<VfioGroup>>,
+}
+
+impl OpenSpace {
+    /// Makes a space of `handle`, an open container or iommufd, which is closed with it or on failure.
+    ///
+    /// # Errors
+    /// [`OpenError::Version`], [`OpenError::Refused`].
+    pub fn of(door: Arc<dyn Door>, backend: BackendKind, handle: Handle) -> Result<Self, OpenError> {
+        let space: Arc<dyn PciAddressSpace> = match backend {
+            BackendKind::Type1 => container_space(&*door, handle, Type1::new(door.clone(), handle))?,
+            BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
+            BackendKind::Iommufd => {
+                let ioas =
+                    Ioas::new(door.clone(), handle).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
+                Arc::new(Space::new(ioas)?)
+            }
+        };
+        Ok(Self { door, registry: None, backend, space, groups: Vec::new() })
+    }
+
+    /// The space.
+    pub fn space(&self) -> &Arc<dyn PciAddressSpace> {
+        &self.space
+    }
+
+    /// The way it reaches the host's IOMMU.
+    pub fn backend(&self) -> BackendKind {
+        self.backend
+    }
+
+    /// Opens a device by its node or its group's, as the backend wants it, and attaches it. The space's windows may change.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing of the device is open then.
+    pub fn add(&mut self, host: &Host, address: PciAddress) -> Result<Device, OpenError> {
+        let choice = Choice::of(&host.facts, &Wish::device(address).on(self.backend));
+        let device = host.facts.devices.get(&address);
+        let (Some(device), Some(_)) = (device, choice.chosen) else { return Err(OpenError::NoBackend(choice)) };
+        let name = address.to_string();
+        match (self.backend, &device.vfio, device.group.and_then(|number| host.facts.groups.get(&number))) {
+            (BackendKind::Iommufd, Some(vfio), _) => {
+                let node = open_node(&*self.door, &vfio.path(), HandleKind::Device)?;
+                self.add_device(node, &name)
+            }
+            (BackendKind::Type1 | BackendKind::Spapr, _, Some(group)) => {
+                let group_name = format!("group {}", group.number);
+                if let Some(member) = self.group(&group_name) {
+                    return self.open_device(&member, &name);
+                }
+                let node = open_node(&*self.door, &group.path(), HandleKind::Group)?;
+                let member = self.add_group(node, &group_name)?;
+                self.open_device(&member, &name).inspect_err(|_| self.give_up(&member))
+            }
+            // The choice saw to it that there is one.
+            _ => Err(OpenError::NoBackend(choice)),
+        }
+    }
+
+    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
+    pub fn add_group(&mut self, group: Handle, name: &str) -> Result<Arc<VfioGroup>, OpenError> {
+        let mut member = VfioGroup::new(self.door.clone(), group, name, self.backend);
+        if let Some(registry) = &self.registry {
+            let registered = member.registered_in(registry.clone());
+            member = registered.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
+        }
+        if !member.is_viable().map_err(|failure| OpenError::refused(name, failure))? {
+            return Err(OpenError::NotViable { group: name.to_owned() });
+        }
+        let member = Arc::new(member);
+        self.space.attach(member.clone())?;
+        self.groups.push(member.clone());
+        Ok(member)
+    }
+
+    /// Opens a device of an attached group, by the name sysfs has for it.
+    ///
+    /// # Errors
+    /// [`OpenError::Refused`].
+    pub fn open_device(&self, group: &Arc<VfioGroup>, name: &str) -> Result<Device, OpenError> {
+        let device = group.open_device(name).map_err(|failure| OpenError::refused(name, failure))?;
+        Ok(device.holding(self.space.clone()))
+    }
+
+    /// Attaches an open device with a node of its own, which is closed with the space or on failure. `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// [`OpenError::Registry`], [`OpenError::Attach`].
+    pub fn add_device(&mut self, device: Handle, name: &str) -> Result<Device, OpenError> {
+        let cdev = Arc::new(Cdev::new(self.door.clone(), device, name));
+        let entry = self.registry.clone().map(|registry| Entry::new(registry, device)).transpose();
+        let entry = entry.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
+        let device = Device::of_node(self.door.clone(), name, cdev.clone(), entry);
+        self.space.attach(cdev)?;
+        Ok(device.holding(self.space.clone()))
+    }
+
+    /// Detaches a device and closes it, and its group with it if no other device of the group is open. Says how that changed the
+    /// windows; `None` when the group had to stay, because another device of it, or a mapped part of this one, is still open.
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`] with what the space or the kernel says to the detach; what is still attached goes with the space then.
+    pub fn remove(&mut self, device: Device) -> Result<Option<WindowChange>, OpenError> {
+        if let Some(cdev) = device.cdev() {
+            let attached: Arc<dyn Attachable> = cdev.clone();
+            return Ok(Some(self.space.detach(&attached)?));
+        }
+        let Some(group) = device.group().cloned() else { return Ok(None) };
+        drop(device);
+        let attached: Arc<dyn Attachable> = group.clone();
+        match self.space.detach(&attached) {
+            // The kernel knows best what is open.
+            Err(error) if error.errno() == Some(Errno::EBUSY) => Ok(None),
+            Err(error) => Err(error.into()),
+            Ok(change) => {
+                self.groups.retain(|member| !Arc::ptr_eq(member, &group));
+                Ok(Some(change))
+            }
+        }
+    }
+
+    fn group(&self, name: &str) -> Option<Arc<VfioGroup>> {
+        self.groups.iter().find(|group| group.name() == name).cloned()
+    }
+
+    /// Detaches a group none of whose devices could be opened.
+    fn give_up(&mut self, group: &Arc<VfioGroup>) {
+        self.groups.retain(|member| !Arc::ptr_eq(member, group));
+        let attached: Arc<dyn Attachable> = group.clone();
+        if let Err(error) = self.space.detach(&attached) {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// A space on a container, if it speaks our version of VFIO. `backend` owns the container.
+fn container_space<B: Backend>(door: &dyn Door, container: Handle, backend: B) -> Result<Arc<Space<B>>, OpenError> {
+    let version = door.ask(container, Command::bare(GET_API_VERSION));
+    match version.map_err(|failure| OpenError::refused(CONTAINER_NODE, failure))? {
+        API_VERSION => Ok(Arc::new(Space::new(backend)?)),
+        other => Err(OpenError::Version(other)),
+    }
+}
+
+fn open_node(door: &dyn Door, path: &Path, kind: HandleKind) -> Result<Handle, OpenError> {
+    door.open(path, kind).map_err(|errno| OpenError::Node { path: path.to_owned(), errno })
+}
+
+/// Something could not be opened or attached. Everything that had been opened for it is closed again.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The host could not be looked at.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// No backend will do; the choice says why not, and what to do.
+    #[error("{0}")]
+    NoBackend(Choice),
+    /// A node could not be opened.
+    #[error("open {path}: {errno}{fix}", path = .path.display(), fix = Fix(node_advice(*.errno)))]
+    Node {
+        /// The node.
+        path: PathBuf,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The kernel speaks another version of VFIO.
+    #[error("{CONTAINER_NODE} speaks version {0} of VFIO, and this library {API_VERSION}")]
+    Version(i32),
+    /// A driver of the host holds on to the DMA of the group.
+    #[error("{group} is not viable: a driver of the host is bound to one of its devices; bind all of them to vfio-pci")]
+    NotViable {
+        /// The group.
+        group: String,
+    },
+    /// The registry refused a group or device.
+    #[error("{subject} could not be registered: {errno}")]
+    Registry {
+        /// The group or device.
+        subject: String,
+        /// What the registry said.
+        errno: Errno,
+    },
+    /// The kernel refused a call.
+    #[error("{subject}: {failure}{fix}", fix = Fix(call_advice(.failure)))]
+    Refused {
+        /// What the call was about.
+        subject: String,
+        /// What the kernel said.
+        failure: Failure,
+    },
+    /// A device or group could not be attached or detached.
+    #[error("{error}{fix}", fix = Fix(attach_advice(.error)))]
+    Attach {
+        /// What the space said.
+        #[from]
+        error: Error,
+    },
+}
+
+impl OpenError {
+    fn refused(subject: impl Into<String>, failure: Failure) -> Self {
+        Self::Refused { subject: subject.into(), failure }
+    }
+}
+
+/// Advice at the end of a message, when there is some.
+struct Fix(Option<&'static str>);
+
+impl std::fmt::Display for Fix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn node_advice(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::ENOENT => "bind the device to vfio-pci, which makes the node; /dev/iommu comes with the module iommufd",
+        Errno::ENODEV | Errno::ENXIO => "the module behind the node is not loaded",
+        Errno::EACCES | Errno::EPERM => "give this user the node, with chown or a udev rule",
+        Errno::EBUSY => "another process, or another space of this one, has it open",
+        Errno::EMFILE => "raise RLIMIT_NOFILE",
+        _ => return None,
+    })
+}
+
+/// What the space could not know: why the kernel refuses to attach.
+fn attach_advice(error: &Error) -> Option<&'static str> {
+    if error.kind == Kind::Refused { call_advice(error.failure.as_ref()?) } else { None }
+}
+
+fn call_advice(failure: &Failure) -> Option<&'static str> {
+    let Answer::Errno(errno) = failure.answer else { return None };
+    Some(match (failure.call, errno) {
+        ("VFIO_GROUP_SET_CONTAINER", Errno::EPERM) => "bind all devices of the group to vfio-pci",
+        ("VFIO_SET_IOMMU", Errno::ENODEV) => "modprobe vfio_iommu_type1, or on POWER vfio_iommu_spapr_tce",
+        ("VFIO_SET_IOMMU", Errno::EPERM) => {
+            "interrupts are not isolated here; if you trust the guest, load vfio_iommu_type1 with allow_unsafe_interrupts=1"
+        }
+        ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EPERM) => {
+            "bind all devices of the group to vfio-pci; if interrupts are not isolated here and you trust the guest, load iommufd \
+             with allow_unsafe_interrupts=1"
+        }
+        ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EBUSY) => "somebody has the device's group open",
+        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", Errno::EADDRINUSE) => {
+            "unmap what lies in the device's reserved regions first"
+        }
+        ("VFIO_GROUP_GET_DEVICE_FD", Errno::ENODEV) => "look whether the device is still bound to vfio-pci",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use dmaspace_core::PageSize;
+
+    use super::*;
+    use crate::facts::{IommuGroup, IommuTypes, Limits, Nodes, PciDevice, Platform, VfioDevice};
+    use crate::recording::{Recording, RecordingRegistry};
+
+    fn address(text: &str) -> PciAddress {
+        text.parse().expect("an address of the test")
+    }
+
+    /// Devices 3.0 and 3.1 in group 7, bound to vfio-pci.
+    fn facts() -> Facts {
+        let device = |text: &str, name: &str| PciDevice {
+            address: address(text),
+            vendor: 0x1234,
+            device: 0x11e8,
+            class: 0xff00,
+            driver: Some("vfio-pci".to_owned()),
+            group: Some(7),
+            vfio: Some(VfioDevice { name: name.to_owned(), node: true }),
+        };
+        let devices = [device("00:03.0", "vfio0"), device("00:03.1", "vfio1")];
+        let members = devices.iter().map(|device| device.address.to_string()).collect();
+        let group = IommuGroup { number: 7, noiommu: false, node: true, members, reserved: Vec::new() };
+        Facts {
+            platform: Platform::X86_64,
+            kernel: String::new(),
+            host_page: PageSize::K4,
+            limits: Limits::default(),
+            nodes: Nodes { container: true, iommufd: true, kvm: true },
+            modules: BTreeSet::new(),
+            iommu_types: Some(IommuTypes { type1: true, ..IommuTypes::default() }),
+            groups: BTreeMap::from([(7, group)]),
+            devices: devices.into_iter().map(|device| (device.address, device)).collect(),
+        }
+    }
+
+    fn host(door: &Arc<Recording>) -> Host {
+        Host::new(door.clone(), facts()).registering_with(Arc::new(RecordingRegistry(door.clone())))
+    }
+
+    fn both(backend: BackendKind) -> Wish {
+        Wish::device(address("00:03.0")).and(address("00:03.1")).on(backend)
+    }
+
+    #[test]
+    fn a_group_goes_from_node_to_device_and_back() {
+        let door = Recording::new();
+        let opened = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
+        assert_eq!(
+            door.calls(),
+            [
+                "open /dev/vfio/vfio",
+                "VFIO_GET_API_VERSION",
+                "open /dev/vfio/7",
+                "register /dev/vfio/7",
+                "VFIO_GROUP_GET_STATUS",
+                "VFIO_GROUP_SET_CONTAINER",
+                "VFIO_IOMMU_GET_INFO",
+                "VFIO_SET_IOMMU 3",
+                "VFIO_IOMMU_GET_INFO",
+                "VFIO_GROUP_GET_DEVICE_FD 0000:00:03.0",
+                "VFIO_GROUP_GET_DEVICE_FD 0000:00:03.1",
+            ]
+        );
+        drop(opened);
+        assert_eq!(
+            door.calls(),
+            [
+                "close 0000:00:03.0",
+                "close 0000:00:03.1",
+                "VFIO_GROUP_UNSET_CONTAINER",
+                "close /dev/vfio/vfio",
+                "unregister /dev/vfio/7",
+                "close /dev/vfio/7",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
+        let door = Recording::new();
+        let opened = host(&door).open(&Wish::device(address("00:03.0"))).expect("nothing fails");
+        let calls = door.calls();
+        let device: Vec<_> = calls.iter().skip_while(|call| !call.contains("vfio0")).map(String::as_str).collect();
+        assert_eq!(
+            device[..4],
+            [
+                "open /dev/vfio/devices/vfio0",
+                "register /dev/vfio/devices/vfio0",
+                "VFIO_DEVICE_BIND_IOMMUFD",
+                "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+            ]
+        );
+        drop(opened);
+        assert_eq!(
+            door.calls(),
+            [
+                "unregister /dev/vfio/devices/vfio0",
+                "VFIO_DEVICE_DETACH_IOMMUFD_PT",
+                "close /dev/vfio/devices/vfio0",
+                "IOMMU_DESTROY",
+                "close /dev/iommu",
+            ]
+        );
+    }
+
+    #[test]
+    fn whatever_fails_nothing_stays_open() {
+        for backend in [BackendKind::Type1, BackendKind::Iommufd] {
+            let calls = {
+                let door = Recording::new();
+                let opened = host(&door).open(&both(backend)).expect("nothing fails");
+                drop(opened);
+                door.calls().len()
+            };
+            for n in 0..calls {
+                let door = Recording::failing_at(n);
+                drop(host(&door).open(&both(backend)));
+                assert_eq!(
+                    door.open_names(),
+                    Vec::<String>::new(),
+                    "{backend}: call {n} of {calls} failed: {:?}",
+                    door.calls()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_outlives_the_space_it_was_opened_into() {
+        let door = Recording::new();
+        let Opened { mut devices, space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
+        drop(space);
+        devices.pop();
+        assert!(door.open_names().contains(&"/dev/vfio/vfio".to_owned()));
+        drop(devices);
+        assert_eq!(door.open_names(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_last_device_of_a_group_takes_it_along() {
+        let door = Recording::new();
+        let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
+        let (second, first) = (devices.pop().expect("the second"), devices.pop().expect("the first"));
+        assert_eq!(space.remove(first).expect("nothing fails"), None);
+        let change = space.remove(second).expect("nothing fails").expect("the group left");
+        assert!(change.after.windows.is_empty());
+        assert_eq!(door.open_names(), ["/dev/vfio/vfio"]);
+        space.add(&host(&door), address("00:03.0")).expect("and can come back");
+    }
+
+    #[test]
+    fn a_device_with_a_node_is_detached_and_closed() {
+        let door = Recording::new();
+        let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Iommufd)).expect("nothing fails");
+        let second = devices.pop().expect("the second");
+        assert!(space.remove(second).expect("nothing fails").is_some());
+        assert!(!door.open_names().contains(&"/dev/vfio/devices/vfio1".to_owned()));
+    }
+
+    #[test]
+    fn what_will_not_do_is_refused_before_anything_is_opened() {
+        let door = Recording::new();
+        let error = host(&door).open(&Wish::device(address("00:04.0"))).expect_err("there is no such device");
+        assert!(error.to_string().contains("there is no device 0000:00:04.0"), "{error}");
+        assert_eq!(door.calls(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let message = |call: &str, errno, backend| {
+            let door = Recording::new();
+            door.refuse(call, errno);
+            host(&door).open(&both(backend)).expect_err("refused").to_string()
+        };
+        let busy = message("open /dev/vfio/7", Errno::EBUSY, BackendKind::Type1);
+        assert_eq!(busy, "open /dev/vfio/7: EBUSY; another process, or another space of this one, has it open");
+        let interrupts = message("VFIO_DEVICE_BIND_IOMMUFD", Errno::EPERM, BackendKind::Iommufd);
+        assert!(
+            interrupts.starts_with("attach 0000:00:03.0: ") && interrupts.contains("allow_unsafe_interrupts"),
+            "{interrupts}"
+        );
+        let registry = message("register /dev/vfio/7", Errno::ENOMEM, BackendKind::Type1);
+        assert_eq!(registry, "group 7 could not be registered: ENOMEM");
+    }
+
+    #[test]
+    fn a_type1_group_given_to_iommufd_is_refused_by_its_space() {
+        let door = Recording::new();
+        let iommufd = door.open(Path::new(IOMMUFD_NODE), HandleKind::Iommufd).expect("opens");
+        let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
+        let mut space = OpenSpace::of(door.clone(), BackendKind::Iommufd, iommufd).expect("nothing fails");
+        let error = space.add_group(group, "group 7").expect_err("it has no containers");
+        assert!(matches!(error, OpenError::Attach { .. }), "{error}");
+        assert_eq!(door.open_names(), [IOMMUFD_NODE]);
+    }
+}

@@ -1,0 +1,140 @@
+//! What can be asked for on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dmaspace::choose::BackendKind;
+use dmaspace::pci::PciAddress;
+use dmaspace_core::PageSize;
+
+/// DMA windows for passed-through PCI devices, on every IOMMU.
+#[derive(Debug, Parser)]
+#[command(name = "dmaspace", version, about, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Replay(Replay),
+}
+
+/// Replay a guest's memory map onto a host, and see what becomes of every range.
+///
+/// FILE is the text of QEMU's `info mtree -f`, alone or within a monitor session; `-` is the standard input. The PCI address space in
+/// it is the first that holds TCE windows, with `memory` behind them, and else `memory`.
+///
+/// The text goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
+/// device nor the guest's memory; or with --device on this host, for real.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
+pub(crate) struct Replay {
+    /// Texts of `info mtree -f`; each is replayed by itself.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// The soft host: vtd, powernv9, powernv9-64k, pseries, or a file that describes one [default: powernv9 for a guest with TCE
+    /// windows, vtd for others].
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub(crate) host: Option<String>,
+
+    /// How to reach the host's IOMMU [default: the best that the host has].
+    #[arg(long)]
+    pub(crate) backend: Option<Backend>,
+
+    /// Replay on this host, with this device, which must be bound to vfio-pci. The guest's RAM is allocated and pinned.
+    #[arg(long, value_name = "BDF", conflicts_with = "host")]
+    pub(crate) device: Option<PciAddress>,
+
+    /// The address space that is the PCI address space.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) address_space: Option<String>,
+
+    /// The guest's page in translated windows, which the text does not tell [default: 4K in a default TCE window and behind an
+    /// emulated IOMMU, 64K in other TCE windows].
+    #[arg(long, value_name = "SIZE", value_parser = page_size)]
+    pub(crate) guest_page: Option<PageSize>,
+
+    /// Do not cut mappings below 1 MiB into 4 KiB pieces, where a PC's firmware will change them.
+    #[arg(long)]
+    pub(crate) no_hints: bool,
+
+    /// Print one JSON object for each file.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Draw what the guest sees and what the host offers side by side into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+const AFTER: &str = "\
+Examples:
+  Why does my device not see the other one's BAR? Under iommufd:
+      dmaspace replay guest.mtree --host vtd --backend iommufd
+  Would this POWER guest run on that PC?
+      dmaspace replay pseries.mtree --host vtd
+  From a running QEMU:
+      virsh qemu-monitor-command guest --hmp 'info mtree -f' | dmaspace replay -
+  For a script:
+      dmaspace replay guest.mtree --json | jq '.sections[] | select(.fate != \"mapped\")'
+  On this machine's own IOMMU:
+      dmaspace replay guest.mtree --device 0000:03:00.0
+
+Exit status: 0 when everything required is provided, 1 when something required is refused or a kernel call fails, 2 for bad input.";
+
+/// The ways to a host's IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// VFIO type1 containers.
+    Type1,
+    /// POWER's TCE tables.
+    Spapr,
+    /// /dev/iommu.
+    Iommufd,
+}
+
+impl From<Backend> for BackendKind {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Type1 => Self::Type1,
+            Backend::Spapr => Self::Spapr,
+            Backend::Iommufd => Self::Iommufd,
+        }
+    }
+}
+
+/// `4096`, `4K`, `2M`, `1G`.
+fn page_size(text: &str) -> Result<PageSize, String> {
+    let shift = match text.chars().next_back() {
+        Some('K' | 'k') => 10,
+        Some('M' | 'm') => 20,
+        Some('G' | 'g') => 30,
+        _ => 0,
+    };
+    let digits = text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']).unwrap_or(text);
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let page = bytes.and_then(PageSize::from_bytes).filter(|page| *page >= PageSize::K4);
+    page.ok_or_else(|| "expected a power of two from 4K on, such as 4K, 64K or 16M".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn page_sizes_are_read_with_and_without_a_unit() {
+        let shift = |text: &str| page_size(text).ok().map(PageSize::shift);
+        assert_eq!(["4096", "4K", "64k", "16M", "1G"].map(shift), [12, 12, 16, 24, 30].map(Some));
+        assert_eq!(["", "K", "3K", "2K", "4KK", "4 K", "-4K", "99999999999G"].map(shift), [None; 8]);
+    }
+}

@@ -1,0 +1,163 @@
+//! A door that counts what goes through it, the calls that fail included.
+
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dmaspace_core::door::{Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::{Access, HostMemory, PageSize};
+use serde::Serialize;
+
+/// Calls that change what devices reach, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Calls {
+    /// Map, copy and map from a file.
+    pub(crate) map: u64,
+    /// Unmap.
+    pub(crate) unmap: u64,
+    /// Register memory.
+    pub(crate) register: u64,
+    /// Unregister memory.
+    pub(crate) unregister: u64,
+    /// Create a window.
+    pub(crate) create_window: u64,
+    /// Remove a window, the default one too.
+    pub(crate) remove_window: u64,
+}
+
+/// A door with a counter at it.
+#[derive(Debug)]
+pub(crate) struct CountingDoor {
+    door: Arc<dyn Door>,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    calls: Calls,
+    /// Memory, not counting devices', in calls that map.
+    mapped: u64,
+    /// Memory in calls that register.
+    registered: u64,
+}
+
+impl Counted {
+    /// By name: a number means one thing on a type1 container and another on an sPAPR one.
+    fn count(&mut self, command: &Command<'_>) {
+        let calls = &mut self.calls;
+        match command.request.name {
+            "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => {
+                calls.map += 1;
+                self.mapped += memory_in(command);
+            }
+            "VFIO_IOMMU_SPAPR_REGISTER_MEMORY" => {
+                calls.register += 1;
+                self.registered += memory_in(command);
+            }
+            "VFIO_IOMMU_UNMAP_DMA" | "IOMMU_IOAS_UNMAP" => calls.unmap += 1,
+            "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" => calls.unregister += 1,
+            "VFIO_IOMMU_SPAPR_TCE_CREATE" => calls.create_window += 1,
+            "VFIO_IOMMU_SPAPR_TCE_REMOVE" => calls.remove_window += 1,
+            _ => {}
+        }
+    }
+}
+
+/// The bytes a command hands over, devices' memory excepted: that is not pinned.
+fn memory_in(command: &Command<'_>) -> u64 {
+    let memory = command.attachments.iter().filter_map(|attachment| match attachment.what {
+        Attached::Memory(memory) if !memory.is_device_memory() => Some(memory.len().get()),
+        _ => None,
+    });
+    memory.sum()
+}
+
+impl CountingDoor {
+    /// Counts what goes through `door`.
+    pub(crate) fn new(door: Arc<dyn Door>) -> Self {
+        Self { door, counted: Mutex::default() }
+    }
+
+    /// The calls made so far.
+    pub(crate) fn calls(&self) -> Calls {
+        self.counted().calls
+    }
+
+    /// The bytes handed to calls that map, so far.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.counted().mapped
+    }
+
+    /// The bytes handed to calls that register, so far.
+    pub(crate) fn registered_bytes(&self) -> u64 {
+        self.counted().registered
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Door for CountingDoor {
+    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
+        self.door.open(path, kind)
+    }
+
+    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
+        self.door.adopt(descriptor, kind)
+    }
+
+    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
+        self.counted().count(command);
+        self.door.ioctl(on, command)
+    }
+
+    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
+        self.door.ioctl_opening(on, command, kind)
+    }
+
+    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        self.door.pread(on, offset, into)
+    }
+
+    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        self.door.pwrite(on, offset, from)
+    }
+
+    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
+        self.door.mmap(on, offset, len, access)
+    }
+
+    fn close(&self, handle: Handle) -> Result<(), Errno> {
+        self.door.close(handle)
+    }
+
+    fn host_page(&self) -> PageSize {
+        self.door.host_page()
+    }
+
+    fn is_real(&self) -> bool {
+        self.door.is_real()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dmaspace_core::door::Kernel;
+    use dmaspace_soft::{Profile, SoftHost};
+    use dmaspace_type1::abi::UNMAP_DMA;
+    use dmaspace_type1::vfio::GET_API_VERSION;
+
+    use super::*;
+
+    #[test]
+    fn what_fails_is_counted_and_what_changes_nothing_is_not() {
+        let door = CountingDoor::new(SoftHost::new(Profile::vtd()).expect("a preset"));
+        let container = door.open("/dev/vfio/vfio".as_ref(), HandleKind::Container).expect("a preset has it");
+        door.ask(container, Command::bare(GET_API_VERSION)).expect("every kernel answers");
+        assert_eq!(door.calls(), Calls::default());
+        door.call(container, Command::bare(UNMAP_DMA)).expect_err("no IOMMU yet");
+        assert_eq!(door.calls(), Calls { unmap: 1, ..Calls::default() });
+    }
+}

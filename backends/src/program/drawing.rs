@@ -1,0 +1,195 @@
+//! A replay as a drawing: what the guest's bus looks like, and beside it, at the same height, the host's windows.
+//!
+//! Ranges of 1 KiB and of 2^59 bytes share one axis, so it is not linear: it is cut at every border there is, a stretch between two
+//! borders is as high as its size has binary digits, and never lower than a line of text. That keeps the order and makes every label
+//! fit.
+
+use std::collections::BTreeMap;
+
+use dmaspace_core::listener::Fate;
+use svg::node::element::{Group, Line, Rectangle, Text};
+use svg::{Document, Node};
+
+use crate::program::outcome::{AddressesOf, HostWindow, Judged};
+use crate::program::replay::Replay;
+use crate::program::text::in_units;
+
+const WIDTH: f64 = 1000.0;
+const MARGIN: f64 = 20.0;
+/// Where labels of borders end.
+const AXIS: f64 = 170.0;
+const GUEST: Column = Column { left: 180.0, width: 380.0 };
+const HOST: Column = Column { left: 680.0, width: 300.0 };
+/// Where fates are written, between the two.
+const FATE: f64 = 572.0;
+/// The height of a line of text.
+const LINE: f64 = 18.0;
+/// What a letter takes at [`FONT_SIZE`] in a font whose letters are all alike.
+const LETTER: f64 = 7.0;
+const FONT_SIZE: f64 = 11.5;
+/// From the middle of a letter to where it stands.
+const HALF_LETTER: f64 = 4.0;
+
+#[derive(Clone, Copy)]
+struct Column {
+    left: f64,
+    width: f64,
+}
+
+/// Draws a replay.
+pub(crate) fn of(replay: &Replay) -> Document {
+    let outcome = &replay.outcome;
+    let of = |space| outcome.sections.iter().filter(|judged| judged.space == space).collect::<Vec<_>>();
+    let (pci, memory) = (of(AddressesOf::Pci), of(AddressesOf::Memory));
+    let mut sheet = Sheet { group: Group::new(), y: MARGIN + LINE };
+    sheet.title(&format!(
+        "{}: {}, on {}, through {}",
+        outcome.input.file, outcome.input.address_space, replay.host, outcome.backend
+    ));
+    sheet.stretch("The PCI address space", &pci, &outcome.windows);
+    if !memory.is_empty() {
+        sheet.stretch("System memory, behind the guest's windows", &memory, &[]);
+    }
+    sheet.document()
+}
+
+/// What was drawn so far, and how far down.
+struct Sheet {
+    group: Group,
+    y: f64,
+}
+
+impl Sheet {
+    fn title(&mut self, text: &str) {
+        let title = label(MARGIN, self.y, text, WIDTH - 2.0 * MARGIN).set("font-weight", "bold");
+        self.put(title);
+        self.y += 2.0 * LINE;
+    }
+
+    /// One address space from bottom to top, downwards.
+    fn stretch(&mut self, title: &str, sections: &[&Judged], windows: &[HostWindow]) {
+        self.put(label(GUEST.left, self.y, title, GUEST.width).set("font-weight", "bold"));
+        if !windows.is_empty() {
+            self.put(label(HOST.left, self.y, "The host's windows", HOST.width).set("font-weight", "bold"));
+        }
+        self.y += LINE;
+        let scale = Scale::of(sections, windows, self.y);
+        let reach = if windows.is_empty() { GUEST.left } else { HOST.left };
+        scale.borders.iter().for_each(|(border, y)| self.border(*border, *y, reach));
+        sections.iter().for_each(|judged| self.section(judged, &scale));
+        windows.iter().for_each(|window| self.window(window, &scale));
+        self.y = scale.end + 2.0 * LINE;
+    }
+
+    /// A line at the height of an address, from its label to as far as anything can begin or end there.
+    fn border(&mut self, border: u128, y: f64, reach: f64) {
+        let line = Line::new().set("x1", AXIS + 4.0).set("x2", reach).set("y1", y).set("y2", y);
+        self.put(line.set("stroke", "#d0d0d0"));
+        let address = label(AXIS, y + HALF_LETTER, &format!("{border:#x}"), AXIS);
+        self.put(address.set("text-anchor", "end").set("fill", "#555"));
+    }
+
+    fn section(&mut self, judged: &Judged, scale: &Scale) {
+        let (top, bottom) = scale.span(judged.first.0, judged.last.0);
+        let text = format!("{} ({}), {}", judged.name, judged.kind, size(judged.first.0, judged.last.0));
+        self.boxed(GUEST, top, bottom, &text, colour(judged.fate));
+        let lost = if judged.lost_head + judged.lost_tail > 0 { ", trimmed" } else { "" };
+        self.put(label(FATE, (top + bottom) / 2.0 + HALF_LETTER, &format!("{}{lost}", judged.fate), HOST.left - FATE));
+    }
+
+    fn window(&mut self, window: &HostWindow, scale: &Scale) {
+        let (top, bottom) = scale.span(window.first.0, window.last.0);
+        let pages: Vec<_> = window.page_sizes.iter().map(|page| in_units((*page).into())).collect();
+        let text = format!("{}, in {} pages", size(window.first.0, window.last.0), pages.join(", "));
+        self.boxed(HOST, top, bottom, &text, colour(Fate::Window));
+    }
+
+    fn boxed(&mut self, column: Column, top: f64, bottom: f64, text: &str, fill: &str) {
+        let Column { left, width } = column;
+        let area = Rectangle::new().set("x", left).set("y", top).set("width", width).set("height", bottom - top);
+        self.put(area.set("fill", fill).set("stroke", "#444").set("stroke-width", 0.8));
+        self.put(label(left + 8.0, (top + bottom) / 2.0 + HALF_LETTER, text, width - 16.0));
+    }
+
+    fn put(&mut self, node: impl Node) {
+        self.group.append(node);
+    }
+
+    fn document(self) -> Document {
+        let height = self.y + MARGIN;
+        let paper = Rectangle::new().set("width", WIDTH).set("height", height).set("fill", "white");
+        let size = (0.0, 0.0, WIDTH, height);
+        let group = self.group.set("font-family", "DejaVu Sans Mono, monospace").set("font-size", FONT_SIZE);
+        Document::new().set("viewBox", size).set("width", WIDTH).set("height", height).add(paper).add(group)
+    }
+}
+
+/// Where addresses lie on the sheet.
+struct Scale {
+    /// Every address where something begins or ends, and its height.
+    borders: BTreeMap<u128, f64>,
+    /// Where the last one lies.
+    end: f64,
+}
+
+impl Scale {
+    fn of(sections: &[&Judged], windows: &[HostWindow], top: f64) -> Self {
+        let of_sections = sections.iter().map(|judged| (judged.first.0, judged.last.0));
+        let of_windows = windows.iter().map(|window| (window.first.0, window.last.0));
+        let ends = of_sections.chain(of_windows).flat_map(|(first, last)| [first.into(), end(last)]);
+        let mut borders: BTreeMap<u128, f64> = ends.map(|border| (border, top)).collect();
+        let (mut y, mut before) = (top, None);
+        for (border, place) in &mut borders {
+            y += before.map_or(0.0, |before| height(before, *border, sections));
+            (*place, before) = (y, Some(*border));
+        }
+        Self { borders, end: y }
+    }
+
+    /// From where to where a range reaches.
+    fn span(&self, first: u64, last: u64) -> (f64, f64) {
+        let at = |border: u128| self.borders.get(&border).copied().unwrap_or(self.end);
+        (at(first.into()), at(end(last)))
+    }
+}
+
+fn size(first: u64, last: u64) -> String {
+    in_units(end(last) - u128::from(first))
+}
+
+fn end(last: u64) -> u128 {
+    u128::from(last) + 1
+}
+
+/// How high the stretch between two neighbouring borders is. Where the guest has nothing, a line will do.
+fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
+    const A_DIGIT: f64 = 1.5;
+    const SMALL: u32 = 12;
+    let inside = sections.iter().any(|judged| u128::from(judged.first.0) <= from && from < end(judged.last.0));
+    let digits = (to - from).max(1).ilog2().saturating_sub(SMALL);
+    if inside { LINE + A_DIGIT * f64::from(digits) } else { LINE }
+}
+
+fn colour(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Mapped => "#b7dfb0",
+        Fate::Registered => "#a9dcd6",
+        Fate::Window => "#c9d8f0",
+        Fate::Msi => "#f3e3a3",
+        Fate::Skipped => "#e8e8e8",
+        Fate::Refused => "#f0b0a8",
+    }
+}
+
+/// A line of text that ends where its room ends.
+fn label(x: f64, y: f64, text: &str, room: f64) -> Text {
+    let fits = |letters: usize| LETTER * letters as f64 <= room;
+    let letters = text.chars().count();
+    let shown = if fits(letters) {
+        text.to_owned()
+    } else {
+        let kept = (0..letters).rfind(|kept| fits(kept + 1)).unwrap_or(0);
+        text.chars().take(kept).chain(['…']).collect()
+    };
+    Text::new(shown).set("x", x).set("y", y)
+}

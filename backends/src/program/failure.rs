@@ -1,0 +1,58 @@
+//! How a run ends when it does not end well.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Why there is nothing to print.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// What the user gave makes no sense.
+    #[error("{0}")]
+    Input(String),
+    /// A kernel said no.
+    #[error("{0}")]
+    Kernel(String),
+}
+
+impl Failure {
+    /// Bad input: where, and what is wrong there.
+    pub(crate) fn input(file: &str, line: usize, what: &impl fmt::Display) -> Self {
+        Self::Input(format!("{file}:{line}: {what}"))
+    }
+
+    /// A kernel said no.
+    pub(crate) fn kernel(what: &impl fmt::Display) -> Self {
+        Self::Kernel(what.to_string())
+    }
+}
+
+/// A run's exit status. The worst of several files' counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Status {
+    /// Every required section was provided.
+    #[default]
+    Good,
+    /// One was not.
+    Refused,
+    /// The input was bad.
+    BadInput,
+}
+
+impl From<&Failure> for Status {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Input(_) => Self::BadInput,
+            Failure::Kernel(_) => Self::Refused,
+        }
+    }
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Good => Self::SUCCESS,
+            Status::Refused => Self::from(1),
+            Status::BadInput => Self::from(2),
+        }
+    }
+}

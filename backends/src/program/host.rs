@@ -1,0 +1,149 @@
+//! The host a map is replayed on: a soft one, from a preset or a file, or the one this program runs on.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::linux::LinuxDoor;
+use dmaspace::open::{Host, OpenError, Opened};
+use dmaspace::pci::PciAddress;
+use dmaspace_soft::{Profile, SoftHost};
+
+use crate::program::counting::CountingDoor;
+use crate::program::failure::Failure;
+use crate::program::sections::Source;
+
+/// Where to replay.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// On a host in software.
+    Soft(Box<Profile>),
+    /// Here, with this device.
+    Here(PciAddress),
+}
+
+/// A space on a host, and the counter at its door.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) opened: Opened,
+    pub(crate) counter: Arc<CountingDoor>,
+}
+
+impl Place {
+    /// The preset of that name, or the host that the file of that name describes.
+    ///
+    /// # Errors
+    /// What is wrong with the name or the file.
+    pub(crate) fn named(name: &str) -> Result<Self, Failure> {
+        let profile = match Profile::preset(name) {
+            Some(profile) => profile,
+            None => read_profile(name)?,
+        };
+        Ok(Self::Soft(Box::new(profile)))
+    }
+
+    /// What to call it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Soft(profile) => format!("the soft host {}", profile.name),
+            Self::Here(device) => format!("this host, with {device}"),
+        }
+    }
+
+    /// Where the guest's memory comes from there.
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            Self::Soft(_) => Source::MadeUp,
+            Self::Here(_) => Source::Real,
+        }
+    }
+
+    /// Opens a space there, exactly as a VMM would.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub(crate) fn open(&self, backend: Option<BackendKind>) -> Result<Ready, Failure> {
+        match self {
+            Self::Soft(profile) => open_soft(profile, backend),
+            Self::Here(device) => open_here(*device, backend),
+        }
+    }
+}
+
+fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, Failure> {
+    let bad = |why: String| Failure::Input(format!("{}: {why}", profile.name));
+    let soft = SoftHost::new(profile.clone()).map_err(|error| bad(error.to_string()))?;
+    let device =
+        first_device(profile).ok_or_else(|| bad("expected a group with a device that can be passed on".into()))?;
+    let counter = Arc::new(CountingDoor::new(soft));
+    let host = Host::new(counter.clone(), Facts::of_soft(profile));
+    match host.open(&wish(device, backend)) {
+        Ok(opened) => Ok(Ready { opened, counter }),
+        // The host is what somebody described, so it is their description, or the backend, that has to change.
+        Err(OpenError::NoBackend(choice)) => Err(bad(choice.to_string())),
+        Err(error) => Err(Failure::kernel(&error)),
+    }
+}
+
+fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, Failure> {
+    let counter = Arc::new(CountingDoor::new(Arc::new(LinuxDoor::new())));
+    let facts = Facts::of_this_host(&*counter).map_err(|error| Failure::kernel(&error))?;
+    let host = Host::new(counter.clone(), facts);
+    let opened = host.open(&wish(device, backend)).map_err(|error| Failure::kernel(&error))?;
+    Ok(Ready { opened, counter })
+}
+
+fn wish(device: PciAddress, backend: Option<BackendKind>) -> Wish {
+    Wish { devices: vec![device], backend }
+}
+
+fn read_profile(path: &str) -> Result<Profile, Failure> {
+    let presets = Profile::PRESETS.join(", ");
+    let text = std::fs::read(Path::new(path))
+        .map_err(|error| Failure::Input(format!("{path}: expected a host: one of {presets}, or a file: {error}")))?;
+    let profile: Profile = serde_json::from_slice(&text).map_err(|error| {
+        let what = error.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default();
+        Failure::input(path, error.line(), &format_args!("expected a host's description: {what}"))
+    })?;
+    profile.check().map_err(|error| Failure::Input(format!("{path}: {error}")))?;
+    Ok(profile)
+}
+
+/// The first device that can be passed on, with a node of its own if one has it.
+fn first_device(profile: &Profile) -> Option<PciAddress> {
+    let free = || profile.groups.iter().filter(|group| !group.held_by_kernel).flat_map(|group| &group.devices);
+    let device = free().find(|device| device.node.is_some()).or_else(|| free().next());
+    device?.address.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use dmaspace::choose::Choice;
+
+    use super::*;
+
+    #[test]
+    fn every_preset_has_a_device_and_its_backends() {
+        use BackendKind::{Iommufd, Spapr, Type1};
+        let cases: [(&str, &[BackendKind]); 4] =
+            [("vtd", &[Iommufd, Type1]), ("powernv9", &[Spapr]), ("powernv9-64k", &[Spapr]), ("pseries", &[Spapr])];
+        for (name, backends) in cases {
+            let profile = Profile::preset(name).expect("a preset");
+            let device = first_device(&profile).expect("a device");
+            let fits = |backend| Choice::of(&Facts::of_soft(&profile), &wish(device, Some(backend))).chosen.is_some();
+            let fitting = BackendKind::ALL.into_iter().filter(|backend| fits(*backend)).collect::<Vec<_>>();
+            assert_eq!(fitting, backends, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_somebody_holds_is_not_taken() {
+        let mut profile = Profile::vtd();
+        profile.groups[0].held_by_kernel = true;
+        assert_eq!(first_device(&profile).map(|device| device.to_string()).as_deref(), Some("0000:00:04.0"));
+        profile.groups.iter_mut().for_each(|group| group.held_by_kernel = true);
+        assert_eq!(first_device(&profile), None);
+    }
+}

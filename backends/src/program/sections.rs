@@ -1,0 +1,295 @@
+//! From a guest's ranges to what a listener is told: sections, target memory, and the host memory behind them.
+//!
+//! QEMU's text says which memory region a range shows, and from where in it, but not where QEMU had put the region. So each region, by
+//! its name, gets a place of its own. Pieces of one region then continue each other exactly as they did in QEMU, and different regions
+//! never do. On a soft host the places are only addresses, so that a guest of 6 TiB replays on a laptop; a real host is given real
+//! memory, zeroed, of which the kernel hands out what is pinned.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+
+use dmaspace_core::listener::Update;
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress};
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+
+use crate::program::guest::{Guest, Meaning};
+use crate::program::mtree::Range;
+use crate::program::text::bytes;
+
+/// What the listener is told, and the few things it is not.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Everything that comes.
+    pub(crate) update: Update,
+    /// Why ranges that are nothing to a listener are nothing, by first address.
+    pub(crate) reasons: BTreeMap<u64, &'static str>,
+}
+
+/// Where the guest's memory is to come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Nowhere: addresses are enough.
+    MadeUp,
+    /// This host's own memory.
+    Real,
+}
+
+/// A range for which there is no host memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub(crate) struct NoMemory {
+    /// The range's line.
+    pub(crate) line: usize,
+    why: String,
+}
+
+impl NoMemory {
+    fn too_large(line: usize) -> Self {
+        Self { line, why: "expected memory that fits into the addresses of one process".to_owned() }
+    }
+}
+
+/// What the listener is to be told of `guest`.
+///
+/// # Errors
+/// When there is no memory for it.
+pub(crate) fn tell(guest: &Guest<'_>, source: Source) -> Result<Told, NoMemory> {
+    let regions = Regions::of(guest, source)?;
+    let mut told = Told { update: Update::new(), reasons: BTreeMap::new() };
+    for (range, meaning) in &guest.pci {
+        told.update = told.update.adding(regions.section(range, *meaning)?);
+        told.reasons.extend(reason(*meaning, source).map(|reason| (range.first, reason)));
+    }
+    for range in &guest.targets {
+        told.update = told.update.adding_target(regions.target(range)?);
+    }
+    Ok(told)
+}
+
+/// Why a range is nothing to devices, if it is.
+fn reason(meaning: Meaning, source: Source) -> Option<&'static str> {
+    match meaning {
+        Meaning::Nothing(reason) => Some(reason),
+        Meaning::DeviceMemory if source == Source::Real => {
+            Some("another device's memory, of which the text has the address but not the bytes")
+        }
+        _ => None,
+    }
+}
+
+/// The guest's memory regions, by name.
+struct Regions {
+    source: Source,
+    regions: BTreeMap<String, HostMemory>,
+}
+
+impl Regions {
+    fn of(guest: &Guest<'_>, source: Source) -> Result<Self, NoMemory> {
+        let sizes = sizes(guest, source)?;
+        if source == Source::Real {
+            check_free_memory(&sizes)?;
+        }
+        let mut place = FIRST_PLACE;
+        let mut regions = BTreeMap::new();
+        for (name, Size { bytes, line }) in sizes {
+            let memory = match source {
+                Source::MadeUp => made_up(&mut place, bytes),
+                Source::Real => real(bytes),
+            };
+            regions.insert(name.to_owned(), memory.ok_or_else(|| NoMemory::too_large(line))?);
+        }
+        Ok(Self { source, regions })
+    }
+
+    fn section(&self, range: &Range, meaning: Meaning) -> Result<Section, NoMemory> {
+        let (name, at, all) = (range.name.as_str(), Iova::new(range.first), bus_range(range));
+        let section = match meaning {
+            Meaning::Memory(access) => Section::ram(name, at, self.memory(range)?, access),
+            Meaning::DeviceMemory if self.source == Source::MadeUp => {
+                Section::device_memory(name, at, self.memory(range)?, Access::READ_WRITE)
+            }
+            Meaning::Translated(page) => Ok(Section::translated(name, all, page)),
+            Meaning::Msi => Ok(Section::msi(name, all)),
+            Meaning::DeviceMemory | Meaning::Nothing(_) => Ok(Section::nothing(name, all)),
+        };
+        section.map_err(|_| too_large(range))
+    }
+
+    fn target(&self, range: &Range) -> Result<TargetMemory, NoMemory> {
+        TargetMemory::new(&range.name, SystemAddress::new(range.first), self.memory(range)?)
+            .map_err(|_| too_large(range))
+    }
+
+    /// The memory behind a range.
+    fn memory(&self, range: &Range) -> Result<HostMemory, NoMemory> {
+        let region = self.regions.get(&range.name);
+        region.and_then(|region| region.slice(range.offset, len(range)?.get())).ok_or_else(|| too_large(range))
+    }
+}
+
+fn bus_range(range: &Range) -> IovaRange {
+    // The text was refused if the last address lay before the first.
+    IovaRange::new(Iova::new(range.first), Iova::new(range.last)).unwrap_or_else(|_| IovaRange::all())
+}
+
+fn len(range: &Range) -> Option<NonZeroU64> {
+    NonZeroU64::new((range.last - range.first).checked_add(1)?)
+}
+
+fn too_large(range: &Range) -> NoMemory {
+    NoMemory::too_large(range.line)
+}
+
+/// How large a region is at least.
+#[derive(Clone, Copy)]
+struct Size {
+    bytes: NonZeroU64,
+    /// The range that shows its last byte.
+    line: usize,
+}
+
+/// The size of every region that has to be there, as far as ranges show it.
+fn sizes<'a>(guest: &Guest<'a>, source: Source) -> Result<BTreeMap<&'a str, Size>, NoMemory> {
+    let has_memory = |meaning: Meaning| match meaning {
+        Meaning::Memory(_) => true,
+        Meaning::DeviceMemory => source == Source::MadeUp,
+        Meaning::Translated(_) | Meaning::Msi | Meaning::Nothing(_) => false,
+    };
+    let shown = guest.pci.iter().filter(|(_, meaning)| has_memory(*meaning)).map(|(range, _)| *range);
+    let mut sizes: BTreeMap<&str, Size> = BTreeMap::new();
+    for range in shown.chain(guest.targets.iter().copied()) {
+        let bytes = len(range).and_then(|len| len.checked_add(range.offset)).ok_or_else(|| too_large(range))?;
+        let size = sizes.entry(&range.name).or_insert(Size { bytes, line: range.line });
+        if size.bytes < bytes {
+            *size = Size { bytes, line: range.line };
+        }
+    }
+    Ok(sizes)
+}
+
+/// Where made-up places begin: anywhere but at zero, so that no two kinds of address are ever equal by chance.
+const FIRST_PLACE: u64 = 1 << 44;
+
+/// A place of its own. Places are aligned to 1 GiB, so that every page size the bus address allows is allowed by the host's too, and
+/// 1 GiB or more lies between them, so that what is behind different regions is never taken for one piece.
+fn made_up(place: &mut u64, bytes: NonZeroU64) -> Option<HostMemory> {
+    let memory = HostMemory::unbacked(*place, bytes)?;
+    *place = PageSize::G1.round_up(memory.last())?.checked_add(PageSize::G1.bytes())?;
+    Some(memory)
+}
+
+fn real(bytes: NonZeroU64) -> Option<HostMemory> {
+    let pages = MmapRegion::<()>::new(usize::try_from(bytes.get()).ok()?).ok()?;
+    dmaspace_core::vm_memory::host_memory(&GuestRegionMmap::new(pages, GuestAddress(0))?)
+}
+
+/// All of the guest's memory is about to be pinned: the kernel would rather kill somebody than say no.
+fn check_free_memory(sizes: &BTreeMap<&str, Size>) -> Result<(), NoMemory> {
+    let need: u128 = sizes.values().map(|size| u128::from(size.bytes.get())).sum();
+    let Some(have) = free_memory().map(u128::from).filter(|have| *have < need) else { return Ok(()) };
+    let line = sizes.values().max_by_key(|size| size.bytes).map_or(0, |size| size.line);
+    let why = format!(
+        "expected no more memory than is free here, {}, not {}; a soft host (--host) needs none",
+        bytes(have),
+        bytes(need)
+    );
+    Err(NoMemory { line, why })
+}
+
+/// What the kernel thinks it can give without swapping.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use dmaspace_core::Listener;
+    use dmaspace_core::section::{Backing, FrontEnd};
+
+    use super::*;
+    use crate::program::guest::tests::views;
+    use crate::program::mtree::tests::{PSERIES, Q35_WITH_BAR, view_of};
+
+    /// What a listener believes once it was told.
+    fn told(text: &str, source: Source) -> Listener {
+        let views = views(text);
+        let guest = Guest::of(&views, None, None).expect("a guest of the test");
+        let mut listener = Listener::new(FrontEnd::default());
+        listener.commit(tell(&guest, source).expect("memory for the test").update).expect("no host can refuse");
+        listener
+    }
+
+    fn memory_at(listener: &Listener, first: u64) -> HostMemory {
+        let section = listener.sections().find(|section| section.range().first().get() == first);
+        section.and_then(Section::direct).expect("memory of the test").0.clone()
+    }
+
+    #[test]
+    fn pieces_of_one_region_continue_each_other_and_regions_never_touch() {
+        let listener = told(Q35_WITH_BAR, Source::MadeUp);
+        let (low, shadow) = (memory_at(&listener, 0), memory_at(&listener, 0xc_3000));
+        assert_eq!(low.last() + 1, shadow.address());
+        assert!(low.joined_with(&shadow).is_some());
+        let (bios, bar) = (memory_at(&listener, 0xfffc_0000), memory_at(&listener, 0xfea0_0000));
+        assert!(bar.is_device_memory() && !bios.is_device_memory());
+        let mut places = [low.address(), bios.address(), bar.address()];
+        places.sort_unstable();
+        assert!(places.windows(2).all(|pair| pair[1] - pair[0] >= PageSize::G1.bytes()));
+        assert!(places.iter().all(|place| PageSize::G1.divides(*place)));
+    }
+
+    #[test]
+    fn six_tebibytes_take_no_memory() {
+        let text = view_of("0000000100000000-000006007fffffff (prio 0, ram): mem @0000000080000000");
+        let memory = memory_at(&told(&text, Source::MadeUp), 0x1_0000_0000);
+        assert_eq!(memory.len().get(), 0x5ff_8000_0000);
+        assert!(memory.is_unbacked());
+    }
+
+    #[test]
+    fn real_memory_is_there_and_zero_and_bars_are_left_out() {
+        let text = view_of(
+            "0000000000001000-0000000000002fff (prio 0, ram): mem @0000000000001000\n  \
+             0000000000003000-0000000000003fff (prio 0, ramd): BAR",
+        );
+        let views = views(&text);
+        let guest = Guest::of(&views, None, None).expect("a guest");
+        let told = tell(&guest, Source::Real).expect("12 KiB");
+        assert_eq!(told.reasons.keys().copied().collect::<Vec<_>>(), [0x3000]);
+        let mut listener = Listener::new(FrontEnd::default());
+        listener.commit(told.update).expect("no host can refuse");
+        let mut bytes = [7; 4];
+        memory_at(&listener, 0x1000).read(0x1ffc, &mut bytes).expect("inside");
+        assert_eq!(bytes, [0; 4]);
+        assert_eq!(listener.sections().nth(1).map(Section::backing), Some(&Backing::Nothing));
+    }
+
+    #[test]
+    fn windows_keep_their_page_and_ram_becomes_target_memory() {
+        let listener = told(PSERIES, Source::MadeUp);
+        let backings: Vec<_> = listener.sections().map(|section| section.backing().clone()).collect();
+        let window = |page| Backing::Translated { page };
+        assert_eq!(backings, [window(PageSize::K4), Backing::Msi, window(PageSize::K64)]);
+        assert_eq!(listener.targets().map(|target| target.memory().len().get()).sum::<u64>(), 1 << 32);
+    }
+
+    #[test]
+    fn more_than_an_address_space_holds_is_refused_at_its_line() {
+        for range in [
+            "0000000000000000-ffffffffffffffff (prio 0, ram): mem",
+            "0000000000000000-0000000000000fff (prio 0, ram): mem @fffffffffffff000",
+            "0000000000000000-fffff00000000000 (prio 0, ramd): mem",
+        ] {
+            let views = views(&view_of(range));
+            let guest = Guest::of(&views, None, None).expect("a guest");
+            assert_eq!(tell(&guest, Source::MadeUp).expect_err("too large").line, 4, "{range}");
+        }
+        let views = views(&view_of("0000000000000000-0000ffffffffffff (prio 0, ram): mem"));
+        let guest = Guest::of(&views, None, None).expect("a guest");
+        let refusal = tell(&guest, Source::Real).expect_err("more than this host has").to_string();
+        assert!(refusal.contains("not 256 TiB"), "{refusal}");
+    }
+}

@@ -1,0 +1,150 @@
+//! A replay as people read it, in a hundred columns.
+
+use tabled::builder::Builder;
+use tabled::settings::{Padding, Style};
+
+use crate::program::outcome::{AddressesOf, Bytes, HostWindow, Judged, Outcome};
+use crate::program::replay::Replay;
+
+const COLUMNS: usize = 100;
+
+/// The whole of it.
+pub(crate) fn replay(replay: &Replay) -> String {
+    let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
+    let heading = format!("{}: {}, on {}, through {backend}\n", input.file, input.address_space, replay.host);
+    let of = |space| sections.iter().filter(move |judged: &&Judged| judged.space == space);
+    let parts = [
+        paragraph("The host's windows", window_table(windows)),
+        paragraph("The PCI address space", section_table(of(AddressesOf::Pci))),
+        paragraph("System memory, behind the guest's windows", section_table(of(AddressesOf::Memory))),
+        paragraph("Kernel calls", calls(&replay.outcome)),
+        paragraph("Bytes", costs(&replay.outcome.bytes)),
+    ];
+    heading + &parts.concat() + "\n" + result(replay) + "\n"
+}
+
+fn result(replay: &Replay) -> &'static str {
+    if replay.outcome.ok { "Every required section is provided." } else { "Refused: nothing of it is in force." }
+}
+
+/// A title and what belongs to it; nothing when there is nothing.
+fn paragraph(title: &str, body: Option<String>) -> String {
+    body.map_or_else(String::new, |body| format!("\n{title}\n{body}"))
+}
+
+fn window_table(windows: &[HostWindow]) -> Option<String> {
+    if windows.is_empty() {
+        return Some("  none\n".to_owned());
+    }
+    let rows = windows.iter().map(|window| {
+        let pages: Vec<_> = window.page_sizes.iter().map(|page| in_units((*page).into())).collect();
+        [window.first.to_string(), window.last.to_string(), pages.join(", ")]
+    });
+    Some(table(["first", "last", "pages"], rows).map(|line| line + "\n").collect())
+}
+
+/// One line for each section, with the reason at its end or, where there is no room, below it.
+fn section_table<'a>(sections: impl Iterator<Item = &'a Judged> + Clone) -> Option<String> {
+    sections.clone().next()?;
+    let rows = sections.clone().map(|Judged { first, last, kind, name, fate, .. }| {
+        [first.to_string(), last.to_string(), kind.to_string(), name.clone(), fate.to_string()]
+    });
+    let reasons = std::iter::once("why").chain(sections.map(|judged| judged.reason.as_str()));
+    let lines = table(["first", "last", "kind", "name", "fate"], rows);
+    Some(lines.zip(reasons).map(|(line, reason)| with_reason(&line, reason)).collect())
+}
+
+fn with_reason(line: &str, reason: &str) -> String {
+    let together = format!("{line}  {reason}");
+    if together.chars().count() <= COLUMNS {
+        return format!("{}\n", together.trim_end());
+    }
+    let below = wrapped(reason, COLUMNS - BELOW.len()).into_iter().map(|part| format!("{BELOW}{part}\n"));
+    format!("{}\n{}", line.trim_end(), below.collect::<String>())
+}
+
+/// What stands before a reason that is a line of its own.
+const BELOW: &str = "      ";
+
+/// The words of `text` in lines of at most `width` letters, where words allow.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= width) {
+            Some(line) => line.extend([" ", word]),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The kinds of calls that were made.
+fn calls(outcome: &Outcome) -> Option<String> {
+    let calls = &outcome.calls;
+    let kinds = [
+        ("map", calls.map),
+        ("unmap", calls.unmap),
+        ("register", calls.register),
+        ("unregister", calls.unregister),
+        ("create window", calls.create_window),
+        ("remove window", calls.remove_window),
+    ];
+    let made: Vec<_> = kinds.iter().filter(|(_, n)| *n > 0).map(|(kind, n)| format!("{n} {kind}")).collect();
+    Some(format!("  {}\n", if made.is_empty() { "none".to_owned() } else { made.join(", ") }))
+}
+
+fn costs(costs: &Bytes) -> Option<String> {
+    let row = |what: &str, n: u64| format!("  {what:<9}  {}\n", bytes(n.into()));
+    let Bytes { mapped, pinned, tables, disturbed } = *costs;
+    Some(row("mapped", mapped) + &row("pinned", pinned) + &row("tables", tables) + &row("disturbed", disturbed))
+}
+
+/// The lines of a table whose columns are as wide as they have to be, the heading first.
+fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> impl Iterator<Item = String> {
+    let mut builder = Builder::default();
+    builder.push_record(heading);
+    rows.for_each(|row| builder.push_record(row));
+    let table = builder.build().with(Style::empty()).with(Padding::new(2, 0, 0, 0)).to_string();
+    table.lines().map(str::to_owned).collect::<Vec<_>>().into_iter()
+}
+
+/// In the largest unit that makes it a number people can read, and exactly.
+pub(crate) fn bytes(n: u128) -> String {
+    if n < 1 << 10 { n.to_string() } else { format!("{} ({n})", in_units(n)) }
+}
+
+/// In the largest unit of which there is one, to a tenth.
+pub(crate) fn in_units(n: u128) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let size = |power: usize| 1_u128 << (10 * power);
+    let (power, unit) = UNITS.iter().enumerate().rfind(|(power, _)| n >= size(*power)).unwrap_or((0, &"B"));
+    let tenths = n * 10 / size(power);
+    match tenths % 10 {
+        0 => format!("{} {unit}", tenths / 10),
+        tenth => format!("{}.{tenth} {unit}", tenths / 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable_and_exact() {
+        assert_eq!(bytes(0), "0");
+        assert_eq!(bytes(1023), "1023");
+        assert_eq!(bytes(4096), "4 KiB (4096)");
+        assert_eq!(bytes(268_697_600), "256.2 MiB (268697600)");
+        assert_eq!(bytes(1 << 64), "16 EiB (18446744073709551616)");
+    }
+
+    #[test]
+    fn a_reason_without_room_goes_below() {
+        assert_eq!(with_reason("  0x0", "because"), "  0x0  because\n");
+        let long = "word ".repeat(30);
+        let lines: Vec<_> = with_reason("  0x0", &long).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0], "  0x0");
+        assert!(lines.iter().all(|line| line.len() <= COLUMNS));
+    }
+}

@@ -1,0 +1,91 @@
+//! The soft host, as a host like any other: what a look at it would find.
+//!
+//! With the feature `soft` a VMM's own tests, and this project's, open spaces on a host in software exactly as they do on a real one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dmaspace_core::{Iova, IovaRange, PageSize};
+use dmaspace_soft::profile::{Architecture, Backend, Device, Group, Platform, Profile, Reason, Reserved};
+
+use crate::facts::{self, Facts, IommuGroup, IommuTypes, Nodes, PciDevice, ReservedRegion, VfioDevice};
+use crate::pci::PciAddress;
+
+impl Facts {
+    /// What would be found on the host of a profile.
+    pub fn of_soft(profile: &Profile) -> Self {
+        let has = |backend| profile.has(backend);
+        Self {
+            platform: platform(profile),
+            kernel: profile.kernel.to_string(),
+            host_page: PageSize::from_bytes(profile.host_page).unwrap_or(PageSize::K4),
+            limits: facts::Limits {
+                locked_memory: profile.limits.memlock,
+                locked_memory_ceiling: profile.limits.memlock,
+                may_lock_without_limit: profile.limits.memlock.is_none(),
+                type1_mappings: Some(profile.limits.dma_entries.into()),
+            },
+            nodes: Nodes {
+                container: has(Backend::Type1) || has(Backend::Spapr),
+                iommufd: has(Backend::Iommufd),
+                kvm: false,
+            },
+            modules: BTreeSet::new(),
+            iommu_types: Some(IommuTypes {
+                type1: has(Backend::Type1),
+                spapr: has(Backend::Spapr),
+                spapr_v2: has(Backend::Spapr),
+            }),
+            groups: profile.groups.iter().map(|group| (group.number, group_facts(profile, group))).collect(),
+            devices: profile.groups.iter().flat_map(devices).collect(),
+        }
+    }
+}
+
+fn platform(profile: &Profile) -> facts::Platform {
+    match (profile.architecture, profile.tce.as_ref().map(|tce| tce.platform)) {
+        (Architecture::X86_64, _) => facts::Platform::X86_64,
+        (Architecture::Ppc64le, Some(Platform::PSeries)) => facts::Platform::Pseries,
+        (Architecture::Ppc64le, Some(Platform::PowerNv) | None) => facts::Platform::Powernv,
+    }
+}
+
+fn group_facts(profile: &Profile, group: &Group) -> IommuGroup {
+    let common = profile.fixed.iter().flat_map(|fixed| &fixed.reserved);
+    IommuGroup {
+        number: group.number,
+        noiommu: false,
+        node: true,
+        members: group.devices.iter().map(|device| device.address.clone()).collect(),
+        reserved: common.chain(&group.reserved).filter_map(reserved).collect(),
+    }
+}
+
+fn reserved(region: &Reserved) -> Option<ReservedRegion> {
+    let range = IovaRange::new(Iova::new(region.first), Iova::new(region.last)).ok()?;
+    let kind = match region.reason {
+        Reason::Msi => "msi",
+        Reason::Reserved => "reserved",
+        Reason::Direct => "direct",
+        Reason::DirectRelaxable => "direct-relaxable",
+    };
+    Some(ReservedRegion { range, kind: kind.to_owned() })
+}
+
+/// Every device of a soft host was given to VFIO.
+fn devices(group: &Group) -> BTreeMap<PciAddress, PciDevice> {
+    let device = |device: &Device| {
+        let address: PciAddress = device.address.parse().ok()?;
+        let vfio = VfioDevice { name: format!("vfio{}", device.node.unwrap_or_default()), node: device.node.is_some() };
+        let facts = PciDevice {
+            address,
+            vendor: 0x1234,
+            device: 0x11e8,
+            class: 0xff_0000,
+            driver: Some("vfio-pci".to_owned()),
+            group: Some(group.number),
+            vfio: Some(vfio),
+        };
+        Some((address, facts))
+    };
+    group.devices.iter().filter_map(device).collect()
+}

@@ -1,0 +1,136 @@
+//! Debian's packages: those the emulated hosts are unpacked from, and those installed here to run them.
+//!
+//! All of it goes through `ci/apt`, which gives apt sources and lists of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::host::Architecture;
+use crate::progress;
+
+/// A package file, fetched.
+#[derive(Debug)]
+pub(crate) struct Package {
+    pub(crate) file: PathBuf,
+    pub(crate) version: String,
+}
+
+/// Installs those of `packages` that are missing. Wants root.
+pub(crate) fn install_missing(packages: &[&str]) -> Result<()> {
+    let missing = packages.iter().copied().filter(|package| installed(package).is_none());
+    let missing: Vec<&str> = missing.collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Installs `packages`, in the newest version there is. Wants root.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
+    ensure!(rustix::process::geteuid().is_root(), "missing; as root: ci/apt apt-get install {names}");
+    progress!("installing {names}");
+    let mut install = apt("apt-get");
+    install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    answer_of(&mut install).map(|_| ())
+}
+
+/// Fetches a package into `folder` without installing it.
+pub(crate) fn fetch(package: &str, architecture: Architecture, folder: &Path) -> Result<Package> {
+    let package = format!("{package}:{}", architecture.debian());
+    progress!("fetching {package}");
+    answer_of(apt("apt-get").args(["download", &package]).current_dir(folder))?;
+
+    let entry = fs::read_dir(folder)?.next().context("apt-get download left no file")?;
+    let file = entry?.path();
+    let version = answer_of(Command::new("dpkg-deb").arg("--field").arg(&file).arg("Version"))?;
+    Ok(Package { file, version: version.trim().to_owned() })
+}
+
+/// What a metapackage stands for today: `linux-image-amd64` → `linux-image-6.12.95+deb12-amd64`.
+pub(crate) fn behind(metapackage: &str, architecture: Architecture) -> Result<String> {
+    let package = format!("{metapackage}:{}", architecture.debian());
+    let answer = answer_of(apt("apt-cache").args(["depends", "--important", &package]))?;
+    first_dependency(&answer).with_context(|| format!("Debian has no {package}"))
+}
+
+fn apt(program: &str) -> Command {
+    let mut apt = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/apt"));
+    apt.arg(program).arg("--quiet");
+    apt
+}
+
+impl Package {
+    /// Unpacks the files that match `patterns`, in the sense of tar's wildcards.
+    pub(crate) fn unpack(&self, patterns: &[String], into: &Path) -> Result<()> {
+        let mut package = Command::new("dpkg-deb")
+            .arg("--fsys-tarfile")
+            .arg(&self.file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run dpkg-deb")?;
+        let archive = package.stdout.take().context("dpkg-deb has no output")?;
+        let mut tar = Command::new("tar");
+        tar.arg("--extract").arg("--wildcards").args(patterns).stdin(archive);
+        let unpacked = answer_of(tar.current_dir(into));
+        package.wait()?;
+        unpacked.map(|_| ())
+    }
+}
+
+/// The version of a package that is installed here.
+pub(crate) fn installed(package: &str) -> Option<String> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat", "${db:Status-Status} ${Version}", package]);
+    let answer = answer_of(&mut query).ok()?;
+    answer.strip_prefix("installed ").map(str::to_owned)
+}
+
+/// Is a package's version this one or a later one?
+pub(crate) fn at_least(version: &str, oldest: &str) -> bool {
+    let mut compare = Command::new("dpkg");
+    answer_of(compare.args(["--compare-versions", version, "ge", oldest])).is_ok()
+}
+
+/// What a program says on its standard output; an error says why it said nothing.
+pub(crate) fn answer_of(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+        bail!("{program} failed ({}): {}", output.status, gist(&complaints));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The line of a program's complaints that says most: its first error, else its last words.
+fn gist(complaints: &str) -> &str {
+    let said = |line: &&str| !line.trim().is_empty();
+    let error = complaints.lines().find(|line| line.starts_with("E: ") || line.contains("rror: "));
+    error.or_else(|| complaints.lines().rfind(said)).unwrap_or("it did not say why").trim()
+}
+
+fn first_dependency(apt_cache_depends: &str) -> Option<String> {
+    let mut lines = apt_cache_depends.lines();
+    let name = lines.find_map(|line| line.trim().strip_prefix("Depends: "))?;
+    Some(name.split(':').next().unwrap_or(name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metapackage_leads_to_a_package_without_its_architecture() {
+        let answer = "linux-image-powerpc64le:ppc64el\n  Depends: linux-image-6.12.95-powerpc64le:ppc64el\n";
+        assert_eq!(first_dependency(answer).as_deref(), Some("linux-image-6.12.95-powerpc64le"));
+        assert_eq!(first_dependency("linux-image-vax\n"), None);
+    }
+
+    #[test]
+    fn the_gist_of_complaints_is_the_error_rather_than_the_last_line() {
+        assert_eq!(gist("W: slow\nE: no such package\nW: bye\n"), "E: no such package");
+        assert_eq!(gist("tar: x\ntar: giving up\n\n"), "tar: giving up");
+        assert_eq!(gist(""), "it did not say why");
+    }
+}

@@ -1,0 +1,340 @@
+//! What comes out of an emulated host: one stream, in which its init marks where it is.
+//!
+//! firmware, kernel → `run` → the test's output → `exit …` → the kernel's log of the run → `end`
+//!
+//! A mark starts with a byte that no test prints, so the test's output can be passed on byte by byte,
+//! as it comes: libtest writes `test x ... ` long before it writes `ok`. On powernv the firmware writes
+//! to the same console whenever it likes, in the middle of a line too; [`Firmware`] sifts that out.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+
+/// Starts a mark, which a newline ends.
+const MARK: u8 = 0x1e;
+
+/// How much of the boot is remembered, should it fail.
+const BOOT_LINES: usize = 30;
+
+/// How the binary's run inside the host ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Its status, as a shell tells it.
+    pub(crate) status: u8,
+    /// The kernel's taint flags before and after it.
+    pub(crate) taint: [u64; 2],
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    Boot,
+    Run,
+    KernelLog,
+    End,
+}
+
+/// The console of one host, read so far.
+#[derive(Debug)]
+pub(crate) struct Console {
+    phase: Phase,
+    firmware: Firmware,
+    /// The mark being read, once its first byte has come.
+    mark: Option<Vec<u8>>,
+    line: Vec<u8>,
+    boot_line: Vec<u8>,
+    boot: VecDeque<String>,
+    kernel_log: String,
+    exit: Option<Exit>,
+    panic: Option<String>,
+    setup_failure: Option<String>,
+    shows_everything: bool,
+}
+
+impl Console {
+    /// A console nothing has come out of. One that `shows_everything` passes on the firmware's and the
+    /// kernel's words as well.
+    pub(crate) fn new(shows_everything: bool) -> Self {
+        Self {
+            phase: Phase::Boot,
+            firmware: Firmware::default(),
+            mark: None,
+            line: Vec::new(),
+            boot_line: Vec::new(),
+            boot: VecDeque::new(),
+            kernel_log: String::new(),
+            exit: None,
+            panic: None,
+            setup_failure: None,
+            shows_everything,
+        }
+    }
+
+    /// Reads on; what the test said goes to `out`.
+    pub(crate) fn read(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        // The console is a terminal, which ends its lines with a carriage return too.
+        for &byte in bytes.iter().filter(|byte| **byte != b'\r') {
+            self.remember_boot(byte);
+            if self.shows_everything {
+                out.write_all(&[byte])?;
+            }
+            for byte in self.firmware.sift(byte) {
+                self.heard(byte, out)?;
+            }
+        }
+        out.flush()
+    }
+
+    /// Nothing more will come that matters.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::End || self.setup_failure.is_some()
+    }
+
+    /// The binary has been started.
+    pub(crate) fn has_booted(&self) -> bool {
+        self.phase != Phase::Boot
+    }
+
+    /// How the binary ended, once it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.exit
+    }
+
+    /// The kernel's word for why it gave up, if it did.
+    pub(crate) fn panic(&self) -> Option<&str> {
+        self.panic.as_deref()
+    }
+
+    /// What init could not do, if anything.
+    pub(crate) fn setup_failure(&self) -> Option<&str> {
+        self.setup_failure.as_deref()
+    }
+
+    /// What the kernel logged while the binary ran.
+    pub(crate) fn kernel_log(&self) -> &str {
+        &self.kernel_log
+    }
+
+    /// The last lines before the binary was started.
+    pub(crate) fn last_of_boot(&self) -> impl Iterator<Item = &str> {
+        self.boot.iter().map(String::as_str)
+    }
+
+    fn heard(&mut self, byte: u8, out: &mut dyn Write) -> io::Result<()> {
+        match &mut self.mark {
+            Some(mark) if byte == b'\n' => {
+                let mark = text(mark);
+                self.mark = None;
+                self.passed(&mark);
+            }
+            Some(mark) => mark.push(byte),
+            None if byte == MARK => self.mark = Some(Vec::new()),
+            None => {
+                if self.phase == Phase::Run && !self.shows_everything {
+                    out.write_all(&[byte])?;
+                }
+                self.spoken(byte);
+            }
+        }
+        Ok(())
+    }
+
+    fn passed(&mut self, mark: &str) {
+        let mut words = mark.split(' ');
+        match words.next() {
+            Some("run") => self.phase = Phase::Run,
+            Some("exit") => {
+                self.exit = exit_of(words);
+                self.phase = Phase::KernelLog;
+            }
+            Some("end") => self.phase = Phase::End,
+            Some("failed") => self.setup_failure = Some(words.collect::<Vec<_>>().join(" ")),
+            _ => {}
+        }
+        self.line.clear();
+    }
+
+    fn spoken(&mut self, byte: u8) {
+        if byte != b'\n' {
+            self.line.push(byte);
+            return;
+        }
+        let line = text(&mut self.line);
+        if let Some((_, reason)) = line.split_once("Kernel panic - not syncing: ") {
+            self.panic.get_or_insert_with(|| reason.to_owned());
+        }
+        if self.phase == Phase::KernelLog {
+            self.kernel_log.push_str(&line);
+            self.kernel_log.push('\n');
+        }
+    }
+
+    /// A boot that fails is explained by all that was said, the firmware's words included.
+    fn remember_boot(&mut self, byte: u8) {
+        if self.phase != Phase::Boot {
+            return;
+        }
+        if byte != b'\n' {
+            self.boot_line.push(byte);
+            return;
+        }
+        self.boot.push_back(text(&mut self.boot_line));
+        if self.boot.len() > BOOT_LINES {
+            self.boot.pop_front();
+        }
+    }
+}
+
+/// Takes what has gathered, as text.
+fn text(bytes: &mut Vec<u8>) -> String {
+    String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
+}
+
+/// Sifts out what the firmware says, newline included:
+/// `[   83.070300110,3] PHB#0000[0:0]: Unexpected slot state 00000104`
+#[derive(Debug, Default)]
+struct Firmware {
+    /// What may turn out to be a time stamp of the firmware's.
+    stamp: Vec<u8>,
+    speaks: bool,
+}
+
+impl Firmware {
+    /// What is known, now that `byte` has come, not to be the firmware's.
+    fn sift(&mut self, byte: u8) -> Vec<u8> {
+        if self.speaks {
+            self.speaks = byte != b'\n';
+            return Vec::new();
+        }
+        if byte == b'[' {
+            // It starts a stamp, whatever the bytes before it were the start of.
+            return std::mem::replace(&mut self.stamp, vec![byte]);
+        }
+        if self.stamp.is_empty() {
+            return vec![byte];
+        }
+        self.stamp.push(byte);
+        match stamp(&self.stamp) {
+            Stamp::Partial => Vec::new(),
+            Stamp::Whole => {
+                self.stamp.clear();
+                self.speaks = true;
+                Vec::new()
+            }
+            Stamp::Other => std::mem::take(&mut self.stamp),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Stamp {
+    Partial,
+    Whole,
+    Other,
+}
+
+/// The firmware's time has nine decimals and a log level after it; the kernel's has six and none.
+fn stamp(bytes: &[u8]) -> Stamp {
+    let seconds = bytes.iter().skip(1).take_while(|byte| matches!(byte, b' ' | b'0'..=b'9')).count();
+    let decimals = bytes.iter().skip(1 + seconds);
+    let shape = b".000000000,0] ";
+    let fits = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
+    match decimals.len() {
+        length if length > shape.len() || !decimals.zip(shape).all(fits) => Stamp::Other,
+        length if length == shape.len() => Stamp::Whole,
+        _ => Stamp::Partial,
+    }
+}
+
+fn exit_of<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Exit> {
+    let status = words.next()?.parse().ok()?;
+    let before = words.next()?.parse().ok()?;
+    let after = words.next()?.parse().ok()?;
+    Some(Exit { status, taint: [before, after] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(stream: &[u8]) -> (Console, String) {
+        let mut console = Console::new(false);
+        let mut shown = Vec::new();
+        assert!(console.read(stream, &mut shown).is_ok());
+        (console, String::from_utf8_lossy(&shown).into_owned())
+    }
+
+    #[test]
+    fn only_the_tests_own_words_are_shown() {
+        let stream = b"skiboot\r\n\x1erun\r\ntest a ... ok\r\n\x1eexit 0 0 0\r\n[1.0] vfio\r\n\x1eend\r\n";
+        let (console, shown) = after(stream);
+        assert_eq!(shown, "test a ... ok\n");
+        assert_eq!(console.kernel_log(), "[1.0] vfio\n");
+        assert_eq!(console.exit(), Some(Exit { status: 0, taint: [0, 0] }));
+        assert!(console.is_over());
+    }
+
+    #[test]
+    fn a_line_is_shown_before_it_ends() {
+        let (console, shown) = after(b"\x1erun\ntest a ... ");
+        assert_eq!(shown, "test a ... ");
+        assert!(!console.is_over());
+    }
+
+    #[test]
+    fn a_mark_is_seen_after_a_line_that_never_ended() {
+        let (console, shown) = after(b"\x1erun\nno newline\x1eexit 3 0 512\n");
+        assert_eq!(shown, "no newline");
+        assert_eq!(console.exit(), Some(Exit { status: 3, taint: [0, 512] }));
+    }
+
+    #[test]
+    fn a_mark_may_come_in_pieces() {
+        let mut console = Console::new(false);
+        let mut shown = Vec::new();
+        for byte in b"\x1erun\nhello" {
+            assert!(console.read(&[*byte], &mut shown).is_ok());
+        }
+        assert_eq!(shown, b"hello");
+    }
+
+    #[test]
+    fn a_panic_is_remembered_by_its_reason() {
+        let (console, _) = after(b"\x1erun\n[ 2.0] Kernel panic - not syncing: sysrq triggered crash\n");
+        assert_eq!(console.panic(), Some("sysrq triggered crash"));
+    }
+
+    #[test]
+    fn the_end_of_a_long_boot_is_kept() {
+        let boot: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        let (console, shown) = after(boot.as_bytes());
+        assert_eq!(console.last_of_boot().last(), Some("line 99"));
+        assert_eq!(console.last_of_boot().count(), BOOT_LINES);
+        assert_eq!(shown, "");
+    }
+
+    #[test]
+    fn the_firmwares_words_are_sifted_out_of_a_line() {
+        let stream = b"\x1erun\ntest a ... [   83.070300110,3] PHB#0000[0:0]: Unexpected slot state\r\n\
+                       [   83.070666377,3] SLOT-0: Error -6 on hot reset\r\nok\r\n";
+        assert_eq!(after(stream).1, "test a ... ok\n");
+    }
+
+    #[test]
+    fn the_firmware_may_speak_inside_a_mark() {
+        let (console, _) = after(b"\x1erun\n\x1eexit 1[   83.070300110,3] PHB#0000\n01 0 0\n");
+        assert_eq!(console.exit(), Some(Exit { status: 101, taint: [0, 0] }));
+    }
+
+    #[test]
+    fn what_only_looks_like_the_firmwares_stays() {
+        let said = "left: [255, 255] [[1.5], [   1.234567] vfio: [ 12.000000000,3 ]\n";
+        let stream = format!("\x1erun\n{said}");
+        assert_eq!(after(stream.as_bytes()).1, said);
+    }
+
+    #[test]
+    fn what_init_could_not_do_ends_the_run() {
+        let (console, _) = after(b"\x1efailed insmod vfio\n");
+        assert_eq!(console.setup_failure(), Some("insmod vfio"));
+        assert!(console.is_over());
+    }
+}

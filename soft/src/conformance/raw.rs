@@ -1,0 +1,348 @@
+//! Requests as they are, one function each: no retry, no judgement of the answer.
+//!
+//! Sizes are given apart from the memory, so that a request can reach past its memory's end; memory that is `None` leaves the address
+//! zero, where no process has anything.
+
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Request};
+use dmaspace_core::{Access, HostMemory};
+use dmaspace_iommufd::abi as iommufd;
+use dmaspace_spapr::abi as spapr;
+use dmaspace_type1::abi as type1;
+use dmaspace_type1::vfio::{self, Extension, IommuType};
+use std::mem::offset_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Where mappings are made: a context of one of the dialects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// A container that was given to type1.
+    Type1(Handle),
+    /// A container that was given to the sPAPR driver.
+    Spapr(Handle),
+    /// An address space.
+    Ioas {
+        /// `/dev/iommu`.
+        iommufd: Handle,
+        /// Its id.
+        id: u32,
+    },
+}
+
+/// Maps `size` bytes at a bus address.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn map(
+    door: &dyn Door,
+    on: Context,
+    at: u64,
+    size: u64,
+    memory: Option<&HostMemory>,
+    access: Access,
+) -> Result<i32, Errno> {
+    match on {
+        Context::Type1(container) => {
+            let flags = vfio_flags(access);
+            let mut map = type1::MapDma { argsz: type1::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
+            with_memory(door, container, type1::MAP_DMA, &mut map, offset_of!(type1::MapDma, vaddr), memory)
+        }
+        Context::Spapr(container) => {
+            let flags = vfio_flags(access);
+            let mut map = spapr::MapDma { argsz: spapr::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
+            with_memory(door, container, spapr::MAP_DMA, &mut map, offset_of!(spapr::MapDma, vaddr), memory)
+        }
+        Context::Ioas { iommufd, id } => {
+            let flags = iommufd::MAP_FIXED_IOVA | iommufd_flags(access);
+            let mut map = iommufd::IoasMap {
+                size: iommufd::IoasMap::SIZE,
+                flags,
+                ioas_id: id,
+                length: size,
+                iova: at,
+                ..Default::default()
+            };
+            with_memory(door, iommufd, iommufd::IOAS_MAP, &mut map, offset_of!(iommufd::IoasMap, user_va), memory)
+        }
+    }
+}
+
+/// Unmaps `size` bytes at a bus address; returns the result and the size field after the call.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unmap(door: &dyn Door, on: Context, at: u64, size: u64) -> Result<(i32, u64), Errno> {
+    match on {
+        Context::Type1(container) => unmap_type1(door, container, 0, at, size),
+        Context::Spapr(container) => {
+            let mut unmap = spapr::UnmapDma { argsz: spapr::UnmapDma::SIZE, iova: at, size, ..Default::default() };
+            Ok((ask(door, container, spapr::UNMAP_DMA, &mut unmap)?, unmap.size))
+        }
+        Context::Ioas { iommufd, id } => {
+            let mut unmap = iommufd::IoasUnmap { size: iommufd::IoasUnmap::SIZE, ioas_id: id, iova: at, length: size };
+            Ok((ask(door, iommufd, iommufd::IOAS_UNMAP, &mut unmap)?, unmap.length))
+        }
+    }
+}
+
+/// Unmaps everything in one call, where there is one; on sPAPR by a window's removal.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unmap_all(door: &dyn Door, on: Context) -> Result<(i32, u64), Errno> {
+    match on {
+        Context::Type1(container) => unmap_type1(door, container, type1::UNMAP_ALL, 0, 0),
+        Context::Spapr(container) => Ok((remove(door, container, 0)?, 0)),
+        Context::Ioas { .. } => unmap(door, on, 0, u64::MAX),
+    }
+}
+
+/// type1's unmap with its flags.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size: u64) -> Result<(i32, u64), Errno> {
+    let mut unmap = type1::UnmapDma { argsz: type1::UnmapDma::SIZE, flags, iova: at, size };
+    Ok((ask(door, container, type1::UNMAP_DMA, &mut unmap)?, unmap.size))
+}
+
+/// Maps in one address space what another, or the same, has mapped.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn copy(
+    door: &dyn Door,
+    iommufd: Handle,
+    (from, source): (u32, u64),
+    (to, target): (u32, u64),
+    size: u64,
+    access: Access,
+) -> Result<i32, Errno> {
+    let mut copy = iommufd::IoasCopy {
+        size: iommufd::IoasCopy::SIZE,
+        flags: iommufd::MAP_FIXED_IOVA | iommufd_flags(access),
+        dst_ioas_id: to,
+        src_ioas_id: from,
+        length: size,
+        dst_iova: target,
+        src_iova: source,
+    };
+    ask(door, iommufd, iommufd::IOAS_COPY, &mut copy)
+}
+
+/// Registers `size` bytes for sPAPR windows.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn register(door: &dyn Door, container: Handle, memory: Option<&HostMemory>, size: u64) -> Result<i32, Errno> {
+    block(door, container, spapr::REGISTER_MEMORY, memory, size)
+}
+
+/// Unregisters `size` bytes.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unregister(door: &dyn Door, container: Handle, memory: Option<&HostMemory>, size: u64) -> Result<i32, Errno> {
+    block(door, container, spapr::UNREGISTER_MEMORY, memory, size)
+}
+
+/// Creates a window; returns the result and where it was put.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn create(
+    door: &dyn Door,
+    container: Handle,
+    page_shift: u32,
+    size: u64,
+    levels: u32,
+) -> Result<(i32, u64), Errno> {
+    let argsz = spapr::TceCreate::SIZE;
+    let mut create = spapr::TceCreate { argsz, page_shift, window_size: size, levels, ..Default::default() };
+    Ok((ask(door, container, spapr::TCE_CREATE, &mut create)?, create.start_addr))
+}
+
+/// Removes the window that holds an address.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn remove(door: &dyn Door, container: Handle, at: u64) -> Result<i32, Errno> {
+    let mut remove = spapr::TceRemove { argsz: spapr::TceRemove::SIZE, flags: 0, start_addr: at };
+    ask(door, container, spapr::TCE_REMOVE, &mut remove)
+}
+
+/// Allows maps in an sPAPR v1 container.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn enable(door: &dyn Door, container: Handle) -> Result<i32, Errno> {
+    door.ioctl(container, &mut Command::bare(spapr::ENABLE))
+}
+
+/// The opposite.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn disable(door: &dyn Door, container: Handle) -> Result<i32, Errno> {
+    door.ioctl(container, &mut Command::bare(spapr::DISABLE))
+}
+
+/// What an sPAPR container's first group offers.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn tce_info(door: &dyn Door, container: Handle) -> Result<spapr::TceInfo, Errno> {
+    let mut info = spapr::TceInfo { argsz: spapr::TceInfo::SIZE, ..Default::default() };
+    ask(door, container, spapr::TCE_GET_INFO, &mut info).map(|_| info)
+}
+
+/// Whether a container has an extension; positive is yes.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn check_extension(door: &dyn Door, container: Handle, extension: Extension) -> Result<i32, Errno> {
+    door.ioctl(container, &mut Command::with_value(vfio::CHECK_EXTENSION, extension.0))
+}
+
+/// Gives a container to an IOMMU driver.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn set_iommu(door: &dyn Door, container: Handle, version: IommuType) -> Result<i32, Errno> {
+    door.ioctl(container, &mut Command::with_value(vfio::SET_IOMMU, version.0))
+}
+
+/// Puts a group into a container.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn set_container(door: &dyn Door, group: Handle, container: Handle) -> Result<i32, Errno> {
+    let mut set = vfio::SetContainer::default();
+    let offset = offset_of!(vfio::SetContainer, container);
+    let mut attachments = [Attachment { offset, what: Attached::Handle(container) }];
+    let command = Command::with_bytes(vfio::GROUP_SET_CONTAINER, set.as_mut_bytes());
+    door.ioctl(group, &mut command.attaching(&mut attachments))
+}
+
+/// Takes a group out of its container.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unset_container(door: &dyn Door, group: Handle) -> Result<i32, Errno> {
+    door.ioctl(group, &mut Command::bare(vfio::GROUP_UNSET_CONTAINER))
+}
+
+/// A group's flags.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn group_status(door: &dyn Door, group: Handle) -> Result<u32, Errno> {
+    let mut status = vfio::GroupStatus { argsz: vfio::GroupStatus::SIZE, flags: 0 };
+    ask(door, group, vfio::GROUP_GET_STATUS, &mut status).map(|_| status.flags)
+}
+
+/// Opens a device of a group's.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn open_device(door: &dyn Door, group: Handle, name: &str) -> Result<Handle, Errno> {
+    let mut name = [name.as_bytes(), &[0]].concat();
+    let mut command = Command::with_bytes(vfio::GROUP_GET_DEVICE_FD, &mut name);
+    door.ioctl_opening(group, &mut command, HandleKind::Device)
+}
+
+/// Gives a device to an iommufd; returns its id there.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn bind(door: &dyn Door, device: Handle, iommufd: Handle) -> Result<u32, Errno> {
+    let mut bind = iommufd::BindIommufd { argsz: iommufd::BindIommufd::SIZE, ..Default::default() };
+    let offset = offset_of!(iommufd::BindIommufd, iommufd);
+    let mut attachments = [Attachment { offset, what: Attached::Handle(iommufd) }];
+    let command = Command::with_bytes(iommufd::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
+    door.ioctl(device, &mut command.attaching(&mut attachments))?;
+    Ok(bind.out_devid)
+}
+
+/// Attaches a bound device to an address space or page table; returns the page table.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn attach(door: &dyn Door, device: Handle, to: u32) -> Result<u32, Errno> {
+    let argsz = iommufd::AttachIommufdPt::SIZE;
+    let mut attach = iommufd::AttachIommufdPt { argsz, pt_id: to, ..Default::default() };
+    ask(door, device, iommufd::DEVICE_ATTACH_IOMMUFD_PT, &mut attach).map(|_| attach.pt_id)
+}
+
+/// Detaches a device.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn detach(door: &dyn Door, device: Handle) -> Result<i32, Errno> {
+    let mut detach = iommufd::DetachIommufdPt { argsz: iommufd::DetachIommufdPt::SIZE, ..Default::default() };
+    ask(door, device, iommufd::DEVICE_DETACH_IOMMUFD_PT, &mut detach)
+}
+
+/// Makes an address space; returns its id.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn alloc_ioas(door: &dyn Door, iommufd: Handle) -> Result<u32, Errno> {
+    let mut alloc = iommufd::IoasAlloc { size: iommufd::IoasAlloc::SIZE, ..Default::default() };
+    ask(door, iommufd, iommufd::IOAS_ALLOC, &mut alloc).map(|_| alloc.out_ioas_id)
+}
+
+/// Destroys an iommufd's object.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn destroy(door: &dyn Door, iommufd: Handle, id: u32) -> Result<i32, Errno> {
+    ask(door, iommufd, iommufd::DESTROY, &mut iommufd::Destroy { size: iommufd::Destroy::SIZE, id })
+}
+
+/// Makes a request with a struct.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn ask<T: FromBytes + IntoBytes + Immutable>(
+    door: &dyn Door,
+    on: Handle,
+    request: Request,
+    argument: &mut T,
+) -> Result<i32, Errno> {
+    door.ioctl(on, &mut Command::with_bytes(request, argument.as_mut_bytes()))
+}
+
+fn with_memory<T: FromBytes + IntoBytes + Immutable>(
+    door: &dyn Door,
+    on: Handle,
+    request: Request,
+    argument: &mut T,
+    offset: usize,
+    memory: Option<&HostMemory>,
+) -> Result<i32, Errno> {
+    let Some(memory) = memory else { return ask(door, on, request, argument) };
+    let mut attachments = [Attachment { offset, what: Attached::Memory(memory) }];
+    let command = Command::with_bytes(request, argument.as_mut_bytes());
+    door.ioctl(on, &mut command.attaching(&mut attachments))
+}
+
+fn block(
+    door: &dyn Door,
+    container: Handle,
+    request: Request,
+    memory: Option<&HostMemory>,
+    size: u64,
+) -> Result<i32, Errno> {
+    let mut block = spapr::RegisterMemory { argsz: spapr::RegisterMemory::SIZE, size, ..Default::default() };
+    with_memory(door, container, request, &mut block, offset_of!(spapr::RegisterMemory, vaddr), memory)
+}
+
+fn vfio_flags(access: Access) -> u32 {
+    let read = if access.contains(Access::READ) { type1::MAP_READ } else { 0 };
+    read | if access.contains(Access::WRITE) { type1::MAP_WRITE } else { 0 }
+}
+
+fn iommufd_flags(access: Access) -> u32 {
+    let read = if access.contains(Access::READ) { iommufd::MAP_READABLE } else { 0 };
+    read | if access.contains(Access::WRITE) { iommufd::MAP_WRITEABLE } else { 0 }
+}

@@ -1,0 +1,588 @@
+//! The rows. Where two kernels are known to differ, a row says both answers.
+
+use dmaspace_core::Access;
+use dmaspace_core::door::Errno;
+
+use super::Answer::{Arrives, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
+use super::Dialect::{Ioas, Spapr, SpaprV1, Type1, Type1V1};
+use super::Length::Bytes;
+use super::Memory::{Absent, Both, Empty, Holed, Page, Part, ReadOnly};
+use super::Only::{Anywhere, WithDevice};
+use super::Place::{Address, BelowTop, Inside};
+use super::{Act, Answer, Dialect, Leaves, Length, Memory, Only, Place, Row, Step};
+
+/// Every row.
+pub const ROWS: &[Row] = &[
+    // type1: what is alike in both versions is played on v2.
+    row(
+        "a map over a live mapping is refused",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            map(0, Page(1), Fails(Errno::EEXIST)),
+            map(0, Both, Fails(Errno::EEXIST)),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row("an unmap of nothing succeeds and says so", Type1, &[unmap(0, 1, Pages(0))]),
+    row(
+        "an unmap inside a mapping changes nothing",
+        Type1,
+        &[
+            map(0, Both, Done),
+            unmap(0, 1, Fails(Errno::EINVAL)),
+            unmap(1, 1, Fails(Errno::EINVAL)),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "an unmap of one mapping and half of the next changes nothing",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            map(1, Both, Done),
+            unmap(0, 2, Fails(Errno::EINVAL)),
+            map(0, Page(0), Fails(Errno::EEXIST)),
+            unmap(0, 3, Pages(3)),
+        ],
+    ),
+    row(
+        "an unmap over mappings and holes says how much there was",
+        Type1,
+        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
+    ),
+    row(
+        "everything can be unmapped at once",
+        Type1,
+        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
+    ),
+    row(
+        "an unmap must be whole pages, and some",
+        Type1,
+        &[
+            act(Act::Unmap(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            unmap(0, 0, Fails(Errno::EINVAL)),
+        ],
+    ),
+    row(
+        "reserved ranges and what no page table reaches cannot be mapped",
+        Type1,
+        &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
+    ),
+    row(
+        "a map that wraps around is refused",
+        Type1,
+        &[map_at(BelowTop(1), Both, Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW)))],
+    ),
+    row(
+        "an unmap that wraps around is refused",
+        Type1,
+        &[act(Act::Unmap(BelowTop(1), Length::Pages(2)), Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW)))],
+    ),
+    row(
+        "a map of memory that is not there leaves nothing behind",
+        Type1,
+        &[
+            map(0, Absent, Fails(Errno::EFAULT)),
+            map(0, Holed, Fails(Errno::EFAULT)),
+            map(0, Both, Done),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "memory the process may only read can be mapped for reading",
+        Type1,
+        &[
+            map(0, ReadOnly, Fails(Errno::EFAULT)),
+            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row("a map must allow something", Type1, NO_RIGHTS),
+    row("a map must be whole pages, and some", Type1, MISALIGNED),
+    row("what is mapped is reached, and no longer once it is unmapped", Type1, REACHED).only(WithDevice),
+    row("a mapping for reading refuses writes", Type1, READ_ONLY).only(WithDevice),
+    // type1 v1: what differs.
+    row(
+        "v1: an unmap that begins inside a mapping does nothing",
+        Type1V1,
+        &[map(0, Both, Done), unmap(1, 1, Pages(0)), unmap(0, 2, Pages(2))],
+    ),
+    row(
+        "v1: an unmap that ends inside a mapping takes all of it",
+        Type1V1,
+        &[map(0, Both, Done), unmap(0, 1, Pages(2)), unmap(0, 2, Pages(0))],
+    ),
+    // iommufd.
+    row(
+        "a map over a live mapping is refused",
+        Ioas,
+        &[
+            map(0, Page(0), Done),
+            map(0, Page(1), Fails(Errno::EEXIST)),
+            map(0, Both, Fails(Errno::EEXIST)),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row("an unmap of nothing fails", Ioas, &[unmap(0, 1, Fails(Errno::ENOENT))]),
+    row(
+        "an unmap inside a mapping fails",
+        Ioas,
+        &[
+            map(0, Both, Done),
+            unmap(0, 1, Fails(Errno::ENOENT)),
+            unmap(1, 1, Fails(Errno::ENOENT)),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "an unmap of one mapping and half of the next fails, and the first is gone",
+        Ioas,
+        &[
+            map(0, Page(0), Done),
+            map(1, Both, Done),
+            unmap(0, 2, Fails(Errno::ENOENT)),
+            map(0, Page(1), Done),
+            unmap(0, 3, Pages(3)),
+        ],
+    ),
+    row(
+        "an unmap over mappings and holes says how much there was",
+        Ioas,
+        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
+    ),
+    row(
+        "everything can be unmapped at once, even when it is nothing",
+        Ioas,
+        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
+    ),
+    row(
+        "an unmap must be of something that fits",
+        Ioas,
+        &[
+            unmap(0, 0, Fails(Errno::EINVAL)),
+            act(Act::Unmap(Place::Page(0), Bytes(u64::MAX)), Fails(Errno::EOVERFLOW)),
+            act(Act::Unmap(BelowTop(1), Length::Pages(2)), Fails(Errno::EOVERFLOW)),
+        ],
+    ),
+    row(
+        "reserved ranges and what no page table reaches cannot be mapped",
+        Ioas,
+        &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
+    ),
+    row("a map that wraps around is refused", Ioas, &[map_at(BelowTop(1), Both, Fails(Errno::EOVERFLOW))]),
+    row(
+        "a map of memory that is not there leaves nothing behind",
+        Ioas,
+        &[
+            map(0, Absent, Fails(Errno::EFAULT)),
+            map(0, Holed, Fails(Errno::EFAULT)),
+            map(0, Both, Done),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "memory the process may only read can be mapped for reading, and so can copies of it",
+        Ioas,
+        &[
+            map(0, ReadOnly, Fails(Errno::EFAULT)),
+            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            copy(0, 1, 1, Fails(Errno::EPERM)),
+            act(Act::Copy(Place::Page(0), Place::Page(1), Length::Pages(1), Access::READ), Done),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "a copy shows any part of what is mapped without a gap",
+        Ioas,
+        &[
+            copy(0, 8, 1, Fails(Errno::ENOENT)),
+            map(0, Both, Done),
+            copy(1, 8, 1, Done),
+            copy(1, 9, 2, Fails(Errno::ENOENT)),
+            copy(0, 8, 1, Fails(Errno::EEXIST)),
+            unmap(0, 2, Pages(2)),
+            copy(8, 0, 1, Done),
+            unmap(0, 16, Pages(2)),
+        ],
+    ),
+    row("a map must allow something", Ioas, NO_RIGHTS),
+    row("a map must be whole pages, and some", Ioas, MISALIGNED),
+    row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
+    row("a mapping for reading refuses writes", Ioas, READ_ONLY).only(WithDevice),
+    // sPAPR v2.
+    row(
+        "nothing can be mapped before something is registered",
+        Spapr,
+        &[
+            map(0, Page(0), Fails(Errno::EPERM)),
+            unmap(0, 1, Fails(Errno::EPERM)),
+            register(Page(0), Done),
+            map(0, Page(0), Done),
+            unmap(0, 1, SizeUntouched),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "a map over live entries replaces them",
+        Spapr,
+        &[
+            register(Both, Done),
+            map(0, Page(0), Done),
+            map(0, Page(1), Done),
+            unmap(0, 1, SizeUntouched),
+            unregister(Both, Done),
+        ],
+    ),
+    row(
+        "the device reaches what replaced an entry",
+        Spapr,
+        &[
+            register(Both, Done),
+            map(0, Page(0), Done),
+            store(0, Arrives(0)),
+            map(0, Page(1), Done),
+            store(0, Arrives(1)),
+            unmap(0, 1, SizeUntouched),
+            unregister(Both, Done),
+        ],
+    )
+    .only(WithDevice),
+    row(
+        "an unmap of nothing succeeds, and no unmap says how much there was",
+        Spapr,
+        &[register(Page(0), Done), unmap(0, 8, SizeUntouched), unregister(Page(0), Done)],
+    ),
+    row(
+        "every page can be unmapped by itself, and ranges with holes",
+        Spapr,
+        &[
+            register(Both, Done),
+            map(0, Both, Done),
+            unmap(1, 1, SizeUntouched),
+            map(1, Page(1), Done),
+            map(8, Both, Done),
+            unmap(0, 16, SizeUntouched),
+            unregister(Both, Done),
+        ],
+    ),
+    row(
+        "only registered memory can be mapped",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map(0, Page(1), Fails(Errno::EINVAL)),
+            map(0, Both, Fails(Errno::EINVAL)),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "a map may show several registrations",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            register(Page(1), Done),
+            map(0, Both, Done),
+            unmap(0, 2, SizeUntouched),
+            unregister(Page(1), Done),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "a map that fails has eaten the entries it was to replace",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map(0, Page(0), Done),
+            store(0, Arrives(0)),
+            map(0, Both, Fails(Errno::EINVAL)),
+            store(0, Vanishes),
+            unregister(Page(0), Done),
+        ],
+    )
+    .only(WithDevice),
+    row(
+        "a misaligned bus address is refused by a positive result",
+        Spapr,
+        &[
+            register(Both, Done),
+            map_at(Inside(0, 0x10), Page(0), Result(1)),
+            act(Act::Unmap(Inside(0, 0x10), Length::Pages(1)), Result(1)),
+            unregister(Both, Done),
+        ],
+    ),
+    row(
+        "memory and size must be whole pages of the window",
+        Spapr,
+        &[
+            register(Both, Done),
+            map(0, Part(0x10, 0x1000), Fails(Errno::EINVAL)),
+            map(0, Part(0, 0x10), Fails(Errno::EINVAL)),
+            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            map(0, Empty, Done),
+            unregister(Both, Done),
+        ],
+    ),
+    row(
+        "a map must allow something",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL)),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "outside every window nothing can be mapped or unmapped",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map_at(Address(HIGH), Page(0), Fails(Errno::ENXIO)),
+            act(Act::Unmap(Address(HIGH), Length::Pages(1)), Fails(Errno::ENXIO)),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "registering over a hole answers with the pages before it, and registers nothing",
+        Spapr,
+        &[
+            register(Holed, Result(1)),
+            unregister(Holed, Fails(Errno::ENOENT)),
+            map(0, Page(0), Fails(Errno::EPERM)),
+            register(Absent, Fails(Errno::EFAULT)),
+        ],
+    ),
+    row("memory the process may only read cannot be registered", Spapr, &[register(ReadOnly, Fails(Errno::EFAULT))]),
+    row(
+        "a registration is whole, once, and overlaps no other",
+        Spapr,
+        &[
+            register(Empty, Fails(Errno::ENOMEM)),
+            register(Part(0x10, 0x1000), Fails(Errno::EINVAL)),
+            register(Both, Done),
+            register(Both, Fails(Errno::EBUSY)),
+            register(Page(0), Fails(Errno::EINVAL)),
+            unregister(Page(1), Fails(Errno::ENOENT)),
+            unregister(Both, Done),
+            unregister(Both, Fails(Errno::ENOENT)),
+        ],
+    ),
+    row(
+        "unregistering memory with live entries succeeds, and the memory stays pinned",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map(0, Page(0), Done),
+            unregister(Page(0), Done),
+            unregister(Page(0), Fails(Errno::ENOENT)),
+            register(Both, Fails(Errno::EINVAL)),
+            map(1, Page(0), Done),
+            unmap(0, 2, SizeUntouched),
+        ],
+    )
+    .leaving(Leaves::LockedMemory),
+    row(
+        "any address in a window removes it",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map(0, Page(0), Done),
+            act(Act::Remove(0x12_3000), Done),
+            map(0, Page(0), Fails(Errno::ENXIO)),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "removing a window clears what is in it",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            map(0, Page(0), Done),
+            act(Act::UnmapAll, Done),
+            unregister(Page(0), Done),
+            register(Page(0), Done),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "the default window is not made if it is removed first",
+        Spapr,
+        &[
+            register(Page(0), Done),
+            act(Act::Remove(0), Done),
+            act(Act::Remove(0), Fails(Errno::EINVAL)),
+            map(0, Page(0), Fails(Errno::ENXIO)),
+            unregister(Page(0), Done),
+        ],
+    ),
+    row(
+        "the default window is made by the first creation too, and has the first place",
+        Spapr,
+        &[
+            act(Act::Create(12, GIB, 1), WindowAt(HIGH)),
+            act(Act::Remove(HIGH), Done),
+            act(Act::Remove(0), Done),
+            act(Act::Remove(0), Fails(Errno::EINVAL)),
+        ],
+    ),
+    row(
+        "there are two windows, where the platform puts them",
+        Spapr,
+        &[
+            act(Act::Remove(0), Done),
+            act(Act::Create(12, GIB, 1), WindowAt(0)),
+            act(Act::Create(12, GIB, 1), WindowAt(HIGH)),
+            act(Act::Create(12, GIB, 1), Fails(Errno::ENOSPC)),
+            act(Act::Remove(HIGH), Done),
+            act(Act::Create(12, GIB, 1), WindowAt(HIGH)),
+            act(Act::Remove(0), Done),
+            act(Act::Remove(HIGH), Done),
+        ],
+    ),
+    row(
+        "a window's page is one the platform has",
+        Spapr,
+        &[
+            act(Act::Create(76, GIB, 1), Fails(Errno::EINVAL)),
+            act(Act::Create(13, GIB, 1), Fails(Errno::EINVAL)),
+            act(Act::Remove(HIGH), Fails(Errno::EINVAL)),
+            act(Act::Remove(0), Done),
+        ],
+    ),
+    row(
+        "a window's size is a power of two",
+        Spapr,
+        &[act(Act::Remove(0), Done), act(Act::Create(12, 3 * GIB, 1), Fails(Errno::EINVAL))],
+    )
+    .leaving(Leaves::LockedMemory),
+    row(
+        "a window without levels is refused",
+        Spapr,
+        &[
+            act(Act::Create(12, GIB, 1), WindowAt(HIGH)),
+            act(Act::Remove(0), Done),
+            act(Act::Create(12, GIB, 0), Platforms(&Fails(Errno::EINVAL), &Fails(Errno::EPERM))),
+            act(Act::Remove(HIGH), Done),
+        ],
+    )
+    .leaving(Leaves::LockedMemory),
+    row(
+        "v1's calls are not v2's",
+        Spapr,
+        &[act(Act::Enable, Fails(Errno::ENOTTY)), act(Act::Disable, Fails(Errno::ENOTTY))],
+    ),
+    // sPAPR v1.
+    row(
+        "v1: nothing can be mapped before it is enabled, which is once",
+        SpaprV1,
+        &[
+            map(0, Page(0), Fails(Errno::EPERM)),
+            act(Act::Enable, Done),
+            act(Act::Enable, Fails(Errno::EBUSY)),
+            map(0, Page(0), Done),
+            map(0, Page(1), Done),
+            unmap(0, 1, SizeUntouched),
+            act(Act::Disable, Done),
+            map(0, Page(0), Fails(Errno::EPERM)),
+        ],
+    ),
+    row(
+        "v1: memory must be there, and writable whatever the access",
+        SpaprV1,
+        &[
+            act(Act::Enable, Done),
+            map(0, Absent, Fails(Errno::EFAULT)),
+            map(0, Holed, Fails(Errno::EFAULT)),
+            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Fails(Errno::EFAULT)),
+            map_at(Inside(0, 0x10), Page(0), Result(1)),
+            act(Act::Disable, Done),
+        ],
+    ),
+    row(
+        "v1: there are no windows to make and nothing to register",
+        SpaprV1,
+        &[
+            register(Page(0), Fails(Errno::ENOTTY)),
+            unregister(Page(0), Fails(Errno::ENOTTY)),
+            act(Act::Create(12, GIB, 1), Fails(Errno::ENOTTY)),
+            act(Act::Remove(0), Fails(Errno::ENOTTY)),
+        ],
+    ),
+];
+
+const GIB: u64 = 1 << 30;
+/// Where x86 devices' writes are interrupts.
+const MSI: u64 = 0xfee0_0000;
+/// Where the second window of sPAPR hosts begins.
+const HIGH: u64 = 1 << 59;
+
+/// The same on type1 and iommufd.
+const NO_RIGHTS: &[Step] = &[act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL))];
+
+const MISALIGNED: &[Step] = &[
+    map_at(Inside(0, 0x10), Page(0), Fails(Errno::EINVAL)),
+    map(0, Part(0x10, 0x1000), Fails(Errno::EINVAL)),
+    map(0, Part(0, 0x10), Fails(Errno::EINVAL)),
+    map(0, Empty, Fails(Errno::EINVAL)),
+];
+
+const REACHED: &[Step] = &[
+    map(0, Page(1), Done),
+    map(1, Page(0), Done),
+    store(0, Arrives(1)),
+    store(1, Arrives(0)),
+    unmap(0, 1, Pages(1)),
+    store(0, Vanishes),
+    store(1, Arrives(0)),
+    unmap(1, 1, Pages(1)),
+];
+
+const READ_ONLY: &[Step] =
+    &[act(Act::Map(Place::Page(0), Page(0), Access::READ), Done), store(0, Vanishes), unmap(0, 1, Pages(1))];
+
+const fn row(name: &'static str, dialect: Dialect, steps: &'static [Step]) -> Row {
+    Row { name, dialect, only: Anywhere, steps, leaves: Leaves::Nothing }
+}
+
+impl Row {
+    const fn only(self, only: Only) -> Self {
+        Self { only, ..self }
+    }
+
+    const fn leaving(self, leaves: Leaves) -> Self {
+        Self { leaves, ..self }
+    }
+}
+
+const fn act(act: Act, answer: Answer) -> Step {
+    Step { act, answer }
+}
+
+const fn map(page: u64, memory: Memory, answer: Answer) -> Step {
+    map_at(Place::Page(page), memory, answer)
+}
+
+const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
+    act(Act::Map(at, memory, Access::READ_WRITE), answer)
+}
+
+const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::Unmap(Place::Page(page), Length::Pages(pages)), answer)
+}
+
+const fn copy(from: u64, to: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::Copy(Place::Page(from), Place::Page(to), Length::Pages(pages), Access::READ_WRITE), answer)
+}
+
+const fn register(memory: Memory, answer: Answer) -> Step {
+    act(Act::Register(memory), answer)
+}
+
+const fn unregister(memory: Memory, answer: Answer) -> Step {
+    act(Act::Unregister(memory), answer)
+}
+
+const fn store(page: u64, answer: Answer) -> Step {
+    act(Act::Store(Place::Page(page)), answer)
+}

@@ -1,0 +1,124 @@
+//! A device that does DMA: reads and writes at bus addresses, through whatever its group is attached to.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dmaspace_core::memory::CopyError;
+use dmaspace_core::{Access, Iova};
+
+use crate::dialect::iommufd::DeviceIndex;
+use crate::engine::Run;
+use crate::host::Machine;
+use crate::kernel::Kernel;
+
+/// A device of a soft host's. Whether anybody opened it makes no difference: what counts is where its group is attached.
+#[derive(Clone)]
+pub struct SoftDevice {
+    machine: Arc<Machine>,
+    index: DeviceIndex,
+    address: String,
+}
+
+/// A transfer that ended at a bus address it could not use. The bytes before were transferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("DMA at {at}: {why}")]
+pub struct DmaFault {
+    /// The first bus address that could not be used.
+    pub at: Iova,
+    /// Why.
+    pub why: DmaError,
+}
+
+/// Why a bus address could not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DmaError {
+    /// The device's group is attached to nothing.
+    #[error("the device is not attached")]
+    NotAttached,
+    /// Nothing is mapped there.
+    #[error("nothing is mapped there")]
+    NotMapped,
+    /// Only this is allowed there.
+    #[error("the mapping is {0}")]
+    NotAllowed(Access),
+    /// The memory could not be copied.
+    #[error("{0}")]
+    Memory(CopyError),
+}
+
+impl SoftDevice {
+    pub(crate) fn new(machine: Arc<Machine>, index: DeviceIndex, address: String) -> Self {
+        Self { machine, index, address }
+    }
+
+    /// Its PCI address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Reads bytes at a bus address, as the device would.
+    ///
+    /// # Errors
+    /// [`DmaFault`] at the first address that cannot be read.
+    pub fn dma_read(&self, at: Iova, into: &mut [u8]) -> Result<(), DmaFault> {
+        self.machine.with(|state| {
+            let mut done: usize = 0;
+            while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                let (run, offset, here) = reach(&state.kernel, self.index, at, done, Access::READ)?;
+                let len = shorter(run, offset, rest.len());
+                let memory = rest.get_mut(..len).map_or(Ok(()), |part| run.memory.read(offset, part));
+                memory.map_err(|error| DmaFault { at: here, why: DmaError::Memory(error) })?;
+                done += len;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes bytes at a bus address, as the device would.
+    ///
+    /// # Errors
+    /// [`DmaFault`] at the first address that cannot be written; the bytes before it were written.
+    pub fn dma_write(&self, at: Iova, from: &[u8]) -> Result<(), DmaFault> {
+        self.machine.with(|state| {
+            let mut done: usize = 0;
+            while let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) {
+                let (run, offset, here) = reach(&state.kernel, self.index, at, done, Access::WRITE)?;
+                let len = shorter(run, offset, rest.len());
+                let memory = rest.get(..len).map_or(Ok(()), |part| run.memory.write(offset, part));
+                memory.map_err(|error| DmaFault { at: here, why: DmaError::Memory(error) })?;
+                done += len;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What the device finds `done` bytes behind `at`: the run, how far into it, and the address.
+fn reach(
+    kernel: &Kernel,
+    device: DeviceIndex,
+    at: Iova,
+    done: usize,
+    need: Access,
+) -> Result<(&Run, u64, Iova), DmaFault> {
+    let here = at.get().checked_add(done as u64).map(Iova::new);
+    let here = here.ok_or(DmaFault { at: Iova::new(u64::MAX), why: DmaError::NotMapped })?;
+    let fault = |why| DmaFault { at: here, why };
+    let found = kernel.translate(device, here).ok_or(fault(DmaError::NotAttached))?;
+    let (run, access) = found.ok_or(fault(DmaError::NotMapped))?;
+    if !access.contains(need) {
+        return Err(fault(DmaError::NotAllowed(access)));
+    }
+    Ok((run, run.range.offset_of(here), here))
+}
+
+/// How many of `len` bytes the run still has behind `offset`.
+fn shorter(run: &Run, offset: u64, len: usize) -> usize {
+    usize::try_from(run.bytes() - offset).unwrap_or(usize::MAX).min(len)
+}
+
+impl fmt::Debug for SoftDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SoftDevice").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,150 @@
+//! One call's argument, as the kernel reads and writes it.
+//!
+//! Structs are read from and written to the argument's bytes; what stands in for a pointer or a descriptor is found by the field's
+//! offset. A field that holds an address although nothing is attached there points to nothing: this host has no memory but what
+//! it is handed.
+
+use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
+use dmaspace_core::{HostMemory, PageSize};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::dialect::Pid;
+
+/// One call: who makes it, and what it says.
+pub(crate) struct Call<'c, 'a> {
+    /// Who.
+    pub(crate) by: Pid,
+    command: &'c mut Command<'a>,
+}
+
+impl<'c, 'a> Call<'c, 'a> {
+    pub(crate) fn new(by: Pid, command: &'c mut Command<'a>) -> Self {
+        Self { by, command }
+    }
+
+    /// The request's number.
+    pub(crate) fn number(&self) -> u32 {
+        self.command.request.number
+    }
+
+    /// The argument that is a value itself.
+    pub(crate) fn value(&self) -> Result<u64, Errno> {
+        match self.command.argument {
+            Argument::Value(value) => Ok(value),
+            Argument::None | Argument::Bytes(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The argument's bytes.
+    pub(crate) fn bytes(&self) -> Result<&[u8], Errno> {
+        match &self.command.argument {
+            Argument::Bytes(bytes) => Ok(bytes),
+            Argument::None | Argument::Value(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The struct the argument begins with; all of it must be there.
+    pub(crate) fn read<T: FromBytes + IntoBytes + Immutable>(&self) -> Result<T, Errno> {
+        self.read_prefix(size_of::<T>())
+    }
+
+    /// The struct the argument begins with, of which at least `least` bytes must be there; the rest reads as zero.
+    pub(crate) fn read_prefix<T: FromBytes + IntoBytes + Immutable>(&self, least: usize) -> Result<T, Errno> {
+        let bytes = self.bytes()?;
+        if bytes.len() < least {
+            return Err(Errno::EINVAL);
+        }
+        let mut value = T::new_zeroed();
+        for (to, from) in value.as_mut_bytes().iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        Ok(value)
+    }
+
+    /// Writes the first `most` bytes of a struct to the front of the argument, as far as it reaches.
+    pub(crate) fn write_prefix<T: IntoBytes + Immutable>(&mut self, value: &T, most: usize) {
+        let bytes = value.as_bytes();
+        self.write_at(0, bytes.get(..most).unwrap_or(bytes));
+    }
+
+    /// Writes a struct to the front of the argument.
+    pub(crate) fn write<T: IntoBytes + Immutable>(&mut self, value: &T) {
+        self.write_at(0, value.as_bytes());
+    }
+
+    /// Writes bytes at `offset` of the argument, as far as it reaches.
+    pub(crate) fn write_at(&mut self, offset: usize, from: &[u8]) {
+        if let Argument::Bytes(bytes) = &mut self.command.argument {
+            for (to, from) in bytes.iter_mut().skip(offset).zip(from) {
+                *to = *from;
+            }
+        }
+    }
+
+    /// The memory a field at `offset` stands for; `raw` is what the field holds.
+    pub(crate) fn memory(&self, offset: usize, raw: u64) -> UserMemory {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
+        match attached.map(|attachment| &attachment.what) {
+            Some(Attached::Memory(memory)) => UserMemory { address: memory.address(), memory: Some((*memory).clone()) },
+            Some(Attached::Buffer(_) | Attached::Handle(_)) | None => UserMemory { address: raw, memory: None },
+        }
+    }
+
+    /// The descriptor a field at `offset` stands for.
+    pub(crate) fn handle(&self, offset: usize) -> Option<Handle> {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
+        match attached.what {
+            Attached::Handle(handle) => Some(handle),
+            Attached::Buffer(_) | Attached::Memory(_) => None,
+        }
+    }
+
+    /// The buffer a field at `offset` stands for.
+    pub(crate) fn buffer(&mut self, offset: usize) -> Option<&mut [u8]> {
+        let attached = self.command.attachments.iter_mut().find(|attachment| attachment.offset == offset)?;
+        match &mut attached.what {
+            Attached::Buffer(buffer) => Some(buffer),
+            Attached::Handle(_) | Attached::Memory(_) => None,
+        }
+    }
+}
+
+/// Memory of the caller's, as far as it exists.
+#[derive(Clone, Debug)]
+pub(crate) struct UserMemory {
+    /// Where it begins, whether there is anything or not.
+    pub(crate) address: u64,
+    memory: Option<HostMemory>,
+}
+
+impl UserMemory {
+    /// The first `size` bytes, if all of them are there and this process may use them like that.
+    pub(crate) fn pinnable(&self, size: u64, write: bool) -> Option<HostMemory> {
+        self.usable(write)?.slice(0, size)
+    }
+
+    /// How many whole pages of the first `size` bytes can be pinned before something is wrong with one.
+    pub(crate) fn pinnable_pages(&self, size: u64, write: bool, page: PageSize) -> u64 {
+        self.pinnable_bytes(size, write) >> page.shift()
+    }
+
+    /// How many of the first `size` bytes are there.
+    pub(crate) fn pinnable_bytes(&self, size: u64, write: bool) -> u64 {
+        self.usable(write).map_or(0, |memory| memory.len().get().min(size))
+    }
+
+    /// What is there from a byte on, for writing.
+    pub(crate) fn rest(&self, offset: u64) -> Option<HostMemory> {
+        let memory = self.usable(true)?;
+        memory.slice(offset, memory.len().get().checked_sub(offset)?)
+    }
+
+    /// Whether it is another device's, where there is any.
+    pub(crate) fn is_device_memory(&self) -> bool {
+        self.memory.as_ref().is_some_and(HostMemory::is_device_memory)
+    }
+
+    fn usable(&self, write: bool) -> Option<&HostMemory> {
+        self.memory.as_ref().filter(|memory| !(write && memory.is_host_read_only()))
+    }
+}

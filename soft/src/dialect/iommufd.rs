@@ -1,0 +1,352 @@
+//! An open `/dev/iommu`: address spaces, the page tables made for them, the devices bound to it
+//! (linux: drivers/iommu/iommufd/).
+//!
+//! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
+//! one and stops at the first that it would cut, without bringing back the ones before.
+//!
+//! Edges: one page table per address space, made and destroyed by the kernel as devices come and go. Hand-made ones
+//! (IOMMU_HWPT_ALLOC), promises (IOMMU_IOAS_ALLOW_IOVAS), options, files and dirty tracking answer `ENOTTY`.
+
+mod ioas;
+mod pages;
+
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Access, Iova, IovaRange};
+use dmaspace_iommufd::abi::{self, Destroy, IoasAlloc, IoasCopy, IoasIovaRanges, IoasMap, IoasUnmap, IovaSpan};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::dialect::call::Call;
+use crate::dialect::{World, require};
+use crate::engine::Table;
+use ioas::{Ioas, Owner, Place};
+use pages::PagesStore;
+
+/// A device, known by its place in the host's list.
+pub(crate) type DeviceIndex = usize;
+
+/// An open `/dev/iommu`.
+#[derive(Debug, Default)]
+pub(crate) struct Context {
+    objects: BTreeMap<u32, Object>,
+    pages: PagesStore,
+    /// What each group is attached to, through which devices.
+    groups: BTreeMap<u32, Attachment>,
+}
+
+/// What an id can stand for.
+#[derive(Debug)]
+enum Object {
+    Ioas(Ioas),
+    /// A page table, and the address space it shows.
+    PageTable(u32),
+    Device,
+}
+
+/// A group's devices that are attached, all to one page table.
+#[derive(Debug, Default)]
+struct Attachment {
+    page_table: Option<u32>,
+    devices: Vec<DeviceIndex>,
+}
+
+impl Context {
+    /// How many address spaces and page tables there are.
+    pub(crate) fn object_count(&self) -> usize {
+        self.objects.values().filter(|object| !matches!(object, Object::Device)).count()
+    }
+
+    /// The translations of all address spaces.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.objects.values().filter_map(|object| match object {
+            Object::Ioas(ioas) => Some(&ioas.table),
+            Object::PageTable(_) | Object::Device => None,
+        })
+    }
+
+    /// The translation a device of `group` goes through, if it is attached.
+    pub(crate) fn table_of(&self, group: u32) -> Option<&Table> {
+        let page_table = self.groups.get(&group)?.page_table?;
+        match self.objects.get(&page_table) {
+            Some(Object::PageTable(ioas)) => self.ioas(*ioas).ok().map(|ioas| &ioas.table),
+            _ => None,
+        }
+    }
+
+    /// iommufd_device_bind, once the owner is settled: the device's id.
+    pub(crate) fn bind(&mut self) -> u32 {
+        let id = self.free_id();
+        self.objects.insert(id, Object::Device);
+        id
+    }
+
+    /// iommufd_device_unbind.
+    pub(crate) fn unbind(&mut self, world: &mut World, id: u32, device: DeviceIndex, group: u32) {
+        self.detach(world, device, group);
+        self.objects.remove(&id);
+    }
+
+    /// iommufd_fops_release: everything goes.
+    pub(crate) fn release(&mut self, world: &mut World) {
+        let ids: Vec<_> = self.objects.keys().copied().collect();
+        for id in ids {
+            if let Some(Object::Ioas(mut ioas)) = self.objects.remove(&id) {
+                ioas.unmap_all(world, &mut self.pages);
+            }
+        }
+    }
+
+    /// iommufd_fops_ioctl.
+    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        match call.number() {
+            number if number == abi::DESTROY.number => self.destroy(world, call),
+            number if number == abi::IOAS_ALLOC.number => self.alloc(call),
+            number if number == abi::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
+            number if number == abi::IOAS_MAP.number => self.map(world, call),
+            number if number == abi::IOAS_COPY.number => self.copy(world, call),
+            number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
+            _ => Err(Errno::ENOTTY),
+        }
+        .map(|()| 0)
+    }
+
+    /// iommufd_destroy: only what nobody uses.
+    fn destroy(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<(), Errno> {
+        let destroy: Destroy = read(call)?;
+        match self.objects.get_mut(&destroy.id).ok_or(Errno::ENOENT)? {
+            Object::Ioas(ioas) if ioas.page_table.is_none() => ioas.unmap_all(world, &mut self.pages),
+            Object::Ioas(_) | Object::PageTable(_) | Object::Device => return Err(Errno::EBUSY),
+        }
+        self.objects.remove(&destroy.id);
+        Ok(())
+    }
+
+    /// iommufd_ioas_alloc_ioctl.
+    fn alloc(&mut self, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut alloc: IoasAlloc = read(call)?;
+        require(alloc.flags == 0, Errno::EOPNOTSUPP)?;
+        alloc.out_ioas_id = self.free_id();
+        self.objects.insert(alloc.out_ioas_id, Object::Ioas(Ioas::default()));
+        call.write(&alloc);
+        Ok(())
+    }
+
+    /// iommufd_ioas_iova_ranges: as many ranges as there is room for, and how many there are. Too many is an error that fills everything.
+    fn iova_ranges(&self, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut ranges: IoasIovaRanges = read(call)?;
+        require(ranges.reserved == 0, Errno::EOPNOTSUPP)?;
+        let ioas = self.ioas(ranges.ioas_id)?;
+        let usable = ioas.usable();
+        let room = ranges.num_iovas;
+        for (n, range) in usable.iter().take(room as usize).enumerate() {
+            let span = IovaSpan { start: range.first().get(), last: range.last().get() };
+            let array = call.buffer(offset_of!(IoasIovaRanges, allowed_iovas)).ok_or(Errno::EFAULT)?;
+            let at = n * size_of::<IovaSpan>();
+            let element = array.get_mut(at..at + size_of::<IovaSpan>()).ok_or(Errno::EFAULT)?;
+            element.copy_from_slice(span.as_bytes());
+        }
+        ranges.num_iovas = u32::try_from(usable.len()).unwrap_or(u32::MAX);
+        ranges.out_iova_alignment = ioas.alignment.bytes();
+        call.write(&ranges);
+        require(ranges.num_iovas <= room, Errno::EMSGSIZE)
+    }
+
+    /// iommufd_ioas_map.
+    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut map: IoasMap = read(call)?;
+        require(map.flags & !KNOWN_FLAGS == 0 && map.reserved == 0, Errno::EOPNOTSUPP)?;
+        require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
+        let access = access(map.flags)?;
+        let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
+        let memory = call.memory(offset_of!(IoasMap, user_va), map.user_va);
+        let piece = self.pages.add(call.by, world.page(), &memory, map.length, access.contains(Access::WRITE))?;
+        let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
+        self.pages.put(world, &piece);
+        map.iova = mapped?.get();
+        call.write(&map);
+        Ok(())
+    }
+
+    /// iommufd_ioas_copy: what another range shows, pinned once for both.
+    fn copy(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut copy: IoasCopy = read(call)?;
+        require(copy.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
+        require([copy.length, copy.src_iova, copy.dst_iova].iter().all(|field| *field != u64::MAX), Errno::EOVERFLOW)?;
+        let access = access(copy.flags)?;
+        let source = ioas_of(&mut self.objects, copy.src_ioas_id)?;
+        let pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
+        let target = ioas_of(&mut self.objects, copy.dst_ioas_id)?;
+        let at = target.map(world, &mut self.pages, pieces, place(copy.flags, copy.dst_iova), access)?;
+        copy.dst_iova = at.get();
+        call.write(&copy);
+        Ok(())
+    }
+
+    /// iommufd_ioas_unmap.
+    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut unmap: IoasUnmap = read(call)?;
+        let ioas = ioas_of(&mut self.objects, unmap.ioas_id)?;
+        let everything = unmap.iova == 0 && unmap.length == u64::MAX;
+        let range = if everything { IovaRange::all() } else { unmap_range(&unmap)? };
+        let bytes = ioas.unmap(world, &mut self.pages, range)?;
+        require(bytes > 0 || everything, Errno::ENOENT)?;
+        unmap.length = bytes;
+        call.write(&unmap);
+        Ok(())
+    }
+
+    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, which then has one. Returns the
+    /// page table.
+    pub(crate) fn attach(&mut self, world: &mut World, device: DeviceIndex, group: u32, to: u32) -> Result<u32, Errno> {
+        let ioas = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
+            Object::Ioas(_) => to,
+            Object::PageTable(ioas) => *ioas,
+            Object::Device => return Err(Errno::EINVAL),
+        };
+        let attached = self.groups.get(&group).is_some_and(|attachment| attachment.devices.contains(&device));
+        if attached { self.replace(world, group, ioas) } else { self.attach_anew(world, device, group, ioas) }
+    }
+
+    /// iommufd_hw_pagetable_attach: what is reserved for the device first, then the page table.
+    fn attach_anew(&mut self, world: &mut World, device: DeviceIndex, group: u32, ioas: u32) -> Result<u32, Errno> {
+        let current = self.groups.get(&group).and_then(|attachment| attachment.page_table);
+        require(current.is_none() || current == self.ioas(ioas)?.page_table, Errno::EINVAL)?;
+        self.ioas_mut(ioas)?.reserve(world.facts.reserved(group), Owner::Device(device))?;
+        let page_table = match self.page_table_of(world, ioas) {
+            Ok(page_table) => page_table,
+            Err(errno) => {
+                self.ioas_mut(ioas)?.unreserve(Owner::Device(device));
+                return Err(errno);
+            }
+        };
+        let attachment = self.groups.entry(group).or_default();
+        attachment.page_table = Some(page_table);
+        attachment.devices.push(device);
+        Ok(page_table)
+    }
+
+    /// iommufd_device_do_replace: the whole group moves.
+    fn replace(&mut self, world: &mut World, group: u32, ioas: u32) -> Result<u32, Errno> {
+        let page_table = self.page_table_of(world, ioas)?;
+        let attachment = self.groups.entry(group).or_default();
+        let Some(old) = attachment.page_table.filter(|old| *old != page_table) else { return Ok(page_table) };
+        let devices = attachment.devices.clone();
+        for device in &devices {
+            let reserved = self.ioas_mut(ioas)?.reserve(world.facts.reserved(group), Owner::Device(*device));
+            if let Err(errno) = reserved {
+                self.unreserve(ioas, &devices);
+                self.drop_if_unused(world, page_table);
+                return Err(errno);
+            }
+        }
+        if let Some(Object::PageTable(ioas)) = self.objects.get(&old) {
+            self.unreserve(*ioas, &devices);
+        }
+        self.groups.entry(group).or_default().page_table = Some(page_table);
+        self.drop_if_unused(world, old);
+        Ok(page_table)
+    }
+
+    /// iommufd_device_detach. Nothing happens to a device that is not attached.
+    pub(crate) fn detach(&mut self, world: &mut World, device: DeviceIndex, group: u32) {
+        let Some(attachment) = self.groups.get_mut(&group) else { return };
+        attachment.devices.retain(|other| *other != device);
+        let page_table = attachment.page_table;
+        if attachment.devices.is_empty() {
+            self.groups.remove(&group);
+        }
+        let Some(page_table) = page_table else { return };
+        if let Some(Object::PageTable(ioas)) = self.objects.get(&page_table) {
+            self.unreserve(*ioas, &[device]);
+        }
+        self.drop_if_unused(world, page_table);
+    }
+
+    /// The page table of an address space, made if need be (linux: iommufd_device_auto_get_domain).
+    fn page_table_of(&mut self, world: &mut World, ioas: u32) -> Result<u32, Errno> {
+        let id = self.free_id();
+        let found = ioas_of(&mut self.objects, ioas)?;
+        if let Some(page_table) = found.page_table {
+            return Ok(page_table);
+        }
+        found.add_page_table(world, &mut self.pages, id)?;
+        self.objects.insert(id, Object::PageTable(ioas));
+        Ok(id)
+    }
+
+    /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
+    fn drop_if_unused(&mut self, world: &mut World, page_table: u32) {
+        let used = self.groups.values().any(|attachment| attachment.page_table == Some(page_table));
+        let Some(Object::PageTable(ioas)) = self.objects.get(&page_table) else { return };
+        let ioas = *ioas;
+        if !used && let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
+            ioas.remove_page_table(world, &mut self.pages);
+            self.objects.remove(&page_table);
+        }
+    }
+
+    fn unreserve(&mut self, ioas: u32, devices: &[DeviceIndex]) {
+        if let Ok(ioas) = self.ioas_mut(ioas) {
+            devices.iter().for_each(|device| ioas.unreserve(Owner::Device(*device)));
+        }
+    }
+
+    fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {
+        match self.objects.get(&id) {
+            Some(Object::Ioas(ioas)) => Ok(ioas),
+            Some(Object::PageTable(_) | Object::Device) | None => Err(Errno::ENOENT),
+        }
+    }
+
+    fn ioas_mut(&mut self, id: u32) -> Result<&mut Ioas, Errno> {
+        ioas_of(&mut self.objects, id)
+    }
+
+    /// The lowest number nothing has: ids are used again.
+    fn free_id(&self) -> u32 {
+        (1..)
+            .zip(self.objects.keys())
+            .find(|(free, taken)| free != *taken)
+            .map_or_else(|| u32::try_from(self.objects.len()).unwrap_or(u32::MAX).saturating_add(1), |(free, _)| free)
+    }
+}
+
+fn ioas_of(objects: &mut BTreeMap<u32, Object>, id: u32) -> Result<&mut Ioas, Errno> {
+    match objects.get_mut(&id) {
+        Some(Object::Ioas(ioas)) => Ok(ioas),
+        Some(Object::PageTable(_) | Object::Device) | None => Err(Errno::ENOENT),
+    }
+}
+
+/// The head of iommufd_fops_ioctl: a struct may be larger than the kernel knows, if the rest of it is zero.
+fn read<T: FromBytes + IntoBytes + Immutable>(call: &Call<'_, '_>) -> Result<T, Errno> {
+    let bytes = call.bytes()?;
+    let size = u32::read_from_prefix(bytes).map_err(|_| Errno::EINVAL)?.0 as usize;
+    require(size >= size_of::<T>(), Errno::EINVAL)?;
+    let excess = bytes.get(size_of::<T>()..size).ok_or(Errno::EINVAL)?;
+    require(excess.iter().all(|byte| *byte == 0), Errno::E2BIG)?;
+    call.read()
+}
+
+/// The flags of a map that this kernel knows.
+const KNOWN_FLAGS: u32 = abi::MAP_FIXED_IOVA | abi::MAP_WRITEABLE | abi::MAP_READABLE;
+
+/// What the flags of a map allow, which must be something.
+fn access(flags: u32) -> Result<Access, Errno> {
+    let mut access = Access::empty();
+    access.set(Access::READ, flags & abi::MAP_READABLE != 0);
+    access.set(Access::WRITE, flags & abi::MAP_WRITEABLE != 0);
+    require(!access.is_empty(), Errno::EINVAL).map(|()| access)
+}
+
+fn place(flags: u32, iova: u64) -> Place {
+    if flags & abi::MAP_FIXED_IOVA != 0 { Place::At(Iova::new(iova)) } else { Place::Anywhere }
+}
+
+fn unmap_range(unmap: &IoasUnmap) -> Result<IovaRange, Errno> {
+    require(unmap.iova != u64::MAX && unmap.length != u64::MAX, Errno::EOVERFLOW)?;
+    require(unmap.length > 0, Errno::EINVAL)?;
+    IovaRange::with_len(Iova::new(unmap.iova), unmap.length).map_err(|_| Errno::EOVERFLOW)
+}

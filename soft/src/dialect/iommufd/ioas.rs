@@ -1,0 +1,240 @@
+//! One I/O address space (linux: drivers/iommu/iommufd/io_pagetable.c).
+//!
+//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, which narrows it to what the
+//! IOMMU translates and aligns it to the IOMMU's page, and ranges that are reserved for the device.
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Access, Iova, IovaRange, PageSize};
+
+use super::DeviceIndex;
+use super::pages::{PagesStore, Piece};
+use crate::dialect::{World, require};
+use crate::engine::{Run, Table};
+
+/// One byte.
+const BYTE: PageSize = match PageSize::from_shift(0) {
+    Some(page) => page,
+    None => PageSize::K4,
+};
+
+/// An address space.
+#[derive(Debug)]
+pub(super) struct Ioas {
+    pub(super) table: Table,
+    /// What bus addresses must be multiples of.
+    pub(super) alignment: PageSize,
+    /// The page table that shows it, once there is a device.
+    pub(super) page_table: Option<u32>,
+    reserved: Vec<(IovaRange, Owner)>,
+}
+
+/// Who reserved a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    PageTable,
+    Device(DeviceIndex),
+}
+
+/// Where somebody wants a mapping.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    At(Iova),
+    Anywhere,
+}
+
+impl Default for Ioas {
+    fn default() -> Self {
+        Self { table: Table::default(), alignment: BYTE, page_table: None, reserved: Vec::new() }
+    }
+}
+
+impl Ioas {
+    /// What is not reserved, ascending.
+    pub(super) fn usable(&self) -> Vec<IovaRange> {
+        let mut usable = vec![IovaRange::all()];
+        for (hole, _) in &self.reserved {
+            let without = |range: IovaRange| <[_; 2]>::from(range.without(*hole)).into_iter().flatten();
+            usable = usable.into_iter().flat_map(without).collect();
+        }
+        usable
+    }
+
+    /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping in the way is `EADDRINUSE`.
+    pub(super) fn reserve(&mut self, ranges: &[IovaRange], owner: Owner) -> Result<(), Errno> {
+        let free = !ranges.iter().any(|range| self.table.overlaps(*range));
+        require(free, Errno::EADDRINUSE)?;
+        self.reserved.extend(ranges.iter().map(|range| (*range, owner)));
+        Ok(())
+    }
+
+    /// iopt_remove_reserved_iova.
+    pub(super) fn unreserve(&mut self, owner: Owner) {
+        self.reserved.retain(|(_, other)| *other != owner);
+    }
+
+    /// iopt_table_add_domain: what is mapped must fit the page table, and is pinned.
+    pub(super) fn add_page_table(&mut self, world: &mut World, pages: &mut PagesStore, id: u32) -> Result<(), Errno> {
+        let fixed = world.facts.fixed.clone().ok_or(Errno::EOPNOTSUPP)?;
+        let alignment = fixed.page_sizes.smallest().max(self.alignment);
+        require(alignment <= world.page(), Errno::EINVAL)?;
+        require(self.table.iter().all(|run| is_aligned(run, alignment, world.page())), Errno::EADDRINUSE)?;
+        let beyond = IovaRange::all().without(fixed.aperture).1;
+        self.reserve(beyond.as_slice(), Owner::PageTable)?;
+        self.pin_all(world, pages).inspect_err(|_| self.unreserve(Owner::PageTable))?;
+        (self.alignment, self.page_table) = (alignment, Some(id));
+        Ok(())
+    }
+
+    /// iopt_table_remove_domain.
+    pub(super) fn remove_page_table(&mut self, world: &mut World, pages: &mut PagesStore) {
+        self.table.iter().for_each(|run| pages.unpin(world, run));
+        self.unreserve(Owner::PageTable);
+        (self.alignment, self.page_table) = (BYTE, None);
+    }
+
+    /// iopt_map_pages: pieces that follow each other, and where the first of them came to lie.
+    pub(super) fn map(
+        &mut self,
+        world: &mut World,
+        pages: &mut PagesStore,
+        pieces: Vec<Piece>,
+        place: Place,
+        access: Access,
+    ) -> Result<Iova, Errno> {
+        let length = pieces.iter().map(|piece| piece.memory.len().get()).sum();
+        require(self.alignment.divides(length), Errno::EINVAL)?;
+        let at = match place {
+            Place::At(at) => self.checked(at, length)?,
+            Place::Anywhere => self.choose(world.page(), &pieces, length)?,
+        };
+        let runs = self.runs_of(pages, &pieces, at, access, world.page())?;
+        if self.page_table.is_some() {
+            pin_each(world, pages, &runs)?;
+        }
+        pieces.iter().for_each(|piece| pages.get(piece));
+        runs.into_iter().for_each(|run| self.table.insert(run));
+        Ok(at)
+    }
+
+    /// iopt_get_pages: what `length` bytes from `at` show, without a gap.
+    pub(super) fn pieces(&self, at: Iova, length: u64) -> Result<Vec<Piece>, Errno> {
+        require(length > 0, Errno::EINVAL)?;
+        let range = IovaRange::with_len(at, length).map_err(|_| Errno::EOVERFLOW)?;
+        let mut pieces = Vec::new();
+        let mut next = Some(at);
+        for run in self.table.overlapping(range) {
+            let shown = run.range.intersection(range).ok_or(Errno::ENOENT)?;
+            require(next == Some(shown.first()), Errno::ENOENT)?;
+            let len = shown.len().ok_or(Errno::EOVERFLOW)?.get();
+            let memory = run.memory.slice(run.range.offset_of(shown.first()), len).ok_or(Errno::ENOENT)?;
+            pieces.push(Piece { pages: run.source, memory });
+            next = shown.end();
+        }
+        require(next == range.end() && !pieces.is_empty(), Errno::ENOENT).map(|()| pieces)
+    }
+
+    /// iopt_unmap_iova_range: mapping by mapping; one that would be cut ends it, and what is gone stays gone.
+    pub(super) fn unmap(&mut self, world: &mut World, pages: &mut PagesStore, range: IovaRange) -> Result<u64, Errno> {
+        let found: Vec<_> = self.table.overlapping(range).map(|run| run.range).collect();
+        let mut bytes = 0;
+        for mapped in found {
+            require(range.covers(mapped), Errno::ENOENT)?;
+            bytes += self.remove(world, pages, mapped.first());
+            world.cut.take().map_or(Ok(()), Err)?;
+        }
+        Ok(bytes)
+    }
+
+    /// iopt_unmap_all.
+    pub(super) fn unmap_all(&mut self, world: &mut World, pages: &mut PagesStore) {
+        let firsts: Vec<_> = self.table.iter().map(|run| run.range.first()).collect();
+        for first in firsts {
+            self.remove(world, pages, first);
+        }
+    }
+
+    fn remove(&mut self, world: &mut World, pages: &mut PagesStore, first: Iova) -> u64 {
+        let Some(run) = self.table.remove(first) else { return 0 };
+        if self.page_table.is_some() {
+            pages.unpin(world, &run);
+        }
+        let bytes = run.bytes();
+        pages.put(world, &Piece { pages: run.source, memory: run.memory });
+        bytes
+    }
+
+    /// iopt_check_iova.
+    fn checked(&self, at: Iova, length: u64) -> Result<Iova, Errno> {
+        require(self.alignment.divides(at.get()), Errno::EINVAL)?;
+        let range = IovaRange::with_len(at, length).map_err(|_| Errno::EOVERFLOW)?;
+        let reserved = self.reserved.iter().any(|(reserved, _)| reserved.overlaps(range));
+        require(!reserved, Errno::EINVAL)?;
+        require(!self.table.overlaps(range), Errno::EEXIST).map(|()| at)
+    }
+
+    /// iopt_alloc_iova: the lowest place above zero, aligned as the memory is, up to a huge page.
+    fn choose(&self, page: PageSize, pieces: &[Piece], length: u64) -> Result<Iova, Errno> {
+        require(length < u64::MAX / 2, Errno::EOVERFLOW)?;
+        let address = pieces.first().map_or(0, |piece| piece.memory.address());
+        let alignment =
+            PageSize::largest_dividing(&[address, length.next_power_of_two()]).unwrap_or(BYTE).min(PageSize::M2);
+        require(alignment >= self.alignment, Errno::EINVAL)?;
+        let top = u64::MAX - page.bytes();
+        let mut from = page.bytes();
+        loop {
+            let at = alignment.round_up(from).ok_or(Errno::ENOSPC)? | (address % page.bytes());
+            let range = IovaRange::with_len(Iova::new(at), length).ok().filter(|range| range.last().get() <= top);
+            match self.in_the_way(range.ok_or(Errno::ENOSPC)?) {
+                None => return Ok(Iova::new(at)),
+                Some(obstacle) => from = obstacle.end().ok_or(Errno::ENOSPC)?.get(),
+            }
+        }
+    }
+
+    fn in_the_way(&self, range: IovaRange) -> Option<IovaRange> {
+        let reserved = self.reserved.iter().map(|(reserved, _)| *reserved).find(|reserved| reserved.overlaps(range));
+        reserved.or_else(|| self.table.overlapping(range).next().map(|run| run.range))
+    }
+
+    /// iopt_insert_area, for each piece.
+    fn runs_of(
+        &self,
+        pages: &PagesStore,
+        pieces: &[Piece],
+        at: Iova,
+        access: Access,
+        page: PageSize,
+    ) -> Result<Vec<Run>, Errno> {
+        let mut at = at;
+        let mut runs = Vec::new();
+        for piece in pieces {
+            require(!access.contains(Access::WRITE) || pages.are_writable(piece), Errno::EPERM)?;
+            require(self.alignment.divides(piece.memory.address() % page.bytes()), Errno::EINVAL)?;
+            let run = Run::new(at, piece.memory.clone(), access, piece.pages).ok_or(Errno::EOVERFLOW)?;
+            at = run.range.end().unwrap_or(at);
+            runs.push(run);
+        }
+        Ok(runs)
+    }
+
+    fn pin_all(&self, world: &mut World, pages: &mut PagesStore) -> Result<(), Errno> {
+        pin_each(world, pages, &self.table.iter().cloned().collect::<Vec<_>>())
+    }
+}
+
+/// Pins all of them or none.
+fn pin_each(world: &mut World, pages: &mut PagesStore, runs: &[Run]) -> Result<(), Errno> {
+    for (n, run) in runs.iter().enumerate() {
+        if let Err(errno) = pages.pin(world, run) {
+            runs.iter().take(n).for_each(|pinned| pages.unpin(world, pinned));
+            return Err(errno);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a mapping fits a page table of such pages (linux: iopt_check_iova_alignment).
+fn is_aligned(run: &Run, alignment: PageSize, page: PageSize) -> bool {
+    let offset = run.memory.address() % page.bytes();
+    alignment.divides(run.range.first().get() | run.bytes() | offset)
+}

@@ -1,0 +1,470 @@
+//! An sPAPR TCE container, v1 and v2 (linux: drivers/vfio/vfio_iommu_spapr_tce.c).
+//!
+//! Nothing here is a mapping: there are windows, and entries in them that are written and cleared. A map over live entries replaces
+//! them; a map that fails half way clears what it had written, and does not bring back what it had replaced; only its
+//! first entry is looked at to see whether it lies in the window. Some refusals are positive results.
+//!
+//! Past a window's end powernv's index arithmetic goes on somewhere else (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c,
+//! pnv_tce): with several levels at the window's beginning, with one level in memory that is no table at all. Here it is the beginning
+//! always, so that the damage can be seen. On pseries the hypervisor refuses such an entry.
+
+mod windows;
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
+use dmaspace_spapr::abi::{self, DdwInfo, MapDma, RegisterMemory, TceInfo, UnmapDma};
+use dmaspace_type1::vfio::{Extension, IommuType};
+use std::mem::offset_of;
+
+use crate::dialect::call::{Call, UserMemory};
+use crate::dialect::{Pid, Process, World, require};
+use crate::engine::{Registration, Run, Table};
+use crate::profile::{Platform, TceIommu};
+pub(crate) use windows::Firmware;
+use windows::TceWindow;
+
+/// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB with 4 KiB
+/// pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
+const PIN_ROUND: u64 = (16 << 20) / 8;
+
+/// What the hypervisor says of a table index it does not know, H_PARAMETER, which the kernel hands on as an errno
+/// (linux: arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
+const H_PARAMETER: Errno = Errno::EINTR;
+
+/// A container that was given to the sPAPR driver.
+#[derive(Debug)]
+pub(crate) struct Spapr {
+    v2: bool,
+    /// Whether maps are allowed: after ENABLE, after the first registration.
+    enabled: bool,
+    /// The process it is tied to for good.
+    owner: Option<Pid>,
+    /// The default window will be made by the first call that needs one.
+    pending: bool,
+    windows: [Option<TceWindow>; 2],
+    /// Attached groups, newest first, as the kernel keeps them.
+    groups: Vec<u32>,
+    /// The registrations it knows, by number.
+    registered: Vec<u64>,
+    table: Table,
+    /// What ENABLE charged.
+    enable_charge: u64,
+}
+
+/// What the module says to VFIO_CHECK_EXTENSION: v2 always, whether the platform can or not.
+pub(crate) fn has_extension(world: &World, extension: Extension) -> bool {
+    let eeh = world.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
+    let types = [IommuType::SPAPR_TCE.extension(), IommuType::SPAPR_TCE_V2.extension()];
+    types.contains(&extension) || (extension == Extension::EEH && eeh)
+}
+
+impl Spapr {
+    /// tce_iommu_open.
+    pub(crate) fn new(version: IommuType) -> Self {
+        Self {
+            v2: version == IommuType::SPAPR_TCE_V2,
+            enabled: false,
+            owner: None,
+            pending: false,
+            windows: [None, None],
+            groups: Vec::new(),
+            registered: Vec::new(),
+            table: Table::default(),
+            enable_charge: 0,
+        }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The registrations it knows: whose, and by number.
+    pub(crate) fn registered(&self) -> Vec<(Pid, u64)> {
+        self.owner.iter().flat_map(|owner| self.registered.iter().map(|id| (*owner, *id))).collect()
+    }
+
+    /// The windows there are.
+    pub(crate) fn window_count(&self) -> usize {
+        self.windows.iter().flatten().count()
+    }
+
+    /// How many entries are live.
+    pub(crate) fn live_entries(&self) -> u64 {
+        let entries = |window: &TceWindow| self.table.overlapping(window.range).map(|run| self.entries_of(run));
+        self.windows.iter().flatten().flat_map(entries).sum()
+    }
+
+    /// tce_iommu_attach_group.
+    pub(crate) fn attach(&mut self, world: &mut World, group: u32) -> Result<(), Errno> {
+        let tce = tce(world)?;
+        require(!self.v2 || tce.windows > 0, Errno::EINVAL)?;
+        require(self.v2 || self.groups.is_empty(), Errno::EBUSY)?;
+        // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_set_window).
+        require(tce.platform == Platform::PowerNv || self.window_count() == 0, Errno::EPERM)?;
+        self.pending |= self.groups.is_empty() && self.windows.first().is_some_and(Option::is_none);
+        self.groups.insert(0, group);
+        world.firmware(group).take();
+        Ok(())
+    }
+
+    /// tce_iommu_detach_group: windows are shared, so the entries of all of them go, whoever stays.
+    pub(crate) fn detach(&mut self, world: &mut World, group: u32) {
+        self.groups.retain(|other| *other != group);
+        self.clear(world, IovaRange::all());
+        world.firmware(group).give_back();
+    }
+
+    /// tce_iommu_release.
+    pub(crate) fn release(&mut self, world: &mut World) {
+        while let Some(group) = self.groups.first().copied() {
+            self.detach(world, group);
+        }
+        for window in std::mem::take(&mut self.windows).into_iter().flatten() {
+            self.uncharge(world, window.charged);
+        }
+        for id in std::mem::take(&mut self.registered) {
+            self.put_registration(world, id);
+        }
+        self.disable(world);
+    }
+
+    /// tce_iommu_ioctl.
+    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        require(self.owner.is_none_or(|owner| owner == call.by), Errno::EPERM)?;
+        match call.number() {
+            number if number == abi::TCE_GET_INFO.number => self.get_info(world, call),
+            number if number == abi::MAP_DMA.number => self.map(world, call),
+            number if number == abi::UNMAP_DMA.number => self.unmap(world, call),
+            number if number == abi::ENABLE.number && !self.v2 => self.enable(world, call.by),
+            number if number == abi::DISABLE.number && !self.v2 => Ok(self.disable(world)),
+            number if number == abi::REGISTER_MEMORY.number && self.v2 => self.register(world, call),
+            number if number == abi::UNREGISTER_MEMORY.number && self.v2 => self.unregister(world, call),
+            number if number == abi::TCE_CREATE.number && self.v2 => self.create(world, call),
+            number if number == abi::TCE_REMOVE.number && self.v2 => self.remove(world, call),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    /// The default window is reported whether it is there or not; `argsz` is not written back.
+    fn get_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let tce = tce(world)?;
+        require(!self.groups.is_empty(), Errno::ENXIO)?;
+        let asked: TceInfo = call.read_prefix(offset_of!(TceInfo, ddw))?;
+        require(asked.argsz as usize >= offset_of!(TceInfo, ddw), Errno::EINVAL)?;
+        let mut info = TceInfo { argsz: asked.argsz, ..TceInfo::default() };
+        let [start, _] = tce.starts;
+        info.dma32_window_start = u32::try_from(start).unwrap_or(0);
+        info.dma32_window_size = u32::try_from(tce.default_window).unwrap_or(0);
+        if self.v2 && tce.windows > 0 {
+            info.flags = abi::INFO_DDW;
+            info.ddw =
+                DdwInfo { pgsizes: tce.page_sizes, max_dynamic_windows_supported: tce.windows, levels: tce.levels };
+        }
+        let most = if asked.argsz < TceInfo::SIZE { offset_of!(TceInfo, ddw) } else { size_of::<TceInfo>() };
+        require(call.bytes()?.len() >= most, Errno::EINVAL)?;
+        call.write_prefix(&info, most);
+        Ok(0)
+    }
+
+    /// VFIO_IOMMU_MAP_DMA. A misaligned bus address is refused with the result 1.
+    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        require(self.enabled, Errno::EPERM)?;
+        let map: MapDma = call.read()?;
+        require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
+        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE) == 0, Errno::EINVAL)?;
+        self.create_pending(world, call.by)?;
+        let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
+        let at = Iova::new(map.iova);
+        let window = self.window_at(at).ok_or(Errno::ENXIO)?;
+        require(window.page.divides(map.size | memory.address), Errno::EINVAL)?;
+        require(map.flags != 0, Errno::EINVAL)?;
+        if !window.page.divides(map.iova) {
+            return Ok(1);
+        }
+        let fault = world.cut.take();
+        let entries = map.size >> window.page.shift();
+        let entries = if fault.is_some() { entries.div_ceil(2) } else { entries };
+        let batch = Batch { window, at, entries, access: access(map.flags) };
+        let plan = if self.v2 { batch.show(world, call.by, &memory)? } else { batch.pin(world, call.by, &memory)? };
+        match plan.failure.or(fault) {
+            Some(errno) => {
+                plan.runs.iter().for_each(|run| self.clear(world, run.range));
+                Err(errno)
+            }
+            None => {
+                plan.runs.into_iter().for_each(|run| self.write(world, run));
+                Ok(0)
+            }
+        }
+    }
+
+    /// VFIO_IOMMU_UNMAP_DMA. Entries that are not live are skipped, and no size is written back. A misaligned bus address is refused with
+    /// the result 1, and so is, but not by 6.12, a range that leaves the window
+    /// (linux: arch/powerpc/kernel/iommu.c, iommu_tce_check_ioba).
+    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        require(self.enabled, Errno::EPERM)?;
+        let unmap: UnmapDma = call.read()?;
+        require(unmap.argsz >= UnmapDma::SIZE && unmap.flags == 0, Errno::EINVAL)?;
+        self.create_pending(world, call.by)?;
+        let at = Iova::new(unmap.iova);
+        let window = self.window_at(at).ok_or(Errno::ENXIO)?;
+        require(window.page.divides(unmap.size), Errno::EINVAL)?;
+        let stays_inside = unmap.size <= window.bytes_from(at);
+        if !window.page.divides(unmap.iova) || (world.facts.is_modern() && !stays_inside) {
+            return Ok(1);
+        }
+        let fault = world.cut.take();
+        let size = if fault.is_some() { window.page.round_down(unmap.size / 2) } else { unmap.size };
+        for range in window.reached(tce(world)?.platform, at, size) {
+            self.clear(world, range);
+        }
+        fault.map_or(Ok(0), Err)
+    }
+
+    /// tce_iommu_enable: charges the whole window, whatever will be mapped in it.
+    fn enable(&mut self, world: &mut World, by: Pid) -> Result<i32, Errno> {
+        require(!self.enabled, Errno::EBUSY)?;
+        require(!self.groups.is_empty(), Errno::ENODEV)?;
+        let charge = tce(world)?.default_window;
+        self.owner = Some(by);
+        world.account(by).lock(charge)?;
+        self.enable_charge = charge;
+        self.enabled = true;
+        Ok(0)
+    }
+
+    /// tce_iommu_disable.
+    fn disable(&mut self, world: &mut World) -> i32 {
+        self.enabled = false;
+        let charge = std::mem::take(&mut self.enable_charge);
+        self.uncharge(world, charge);
+        0
+    }
+
+    /// tce_iommu_register_pages. A hole in the memory is answered with the number of pages before it, and nothing is registered.
+    fn register(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        self.owner = Some(call.by);
+        let (memory, size) = read_block(world, call)?;
+        if let Some(block) = world.process(call.by).registry.exactly(memory.address, size) {
+            require(!self.registered.contains(&block.id), Errno::EBUSY)?;
+            block.users += 1;
+            self.registered.push(block.id);
+        } else {
+            match new_block(world, call.by, &memory, size)? {
+                Pinned::All(id) => self.registered.push(id),
+                Pinned::Some(pages) => return Ok(pages),
+            }
+        }
+        self.enabled = true;
+        Ok(0)
+    }
+
+    /// tce_iommu_unregister_pages. The last put would say EBUSY when TCEs lean on the block, but nobody listens: the container forgets
+    /// the block, the block stays pinned and charged, and the result is 0.
+    fn unregister(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        require(self.owner.is_some(), Errno::EPERM)?;
+        let (memory, size) = read_block(world, call)?;
+        let block = world.process(call.by).registry.exactly(memory.address, size).ok_or(Errno::ENOENT)?;
+        let id = block.id;
+        require(self.registered.contains(&id), Errno::ENOENT)?;
+        self.registered.retain(|known| *known != id);
+        self.put_registration(world, id);
+        Ok(0)
+    }
+
+    /// Writes entries, replacing what was there.
+    fn write(&mut self, world: &mut World, run: Run) {
+        let entries = self.entries_of(&run);
+        if let Some(block) = self.block(world, run.source) {
+            block.mapped += entries;
+        }
+        for replaced in self.table.put(run) {
+            self.let_go(world, replaced);
+        }
+    }
+
+    /// tce_iommu_clear.
+    fn clear(&mut self, world: &mut World, range: IovaRange) {
+        for run in self.table.carve(range) {
+            self.let_go(world, run);
+        }
+    }
+
+    /// What entries leaned on is leaned on less.
+    fn let_go(&self, world: &mut World, run: Run) {
+        let entries = self.entries_of(&run);
+        if let Some(block) = self.block(world, run.source) {
+            block.mapped = block.mapped.saturating_sub(entries);
+        }
+        world.release(run.memory);
+    }
+
+    /// mm_iommu_put, and what follows from it.
+    fn put_registration(&self, world: &mut World, id: u64) {
+        let Some(owner) = self.owner else { return };
+        if let Some(block) = world.process(owner).registry.put(id) {
+            world.account(owner).unlock(block.memory.len().get());
+            world.release(block.memory);
+        }
+    }
+
+    fn uncharge(&self, world: &mut World, bytes: u64) {
+        if let Some(owner) = self.owner {
+            world.account(owner).unlock(bytes);
+        }
+    }
+
+    fn block<'w>(&self, world: &'w mut World, id: u64) -> Option<&'w mut Registration> {
+        world.process(self.owner?).registry.get_mut(id)
+    }
+
+    fn entries_of(&self, run: &Run) -> u64 {
+        let page = self.window_at(run.range.first()).map_or(PageSize::K4, |window| window.page);
+        run.bytes() >> page.shift()
+    }
+
+    /// tce_iommu_find_table.
+    fn window_at(&self, at: Iova) -> Option<TceWindow> {
+        self.windows.iter().flatten().find(|window| window.range.contains(at)).copied()
+    }
+}
+
+/// Entries to write.
+struct Batch {
+    window: TceWindow,
+    at: Iova,
+    entries: u64,
+    access: Access,
+}
+
+/// What a batch comes to: the entries that can be written, up to the first that cannot.
+#[derive(Default)]
+struct Plan {
+    runs: Vec<Run>,
+    failure: Option<Errno>,
+}
+
+impl Batch {
+    /// tce_iommu_build_v2: every entry must lie wholly in one registered block, on pages that are large enough.
+    fn show(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+        let page = self.window.page;
+        let platform = tce(world)?.platform;
+        let registry = &world.process(by).registry;
+        Ok(self.plan(platform, Errno::EINVAL, |offset| {
+            let address = memory.address.checked_add(offset)?;
+            let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
+            let inside = address - block.memory.address();
+            Some((block.memory.slice(inside, page.round_down(block.memory.len().get() - inside))?, block.id))
+        }))
+    }
+
+    /// tce_iommu_build: pinned page by page, for writing always, uncharged.
+    fn pin(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+        let page = self.window.page;
+        let platform = tce(world)?.platform;
+        let plan = self.plan(platform, Errno::EFAULT, |offset| {
+            let rest = memory.rest(offset).filter(|rest| !rest.is_device_memory())?;
+            Some((rest.slice(0, page.round_down(rest.len().get()))?, 0))
+        });
+        world.account(by).note_pins(plan.runs.iter().map(Run::bytes).sum());
+        Ok(plan)
+    }
+
+    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number; `refusal` is
+    /// the answer where there is none.
+    fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
+        let page = self.window.page;
+        let wanted = self.entries << page.shift();
+        let mut plan = Plan::default();
+        let mut done = 0;
+        while done < wanted && plan.failure.is_none() {
+            let run = source(done).ok_or(refusal).and_then(|(memory, id)| {
+                let (at, room) = self.window.place(platform, self.at, done).ok_or(H_PARAMETER)?;
+                let memory = memory.slice(0, memory.len().get().min(wanted - done).min(room)).ok_or(refusal)?;
+                Run::new(at, memory, self.access, id).ok_or(Errno::EINVAL)
+            });
+            match run {
+                Ok(run) => {
+                    done += run.bytes();
+                    plan.runs.push(run);
+                }
+                Err(errno) => plan.failure = Some(errno),
+            }
+        }
+        plan
+    }
+}
+
+/// What became of a registration.
+enum Pinned {
+    /// Everything was pinned; the block's number.
+    All(u64),
+    /// Only so many pages of the last round were: the result of the call.
+    Some(i32),
+}
+
+/// mm_iommu_do_alloc: charged, then pinned for writing, and only then looked at whether it overlaps another block.
+fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
+    let page = world.page();
+    let Process { account, registry } = world.process(by);
+    account.lock(size)?;
+    let pinned = pin_block(memory, size, page).and_then(|pinned| match pinned {
+        Ok(memory) if registry.overlaps(memory.address(), size) => Err(Errno::EINVAL),
+        other => Ok(other),
+    });
+    match pinned {
+        Ok(Ok(memory)) => {
+            account.note_pins(size);
+            let largest = largest_page(&memory, page);
+            Ok(Pinned::All(registry.add(memory, largest)))
+        }
+        Ok(Err(pages)) => {
+            account.unlock(size);
+            Ok(Pinned::Some(pages))
+        }
+        Err(errno) => {
+            account.unlock(size);
+            Err(errno)
+        }
+    }
+}
+
+/// Pins a block in rounds. A round that pins some of its pages ends everything and its number of pages becomes the result, `Ok(Err(_))`;
+/// one that pins none is `EFAULT`.
+fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<HostMemory, i32>, Errno> {
+    require(size > 0, Errno::ENOMEM)?;
+    require(!memory.is_device_memory(), Errno::EFAULT)?;
+    if let Some(memory) = memory.pinnable(size, true) {
+        return Ok(Ok(memory));
+    }
+    let of_the_last_round = memory.pinnable_pages(size, true, page) % PIN_ROUND;
+    require(of_the_last_round > 0, Errno::EFAULT)?;
+    i32::try_from(of_the_last_round).map(Err).map_err(|_| Errno::EFAULT)
+}
+
+/// The largest TCE page that can show the block: hugetlb pages count, everything else is made of the host's page.
+fn largest_page(memory: &HostMemory, page: PageSize) -> PageSize {
+    let natural = PageSize::largest_dividing(&[memory.address(), memory.len().get()]).unwrap_or(page);
+    natural.min(memory.backing_page().unwrap_or(page).max(page))
+}
+
+/// The argument of REGISTER_MEMORY and UNREGISTER_MEMORY.
+fn read_block(world: &World, call: &Call<'_, '_>) -> Result<(UserMemory, u64), Errno> {
+    let block: RegisterMemory = call.read()?;
+    require(block.argsz >= RegisterMemory::SIZE && block.flags == 0, Errno::EINVAL)?;
+    let memory = call.memory(offset_of!(RegisterMemory, vaddr), block.vaddr);
+    require(world.page().divides(memory.address | block.size), Errno::EINVAL)?;
+    require(memory.address.checked_add(block.size).is_some(), Errno::EINVAL)?;
+    Ok((memory, block.size))
+}
+
+fn tce(world: &World) -> Result<TceIommu, Errno> {
+    world.facts.tce.clone().ok_or(Errno::ENODEV)
+}
+
+fn access(flags: u32) -> Access {
+    let mut access = Access::empty();
+    access.set(Access::READ, flags & abi::MAP_READ != 0);
+    access.set(Access::WRITE, flags & abi::MAP_WRITE != 0);
+    access
+}

@@ -1,0 +1,363 @@
+//! Windows of an sPAPR container: slots, tables, and where the platform puts them.
+//!
+//! The platforms: bare metal, where the kernel makes the tables (linux: arch/powerpc/platforms/powernv/pci-ioda.c), and partitions,
+//! where firmware makes them on request (linux: arch/powerpc/platforms/pseries/iommu.c).
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Iova, IovaRange, PageSize};
+use dmaspace_spapr::abi::{TceCreate, TceRemove};
+
+use super::{Spapr, tce};
+use crate::dialect::call::Call;
+use crate::dialect::{Pid, World, require};
+use crate::profile::{Platform, TceIommu};
+
+/// A window that is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TceWindow {
+    pub(super) range: IovaRange,
+    pub(super) page: PageSize,
+    /// What its table was charged.
+    pub(super) charged: u64,
+}
+
+impl TceWindow {
+    /// How many bytes there are from `at` to its end.
+    pub(super) fn bytes_from(&self, at: Iova) -> u64 {
+        (self.range.last().get() - at.get()).saturating_add(1)
+    }
+
+    /// Where the entry lies that is `offset` bytes behind the one at `at`, and how many bytes there are from it to the window's end.
+    pub(super) fn place(&self, platform: Platform, at: Iova, offset: u64) -> Option<(Iova, u64)> {
+        let inside = self.range.offset_of(at).checked_add(offset)?;
+        let bytes = self.range.len()?.get();
+        require(inside < bytes || platform == Platform::PowerNv, Errno::EINVAL).ok()?;
+        let place = Iova::new(self.range.first().get() + inside % bytes);
+        Some((place, self.bytes_from(place)))
+    }
+
+    /// The entries that clearing `size` bytes from `at` reaches.
+    pub(super) fn reached(&self, platform: Platform, at: Iova, size: u64) -> impl Iterator<Item = IovaRange> + use<> {
+        let inside = size.min(self.bytes_from(at));
+        let around = match platform {
+            Platform::PowerNv => (size - inside).min(self.bytes_from(self.range.first())),
+            Platform::PSeries => 0,
+        };
+        let ranges = [IovaRange::with_len(at, inside), IovaRange::with_len(self.range.first(), around)];
+        ranges.into_iter().filter_map(Result::ok)
+    }
+}
+
+/// A window to make.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    page_shift: u32,
+    size: u64,
+    levels: u32,
+}
+
+impl Spapr {
+    /// VFIO_IOMMU_SPAPR_TCE_CREATE.
+    pub(super) fn create(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        self.owner = Some(call.by);
+        require(!self.groups.is_empty(), Errno::ENXIO)?;
+        let mut create: TceCreate = call.read()?;
+        require(create.argsz >= TceCreate::SIZE && create.flags == 0, Errno::EINVAL)?;
+        self.create_pending(world, call.by)?;
+        let wanted = Wanted { page_shift: create.page_shift, size: create.window_size, levels: create.levels };
+        create.start_addr = self.create_window(world, call.by, wanted)?.get();
+        call.write(&create);
+        Ok(0)
+    }
+
+    /// VFIO_IOMMU_SPAPR_TCE_REMOVE: the window that holds the address, entries and all.
+    pub(super) fn remove(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        self.owner = Some(call.by);
+        require(!self.groups.is_empty(), Errno::ENXIO)?;
+        let remove: TceRemove = call.read()?;
+        require(remove.argsz >= TceRemove::SIZE && remove.flags == 0, Errno::EINVAL)?;
+        if self.pending && remove.start_addr == 0 {
+            self.pending = false;
+            return Ok(0);
+        }
+        self.remove_window(world, Iova::new(remove.start_addr))
+    }
+
+    /// tce_iommu_create_default_window, which every map, unmap and creation goes through first.
+    pub(super) fn create_pending(&mut self, world: &mut World, by: Pid) -> Result<(), Errno> {
+        if self.pending {
+            require(!self.groups.is_empty(), Errno::ENODEV)?;
+            let size = tce(world)?.default_window;
+            self.create_window(world, by, Wanted { page_shift: PageSize::K4.shift(), size, levels: 1 })?;
+            self.pending = false;
+        }
+        Ok(())
+    }
+
+    /// tce_iommu_create_window: the first free slot, wherever the platform puts that. The table is charged before it is made, and when
+    /// it cannot be made the charge stays.
+    fn create_window(&mut self, world: &mut World, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
+        let tce = tce(world)?;
+        let slot = self.windows.iter().position(Option::is_none).ok_or(Errno::ENOSPC)?;
+        let page = known_page(&tce, wanted.page_shift).ok_or(Errno::EINVAL)?;
+        let charge = world.page().round_down(table_bytes(&tce, world.page(), page, wanted)?);
+        world.account(by).lock(charge)?;
+        let made = world.cut.take().map_or(Ok(()), Err).and_then(|()| self.make(world, &tce, slot, page, wanted));
+        let start = made.inspect_err(|_| world.account(by).leak(charge))?;
+        if self.groups.len() > 1 && tce.platform == Platform::PSeries {
+            // The other group does not accept the first one's table (linux: spapr_tce_set_window).
+            self.unmake(world, slot);
+            world.account(by).unlock(charge);
+            return Err(Errno::EPERM);
+        }
+        world.account(by).note_table(charge);
+        let range = IovaRange::with_len(start, wanted.size).map_err(|_| Errno::EINVAL)?;
+        if let Some(window) = self.windows.get_mut(slot) {
+            *window = Some(TceWindow { range, page, charged: charge });
+        }
+        Ok(start)
+    }
+
+    /// The platform's part.
+    fn make(
+        &self,
+        world: &mut World,
+        tce: &TceIommu,
+        slot: usize,
+        page: PageSize,
+        wanted: Wanted,
+    ) -> Result<Iova, Errno> {
+        match tce.platform {
+            Platform::PowerNv => make_table(tce, world.page(), slot, page, wanted),
+            Platform::PSeries => {
+                let group = self.groups.first().copied().ok_or(Errno::ENODEV)?;
+                world.firmware(group).make(tce, slot, page, wanted)
+            }
+        }
+    }
+
+    /// The platform's part of removing one.
+    fn unmake(&self, world: &mut World, slot: usize) {
+        for group in &self.groups {
+            world.firmware(*group).unmake(slot);
+        }
+    }
+
+    /// tce_iommu_remove_window.
+    fn remove_window(&mut self, world: &mut World, at: Iova) -> Result<i32, Errno> {
+        let window = self.window_at(at).ok_or(Errno::EINVAL)?;
+        self.clear(world, window.range);
+        let holds = |slot: &Option<TceWindow>| slot.is_some_and(|slot| slot.range == window.range);
+        let slot = self.windows.iter().position(holds).ok_or(Errno::EINVAL)?;
+        self.unmake(world, slot);
+        self.uncharge(world, window.charged);
+        if let Some(slot) = self.windows.get_mut(slot) {
+            *slot = None;
+        }
+        Ok(0)
+    }
+}
+
+/// What firmware knows of a group's windows, and what the kernel remembers of its failures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Firmware {
+    /// Whether firmware's default window is there.
+    default: bool,
+    /// The slot of the window that was created by request, if there is one.
+    requested: Option<usize>,
+    /// Creating failed once: the kernel never tries again (linux: failed_ddw_pdn_list).
+    given_up: bool,
+}
+
+impl Default for Firmware {
+    fn default() -> Self {
+        Self { default: true, requested: None, given_up: false }
+    }
+}
+
+impl Firmware {
+    /// spapr_tce_take_ownership: the default window is removed.
+    pub(super) fn take(&mut self) {
+        (self.default, self.requested) = (false, None);
+    }
+
+    /// spapr_tce_release_ownership: the default window is back.
+    pub(super) fn give_back(&mut self) {
+        (self.default, self.requested) = (true, None);
+    }
+
+    /// spapr_tce_create_table.
+    fn make(&mut self, tce: &TceIommu, slot: usize, page: PageSize, wanted: Wanted) -> Result<Iova, Errno> {
+        require(wanted.size.is_power_of_two() && wanted.levels <= 1, Errno::EINVAL)?;
+        require(!self.given_up, Errno::ENODEV)?;
+        // Resetting to the default window would destroy the other one, so the kernel does not; nor does it add to one.
+        require(slot != 0 || self.requested.is_none(), Errno::EPERM)?;
+        let [start, _] = tce.starts;
+        if slot == 0 && page == PageSize::K4 && wanted.size <= tce.default_window {
+            self.default = true;
+            return Ok(Iova::new(start));
+        }
+        let entries = wanted.size >> page.shift();
+        require(entries > 0 && entries <= tce.largest_window, Errno::EINVAL)?;
+        self.request(tce, slot)
+    }
+
+    /// The firmware's create-pe-dma-window: where the first window lies if it is the only one, else where the second does. The kernel
+    /// notes it in the device tree, where only one such note has room.
+    fn request(&mut self, tce: &TceIommu, slot: usize) -> Result<Iova, Errno> {
+        let [first, second] = tce.starts;
+        if self.requested.is_some() {
+            self.given_up = true;
+            return Err(if self.default { Errno::ENODEV } else { Errno::EEXIST });
+        }
+        self.requested = Some(slot);
+        Ok(Iova::new(if self.default { second } else { first }))
+    }
+
+    /// spapr_tce_unset_window, and the firmware's remove-pe-dma-window: when the last window goes and it was not the default one, the
+    /// default one comes back.
+    fn unmake(&mut self, slot: usize) {
+        if self.requested == Some(slot) {
+            self.requested = None;
+            self.default = true;
+        } else {
+            self.default = false;
+        }
+    }
+}
+
+fn known_page(tce: &TceIommu, shift: u32) -> Option<PageSize> {
+    PageSize::from_shift(shift).filter(|page| tce.page_sizes & page.bytes() != 0)
+}
+
+/// What a table is charged.
+fn table_bytes(tce: &TceIommu, host_page: PageSize, page: PageSize, wanted: Wanted) -> Result<u64, Errno> {
+    let bytes = match tce.platform {
+        Platform::PowerNv => levels_bytes(host_page, page, wanted),
+        // spapr_tce_get_table_size: an error that is taken for a size.
+        Platform::PSeries if wanted.levels > 1 => 0xffff_ffff,
+        Platform::PSeries => wanted.size >> (page.shift() - 3),
+    };
+    require(bytes > 0, Errno::EINVAL).map(|()| bytes)
+}
+
+/// The most levels a table has on bare metal (linux: POWERNV_IOMMU_MAX_LEVELS).
+const MAX_LEVELS: u32 = 5;
+
+/// The largest block the page allocator gives, 16 MiB with 4 KiB pages and with 64 KiB ones.
+const MAX_BLOCK_SHIFT: u32 = 24;
+
+/// pnv_pci_ioda2_get_table_size: all levels in full, twice, for the hardware and for the kernel's own notes.
+fn levels_bytes(host_page: PageSize, page: PageSize, wanted: Wanted) -> u64 {
+    let Some(entries_shift) = entries_shift(page, wanted) else { return 0 };
+    let level = 1 << level_shift(host_page, entries_shift, wanted.levels);
+    let mut table = 0x1000.max(1u64 << (entries_shift + 3));
+    let mut bytes: u64 = 0;
+    for _ in 0..wanted.levels {
+        bytes += table.next_multiple_of(level);
+        table = ((table / level) << 3).max(level);
+    }
+    bytes * 2
+}
+
+/// How many entries, as a shift; `None` for what the kernel refuses as a size.
+fn entries_shift(page: PageSize, wanted: Wanted) -> Option<u32> {
+    let known = (1..=MAX_LEVELS).contains(&wanted.levels) && wanted.size.is_power_of_two();
+    wanted.size.trailing_zeros().checked_sub(page.shift()).filter(|_| known)
+}
+
+/// The size of one level, as a shift.
+fn level_shift(host_page: PageSize, entries_shift: u32, levels: u32) -> u32 {
+    (entries_shift.div_ceil(levels) + 3).max(host_page.shift())
+}
+
+/// pnv_pci_ioda2_create_table: the first level is allocated, the others when they are needed.
+fn make_table(tce: &TceIommu, host_page: PageSize, slot: usize, page: PageSize, wanted: Wanted) -> Result<Iova, Errno> {
+    let entries = entries_shift(page, wanted).ok_or(Errno::EINVAL)?;
+    let level = level_shift(host_page, entries, wanted.levels);
+    require((level - 3) * wanted.levels + page.shift() < 55, Errno::EINVAL)?;
+    require(level <= MAX_BLOCK_SHIFT, Errno::ENOMEM)?;
+    let start = tce.starts.get(slot).copied().ok_or(Errno::ENOSPC)?;
+    Ok(Iova::new(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Profile;
+
+    const GIB: u64 = 1 << 30;
+
+    fn charge_kib(host_page: PageSize, page: PageSize, size: u64, levels: u32) -> u64 {
+        levels_bytes(host_page, page, Wanted { page_shift: page.shift(), size, levels }) / 1024
+    }
+
+    #[test]
+    fn bare_metal_charges_every_level_in_full_and_twice() {
+        let k64 = |page, size, levels| charge_kib(PageSize::K64, page, size, levels);
+        assert_eq!(k64(PageSize::K4, GIB, 1), 4096);
+        assert_eq!(k64(PageSize::K4, 2 * GIB, 1), 8192);
+        assert_eq!(k64(PageSize::K64, 64 * GIB, 1), 16384);
+        assert_eq!(k64(PageSize::K4, 64 * GIB, 2), 262_272);
+        assert_eq!(k64(PageSize::K64, 256 * GIB, 2), 65664);
+        assert_eq!(k64(PageSize::M2, 512 * GIB, 1), 4096);
+        assert_eq!(k64(PageSize::K64, 16384 * GIB, 2), 4_194_560);
+    }
+
+    #[test]
+    fn smaller_host_pages_make_smaller_levels() {
+        let k4 = |page, size, levels| charge_kib(PageSize::K4, page, size, levels);
+        assert_eq!(k4(PageSize::K4, GIB, 2), 4104);
+        assert_eq!(k4(PageSize::K4, 2 * GIB, 2), 8208);
+        assert_eq!(k4(PageSize::K64, 64 * GIB, 2), 16400);
+        assert_eq!(k4(PageSize::K4, 64 * GIB, 2), 262_208);
+        assert_eq!(k4(PageSize::K64, 256 * GIB, 2), 65568);
+    }
+
+    #[test]
+    fn sizes_the_kernel_cannot_compute_are_refused_uncharged() {
+        for (size, levels) in [(0, 1), (3 * GIB, 1), (GIB, 0), (GIB, 6), (0x800, 1)] {
+            assert_eq!(charge_kib(PageSize::K4, PageSize::K4, size, levels), 0, "{size:#x}, {levels} levels");
+        }
+    }
+
+    #[test]
+    fn a_level_must_fit_the_page_allocator() {
+        let tce = Profile::powernv9().tce.expect("it has one");
+        let make = |levels| {
+            let wanted = Wanted { page_shift: 12, size: 64 * GIB, levels };
+            make_table(&tce, PageSize::K4, 1, PageSize::K4, wanted)
+        };
+        assert_eq!(make(1), Err(Errno::ENOMEM));
+        assert_eq!(make(2), Ok(Iova::new(1 << 59)));
+    }
+
+    #[test]
+    fn a_partition_has_room_for_one_window_by_request() {
+        let tce = Profile::pseries().tce.expect("it has one");
+        let wanted = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
+        let mut firmware = Firmware::default();
+        firmware.take();
+        assert_eq!(firmware.make(&tce, 0, PageSize::K64, wanted), Ok(Iova::new(0)));
+        assert_eq!(firmware.make(&tce, 1, PageSize::K64, wanted), Err(Errno::EEXIST));
+        firmware.unmake(0);
+        assert_eq!(
+            firmware.make(&tce, 0, PageSize::K64, wanted),
+            Err(Errno::ENODEV),
+            "given up until the host is booted again"
+        );
+    }
+
+    #[test]
+    fn a_window_by_request_lies_high_when_the_default_one_is_there() {
+        let tce = Profile::pseries().tce.expect("it has one");
+        let small = Wanted { page_shift: 12, size: GIB, levels: 1 };
+        let large = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
+        let mut firmware = Firmware::default();
+        firmware.take();
+        assert_eq!(firmware.make(&tce, 0, PageSize::K4, small), Ok(Iova::new(0)));
+        assert_eq!(firmware.make(&tce, 1, PageSize::K64, large), Ok(Iova::new(1 << 59)));
+        firmware.unmake(0);
+        assert_eq!(firmware.make(&tce, 0, PageSize::K4, small), Err(Errno::EPERM), "it would destroy the other");
+    }
+}

@@ -1,0 +1,318 @@
+//! A type1 container: whole mappings in fixed ranges (linux: drivers/vfio/vfio_iommu_type1.c).
+//!
+//! Edges: no dirty tracking, no update of addresses (VFIO_UPDATE_VADDR), no emulated devices.
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Access, Iova, IovaRange, PageSize};
+use dmaspace_type1::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan, MapDma, Migration, UnmapDma};
+use dmaspace_type1::vfio::{CapabilityHeader, Extension, IommuType};
+use std::mem::offset_of;
+use zerocopy::IntoBytes;
+
+use crate::dialect::call::{Call, UserMemory};
+use crate::dialect::{Pid, World, require};
+use crate::engine::{Run, Table};
+
+/// VFIO_TYPE1_NESTING_IOMMU: old kernels say that they have it, and fail to attach.
+const NESTING: IommuType = IommuType(6);
+/// VFIO_DMA_MAP_FLAG_VADDR: point a mapping whose address was invalidated at another.
+const MAP_VADDR: u32 = 1 << 2;
+/// VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP.
+const UNMAP_GET_DIRTY: u32 = 1 << 0;
+/// VFIO_DMA_UNMAP_FLAG_VADDR.
+const UNMAP_VADDR: u32 = 1 << 2;
+/// The largest bitmap one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
+const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
+
+/// A container that was given to type1.
+#[derive(Debug)]
+pub(crate) struct Type1 {
+    version: IommuType,
+    table: Table,
+    /// How many more mappings it takes.
+    available: u32,
+    groups: Vec<u32>,
+    /// What can be mapped, ascending.
+    ranges: Vec<IovaRange>,
+}
+
+/// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here, and addresses not be updated.
+pub(crate) fn has_extension(world: &World, extension: Extension) -> bool {
+    let always = [IommuType::TYPE1.extension(), IommuType::TYPE1_V2.extension(), Extension::UNMAP_ALL];
+    always.contains(&extension) || (extension == NESTING.extension() && !world.facts.is_modern())
+}
+
+impl Type1 {
+    /// vfio_iommu_type1_open.
+    pub(crate) fn new(world: &World, version: IommuType) -> Self {
+        let available = world.facts.dma_entries;
+        Self { version, table: Table::default(), available, groups: Vec::new(), ranges: Vec::new() }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// vfio_iommu_type1_attach_group.
+    pub(crate) fn attach(&mut self, world: &World, group: u32) -> Result<(), Errno> {
+        require(self.version != NESTING, Errno::EINVAL)?;
+        let conflict = world.facts.reserved(group).iter().any(|range| self.table.overlaps(*range));
+        require(!conflict, Errno::EINVAL)?;
+        let mut groups = self.groups.clone();
+        groups.push(group);
+        let ranges = usable_ranges(world, &groups);
+        require(!ranges.is_empty(), Errno::EINVAL)?;
+        (self.groups, self.ranges) = (groups, ranges);
+        Ok(())
+    }
+
+    /// vfio_iommu_type1_detach_group. The last group takes all mappings with it.
+    pub(crate) fn detach(&mut self, world: &mut World, group: u32) {
+        self.groups.retain(|other| *other != group);
+        if self.groups.is_empty() {
+            self.release(world);
+        } else {
+            self.ranges = usable_ranges(world, &self.groups);
+        }
+    }
+
+    /// vfio_iommu_type1_release.
+    pub(crate) fn release(&mut self, world: &mut World) {
+        self.sweep(world, IovaRange::all());
+        for run in self.table.drain() {
+            self.available += 1;
+            forget(world, run);
+        }
+    }
+
+    /// vfio_iommu_type1_ioctl.
+    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        match call.number() {
+            number if number == abi::GET_INFO.number => self.get_info(world, call),
+            number if number == abi::MAP_DMA.number => self.map(world, call),
+            number if number == abi::UNMAP_DMA.number => self.unmap(world, call),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds, without the capabilities, and says how large it should be.
+    fn get_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let mut info: Info = call.read_prefix(offset_of!(Info, cap_offset))?;
+        let asked = info.argsz as usize;
+        require(asked >= offset_of!(Info, cap_offset), Errno::EINVAL)?;
+        require(call.bytes()?.len() >= asked, Errno::EINVAL)?;
+        info.flags = abi::INFO_PAGE_SIZES | abi::INFO_CAPABILITIES;
+        info.iova_pgsizes = page_sizes(world);
+        let chain = self.capabilities(world);
+        let wanted = size_of::<Info>() + chain.len();
+        if asked < wanted {
+            info.argsz = u32::try_from(wanted).map_err(|_| Errno::E2BIG)?;
+        } else {
+            call.write_at(size_of::<Info>(), &chain);
+            info.cap_offset = Info::SIZE;
+        }
+        call.write_prefix(&info, asked.min(size_of::<Info>()));
+        Ok(0)
+    }
+
+    /// The capabilities in the kernel's order, as they stand behind the info struct.
+    fn capabilities(&self, world: &World) -> Vec<u8> {
+        let header = |id| CapabilityHeader { id, version: 1, next: 0 };
+        let migration = Migration {
+            header: header(abi::CAP_MIGRATION),
+            pgsize_bitmap: granule(world).bytes(),
+            max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
+            ..Migration::default()
+        };
+        let available = DmaAvailable { header: header(abi::CAP_DMA_AVAIL), avail: self.available };
+        let nr_iovas = u32::try_from(self.ranges.len()).unwrap_or(u32::MAX);
+        let ranges = IovaRanges { header: header(abi::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
+        let span = |range: &IovaRange| IovaSpan { start: range.first().get(), end: range.last().get() };
+        let spans: Vec<_> = self.ranges.iter().map(span).collect();
+        chain_of(&[&[migration.as_bytes()], &[available.as_bytes()], &[ranges.as_bytes(), spans.as_bytes()]])
+    }
+
+    /// vfio_dma_do_map.
+    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let map: MapDma = call.read()?;
+        require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
+        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE | MAP_VADDR) == 0, Errno::EINVAL)?;
+        let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
+        let range = check_map_bounds(world, &map, &memory)?;
+        if map.flags & MAP_VADDR != 0 {
+            // No mapping's address is ever invalid here.
+            return Err(if self.table.overlaps(range) { Errno::EINVAL } else { Errno::ENOENT });
+        }
+        require(!self.table.overlaps(range), Errno::EEXIST)?;
+        require(self.available > 0, Errno::ENOSPC)?;
+        require(self.ranges.iter().any(|usable| usable.covers(range)), Errno::EINVAL)?;
+        let run = pin(world, call.by, range, &memory, access(map.flags))?;
+        if let Some(errno) = world.cut.take() {
+            self.table.leave_behind(&run, granule(world));
+            forget(world, run);
+            return Err(errno);
+        }
+        self.table.insert(run);
+        self.available -= 1;
+        Ok(0)
+    }
+
+    /// vfio_iommu_type1_unmap_dma. The size is written back on success only.
+    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let mut unmap: UnmapDma = call.read()?;
+        require(unmap.argsz >= UnmapDma::SIZE, Errno::EINVAL)?;
+        require(unmap.flags & !(UNMAP_GET_DIRTY | abi::UNMAP_ALL | UNMAP_VADDR) == 0, Errno::EINVAL)?;
+        // Dirty pages are never tracked and addresses never invalid here.
+        require(unmap.flags & (UNMAP_GET_DIRTY | UNMAP_VADDR) == 0, Errno::EINVAL)?;
+        unmap.size = self.unmap_range(world, &unmap)?;
+        call.write(&unmap);
+        Ok(0)
+    }
+
+    /// vfio_dma_do_unmap.
+    fn unmap_range(&mut self, world: &mut World, unmap: &UnmapDma) -> Result<u64, Errno> {
+        let all = unmap.flags & abi::UNMAP_ALL != 0;
+        let Some(range) = check_unmap_bounds(world, unmap, all)? else { return Ok(0) };
+        if self.version == IommuType::TYPE1_V2 && !all {
+            require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
+        }
+        // v1 takes a mapping whole when its beginning lies in the range, and stops at one that began before.
+        let begun_before = self.table.at(range.first()).is_some_and(|run| run.range.first() < range.first());
+        if begun_before {
+            return Ok(0);
+        }
+        let firsts: Vec<_> = self.table.overlapping(range).map(|run| run.range.first()).collect();
+        let mut bytes = 0;
+        for first in firsts {
+            bytes += self.remove(world, first);
+            world.cut.take().map_or(Ok(()), Err)?;
+        }
+        Ok(bytes)
+    }
+
+    /// vfio_remove_dma.
+    fn remove(&mut self, world: &mut World, first: Iova) -> u64 {
+        let Some(run) = self.table.remove(first) else { return 0 };
+        let bytes = run.bytes();
+        self.available += 1;
+        self.sweep(world, run.range);
+        forget(world, run);
+        bytes
+    }
+
+    /// Unmapping clears the hardware's entries, whoever left them.
+    fn sweep(&mut self, world: &mut World, range: IovaRange) {
+        self.table.sweep(range).into_iter().for_each(|run| world.release(run.memory));
+    }
+}
+
+/// The checks of a map that look at nothing but the request. 7.2 looks for a wrap before anything else is wrong with it.
+fn check_map_bounds(world: &World, map: &MapDma, memory: &UserMemory) -> Result<IovaRange, Errno> {
+    let rights = map.flags & (abi::MAP_READ | abi::MAP_WRITE) != 0;
+    let range = IovaRange::with_len(Iova::new(map.iova), map.size);
+    let wraps = map.size > 0 && (range.is_err() || memory.address.checked_add(map.size - 1).is_none());
+    if world.facts.is_modern() {
+        require(map.size > 0, Errno::EINVAL)?;
+        require(!wraps, world.facts.wrap())?;
+    }
+    require(rights == (map.flags & MAP_VADDR == 0), Errno::EINVAL)?;
+    let aligned = granule(world).divides(map.size | map.iova | memory.address);
+    require(map.size > 0 && aligned, Errno::EINVAL)?;
+    require(!wraps, world.facts.wrap())?;
+    range.map_err(|_| world.facts.wrap())
+}
+
+/// The checks of an unmap that look at nothing but the request. `None`: a range in which 6.12 finds nothing, whatever is there: it
+/// compares with an end that has wrapped to zero.
+fn check_unmap_bounds(world: &World, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
+    let granule = granule(world);
+    require(granule.divides(unmap.iova), Errno::EINVAL)?;
+    if all {
+        require(unmap.iova == 0 && unmap.size == 0, Errno::EINVAL)?;
+        return Ok(Some(IovaRange::all()));
+    }
+    require(unmap.size > 0 && granule.divides(unmap.size), Errno::EINVAL)?;
+    let range = IovaRange::with_len(Iova::new(unmap.iova), unmap.size).map_err(|_| world.facts.wrap())?;
+    Ok(Some(range).filter(|range| world.facts.is_modern() || range.end().is_some()))
+}
+
+/// Whether a run lies across an end of `range`.
+fn cuts_a_run(table: &Table, range: IovaRange) -> bool {
+    let across = |at: Iova| table.at(at).is_some_and(|run| !range.covers(run.range));
+    across(range.first()) || across(range.last())
+}
+
+/// vfio_pin_map_dma: page by page, so that whichever is met first, the limit or a page that is not there, is the answer. Other devices'
+/// memory is not charged.
+fn pin(world: &mut World, by: Pid, range: IovaRange, memory: &UserMemory, access: Access) -> Result<Run, Errno> {
+    let size = range.bytes().try_into().map_err(|_| Errno::EINVAL)?;
+    let page = world.page();
+    let there = memory.pinnable_pages(size, access.contains(Access::WRITE), page) << page.shift();
+    let account = world.account(by);
+    let charged = if memory.is_device_memory() { 0 } else { size };
+    require(charged.min(there) <= account.room(), Errno::ENOMEM)?;
+    let memory = memory.pinnable(size, access.contains(Access::WRITE)).ok_or(Errno::EFAULT)?;
+    account.lock(charged)?;
+    account.note_pins(charged);
+    Run::new(range.first(), memory, access, by.0).ok_or(Errno::EINVAL)
+}
+
+/// Uncharges and lets go of what was behind a mapping.
+fn forget(world: &mut World, run: Run) {
+    let charged = if run.memory.is_device_memory() { 0 } else { run.bytes() };
+    world.account(Pid(run.source)).unlock(charged);
+    world.release(run.memory);
+}
+
+/// The IOMMU's pages, sizes below the host's page hidden behind it (linux: vfio_update_pgsize_bitmap).
+fn page_sizes(world: &World) -> u64 {
+    let mask = world.facts.fixed.as_ref().map_or(0, |fixed| fixed.page_sizes.mask());
+    let below = world.page().bytes() - 1;
+    if mask & below == 0 { mask } else { mask & !below | world.page().bytes() }
+}
+
+/// What everything must be a multiple of.
+fn granule(world: &World) -> PageSize {
+    PageSize::from_shift(page_sizes(world).trailing_zeros()).unwrap_or(world.page())
+}
+
+/// What can be mapped when these groups are attached (linux: vfio_iommu_resv_exclude).
+fn usable_ranges(world: &World, groups: &[u32]) -> Vec<IovaRange> {
+    let mut ranges: Vec<_> = world.facts.fixed.iter().map(|fixed| fixed.aperture).collect();
+    for hole in groups.iter().flat_map(|group| world.facts.reserved(*group)) {
+        let without = |range: IovaRange| <[_; 2]>::from(range.without(*hole)).into_iter().flatten();
+        ranges = ranges.into_iter().flat_map(without).collect();
+    }
+    ranges
+}
+
+fn access(flags: u32) -> Access {
+    let mut access = Access::empty();
+    access.set(Access::READ, flags & abi::MAP_READ != 0);
+    access.set(Access::WRITE, flags & abi::MAP_WRITE != 0);
+    access
+}
+
+/// Lines capabilities up behind an info struct, padded to eight bytes each, `next` counted from the struct's start
+/// (linux: drivers/vfio/vfio_main.c, vfio_info_cap_add, vfio_info_cap_shift).
+fn chain_of(capabilities: &[&[&[u8]]]) -> Vec<u8> {
+    let mut chain = Vec::new();
+    let mut previous: Option<usize> = None;
+    for capability in capabilities {
+        let at = chain.len();
+        chain.extend(capability.concat());
+        chain.resize(chain.len().next_multiple_of(8), 0);
+        if let Some(field) = previous.and_then(|previous| next_field(&mut chain, previous)) {
+            let next = u32::try_from(size_of::<Info>() + at).unwrap_or(0);
+            field.copy_from_slice(next.as_bytes());
+        }
+        previous = Some(at);
+    }
+    chain
+}
+
+/// The `next` field of the capability at `at`.
+fn next_field(chain: &mut [u8], at: usize) -> Option<&mut [u8]> {
+    let from = at + offset_of!(CapabilityHeader, next);
+    chain.get_mut(from..from + size_of::<u32>())
+}

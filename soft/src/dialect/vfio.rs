@@ -1,0 +1,349 @@
+//! VFIO itself: containers, groups and devices, and who holds whom (linux: drivers/vfio/container.c, drivers/vfio/group.c).
+//!
+//! A container lives as long as it is open or has a group; an IOMMU driver lives in it as long as it has a group, and takes everything
+//! along when the last one leaves. A group lives as long as it is open or a device that was opened through it is.
+
+use dmaspace_core::door::Errno;
+use dmaspace_type1::vfio::{self, Extension, GroupStatus, IommuType, SetContainer};
+use std::mem::offset_of;
+
+use crate::dialect::call::Call;
+use crate::dialect::iommufd::DeviceIndex;
+use crate::dialect::spapr::{self, Spapr};
+use crate::dialect::type1::{self, Type1};
+use crate::dialect::{World, require};
+use crate::engine::Table;
+use crate::kernel::{ContainerId, ContextId, File, Kernel, Reply};
+use crate::profile::{Backend, Profile};
+
+/// An open `/dev/vfio/vfio`, or what is left of it.
+#[derive(Debug)]
+pub(crate) struct Container {
+    /// Whether there is a descriptor.
+    pub(crate) is_open: bool,
+    /// Newest first, as the kernel keeps them.
+    pub(crate) groups: Vec<u32>,
+    /// The IOMMU driver that was chosen.
+    pub(crate) driver: Option<Driver>,
+}
+
+impl Container {
+    pub(crate) fn new() -> Self {
+        Self { is_open: true, groups: Vec::new(), driver: None }
+    }
+}
+
+/// An IOMMU driver's part of a container.
+#[derive(Debug)]
+pub(crate) enum Driver {
+    Type1(Type1),
+    Spapr(Spapr),
+}
+
+impl Driver {
+    fn open(world: &World, version: IommuType) -> Self {
+        if TCE_TYPES.contains(&version) {
+            Self::Spapr(Spapr::new(version))
+        } else {
+            Self::Type1(Type1::new(world, version))
+        }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        match self {
+            Self::Type1(type1) => type1.table(),
+            Self::Spapr(spapr) => spapr.table(),
+        }
+    }
+
+    fn attach(&mut self, world: &mut World, group: u32) -> Result<(), Errno> {
+        match self {
+            Self::Type1(type1) => type1.attach(world, group),
+            Self::Spapr(spapr) => spapr.attach(world, group),
+        }
+    }
+
+    fn detach(&mut self, world: &mut World, group: u32) {
+        match self {
+            Self::Type1(type1) => type1.detach(world, group),
+            Self::Spapr(spapr) => spapr.detach(world, group),
+        }
+    }
+
+    fn release(&mut self, world: &mut World) {
+        match self {
+            Self::Type1(type1) => type1.release(world),
+            Self::Spapr(spapr) => spapr.release(world),
+        }
+    }
+
+    fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        match self {
+            Self::Type1(type1) => type1.ioctl(world, call),
+            Self::Spapr(spapr) => spapr.ioctl(world, call),
+        }
+    }
+}
+
+const TCE_TYPES: [IommuType; 2] = [IommuType::SPAPR_TCE, IommuType::SPAPR_TCE_V2];
+
+/// A group of devices.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// Who may do DMA with its devices.
+    pub(crate) claim: Claim,
+    /// Its descriptor and the devices that were opened through it: while there are any, it is open.
+    pub(crate) users: u32,
+    /// The container it is in.
+    pub(crate) container: Option<ContainerId>,
+    /// How many of its devices were opened by nodes of their own and bound.
+    pub(crate) bound: u32,
+}
+
+/// Who owns a group's DMA (linux: drivers/iommu/iommu.c, iommu_group_claim_dma_owner).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    Nobody,
+    /// A driver of the kernel's.
+    Kernel,
+    Container,
+    /// An iommufd, so many times.
+    Context(ContextId, u32),
+}
+
+impl Group {
+    pub(crate) fn new(held_by_kernel: bool) -> Self {
+        let claim = if held_by_kernel { Claim::Kernel } else { Claim::Nobody };
+        Self { claim, users: 0, container: None, bound: 0 }
+    }
+
+    /// iommu_device_claim_dma_owner: one iommufd can own several devices of a group.
+    pub(crate) fn claim_for(&mut self, context: ContextId) -> Result<(), Errno> {
+        self.claim = match self.claim {
+            Claim::Nobody => Claim::Context(context, 1),
+            Claim::Context(owner, count) if owner == context => Claim::Context(owner, count + 1),
+            Claim::Kernel | Claim::Container | Claim::Context(..) => return Err(Errno::EPERM),
+        };
+        Ok(())
+    }
+
+    /// iommu_device_release_dma_owner.
+    pub(crate) fn unclaim_for_context(&mut self) {
+        if let Claim::Context(owner, count) = self.claim {
+            self.claim = if count > 1 { Claim::Context(owner, count - 1) } else { Claim::Nobody };
+        }
+    }
+}
+
+impl Kernel {
+    /// vfio_fops_unl_ioctl. Without a driver everything else is `EINVAL`.
+    pub(crate) fn container_ioctl(&mut self, id: ContainerId, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
+        let result = match call.number() {
+            number if number == vfio::GET_API_VERSION.number => vfio::API_VERSION,
+            number if number == vfio::CHECK_EXTENSION.number => self.check_extension(id, Extension(call.value()?))?,
+            number if number == vfio::SET_IOMMU.number => self.set_iommu(id, IommuType(call.value()?))?,
+            _ => {
+                let Self { world, containers, .. } = self;
+                let driver = containers.get_mut(&id).and_then(|container| container.driver.as_mut());
+                driver.ok_or(Errno::EINVAL)?.ioctl(world, call)?
+            }
+        };
+        Ok(Reply::Number(result))
+    }
+
+    /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first that says yes.
+    fn check_extension(&self, id: ContainerId, extension: Extension) -> Result<i32, Errno> {
+        let container = self.containers.get(&id).ok_or(Errno::EBADF)?;
+        let type1 = || type1::has_extension(&self.world, extension);
+        let spapr = || spapr::has_extension(&self.world, extension);
+        let has = match container.driver {
+            Some(Driver::Type1(_)) => type1(),
+            Some(Driver::Spapr(_)) => spapr(),
+            None => (self.has(Backend::Type1) && type1()) || (self.has(Backend::Spapr) && spapr()),
+        };
+        Ok(i32::from(has))
+    }
+
+    /// vfio_ioctl_set_iommu: needs a group, and can be tried again with another type when the driver refuses a group.
+    fn set_iommu(&mut self, id: ContainerId, version: IommuType) -> Result<i32, Errno> {
+        let (type1, spapr) = (self.has(Backend::Type1), self.has(Backend::Spapr));
+        let Self { world, containers, .. } = self;
+        let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
+        require(!container.groups.is_empty() && container.driver.is_none(), Errno::EINVAL)?;
+        let known = if TCE_TYPES.contains(&version) {
+            spapr
+        } else {
+            type1 && version.0 < EXTENSIONS_BEGIN && type1::has_extension(world, version.extension())
+        };
+        require(known, Errno::ENODEV)?;
+        let mut driver = Driver::open(world, version);
+        for group in &container.groups {
+            if let Err(errno) = driver.attach(world, *group) {
+                driver.release(world);
+                return Err(errno);
+            }
+        }
+        container.driver = Some(driver);
+        Ok(0)
+    }
+
+    /// vfio_group_fops_unl_ioctl.
+    pub(crate) fn group_ioctl(&mut self, number: u32, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
+        let result = match call.number() {
+            request if request == vfio::GROUP_GET_STATUS.number => self.group_status(number, call)?,
+            request if request == vfio::GROUP_SET_CONTAINER.number => self.set_container(number, call)?,
+            request if request == vfio::GROUP_UNSET_CONTAINER.number => self.unset_container(number)?,
+            request if request == vfio::GROUP_GET_DEVICE_FD.number => return self.device_of_group(number, call),
+            _ => return Err(Errno::ENOTTY),
+        };
+        Ok(Reply::Number(result))
+    }
+
+    /// vfio_group_ioctl_get_status.
+    fn group_status(&self, number: u32, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let mut status: GroupStatus = call.read()?;
+        require(status.argsz >= GroupStatus::SIZE, Errno::EINVAL)?;
+        let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
+        status.flags = match (group.container, group.claim) {
+            (Some(_), _) => vfio::GROUP_VIABLE | vfio::GROUP_CONTAINER_SET,
+            (None, Claim::Nobody) => vfio::GROUP_VIABLE,
+            (None, Claim::Kernel | Claim::Container | Claim::Context(..)) => 0,
+        };
+        call.write(&status);
+        Ok(0)
+    }
+
+    /// vfio_group_ioctl_set_container. An iommufd in a container's place (CONFIG_IOMMUFD_VFIO_CONTAINER) is not to be had here.
+    fn set_container(&mut self, number: u32, call: &Call<'_, '_>) -> Result<i32, Errno> {
+        let handle = call.handle(offset_of!(SetContainer, container)).ok_or(Errno::EBADF)?;
+        let file = self.file(call.by, handle)?;
+        let Self { world, containers, groups, .. } = self;
+        let group = groups.get_mut(&number).ok_or(Errno::ENODEV)?;
+        require(group.container.is_none(), Errno::EINVAL)?;
+        let File::Container(id) = file else { return Err(Errno::EBADFD) };
+        let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
+        require(group.claim == Claim::Nobody, Errno::EPERM)?;
+        if let Some(driver) = &mut container.driver {
+            driver.attach(world, number)?;
+        }
+        (group.claim, group.container) = (Claim::Container, Some(id));
+        container.groups.insert(0, number);
+        Ok(0)
+    }
+
+    /// vfio_group_ioctl_unset_container: not while a device is open.
+    fn unset_container(&mut self, number: u32) -> Result<i32, Errno> {
+        let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
+        require(group.container.is_some(), Errno::EINVAL)?;
+        require(self.devices_open_through(number) == 0, Errno::EBUSY)?;
+        self.leave_container(number);
+        Ok(0)
+    }
+
+    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along.
+    fn leave_container(&mut self, number: u32) {
+        let Self { world, containers, groups, .. } = self;
+        let Some(group) = groups.get_mut(&number) else { return };
+        let Some(id) = group.container.take() else { return };
+        group.claim = Claim::Nobody;
+        let Some(container) = containers.get_mut(&id) else { return };
+        if let Some(driver) = &mut container.driver {
+            driver.detach(world, number);
+        }
+        container.groups.retain(|other| *other != number);
+        if container.groups.is_empty() {
+            if let Some(mut driver) = container.driver.take() {
+                driver.release(world);
+            }
+            if !container.is_open {
+                containers.remove(&id);
+            }
+        }
+    }
+
+    /// vfio_group_ioctl_get_device_fd.
+    fn device_of_group(&mut self, number: u32, call: &Call<'_, '_>) -> Result<Reply, Errno> {
+        let name = call.bytes()?.split(|byte| *byte == 0).next().unwrap_or_default();
+        let named = |device: &Device| device.group == number && device.address.as_bytes() == name;
+        let index = self.devices.iter().position(named).ok_or(Errno::ENODEV)?;
+        let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
+        let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
+        require(container.driver.is_some(), Errno::EINVAL)?;
+        if let Some(device) = self.devices.get_mut(index) {
+            group.users += u32::from(device.opened == 0);
+            device.opened += 1;
+        }
+        Ok(Reply::Opened(File::DeviceOfGroup(index)))
+    }
+
+    fn devices_open_through(&self, group: u32) -> usize {
+        self.devices.iter().filter(|device| device.group == group && device.opened > 0).count()
+    }
+
+    /// vfio_group_fops_open: one at a time, and not beside devices that were bound through nodes of their own.
+    pub(crate) fn open_group(&mut self, number: u32) -> Result<File, Errno> {
+        let group = self.groups.get_mut(&number).ok_or(Errno::ENOENT)?;
+        require(group.bound == 0 && group.users == 0, Errno::EBUSY)?;
+        group.users = 1;
+        Ok(File::Group(number))
+    }
+
+    /// The descriptor of a group, or the last one of a device opened through it, was closed.
+    pub(crate) fn put_group(&mut self, number: u32) {
+        let Some(group) = self.groups.get_mut(&number) else { return };
+        group.users = group.users.saturating_sub(1);
+        if group.users == 0 {
+            self.leave_container(number);
+        }
+    }
+
+    /// The descriptor of a container was closed: what its groups hold stays.
+    pub(crate) fn close_container(&mut self, id: ContainerId) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.is_open = false;
+        if container.groups.is_empty() {
+            self.containers.remove(&id);
+        }
+    }
+
+    /// A descriptor of a device that was opened through its group was closed.
+    pub(crate) fn close_device_of_group(&mut self, index: DeviceIndex) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        device.opened = device.opened.saturating_sub(1);
+        let (opened, group) = (device.opened, device.group);
+        if opened == 0 {
+            self.put_group(group);
+        }
+    }
+}
+
+/// From this number on, what CHECK_EXTENSION knows is no type for SET_IOMMU.
+const EXTENSIONS_BEGIN: u64 = 8;
+
+/// A PCI device.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) address: String,
+    pub(crate) group: u32,
+    /// The number of its own node.
+    pub(crate) node: Option<u32>,
+    /// How many descriptors use it: opened through its group, or bound.
+    pub(crate) opened: u32,
+}
+
+impl Device {
+    /// All devices of a host.
+    pub(crate) fn all(profile: &Profile) -> Vec<Self> {
+        let of_group = |group: &crate::profile::Group| {
+            let number = group.number;
+            let device = move |device: &crate::profile::Device| Self {
+                address: device.address.clone(),
+                group: number,
+                node: device.node,
+                opened: 0,
+            };
+            group.devices.iter().map(device).collect::<Vec<_>>()
+        };
+        profile.groups.iter().flat_map(of_group).collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! How often each page of something is used: iommufd pins a page once, however many mappings show it
+//! (linux: drivers/iommu/iommufd/pages.c, the interval trees of an iopt_pages).
+//!
+//! Kept as borders between stretches of equal use, so that a million copies of a guest's pages cost a million borders and no scan.
+
+use std::collections::BTreeMap;
+
+/// How often each number from 0 on is used.
+#[derive(Debug, Default)]
+pub(crate) struct Coverage {
+    /// From this number on, up to the next border, the numbers are used so often. Unused before the first.
+    uses: BTreeMap<u64, u32>,
+}
+
+impl Coverage {
+    /// Uses `first..end` once more and says how many of them were unused.
+    pub(crate) fn add(&mut self, first: u64, end: u64) -> u64 {
+        self.change(first, end, 0, |uses| uses.saturating_add(1))
+    }
+
+    /// Uses `first..end` once less and says how many of them are unused now.
+    pub(crate) fn remove(&mut self, first: u64, end: u64) -> u64 {
+        self.change(first, end, 1, |uses| uses.saturating_sub(1))
+    }
+
+    /// How many of `first..end` are unused.
+    pub(crate) fn unused(&self, first: u64, end: u64) -> u64 {
+        let mut unused = 0;
+        let (mut from, mut uses) = (first, self.uses_of(first));
+        for (border, next) in self.uses.range(first..end) {
+            unused += if uses == 0 { border - from } else { 0 };
+            (from, uses) = (*border, *next);
+        }
+        unused + if uses == 0 { end - from } else { 0 }
+    }
+
+    /// Applies `change` to the uses of `first..end` and returns how many of them had `counted` uses before.
+    fn change(&mut self, first: u64, end: u64, counted: u32, change: fn(u32) -> u32) -> u64 {
+        self.border_at(first);
+        self.border_at(end);
+        let mut found = 0;
+        let mut stretches = self.uses.range_mut(first..end).peekable();
+        while let Some((from, uses)) = stretches.next() {
+            let to = stretches.peek().map_or(end, |(next, _)| **next);
+            found += if *uses == counted { to - from } else { 0 };
+            *uses = change(*uses);
+        }
+        self.forget_border(first);
+        self.forget_border(end);
+        found
+    }
+
+    fn uses_of(&self, number: u64) -> u32 {
+        self.uses.range(..=number).next_back().map_or(0, |(_, uses)| *uses)
+    }
+
+    fn border_at(&mut self, number: u64) {
+        let uses = self.uses_of(number);
+        self.uses.entry(number).or_insert(uses);
+    }
+
+    /// Drops a border that no longer divides anything.
+    fn forget_border(&mut self, number: u64) {
+        let below = self.uses.range(..number).next_back().map_or(0, |(_, uses)| *uses);
+        if self.uses.get(&number) == Some(&below) {
+            self.uses.remove(&number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_counts_once_however_often_it_is_used() {
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.add(0, 10), 10);
+        assert_eq!(coverage.add(5, 15), 5);
+        assert_eq!(coverage.unused(0, 20), 5);
+        assert_eq!(coverage.remove(0, 10), 5);
+        assert_eq!(coverage.remove(5, 15), 10);
+        assert!(coverage.uses.is_empty());
+    }
+
+    #[test]
+    fn uses_inside_others_leave_no_border_behind() {
+        let mut coverage = Coverage::default();
+        coverage.add(0, 100);
+        for page in 0..100 {
+            assert_eq!(coverage.add(page, page + 1), 0);
+        }
+        assert_eq!(coverage.uses.len(), 2);
+        for page in 0..100 {
+            assert_eq!(coverage.remove(page, page + 1), 0);
+        }
+        assert_eq!(coverage.remove(0, 100), 100);
+        assert!(coverage.uses.is_empty());
+    }
+
+    #[test]
+    fn a_hole_between_uses_is_found() {
+        let mut coverage = Coverage::default();
+        coverage.add(2, 4);
+        coverage.add(6, 8);
+        assert_eq!(coverage.unused(0, 10), 6);
+        assert_eq!(coverage.unused(3, 7), 2);
+        assert_eq!(coverage.add(0, 10), 6);
+    }
+}

@@ -1,0 +1,242 @@
+//! The translation of one IOMMU context: bus address to host memory and rights, in runs.
+//!
+//! Invariants: runs share no byte; a run's memory is exactly as long as its range. Who made a run, and whether it may be cut, the
+//! dialects know: type1 and iommufd insert and remove whole ones, sPAPR puts and carves as it likes.
+//!
+//! A map that failed half way can leave entries in the hardware that no list knows ([`Table::leave_behind`]). Devices find those
+//! first, whatever is mapped there later, until an unmap passes over them.
+
+use std::collections::BTreeMap;
+
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
+
+/// Bus addresses that continue each other, and the memory behind them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Where on the bus.
+    pub(crate) range: IovaRange,
+    /// What is behind it, byte for byte.
+    pub(crate) memory: HostMemory,
+    /// What devices may do.
+    pub(crate) access: Access,
+    /// What the memory came from: whatever the dialect counts (a registration, an iommufd's pages).
+    pub(crate) source: u64,
+}
+
+impl Run {
+    /// All of `memory` at `at`, if that fits below 2^64.
+    pub(crate) fn new(at: Iova, memory: HostMemory, access: Access, source: u64) -> Option<Self> {
+        let range = IovaRange::with_len(at, memory.len().get()).ok()?;
+        Some(Self { range, memory, access, source })
+    }
+
+    /// How many bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.memory.len().get()
+    }
+
+    /// The part that lies in `range`.
+    fn part(&self, range: IovaRange) -> Option<Self> {
+        let range = self.range.intersection(range)?;
+        let memory = self.memory.slice(self.range.offset_of(range.first()), range.len()?.get())?;
+        Some(Self { range, memory, access: self.access, source: self.source })
+    }
+
+    /// This run and `next` as one, when `next` continues it.
+    fn joined_with(&self, next: &Self) -> Option<Self> {
+        let alike = self.access == next.access && self.source == next.source && self.range.touches(next.range);
+        let memory = if alike { self.memory.joined_with(&next.memory)? } else { return None };
+        Some(Self { range: self.range.hull(next.range), memory, access: self.access, source: self.source })
+    }
+}
+
+/// A translation.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    runs: BTreeMap<Iova, Run>,
+    left_behind: Vec<Run>,
+}
+
+impl Table {
+    /// The run at `at`.
+    pub(crate) fn at(&self, at: Iova) -> Option<&Run> {
+        let (_, run) = self.runs.range(..=at).next_back()?;
+        run.range.contains(at).then_some(run)
+    }
+
+    /// What a device finds at `at`.
+    pub(crate) fn reached_at(&self, at: Iova) -> Option<&Run> {
+        self.left_behind.iter().find(|run| run.range.contains(at)).or_else(|| self.at(at))
+    }
+
+    /// The runs that share bytes with `range`, ascending.
+    pub(crate) fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = &Run> {
+        let first = self.at(range.first()).map_or(range.first(), |run| run.range.first());
+        self.runs.range(first..=range.last()).map(|(_, run)| run)
+    }
+
+    /// Whether any run shares bytes with `range`.
+    pub(crate) fn overlaps(&self, range: IovaRange) -> bool {
+        self.overlapping(range).next().is_some()
+    }
+
+    /// All runs, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.runs.values()
+    }
+
+    /// How many runs.
+    pub(crate) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// How many bytes are translated.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.values().fold(0, |bytes, run| bytes.saturating_add(run.bytes()))
+    }
+
+    /// Adds a run where there is none, and keeps it by itself.
+    pub(crate) fn insert(&mut self, run: Run) {
+        self.runs.insert(run.range.first(), run);
+    }
+
+    /// Leaves the first half of a run, whole pages of `granule`, in the hardware only.
+    pub(crate) fn leave_behind(&mut self, run: &Run, granule: PageSize) {
+        let half = granule.round_up(run.bytes() / 2).and_then(|half| IovaRange::with_len(run.range.first(), half).ok());
+        self.left_behind.extend(half.and_then(|half| run.part(half)));
+    }
+
+    /// Takes the run that begins at `first`, whole.
+    pub(crate) fn remove(&mut self, first: Iova) -> Option<Run> {
+        self.runs.remove(&first)
+    }
+
+    /// Takes what was left behind in `range`.
+    pub(crate) fn sweep(&mut self, range: IovaRange) -> Vec<Run> {
+        let left_behind = std::mem::take(&mut self.left_behind);
+        let outside = |run: &Run| {
+            let (below, above) = run.range.without(range);
+            [below, above].into_iter().flatten().filter_map(|part| run.part(part)).collect::<Vec<_>>()
+        };
+        self.left_behind = left_behind.iter().flat_map(outside).collect();
+        left_behind.iter().filter_map(|run| run.part(range)).collect()
+    }
+
+    /// Takes every byte of `range` that is translated, cutting runs where it must.
+    pub(crate) fn carve(&mut self, range: IovaRange) -> Vec<Run> {
+        let firsts: Vec<_> = self.overlapping(range).map(|run| run.range.first()).collect();
+        let touched = firsts.into_iter().filter_map(|first| self.runs.remove(&first)).collect::<Vec<_>>();
+        for run in &touched {
+            let (below, above) = run.range.without(range);
+            for left in [below, above].into_iter().flatten().filter_map(|left| run.part(left)) {
+                self.insert(left);
+            }
+        }
+        touched.iter().filter_map(|run| run.part(range)).collect()
+    }
+
+    /// Puts a run over whatever is there, which is returned, and joins it with its neighbours.
+    pub(crate) fn put(&mut self, run: Run) -> Vec<Run> {
+        let replaced = self.carve(run.range);
+        let below = self.runs.range(..run.range.first()).next_back().and_then(|(_, below)| below.joined_with(&run));
+        let run = below.unwrap_or(run);
+        let above = run.range.end().and_then(|end| self.runs.get(&end)).and_then(|above| run.joined_with(above));
+        if let Some(end) = run.range.end().filter(|_| above.is_some()) {
+            self.runs.remove(&end);
+        }
+        self.insert(above.unwrap_or(run));
+        replaced
+    }
+
+    /// Takes everything.
+    pub(crate) fn drain(&mut self) -> Vec<Run> {
+        std::mem::take(&mut self.runs).into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+
+    fn run(at: u64, host: u64, len: u64) -> Run {
+        let memory = HostMemory::unbacked(host, NonZeroU64::new(len).expect("not empty")).expect("no wrap");
+        Run::new(Iova::new(at), memory, Access::READ_WRITE, 0).expect("no wrap")
+    }
+
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(Iova::new(first), Iova::new(last)).expect("a range of the test")
+    }
+
+    fn spans(table: &Table) -> Vec<(u64, u64, u64)> {
+        table.iter().map(|run| (run.range.first().get(), run.range.last().get(), run.memory.address())).collect()
+    }
+
+    #[test]
+    fn carving_cuts_both_ends_and_keeps_the_rest_in_place() {
+        let mut table = Table::default();
+        table.insert(run(0x1000, 0x10_1000, 0x4000));
+        let carved = table.carve(range(0x2000, 0x3fff));
+        assert_eq!(carved, [run(0x2000, 0x10_2000, 0x2000)]);
+        assert_eq!(spans(&table), [(0x1000, 0x1fff, 0x10_1000), (0x4000, 0x4fff, 0x10_4000)]);
+        assert_eq!(table.at(Iova::new(0x2000)), None);
+    }
+
+    #[test]
+    fn carving_over_runs_and_gaps_takes_all_of_them() {
+        let mut table = Table::default();
+        table.insert(run(0, 0x10_0000, 0x1000));
+        table.insert(run(0x8000, 0x20_0000, 0x1000));
+        assert_eq!(table.carve(range(0, u64::MAX)).len(), 2);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn putting_joins_what_continues_on_both_sides() {
+        let mut table = Table::default();
+        assert_eq!(table.put(run(0x1000, 0x10_1000, 0x1000)), []);
+        assert_eq!(table.put(run(0x3000, 0x10_3000, 0x1000)), []);
+        assert_eq!(table.put(run(0x2000, 0x10_2000, 0x1000)), []);
+        assert_eq!(spans(&table), [(0x1000, 0x3fff, 0x10_1000)]);
+    }
+
+    #[test]
+    fn putting_over_a_run_returns_what_it_replaced() {
+        let mut table = Table::default();
+        table.put(run(0x1000, 0x10_1000, 0x3000));
+        assert_eq!(table.put(run(0x2000, 0x90_0000, 0x1000)), [run(0x2000, 0x10_2000, 0x1000)]);
+        assert_eq!(spans(&table).len(), 3);
+    }
+
+    #[test]
+    fn neighbours_on_the_bus_that_are_none_in_memory_stay_apart() {
+        let mut table = Table::default();
+        table.put(run(0x1000, 0x10_1000, 0x1000));
+        table.put(run(0x2000, 0x90_0000, 0x1000));
+        assert_eq!(table.len(), 2);
+        assert_eq!(table.bytes(), 0x2000);
+    }
+
+    #[test]
+    fn what_was_left_behind_is_reached_first_until_it_is_swept() {
+        let mut table = Table::default();
+        table.leave_behind(&run(0x1000, 0x90_0000, 0x4000), PageSize::K4);
+        table.insert(run(0x1000, 0x10_0000, 0x1000));
+        let reached = |table: &Table, at| table.reached_at(Iova::new(at)).map(|run| run.memory.address());
+        assert_eq!(reached(&table, 0x1000), Some(0x90_0000));
+        assert_eq!(table.at(Iova::new(0x2000)), None);
+        assert_eq!(table.sweep(range(0x1000, 0x1fff)), [run(0x1000, 0x90_0000, 0x1000)]);
+        assert_eq!(reached(&table, 0x1000), Some(0x10_0000));
+        assert_eq!(reached(&table, 0x2000), Some(0x90_1000));
+        assert_eq!(reached(&table, 0x3000), None);
+    }
+
+    #[test]
+    fn the_last_page_there_is_can_be_translated() {
+        let mut table = Table::default();
+        table.put(run(u64::MAX - 0xfff, 0x10_0000, 0x1000));
+        assert!(table.overlaps(range(u64::MAX, u64::MAX)));
+        assert_eq!(table.carve(range(u64::MAX - 0xfff, u64::MAX)).len(), 1);
+    }
+}

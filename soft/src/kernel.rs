@@ -1,0 +1,318 @@
+//! The host's kernel: open files, what they are, and the processes that hold them.
+//!
+//! A file is gone when the last process that holds it has closed it; what it stood for may live on, as with the kernel: a container while
+//! it has groups, a group while a device of its is open, an iommufd while a device is bound to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use dmaspace_core::door::{Command, Errno, Handle};
+use dmaspace_core::{Access, Iova};
+
+use crate::dialect::call::Call;
+use crate::dialect::cdev::NodeFile;
+use crate::dialect::iommufd::{Context, DeviceIndex};
+use crate::dialect::vfio::{Container, Device, Driver, Group};
+use crate::dialect::{Pid, World};
+use crate::engine::{Run, Table};
+use crate::facts::Facts;
+use crate::ledger::Ledger;
+use crate::profile::{Backend, BadProfile, Platform, Profile};
+
+/// A container, known by the number of the file that made it.
+pub(crate) type ContainerId = u64;
+/// An open `/dev/iommu`, likewise.
+pub(crate) type ContextId = u64;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum File {
+    Container(ContainerId),
+    Group(u32),
+    DeviceOfGroup(DeviceIndex),
+    Node(NodeFile),
+    Iommufd(ContextId),
+}
+
+/// An open file and who holds it.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    holders: BTreeSet<Pid>,
+}
+
+/// What a request answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Number(i32),
+    Opened(File),
+}
+
+/// The kernel of one host.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) world: World,
+    backends: Vec<Backend>,
+    files: BTreeMap<u64, OpenFile>,
+    last_file: u64,
+    last_process: u64,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    pub(crate) groups: BTreeMap<u32, Group>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) contexts: BTreeMap<ContextId, Context>,
+}
+
+impl Kernel {
+    pub(crate) fn boot(profile: &Profile) -> Result<Self, BadProfile> {
+        let groups = profile.groups.iter().map(|group| (group.number, Group::new(group.held_by_kernel)));
+        Ok(Self {
+            world: World::new(Facts::of(profile)?, profile.limits.memlock),
+            backends: profile.backends.clone(),
+            files: BTreeMap::new(),
+            last_file: 0,
+            last_process: 0,
+            containers: BTreeMap::new(),
+            groups: groups.collect(),
+            devices: Device::all(profile),
+            contexts: BTreeMap::new(),
+        })
+    }
+
+    pub(crate) fn has(&self, backend: Backend) -> bool {
+        self.backends.contains(&backend)
+    }
+
+    /// A new process, without files.
+    pub(crate) fn spawn(&mut self) -> Pid {
+        self.last_process += 1;
+        Pid(self.last_process)
+    }
+
+    /// A new process with the files of another.
+    pub(crate) fn fork(&mut self, parent: Pid) -> Pid {
+        let child = self.spawn();
+        for file in self.files.values_mut().filter(|file| file.holders.contains(&parent)) {
+            file.holders.insert(child);
+        }
+        child
+    }
+
+    /// The end of a process: its files are closed, and what it had registered goes, leaked or not.
+    pub(crate) fn exit(&mut self, pid: Pid) {
+        let held: Vec<_> =
+            self.files.iter().filter(|(_, file)| file.holders.contains(&pid)).map(|(id, _)| *id).collect();
+        for id in held {
+            // It is there.
+            let _ = self.close(pid, id);
+        }
+        if let Some(mut process) = self.world.processes.remove(&pid) {
+            process.registry.drain().for_each(|block| self.world.release(block.memory));
+        }
+    }
+
+    /// open(2).
+    pub(crate) fn open(&mut self, by: Pid, path: &Path) -> Result<u64, Errno> {
+        let node = Node::at(path).ok_or(Errno::ENOENT)?;
+        let id = self.last_file + 1;
+        let containers = self.has(Backend::Type1) || self.has(Backend::Spapr);
+        let file = match node {
+            Node::Container if containers => {
+                self.containers.insert(id, Container::new());
+                File::Container(id)
+            }
+            Node::Group(number) if containers => self.open_group(number)?,
+            Node::Iommufd if self.has(Backend::Iommufd) => {
+                self.contexts.insert(id, Context::default());
+                File::Iommufd(id)
+            }
+            Node::Device(number) if self.has(Backend::Iommufd) => {
+                let device = self.devices.iter().position(|device| device.node == Some(number)).ok_or(Errno::ENOENT)?;
+                File::Node(NodeFile { device, bound: None })
+            }
+            Node::Container | Node::Group(_) | Node::Iommufd | Node::Device(_) => return Err(Errno::ENOENT),
+        };
+        Ok(self.install(by, file))
+    }
+
+    /// Gives a file a descriptor. Numbers are never used again.
+    pub(crate) fn install(&mut self, by: Pid, file: File) -> u64 {
+        self.last_file += 1;
+        self.files.insert(self.last_file, OpenFile { file, holders: BTreeSet::from([by]) });
+        self.last_file
+    }
+
+    /// What a process's descriptor is.
+    pub(crate) fn file(&self, by: Pid, handle: Handle) -> Result<File, Errno> {
+        let held = self.files.get(&handle.id()).filter(|file| file.holders.contains(&by));
+        held.map(|file| file.file).ok_or(Errno::EBADF)
+    }
+
+    /// Makes something else of a descriptor.
+    pub(crate) fn replace_file(&mut self, id: u64, file: File) {
+        if let Some(open) = self.files.get_mut(&id) {
+            open.file = file;
+        }
+    }
+
+    /// ioctl(2).
+    pub(crate) fn ioctl(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<Reply, Errno> {
+        let file = self.file(by, on)?;
+        let mut call = Call::new(by, command);
+        match file {
+            File::Container(id) => self.container_ioctl(id, &mut call),
+            File::Group(number) => self.group_ioctl(number, &mut call),
+            File::DeviceOfGroup(_) => self.device_ioctl(&mut call),
+            File::Node(node) => self.node_ioctl(on.id(), node, &mut call),
+            File::Iommufd(id) => {
+                let Self { world, contexts, .. } = self;
+                contexts.get_mut(&id).ok_or(Errno::EBADF)?.ioctl(world, &mut call).map(Reply::Number)
+            }
+        }
+    }
+
+    /// close(2).
+    pub(crate) fn close(&mut self, by: Pid, id: u64) -> Result<(), Errno> {
+        let open = self.files.get_mut(&id).ok_or(Errno::EBADF)?;
+        if !open.holders.remove(&by) {
+            return Err(Errno::EBADF);
+        }
+        if open.holders.is_empty() {
+            let file = open.file;
+            self.files.remove(&id);
+            self.release(file);
+        }
+        Ok(())
+    }
+
+    /// The last descriptor of a file is gone.
+    pub(crate) fn release(&mut self, file: File) {
+        match file {
+            File::Container(id) => self.close_container(id),
+            File::Group(number) => self.put_group(number),
+            File::DeviceOfGroup(device) => self.close_device_of_group(device),
+            File::Node(node) => self.close_node(node),
+            File::Iommufd(id) => self.put_context(id),
+        }
+    }
+
+    /// An iommufd goes when neither a descriptor nor a bound device holds it.
+    pub(crate) fn put_context(&mut self, id: ContextId) {
+        let holds = |file: &OpenFile| match file.file {
+            File::Iommufd(context) => context == id,
+            File::Node(NodeFile { bound: Some((context, _)), .. }) => context == id,
+            _ => false,
+        };
+        if !self.files.values().any(holds)
+            && let Some(mut context) = self.contexts.remove(&id)
+        {
+            context.release(&mut self.world);
+        }
+    }
+
+    /// The place of a device in the list.
+    pub(crate) fn device(&self, address: &str) -> Option<DeviceIndex> {
+        self.devices.iter().position(|device| device.address == address)
+    }
+
+    /// The translation a device goes through, if its group is attached anywhere, and whether writing implies reading there.
+    fn translation_of(&self, device: DeviceIndex) -> Option<(&Table, bool)> {
+        let number = self.devices.get(device)?.group;
+        let facts = &self.world.facts;
+        let through_container =
+            self.groups.get(&number)?.container.and_then(|id| self.containers.get(&id)?.driver.as_ref());
+        let fixed = facts.fixed.as_ref().is_some_and(|fixed| fixed.write_implies_read);
+        match through_container {
+            Some(driver @ Driver::Type1(_)) => Some((driver.table(), fixed)),
+            Some(driver @ Driver::Spapr(_)) => {
+                // powernv adds the right to read to every entry that can be written (linux: pnv_tce_xchg).
+                let platform = facts.tce.as_ref()?.platform;
+                Some((driver.table(), platform == Platform::PowerNv))
+            }
+            None => self.contexts.values().find_map(|context| context.table_of(number)).map(|table| (table, fixed)),
+        }
+    }
+
+    /// The run a device finds at `at`, with the rights it has there. `None`: no translation at all.
+    pub(crate) fn translate(&self, device: DeviceIndex, at: Iova) -> Option<Option<(&Run, Access)>> {
+        let (table, write_implies_read) = self.translation_of(device)?;
+        Some(table.reached_at(at).map(|run| {
+            let implied = write_implies_read && run.access.contains(Access::WRITE);
+            (run, if implied { run.access | Access::READ } else { run.access })
+        }))
+    }
+
+    /// What is held and what was done.
+    pub(crate) fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        for file in self.files.values() {
+            match file.file {
+                File::Container(_) => ledger.containers += 1,
+                File::Group(_) => ledger.groups += 1,
+                File::DeviceOfGroup(_) | File::Node(_) => ledger.devices += 1,
+                File::Iommufd(_) => ledger.iommufds += 1,
+            }
+        }
+        let drivers = self.containers.values().filter_map(|container| container.driver.as_ref());
+        let known: BTreeSet<_> = drivers.clone().flat_map(registered).collect();
+        drivers.for_each(|driver| count_driver(&mut ledger, driver));
+        for context in self.contexts.values() {
+            ledger.objects += context.object_count();
+            context.tables().for_each(|table| count_table(&mut ledger, table));
+        }
+        for (pid, process) in &self.world.processes {
+            ledger.count_account(&process.account);
+            for block in process.registry.iter() {
+                ledger.registrations += 1;
+                ledger.leaked += if known.contains(&(*pid, block.id)) { 0 } else { block.memory.len().get() };
+            }
+        }
+        ledger
+    }
+}
+
+/// The registrations a driver knows: whose, and by number.
+fn registered(driver: &Driver) -> Vec<(Pid, u64)> {
+    match driver {
+        Driver::Type1(_) => Vec::new(),
+        Driver::Spapr(spapr) => spapr.registered(),
+    }
+}
+
+fn count_driver(ledger: &mut Ledger, driver: &Driver) {
+    match driver {
+        Driver::Type1(type1) => count_table(ledger, type1.table()),
+        Driver::Spapr(spapr) => {
+            ledger.windows += spapr.window_count();
+            ledger.mappings += spapr.live_entries();
+            ledger.mapped += spapr.table().bytes();
+        }
+    }
+}
+
+/// Counts translations that are kept whole.
+fn count_table(ledger: &mut Ledger, table: &Table) {
+    ledger.mappings += table.len() as u64;
+    ledger.mapped = ledger.mapped.saturating_add(table.bytes());
+}
+
+/// What a path below /dev stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Container,
+    Group(u32),
+    Device(u32),
+    Iommufd,
+}
+
+impl Node {
+    fn at(path: &Path) -> Option<Self> {
+        match path.to_str()? {
+            "/dev/iommu" => Some(Self::Iommufd),
+            "/dev/vfio/vfio" => Some(Self::Container),
+            other => match other.strip_prefix("/dev/vfio/devices/vfio") {
+                Some(number) => number.parse().ok().map(Self::Device),
+                None => other.strip_prefix("/dev/vfio/")?.parse().ok().map(Self::Group),
+            },
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! What a host is: a plain description, presets of hosts that were measured, and the check of one that came from a file.
+//!
+//! A [`Profile`] holds numbers and names only, so that `probe --json` can print one and a person can write one. [`Profile::check`]
+//! says precisely what is wrong with one; a soft host is only ever made of a profile that passed it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
+
+#[cfg(feature = "serde")]
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "serde")]
+mod hex;
+
+/// A host, as far as devices' DMA is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct Profile {
+    /// What to call it.
+    pub name: String,
+    /// Its processor.
+    pub architecture: Architecture,
+    /// The kernel whose answers it gives.
+    pub kernel: KernelVersion,
+    /// The page the host's memory is made of, in bytes.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub host_page: u64,
+    /// The ways of reaching the IOMMU its kernel has.
+    pub backends: Vec<Backend>,
+    /// An IOMMU whose windows are fixed. type1 and iommufd need one.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub fixed: Option<FixedIommu>,
+    /// An IOMMU whose windows are created. sPAPR needs one.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub tce: Option<TceIommu>,
+    /// What the process may use up.
+    pub limits: Limits,
+    /// The groups of devices that were given to VFIO.
+    pub groups: Vec<Group>,
+}
+
+/// A processor architecture. Request numbers are those this library was compiled for, whatever the profile says: a POWER host
+/// can be had on a PC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub enum Architecture {
+    /// PCs.
+    #[cfg_attr(feature = "serde", serde(rename = "x86_64"))]
+    X86_64,
+    /// POWER, little-endian.
+    #[cfg_attr(feature = "serde", serde(rename = "ppc64le"))]
+    Ppc64le,
+}
+
+/// A way of reaching the host's IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
+pub enum Backend {
+    /// VFIO type1 containers.
+    Type1,
+    /// VFIO sPAPR TCE containers, both versions.
+    Spapr,
+    /// `/dev/iommu`.
+    Iommufd,
+}
+
+/// An IOMMU with fixed windows: everything up to the last address, except for reserved ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct FixedIommu {
+    /// The pages it can use: bit n stands for 2^n bytes.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub page_sizes: u64,
+    /// The last bus address it translates.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub last: u64,
+    /// Ranges no device behind it can use.
+    pub reserved: Vec<Reserved>,
+    /// Whether devices may read what was mapped for writing only, as they may on VT-d.
+    pub write_implies_read: bool,
+}
+
+/// A range that cannot be mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct Reserved {
+    /// Its first bus address.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub first: u64,
+    /// Its last bus address, which is inside.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub last: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a range is reserved: the kernel's words in `/sys/kernel/iommu_groups/<n>/reserved_regions`
+/// (linux: drivers/iommu/iommu.c, iommu_group_resv_type_string).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
+pub enum Reason {
+    /// A write there is an interrupt, or a range the kernel uses to deliver them.
+    Msi,
+    /// The hardware does something else with it.
+    Reserved,
+    /// The firmware wants it mapped one to one.
+    Direct,
+    /// The firmware wanted it mapped one to one, but can do without: it does not count.
+    DirectRelaxable,
+}
+
+/// An IOMMU whose windows are tables of TCEs that are created and removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct TceIommu {
+    /// Who manages the tables.
+    pub platform: Platform,
+    /// The pages a window can be made of: bit n stands for 2^n bytes.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub page_sizes: u64,
+    /// The bytes of the default 32-bit window, which begins where the first slot does.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub default_window: u64,
+    /// How many windows the kernel says there can be. It has two slots whatever it says.
+    pub windows: u32,
+    /// How many levels a table can have.
+    pub levels: u32,
+    /// Where windows begin: in the first slot, in the second.
+    #[cfg_attr(feature = "serde", serde(with = "hex::list"))]
+    pub starts: [u64; 2],
+    /// How many TCEs the largest window has, where firmware creates them.
+    #[cfg_attr(feature = "serde", serde(with = "hex"))]
+    pub largest_window: u64,
+    /// Whether the kernel recovers from PCI errors (EEH).
+    pub eeh: bool,
+}
+
+/// Who manages TCE tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
+pub enum Platform {
+    /// The kernel: POWER's bare metal.
+    PowerNv,
+    /// A hypervisor, asked by calls: a partition, a KVM guest.
+    PSeries,
+}
+
+/// What a process may use up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct Limits {
+    /// RLIMIT_MEMLOCK in bytes; nothing for a process with CAP_IPC_LOCK, which has no limit.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub memlock: Option<u64>,
+    /// How many mappings a type1 container takes (vfio_iommu_type1's `dma_entry_limit`).
+    pub dma_entries: u32,
+}
+
+/// An IOMMU group that was given to VFIO.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct Group {
+    /// Its number, as in `/dev/vfio/<number>`.
+    pub number: u32,
+    /// Whether a kernel driver still holds one of its devices, so that it cannot be used.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub held_by_kernel: bool,
+    /// Ranges that are reserved for its devices only.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub reserved: Vec<Reserved>,
+    /// Its devices.
+    pub devices: Vec<Device>,
+}
+
+/// A PCI device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+pub struct Device {
+    /// Its address, as in `0000:00:03.0`.
+    pub address: String,
+    /// The number of its own node, as in `/dev/vfio/devices/vfio<number>`.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub node: Option<u32>,
+}
+
+/// A kernel's version, as in "6.12".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(try_from = "String", into = "String"))]
+pub struct KernelVersion {
+    /// Before the dot.
+    pub major: u16,
+    /// After it.
+    pub minor: u16,
+}
+
+impl KernelVersion {
+    /// Linux 6.12, Debian 13's.
+    pub const V6_12: Self = Self { major: 6, minor: 12 };
+    /// Linux 7.2.
+    pub const V7_2: Self = Self { major: 7, minor: 2 };
+}
+
+impl fmt::Display for KernelVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What is not a kernel's version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no kernel version such as 6.12")]
+pub struct BadVersion(String);
+
+impl FromStr for KernelVersion {
+    type Err = BadVersion;
+
+    fn from_str(text: &str) -> Result<Self, BadVersion> {
+        let bad = || BadVersion(text.to_owned());
+        let (major, minor) = text.split_once('.').ok_or_else(bad)?;
+        Ok(Self { major: major.parse().map_err(|_| bad())?, minor: minor.parse().map_err(|_| bad())? })
+    }
+}
+
+impl TryFrom<String> for KernelVersion {
+    type Error = BadVersion;
+
+    fn try_from(text: String) -> Result<Self, BadVersion> {
+        text.parse()
+    }
+}
+
+impl From<KernelVersion> for String {
+    fn from(version: KernelVersion) -> Self {
+        version.to_string()
+    }
+}
+
+/// What is wrong with a profile: where, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct BadProfile {
+    /// The field, as a path: `groups[1].devices[0].address`.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Tables this large are the largest Linux's page allocator gives, with 4 KiB pages and with 64 KiB ones
+/// (linux: arch/powerpc/Kconfig, ARCH_FORCE_MAX_ORDER).
+const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
+
+impl Profile {
+    /// The names [`Profile::preset`] knows.
+    pub const PRESETS: [&str; 4] = ["vtd", "powernv9", "powernv9-64k", "pseries"];
+
+    /// The preset of that name.
+    pub fn preset(name: &str) -> Option<Self> {
+        Some(match name {
+            "vtd" => Self::vtd(),
+            "powernv9" => Self::powernv9(),
+            "powernv9-64k" => Self::powernv9_64k(),
+            "pseries" => Self::pseries(),
+            _ => return None,
+        })
+    }
+
+    /// A PC with Intel's IOMMU, a kernel with type1 and iommufd, three devices in groups of their own, and no limit on locked memory.
+    pub fn vtd() -> Self {
+        let msi = Reserved { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
+        let slot = |number| Group::of(number, &[(format!("0000:00:{number:02x}.0"), Some(number - 3))]);
+        Self {
+            name: "vtd".to_owned(),
+            architecture: Architecture::X86_64,
+            kernel: KernelVersion::V6_12,
+            host_page: PageSize::K4.bytes(),
+            backends: vec![Backend::Type1, Backend::Iommufd],
+            fixed: Some(FixedIommu {
+                page_sizes: 0x4020_1000,
+                last: 0xffff_ffff_ffff,
+                reserved: vec![msi],
+                write_implies_read: true,
+            }),
+            tce: None,
+            limits: Limits { memlock: None, dma_entries: 0xffff },
+            groups: (3..6).map(slot).collect(),
+        }
+    }
+
+    /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked memory.
+    pub fn powernv9() -> Self {
+        let phb = |number| Group::of(number, &[(format!("{number:04x}:01:00.0"), None)]);
+        Self {
+            name: "powernv9".to_owned(),
+            architecture: Architecture::Ppc64le,
+            kernel: KernelVersion::V6_12,
+            host_page: PageSize::K4.bytes(),
+            backends: vec![Backend::Spapr],
+            fixed: None,
+            tce: Some(TceIommu {
+                platform: Platform::PowerNv,
+                page_sizes: 0x4021_1000,
+                default_window: 0x8000_0000,
+                windows: 2,
+                levels: 5,
+                starts: [0, 1 << 59],
+                largest_window: MAX_WINDOW_ENTRIES,
+                eeh: true,
+            }),
+            limits: Limits { memlock: None, dma_entries: 0xffff },
+            groups: (0..3).map(phb).collect(),
+        }
+    }
+
+    /// As [`Profile::powernv9`], with 64 KiB pages.
+    pub fn powernv9_64k() -> Self {
+        Self { name: "powernv9-64k".to_owned(), host_page: PageSize::K64.bytes(), ..Self::powernv9() }
+    }
+
+    /// A POWER9 guest of KVM's or PowerVM's as a host of its own: other pages, one level, one group per container.
+    pub fn pseries() -> Self {
+        let phb = |number| Group::of(number, &[(format!("{number:04x}:00:05.0"), None)]);
+        let tce = TceIommu {
+            platform: Platform::PSeries,
+            page_sizes: 0x0121_1000,
+            default_window: 0x4000_0000,
+            windows: 2,
+            levels: 1,
+            starts: [0, 1 << 59],
+            largest_window: MAX_WINDOW_ENTRIES,
+            eeh: false,
+        };
+        Self { name: "pseries".to_owned(), tce: Some(tce), groups: (0..2).map(phb).collect(), ..Self::powernv9() }
+    }
+
+    /// Whether a soft host can be made of it.
+    ///
+    /// # Errors
+    /// The first field that is wrong, and why.
+    pub fn check(&self) -> Result<(), BadProfile> {
+        let page = self.checked_page()?;
+        self.check_backends()?;
+        if let Some(fixed) = &self.fixed {
+            fixed.check(page)?;
+        }
+        if let Some(tce) = &self.tce {
+            tce.check()?;
+        }
+        require(self.limits.dma_entries > 0, "limits.dma_entries", "there must be room for a mapping")?;
+        self.check_groups()
+    }
+
+    /// Whether its kernel has `backend`.
+    pub fn has(&self, backend: Backend) -> bool {
+        self.backends.contains(&backend)
+    }
+
+    fn checked_page(&self) -> Result<PageSize, BadProfile> {
+        let known = PageSize::from_bytes(self.host_page).filter(|page| (12..=16).contains(&page.shift()));
+        known.ok_or_else(|| bad("host_page", "must be a power of two from 4 KiB to 64 KiB"))
+    }
+
+    fn check_backends(&self) -> Result<(), BadProfile> {
+        let fixed = self.has(Backend::Type1) || self.has(Backend::Iommufd);
+        require(!(fixed && self.has(Backend::Spapr)), "backends", "no kernel has sPAPR beside type1 or iommufd")?;
+        require(
+            !fixed || self.fixed.is_some(),
+            "fixed",
+            "is missing: type1 and iommufd need an IOMMU with fixed windows",
+        )?;
+        require(
+            !self.has(Backend::Spapr) || self.tce.is_some(),
+            "tce",
+            "is missing: sPAPR needs an IOMMU with TCE windows",
+        )
+    }
+
+    fn check_groups(&self) -> Result<(), BadProfile> {
+        let (mut numbers, mut addresses, mut nodes) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for (n, group) in self.groups.iter().enumerate() {
+            let at = format!("groups[{n}]");
+            require(numbers.insert(group.number), format!("{at}.number"), "another group has it")?;
+            require(!group.devices.is_empty(), format!("{at}.devices"), "a group has a device")?;
+            check_reserved(&format!("{at}.reserved"), &group.reserved)?;
+            for (n, device) in group.devices.iter().enumerate() {
+                let at = format!("{at}.devices[{n}]");
+                let why = format!("`{}` is no PCI address such as 0000:00:03.0", device.address);
+                require(is_pci_address(&device.address), format!("{at}.address"), why)?;
+                require(addresses.insert(&device.address), format!("{at}.address"), "another device has it")?;
+                let free = device.node.is_none_or(|node| nodes.insert(node));
+                require(free, format!("{at}.node"), "another device has it")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    fn of(number: u32, devices: &[(String, Option<u32>)]) -> Self {
+        let devices = devices.iter().map(|(address, node)| Device { address: address.clone(), node: *node }).collect();
+        Self { number, held_by_kernel: false, reserved: Vec::new(), devices }
+    }
+}
+
+impl FixedIommu {
+    fn check(&self, page: PageSize) -> Result<(), BadProfile> {
+        let usable = PageSizes::from_mask(self.page_sizes).and_then(|sizes| sizes.up_to(page));
+        require(usable.is_some(), "fixed.page_sizes", format!("none is as small as the host's page, {page}"))?;
+        let whole = self.last.checked_add(1).is_none_or(|end| page.divides(end));
+        require(whole && self.last > 0, "fixed.last", format!("must be the last byte of a page of {page}"))?;
+        check_reserved("fixed.reserved", &self.reserved)
+    }
+}
+
+impl TceIommu {
+    /// The largest page that Linux can handle: its masks are made by shifting 32-bit numbers
+    /// (linux: arch/powerpc/include/asm/iommu.h, IOMMU_PAGE_MASK).
+    const LARGEST_PAGE: u32 = 30;
+
+    fn check(&self) -> Result<(), BadProfile> {
+        let sizes = PageSizes::from_mask(self.page_sizes)
+            .filter(|sizes| sizes.contains(PageSize::K4) && sizes.largest().shift() <= Self::LARGEST_PAGE);
+        require(sizes.is_some(), "tce.page_sizes", "must have 4 KiB, and nothing above 1 GiB")?;
+        let fits = self.default_window.is_power_of_two() && (0x1000..1 << 32).contains(&self.default_window);
+        require(fits, "tce.default_window", "must be a power of two from 4 KiB to 2 GiB")?;
+        require((1..=5).contains(&self.levels), "tce.levels", "must be from 1 to 5")?;
+        let [first, second] = self.starts;
+        require(first >> 32 == 0, "tce.starts[0]", "must lie below 4 GiB")?;
+        require(second > first, "tce.starts[1]", "must lie above the first")?;
+        require(self.largest_window > 0, "tce.largest_window", "must be at least one TCE")
+    }
+}
+
+fn check_reserved(field: &str, reserved: &[Reserved]) -> Result<(), BadProfile> {
+    for (n, range) in reserved.iter().enumerate() {
+        require(range.first <= range.last, format!("{field}[{n}]"), "ends before it begins")?;
+    }
+    Ok(())
+}
+
+/// dddd:bb:dd.f, in hexadecimal.
+fn is_pci_address(text: &str) -> bool {
+    let hex = |text: &str, digits| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Some((slot, function)) = text.split_once('.') else { return false };
+    let parts: Vec<_> = slot.split(':').collect();
+    let known_slot = matches!(parts.as_slice(), [domain, bus, slot] if hex(domain, 4) && hex(bus, 2) && hex(slot, 2));
+    known_slot && matches!(function.as_bytes(), [b'0'..=b'7'])
+}
+
+fn require(holds: bool, field: impl Into<String>, why: impl Into<String>) -> Result<(), BadProfile> {
+    if holds { Ok(()) } else { Err(bad(field, why)) }
+}
+
+fn bad(field: impl Into<String>, why: impl Into<String>) -> BadProfile {
+    BadProfile { field: field.into(), why: why.into() }
+}
+
+impl Reserved {
+    /// The range, unless it does not count.
+    pub(crate) fn that_counts(&self) -> Option<IovaRange> {
+        let range = IovaRange::new(Iova::new(self.first), Iova::new(self.last)).ok();
+        range.filter(|_| self.reason != Reason::DirectRelaxable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_sound_and_known_by_name() {
+        for name in Profile::PRESETS {
+            let profile = Profile::preset(name).expect("a preset");
+            assert_eq!(profile.check(), Ok(()), "{name}");
+            assert_eq!(profile.name, name);
+        }
+        assert_eq!(Profile::preset("vax"), None);
+    }
+
+    #[test]
+    fn a_bad_profile_is_refused_by_field_and_reason() {
+        let spoil = |spoil: &dyn Fn(&mut Profile)| {
+            let mut profile = Profile::vtd();
+            spoil(&mut profile);
+            profile.check().map_err(|bad| bad.to_string())
+        };
+        let refused = |why: &str| Err(why.to_owned());
+        assert_eq!(spoil(&|p| p.host_page = 5000), refused("host_page: must be a power of two from 4 KiB to 64 KiB"));
+        assert_eq!(
+            spoil(&|p| p.backends.push(Backend::Spapr)),
+            refused("backends: no kernel has sPAPR beside type1 or iommufd")
+        );
+        assert_eq!(
+            spoil(&|p| p.fixed = None),
+            refused("fixed: is missing: type1 and iommufd need an IOMMU with fixed windows")
+        );
+        assert_eq!(
+            spoil(&|p| p.groups[1].devices[0].address = "0:3.0".to_owned()),
+            refused("groups[1].devices[0].address: `0:3.0` is no PCI address such as 0000:00:03.0")
+        );
+        assert_eq!(spoil(&|p| p.groups[2].number = 3), refused("groups[2].number: another group has it"));
+        assert_eq!(
+            spoil(&|p| p.groups[2].devices[0].node = Some(0)),
+            refused("groups[2].devices[0].node: another device has it")
+        );
+        assert_eq!(spoil(&|p| p.groups[0].devices.clear()), refused("groups[0].devices: a group has a device"));
+        let backwards = Reserved { first: 2, last: 1, reason: Reason::Msi };
+        assert_eq!(
+            spoil(&|p| p.groups[0].reserved.push(backwards.clone())),
+            refused("groups[0].reserved[0]: ends before it begins")
+        );
+    }
+
+    #[test]
+    fn a_bad_tce_iommu_is_refused() {
+        let spoil = |spoil: &dyn Fn(&mut TceIommu)| {
+            let mut profile = Profile::powernv9();
+            profile.tce.iter_mut().for_each(spoil);
+            profile.check().map_err(|bad| bad.field)
+        };
+        let refused = |field: &str| Err(field.to_owned());
+        assert_eq!(spoil(&|tce| tce.page_sizes = 0x1_0000), refused("tce.page_sizes"));
+        assert_eq!(spoil(&|tce| tce.page_sizes |= 1 << 34), refused("tce.page_sizes"));
+        assert_eq!(spoil(&|tce| tce.default_window = 0x3000), refused("tce.default_window"));
+        assert_eq!(spoil(&|tce| tce.levels = 0), refused("tce.levels"));
+        assert_eq!(spoil(&|tce| tce.starts = [0, 0]), refused("tce.starts[1]"));
+    }
+
+    #[test]
+    fn versions_are_ordered_and_parse_as_people_write_them() {
+        assert_eq!("6.12".parse(), Ok(KernelVersion::V6_12));
+        assert!(KernelVersion::V6_12 < KernelVersion::V7_2);
+        assert_eq!(
+            "6".parse::<KernelVersion>().map_err(|bad| bad.to_string()),
+            Err("`6` is no kernel version such as 6.12".to_owned())
+        );
+    }
+}
