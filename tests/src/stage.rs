@@ -21,20 +21,20 @@ pub struct Stage {
     pub ram: Ram,
     seed: u64,
     scratch: Option<(Iova, HostMemory)>,
-    /// Whatever else has to stay open meanwhile. Dropped last.
-    kept: Option<Box<dyn Any>>,
+    /// Whatever else has to stay open meanwhile. Dropped last, in this order.
+    kept: Vec<Box<dyn Any>>,
 }
 
 impl Stage {
     /// Sets the stage.
     pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>) -> Self {
-        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None, kept: None }
+        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
     }
 
     /// Keeps something open for as long as the stage stands.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any) -> Self {
-        self.kept = Some(Box::new(kept));
+        self.kept.push(Box::new(kept));
         self
     }
 

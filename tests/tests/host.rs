@@ -2,10 +2,16 @@
 //! there is nothing to run.
 
 use std::process::ExitCode;
+#[cfg(target_arch = "x86_64")]
+use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
+#[cfg(target_arch = "x86_64")]
+use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
+#[cfg(target_arch = "x86_64")]
+use dmaspace_core::Iova;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
@@ -39,6 +45,11 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 fn trials_on(host: &str) -> Vec<Trial> {
     let mut trials = Vec::new();
     for backend in backends_of(host) {
+        #[cfg(target_arch = "x86_64")]
+        if has_kvm(host) {
+            let name = format!("{backend}::kvm_is_told_of_the_device");
+            trials.push(Trial::test(name, move || on_stage_of(|| open_with_kvm(*backend), reaches_memory)));
+        }
         let name = format!("{backend}::locked_memory_is_counted_and_given_back");
         trials.push(Trial::test(name, move || on_stage(*backend, locks_memory)));
         for scenario in scenarios::ALL {
@@ -55,8 +66,12 @@ fn trials_on(host: &str) -> Vec<Trial> {
 
 /// Plays on a fresh space, and sees that nothing of it is left.
 fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+    on_stage_of(|| open(Host::this()?, backend), play)
+}
+
+fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
     let before = Ledger::now();
-    let mut stage = open(backend)?;
+    let mut stage = open()?;
     play(&mut stage);
     drop(stage);
     let after = Ledger::now();
@@ -70,10 +85,37 @@ fn locks_memory(stage: &mut Stage) {
     assert_ne!(Ledger::now().locked, before.locked, "a MiB is mapped, and the kernel counts no locked memory");
 }
 
-fn open(backend: BackendKind) -> Result<Stage, Failed> {
-    let mut opened = Host::this()?.open(&Wish::device(first_device()?).on(backend))?;
+fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
+    let mut opened = host.open(&Wish::device(first_device()?).on(backend))?;
     let device = Edu::new(opened.devices.remove(0));
     Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+}
+
+/// Debian's kernel for the PC comes without its KVM modules loaded; the small one has KVM built in.
+#[cfg(target_arch = "x86_64")]
+fn has_kvm(host: &str) -> bool {
+    host == "vtd-iommufd"
+}
+
+/// KVM's VFIO device hears of every group or device before it is used, and forgets it afterwards.
+#[cfg(target_arch = "x86_64")]
+fn open_with_kvm(backend: BackendKind) -> Result<Stage, Failed> {
+    let door = Arc::new(LinuxDoor::new());
+    let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+    let kvm = KvmVfio::new(door.clone(), &vm)?;
+    let facts = Facts::of_this_host(&*door)?;
+    let stage = open(Host::new(door, facts).registering_with(Arc::new(kvm)), backend)?;
+    Ok(stage.keeping(vm))
+}
+
+/// The device reads and writes the first MiB, as ever.
+#[cfg(target_arch = "x86_64")]
+fn reaches_memory(stage: &mut Stage) {
+    Field::new(stage).map_something();
+    let memory = stage.ram.slice(0, 0x10_0000);
+    stage.show_results_at(Iova::new(0x8_0000), stage.ram.slice(0x8_0000, 0x1000));
+    stage.assert_readable(Iova::new(0), &memory);
+    stage.assert_writable(Iova::new(0), &memory);
 }
 
 fn first_device() -> Result<PciAddress, Failed> {
