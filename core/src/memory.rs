@@ -1,7 +1,7 @@
 //! Host memory that devices may reach, vouched for once by its owner.
 //!
 //! A mapping outlives the call that made it, so somebody has to promise that the memory stays. With vm-memory nobody has to: a
-//! region is kept alive by being held ([`crate::vm_memory`]). Whoever has only a pointer makes the promise once, in
+//! region is kept alive by being held (`HostMemory::of_region`). Whoever has only a pointer makes the promise once, in
 //! [`HostMemory::vouch_for`], and everything after that is safe.
 //!
 //! Bytes behind a [`HostMemory`] change under us: devices and guests write them. No Rust reference into it is ever made; copies go
@@ -16,6 +16,8 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use crate::page::PageSize;
+#[cfg(feature = "vm-memory")]
+use vm_memory::{GuestRegionMmap, mmap::NewBitmap};
 
 /// A span of this process's memory that devices may be given.
 ///
@@ -94,6 +96,21 @@ impl HostMemory {
     /// reference may point into it while a device can write it.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
+    }
+
+    /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit each).
+    ///
+    /// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not marked as such,
+    /// since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
+    #[cfg(feature = "vm-memory")]
+    pub fn of_region<B: NewBitmap + Send + Sync + 'static>(region: &GuestRegionMmap<B>) -> Option<Self> {
+        let mapping = region.get_mmap();
+        let base = NonNull::new(mapping.as_ptr())?;
+        let len = NonZeroUsize::new(mapping.size())?;
+        let writable = mapping.prot() & libc::PROT_WRITE != 0;
+        // SAFETY: the region keeps the span mapped while it lives, and vm-memory makes no references into guest memory.
+        let memory = unsafe { Self::held_by(base, len, mapping) }?;
+        Some(if writable { memory } else { memory.host_read_only() })
     }
 
     /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its clones and

@@ -1,9 +1,5 @@
 //! From a vm-memory map straight to sections, without a promise from anybody: what is mapped holds its region, so that host memory
 //! cannot be unmapped under a device from safe code.
-#![expect(unsafe_code, reason = "UNSAFETY: hands a region's bytes to HostMemory together with the region itself")]
-
-use std::num::NonZeroUsize;
-use std::ptr::NonNull;
 
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -12,20 +8,6 @@ use crate::access::Access;
 use crate::address::{BadRange, Iova, SystemAddress};
 use crate::memory::HostMemory;
 use crate::section::{Section, TargetMemory};
-
-/// The host memory of one region. It holds the region, and regions come and go separately (an unplug unit each).
-///
-/// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not marked as such,
-/// since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
-pub fn host_memory<B: NewBitmap + Send + Sync + 'static>(region: &GuestRegionMmap<B>) -> Option<HostMemory> {
-    let mapping = region.get_mmap();
-    let base = NonNull::new(mapping.as_ptr())?;
-    let len = NonZeroUsize::new(mapping.size())?;
-    let writable = mapping.prot() & libc::PROT_WRITE != 0;
-    // SAFETY: the region keeps the span mapped while it lives, and vm-memory makes no references into guest memory.
-    let memory = unsafe { HostMemory::held_by(base, len, mapping) }?;
-    Some(if writable { memory } else { memory.host_read_only() })
-}
 
 /// The regions as RAM of the PCI address space, at bus addresses equal to their system addresses: a PC without a vIOMMU.
 /// Regions this process may only read become read-only RAM.
@@ -54,7 +36,7 @@ fn each<B: NewBitmap + Send + Sync + 'static, T>(
     make: impl Fn(&str, u64, HostMemory) -> Result<T, BadRange>,
 ) -> Result<Vec<T>, BadRange> {
     let one = |(n, region): (usize, &GuestRegionMmap<B>)| {
-        make(&format!("ram{n}"), region.start_addr().raw_value(), host_memory(region).ok_or(BadRange::Empty)?)
+        make(&format!("ram{n}"), region.start_addr().raw_value(), HostMemory::of_region(region).ok_or(BadRange::Empty)?)
     };
     memory.iter().enumerate().map(one).collect()
 }

@@ -1,7 +1,6 @@
 //! The guest's RAM: one anonymous mapping, handed out in slices.
 
 use dmaspace_core::HostMemory;
-use dmaspace_core::vm_memory::host_memory;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// How much one transfer of a test moves.
@@ -20,7 +19,7 @@ impl Ram {
     /// `len` bytes of anonymous memory.
     pub fn new(len: usize) -> Self {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), len)]).expect("memory for the guest");
-        let all = memory.iter().next().and_then(host_memory).expect("one region");
+        let all = memory.iter().next().and_then(HostMemory::of_region).expect("one region");
         Self { all }
     }
 
