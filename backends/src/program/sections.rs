@@ -181,7 +181,7 @@ fn made_up(place: &mut u64, bytes: NonZeroU64) -> Option<HostMemory> {
 
 fn real(bytes: NonZeroU64) -> Option<HostMemory> {
     let pages = MmapRegion::<()>::new(usize::try_from(bytes.get()).ok()?).ok()?;
-    dmaspace_core::vm_memory::host_memory(&GuestRegionMmap::new(pages, GuestAddress(0))?)
+    HostMemory::of_region(&GuestRegionMmap::new(pages, GuestAddress(0))?)
 }
 
 /// All of the guest's memory is about to be pinned: the kernel would rather kill somebody than say no.
