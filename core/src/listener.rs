@@ -40,8 +40,17 @@ pub struct Listener {
     front: FrontEnd,
     view: View,
     targets: Targets,
-    spaces: Vec<Arc<dyn PciAddressSpace>>,
+    members: Vec<Member>,
     windows: BTreeMap<Iova, Arc<Shared>>,
+}
+
+/// A space that is served.
+#[derive(Clone, Debug)]
+struct Member {
+    space: Arc<dyn PciAddressSpace>,
+    /// The windows it had when it was last brought in step. When they change without us, because a device came or went, all of the
+    /// view is planned for it anew.
+    generation: u64,
 }
 
 /// Why a commit, or an attach, did not happen. Everything is as it was, except for ranges named as fenced.
@@ -95,8 +104,8 @@ impl Listener {
     }
 
     /// The spaces served.
-    pub fn spaces(&self) -> &[Arc<dyn PciAddressSpace>] {
-        &self.spaces
+    pub fn spaces(&self) -> impl Iterator<Item = &Arc<dyn PciAddressSpace>> {
+        self.members.iter().map(|member| &member.space)
     }
 
     /// The update that leads from what is in force to `sections` and `targets`, for front ends that know the whole list.
@@ -115,11 +124,20 @@ impl Listener {
         let mut scope = Scope::of_removals(update, &view);
         view.change(update)?;
         scope.widen_by_additions(update, &view);
-        let plans = self.spaces.iter().map(|space| plan::plan(&view, &self.front, &Host::of(space.as_ref()), &scope));
-        Ok(foresee(plans, &self.spaces))
+        let plans = self.members.iter().map(|member| self.plan(&view, member, &scope));
+        Ok(foresee(plans, &self.members))
     }
 
-    /// Makes `update` true on every space.
+    /// Brings every space in step again after its windows changed: a device came to it or went. Entries of translated windows that
+    /// a space lost with its last device are the guest's to put again.
+    ///
+    /// # Errors
+    /// As [`Listener::commit`].
+    pub fn sync(&mut self) -> Result<Report, CommitError> {
+        self.commit(Update::new())
+    }
+
+    /// Makes `update` true on every space. A space without a device has no windows: it is left alone until it has.
     ///
     /// # Errors
     /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as it was then, except for ranges named as fenced.
@@ -138,16 +156,16 @@ impl Listener {
 
     /// Brings every space in step with the view, which `update` has changed already.
     fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {
-        let spaces = self.spaces.clone();
-        let plans = self.plans(&self.view, &spaces, scope)?;
+        let plans = self.plans(&self.view, &self.members, scope)?;
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         closing.iter().for_each(|window| window.close());
-        let report = apply_all(&spaces, plans)
-            .inspect_err(|_| closing.iter().for_each(|window| window.serve(spaces.clone())))?;
+        let report = apply_all(&self.members, plans)
+            .inspect_err(|_| closing.iter().for_each(|window| window.serve(self.serving())))?;
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
         self.open_windows(&update.added);
+        self.members.iter_mut().for_each(Member::note_windows);
         Ok(report)
     }
 
@@ -156,22 +174,20 @@ impl Listener {
     /// # Errors
     /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
     pub fn attach(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
-        let joining = [space.clone()];
-        let plans = self.plans(&self.view, &joining, &Scope::all(&self.view))?;
+        let mut joining = [Member { generation: space.windows().generation, space: space.clone() }];
+        let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
+        let put = |entry: &Mapping| space.map(entry.range.first(), &entry.memory, entry.access, entry.unit);
         let mut journal = Journal::default();
-        let [plan] = <[Plan; 1]>::try_from(plans).map_err(|_| CommitError::NotAttached)?;
-        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
-            live.into_iter()
-                .try_for_each(|entry| space.map(entry.range.first(), &entry.memory, entry.access, entry.unit))?;
-            Ok(report)
-        });
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal)
+            .and_then(|report| live.iter().try_for_each(put).map(|()| report));
         let report = replayed.map_err(|error| {
             self.windows.values().for_each(|window| drop(space.unmap(window.range())));
             CommitError::Step { error, fenced: journal.undo(space.as_ref()) }
         })?;
-        self.spaces.push(space);
-        self.windows.values().for_each(|window| window.serve(self.spaces.clone()));
+        joining.iter_mut().for_each(Member::note_windows);
+        self.members.extend(joining);
+        self.windows.values().for_each(|window| window.serve(self.serving()));
         Ok(Report { spaces: vec![report] })
     }
 
@@ -180,18 +196,17 @@ impl Listener {
     /// # Errors
     /// [`CommitError::NotAttached`], or [`CommitError::Step`] when something could not be taken out.
     pub fn detach(&mut self, space: &Arc<dyn PciAddressSpace>) -> Result<(), CommitError> {
-        let place = self.spaces.iter().position(|known| Arc::ptr_eq(known, space)).ok_or(CommitError::NotAttached)?;
-        let mut staying = self.spaces.clone();
-        let leaving = [staying.remove(place)];
-        self.windows.values().for_each(|window| window.serve(staying.clone()));
+        let place = self.members.iter().position(|known| Arc::ptr_eq(&known.space, space));
+        let leaving = [self.members.remove(place.ok_or(CommitError::NotAttached)?)];
+        self.windows.values().for_each(|window| window.serve(self.serving()));
         let nothing = View::default();
-        let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing))?;
-        if let Err(error) = apply_all(&leaving, plans) {
-            self.windows.values().for_each(|window| window.serve(self.spaces.clone()));
-            return Err(error);
+        let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
+        let result = plans.and_then(|plans| apply_all(&leaving, plans));
+        if result.is_err() {
+            self.members.extend(leaving);
+            self.windows.values().for_each(|window| window.serve(self.serving()));
         }
-        self.spaces = staying;
-        Ok(())
+        result.map(drop)
     }
 
     /// The translated window whose section begins at `first`.
@@ -199,17 +214,28 @@ impl Listener {
         self.windows.get(&first).map(Shared::handle)
     }
 
-    /// The plans for `spaces`, or a report with what is refused.
-    fn plans(&self, view: &View, spaces: &[Arc<dyn PciAddressSpace>], scope: &Scope) -> Result<Vec<Plan>, CommitError> {
-        let plan = |space: &Arc<dyn PciAddressSpace>| plan::plan(view, &self.front, &Host::of(space.as_ref()), scope);
-        let plans: Vec<_> = spaces.iter().map(plan).collect();
-        if plans.iter().any(Plan::is_refused) { Err(CommitError::Refused(foresee(plans, spaces))) } else { Ok(plans) }
+    fn serving(&self) -> Vec<Arc<dyn PciAddressSpace>> {
+        self.spaces().cloned().collect()
+    }
+
+    fn plan(&self, view: &View, member: &Member, scope: &Scope) -> Plan {
+        let host = Host::of(member.space.as_ref());
+        match member.is_in_step() {
+            true => plan::plan(view, &self.front, &host, scope),
+            false => plan::plan(view, &self.front, &host, &Scope::all(view)),
+        }
+    }
+
+    /// The plans for `members`, or a report with what is refused.
+    fn plans(&self, view: &View, members: &[Member], scope: &Scope) -> Result<Vec<Plan>, CommitError> {
+        let plans: Vec<_> = members.iter().map(|member| self.plan(view, member, scope)).collect();
+        if plans.iter().any(Plan::is_refused) { Err(CommitError::Refused(foresee(plans, members))) } else { Ok(plans) }
     }
 
     fn open_windows(&mut self, added: &[Section]) {
         for section in added {
             if let Backing::Translated { page } = section.backing() {
-                let shared = Shared::new(section.range(), *page, self.targets.clone(), self.spaces.clone());
+                let shared = Shared::new(section.range(), *page, self.targets.clone(), self.serving());
                 self.windows.insert(section.range().first(), shared);
             }
         }
@@ -233,11 +259,21 @@ impl Listener {
     }
 }
 
+impl Member {
+    fn is_in_step(&self) -> bool {
+        self.generation == self.space.windows().generation
+    }
+
+    fn note_windows(&mut self) {
+        self.generation = self.space.windows().generation;
+    }
+}
+
 /// Applies each plan to its space, all or none.
-fn apply_all(spaces: &[Arc<dyn PciAddressSpace>], plans: Vec<Plan>) -> Result<Report, CommitError> {
-    let mut journals: Vec<(&Arc<dyn PciAddressSpace>, Journal)> = Vec::with_capacity(spaces.len());
+fn apply_all(members: &[Member], plans: Vec<Plan>) -> Result<Report, CommitError> {
+    let mut journals: Vec<(&Arc<dyn PciAddressSpace>, Journal)> = Vec::with_capacity(members.len());
     let mut report = Report::default();
-    for (space, plan) in spaces.iter().zip(plans) {
+    for (space, plan) in members.iter().map(|member| &member.space).zip(plans) {
         let mut journal = Journal::default();
         let result = apply::apply(space.as_ref(), plan, &mut journal);
         journals.push((space, journal));
@@ -254,8 +290,8 @@ fn apply_all(spaces: &[Arc<dyn PciAddressSpace>], plans: Vec<Plan>) -> Result<Re
 }
 
 /// What plans say before anything is done.
-fn foresee(plans: impl IntoIterator<Item = Plan>, spaces: &[Arc<dyn PciAddressSpace>]) -> Report {
-    let spaces = plans.into_iter().zip(spaces).map(|(plan, space)| plan.into_report(space.as_ref()));
+fn foresee(plans: impl IntoIterator<Item = Plan>, members: &[Member]) -> Report {
+    let spaces = plans.into_iter().zip(members).map(|(plan, member)| plan.into_report(member.space.as_ref()));
     Report { spaces: spaces.collect() }
 }
 

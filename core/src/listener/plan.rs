@@ -67,6 +67,13 @@ impl<'a> Host<'a> {
     }
 }
 
+impl Host<'_> {
+    /// Whether no device is attached, so that there is nothing to map into or to create windows with.
+    fn is_dormant(&self) -> bool {
+        self.windows.is_empty() && self.offer.is_none()
+    }
+}
+
 /// What a plan looks at.
 #[derive(Debug, Default)]
 pub(super) struct Scope {
@@ -84,13 +91,12 @@ impl Scope {
 
     /// What the removals of `update` touch in the view without the update: a section that goes leaves the run it was in.
     pub(super) fn of_removals(update: &Update, before: &View) -> Self {
-        let gone = update.removed.iter().map(|section| widened(before, section.range()));
-        Self { touched: gone.collect(), targets: update.added_targets.clone() }
+        Self { touched: all_widened(before, &update.removed), targets: update.added_targets.clone() }
     }
 
     /// And what its additions touch in the view with the update: a section that comes joins a run.
     pub(super) fn widen_by_additions(&mut self, update: &Update, after: &View) {
-        let come = update.added.iter().map(|section| widened(after, section.range()));
+        let come = all_widened(after, &update.added);
         self.touched = disjoint(self.touched.iter().copied().chain(come).collect());
     }
 }
@@ -105,6 +111,19 @@ fn disjoint(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
         }
     }
     out
+}
+
+/// The ranges of `sections`, each widened, disjoint. A run is walked once, however many of its sections are asked for.
+fn all_widened(view: &View, sections: &[Section]) -> Vec<IovaRange> {
+    let mut ranges: Vec<_> = sections.iter().map(Section::range).collect();
+    ranges.sort();
+    let mut out: Vec<IovaRange> = Vec::new();
+    for range in ranges {
+        if !out.last().is_some_and(|last| last.covers(range)) {
+            out.push(widened(view, range));
+        }
+    }
+    disjoint(out)
 }
 
 /// `range` with the sections on both sides that could share a run with one in it.
@@ -133,6 +152,9 @@ fn continues(section: &Section, next: &Section) -> bool {
 
 /// Plans what the scope has to become for `view` to hold on the host.
 pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, scope: &Scope) -> Plan {
+    if host.is_dormant() {
+        return Plan::of_nothing(view, scope);
+    }
     let plan = Planner::new(view, front, host, &front.cuts).plan(scope);
     let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
     let Some(left) = left.filter(|left| plan.more_mappings > *left) else { return plan };
@@ -200,6 +222,7 @@ impl<'a> Planner<'a> {
     /// Decides the fate of every section in `range` and returns the runs to be mapped, trimmed.
     fn judge(&mut self, range: IovaRange) -> Vec<Run<'a>> {
         let view = self.view;
+        let judged = self.plan.sections.len();
         let mut runs: Vec<Run<'a>> = Vec::new();
         for section in view.sections.within(range) {
             match self.place(section) {
@@ -211,7 +234,10 @@ impl<'a> Planner<'a> {
             }
         }
         let trimmed: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
-        self.plan.sections.sort_by_key(|verdict| verdict.piece.range());
+        // Ranges are judged in ascending order; within one, fates are known in the order of runs.
+        if let Some(new) = self.plan.sections.get_mut(judged..) {
+            new.sort_by_key(|verdict| verdict.piece.range());
+        }
         trimmed
     }
 
@@ -361,7 +387,8 @@ impl<'a> Planner<'a> {
         let mut going: Vec<IovaRange> = Vec::new();
         let mut disturbed = 0;
         for mapping in &live {
-            let same: Vec<_> = wanted.iter().filter_map(|run| run.same_as(mapping)).collect();
+            let near = overlapping(&wanted, mapping.range, |run| run.range);
+            let same: Vec<_> = near.iter().filter_map(|run| run.same_as(mapping)).collect();
             let whole = same.first() == Some(&mapping.range);
             let keep = survives(mapping.range) && (whole || mapping.unit != Unit::Whole);
             if keep {
@@ -485,11 +512,18 @@ fn continues_run(last: &Run<'_>, section: &Section, next: &Run<'_>) -> bool {
         && last.need == next.need
 }
 
+/// Those of `pieces`, which are ascending and disjoint, that share bytes with `range`.
+fn overlapping<T>(pieces: &[T], range: IovaRange, place: impl Fn(&T) -> IovaRange) -> &[T] {
+    let first = pieces.partition_point(|piece| place(piece).last() < range.first());
+    let end = pieces.partition_point(|piece| place(piece).first() <= range.last());
+    pieces.get(first..end).unwrap_or_default()
+}
+
 /// What is left of `range` without `taken`, which is ascending.
 fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
     let mut rest = Some(range);
     let mut out = Vec::new();
-    for hole in taken.iter().filter(|hole| hole.overlaps(range)) {
+    for hole in overlapping(taken, range, |hole| *hole) {
         let Some(current) = rest else { break };
         let (below, above) = current.without(*hole);
         out.extend(below);
@@ -503,7 +537,7 @@ fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
 fn merged(going: Vec<IovaRange>, kept: &[IovaRange]) -> Vec<IovaRange> {
     let mut out: Vec<IovaRange> = Vec::new();
     for range in going {
-        match out.last_mut().filter(|last| !kept.iter().any(|kept| kept.overlaps(last.hull(range)))) {
+        match out.last_mut().filter(|last| overlapping(kept, last.hull(range), |kept| *kept).is_empty()) {
             Some(last) => *last = last.hull(range),
             None => out.push(range),
         }
@@ -536,6 +570,15 @@ fn bytes(range: IovaRange) -> u64 {
 }
 
 impl Plan {
+    /// Nothing can be done yet.
+    fn of_nothing(view: &View, scope: &Scope) -> Self {
+        const WHY: &str = "no device is attached yet";
+        let sections = scope.touched.iter().flat_map(|range| view.sections.within(*range));
+        let sections = sections.map(|section| Verdict::new(section.clone(), Fate::Skipped, WHY)).collect();
+        let targets = scope.targets.iter().map(|target| Verdict::new(target.clone(), Fate::Skipped, WHY)).collect();
+        Self { sections, targets, ..Self::default() }
+    }
+
     /// Whether something required cannot be provided.
     pub(super) fn is_refused(&self) -> bool {
         let refused = |fate: Fate| fate == Fate::Refused;

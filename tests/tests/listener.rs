@@ -1,0 +1,148 @@
+//! The listener on the soft host: what no kernel has to decide.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, Opened};
+use dmaspace_core::listener::{CommitError, Fate, Update};
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_soft::{Profile, SoftHost};
+use dmaspace_tests::soft::host;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
+    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+    host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device")
+}
+
+fn memory(address: u64, len: u64) -> HostMemory {
+    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+}
+
+fn ram(at: u64, host: u64, len: u64) -> Section {
+    Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
+}
+
+fn adding(sections: impl IntoIterator<Item = Section>) -> Update {
+    sections.into_iter().fold(Update::new(), Update::adding)
+}
+
+/// The vtd preset with as many mappings as its kernel takes by default.
+fn type1() -> (Arc<SoftHost>, Opened, Listener) {
+    let soft = host("vtd");
+    let opened = open(&soft, BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    soft.reset_calls();
+    (soft, opened, listener)
+}
+
+#[test]
+fn a_tib_in_pieces_of_2_mib_takes_one_mapping() {
+    let (soft, opened, mut listener) = type1();
+    let pieces = (0..GIB / (2 * MIB) * 1024).map(|n| ram(4 * GIB + n * 2 * MIB, (1 << 45) + n * 2 * MIB, 2 * MIB));
+    listener.commit(adding(pieces)).expect("they join");
+    assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 1);
+    assert_eq!(opened.space.space().mappings(IovaRange::all())[0].memory.len().get(), 1024 * GIB);
+}
+
+#[test]
+fn more_sections_than_the_kernel_takes_are_refused_before_the_first_call() {
+    let (soft, opened, mut listener) = type1();
+    // Nothing joins: every page of the host lies elsewhere.
+    let pieces = (0..70_000).map(|n| ram(4 * GIB + n * 0x1000, (1 << 45) + n * 0x3000, 0x1000));
+    let error = listener.commit(adding(pieces)).expect_err("the kernel takes 65,535");
+    let CommitError::Refused(report) = &error else { panic!("{error}") };
+    assert!(report.spaces[0].sections.iter().all(|verdict| verdict.fate == Fate::Refused));
+    let words = error.to_string();
+    assert!(words.contains("70000") && words.contains("65535"), "{words}");
+    assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 0);
+    assert!(opened.space.space().mappings(IovaRange::all()).is_empty());
+    assert_eq!(listener.sections().count(), 0);
+}
+
+#[test]
+fn hints_give_way_where_mappings_are_few() {
+    let mut profile = Profile::vtd();
+    profile.limits.dma_entries = 3;
+    let soft = SoftHost::new(profile).expect("a host with few mappings");
+    let opened = open(&soft, BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::pc());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    // With hints it would be 66 mappings: 64 pages of shadow RAM, and what lies on both sides.
+    listener.commit(adding([ram(0, 1 << 45, 2 * MIB)])).expect("joined it is one");
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 1);
+}
+
+#[test]
+fn an_update_happens_on_every_space_or_on_none() {
+    let (pc, power) = (host("vtd"), host("powernv9"));
+    let (type1, iommufd) = (open(&pc, BackendKind::Type1), open(&host("vtd"), BackendKind::Iommufd));
+    let spapr = open(&power, BackendKind::Spapr);
+    let mut listener = Listener::new(FrontEnd::default());
+    for opened in [&type1, &iommufd, &spapr] {
+        listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    }
+    listener.commit(adding([ram(0, 1 << 45, MIB)])).expect("it fits everywhere");
+    // No PC's IOMMU reaches that far, a POWER window does.
+    let far = adding([ram(MIB, 1 << 46, MIB), ram(1 << 58, 1 << 47, MIB)]);
+    listener.commit(far).expect_err("two of three refuse");
+    for opened in [&type1, &iommufd, &spapr] {
+        let live = opened.space.space().mappings(IovaRange::all());
+        assert_eq!(live.iter().map(|mapping| mapping.range.bytes()).sum::<u128>(), u128::from(MIB));
+    }
+}
+
+#[test]
+fn a_late_space_gets_what_is_live_and_no_more() {
+    let (first, second) = (host("powernv9"), host("powernv9"));
+    let (early, late) = (open(&first, BackendKind::Spapr), open(&second, BackendKind::Spapr));
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(early.space.space().clone()).expect("an empty view fits");
+    let window = IovaRange::with_len(Iova::new(0), GIB).expect("a proper range");
+    let target = TargetMemory::new("ram", SystemAddress::new(0), memory(1 << 45, GIB)).expect("a proper range");
+    let update = Update::new().adding(Section::translated("tce", window, PageSize::K4)).adding_target(target);
+    listener.commit(update).expect("a window fits");
+    let handle = listener.translated(Iova::new(0)).expect("it is in force");
+    handle.put_run(Iova::new(0x5000), SystemAddress::new(0x5000), 512 * 0x1000, Access::READ).expect("RAM is there");
+    assert_eq!(first.calls().of("VFIO_IOMMU_SPAPR_TCE_CREATE"), 1);
+    assert_eq!(first.calls().of("VFIO_IOMMU_MAP_DMA"), 1, "512 entries are one call");
+
+    second.reset_calls();
+    listener.attach(late.space.space().clone()).expect("it fits there too");
+    assert_eq!(second.calls().of("VFIO_IOMMU_MAP_DMA"), 1, "and one call for the late space");
+    handle.put(Iova::new(0), SystemAddress::new(0), Access::READ).expect("RAM is there");
+    let live = |opened: &Opened| opened.space.space().mappings(IovaRange::all());
+    assert_eq!(live(&early), live(&late));
+    first.reset_calls();
+    handle.clear(window).expect("whole entries");
+    assert_eq!(first.calls().of("VFIO_IOMMU_UNMAP_DMA"), 1, "a whole window is one call");
+}
+
+#[test]
+fn the_last_device_leaves_and_the_next_one_finds_everything() {
+    let soft = host("vtd");
+    let at = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let mut opened = open(&soft, BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    listener.commit(adding([ram(0, 1 << 45, MIB)])).expect("it fits");
+
+    let device = opened.devices.remove(0);
+    let address = device.name().parse().expect("a PCI address");
+    opened.space.remove(device).expect("nothing else holds it");
+    assert!(opened.space.space().mappings(IovaRange::all()).is_empty(), "the kernel forgot it all");
+    let report = listener.commit(adding([ram(4 * GIB, 1 << 46, MIB)])).expect("knowledge needs no device");
+    assert_eq!(report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect::<Vec<_>>(), [Fate::Skipped; 2]);
+
+    opened.space.add(&at, address).map(|device| opened.devices.push(device)).expect("it comes back");
+    let report = listener.sync().expect("it fits as before");
+    assert_eq!(report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect::<Vec<_>>(), [Fate::Mapped; 2]);
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 2);
+}
