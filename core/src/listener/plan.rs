@@ -401,7 +401,10 @@ impl<'a> Planner<'a> {
         }
         self.plan.disturbed += disturbed;
         going.retain(|range| survives(*range));
-        self.plan.steps.extend(merged(going, &kept).into_iter().map(Step::Unmap));
+        // An unmap spans gaps, but neither what stays nor a fence.
+        let fences = self.host.fences.iter().map(|fence| fence.range);
+        let obstacles = disjoint(kept.iter().copied().chain(fences).collect());
+        self.plan.steps.extend(merged(going, &obstacles).into_iter().map(Step::Unmap));
         for run in &wanted {
             for gap in rest_of(run.range, &kept) {
                 maps.extend(self.pieces(run, gap).map(|mapping| Step::Map(mapping, run.need)));
@@ -533,11 +536,11 @@ fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
     out
 }
 
-/// Ranges to unmap, joined across gaps in which nothing stays: an unmap may always span gaps.
-fn merged(going: Vec<IovaRange>, kept: &[IovaRange]) -> Vec<IovaRange> {
+/// Ranges to unmap, joined across gaps in which there is no obstacle.
+fn merged(going: Vec<IovaRange>, obstacles: &[IovaRange]) -> Vec<IovaRange> {
     let mut out: Vec<IovaRange> = Vec::new();
     for range in going {
-        match out.last_mut().filter(|last| overlapping(kept, last.hull(range), |kept| *kept).is_empty()) {
+        match out.last_mut().filter(|last| overlapping(obstacles, last.hull(range), |obstacle| *obstacle).is_empty()) {
             Some(last) => *last = last.hull(range),
             None => out.push(range),
         }
