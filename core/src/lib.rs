@@ -9,6 +9,41 @@
 //!  Section ──► Listener ──► plan ──► apply ──► PciAddressSpace ──► Backend ──► Door ──► Linux, or the soft host
 //! ```
 //!
+//! A guest with 1 GiB of RAM gets it in force on a host in software; on a real one, only the door differs:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//!
+//! use dmaspace_core::door::{Door, HandleKind};
+//! use dmaspace_core::listener::Update;
+//! use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, PciAddressSpace, Section, Space};
+//! use dmaspace_iommufd::{Cdev, Ioas};
+//! use dmaspace_soft::{Profile, SoftHost};
+//!
+//! // A space, and a device in it.
+//! let host = SoftHost::new(Profile::vtd())?;
+//! let iommufd = host.open("/dev/iommu".as_ref(), HandleKind::Iommufd)?;
+//! let space: Arc<dyn PciAddressSpace> = Arc::new(Space::new(Ioas::new(host.clone(), iommufd)?)?);
+//! let node = host.open("/dev/vfio/devices/vfio0".as_ref(), HandleKind::Device)?;
+//! space.attach(Arc::new(Cdev::new(host.clone(), node, "0000:00:03.0")))?;
+//!
+//! // What the guest's bus looks like: all of it happens, or nothing.
+//! let mut listener = Listener::new(FrontEnd::pc());
+//! listener.attach(space.clone())?;
+//! let memory = HostMemory::unbacked(0x7f00_0000_0000, (1 << 30).try_into()?).ok_or("it wraps")?;
+//! let ram = Section::ram("pc.ram", Iova::new(0), memory, Access::READ_WRITE)?;
+//! let report = listener.commit(Update::new().adding(ram))?;
+//! assert_eq!(report.spaces[0].sections[0].to_string(), "0x0..=0x3fffffff (pc.ram): mapped: read-write with 4K pages");
+//! assert!(space.lookup(Iova::new(0x12_3456)).is_some());
+//!
+//! // Dropping it gives everything back.
+//! drop((listener, space));
+//! assert!(host.ledger().is_clear());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`section`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
