@@ -222,7 +222,7 @@ impl Listener {
         let host = Host::of(member.space.as_ref());
         match member.is_in_step() {
             true => plan::plan(view, &self.front, &host, scope),
-            false => plan::plan(view, &self.front, &host, &Scope::all(view)),
+            false => plan::plan(view, &self.front, &host, &scope.of_everything(view)),
         }
     }
 

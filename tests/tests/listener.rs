@@ -9,6 +9,7 @@ use dmaspace::open::{Host, Opened};
 use dmaspace_core::listener::{CommitError, Fate, Update};
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_soft::profile::{Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::soft::host;
 
@@ -145,4 +146,32 @@ fn the_last_device_leaves_and_the_next_one_finds_everything() {
     let report = listener.sync().expect("it fits as before");
     assert_eq!(report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect::<Vec<_>>(), [Fate::Mapped; 2]);
     assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 2);
+}
+
+#[test]
+fn another_device_changes_no_entry() {
+    let mut profile = Profile::vtd();
+    // The second device has a reserved region that the first one has not.
+    profile.groups[1].reserved.push(Reserved { first: 8 << 40, last: (9 << 40) - 1, reason: Reason::Reserved });
+    let soft = SoftHost::new(profile).expect("a host with two groups");
+    let at = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let mut opened = open(&soft, BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    let window = IovaRange::with_len(Iova::new(0), GIB).expect("a proper range");
+    let target = TargetMemory::new("ram", SystemAddress::new(0), memory(1 << 45, GIB)).expect("a proper range");
+    let update = Update::new().adding(Section::translated("viommu", window, PageSize::K4)).adding_target(target);
+    listener.commit(update.adding(ram(4 * GIB, 1 << 46, MIB))).expect("it fits");
+    let handle = listener.translated(Iova::new(0)).expect("it is in force");
+    handle.put_run(Iova::new(0x5000), SystemAddress::new(0x5000), 16 * 0x1000, Access::READ).expect("RAM is there");
+
+    let before = opened.space.space().mappings(IovaRange::all());
+    let second = soft.profile().groups[1].devices[0].address.parse().expect("a PCI address");
+    let windows = opened.space.space().windows().generation;
+    opened.space.add(&at, second).map(|device| opened.devices.push(device)).expect("nothing is in its way");
+    assert_ne!(opened.space.space().windows().generation, windows, "its reserved region splits a window");
+    soft.reset_calls();
+    listener.sync().expect("nothing is to be done");
+    assert_eq!(opened.space.space().mappings(IovaRange::all()), before);
+    assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (0, 0));
 }

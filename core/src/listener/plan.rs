@@ -78,20 +78,30 @@ impl Host<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Scope {
     /// The ranges of the PCI address space that may change: whole runs, disjoint, ascending.
-    pub(super) touched: Vec<IovaRange>,
+    touched: Vec<IovaRange>,
+    /// The sections that go, ascending. The entries of a translated one go with it, even if one like it comes.
+    removed: Vec<IovaRange>,
     /// The target memory whose fate is asked for.
-    pub(super) targets: Vec<TargetMemory>,
+    targets: Vec<TargetMemory>,
 }
 
 impl Scope {
     /// Everything in `view`.
     pub(super) fn all(view: &View) -> Self {
-        Self { touched: vec![IovaRange::all()], targets: view.targets.iter().cloned().collect() }
+        let targets = view.targets.iter().cloned().collect();
+        Self { touched: vec![IovaRange::all()], removed: Vec::new(), targets }
     }
 
     /// What the removals of `update` touch in the view without the update: a section that goes leaves the run it was in.
     pub(super) fn of_removals(update: &Update, before: &View) -> Self {
-        Self { touched: all_widened(before, &update.removed), targets: update.added_targets.clone() }
+        let mut removed: Vec<_> = update.removed.iter().map(Section::range).collect();
+        removed.sort();
+        Self { touched: all_widened(before, &update.removed), removed, targets: update.added_targets.clone() }
+    }
+
+    /// The same update, for a space whose windows changed meanwhile: everything is looked at.
+    pub(super) fn of_everything(&self, view: &View) -> Self {
+        Self { removed: self.removed.clone(), ..Self::all(view) }
     }
 
     /// And what its additions touch in the view with the update: a section that comes joins a run.
@@ -155,10 +165,10 @@ pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, scope: &Scope
     if host.is_dormant() {
         return Plan::of_nothing(view, scope);
     }
-    let plan = Planner::new(view, front, host, &front.cuts).plan(scope);
+    let plan = Planner::new(view, front, host, &front.cuts, scope).plan();
     let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
     let Some(left) = left.filter(|left| plan.more_mappings > *left) else { return plan };
-    let mut joined = Planner::new(view, front, host, &[]).plan(scope);
+    let mut joined = Planner::new(view, front, host, &[], scope).plan();
     if joined.more_mappings > left {
         joined.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", joined.more_mappings));
     }
@@ -170,8 +180,11 @@ struct Planner<'a> {
     front: &'a FrontEnd,
     host: &'a Host<'a>,
     cuts: &'a [Cuts],
+    scope: &'a Scope,
     windows: WindowPlan,
     plan: Plan,
+    /// How many mappings the plan takes out, however few calls that takes.
+    freed: u64,
 }
 
 /// Sections that continue each other, in one window.
@@ -185,27 +198,26 @@ struct Run<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cuts: &'a [Cuts]) -> Self {
+    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cuts: &'a [Cuts], scope: &'a Scope) -> Self {
         let windows = match &host.offer {
             Some(offer) => windows::plan(view, cuts, host.powers.host_page, offer, &host.windows),
             None => WindowPlan { after: host.windows.clone(), ..WindowPlan::default() },
         };
-        Self { view, front, host, cuts, windows, plan: Plan::default() }
+        Self { view, front, host, cuts, scope, windows, plan: Plan::default(), freed: 0 }
     }
 
-    fn plan(mut self, scope: &Scope) -> Plan {
-        let touched = self.with_changed_windows(&scope.touched);
+    fn plan(mut self) -> Plan {
+        let touched = self.with_changed_windows(&self.scope.touched);
         let mut maps = Vec::new();
         for range in &touched {
             let wanted = self.judge(*range);
             self.change(*range, wanted, &mut maps);
         }
         self.plan.steps.extend(self.windows.removed.iter().copied().map(Step::RemoveWindow));
-        let (register, unregister) = self.registrations(&scope.targets);
+        let (register, unregister) = self.registrations(&self.scope.targets);
         self.plan.steps.extend(register.into_iter().map(Step::Register));
         self.plan.steps.extend(self.windows.created.iter().copied().map(Step::CreateWindow));
-        let freed = self.plan.steps.iter().filter(|step| matches!(step, Step::Unmap(_))).count();
-        self.plan.more_mappings = (maps.len() as u64).saturating_sub(freed as u64);
+        self.plan.more_mappings = (maps.len() as u64).saturating_sub(self.freed);
         self.plan.steps.extend(maps);
         // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
         self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
@@ -390,12 +402,15 @@ impl<'a> Planner<'a> {
             let near = overlapping(&wanted, mapping.range, |run| run.range);
             let same: Vec<_> = near.iter().filter_map(|run| run.same_as(mapping)).collect();
             let whole = same.first() == Some(&mapping.range);
-            let keep = survives(mapping.range) && (whole || mapping.unit != Unit::Whole);
-            if keep {
+            let survives = survives(mapping.range);
+            if survives && self.is_entry(mapping.range) {
+                kept.push(mapping.range);
+            } else if survives && (whole || mapping.unit != Unit::Whole) {
                 going.extend(rest_of(mapping.range, &same));
                 kept.extend(&same);
             } else {
                 going.push(mapping.range);
+                self.freed += 1;
                 disturbed += same.iter().map(|range| bytes(*range)).sum::<u64>();
             }
         }
@@ -410,6 +425,14 @@ impl<'a> Planner<'a> {
                 maps.extend(self.pieces(run, gap).map(|mapping| Step::Map(mapping, run.need)));
             }
         }
+    }
+
+    /// Whether the guest put what lives in `range`, into a translated section that stays.
+    fn is_entry(&self, range: IovaRange) -> bool {
+        let stays =
+            |section: &&Section| overlapping(&self.scope.removed, section.range(), |removed| *removed).is_empty();
+        let section = self.view.sections.within(range).next().filter(stays);
+        section.is_some_and(|section| matches!(section.backing(), Backing::Translated { .. }))
     }
 
     /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
