@@ -12,6 +12,9 @@ use dmaspace::pci::PciAddress;
 use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
 #[cfg(target_arch = "x86_64")]
 use dmaspace_core::Iova;
+use dmaspace_soft::conformance::{Dialect, Row};
+use dmaspace_soft::profile::Platform;
+use dmaspace_tests::conformance;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
@@ -43,7 +46,7 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 }
 
 fn trials_on(host: &str) -> Vec<Trial> {
-    let mut trials = Vec::new();
+    let mut trials = conformance(host);
     for backend in backends_of(host) {
         #[cfg(target_arch = "x86_64")]
         if has_kvm(host) {
@@ -62,6 +65,22 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// The rows of the conformance table that this host's kernel has an answer for.
+fn conformance(host: &str) -> Vec<Trial> {
+    let (dialects, platform): (&[Dialect], _) = match host {
+        "vtd" => (&[Dialect::Type1, Dialect::Type1V1], None),
+        "vtd-iommufd" => (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas], None),
+        "pseries" => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PSeries)),
+        _ => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PowerNv)),
+    };
+    let rows = dialects.iter().flat_map(|dialect| conformance::rows(*dialect, platform));
+    let trial = |row: &'static Row| {
+        let name = format!("conformance::{:?}::{}", row.dialect, row.name.replace(' ', "_"));
+        Trial::test(name, move || Ok(conformance::play(row, first_device()?, platform)?))
+    };
+    rows.map(trial).collect()
 }
 
 /// Plays on a fresh space, and sees that nothing of it is left.
