@@ -6,9 +6,8 @@
 //! # What is preferred
 //! On POWER there is sPAPR TCE and nothing else (linux: drivers/vfio/Kconfig, VFIO_DEVICE_CDEV depends on !SPAPR_TCE_IOMMU). Elsewhere
 //! iommufd, when the kernel has it and every device has a node of its own: it pins a page once however often it is mapped, unmaps
-//! exactly what was mapped, tracks dirty pages in hardware, and is where the kernel's development goes. Else type1, which is
-//! everywhere, and which is still to be asked for by name by those who want devices to reach each other's BARs: before Linux 7
-//! iommufd cannot map them.
+//! exactly what was mapped, and is where the kernel's development goes. Else type1, which is everywhere, and which those ask for by
+//! name who want devices to reach each other's BARs: iommufd pins what it maps, and a BAR cannot be pinned.
 
 use std::fmt;
 

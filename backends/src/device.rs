@@ -240,7 +240,8 @@ impl Device {
     }
 
     /// Maps a part of a region into this process, for a guest to reach or for another device's DMA. [`Region::mappable`] says which
-    /// parts can be.
+    /// parts can be. Registers are better read with [`Device::read`]: a [`HostMemory`] copies byte by byte, and a device that does not
+    /// know accesses of one byte answers nonsense or, on POWER, with a machine check.
     ///
     /// The kernel keeps the device open for as long as a part of it is mapped; its group can leave its container only after that.
     ///

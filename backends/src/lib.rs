@@ -1,4 +1,73 @@
-//! facade
+//! DMA for PCI devices that are passed through to guests, on x86_64 and ppc64le: the one crate a VMM has to name.
+//!
+//! A device's bus addresses are translated by the host's IOMMU, and somebody has to keep that in step with what the guest sees. The
+//! kernel offers three quite different ways of doing it, VFIO type1, POWER's sPAPR TCE and iommufd; here they are one trait,
+//! [`PciAddressSpace`], and one [`Listener`] drives any of them from the guest's memory map.
+//!
+//! This crate opens things and chooses. What it opens it hands to the backends ([`dmaspace_type1`], [`dmaspace_spapr`],
+//! [`dmaspace_iommufd`]), which only make calls, under [`dmaspace_core`], which checks, remembers and plans, and whose words are all
+//! here too.
+#![cfg_attr(feature = "soft", doc = "```")]
+#![cfg_attr(not(feature = "soft"), doc = "```ignore")]
+//! use std::num::NonZeroU64;
+//!
+//! use dmaspace::section::{FrontEnd, Section};
+//! use dmaspace::{Access, Facts, Host, HostMemory, Iova, Listener, Wish};
+//! # use dmaspace_soft::{Profile, SoftHost};
+//!
+//! // The host this runs on: Host::this()?. Here one in software, with the feature `soft`.
+//! let machine = SoftHost::new(Profile::vtd())?;
+//! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
+//!
+//! // The backend that does best for this device, and why not the others:
+//! let wish = Wish::device("0000:00:03.0".parse()?);
+//! println!("{}", host.choose(&wish));
+//! let opened = host.open(&wish)?;
+//!
+//! // The guest's bus, as its front end describes it. With vm-memory a whole guest is one call.
+//! let ram = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("no memory")?).ok_or("it wraps")?;
+//! let sections = [Section::ram("ram below 1 GiB", Iova::new(0), ram, Access::READ_WRITE)?];
+//!
+//! let mut listener = Listener::new(FrontEnd::pc());
+//! listener.attach(opened.space.space().clone())?;
+//! let report = listener.commit(listener.update_to(&sections, &[]))?;
+//! for verdict in report.spaces.iter().flat_map(|space| &space.sections) {
+//!     println!("{verdict}");
+//! }
+//! assert_eq!(machine.ledger().mapped, 1 << 30);
+//! # drop((listener, opened));
+//! # assert!(machine.ledger().is_clear());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The way through
+//! - [`facts`]: what this host offers, read once. [`choose`]: which backend, and for every other why not and what to do about it.
+//! - [`open`]: from PCI addresses, or from descriptors handed in, to a space with its devices attached; [`group`] and [`device`] are
+//!   what is open then.
+//! - [`registry`] and [`kvm`]: telling KVM, in time.
+//! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
+//! - `soft` (feature): the soft host as a host to open spaces on, for a VMM's own tests.
+//!
+//! # In a jail
+//! A VMM that may open nothing is handed its descriptors, and passes them on:
+//! ```no_run
+//! use std::os::fd::OwnedFd;
+//! use std::sync::Arc;
+//!
+//! use dmaspace::door::{Door, HandleKind};
+//! use dmaspace::{BackendKind, LinuxDoor, OpenSpace};
+//! # fn handed_in(what: &str) -> OwnedFd { unimplemented!("{what}") }
+//!
+//! let door = Arc::new(LinuxDoor::new());
+//! let container = door.adopt(handed_in("/dev/vfio/vfio"), HandleKind::Container)?;
+//! let group = door.adopt(handed_in("/dev/vfio/7"), HandleKind::Group)?;
+//!
+//! let mut space = OpenSpace::of(door, BackendKind::Type1, container)?;
+//! let group = space.add_group(group, "group 7")?;
+//! let device = space.open_device(&group, "0000:00:03.0")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
 pub mod choose;
 mod commands;
 pub mod device;
@@ -13,3 +82,20 @@ mod recording;
 pub mod registry;
 #[cfg(feature = "soft")]
 pub mod soft;
+
+pub use choose::{BackendKind, Choice, Wish};
+pub use device::Device;
+pub use facts::Facts;
+pub use linux::LinuxDoor;
+pub use open::{Host, OpenError, OpenSpace, Opened};
+pub use pci::PciAddress;
+
+#[cfg(feature = "vm-memory")]
+#[doc(no_inline)]
+pub use dmaspace_core::vm_memory;
+#[doc(no_inline)]
+pub use dmaspace_core::{
+    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
+    SystemAddress, SystemRange, Window, Windows, access, address, contract, door, error, listener, memory, page,
+    section, window,
+};

@@ -1,6 +1,6 @@
 //! The Linux door: kernel calls for real.
 //!
-//! All of the façade's unsafe code is in this file. [`crate::commands`] decides which commands are made at all and that their
+//! All of the façade's unsafe code is in this file. A table (src/commands.rs) decides which commands are made at all and that their
 //! arguments are shaped so that the kernel stays inside the bytes it is given; here addresses and descriptors are filled in, the call
 //! is made, and they are taken out again, so that no caller ever holds an address it could use elsewhere.
 //!
@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -76,6 +76,7 @@ impl LinuxDoor {
 
     /// The file behind a handle. Anyone can spell a handle, so its kind is believed only if it is the one the door gave it: the
     /// kind decides which commands are made.
+    #[inline]
     fn file(&self, handle: Handle) -> Result<Arc<File>, Errno> {
         let index = usize::try_from(handle.id()).map_err(|_| Errno::EBADF)?;
         let table = self.table();
@@ -106,6 +107,7 @@ impl LinuxDoor {
     }
 
     /// Makes a command with what is attached in its place, and takes it out again.
+    #[inline(always)]
     fn make_filled(
         &self,
         file: &File,
@@ -244,6 +246,10 @@ impl Door for LinuxDoor {
     /// The kernel keeps a device open for as long as a part of it is mapped, whether its handle is closed or not. Reading a BAR
     /// while the device's memory is disabled gives all ones or a SIGBUS, depending on the kernel.
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
+        // Memory that cannot even be read is none.
+        if access.is_empty() {
+            return Err(Errno::EINVAL);
+        }
         let len = NonZeroUsize::try_from(len).map_err(|_| Errno::EOVERFLOW)?;
         let mapped = Mapped::new(&*self.file(on)?, offset, len, access)?;
         let memory = mapped.into_memory().ok_or(Errno::EFAULT)?;
@@ -280,6 +286,7 @@ impl fmt::Debug for LinuxDoor {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::io::Write;
+    use std::os::unix::net::UnixStream;
 
     use dmaspace_type1::vfio;
 
@@ -335,7 +342,7 @@ pub(crate) mod tests {
 
     #[test]
     fn closing_closes_the_descriptor_but_not_under_a_borrower() {
-        let (reader, writer) = io::pipe().expect("a pipe");
+        let (reader, writer) = UnixStream::pair().expect("a pair of sockets");
         let door = LinuxDoor::new();
         let handle = door.adopt(writer.into(), HandleKind::Device).expect("adopted");
         let lent = door.with_descriptor(handle, |descriptor| {
@@ -343,7 +350,7 @@ pub(crate) mod tests {
             descriptor.try_clone_to_owned().map(drop).is_ok()
         });
         assert_eq!(lent, Ok(true));
-        // With the only writer closed the pipe is at its end.
+        // With the other end closed there is nothing more to come.
         assert_eq!(io::read_to_string(reader).expect("readable"), "");
         assert_eq!(door.with_descriptor(handle, |_| ()), Err(Errno::EBADF));
     }
@@ -459,6 +466,7 @@ pub(crate) mod tests {
         assert_eq!(door.mmap(file, 1, page, Access::READ), Err(Errno::EINVAL));
         assert_eq!(door.mmap(file, u64::MAX, page, Access::READ), Err(Errno::EOVERFLOW));
         assert_eq!(door.mmap(file, 0, NonZeroU64::MAX, Access::READ), Err(Errno::ENOMEM));
+        assert_eq!(door.mmap(file, 0, page, Access::empty()), Err(Errno::EINVAL));
     }
 
     #[test]

@@ -55,6 +55,13 @@ impl Host {
         Self { door, facts, registry: None }
     }
 
+    /// The same host after a new look, when devices were plugged or bound to other drivers.
+    #[must_use]
+    pub fn with_facts(mut self, facts: Facts) -> Self {
+        self.facts = facts;
+        self
+    }
+
     /// Tells `registry` about every group and device before it is used.
     #[must_use]
     pub fn registering_with(mut self, registry: Arc<dyn Registry>) -> Self {
@@ -72,12 +79,17 @@ impl Host {
         &self.facts
     }
 
-    /// Opens a space for the devices of `wish` on the backend that [`Choice::of`] finds best, and attaches them.
+    /// Which backend would be opened for `wish`, and why not the others.
+    pub fn choose(&self, wish: &Wish) -> Choice {
+        Choice::of(&self.facts, wish)
+    }
+
+    /// Opens a space for the devices of `wish` on the backend that [`Host::choose`] finds best, and attaches them.
     ///
     /// # Errors
     /// [`OpenError::NoBackend`] before anything is opened; otherwise what went wrong, after everything is closed again.
     pub fn open(&self, wish: &Wish) -> Result<Opened, OpenError> {
-        let choice = Choice::of(&self.facts, wish);
+        let choice = self.choose(wish);
         let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
         let mut opened = Opened { devices: Vec::new(), space: self.open_space(backend)? };
         for address in &wish.devices {
@@ -373,6 +385,9 @@ fn call_advice(failure: &Failure) -> Option<&'static str> {
              with allow_unsafe_interrupts=1"
         }
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EBUSY) => "somebody has the device's group open",
+        ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EINVAL) => {
+            "another process, or another space of this one, has the device open"
+        }
         ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", Errno::EADDRINUSE) => {
             "unmap what lies in the device's reserved regions first"
         }

@@ -93,17 +93,18 @@ fn report(replay: &Replay, arguments: &arguments::Replay) -> Result<(), Failure>
     }
     replay.warnings.iter().for_each(|warning| tell("warning", warning));
     replay.errors.iter().for_each(|error| tell("error", error));
-    let result = if arguments.json { json(replay)? } else { text::replay(replay) };
+    let apart = if arguments.files.len() > 1 { "\n" } else { "" };
+    let result = if arguments.json { json(replay)? } else { text::replay(replay) + apart };
     match io::stdout().lock().write_all(result.as_bytes()) {
         // Whoever was reading has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|error| Failure::kernel(&error)),
+        other => other.map_err(|error| Failure::host(&error)),
     }
 }
 
 /// On one line, so that the objects of several files can be told apart.
 fn json(replay: &Replay) -> Result<String, Failure> {
-    let object = serde_json::to_string(&replay.outcome).map_err(|error| Failure::kernel(&error))?;
+    let object = serde_json::to_string(&replay.outcome).map_err(|error| Failure::host(&error))?;
     Ok(object + "\n")
 }
 

@@ -1,1 +1,525 @@
-//! The program, run as people run it.
+//! The program, run as people and scripts run it: arguments in, text and exit status out.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "the helpers are tests too"
+)]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+
+/// `dmaspace replay` with these arguments, in the directory of the test data.
+fn replay(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the program is there")
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let (first, rest) = program().split_first().expect("never empty");
+    let mut command = Command::new(first);
+    command.args(rest).arg("replay").args(arguments).current_dir(DATA);
+    command
+}
+
+/// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
+fn program() -> &'static [&'static str] {
+    const DIRECTLY: &[&str] = &[env!("CARGO_BIN_EXE_dmaspace")];
+    const EMULATED: [&[&str]; 2] =
+        [&["qemu-ppc64le", env!("CARGO_BIN_EXE_dmaspace")], &["qemu-ppc64le-static", env!("CARGO_BIN_EXE_dmaspace")]];
+    static PROGRAM: OnceLock<&[&str]> = OnceLock::new();
+    let runs = |words: &&[&str]| {
+        let (first, rest) = words.split_first().expect("never empty");
+        Command::new(first)
+            .args(rest)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.stdout.starts_with(b"dmaspace"))
+    };
+    PROGRAM.get_or_init(|| [DIRECTLY].into_iter().chain(EMULATED).find(runs).unwrap_or(DIRECTLY))
+}
+
+fn replay_text(text: &[u8], arguments: &[&str]) -> Output {
+    let mut command = command(arguments);
+    command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program is there");
+    child.stdin.take().expect("piped").write_all(text).expect("it reads everything");
+    child.wait_with_output().expect("it ends")
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().expect("it ends by itself")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("text")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("text")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(stdout(output)).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// What becomes of each range, as one word each.
+fn fates(object: &Value) -> String {
+    let sections = object["sections"].as_array().expect("a list");
+    sections.iter().map(|section| section["fate"].as_str().expect("a word")).collect::<Vec<_>>().join(" ")
+}
+
+/// The host's windows as text: `0x0..=0xfff: 4096`.
+fn windows(object: &Value) -> Vec<String> {
+    let window = |window: &Value| {
+        let sizes: Vec<_> = window["page_sizes"].as_array().expect("a list").iter().map(Value::to_string).collect();
+        format!("{}..={}: {}", window["first"].as_str().unwrap(), window["last"].as_str().unwrap(), sizes.join(" "))
+    };
+    object["windows"].as_array().expect("a list").iter().map(window).collect()
+}
+
+fn numbers<const N: usize>(object: &Value, fields: [&str; N]) -> [u64; N] {
+    fields.map(|field| object[field].as_u64().unwrap_or_else(|| panic!("{field} in {object}")))
+}
+
+/// map, unmap, register, unregister, create and remove windows.
+fn calls(object: &Value) -> [u64; 6] {
+    numbers(&object["calls"], ["map", "unmap", "register", "unregister", "create_window", "remove_window"])
+}
+
+/// mapped, pinned, tables, disturbed.
+fn bytes(object: &Value) -> [u64; 4] {
+    numbers(&object["bytes"], ["mapped", "pinned", "tables", "disturbed"])
+}
+
+/// A file on a host, and everything that has to come out.
+struct Case {
+    file: &'static str,
+    on: &'static [&'static str],
+    backend: &'static str,
+    windows: &'static [&'static str],
+    fates: &'static str,
+    calls: [u64; 6],
+    bytes: [u64; 4],
+}
+
+impl Case {
+    fn check(&self) {
+        let file = format!("mtree/{}.mtree", self.file);
+        let output = replay(&[&[file.as_str(), "--json"], self.on].concat());
+        let object = json(&output);
+        let what = format!("{} on {:?}: {object}", self.file, self.on);
+        let refused = self.fates.contains("refused");
+        assert_eq!(status(&output), i32::from(refused), "{what}");
+        assert_eq!(object["ok"], !refused, "{what}");
+        assert_eq!(object["input"]["file"], file, "{what}");
+        assert_eq!(object["backend"], self.backend, "{what}");
+        assert_eq!(windows(&object), self.windows, "{what}");
+        assert_eq!(fates(&object), self.fates, "{what}");
+        assert_eq!(calls(&object), self.calls, "{what}");
+        assert_eq!(bytes(&object), self.bytes, "{what}");
+    }
+}
+
+const VTD_TYPE1: &[&str] = &["--host", "vtd", "--backend", "type1"];
+const VTD_IOMMUFD: &[&str] = &["--host", "vtd", "--backend", "iommufd"];
+const POWERNV9: &[&str] = &["--host", "powernv9"];
+const POWERNV9_64K: &[&str] = &["--host", "powernv9-64k"];
+const PSERIES: &[&str] = &["--host", "pseries"];
+
+const WINDOWS_OF_TYPE1: &[&str] =
+    &["0x0..=0xfedfffff: 4096 2097152 1073741824", "0xfef00000..=0xffffffffffff: 4096 2097152 1073741824"];
+const WINDOWS_OF_IOMMUFD: &[&str] = &["0x0..=0xfedfffff: 4096", "0xfef00000..=0xffffffffffff: 4096"];
+
+const PC: &str = "mapped mapped mapped mapped skipped skipped msi mapped";
+const Q35: &str = "mapped mapped mapped mapped skipped skipped msi mapped mapped";
+const Q35_WITH_IOMMU: &str = "mapped mapped mapped mapped skipped skipped skipped msi mapped mapped";
+const Q35_WITH_BAR: &str =
+    "mapped mapped mapped mapped mapped skipped mapped skipped skipped skipped skipped msi mapped";
+const Q35_WITHOUT_BAR: &str =
+    "mapped mapped mapped mapped mapped skipped skipped skipped skipped skipped skipped msi mapped";
+
+/// 3 GiB and 256 KiB of firmware, 8 GiB likewise, 256 MiB likewise, the BAR.
+const RAM_3G: u64 = 0xc000_0000 + 0x4_0000;
+const RAM_8G: u64 = 0x2_0000_0000 + 0x4_0000;
+const RAM_256M: u64 = 0x1000_0000 + 0x4_0000;
+const BAR: u64 = 0x10_0000;
+
+/// Firmware that is seen twice is registered once.
+const SEEN_TWICE: u64 = 0x2_0000;
+
+#[test]
+fn a_pc_on_a_pc() {
+    // 64 of the calls are the 4 KiB pieces of 0xc0000..=0xfffff; where three stretches meet that are not cut, that is one each.
+    let case = |file, on, fates, calls, bytes| {
+        let type1 = on == VTD_TYPE1;
+        let (backend, windows) = if type1 { ("type1", WINDOWS_OF_TYPE1) } else { ("iommufd", WINDOWS_OF_IOMMUFD) };
+        Case { file, on, backend, windows, fates, calls: [calls, 0, 0, 0, 0, 0], bytes }
+    };
+    for on in [VTD_TYPE1, VTD_IOMMUFD] {
+        case("pc-3g", on, PC, 67, [RAM_3G, RAM_3G, 0, 0]).check();
+        case("q35-8g", on, Q35, 68, [RAM_8G, RAM_8G, 0, 0]).check();
+        case("q35-vtd-8g", on, Q35_WITH_IOMMU, 68, [RAM_8G, RAM_8G, 0, 0]).check();
+    }
+    case("q35-256m-vfio-bar", VTD_TYPE1, Q35_WITH_BAR, 68, [RAM_256M + BAR, RAM_256M, 0, 0]).check();
+    case("q35-256m-vfio-bar", VTD_IOMMUFD, Q35_WITHOUT_BAR, 67, [RAM_256M, RAM_256M, 0, 0]).check();
+}
+
+#[test]
+fn a_pc_on_a_power_host() {
+    let case = |file, on, fates, window, calls, bytes| Case {
+        file,
+        on,
+        backend: "spapr",
+        windows: window,
+        fates,
+        calls,
+        bytes,
+    };
+    let window_4g: &[&str] = &["0x0..=0xffffffff: 4096"];
+    let window_16g: &[&str] = &["0x0..=0x3ffffffff: 4096"];
+    // Two levels of tables in blocks of a host page at least, twice.
+    let (table_4g, table_16g) = (0x100_4000, 0x400_8000);
+    let pinned = |ram| ram - SEEN_TWICE;
+    case("pc-3g", POWERNV9, PC, window_4g, [5, 0, 4, 0, 1, 1], [RAM_3G, pinned(RAM_3G), table_4g, 0]).check();
+    case("q35-8g", POWERNV9, Q35, window_16g, [6, 0, 4, 0, 1, 1], [RAM_8G, pinned(RAM_8G), table_16g, 0]).check();
+    let bytes = [RAM_256M, RAM_256M, table_4g, 0];
+    case("q35-256m-vfio-bar", POWERNV9, Q35_WITHOUT_BAR, window_4g, [6, 0, 2, 0, 1, 1], bytes).check();
+}
+
+#[test]
+fn a_pc_without_hints_gets_larger_pages_where_its_ranges_allow() {
+    let on: &[&str] = &["--host", "powernv9-64k", "--no-hints"];
+    let object = json(&replay(&[&["mtree/q35-8g.mtree", "--json"], on].concat()));
+    assert_eq!(windows(&object), ["0x0..=0x3ffffffff: 65536"]);
+    let object = json(&replay(&[&["mtree/q35-256m-vfio-bar.mtree", "--json"], on].concat()));
+    assert_eq!(windows(&object), ["0x0..=0xffffffff: 4096"]);
+}
+
+#[test]
+fn a_pc_on_a_host_whose_one_large_window_lies_high_is_refused() {
+    let refused = PC.replace("mapped", "refused");
+    let output = replay(&["mtree/pc-3g.mtree", "--json", "--host", "pseries"]);
+    assert_eq!((status(&output), fates(&json(&output))), (1, refused));
+    assert_eq!(bytes(&json(&output)), [0; 4]);
+}
+
+#[test]
+fn a_pseries_guest_on_power_hosts() {
+    const LOW: &str = "0x0..=0x3fffffff: 4096";
+    let (one, two) = ("window msi registered", "window msi window registered");
+    let (calls_one, calls_two) = ([0, 0, 1, 0, 1, 1], [0, 0, 1, 0, 2, 1]);
+    let case = |file, on, windows, fates, calls, tables| Case {
+        file,
+        on,
+        backend: "spapr",
+        windows,
+        fates,
+        calls,
+        bytes: [0, 1 << 32, tables, 0],
+    };
+    let high: &[&str] = &[LOW, "0x800000000000000..=0x80000003fffffff: 4096"];
+    let high_64k: &[&str] = &[LOW, "0x800000000000000..=0x80000003fffffff: 65536"];
+    for (on, table) in [(POWERNV9, 0x40_2000), (POWERNV9_64K, 0x40_0000), (PSERIES, 0x20_0000)] {
+        case("pseries-4g-reset", on, &[LOW], one, calls_one, table).check();
+    }
+    case("pseries-4g-two-windows", POWERNV9, high, two, calls_two, 2 * 0x40_2000).check();
+    case("pseries-4g-two-windows", POWERNV9_64K, high_64k, two, calls_two, 0x40_0000 + 0x4_0000).check();
+    case("pseries-4g-two-windows", PSERIES, high, two, calls_two, 2 * 0x20_0000).check();
+}
+
+#[test]
+fn a_pseries_guest_on_a_pc() {
+    for (on, backend, windows) in [(VTD_TYPE1, "type1", WINDOWS_OF_TYPE1), (VTD_IOMMUFD, "iommufd", WINDOWS_OF_IOMMUFD)]
+    {
+        let case = |file, fates| Case { file, on, backend, windows, fates, calls: [0; 6], bytes: [0; 4] };
+        case("pseries-4g-reset", "window msi skipped").check();
+        case("pseries-4g-two-windows", "window msi refused skipped").check();
+    }
+    let output = replay(&["mtree/pseries-4g-two-windows.mtree", "--json", "--host", "vtd"]);
+    let reason = json(&output)["sections"][2]["reason"].as_str().expect("a reason").to_owned();
+    assert_eq!(reason, "above the host's top address 0xffffffffffff; 0x100000000..=0x13fffffff would do");
+    assert!(stderr(&output).contains(&reason));
+}
+
+#[test]
+fn the_object_is_what_scripts_were_promised() {
+    let output = replay(&["mtree/pseries-4g-reset.mtree", "--json", "--host", "powernv9"]);
+    let expected = concat!(
+        r#"{"ok":true,"input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
+        r#""backend":"spapr","windows":[{"first":"0x0","last":"0x3fffffff","page_sizes":[4096]}],"sections":["#,
+        r#"{"space":"pci","first":"0x0","last":"0x3fffffff","name":"tce-iommu-80000000","kind":"i/o","fate":"window","#,
+        r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages","lost_head":0,"lost_tail":0},"#,
+        r#"{"space":"pci","first":"0x40000000000","last":"0x40000000fff","name":"msi","kind":"i/o","fate":"msi","#,
+        r#""reason":"a write here is an interrupt","lost_head":0,"lost_tail":0},"#,
+        r#"{"space":"memory","first":"0x0","last":"0xffffffff","name":"ppc_spapr.ram","kind":"ram","fate":"registered","#,
+        r#""reason":"entries may point to it","lost_head":0,"lost_tail":0}],"#,
+        r#""calls":{"map":0,"unmap":0,"register":1,"unregister":0,"create_window":1,"remove_window":1},"#,
+        r#""bytes":{"mapped":0,"pinned":4294967296,"tables":4202496,"disturbed":0}}"#,
+        "\n"
+    );
+    assert_eq!(stdout(&output), expected);
+}
+
+#[test]
+fn ranges_are_told_one_by_one_with_the_words_of_the_file() {
+    let object = json(&replay(&["mtree/q35-256m-vfio-bar.mtree", "--json"]));
+    let of = |field: &str| -> Vec<String> {
+        object["sections"].as_array().unwrap().iter().map(|section| section[field].as_str().unwrap().into()).collect()
+    };
+    let kinds = "ram rom ram rom ram i/o ramd i/o i/o i/o i/o i/o rom";
+    assert_eq!(of("kind").join(" "), kinds);
+    assert_eq!(of("name")[6], "0000:00:03.0 BAR 0 mmaps[0]");
+    assert_eq!((of("first")[6].as_str(), of("last")[6].as_str()), ("0xfea00000", "0xfeafffff"));
+    assert!(of("reason").iter().all(|reason| !reason.is_empty()));
+    assert!(of("space").iter().all(|space| space == "pci"));
+}
+
+#[test]
+fn a_bar_that_is_skipped_is_worth_a_warning_and_nothing_else() {
+    let output = replay(&["mtree/q35-256m-vfio-bar.mtree", "--host", "vtd", "--backend", "iommufd"]);
+    assert_eq!(status(&output), 0);
+    let warning = "warning: 0xfea00000..=0xfeafffff (0000:00:03.0 BAR 0 mmaps[0]): skipped: iommufd cannot map";
+    assert!(stderr(&output).starts_with(warning), "{output:?}");
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
+
+#[test]
+fn ends_that_are_no_whole_pages_are_lost_and_named() {
+    let text = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n  \
+                0000000000000000-00000000000013ff (prio 0, ram): mem\n  \
+                0000000000100800-0000000000101fff (prio 0, ramd): 0000:00:03.0 BAR 0 mmaps[1] @0000000000000800\n";
+    let output = replay_text(text.as_bytes(), &["--json", "--host", "vtd", "--backend", "type1"]);
+    let object = json(&output);
+    assert_eq!((status(&output), fates(&object)), (0, "mapped mapped".to_owned()));
+    let lost = |n: usize| numbers(&object["sections"][n], ["lost_head", "lost_tail"]);
+    assert_eq!((lost(0), lost(1)), ([0, 0x400], [0x800, 0]));
+    assert_eq!(bytes(&object)[..2], [0x2000, 0x1000]);
+    assert_eq!(stderr(&output).lines().filter(|line| line.starts_with("warning: ")).count(), 2);
+}
+
+#[test]
+fn without_hints_a_mapping_is_as_long_as_its_range() {
+    let object = json(&replay(&["mtree/q35-8g.mtree", "--json", "--host", "vtd", "--no-hints"]));
+    assert_eq!(calls(&object)[0], 6);
+}
+
+#[test]
+fn a_guest_is_replayed_where_it_belongs_unless_somebody_says_otherwise() {
+    let backend = |file: &str| json(&replay(&[file, "--json"]))["backend"].clone();
+    assert_eq!(backend("mtree/pseries-4g-reset.mtree"), "spapr");
+    assert_eq!(backend("mtree/q35-8g.mtree"), "iommufd");
+}
+
+#[test]
+fn the_guests_page_can_be_said() {
+    let page = |page: &str| {
+        let on = ["mtree/pseries-4g-two-windows.mtree", "--json", "--host", "powernv9-64k", "--guest-page", page];
+        windows(&json(&replay(&on)))[1].clone()
+    };
+    assert!(page("4K").ends_with(": 4096"));
+    assert!(page("16M").ends_with(": 65536"));
+    assert_eq!(status(&replay(&["mtree/q35-8g.mtree", "--guest-page", "5K"])), 2);
+}
+
+#[test]
+fn an_address_space_can_be_chosen() {
+    let on = ["mtree/q35-vtd-8g.mtree", "--json", "--address-space"];
+    let of = |name| json(&replay(&[&on[..], &[name]].concat()));
+    let object = of("vtd-root");
+    assert_eq!((object["input"]["address_space"].as_str(), fates(&object)), (Some("vtd-root"), Q35_WITH_IOMMU.into()));
+    let empty = of("edu");
+    assert_eq!((fates(&empty), calls(&empty), bytes(&empty)), (String::new(), [0; 6], [0; 4]));
+    let unknown = replay(&[&on[..], &["vtd"]].concat());
+    assert_eq!(status(&unknown), 2);
+    assert!(stderr(&unknown).contains("there are: memory, cpu-memory-0, vtd-root, mch,"), "{unknown:?}");
+}
+
+#[test]
+fn an_emulated_iommus_range_is_a_window_as_far_as_the_host_reaches() {
+    let text = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n  \
+                0000000000000000-000000007fffffff (prio 0, ram): pc.ram\n\n\
+                FlatView #1\n AS \"vtd-root\", root: vtd-03.0\n Root memory region: vtd-03.0\n  \
+                0000000000000000-00000000fedfffff (prio 0, i/o): vtd-03.0-dmar\n  \
+                00000000fee00000-00000000feefffff (prio 1, i/o): vtd-ir\n  \
+                00000000fef00000-ffffffffffffffff (prio 0, i/o): vtd-03.0-dmar @00000000fef00000\n";
+    let object = json(&replay_text(text.as_bytes(), &["--json", "--host", "vtd", "--address-space", "vtd-root"]));
+    assert_eq!(fates(&object), "window msi window skipped");
+    let reason = object["sections"][2]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("0xfef00000..=0xffffffffffff"), "{reason}");
+}
+
+#[test]
+fn six_tebibytes_replay_at_once() {
+    let text = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n  \
+                0000000000000000-000000007fffffff (prio 0, ram): mem\n  \
+                0000000100000000-000006007fffffff (prio 0, ram): mem @0000000080000000\n";
+    for on in [VTD_TYPE1, VTD_IOMMUFD, POWERNV9] {
+        let begun = Instant::now();
+        let output = replay_text(text.as_bytes(), &[&["--json"], on].concat());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{on:?}: {:?}", begun.elapsed());
+        assert_eq!((status(&output), bytes(&json(&output))[0]), (0, 6 << 40), "{on:?}");
+    }
+}
+
+#[test]
+fn a_failing_call_takes_everything_back_and_is_counted() {
+    let host = "hosts/vtd-with-little-locked-memory.json";
+    let output = replay(&["mtree/q35-256m-vfio-bar.mtree", "--json", "--host", host]);
+    let object = json(&output);
+    assert_eq!((status(&output), object["ok"].as_bool()), (1, Some(false)));
+    let expected =
+        "refused refused refused refused refused skipped skipped skipped skipped skipped skipped msi refused";
+    assert_eq!(fates(&object), expected);
+    assert_eq!((calls(&object)[0], bytes(&object)[0]), (66, 0));
+    assert!(stderr(&output).contains("VFIO_IOMMU_MAP_DMA: ENOMEM"), "{output:?}");
+    let reason = object["sections"][4]["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("map 0x100000..=0xfffffff: the limit on locked memory was reached"), "{reason}");
+
+    let host = "hosts/powernv9-with-little-locked-memory.json";
+    let output = replay(&["mtree/pseries-4g-reset.mtree", "--json", "--host", host]);
+    assert_eq!((status(&output), fates(&json(&output))), (1, "refused msi refused".to_owned()));
+    assert_eq!(calls(&json(&output)), [0, 0, 1, 0, 0, 1]);
+}
+
+#[test]
+fn bad_input_is_named_with_file_line_and_what_was_expected() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let good = std::fs::read_to_string(format!("{DATA}/mtree/q35-8g.mtree")).expect("test data");
+    let cases: [(&str, String, &str); 6] = [
+        ("empty", String::new(), ":1: expected `FlatView #<number>`"),
+        ("picture", "\u{0}PNG\n".to_owned(), ":1: expected `FlatView #<number>`"),
+        (
+            "kind",
+            good.replacen("(prio 0, ram)", "(prio 0, tape)", 1),
+            ":4: expected the kind ram, rom, ramd, romd or i/o",
+        ),
+        ("digits", good.replacen("0000000000000000-", "00000000z0000000-", 1), ":4: expected a range"),
+        ("order", good.replacen("00000000000c0000-", "0000000000010000-", 1), ":5: expected a range that begins after"),
+        ("memory", good.replace("AS \"memory\"", "AS \"ram\""), ": expected an address space \"memory\""),
+    ];
+    for (name, text, expected) in cases {
+        let file = directory.path().join(name);
+        std::fs::write(&file, text).expect("a file");
+        let output = replay(&[file.to_str().expect("a name"), "--json"]);
+        assert_eq!((status(&output), stdout(&output)), (2, ""), "{name}");
+        let place = format!("error: {}:", file.display());
+        assert!(stderr(&output).starts_with(&place) && stderr(&output).contains(expected), "{name}: {output:?}");
+    }
+    let missing = replay(&["mtree/missing.mtree"]);
+    assert_eq!(status(&missing), 2);
+    assert!(stderr(&missing).starts_with("error: mtree/missing.mtree: expected a file to read"));
+}
+
+#[test]
+fn a_host_that_makes_no_sense_is_bad_input() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let good = std::fs::read_to_string(format!("{DATA}/hosts/vtd-with-little-locked-memory.json")).expect("test data");
+    let cases = [
+        (good.replace("\"kernel\"", "\"colonel\""), "unknown field `colonel`"),
+        (good.replace("0x1000\"", "0x1001\""), "host_page"),
+        (good.replace("\"0000:00:03.0\"", "\"03\""), "groups[0].devices[0].address"),
+        (good.replace("\"groups\": [", "\"groups\": [],\n  \"spare\": ["), "spare"),
+    ];
+    for (text, expected) in cases {
+        let file = directory.path().join("host.json");
+        std::fs::write(&file, text).expect("a file");
+        let output = replay(&["mtree/q35-8g.mtree", "--host", file.to_str().expect("a name")]);
+        assert_eq!(status(&output), 2, "{expected}");
+        assert!(stderr(&output).contains("host.json:") && stderr(&output).contains(expected), "{output:?}");
+    }
+    for host in ["mtree/q35-8g.mtree", "nowhere"] {
+        assert_eq!(status(&replay(&["mtree/q35-8g.mtree", "--host", host])), 2);
+    }
+}
+
+#[test]
+fn a_backend_the_host_does_not_have_is_bad_input_with_the_reason() {
+    let output = replay(&["mtree/q35-8g.mtree", "--host", "vtd", "--backend", "spapr"]);
+    assert_eq!(status(&output), 2);
+    assert!(stderr(&output).contains("not spapr: x86_64 machines have none"), "{output:?}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_a_failure_with_the_reason() {
+    let output = replay(&["mtree/pseries-4g-reset.mtree", "--device", "fffe:ff:1f.7"]);
+    assert_eq!((status(&output), stdout(&output)), (1, ""));
+    assert!(stderr(&output).contains("there is no device fffe:ff:1f.7"), "{output:?}");
+    assert_eq!(status(&replay(&["mtree/q35-8g.mtree", "--device", "03"])), 2);
+    assert_eq!(status(&replay(&["mtree/q35-8g.mtree", "--device", "00:03.0", "--host", "vtd"])), 2);
+}
+
+#[test]
+fn several_files_are_replayed_one_by_one_and_the_worst_decides() {
+    let files = ["mtree/pseries-4g-two-windows.mtree", "mtree/q35-8g.mtree"];
+    let output = replay(&[&files[..], &["--json", "--host", "vtd"]].concat());
+    let objects: Vec<Value> =
+        stdout(&output).lines().map(|line| serde_json::from_str(line).expect("one each")).collect();
+    let named: Vec<_> =
+        objects.iter().map(|object| (object["input"]["file"].as_str(), object["ok"].as_bool())).collect();
+    assert_eq!(named, [(Some(files[0]), Some(false)), (Some(files[1]), Some(true))]);
+    assert_eq!(status(&output), 1);
+    let output = replay(&["nowhere", files[1], "--json"]);
+    assert_eq!((status(&output), stdout(&output).lines().count()), (2, 1));
+}
+
+#[test]
+fn people_get_a_hundred_columns_and_exact_numbers() {
+    let files = ["pc-3g", "q35-8g", "q35-vtd-8g", "q35-256m-vfio-bar", "pseries-4g-reset", "pseries-4g-two-windows"];
+    let files = files.map(|file| format!("mtree/{file}.mtree"));
+    for host in ["vtd", "powernv9", "powernv9-64k", "pseries"] {
+        let arguments: Vec<_> = files.iter().map(String::as_str).chain(["--host", host]).collect();
+        let output = replay(&arguments);
+        let too_wide = |line: &&str| line.chars().count() > 100 || line.ends_with(' ');
+        assert_eq!(stdout(&output).lines().filter(too_wide).collect::<Vec<_>>(), [""; 0]);
+    }
+    let output = replay(&["mtree/q35-256m-vfio-bar.mtree", "--host", "vtd", "--backend", "type1"]);
+    for line in [
+        "mtree/q35-256m-vfio-bar.mtree: memory",
+        "on the soft host vtd, through type1",
+        "  0xfef00000  0xffffffffffff  4 KiB, 2 MiB, 1 GiB",
+        "  0xfea00000  0xfeafffff  ramd  0000:00:03.0 BAR 0 mmaps[0]  mapped   read-write with 4K pages",
+        "  68 map",
+        "  mapped     257.2 MiB (269746176)",
+        "Every required section is provided.",
+    ] {
+        assert!(stdout(&output).lines().any(|there| there == line), "{line} in\n{}", stdout(&output));
+    }
+}
+
+#[test]
+fn a_drawing_has_every_range_and_every_window() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("map.svg");
+    let draw = |input: &str, host: &str| {
+        let output = replay(&[input, "--host", host, "--svg", file.to_str().expect("a name")]);
+        (status(&output), std::fs::read_to_string(&file).expect("a drawing"))
+    };
+    let (status_of_good, drawing) = draw("mtree/pseries-4g-two-windows.mtree", "powernv9");
+    assert_eq!(status_of_good, 0);
+    for text in ["tce-iommu-80000000", "tce-iommu-80000001", "msi (i/o)", "ppc_spapr.ram", "0x800000000000000"] {
+        assert!(drawing.contains(text), "{text}");
+    }
+    assert_eq!(drawing.matches("in 4 KiB pages").count(), 2);
+    // What is refused is drawn as well.
+    assert_eq!(draw("mtree/pseries-4g-two-windows.mtree", "vtd").0, 1);
+    let nowhere = Path::new("/nonexistent/map.svg");
+    let output = replay(&["mtree/q35-8g.mtree", "--svg", nowhere.to_str().expect("a name")]);
+    assert_eq!(status(&output), 2);
+    assert_eq!(status(&replay(&["mtree/q35-8g.mtree", "mtree/pc-3g.mtree", "--svg", "map.svg"])), 2);
+}
+
+#[test]
+fn help_has_examples_and_the_exit_statuses() {
+    let output = replay(&["--help"]);
+    assert_eq!(status(&output), 0);
+    assert!(stdout(&output).contains("Examples:") && stdout(&output).contains("Exit status:"));
+    assert!(stdout(&output).lines().all(|line| line.chars().count() <= 100), "{}", stdout(&output));
+}

@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn the_end_of_a_long_boot_is_kept() {
-        let boot: String = (0..100).map(|line| format!("line {line}\n")).collect();
-        let (console, shown) = after(boot.as_bytes());
+        let boot: Vec<String> = (0..100).map(|line| format!("line {line}\n")).collect();
+        let (console, shown) = after(boot.concat().as_bytes());
         assert_eq!(console.last_of_boot().last(), Some("line 99"));
         assert_eq!(console.last_of_boot().count(), BOOT_LINES);
         assert_eq!(shown, "");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::console::{Console, Exit};
 
 /// The taint flags a run may not raise: a machine check, a bad page, an Oops, a WARN, a soft lockup.
-const SERIOUS_TAINT: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14;
+const SERIOUS_TAINT: u64 = (1 << 4) | (1 << 5) | (1 << 7) | (1 << 9) | (1 << 14);
 
 /// How a complaint of the kernel's starts.
 const COMPLAINTS: &[&str] = &[

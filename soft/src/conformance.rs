@@ -27,7 +27,7 @@ pub struct Row {
     pub only: Only,
     /// The requests.
     pub steps: &'static [Step],
-    /// What the process is left with that only its end takes away.
+    /// What it leaves behind that no call takes away.
     pub leaves: Leaves,
 }
 
@@ -62,8 +62,10 @@ pub enum Only {
 pub enum Leaves {
     /// Nothing.
     Nothing,
-    /// Locked memory, and registrations that stand in the way of others.
+    /// Locked memory, and registrations that stand in the way of others; perhaps a warning in the kernel's log when the process ends.
     LockedMemory,
+    /// A warning in the kernel's log.
+    Warning,
 }
 
 /// A request and its answer.

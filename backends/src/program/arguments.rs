@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dmaspace::PageSize;
 use dmaspace::choose::BackendKind;
 use dmaspace::pci::PciAddress;
-use dmaspace_core::PageSize;
 
 /// DMA windows for passed-through PCI devices, on every IOMMU.
 #[derive(Debug, Parser)]

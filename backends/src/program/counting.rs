@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dmaspace_core::door::{Attached, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, HostMemory, PageSize};
+use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace::{Access, HostMemory, PageSize};
 use serde::Serialize;
 
 /// Calls that change what devices reach, by kind.
@@ -144,7 +144,7 @@ impl Door for CountingDoor {
 
 #[cfg(test)]
 mod tests {
-    use dmaspace_core::door::Kernel;
+    use dmaspace::door::Kernel;
     use dmaspace_soft::{Profile, SoftHost};
     use dmaspace_type1::abi::UNMAP_DMA;
     use dmaspace_type1::vfio::GET_API_VERSION;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dmaspace_core::listener::Fate;
+use dmaspace::listener::Fate;
 use svg::node::element::{Group, Line, Rectangle, Text};
 use svg::{Document, Node};
 

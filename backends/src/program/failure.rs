@@ -9,9 +9,9 @@ pub(crate) enum Failure {
     /// What the user gave makes no sense.
     #[error("{0}")]
     Input(String),
-    /// A kernel said no.
+    /// A host, its kernel above all, said no.
     #[error("{0}")]
-    Kernel(String),
+    Host(String),
 }
 
 impl Failure {
@@ -20,9 +20,9 @@ impl Failure {
         Self::Input(format!("{file}:{line}: {what}"))
     }
 
-    /// A kernel said no.
-    pub(crate) fn kernel(what: &impl fmt::Display) -> Self {
-        Self::Kernel(what.to_string())
+    /// A host said no.
+    pub(crate) fn host(what: &impl fmt::Display) -> Self {
+        Self::Host(what.to_string())
     }
 }
 
@@ -42,7 +42,7 @@ impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
         match failure {
             Failure::Input(_) => Self::BadInput,
-            Failure::Kernel(_) => Self::Refused,
+            Failure::Host(_) => Self::Refused,
         }
     }
 }

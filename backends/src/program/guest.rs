@@ -1,8 +1,8 @@
 //! The guest that flat views describe: which of them is its PCI address space, and what each range there means to devices.
 
-use dmaspace_core::{Access, PageSize};
+use dmaspace::{Access, PageSize};
 
-use crate::program::mtree::{FlatView, Range, What};
+use crate::program::mtree::{AddressSpace, FlatView, Range, What};
 
 /// QEMU's name for what processors see.
 const SYSTEM_MEMORY: &str = "memory";
@@ -66,7 +66,7 @@ impl<'a> Guest<'a> {
         guest_page: Option<PageSize>,
     ) -> Result<Self, NoGuest> {
         let (address_space, view) = match (name, views.iter().find(|view| holds_tce_windows(view))) {
-            (Some(name), _) => (name, view_of(views, name)?),
+            (Some(name), _) => (name, view_called(views, name)?),
             (None, Some(view)) => (view.spaces.first().map_or("", |space| &space.name), view),
             (None, None) => (SYSTEM_MEMORY, view_of(views, SYSTEM_MEMORY)?),
         };
@@ -90,16 +90,25 @@ fn holds_tce_windows(view: &FlatView) -> bool {
     view.ranges.iter().any(|range| liobn(range).is_some())
 }
 
-/// The view of the address space `name`. Where many have that name, the name of the root tells them apart.
+/// The view of the address space that somebody calls `name`. Where many have one name, the name of the root tells them apart.
+fn view_called<'a>(views: &'a [FlatView], name: &str) -> Result<&'a FlatView, NoGuest> {
+    let is_named = views.iter().any(|view| view.spaces.iter().any(|space| space.name == name));
+    if is_named { view_of(views, name) } else { only(views, name, |space| space.root == name) }
+}
+
+/// The view of the address space `name`.
 fn view_of<'a>(views: &'a [FlatView], name: &str) -> Result<&'a FlatView, NoGuest> {
-    let named = |view: &&FlatView| view.spaces.iter().any(|space| space.name == name);
-    let rooted = |view: &&FlatView| view.spaces.iter().any(|space| space.root == name);
-    let mut found: Vec<_> = views.iter().filter(named).collect();
-    if found.is_empty() {
-        found = views.iter().filter(rooted).collect();
-    }
-    let first = *found.first().ok_or_else(|| NoGuest::unknown(name, views))?;
-    match found.iter().find(|other| !says_the_same(first, other)) {
+    only(views, name, |space| space.name == name)
+}
+
+fn only<'a>(
+    views: &'a [FlatView],
+    name: &str,
+    is_meant: impl Fn(&AddressSpace) -> bool,
+) -> Result<&'a FlatView, NoGuest> {
+    let mut meant = views.iter().filter(|view| view.spaces.iter().any(&is_meant));
+    let first = meant.next().ok_or_else(|| NoGuest::unknown(name, views))?;
+    match meant.find(|other| !says_the_same(first, other)) {
         None => Ok(first),
         Some(other) => Err(NoGuest::ambiguous(name, first, other)),
     }

@@ -82,15 +82,15 @@ fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, F
         Ok(opened) => Ok(Ready { opened, counter }),
         // The host is what somebody described, so it is their description, or the backend, that has to change.
         Err(OpenError::NoBackend(choice)) => Err(bad(choice.to_string())),
-        Err(error) => Err(Failure::kernel(&error)),
+        Err(error) => Err(Failure::host(&error)),
     }
 }
 
 fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, Failure> {
     let counter = Arc::new(CountingDoor::new(Arc::new(LinuxDoor::new())));
-    let facts = Facts::of_this_host(&*counter).map_err(|error| Failure::kernel(&error))?;
+    let facts = Facts::of_this_host(&*counter).map_err(|error| Failure::host(&error))?;
     let host = Host::new(counter.clone(), facts);
-    let opened = host.open(&wish(device, backend)).map_err(|error| Failure::kernel(&error))?;
+    let opened = host.open(&wish(device, backend)).map_err(|error| Failure::host(&error))?;
     Ok(Ready { opened, counter })
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dmaspace_core::contract::{PciAddressSpace, WindowRequest};
-use dmaspace_core::listener::{Fate, SpaceReport, Verdict};
-use dmaspace_core::{IovaRange, PageSize, Window};
+use dmaspace::contract::{PciAddressSpace, WindowRequest};
+use dmaspace::listener::{Fate, SpaceReport, Verdict};
+use dmaspace::{IovaRange, PageSize, Window};
 use serde::{Serialize, Serializer};
 
 use crate::program::counting::Calls;

@@ -1,17 +1,18 @@
 //! Replaying: a guest's map, in one commit, through the listener and a real backend, onto a host.
 
 use dmaspace::choose::BackendKind;
-use dmaspace_core::contract::PciAddressSpace;
-use dmaspace_core::error::Error;
-use dmaspace_core::listener::{CommitError, Fate, Report, SpaceReport, Update};
-use dmaspace_core::{FrontEnd, Listener};
+use dmaspace::contract::PciAddressSpace;
+use dmaspace::error::Subject;
+use dmaspace::listener::{CommitError, Fate, Report, SpaceReport, Update};
+use dmaspace::section::Need;
+use dmaspace::{FrontEnd, HostMemory, IovaRange, Listener};
 
 use crate::program::counting::CountingDoor;
 use crate::program::failure::{Failure, Status};
 use crate::program::guest::Guest;
 use crate::program::host::{Place, Ready};
 use crate::program::outcome::{self, Bytes, Input, Judged, Outcome};
-use crate::program::sections;
+use crate::program::sections::{self, NoMemory};
 
 /// How to replay.
 #[derive(Clone, Debug)]
@@ -49,16 +50,18 @@ impl Replay {
 /// # Errors
 /// When it does not come to a commit.
 pub(crate) fn replay(file: &str, guest: &Guest<'_>, setting: &Setting) -> Result<Replay, Failure> {
-    let told =
-        sections::tell(guest, setting.place.source()).map_err(|error| Failure::input(file, error.line, &error))?;
+    let told = sections::tell(guest, setting.place.source()).map_err(|error| match error {
+        NoMemory::TooLarge { line } => Failure::input(file, line, &error),
+        NoMemory::TooLittle { .. } => Failure::host(&format_args!("{file}: {error}")),
+    })?;
     let Ready { opened, counter } = setting.place.open(setting.backend)?;
     let space = opened.space.space();
     let mut listener = Listener::new(front_end(setting.hints));
-    listener.attach(space.clone()).map_err(|error| Failure::kernel(&error))?;
+    listener.attach(space.clone()).map_err(|error| Failure::host(&error))?;
 
     let Ended { report, errors } = commit(&mut listener, told.update);
     let sections = outcome::judge(guest, &told.reasons, &report);
-    let warnings = warnings(&report, &sections);
+    let warnings = if errors.is_empty() { warnings(&report, &sections) } else { report.warnings };
     let outcome = Outcome {
         ok: errors.is_empty(),
         input: Input { file: file.to_owned(), address_space: guest.address_space.to_owned() },
@@ -112,19 +115,54 @@ fn refusals(report: &SpaceReport) -> Vec<String> {
 
 /// What a plan promised and a kernel did not let come true.
 fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
-    let reason = match error {
-        CommitError::Step { error: Error { operation, subject, .. }, .. } => {
-            format!("taken back, because a kernel call failed: {operation} {subject}")
-        }
-        other => other.to_string(),
-    };
-    let promised = |fate: Fate| matches!(fate, Fate::Mapped | Fate::Registered | Fate::Window);
-    let sections = report.sections.iter_mut().map(|verdict| (&mut verdict.fate, &mut verdict.reason));
-    let targets = report.targets.iter_mut().map(|verdict| (&mut verdict.fate, &mut verdict.reason));
-    for (fate, text) in sections.chain(targets).filter(|(fate, _)| promised(**fate)) {
-        (*fate, *text) = (Fate::Refused, reason.clone());
+    let failed = Failed::of(error);
+    for verdict in report.sections.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
+        let required = verdict.piece.need() == Some(Need::Required);
+        verdict.fate = if required { Fate::Refused } else { Fate::Skipped };
+        verdict.reason = failed.reason(Some(verdict.piece.range()), verdict.piece.direct().map(|(memory, _)| memory));
+    }
+    for verdict in report.targets.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
+        verdict.fate = Fate::Refused;
+        verdict.reason = failed.reason(None, Some(verdict.piece.memory()));
     }
     report
+}
+
+fn was_promised(fate: Fate) -> bool {
+    matches!(fate, Fate::Mapped | Fate::Registered | Fate::Window)
+}
+
+/// What failed, and of what.
+struct Failed<'a> {
+    subject: Option<&'a Subject>,
+    words: String,
+}
+
+impl<'a> Failed<'a> {
+    fn of(error: &'a CommitError) -> Self {
+        let subject = match error {
+            CommitError::Step { error, .. } => Some(&error.subject),
+            _ => None,
+        };
+        Self { subject, words: error.to_string() }
+    }
+
+    /// Why something at `range`, made of `memory`, did not come true: the whole story where it happened, and a hint elsewhere.
+    fn reason(&self, range: Option<IovaRange>, memory: Option<&HostMemory>) -> String {
+        let happened_here = match self.subject {
+            Some(Subject::Range(failed)) => range.is_some_and(|range| range.overlaps(*failed)),
+            Some(Subject::Memory(failed)) => memory.is_some_and(|memory| overlap(memory, failed)),
+            _ => true,
+        };
+        match self.subject {
+            Some(subject) if !happened_here => format!("taken back, since {subject} failed"),
+            _ => self.words.clone(),
+        }
+    }
+}
+
+fn overlap(a: &HostMemory, b: &HostMemory) -> bool {
+    a.address() <= b.last() && b.address() <= a.last()
 }
 
 /// What the listener warns of, and every device's memory that is not mapped: peer-to-peer will not work, and a guest does not say why.
@@ -152,13 +190,16 @@ mod tests {
     use crate::program::mtree::parse;
     use crate::program::mtree::tests::damaged;
 
+    const HOSTS: [(&str, Option<BackendKind>); 4] =
+        [("vtd", None), ("vtd", Some(BackendKind::Type1)), ("powernv9", None), ("pseries", None)];
+
     proptest! {
         /// Whatever the text says, there is an answer; and what is said to be mapped is mapped.
         #[test]
-        fn damaged_texts_are_replayed_or_refused(text in damaged(), host in prop::sample::select(&["vtd", "powernv9", "pseries"][..])) {
+        fn damaged_texts_are_replayed_or_refused(text in damaged(), (host, backend) in prop::sample::select(&HOSTS[..])) {
             let Ok(views) = parse(&text) else { return Ok(()) };
             let Ok(guest) = Guest::of(&views, None, None) else { return Ok(()) };
-            let setting = Setting { place: Place::named(host).expect("a preset"), backend: None, hints: true };
+            let setting = Setting { place: Place::named(host).expect("a preset"), backend, hints: true };
             let Ok(replay) = replay("text", &guest, &setting) else { return Ok(()) };
             let outcome = replay.outcome;
             prop_assert_eq!(outcome.sections.len(), guest.pci.len() + guest.targets.len());

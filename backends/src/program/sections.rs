@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress};
+use dmaspace::listener::Update;
+use dmaspace::section::TargetMemory;
+use dmaspace::{Access, HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 use crate::program::guest::{Guest, Meaning};
@@ -35,19 +35,23 @@ pub(crate) enum Source {
     Real,
 }
 
-/// A range for which there is no host memory.
+/// Why there is no host memory for a guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{why}")]
-pub(crate) struct NoMemory {
-    /// The range's line.
-    pub(crate) line: usize,
-    why: String,
-}
-
-impl NoMemory {
-    fn too_large(line: usize) -> Self {
-        Self { line, why: "expected memory that fits into the addresses of one process".to_owned() }
-    }
+pub(crate) enum NoMemory {
+    /// One range, by itself or together with the others, is larger than an address space.
+    #[error("expected memory that fits into the addresses of one process")]
+    TooLarge {
+        /// The range's line.
+        line: usize,
+    },
+    /// This host has less.
+    #[error("the guest has {need} of memory, but only {have} is free here; a soft host (--host) needs none")]
+    TooLittle {
+        /// What the guest has, in words.
+        need: String,
+        /// What the host has, in words.
+        have: String,
+    },
 }
 
 /// What the listener is to be told of `guest`.
@@ -97,7 +101,7 @@ impl Regions {
                 Source::MadeUp => made_up(&mut place, bytes),
                 Source::Real => real(bytes),
             };
-            regions.insert(name.to_owned(), memory.ok_or_else(|| NoMemory::too_large(line))?);
+            regions.insert(name.to_owned(), memory.ok_or(NoMemory::TooLarge { line })?);
         }
         Ok(Self { source, regions })
     }
@@ -138,7 +142,7 @@ fn len(range: &Range) -> Option<NonZeroU64> {
 }
 
 fn too_large(range: &Range) -> NoMemory {
-    NoMemory::too_large(range.line)
+    NoMemory::TooLarge { line: range.line }
 }
 
 /// How large a region is at least.
@@ -187,14 +191,10 @@ fn real(bytes: NonZeroU64) -> Option<HostMemory> {
 /// All of the guest's memory is about to be pinned: the kernel would rather kill somebody than say no.
 fn check_free_memory(sizes: &BTreeMap<&str, Size>) -> Result<(), NoMemory> {
     let need: u128 = sizes.values().map(|size| u128::from(size.bytes.get())).sum();
-    let Some(have) = free_memory().map(u128::from).filter(|have| *have < need) else { return Ok(()) };
-    let line = sizes.values().max_by_key(|size| size.bytes).map_or(0, |size| size.line);
-    let why = format!(
-        "expected no more memory than is free here, {}, not {}; a soft host (--host) needs none",
-        bytes(have),
-        bytes(need)
-    );
-    Err(NoMemory { line, why })
+    match free_memory().map(u128::from) {
+        Some(have) if have < need => Err(NoMemory::TooLittle { need: bytes(need), have: bytes(have) }),
+        _ => Ok(()),
+    }
 }
 
 /// What the kernel thinks it can give without swapping.
@@ -206,8 +206,8 @@ fn free_memory() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use dmaspace_core::Listener;
-    use dmaspace_core::section::{Backing, FrontEnd};
+    use dmaspace::Listener;
+    use dmaspace::section::{Backing, FrontEnd};
 
     use super::*;
     use crate::program::guest::tests::views;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_an_address_space_holds_is_refused_at_its_line() {
+    fn what_does_not_fit_is_refused() {
         for range in [
             "0000000000000000-ffffffffffffffff (prio 0, ram): mem",
             "0000000000000000-0000000000000fff (prio 0, ram): mem @fffffffffffff000",
@@ -285,11 +285,11 @@ mod tests {
         ] {
             let views = views(&view_of(range));
             let guest = Guest::of(&views, None, None).expect("a guest");
-            assert_eq!(tell(&guest, Source::MadeUp).expect_err("too large").line, 4, "{range}");
+            assert_eq!(tell(&guest, Source::MadeUp).expect_err("too large"), NoMemory::TooLarge { line: 4 }, "{range}");
         }
         let views = views(&view_of("0000000000000000-0000ffffffffffff (prio 0, ram): mem"));
         let guest = Guest::of(&views, None, None).expect("a guest");
         let refusal = tell(&guest, Source::Real).expect_err("more than this host has").to_string();
-        assert!(refusal.contains("not 256 TiB"), "{refusal}");
+        assert!(refusal.starts_with("the guest has 256 TiB (281474976710656) of memory, but only"), "{refusal}");
     }
 }

@@ -11,7 +11,7 @@ const COLUMNS: usize = 100;
 /// The whole of it.
 pub(crate) fn replay(replay: &Replay) -> String {
     let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
-    let heading = format!("{}: {}, on {}, through {backend}\n", input.file, input.address_space, replay.host);
+    let heading = format!("{}: {}\non {}, through {backend}\n", input.file, input.address_space, replay.host);
     let of = |space| sections.iter().filter(move |judged: &&Judged| judged.space == space);
     let parts = [
         paragraph("The host's windows", window_table(windows)),
@@ -40,7 +40,7 @@ fn window_table(windows: &[HostWindow]) -> Option<String> {
         let pages: Vec<_> = window.page_sizes.iter().map(|page| in_units((*page).into())).collect();
         [window.first.to_string(), window.last.to_string(), pages.join(", ")]
     });
-    Some(table(["first", "last", "pages"], rows).map(|line| line + "\n").collect())
+    Some(table(["first", "last", "pages"], rows).map(|line| with_reason(&line, "")).collect())
 }
 
 /// One line for each section, with the reason at its end or, where there is no room, below it.

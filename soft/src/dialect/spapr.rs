@@ -8,28 +8,24 @@
 //! pnv_tce): with several levels at the window's beginning, with one level in memory that is no table at all. Here it is the beginning
 //! always, so that the damage can be seen. On pseries the hypervisor refuses such an entry.
 
+mod batch;
+mod blocks;
 mod windows;
 
 use dmaspace_core::door::Errno;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
-use dmaspace_spapr::abi::{self, DdwInfo, MapDma, RegisterMemory, TceInfo, UnmapDma};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize};
+use dmaspace_spapr::abi::{self, DdwInfo, MapDma, TceInfo, UnmapDma};
 use dmaspace_type1::vfio::{Extension, IommuType};
 use std::mem::offset_of;
 
-use crate::dialect::call::{Call, UserMemory};
-use crate::dialect::{Pid, Process, World, require};
+use crate::dialect::call::Call;
+use crate::dialect::{Pid, World, require};
 use crate::engine::{Registration, Run, Table};
 use crate::profile::{Platform, TceIommu};
+use batch::Batch;
+use blocks::{Pinned, new_block, read_block};
 pub(crate) use windows::Firmware;
 use windows::TceWindow;
-
-/// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB with 4 KiB
-/// pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
-const PIN_ROUND: u64 = (16 << 20) / 8;
-
-/// What the hypervisor says of a table index it does not know, H_PARAMETER, which the kernel hands on as an errno
-/// (linux: arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
-const H_PARAMETER: Errno = Errno::EINTR;
 
 /// A container that was given to the sPAPR driver.
 #[derive(Debug)]
@@ -103,7 +99,7 @@ impl Spapr {
         require(tce.platform == Platform::PowerNv || self.window_count() == 0, Errno::EPERM)?;
         self.pending |= self.groups.is_empty() && self.windows.first().is_some_and(Option::is_none);
         self.groups.insert(0, group);
-        world.firmware(group).take();
+        world.firmware(group).reset();
         Ok(())
     }
 
@@ -111,7 +107,7 @@ impl Spapr {
     pub(crate) fn detach(&mut self, world: &mut World, group: u32) {
         self.groups.retain(|other| *other != group);
         self.clear(world, IovaRange::all());
-        world.firmware(group).give_back();
+        world.firmware(group).reset();
     }
 
     /// tce_iommu_release.
@@ -327,135 +323,6 @@ impl Spapr {
     fn window_at(&self, at: Iova) -> Option<TceWindow> {
         self.windows.iter().flatten().find(|window| window.range.contains(at)).copied()
     }
-}
-
-/// Entries to write.
-struct Batch {
-    window: TceWindow,
-    at: Iova,
-    entries: u64,
-    access: Access,
-}
-
-/// What a batch comes to: the entries that can be written, up to the first that cannot.
-#[derive(Default)]
-struct Plan {
-    runs: Vec<Run>,
-    failure: Option<Errno>,
-}
-
-impl Batch {
-    /// tce_iommu_build_v2: every entry must lie wholly in one registered block, on pages that are large enough.
-    fn show(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
-        let page = self.window.page;
-        let platform = tce(world)?.platform;
-        let registry = &world.process(by).registry;
-        Ok(self.plan(platform, Errno::EINVAL, |offset| {
-            let address = memory.address.checked_add(offset)?;
-            let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
-            let inside = address - block.memory.address();
-            Some((block.memory.slice(inside, page.round_down(block.memory.len().get() - inside))?, block.id))
-        }))
-    }
-
-    /// tce_iommu_build: pinned page by page, for writing always, uncharged.
-    fn pin(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
-        let page = self.window.page;
-        let platform = tce(world)?.platform;
-        let plan = self.plan(platform, Errno::EFAULT, |offset| {
-            let rest = memory.rest(offset).filter(|rest| !rest.is_device_memory())?;
-            Some((rest.slice(0, page.round_down(rest.len().get()))?, 0))
-        });
-        world.account(by).note_pins(plan.runs.iter().map(Run::bytes).sum());
-        Ok(plan)
-    }
-
-    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number; `refusal` is
-    /// the answer where there is none.
-    fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
-        let page = self.window.page;
-        let wanted = self.entries << page.shift();
-        let mut plan = Plan::default();
-        let mut done = 0;
-        while done < wanted && plan.failure.is_none() {
-            let run = source(done).ok_or(refusal).and_then(|(memory, id)| {
-                let (at, room) = self.window.place(platform, self.at, done).ok_or(H_PARAMETER)?;
-                let memory = memory.slice(0, memory.len().get().min(wanted - done).min(room)).ok_or(refusal)?;
-                Run::new(at, memory, self.access, id).ok_or(Errno::EINVAL)
-            });
-            match run {
-                Ok(run) => {
-                    done += run.bytes();
-                    plan.runs.push(run);
-                }
-                Err(errno) => plan.failure = Some(errno),
-            }
-        }
-        plan
-    }
-}
-
-/// What became of a registration.
-enum Pinned {
-    /// Everything was pinned; the block's number.
-    All(u64),
-    /// Only so many pages of the last round were: the result of the call.
-    Some(i32),
-}
-
-/// mm_iommu_do_alloc: charged, then pinned for writing, and only then looked at whether it overlaps another block.
-fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
-    let page = world.page();
-    let Process { account, registry } = world.process(by);
-    account.lock(size)?;
-    let pinned = pin_block(memory, size, page).and_then(|pinned| match pinned {
-        Ok(memory) if registry.overlaps(memory.address(), size) => Err(Errno::EINVAL),
-        other => Ok(other),
-    });
-    match pinned {
-        Ok(Ok(memory)) => {
-            account.note_pins(size);
-            let largest = largest_page(&memory, page);
-            Ok(Pinned::All(registry.add(memory, largest)))
-        }
-        Ok(Err(pages)) => {
-            account.unlock(size);
-            Ok(Pinned::Some(pages))
-        }
-        Err(errno) => {
-            account.unlock(size);
-            Err(errno)
-        }
-    }
-}
-
-/// Pins a block in rounds. A round that pins some of its pages ends everything and its number of pages becomes the result, `Ok(Err(_))`;
-/// one that pins none is `EFAULT`.
-fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<HostMemory, i32>, Errno> {
-    require(size > 0, Errno::ENOMEM)?;
-    require(!memory.is_device_memory(), Errno::EFAULT)?;
-    if let Some(memory) = memory.pinnable(size, true) {
-        return Ok(Ok(memory));
-    }
-    let of_the_last_round = memory.pinnable_pages(size, true, page) % PIN_ROUND;
-    require(of_the_last_round > 0, Errno::EFAULT)?;
-    i32::try_from(of_the_last_round).map(Err).map_err(|_| Errno::EFAULT)
-}
-
-/// The largest TCE page that can show the block: hugetlb pages count, everything else is made of the host's page.
-fn largest_page(memory: &HostMemory, page: PageSize) -> PageSize {
-    let natural = PageSize::largest_dividing(&[memory.address(), memory.len().get()]).unwrap_or(page);
-    natural.min(memory.backing_page().unwrap_or(page).max(page))
-}
-
-/// The argument of REGISTER_MEMORY and UNREGISTER_MEMORY.
-fn read_block(world: &World, call: &Call<'_, '_>) -> Result<(UserMemory, u64), Errno> {
-    let block: RegisterMemory = call.read()?;
-    require(block.argsz >= RegisterMemory::SIZE && block.flags == 0, Errno::EINVAL)?;
-    let memory = call.memory(offset_of!(RegisterMemory, vaddr), block.vaddr);
-    require(world.page().divides(memory.address | block.size), Errno::EINVAL)?;
-    require(memory.address.checked_add(block.size).is_some(), Errno::EINVAL)?;
-    Ok((memory, block.size))
 }
 
 fn tce(world: &World) -> Result<TceIommu, Errno> {

@@ -239,4 +239,40 @@ mod tests {
         assert!(table.overlaps(range(u64::MAX, u64::MAX)));
         assert_eq!(table.carve(range(u64::MAX - 0xfff, u64::MAX)).len(), 1);
     }
+
+    /// Pages of a naive table: page number to host page number, and rights.
+    type Naive = BTreeMap<u64, (u64, Access)>;
+
+    fn pages_of(table: &Table) -> Naive {
+        let pages = |run: &Run| {
+            let (first, host, access) = (run.range.first().get() >> 12, run.memory.address() >> 12, run.access);
+            (0..run.bytes() >> 12).map(move |n| (first + n, (host + n, access))).collect::<Vec<_>>()
+        };
+        table.iter().flat_map(pages).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn putting_and_carving_do_what_a_page_by_page_table_does(
+            steps in proptest::collection::vec((0u64..64, 1u64..16, 0u64..64, proptest::bool::ANY, proptest::bool::ANY), 0..64)
+        ) {
+            let mut table = Table::default();
+            let mut naive = Naive::new();
+            for (at, pages, host, puts, writes) in steps {
+                let access = if writes { Access::READ_WRITE } else { Access::READ };
+                let removed = if puts {
+                    let run = Run { access, ..run(at << 12, (host + 1) << 12, pages << 12) };
+                    table.put(run)
+                } else {
+                    table.carve(range(at << 12, ((at + pages) << 12) - 1))
+                };
+                let before: u64 = (at..at + pages).filter(|page| naive.remove(page).is_some()).map(|_| 0x1000).sum();
+                proptest::prop_assert_eq!(removed.iter().map(Run::bytes).sum::<u64>(), before);
+                if puts {
+                    naive.extend((0..pages).map(|n| (at + n, (host + 1 + n, access))));
+                }
+                proptest::prop_assert_eq!(&pages_of(&table), &naive);
+            }
+        }
+    }
 }

@@ -224,12 +224,17 @@ impl Ioas {
 
 /// Pins all of them or none.
 fn pin_each(world: &mut World, pages: &mut PagesStore, runs: &[Run]) -> Result<(), Errno> {
-    for (n, run) in runs.iter().enumerate() {
-        if let Err(errno) = pages.pin(world, run) {
-            runs.iter().take(n).for_each(|pinned| pages.unpin(world, pinned));
-            return Err(errno);
+    let mut pinned = Vec::new();
+    for run in runs {
+        match pages.pin(world, run) {
+            Ok(bytes) => pinned.push((run, bytes)),
+            Err(errno) => {
+                pinned.iter().for_each(|(run, _)| pages.unpin(world, run));
+                return Err(errno);
+            }
         }
     }
+    pinned.iter().for_each(|(run, bytes)| pages.note_pins(world, run, *bytes));
     Ok(())
 }
 

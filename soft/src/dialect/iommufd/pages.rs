@@ -87,19 +87,24 @@ impl PagesStore {
         self.all.get(&piece.pages).is_some_and(|pages| pages.writable)
     }
 
-    /// Pins what a mapping shows and charges what nobody had pinned before.
-    pub(super) fn pin(&mut self, world: &mut World, run: &Run) -> Result<(), Errno> {
+    /// Pins what a mapping shows and charges what nobody had pinned before; says how many bytes that was.
+    pub(super) fn pin(&mut self, world: &mut World, run: &Run) -> Result<u64, Errno> {
         let page = world.page();
-        let Some(pages) = self.all.get_mut(&run.source) else { return Ok(()) };
+        let Some(pages) = self.all.get_mut(&run.source) else { return Ok(0) };
         let (first, end) = pages.indices(run, page);
         let fresh = pages.pinned.unused(first, end);
         let there = run.memory.last() - pages.address < pages.there;
         require(there || fresh == 0, Errno::EFAULT)?;
-        let account = world.account(pages.by);
-        account.pin(fresh << page.shift())?;
-        account.note_pins(fresh << page.shift());
+        world.account(pages.by).pin(fresh << page.shift())?;
         pages.pinned.add(first, end);
-        Ok(())
+        Ok(fresh << page.shift())
+    }
+
+    /// Remembers that a call has pinned so many bytes for a mapping.
+    pub(super) fn note_pins(&self, world: &mut World, run: &Run, bytes: u64) {
+        if let Some(pages) = self.all.get(&run.source) {
+            world.account(pages.by).note_pins(bytes);
+        }
     }
 
     /// Unpins what a mapping showed, where no other shows it.

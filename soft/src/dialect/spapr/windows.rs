@@ -158,32 +158,23 @@ impl Spapr {
     }
 }
 
-/// What firmware knows of a group's windows, and what the kernel remembers of its failures.
-#[derive(Clone, Copy, Debug)]
+/// What firmware knows of a partition's group, and what the kernel remembers of its failures.
+///
+/// Firmware's own default window is always there: the kernel drops it from the device tree only, because the default window's
+/// property is shorter than the one it looks for (linux: arch/powerpc/platforms/pseries/iommu.c, remove_dma_window_named). So
+/// whatever else is created has the second place, in whichever slot the kernel keeps it, and there is room for one.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Firmware {
-    /// Whether firmware's default window is there.
-    default: bool,
     /// The slot of the window that was created by request, if there is one.
     requested: Option<usize>,
     /// Creating failed once: the kernel never tries again (linux: failed_ddw_pdn_list).
     given_up: bool,
 }
 
-impl Default for Firmware {
-    fn default() -> Self {
-        Self { default: true, requested: None, given_up: false }
-    }
-}
-
 impl Firmware {
-    /// spapr_tce_take_ownership: the default window is removed.
-    pub(super) fn take(&mut self) {
-        (self.default, self.requested) = (false, None);
-    }
-
-    /// spapr_tce_release_ownership: the default window is back.
-    pub(super) fn give_back(&mut self) {
-        (self.default, self.requested) = (true, None);
+    /// The group changes hands: its windows are the firmware's again.
+    pub(super) fn reset(&mut self) {
+        self.requested = None;
     }
 
     /// spapr_tce_create_table.
@@ -192,37 +183,21 @@ impl Firmware {
         require(!self.given_up, Errno::ENODEV)?;
         // Resetting to the default window would destroy the other one, so the kernel does not; nor does it add to one.
         require(slot != 0 || self.requested.is_none(), Errno::EPERM)?;
-        let [start, _] = tce.starts;
+        let [default, other] = tce.starts;
         if slot == 0 && page == PageSize::K4 && wanted.size <= tce.default_window {
-            self.default = true;
-            return Ok(Iova::new(start));
+            return Ok(Iova::new(default));
         }
         let entries = wanted.size >> page.shift();
         require(entries > 0 && entries <= tce.largest_window, Errno::EINVAL)?;
-        self.request(tce, slot)
-    }
-
-    /// The firmware's create-pe-dma-window: where the first window lies if it is the only one, else where the second does. The kernel
-    /// notes it in the device tree, where only one such note has room.
-    fn request(&mut self, tce: &TceIommu, slot: usize) -> Result<Iova, Errno> {
-        let [first, second] = tce.starts;
-        if self.requested.is_some() {
-            self.given_up = true;
-            return Err(if self.default { Errno::ENODEV } else { Errno::EEXIST });
-        }
+        self.given_up = self.requested.is_some();
+        require(!self.given_up, Errno::ENODEV)?;
         self.requested = Some(slot);
-        Ok(Iova::new(if self.default { second } else { first }))
+        Ok(Iova::new(other))
     }
 
-    /// spapr_tce_unset_window, and the firmware's remove-pe-dma-window: when the last window goes and it was not the default one, the
-    /// default one comes back.
+    /// spapr_tce_unset_window.
     fn unmake(&mut self, slot: usize) {
-        if self.requested == Some(slot) {
-            self.requested = None;
-            self.default = true;
-        } else {
-            self.default = false;
-        }
+        self.requested = self.requested.filter(|requested| *requested != slot);
     }
 }
 
@@ -333,28 +308,27 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_has_room_for_one_window_by_request() {
+    fn a_partition_has_room_for_one_window_beside_the_default_one_wherever_the_kernel_keeps_it() {
         let tce = Profile::pseries().tce.expect("it has one");
         let wanted = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
         let mut firmware = Firmware::default();
-        firmware.take();
-        assert_eq!(firmware.make(&tce, 0, PageSize::K64, wanted), Ok(Iova::new(0)));
-        assert_eq!(firmware.make(&tce, 1, PageSize::K64, wanted), Err(Errno::EEXIST));
+        assert_eq!(firmware.make(&tce, 0, PageSize::K64, wanted), Ok(Iova::new(1 << 59)));
         firmware.unmake(0);
-        assert_eq!(
-            firmware.make(&tce, 0, PageSize::K64, wanted),
-            Err(Errno::ENODEV),
-            "given up until the host is booted again"
-        );
+        assert_eq!(firmware.make(&tce, 1, PageSize::K64, wanted), Ok(Iova::new(1 << 59)));
+        firmware.unmake(1);
+        firmware.make(&tce, 0, PageSize::K64, wanted).expect("again");
+        assert_eq!(firmware.make(&tce, 1, PageSize::K64, wanted), Err(Errno::ENODEV));
+        firmware.unmake(0);
+        let later = firmware.make(&tce, 0, PageSize::K64, wanted);
+        assert_eq!(later, Err(Errno::ENODEV), "given up until the host is booted again");
     }
 
     #[test]
-    fn a_window_by_request_lies_high_when_the_default_one_is_there() {
+    fn a_partitions_default_window_does_not_come_back_beside_another() {
         let tce = Profile::pseries().tce.expect("it has one");
         let small = Wanted { page_shift: 12, size: GIB, levels: 1 };
         let large = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
         let mut firmware = Firmware::default();
-        firmware.take();
         assert_eq!(firmware.make(&tce, 0, PageSize::K4, small), Ok(Iova::new(0)));
         assert_eq!(firmware.make(&tce, 1, PageSize::K64, large), Ok(Iova::new(1 << 59)));
         firmware.unmake(0);

@@ -1,0 +1,101 @@
+//! Opening on hosts in software: the backend each host should get, and nothing left behind whichever call fails.
+#![expect(clippy::expect_used, reason = "a failing arrangement is a failing test")]
+
+use std::sync::Arc;
+
+use dmaspace::{BackendKind, Choice, Facts, Host, OpenError, Opened, PciAddress, Wish};
+use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
+
+fn profiles() -> [Profile; 4] {
+    [Profile::vtd(), Profile::powernv9(), Profile::powernv9_64k(), Profile::pseries()]
+}
+
+fn boot(profile: &Profile) -> (Arc<SoftHost>, Host) {
+    let machine = SoftHost::new(profile.clone()).expect("a preset is a good profile");
+    let facts = Facts::of_soft(profile);
+    (machine.clone(), Host::new(machine, facts))
+}
+
+fn first_device(host: &Host) -> PciAddress {
+    *host.facts().devices.keys().next().expect("every preset has a device")
+}
+
+/// The backends a host can be opened on.
+fn backends(host: &Host) -> Vec<BackendKind> {
+    let wish = Wish::device(first_device(host));
+    let fits = |backend: &BackendKind| Choice::of(host.facts(), &wish.clone().on(*backend)).chosen.is_some();
+    BackendKind::ALL.into_iter().filter(fits).collect()
+}
+
+fn open(host: &Host, backend: BackendKind) -> Result<Opened, OpenError> {
+    host.open(&Wish::device(first_device(host)).on(backend))
+}
+
+#[test]
+fn each_host_offers_what_its_kind_of_machine_has() {
+    for profile in profiles() {
+        let (_machine, host) = boot(&profile);
+        let expected: &[_] = match profile.name.as_str() {
+            "vtd" => &[BackendKind::Iommufd, BackendKind::Type1],
+            _ => &[BackendKind::Spapr],
+        };
+        assert_eq!(backends(&host), expected, "{}", profile.name);
+    }
+}
+
+#[test]
+fn what_was_opened_is_closed_when_it_is_dropped() {
+    for profile in profiles() {
+        let (machine, host) = boot(&profile);
+        for backend in backends(&host) {
+            let opened = open(&host, backend).expect("nothing fails");
+            assert_eq!(opened.space.backend(), backend);
+            assert_eq!(machine.ledger().devices, 1);
+            drop(opened);
+            assert!(machine.ledger().is_clear(), "{} on {}: {:?}", backend, profile.name, machine.ledger());
+        }
+    }
+}
+
+#[test]
+fn whichever_call_fails_nothing_is_left() {
+    for profile in profiles() {
+        let (machine, host) = boot(&profile);
+        for (backend, mode) in backends(&host)
+            .into_iter()
+            .flat_map(|backend| [FaultMode::FailBefore, FaultMode::FailAfter].map(|mode| (backend, mode)))
+        {
+            let mut failures = 0;
+            for at in 1.. {
+                machine.plan_faults(&[FaultPlan::nth(at, mode)]);
+                let result = open(&host, backend);
+                failures += usize::from(result.is_err());
+                drop(result);
+                let ledger = machine.ledger();
+                assert!(ledger.is_clear(), "{backend} on {}, call {at} {mode:?}: {ledger:?}", profile.name);
+                if machine.faults_fired() == 0 {
+                    break;
+                }
+            }
+            assert!(failures >= 5, "{backend} on {}: only {failures} failures of {mode:?} were noticed", profile.name);
+        }
+    }
+}
+
+#[test]
+fn a_device_can_leave_and_come_back() {
+    for profile in profiles() {
+        let (machine, host) = boot(&profile);
+        for backend in backends(&host) {
+            let Opened { mut devices, mut space } = open(&host, backend).expect("nothing fails");
+            let device = devices.pop().expect("one was wished for");
+            space.remove(device).expect("nothing fails").expect("it was the last of its group");
+            assert_eq!(machine.ledger().devices + machine.ledger().groups, 0);
+            let device = space.add(&host, first_device(&host)).expect("and back again");
+            drop(space);
+            assert_eq!(machine.ledger().devices, 1, "the device holds on to its space");
+            drop(device);
+            assert!(machine.ledger().is_clear());
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Entries that one map call writes: which can be, from what, and where the first that cannot lies.
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Access, HostMemory, Iova};
+
+use super::tce;
+use super::windows::TceWindow;
+use crate::dialect::call::UserMemory;
+use crate::dialect::{Pid, World};
+use crate::engine::Run;
+use crate::profile::Platform;
+
+/// What the hypervisor says of a table index it does not know, H_PARAMETER, which the kernel hands on as an errno
+/// (linux: arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
+const H_PARAMETER: Errno = Errno::EINTR;
+
+/// Entries to write.
+pub(super) struct Batch {
+    pub(super) window: TceWindow,
+    pub(super) at: Iova,
+    pub(super) entries: u64,
+    pub(super) access: Access,
+}
+
+/// What a batch comes to: the entries that can be written, up to the first that cannot.
+#[derive(Default)]
+pub(super) struct Plan {
+    pub(super) runs: Vec<Run>,
+    pub(super) failure: Option<Errno>,
+}
+
+impl Batch {
+    /// tce_iommu_build_v2: every entry must lie wholly in one registered block, on pages that are large enough.
+    pub(super) fn show(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+        let page = self.window.page;
+        let platform = tce(world)?.platform;
+        let registry = &world.process(by).registry;
+        Ok(self.plan(platform, Errno::EINVAL, |offset| {
+            let address = memory.address.checked_add(offset)?;
+            let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
+            let inside = address - block.memory.address();
+            Some((block.memory.slice(inside, page.round_down(block.memory.len().get() - inside))?, block.id))
+        }))
+    }
+
+    /// tce_iommu_build: pinned page by page, for writing always, uncharged.
+    pub(super) fn pin(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+        let page = self.window.page;
+        let platform = tce(world)?.platform;
+        let plan = self.plan(platform, Errno::EFAULT, |offset| {
+            let rest = memory.rest(offset).filter(|rest| !rest.is_device_memory())?;
+            Some((rest.slice(0, page.round_down(rest.len().get()))?, 0))
+        });
+        world.account(by).note_pins(plan.runs.iter().map(Run::bytes).sum());
+        Ok(plan)
+    }
+
+    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number; `refusal` is
+    /// the answer where there is none.
+    fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
+        let page = self.window.page;
+        let wanted = self.entries << page.shift();
+        let mut plan = Plan::default();
+        let mut done = 0;
+        while done < wanted && plan.failure.is_none() {
+            let run = source(done).ok_or(refusal).and_then(|(memory, id)| {
+                let (at, room) = self.window.place(platform, self.at, done).ok_or(H_PARAMETER)?;
+                let memory = memory.slice(0, memory.len().get().min(wanted - done).min(room)).ok_or(refusal)?;
+                Run::new(at, memory, self.access, id).ok_or(Errno::EINVAL)
+            });
+            match run {
+                Ok(run) => {
+                    done += run.bytes();
+                    plan.runs.push(run);
+                }
+                Err(errno) => plan.failure = Some(errno),
+            }
+        }
+        plan
+    }
+}

@@ -1,0 +1,143 @@
+//! What the tests of the soft host share: hosts, opened contexts, memory.
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::Path;
+use std::sync::Arc;
+
+use dmaspace_core::door::{Door, Handle, HandleKind};
+use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_soft::conformance::Dialect;
+use dmaspace_soft::conformance::raw::{self, Context};
+use dmaspace_soft::profile::{Backend, Platform};
+use dmaspace_soft::{Profile, SoftDevice, SoftHost};
+use dmaspace_type1::vfio::IommuType;
+
+pub(crate) const PAGE: u64 = 0x1000;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const GIB: u64 = 1 << 30;
+/// Where the second window of sPAPR hosts begins.
+pub(crate) const HIGH: u64 = 1 << 59;
+
+/// A context, and everything that is open for it.
+pub(crate) struct Opened {
+    pub(crate) host: Arc<SoftHost>,
+    pub(crate) context: Context,
+    /// In the order of the profile's groups: groups, or devices by nodes of their own.
+    pub(crate) members: Vec<Handle>,
+}
+
+impl Opened {
+    /// A host of this profile, and a context of that kind with its first group in it.
+    pub(crate) fn new(profile: Profile, dialect: Dialect) -> Self {
+        Self::on(SoftHost::new(profile).expect("a sound profile"), dialect, 1)
+    }
+
+    /// A context with the first `members` groups in it.
+    pub(crate) fn on(host: Arc<SoftHost>, dialect: Dialect, members: usize) -> Self {
+        match dialect {
+            Dialect::Type1 => Self::container(host, IommuType::TYPE1_V2, members),
+            Dialect::Type1V1 => Self::container(host, IommuType::TYPE1, members),
+            Dialect::Spapr => Self::container(host, IommuType::SPAPR_TCE_V2, members),
+            Dialect::SpaprV1 => Self::container(host, IommuType::SPAPR_TCE, members),
+            Dialect::Ioas => Self::ioas(host, members),
+        }
+    }
+
+    fn container(host: Arc<SoftHost>, version: IommuType, members: usize) -> Self {
+        let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
+        let numbers: Vec<_> = host.profile().groups.iter().map(|group| group.number).take(members).collect();
+        let join = |number: u32| {
+            let group = open_group(&host, number);
+            raw::set_container(&*host, group, container).expect("the group joins");
+            group
+        };
+        let members = numbers.into_iter().map(join).collect();
+        raw::set_iommu(&*host, container, version).expect("the driver takes the container");
+        let spapr = matches!(version, IommuType::SPAPR_TCE | IommuType::SPAPR_TCE_V2);
+        let context = if spapr { Context::Spapr(container) } else { Context::Type1(container) };
+        Self { host, context, members }
+    }
+
+    fn ioas(host: Arc<SoftHost>, members: usize) -> Self {
+        let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
+        let id = raw::alloc_ioas(&*host, iommufd).expect("an address space");
+        let nodes: Vec<_> =
+            host.profile().groups.iter().filter_map(|group| group.devices[0].node).take(members).collect();
+        let join = |node: u32| {
+            let device = open_node(&host, node);
+            raw::bind(&*host, device, iommufd).expect("the device is bound");
+            raw::attach(&*host, device, id).expect("the device is attached");
+            device
+        };
+        let members = nodes.into_iter().map(join).collect();
+        Self { host, context: Context::Ioas { iommufd, id }, members }
+    }
+
+    /// The container, or `/dev/iommu`.
+    pub(crate) fn handle(&self) -> Handle {
+        match self.context {
+            Context::Type1(handle) | Context::Spapr(handle) | Context::Ioas { iommufd: handle, .. } => handle,
+        }
+    }
+
+    /// The first device of the first group.
+    pub(crate) fn device(&self) -> SoftDevice {
+        device(&self.host, 0)
+    }
+
+    /// Closes everything, members first.
+    pub(crate) fn close(&self) {
+        for member in &self.members {
+            self.host.close(*member).expect("it is open");
+        }
+        self.host.close(self.handle()).expect("it is open");
+    }
+}
+
+/// The first device of a group.
+pub(crate) fn device(host: &SoftHost, group: usize) -> SoftDevice {
+    host.device(&host.profile().groups[group].devices[0].address).expect("the profile's")
+}
+
+pub(crate) fn open(host: &SoftHost, path: &str, kind: HandleKind) -> Handle {
+    host.open(Path::new(path), kind).expect("the host has it")
+}
+
+pub(crate) fn open_group(host: &SoftHost, number: u32) -> Handle {
+    open(host, &format!("/dev/vfio/{number}"), HandleKind::Group)
+}
+
+pub(crate) fn open_node(host: &SoftHost, number: u32) -> Handle {
+    open(host, &format!("/dev/vfio/devices/vfio{number}"), HandleKind::Device)
+}
+
+/// Memory that is there.
+pub(crate) fn memory(bytes: u64) -> HostMemory {
+    let bytes = usize::try_from(bytes).ok().and_then(NonZeroUsize::new).expect("a size of the test");
+    HostMemory::zeroed(bytes, PageSize::K64).expect("memory for the test")
+}
+
+/// Memory that is only an address.
+pub(crate) fn unbacked(address: u64, bytes: u64) -> HostMemory {
+    HostMemory::unbacked(address, NonZeroU64::new(bytes).expect("not empty")).expect("no wrap")
+}
+
+/// The kinds of context a host has.
+pub(crate) fn dialects(profile: &Profile) -> Vec<Dialect> {
+    let mut dialects = Vec::new();
+    if profile.has(Backend::Type1) {
+        dialects.extend([Dialect::Type1, Dialect::Type1V1]);
+    }
+    if profile.has(Backend::Spapr) {
+        dialects.extend([Dialect::Spapr, Dialect::SpaprV1]);
+    }
+    if profile.has(Backend::Iommufd) {
+        dialects.push(Dialect::Ioas);
+    }
+    dialects
+}
+
+pub(crate) fn platform(profile: &Profile) -> Option<Platform> {
+    profile.tce.as_ref().map(|tce| tce.platform)
+}

@@ -1,0 +1,75 @@
+//! Profiles from files: what is written can be read, and what cannot is refused with a reason.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests arrange with them"
+)]
+#![cfg(feature = "serde")]
+
+use dmaspace_soft::{Profile, SoftHost};
+
+fn read(text: &str) -> Result<Profile, String> {
+    let profile: Profile = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    profile.check().map_err(|bad| bad.to_string())?;
+    Ok(profile)
+}
+
+fn written(profile: &Profile) -> String {
+    serde_json::to_string_pretty(profile).expect("plain data")
+}
+
+#[test]
+fn every_preset_survives_a_file() {
+    for name in Profile::PRESETS {
+        let profile = Profile::preset(name).expect("a preset");
+        assert_eq!(read(&written(&profile)).as_ref(), Ok(&profile));
+    }
+}
+
+#[test]
+fn addresses_are_written_for_people() {
+    let text = written(&Profile::vtd());
+    for part in
+        ["\"kernel\": \"6.12\"", "\"first\": \"0xfee00000\"", "\"reason\": \"msi\"", "\"page_sizes\": \"0x40201000\""]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let powernv = written(&Profile::powernv9());
+    for part in ["\"ppc64le\"", "\"powernv\"", "\"0x800000000000000\"", "\"spapr\""] {
+        assert!(powernv.contains(part), "{part} in {powernv}");
+    }
+}
+
+#[test]
+fn plain_numbers_will_do_too() {
+    let text = written(&Profile::vtd()).replace("\"0xfee00000\"", "4276092928").replace("\"0x1000\"", "\"4096\"");
+    assert_eq!(read(&text), Ok(Profile::vtd()));
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let vtd = written(&Profile::vtd());
+    let refusal = |from: &str, to: &str| {
+        assert!(vtd.contains(from), "{from}");
+        read(&vtd.replacen(from, to, 1)).expect_err("it was spoilt")
+    };
+    let expect = |refusal: String, part: &str| assert!(refusal.contains(part), "`{part}` in `{refusal}`");
+    expect(refusal("\"name\"", "\"nome\""), "unknown field `nome`");
+    expect(refusal("\"x86_64\"", "\"vax\""), "unknown variant `vax`");
+    expect(refusal("\"6.12\"", "\"six\""), "`six` is no kernel version such as 6.12");
+    expect(refusal("\"0xfee00000\"", "\"0xfeg\""), "`0xfeg` is no number such as 0xfee00000");
+    expect(refusal("\"0xfee00000\"", "-1"), "expected a number, or one in quotes");
+    expect(refusal("\"0xfee00000\"", "\"0xfff00000\""), "fixed.reserved[0]: ends before it begins");
+    expect(refusal("\"0x1000\"", "\"0x1001\""), "host_page: must be a power of two");
+    expect(refusal("0000:00:03.0", "00:03.0"), "groups[0].devices[0].address: `00:03.0` is no PCI address");
+}
+
+#[test]
+fn a_host_is_only_made_of_a_sound_profile() {
+    let mut profile = Profile::vtd();
+    profile.fixed = None;
+    let refusal = SoftHost::new(profile).expect_err("type1 needs it");
+    assert_eq!(refusal.field, "fixed");
+}

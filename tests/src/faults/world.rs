@@ -1,0 +1,407 @@
+//! The world a sequence is played in: a soft host, spaces with their devices, a listener, and a guest's memory.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Write as _;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, OpenError, Opened};
+use dmaspace::pci::PciAddress;
+use dmaspace_core::contract::{Attachable, MemoryRegistration, WindowControl};
+use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
+use dmaspace_core::error::Kind;
+use dmaspace_core::listener::{CommitError, EntryError, Fate, Report, TranslatedWindow, Update};
+use dmaspace_core::section::{Backing, FrontEnd};
+use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
+use dmaspace_soft::{Profile, SoftDevice, SoftHost};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+/// A host, and the way its IOMMU is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ground {
+    /// The soft host's preset.
+    pub preset: &'static str,
+    /// The backend.
+    pub backend: BackendKind,
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.preset, self.backend)
+    }
+}
+
+/// What an operation did when it succeeded.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// Best-effort sections that were reported and passed over.
+    pub(super) skipped: Vec<IovaRange>,
+}
+
+/// It succeeded.
+///
+/// # Errors
+/// None.
+pub fn done() -> Result<Done, Trouble> {
+    Ok(Done::default())
+}
+
+/// How an operation failed, whichever part of the library said so.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// The whole message.
+    pub(super) text: String,
+    /// What was wrong, where the contract has a word for it.
+    pub(super) kind: Option<Kind>,
+    /// What the kernel said.
+    pub(super) answer: Option<Answer>,
+    /// The ranges that were named as fenced.
+    pub(super) fenced: Vec<IovaRange>,
+}
+
+impl Trouble {
+    fn without_a_call(text: String) -> Self {
+        Self { text, kind: None, answer: None, fenced: Vec::new() }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        let answer = error.failure.map(|failure: Failure| failure.answer);
+        Self { text: error.to_string(), kind: Some(error.kind), answer, fenced: error.fenced }
+    }
+}
+
+impl From<EntryError> for Trouble {
+    fn from(error: EntryError) -> Self {
+        match error {
+            EntryError::Space(error) => error.into(),
+            other => Self::without_a_call(other.to_string()),
+        }
+    }
+}
+
+impl From<CommitError> for Trouble {
+    fn from(error: CommitError) -> Self {
+        let text = error.to_string();
+        match error {
+            CommitError::Step { error, fenced } => {
+                let step = Self::from(error);
+                Self { text, fenced: [step.fenced, fenced].concat(), ..step }
+            }
+            _ => Self::without_a_call(text),
+        }
+    }
+}
+
+impl From<OpenError> for Trouble {
+    fn from(error: OpenError) -> Self {
+        let text = error.to_string();
+        match error {
+            OpenError::Attach { error } => Self { text, ..error.into() },
+            OpenError::Refused { failure, .. } => Self { answer: Some(failure.answer), ..Self::without_a_call(text) },
+            OpenError::Node { errno, .. } => Self { answer: Some(Answer::Errno(errno)), ..Self::without_a_call(text) },
+            _ => Self::without_a_call(text),
+        }
+    }
+}
+
+/// The sizes of the guest's memory regions. Each is an unplug unit of its own.
+const REGIONS: [u64; 3] = [2 << 20, 1 << 20, 0x1_0000];
+/// Where the next region's bytes begin in the file behind all of them.
+const STRIDE: u64 = 4 << 20;
+/// Every host's page divides this, and so must what is registered; the kernel aligns a mapping to less.
+const ALIGNMENT: u64 = 0x1_0000;
+/// Every page of the file begins with its number, counted from 1.
+const PAGE: u64 = 0x1000;
+
+/// The region whose page begins like that.
+pub(super) fn region_of(stamp: u64) -> usize {
+    usize::try_from((stamp - 1) * PAGE / STRIDE).expect("the number of a page")
+}
+
+/// The bytes of all worlds' memory: nobody ever changes them, so all can share them.
+fn stamped_file() -> Arc<File> {
+    static FILE: OnceLock<Arc<File>> = OnceLock::new();
+    let make = || {
+        let descriptor = rustix::fs::memfd_create("stamps", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+        let mut file = File::from(descriptor);
+        for page in 1..=REGIONS.len() as u64 * STRIDE / PAGE {
+            let mut bytes = vec![0; usize::try_from(PAGE).expect("small")];
+            bytes[..8].copy_from_slice(&page.to_ne_bytes());
+            file.write_all(&bytes).expect("memory for the test");
+        }
+        Arc::new(file)
+    };
+    FILE.get_or_init(make).clone()
+}
+
+/// A region of the guest's memory, and whether it is still mapped into this process.
+pub(super) struct Region {
+    pub(super) memory: HostMemory,
+    pub(super) life: Weak<MmapRegion<()>>,
+}
+
+impl Region {
+    fn new(number: u64, len: u64) -> Self {
+        let file = FileOffset::from_arc(stamped_file(), number * STRIDE);
+        let size = usize::try_from(len + ALIGNMENT).expect("small");
+        let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(file)).expect("memory for the test");
+        let life = Arc::downgrade(&region.get_mmap());
+        let all = HostMemory::of_region(&region).expect("a mapping");
+        let offset = all.address().next_multiple_of(ALIGNMENT) - all.address();
+        Self { memory: all.slice(offset, len).expect("room was left"), life }
+    }
+}
+
+/// A call that was heard at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) name: &'static str,
+    /// The bytes of a VFIO_IOMMU_MAP_DMA.
+    pub(super) bytes: u64,
+}
+
+/// A door that listens to what goes through it.
+#[derive(Debug)]
+struct Listening {
+    soft: Arc<SoftHost>,
+    heard: Mutex<Vec<Call>>,
+}
+
+impl Listening {
+    fn hear(&self, name: &'static str, bytes: u64) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(Call { name, bytes });
+    }
+
+    fn hear_command(&self, command: &Command<'_>) {
+        // struct vfio_iommu_type1_dma_map: argsz, flags, vaddr, iova, size.
+        let bytes = match (&command.argument, command.request.name) {
+            (Argument::Bytes(bytes), "VFIO_IOMMU_MAP_DMA") => bytes.get(24..32).and_then(|size| size.try_into().ok()),
+            _ => None,
+        };
+        self.hear(command.request.name, bytes.map_or(0, u64::from_ne_bytes));
+    }
+}
+
+/// Closing cannot be made to fail, so nobody listens to that.
+impl Door for Listening {
+    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
+        self.hear("open", 0);
+        self.soft.open(path, kind)
+    }
+
+    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
+        self.hear("adopt", 0);
+        self.soft.adopt(descriptor, kind)
+    }
+
+    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
+        self.hear_command(command);
+        self.soft.ioctl(on, command)
+    }
+
+    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
+        self.hear_command(command);
+        self.soft.ioctl_opening(on, command, kind)
+    }
+
+    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        self.hear("pread", 0);
+        self.soft.pread(on, offset, into)
+    }
+
+    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        self.hear("pwrite", 0);
+        self.soft.pwrite(on, offset, from)
+    }
+
+    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
+        self.hear("mmap", 0);
+        self.soft.mmap(on, offset, len, access)
+    }
+
+    fn close(&self, handle: Handle) -> Result<(), Errno> {
+        self.soft.close(handle)
+    }
+
+    fn host_page(&self) -> PageSize {
+        self.soft.host_page()
+    }
+
+    fn is_real(&self) -> bool {
+        self.soft.is_real()
+    }
+}
+
+/// A soft host and what a VMM has of it.
+pub struct World {
+    /// The guest's view. Without hints unless the sequence says otherwise.
+    pub listener: Listener,
+    /// Devices that sequences detach and attach themselves.
+    pub attached: Vec<Arc<dyn Attachable>>,
+    /// Spaces, each with its devices.
+    pub opened: Vec<Opened>,
+    pub(super) regions: Vec<Region>,
+    host: Host,
+    door: Arc<Listening>,
+    pub(super) soft: Arc<SoftHost>,
+    ground: Ground,
+}
+
+impl World {
+    pub(super) fn new(ground: Ground) -> Self {
+        let soft = SoftHost::new(Profile::preset(ground.preset).expect("a preset")).expect("presets make sense");
+        let door = Arc::new(Listening { soft: soft.clone(), heard: Mutex::default() });
+        Self {
+            listener: Listener::new(FrontEnd::default()),
+            attached: Vec::new(),
+            opened: Vec::new(),
+            regions: (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect(),
+            host: Host::new(door.clone(), Facts::of_soft(soft.profile())),
+            door,
+            soft,
+            ground,
+        }
+    }
+
+    /// The address of the host's `n`th device.
+    pub fn address(&self, n: usize) -> PciAddress {
+        self.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address")
+    }
+
+    /// Opens a space with the host's `n`th device.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open(&mut self, n: usize) -> Result<(), Trouble> {
+        let wish = Wish::device(self.address(n)).on(self.ground.backend);
+        self.opened.push(self.host.open(&wish)?);
+        Ok(())
+    }
+
+    /// Opens a space with the host's `n`th device, on another backend if the host has one.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open_elsewhere(&mut self, n: usize) -> Result<(), Trouble> {
+        let backend = match self.ground.backend {
+            BackendKind::Type1 => BackendKind::Iommufd,
+            BackendKind::Iommufd => BackendKind::Type1,
+            BackendKind::Spapr => BackendKind::Spapr,
+        };
+        self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
+        Ok(())
+    }
+
+    /// Opens a space without a device.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open_empty(&mut self) -> Result<(), Trouble> {
+        let space = self.host.open_space(self.ground.backend)?;
+        self.opened.push(Opened { devices: Vec::new(), space });
+        Ok(())
+    }
+
+    /// Adds the host's `n`th device to an open space.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn add(&mut self, space: usize, n: usize) -> Result<(), Trouble> {
+        let address = self.address(n);
+        let opened = &mut self.opened[space];
+        let device = opened.space.add(&self.host, address)?;
+        opened.devices.push(device);
+        Ok(())
+    }
+
+    /// Closes one of an open space's devices, and keeps what can be detached: its group, or the device's node.
+    pub fn ready_to_detach(&mut self, space: usize, device: usize) {
+        let device = self.opened[space].devices.remove(device);
+        let node = device.cdev().map(|node| -> Arc<dyn Attachable> { node.clone() });
+        let group = device.group().map(|group| -> Arc<dyn Attachable> { group.clone() });
+        self.attached.extend(node.or(group));
+    }
+
+    /// An open space.
+    pub fn space(&self, n: usize) -> Arc<dyn PciAddressSpace> {
+        self.opened[n].space.space().clone()
+    }
+
+    /// The first space's windows, on a host that creates them.
+    pub fn control<T>(&self, work: impl FnOnce(&dyn WindowControl) -> T) -> T {
+        work(self.space(0).window_control().expect("a host that creates windows"))
+    }
+
+    /// The first space's registrations, on a host that wants them.
+    pub fn registration<T>(&self, work: impl FnOnce(&dyn MemoryRegistration) -> T) -> T {
+        work(self.space(0).registration().expect("a host that registers"))
+    }
+
+    /// Whether the host creates windows and registers memory.
+    pub fn creates_windows(&self) -> bool {
+        self.ground.backend == BackendKind::Spapr
+    }
+
+    /// Has the listener serve an open space.
+    ///
+    /// # Errors
+    /// What the listener says.
+    pub fn join(&mut self, n: usize) -> Result<Done, Trouble> {
+        let report = self.listener.attach(self.space(n))?;
+        Ok(Done { skipped: skipped_by(&report) })
+    }
+
+    /// Commits an update.
+    ///
+    /// # Errors
+    /// What the listener says.
+    pub fn commit(&mut self, update: Update) -> Result<Done, Trouble> {
+        let report = self.listener.commit(update)?;
+        Ok(Done { skipped: skipped_by(&report) })
+    }
+
+    /// The translated window at a bus address.
+    pub fn window(&self, first: u64) -> TranslatedWindow {
+        self.listener.translated(Iova::new(first)).expect("the window is in force")
+    }
+
+    /// A part of a region of the guest's memory.
+    pub fn ram(&self, region: usize, offset: u64, len: u64) -> HostMemory {
+        self.regions[region].memory.slice(offset, len).expect("inside the region")
+    }
+
+    /// The calls since the last time, one after the other.
+    pub(super) fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.door.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A device whose DMA goes through a space.
+    pub(super) fn device_of(&self, space: usize) -> Option<SoftDevice> {
+        self.soft.device(self.opened[space].devices.first()?.name())
+    }
+
+    /// Drops everything the VMM has. What is left is the host, and signs of life of the guest's memory.
+    pub(super) fn close(self) -> (Arc<SoftHost>, Vec<Weak<MmapRegion<()>>>) {
+        let Self { listener, attached, opened, regions, host, door, soft, .. } = self;
+        let lives = regions.iter().map(|region| region.life.clone()).collect();
+        drop((regions, listener, attached, opened, host, door));
+        (soft, lives)
+    }
+}
+
+/// Sections of device memory that a commit could not map.
+fn skipped_by(report: &Report) -> Vec<IovaRange> {
+    let sections = report.spaces.iter().flat_map(|space| &space.sections);
+    let skipped = sections.filter(|verdict| {
+        verdict.fate == Fate::Skipped && matches!(verdict.piece.backing(), Backing::DeviceMemory { .. })
+    });
+    skipped.map(|verdict| verdict.piece.range()).collect()
+}
