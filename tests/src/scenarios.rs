@@ -157,8 +157,11 @@ fn two_windows(stage: &mut Stage) {
             stage.assert_range(range(at, page), &stage.ram.slice(place, page), true);
         }
         // Between entries, and right outside the window.
-        for hole in [first + page, first + GIB / 4 - page, first + GIB / 4 + page, first + GIB] {
+        for hole in [first + page, first + GIB / 4 - page, first + GIB / 4 + page] {
             stage.assert_unreached(Iova::new(hole));
+        }
+        if !begins_anew_behind_its_end(stage) {
+            stage.assert_unreached(Iova::new(first + GIB));
         }
 
         // A run of sixteen entries, read-only; then the middle is cleared.
@@ -178,7 +181,9 @@ fn two_windows(stage: &mut Stage) {
         stage.assert_unreached(Iova::new(first + GIB / 4));
     }
 
-    stage.assert_unreached(Iova::new(second - 0x1000));
+    if !begins_anew_behind_its_end(stage) {
+        stage.assert_unreached(Iova::new(second - 0x1000));
+    }
 
     // A window goes with what is in it; the other one stays as it is.
     listener.commit(Update::new().removing(sections[2].clone())).expect("a window can go");
@@ -186,6 +191,12 @@ fn two_windows(stage: &mut Stage) {
     stage.assert_unreached(Iova::new(second));
     stage.assert_readable(Iova::new(0), &stage.ram.slice(2 * MIB, 0x1000));
     leave(stage, listener);
+}
+
+/// A PHB4 takes an address modulo its table, so right behind its end a window begins anew (qemu: hw/pci-host/pnv_phb4.c,
+/// pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes.
+fn begins_anew_behind_its_end(stage: &Stage) -> bool {
+    stage.creates_windows() && reach(stage).is_none()
 }
 
 /// A space that leaves its listener is empty.
