@@ -63,8 +63,16 @@ impl World {
         self.processes.entry(pid).or_insert_with(|| Process { account: account(), registry: Registry::default() })
     }
 
+    /// The books of a process that is charged.
     pub(crate) fn account(&mut self, pid: Pid) -> &mut Account {
         &mut self.process(pid).account
+    }
+
+    /// Gives a process back what it was charged, unless it is gone, and its books with it.
+    pub(crate) fn give_back(&mut self, pid: Pid, back: impl FnOnce(&mut Account)) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            back(&mut process.account);
+        }
     }
 
     pub(crate) fn firmware(&mut self, group: u32) -> &mut Firmware {

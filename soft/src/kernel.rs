@@ -202,9 +202,10 @@ impl Kernel {
             File::Node(NodeFile { bound: Some((context, _)), .. }) => context == id,
             _ => false,
         };
-        if !self.files.values().any(holds)
-            && let Some(mut context) = self.contexts.remove(&id)
-        {
+        if self.files.values().any(holds) {
+            return;
+        }
+        if let Some(mut context) = self.contexts.remove(&id) {
             context.release(&mut self.world);
         }
     }

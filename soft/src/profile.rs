@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
@@ -415,20 +416,23 @@ impl FixedIommu {
 }
 
 impl TceIommu {
-    /// The largest page that Linux can handle: its masks are made by shifting 32-bit numbers
+    /// The smallest and largest page Linux can handle: its masks are made by shifting 32-bit numbers
     /// (linux: arch/powerpc/include/asm/iommu.h, IOMMU_PAGE_MASK).
-    const LARGEST_PAGE: u32 = 30;
+    const PAGE_SHIFTS: RangeInclusive<u32> = 12..=30;
 
     fn check(&self) -> Result<(), BadProfile> {
-        let sizes = PageSizes::from_mask(self.page_sizes)
-            .filter(|sizes| sizes.contains(PageSize::K4) && sizes.largest().shift() <= Self::LARGEST_PAGE);
-        require(sizes.is_some(), "tce.page_sizes", "must have 4 KiB, and nothing above 1 GiB")?;
+        let in_bounds = |sizes: &PageSizes| sizes.iter().all(|page| Self::PAGE_SHIFTS.contains(&page.shift()));
+        let sizes = PageSizes::from_mask(self.page_sizes).filter(in_bounds);
+        let sizes = sizes.filter(|sizes| sizes.contains(PageSize::K4));
+        require(sizes.is_some(), "tce.page_sizes", "must have 4 KiB, and nothing below, nor above 1 GiB")?;
         let fits = self.default_window.is_power_of_two() && (0x1000..1 << 32).contains(&self.default_window);
         require(fits, "tce.default_window", "must be a power of two from 4 KiB to 2 GiB")?;
         require((1..=5).contains(&self.levels), "tce.levels", "must be from 1 to 5")?;
         let [first, second] = self.starts;
-        require(first >> 32 == 0, "tce.starts[0]", "must lie below 4 GiB")?;
-        require(second > first, "tce.starts[1]", "must lie above the first")?;
+        let aligned = |start| PageSize::G1.divides(start);
+        require(aligned(first) && first >> 32 == 0, "tce.starts[0]", "must be a multiple of 1 GiB below 4 GiB")?;
+        let room = (first + self.default_window..=1 << 62).contains(&second);
+        require(aligned(second) && room, "tce.starts[1]", "must be a multiple of 1 GiB behind the default window")?;
         require(self.largest_window > 0, "tce.largest_window", "must be at least one TCE")
     }
 }
@@ -523,9 +527,12 @@ mod tests {
         let refused = |field: &str| Err(field.to_owned());
         assert_eq!(spoil(&|tce| tce.page_sizes = 0x1_0000), refused("tce.page_sizes"));
         assert_eq!(spoil(&|tce| tce.page_sizes |= 1 << 34), refused("tce.page_sizes"));
+        assert_eq!(spoil(&|tce| tce.page_sizes |= 1), refused("tce.page_sizes"));
         assert_eq!(spoil(&|tce| tce.default_window = 0x3000), refused("tce.default_window"));
         assert_eq!(spoil(&|tce| tce.levels = 0), refused("tce.levels"));
-        assert_eq!(spoil(&|tce| tce.starts = [0, 0]), refused("tce.starts[1]"));
+        assert_eq!(spoil(&|tce| tce.starts = [1, 1 << 59]), refused("tce.starts[0]"));
+        assert_eq!(spoil(&|tce| tce.starts = [0, 1 << 30]), refused("tce.starts[1]"), "in the default window");
+        assert_eq!(spoil(&|tce| tce.starts = [0, 1 << 63]), refused("tce.starts[1]"), "too high for a large one");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use dmaspace_core::door::{Door, Errno};
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
-use dmaspace_soft::profile::Limits;
+use dmaspace_soft::profile::{KernelVersion, Limits};
 use dmaspace_soft::{DmaError, Profile};
 use dmaspace_spapr::abi::{self, DdwInfo, TceInfo};
 
@@ -194,6 +194,21 @@ fn a_hypervisor_refuses_what_leaves_the_window_and_its_word_is_no_errno() {
     assert_eq!(raw::map(host, context, GIB - PAGE, 2 * PAGE, Some(&ram), RW), Err(Errno::EINTR));
     assert_eq!(host.ledger().mappings, 0, "and the old entry is eaten");
     assert_eq!(raw::unmap(host, context, GIB - PAGE, 2 * PAGE).map(|(result, _)| result), Ok(0));
+}
+
+#[test]
+fn later_kernels_look_at_the_end_of_an_unmap() {
+    for profile in [Profile::powernv9(), Profile::pseries()] {
+        let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..profile }, Dialect::Spapr);
+        let (host, context, ram) = (&*opened.host, opened.context, memory(PAGE));
+        raw::register(host, opened.handle(), Some(&ram), PAGE).expect("registered");
+        raw::map(host, context, GIB - PAGE, PAGE, Some(&ram), RW).expect("mapped");
+        let rest = opened.host.profile().tce.as_ref().expect("it has one").default_window - (GIB - PAGE);
+        assert_eq!(raw::unmap(host, context, GIB - PAGE, rest + PAGE).map(|(result, _)| result), Ok(1));
+        assert_eq!(host.ledger().mappings, 1);
+        assert_eq!(raw::unmap(host, context, GIB - PAGE, rest).map(|(result, _)| result), Ok(0));
+        assert_eq!(host.ledger().mappings, 0);
+    }
 }
 
 #[test]

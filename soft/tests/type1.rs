@@ -211,6 +211,28 @@ fn six_tebibytes_in_one_call_cost_nothing() {
 }
 
 #[test]
+fn threads_share_a_host() {
+    let opened = Opened::new(Profile::vtd(), Dialect::Type1);
+    let (host, context, device) = (&*opened.host, opened.context, opened.device());
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let device = device.clone();
+            scope.spawn(move || {
+                let ram = memory(PAGE);
+                for page in 0..64 {
+                    let at = GIB * thread + page * PAGE;
+                    raw::map(host, context, at, PAGE, Some(&ram), RW).expect("mapped");
+                    device.dma_write(Iova::new(at), &[7; 64]).expect("mapped");
+                    assert_eq!(raw::unmap(host, context, at, PAGE), Ok((0, PAGE)));
+                    assert!(device.dma_write(Iova::new(at), &[8; 64]).is_err());
+                }
+            });
+        }
+    });
+    assert_eq!((host.ledger().mappings, host.calls().of("VFIO_IOMMU_MAP_DMA")), (0, 256));
+}
+
+#[test]
 fn containers_are_strangers_to_each_other() {
     let host = SoftHost::new(Profile::vtd()).expect("sound");
     let first = Opened::on(host.clone(), Dialect::Type1, 1);

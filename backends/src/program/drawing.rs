@@ -165,7 +165,8 @@ fn end(last: u64) -> u128 {
 fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
     const A_DIGIT: f64 = 1.5;
     const SMALL: u32 = 12;
-    let inside = sections.iter().any(|judged| u128::from(judged.first.0) <= from && from < end(judged.last.0));
+    let begun = sections.partition_point(|judged| u128::from(judged.first.0) <= from);
+    let inside = begun.checked_sub(1).and_then(|n| sections.get(n)).is_some_and(|judged| from < end(judged.last.0));
     let digits = (to - from).max(1).ilog2().saturating_sub(SMALL);
     if inside { LINE + A_DIGIT * f64::from(digits) } else { LINE }
 }

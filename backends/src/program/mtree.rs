@@ -187,6 +187,9 @@ impl Reader {
         if let Some(number) = line.strip_prefix("FlatView #") {
             return self.begin_view(line, number);
         }
+        if self.place != Place::Elsewhere && line.contains(char::is_control) {
+            return Err(self.expected("text without control characters", line));
+        }
         match self.place {
             Place::Elsewhere => Ok(()),
             Place::Outside if is_noise(line) => Ok(()),
@@ -548,6 +551,8 @@ pub(crate) mod tests {
         assert!(refusal("").to_string().ends_with("but the text ends"));
         let bad = parse(b"FlatView #0\n \xff\n").expect_err("no UTF-8");
         assert_eq!((bad.line, bad.expected.as_str()), (2, "text in UTF-8"));
+        let bad = refusal("FlatView #0\n AS \"\u{1b}[2J\", root: system\n");
+        assert_eq!((bad.line, bad.expected.as_str()), (2, "text without control characters"));
     }
 
     /// What happens to texts on their way.

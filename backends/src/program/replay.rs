@@ -86,18 +86,16 @@ struct Ended {
 }
 
 fn commit(listener: &mut Listener, update: Update) -> Ended {
-    let (report, errors) = match listener.commit(update.clone()) {
+    // If a call fails, this is what it was all about; afterwards nobody could tell any more.
+    let foreseen = listener.explain(&update).map(only).unwrap_or_default();
+    let (report, errors) = match listener.commit(update) {
         Ok(report) => (only(report), Vec::new()),
         Err(CommitError::Refused(report)) => {
             let report = only(report);
             let errors = refusals(&report);
             (report, errors)
         }
-        // Nothing of it is left. What would have become of it is still worth seeing.
-        Err(error) => {
-            let report = listener.explain(&update).map(only).unwrap_or_default();
-            (taken_back(report, &error), vec![error.to_string()])
-        }
+        Err(error) => (taken_back(foreseen, &error), vec![error.to_string()]),
     };
     Ended { report, errors }
 }

@@ -278,12 +278,12 @@ impl Context {
 
     /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
     fn drop_if_unused(&mut self, world: &mut World, page_table: u32) {
-        let used = self.groups.values().any(|attachment| attachment.page_table == Some(page_table));
-        let Some(Object::PageTable(ioas)) = self.objects.get(&page_table) else { return };
-        let ioas = *ioas;
-        if !used && let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
+        if self.groups.values().any(|attachment| attachment.page_table == Some(page_table)) {
+            return;
+        }
+        let Some(Object::PageTable(ioas)) = self.objects.remove(&page_table) else { return };
+        if let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
             ioas.remove_page_table(world, &mut self.pages);
-            self.objects.remove(&page_table);
         }
     }
 

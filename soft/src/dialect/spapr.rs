@@ -299,14 +299,14 @@ impl Spapr {
     fn put_registration(&self, world: &mut World, id: u64) {
         let Some(owner) = self.owner else { return };
         if let Some(block) = world.process(owner).registry.put(id) {
-            world.account(owner).unlock(block.memory.len().get());
+            world.give_back(owner, |account| account.unlock(block.memory.len().get()));
             world.release(block.memory);
         }
     }
 
     fn uncharge(&self, world: &mut World, bytes: u64) {
         if let Some(owner) = self.owner {
-            world.account(owner).unlock(bytes);
+            world.give_back(owner, |account| account.unlock(bytes));
         }
     }
 

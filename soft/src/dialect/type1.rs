@@ -260,7 +260,7 @@ fn pin(world: &mut World, by: Pid, range: IovaRange, memory: &UserMemory, access
 /// Uncharges and lets go of what was behind a mapping.
 fn forget(world: &mut World, run: Run) {
     let charged = if run.memory.is_device_memory() { 0 } else { run.bytes() };
-    world.account(Pid(run.source)).unlock(charged);
+    world.give_back(Pid(run.source), |account| account.unlock(charged));
     world.release(run.memory);
 }
 

@@ -39,6 +39,7 @@ impl Gauge {
     }
 
     fn fall(&mut self, bytes: u64) {
+        debug_assert!(bytes <= self.now, "more is given back than was charged");
         self.now = self.now.saturating_sub(bytes);
     }
 }

@@ -113,7 +113,7 @@ impl PagesStore {
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
-        world.account(pages.by).unpin(stale << page.shift());
+        world.give_back(pages.by, |account| account.unpin(stale << page.shift()));
     }
 }
 
