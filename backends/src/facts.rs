@@ -323,6 +323,20 @@ fn locked_memory(limits: &str) -> Option<(Option<u64>, Option<u64>)> {
     Some((columns.next()??, columns.next()??))
 }
 
+/// How many more bytes this process may lock, where there is a limit.
+pub(crate) fn lockable() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    left_to_lock(&status, &limits)
+}
+
+fn left_to_lock(status: &str, limits: &str) -> Option<u64> {
+    let (limit, _) = locked_memory(limits)?;
+    let locked_kib: u64 = field_of(status, "VmLck")?.strip_suffix("kB")?.trim().parse().ok()?;
+    let limit = limit.filter(|_| may_lock(status) != Some(true))?;
+    Some(limit.saturating_sub(locked_kib.saturating_mul(1024)))
+}
+
 /// Whether the effective capabilities in /proc/self/status include CAP_IPC_LOCK.
 fn may_lock(status: &str) -> Option<bool> {
     const CAP_IPC_LOCK: u32 = 14;
@@ -646,5 +660,15 @@ mod tests {
         let host = Host::new().directory("sys/bus/pci/devices/slot").directory("sys/kernel/iommu_groups/x");
         let facts = host.facts().expect("nothing to misunderstand");
         assert!(facts.devices.is_empty() && facts.groups.is_empty());
+    }
+
+    #[test]
+    fn what_may_still_be_locked_is_the_limit_less_what_is_locked() {
+        let limits = "Max locked memory         8388608              8388608              bytes\n";
+        let status = |effective: &str| format!("VmLck:\t    1024 kB\nCapEff:\t{effective}\n");
+        assert_eq!(left_to_lock(&status("0000000000000000"), limits), Some(7 << 20));
+        assert_eq!(left_to_lock(&status("0000000000004000"), limits), None, "CAP_IPC_LOCK lifts the limit");
+        let unlimited = "Max locked memory         unlimited            unlimited            bytes\n";
+        assert_eq!(left_to_lock(&status("0000000000000000"), unlimited), None);
     }
 }

@@ -24,6 +24,7 @@ use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, 
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::commands;
+use crate::facts::lockable;
 
 /// The door to the kernel this process runs on.
 ///
@@ -269,6 +270,10 @@ impl Door for LinuxDoor {
         // SAFETY: takes a number and touches no memory.
         let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         u64::try_from(bytes).ok().and_then(PageSize::from_bytes).unwrap_or(PageSize::K4)
+    }
+
+    fn lockable(&self) -> Option<u64> {
+        lockable()
     }
 
     fn is_real(&self) -> bool {

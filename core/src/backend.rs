@@ -46,6 +46,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// What the kernel said. On a backend that keeps entries, entries of the range may be gone; elsewhere nothing changed.
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure>;
 
+    /// Whether a map of `len` bytes that failed so may have left entries in the IOMMU's tables that belong to no mapping: no unmap finds
+    /// them, and no later map replaces them.
+    fn may_leave_entries(&self, _len: u64, _failure: &Failure) -> bool {
+        false
+    }
+
     /// One unmap call over whole mappings, gaps between them allowed, and how many bytes the kernel says were there (`None` where
     /// it does not say: sPAPR). [`crate::Space`] judges the number.
     ///

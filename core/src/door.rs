@@ -258,6 +258,12 @@ pub trait Door: Send + Sync + fmt::Debug {
     /// The page the host's memory is made of.
     fn host_page(&self) -> PageSize;
 
+    /// How many more bytes this process may lock, or `None` where nothing limits it or the door cannot tell. Tells a limit that was
+    /// reached from a kernel that ran out of memory: both are `ENOMEM`.
+    fn lockable(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
     fn is_real(&self) -> bool;
 }

@@ -12,12 +12,14 @@
 //! - `live` is never held during a kernel call, so [`PciAddressSpace::lookup`] never waits for one.
 //!
 //! # After a failure
-//! A map that failed is followed by an unmap of the same range, which brings certainty whatever the kernel left behind. What cannot be
-//! brought back is fenced.
+//! A call that failed may have done its work all the same, or a part of it. What was to come is taken away again, whether it is there or
+//! not; what was to go is asked for until the kernel says yes, or that nothing is there. What cannot be brought back, and what nobody
+//! can vouch for, is fenced.
 
 mod index;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::access::Access;
@@ -30,7 +32,7 @@ use crate::contract::{
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::memory::HostMemory;
-use crate::page::PageSize;
+use crate::page::{PageSize, PageSizes};
 use crate::window::{Window, Windows};
 use index::Index;
 
@@ -67,6 +69,14 @@ struct Slot {
 struct Fenced {
     fence: Fence,
     memory: Vec<HostMemory>,
+}
+
+/// What became of windows that a failed creation may have left.
+#[derive(Debug, Default)]
+struct Swept {
+    removed: Vec<Iova>,
+    /// Fenced.
+    in_doubt: Vec<IovaRange>,
 }
 
 impl<B: Backend> Space<B> {
@@ -134,11 +144,14 @@ impl<B: Backend> Space<B> {
         write(&self.fenced).push(Fenced { fence: Fence { range, cause }, memory });
     }
 
-    fn hold_behind_fences(&self, range: IovaRange, memory: impl Iterator<Item = HostMemory>) {
-        let mut fenced = write(&self.fenced);
-        if let Some(fenced) = fenced.iter_mut().find(|fenced| fenced.fence.range.overlaps(range)) {
-            fenced.memory.extend(memory);
-        }
+    /// The fence in a window that is there whose memory shares bytes with `memory`: entries behind it may still point there.
+    fn fence_leaning_on(&self, memory: &HostMemory) -> Option<IovaRange> {
+        let windows = self.layout().windows.clone();
+        let leans = |held: &HostMemory| held.address() <= memory.last() && memory.address() <= held.last();
+        let fenced = read(&self.fenced);
+        let mut fences =
+            fenced.iter().filter(|fenced| fenced.memory.iter().any(leans)).map(|fenced| fenced.fence.range);
+        fences.find(|fence| windows.overlapping(*fence).next().is_some())
     }
 
     /// The slot whose window holds all of `range`, properly aligned.
@@ -185,7 +198,7 @@ impl<B: Backend> Space<B> {
         let Some(page) = self.call_size(*unit) else {
             return self.backend.map(*range, memory, *access).map_err(|failure| {
                 let error = Error::from_kernel(operation, *range, failure);
-                error.fencing(self.scrub(*range, std::slice::from_ref(memory)))
+                error.fencing(self.scrub(*range, *range, memory, failure))
             });
         };
         for (n, part) in pages(*range, page).enumerate() {
@@ -194,7 +207,7 @@ impl<B: Backend> Space<B> {
                 let made = range.first().get()..=part.last().get();
                 let made = IovaRange::new(Iova::new(*made.start()), Iova::new(*made.end())).unwrap_or(part);
                 let error = Error::from_kernel(operation, *range, failure);
-                return Err(error.fencing(self.scrub(made, std::slice::from_ref(memory))));
+                return Err(error.fencing(self.scrub(made, part, memory, failure)));
             }
         }
         Ok(())
@@ -208,39 +221,44 @@ impl<B: Backend> Space<B> {
         }
     }
 
-    /// Unmaps whatever a failed map may have left in `range`, nothing included. Returns the range if that failed too; it is
-    /// fenced then, and `memory` held.
-    fn scrub(&self, range: IovaRange, memory: &[HostMemory]) -> Option<IovaRange> {
-        match self.backend.unmap(range) {
-            Ok(_) => None,
-            Err(failure) if failure.errno() == Some(Errno::ENOENT) => None,
-            Err(failure) => {
-                self.put_up_fence(range, failure, memory.to_vec());
-                Some(range)
+    /// Unmaps whatever map calls as far as `made` left there, the last of which, for `failed`, failed with `cause`. Returns what is
+    /// fenced with its memory because it may still be there.
+    fn scrub(&self, made: IovaRange, failed: IovaRange, memory: &HostMemory, cause: Failure) -> Option<IovaRange> {
+        let (range, cause) = match insist(Errno::ENOENT, || self.backend.unmap(made)) {
+            Err(failure) => (made, failure),
+            Ok(gone) => {
+                let everything = gone.flatten().is_some_and(|gone| u128::from(gone) == made.bytes());
+                if everything || !self.may_have_left_entries(failed, &cause) {
+                    return None;
+                }
+                (failed, cause)
             }
-        }
-    }
-
-    /// Unmaps `hull`, where `bytes` live and no unit is cut. A kernel that says no is asked once more: what it said the second
-    /// time tells whether the first call did something. After an error everything still lives.
-    fn dissolve(&self, hull: IovaRange, bytes: u64) -> Result<(), Failure> {
-        let first = match self.backend.unmap(hull) {
-            Ok(None) => return Ok(()),
-            Ok(Some(gone)) if gone == bytes => return Ok(()),
-            Ok(Some(_)) => {
-                return Err(Failure::malformed("unmap", "another number of bytes was unmapped than lived there"));
-            }
-            Err(failure) => failure,
         };
-        log::warn!("{}: unmap {hull} failed ({first}), asking again", self.backend.name());
-        match self.backend.unmap(hull) {
-            Ok(_) => Ok(()),
-            Err(second) if second.errno() == Some(Errno::ENOENT) => Ok(()),
-            Err(_) => Err(first),
+        self.put_up_fence(range, cause, vec![memory.clone()]);
+        Some(range)
+    }
+
+    fn may_have_left_entries(&self, failed: IovaRange, cause: &Failure) -> bool {
+        self.backend.may_leave_entries(failed.len().map_or(u64::MAX, NonZeroU64::get), cause)
+    }
+
+    /// Unmaps `hull`, where `bytes` live and no unit is cut. After an error nobody knows what lives there.
+    fn dissolve(&self, hull: IovaRange, bytes: u64) -> Result<(), Failure> {
+        let mut asked = 0;
+        let gone = insist(Errno::ENOENT, || {
+            asked += 1;
+            self.backend.unmap(hull)
+        });
+        match gone?.flatten() {
+            // A call that failed before may have taken a part.
+            Some(gone) if asked == 1 && gone != bytes => {
+                Err(Failure::malformed("unmap", "another number of bytes was unmapped than lived there"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// [`Space::dissolve`], and the index follows. An unmap that fails twice leaves a range nobody can vouch for: it is fenced.
+    /// [`Space::dissolve`], and the index follows. An unmap that fails leaves a range nobody can vouch for: it is fenced.
     fn unmap_in(&self, operation: Operation, slot: &Slot, range: IovaRange) -> Result<u64, Error> {
         let Some((hull, bytes)) = read(&slot.live).hull(range) else { return Ok(0) };
         if let Err(failure) = self.dissolve(hull, bytes) {
@@ -258,11 +276,13 @@ impl<B: Backend> Space<B> {
         let mut lost = Vec::new();
         for mapping in mappings {
             write(&slot.live).remove(mapping.range);
-            match self.establish(operation, mapping) {
+            let again =
+                |error: Error| if error.fenced.is_empty() { self.establish(operation, mapping) } else { Err(error) };
+            match self.establish(operation, mapping).or_else(again) {
                 Ok(()) => slot.record(mapping.clone()),
                 Err(error) => {
-                    // Unmapped for certain, yet not as it was: nobody may take the place for something else unawares.
-                    if let (true, Some(cause)) = (error.fenced.is_empty(), error.failure) {
+                    // Unmapped, yet not as it was: nobody may take the place for something else unawares.
+                    if let Some(cause) = error.failure {
                         self.put_up_fence(mapping.range, cause, vec![mapping.memory.clone()]);
                     }
                     lost.push(mapping.range);
@@ -286,9 +306,10 @@ impl<B: Backend> Space<B> {
         // On a kernel that keeps entries a failed call may have eaten old ones: `establish` clears the rest, and all come back.
         if let Err(error) = self.establish(operation, new) {
             write(&slot.live).remove(new.range);
-            if !error.fenced.is_empty() {
-                self.hold_behind_fences(new.range, old.into_iter().map(|mapping| mapping.memory));
-                return Err(error);
+            if let (false, Some(cause)) = (error.fenced.is_empty(), error.failure) {
+                // What is not in doubt is gone, and nothing can come back beside the doubt.
+                self.put_up_fence(new.range, cause, old.into_iter().map(|mapping| mapping.memory).collect());
+                return Err(Error { fenced: vec![new.range], ..error });
             }
             return Err(error.fencing(self.bring_back(operation, slot, &old)));
         }
@@ -479,12 +500,16 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let fail = |failure| Error::from_kernel(Operation::Detach, subject(), failure);
         let place = devices.iter().position(|attached| Arc::ptr_eq(attached, device));
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
-        device.detach_from(self.backend.attach_point()).map_err(fail)?;
+        insist(Errno::EINVAL, || device.detach_from(self.backend.attach_point())).map_err(fail)?;
         devices.remove(place);
         if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
             self.forget_everything();
         }
-        let windows = self.backend.refresh(devices.len()).map_err(fail)?;
+        // Windows only grow when a device leaves: those there were will do.
+        let windows = ask(|| self.backend.refresh(devices.len())).unwrap_or_else(|failure| {
+            log::warn!("{}: the windows could not be read again: {failure}", self.backend.name());
+            self.layout().windows.as_ref().clone()
+        });
         let change = self.adopt_windows(windows);
         if !devices.is_empty() && self.keeps() == Keeps::Entries {
             self.refill_tables(&subject())?;
@@ -506,10 +531,11 @@ impl<B: Backend> Space<B> {
                 self.bring_back(Operation::Detach, slot, &live)
             })
             .collect();
-        if lost.is_empty() {
-            return Ok(());
+        let cause = self.fences().into_iter().find(|fence| lost.contains(&fence.range)).map(|fence| fence.cause);
+        match cause {
+            Some(cause) => Err(Error::from_kernel(Operation::Detach, subject.clone(), cause).fencing(lost)),
+            None => Ok(()),
         }
-        Err(Error::new(Operation::Detach, subject.clone(), Kind::Refused).fencing(lost))
     }
 
     fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {
@@ -525,6 +551,25 @@ impl<B: Backend> Space<B> {
         let none = Kind::Unsupported("this host maps without registration");
         let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
         self.backend.registration_calls().ok_or_else(none)
+    }
+
+    /// Removes what a failed creation may have left at these places. Where a window is known nothing was left, and removing would hit
+    /// the known one.
+    fn sweep_windows(&self, calls: &dyn WindowCalls, request: WindowRequest, places: BTreeSet<Iova>) -> Swept {
+        let (known, len) = (self.layout().windows.clone(), request.range.len().map_or(0, NonZeroU64::get));
+        let mut swept = Swept::default();
+        for at in places.into_iter().filter(|at| known.containing(*at).is_none()) {
+            let Ok(range) = IovaRange::with_len(at, len) else { continue };
+            match insist(Errno::EINVAL, || calls.remove(Window { range, page_sizes: PageSizes::only(request.page) })) {
+                Ok(Some(())) => swept.removed.push(at),
+                Ok(None) => {}
+                Err(failure) => {
+                    self.put_up_fence(range, failure, Vec::new());
+                    swept.in_doubt.push(range);
+                }
+            }
+        }
+        swept
     }
 
     /// Puts `window` into force, or takes the window at `window.range` out. The gate is held exclusively.
@@ -564,19 +609,24 @@ impl<B: Backend> WindowControl for Space<B> {
         if let Some(fence) = self.fence_over(range) {
             return Err(fail(Kind::Fenced(fence)));
         }
-        let granted = calls.create(request).map_err(|failure| Error::from_kernel(operation, range, failure))?;
-        if granted.range != range {
-            let error = fail(Kind::GrantedElsewhere(granted.range.first()));
-            return Err(match calls.remove(granted) {
-                Ok(()) => error,
-                Err(failure) => {
-                    self.put_up_fence(granted.range, failure, Vec::new());
-                    error.fencing([granted.range])
+        let places: Vec<_> = offer.places.iter().map(|place| place.first).chain([range.first()]).collect();
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            let (error, at) = match calls.create(request) {
+                Ok(granted) if granted.range == range => {
+                    self.change_windows(|slots| slots.push(Arc::new(Slot::new(granted))));
+                    return Ok(granted);
                 }
-            });
+                Ok(granted) => (fail(Kind::GrantedElsewhere(granted.range.first())), Some(granted.range.first())),
+                Err(failure) => (Error::from_kernel(operation, range, failure), None),
+            };
+            let swept = self.sweep_windows(calls, request, places.iter().copied().chain(at).collect());
+            // Where a window had been left the next one may come to lie better.
+            if attempts == 0 || !swept.in_doubt.is_empty() || swept.removed.iter().all(|first| Some(*first) == at) {
+                return Err(error.fencing(swept.in_doubt));
+            }
         }
-        self.change_windows(|slots| slots.push(Arc::new(Slot::new(granted))));
-        Ok(granted)
     }
 
     fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error> {
@@ -586,7 +636,11 @@ impl<B: Backend> WindowControl for Space<B> {
         let layout = self.layout();
         let slot = layout.slots.iter().find(|slot| slot.window.range == range);
         let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
-        calls.remove(slot.window).map_err(|failure| Error::from_kernel(operation, range, failure))?;
+        if let Err(failure) = insist(Errno::EINVAL, || calls.remove(slot.window)) {
+            // It can be tried again: what it is about is in doubt, not what to do about it.
+            self.put_up_fence(range, failure, write(&slot.live).drain().map(|mapping| mapping.memory).collect());
+            return Err(Error::from_kernel(operation, range, failure).fencing([range]));
+        }
         self.change_windows(|slots| slots.retain(|slot| slot.window.range != range));
         Ok(write(&slot.live).drain().collect())
     }
@@ -619,8 +673,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         if below.is_some_and(|last| last >= memory.address()) {
             return Err(fail(Kind::AlreadyRegistered));
         }
-        calls
-            .register(memory)
+        register_surely(calls, memory)
             .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
         write(&self.registered).insert(memory.address(), memory.clone());
         Ok(())
@@ -638,8 +691,10 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         if let Some(live) = layout.slots.iter().find_map(|slot| read(&slot.live).leaning_on(memory)) {
             return Err(fail(Kind::InUse(live)));
         }
-        calls
-            .unregister(memory)
+        if let Some(fence) = self.fence_leaning_on(memory) {
+            return Err(fail(Kind::Fenced(fence)));
+        }
+        insist(Errno::ENOENT, || calls.unregister(memory))
             .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
         write(&self.registered).remove(&memory.address());
         Ok(())
@@ -688,9 +743,10 @@ impl<B: Backend> Drop for Space<B> {
     /// its memory for ever.
     fn drop(&mut self) {
         let layout = self.layout();
+        let mut in_doubt = false;
         for slot in &layout.slots {
             let emptied = match self.backend.window_calls() {
-                Some(calls) => calls.remove(slot.window),
+                Some(calls) => insist(Errno::EINVAL, || calls.remove(slot.window)).map(drop),
                 None => match read(&slot.live).hull(slot.window.range) {
                     Some((hull, bytes)) => self.dissolve(hull, bytes),
                     None => Ok(()),
@@ -699,18 +755,20 @@ impl<B: Backend> Drop for Space<B> {
             if let Err(failure) = emptied {
                 log::error!("{}: dropping {} failed: {failure}; its memory is kept", self.backend.name(), slot.window);
                 write(&slot.live).drain().for_each(|mapping| std::mem::forget(mapping.memory));
+                in_doubt = true;
             }
         }
-        if let Some(calls) = self.backend.registration_calls() {
+        // Under live entries the kernel would say yes and keep the pins; it lets go of them itself when the container goes.
+        if let Some(calls) = self.backend.registration_calls().filter(|_| !in_doubt) {
             for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
-                if let Err(failure) = calls.unregister(&memory) {
+                if let Err(failure) = insist(Errno::ENOENT, || calls.unregister(&memory)) {
                     log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
                     std::mem::forget(memory);
                 }
             }
         }
         for device in lock(&self.devices).drain(..).rev() {
-            if let Err(failure) = device.detach_from(self.backend.attach_point()) {
+            if let Err(failure) = insist(Errno::EINVAL, || device.detach_from(self.backend.attach_point())) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }
@@ -718,6 +776,45 @@ impl<B: Backend> Drop for Space<B> {
             fenced.memory.into_iter().for_each(std::mem::forget);
         }
     }
+}
+
+/// How often a kernel has to say that nothing is there to be believed: an errno by itself is no proof, since look-ups inside the kernel
+/// fail for other reasons too.
+const ABSENCES: usize = 3;
+
+/// How often the kernel is asked before its no is taken for one: enough to be told the truth so often beside two other failures.
+const ATTEMPTS: usize = ABSENCES + 2;
+
+/// Asks again when the kernel says no. The error is the first.
+fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    call().or_else(|first| {
+        log::debug!("{first}; asking again");
+        (1..ATTEMPTS).find_map(|_| call().ok()).ok_or(first)
+    })
+}
+
+/// Has something taken away. `absent` is how the kernel says that there is nothing, or nothing any more. `None`: so it was.
+fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
+    let mut absences = 0;
+    ask(|| {
+        call().map(Some).or_else(|failure| {
+            absences += usize::from(failure.errno() == Some(absent));
+            if absences < ABSENCES { Err(failure) } else { Ok(None) }
+        })
+    })
+}
+
+/// Registers memory. What a failed call registered all the same, or one that failed before it, would stay pinned: it is taken back, and if
+/// there was something the call is made again.
+fn register_surely(calls: &dyn RegistrationCalls, memory: &HostMemory) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for _ in 0..ATTEMPTS {
+        result = calls.register(memory);
+        if result.is_ok() || !matches!(insist(Errno::ENOENT, || calls.unregister(memory)), Ok(Some(()))) {
+            break;
+        }
+    }
+    result
 }
 
 /// The pages of an aligned range, ascending.

@@ -285,6 +285,14 @@ impl Door for SoftHost {
         self.machine.page
     }
 
+    fn lockable(&self) -> Option<u64> {
+        let process = self.process;
+        self.machine.with(|state| {
+            let account = &state.kernel.world.processes.get(&process)?.account;
+            Some(account.limit?.saturating_sub(account.locked.now))
+        })
+    }
+
     fn is_real(&self) -> bool {
         false
     }

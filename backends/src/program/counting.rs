@@ -137,6 +137,10 @@ impl Door for CountingDoor {
         self.door.host_page()
     }
 
+    fn lockable(&self) -> Option<u64> {
+        self.door.lockable()
+    }
+
     fn is_real(&self) -> bool {
         self.door.is_real()
     }

@@ -23,6 +23,8 @@ enum Done {
     WindowCreated(IovaRange),
     Mapped(IovaRange),
     Unregistered(HostMemory),
+    /// A step of something best effort failed and left these.
+    Fenced(Vec<IovaRange>),
 }
 
 /// Carries out the steps of `plan` on `space`, entering each into `journal`.
@@ -42,7 +44,10 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         match step {
             Step::Map(mapping, Need::BestEffort) => match map(space, &mapping) {
                 Ok(()) => journal.done.push(Done::Mapped(mapping.range)),
-                Err(error) => give_up(&mut report, mapping.range, &error),
+                Err(error) => {
+                    give_up(&mut report, mapping.range, &error);
+                    journal.done.push(Done::Fenced(error.fenced));
+                }
             },
             step => journal.done.push(carry_out(space, step, &mut report.pinned)?),
         }
@@ -119,16 +124,16 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
     match done {
         Done::Unmapped(live) => map_again(space, live),
         Done::WindowRemoved(request, live) => {
-            let created = match space.window_control() {
-                Some(control) => control.create_window(request).map(drop),
+            let created = twice(|| match space.window_control() {
+                Some(control) => control.create_window(request),
                 None => Err(powerless(Operation::CreateWindow, request.range)),
-            };
+            });
             match created {
-                Ok(()) => map_again(space, live),
+                Ok(_) => map_again(space, live),
                 Err(error) => {
                     // Without its window nothing is reachable there, so no memory has to be held.
                     space.fence(request.range, None, cause(&error));
-                    vec![request.range]
+                    [error.fenced, vec![request.range]].concat()
                 }
             }
         }
@@ -137,16 +142,14 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             Vec::new()
         }
         Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
-            Some(Err(error)) => {
-                space.fence(range, None, cause(&error));
-                vec![range]
-            }
+            Some(Err(error)) => error.fenced,
             _ => Vec::new(),
         },
         Done::Mapped(range) => match space.unmap(range) {
             Ok(_) => Vec::new(),
             Err(error) => error.fenced,
         },
+        Done::Fenced(fenced) => fenced,
         Done::Unregistered(memory) => {
             settle(space.registration().map(|registration| registration.register(&memory)));
             Vec::new()
@@ -157,14 +160,17 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
 fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> {
     let mut lost = Vec::new();
     for mapping in live {
-        if let Err(error) = map(space, &mapping) {
-            if error.fenced.is_empty() {
-                space.fence(mapping.range, Some(mapping.memory), cause(&error));
-            }
+        if let Err(error) = twice(|| map(space, &mapping)) {
+            space.fence(mapping.range, Some(mapping.memory), cause(&error));
             lost.push(mapping.range);
         }
     }
     lost
+}
+
+/// What is being taken back is worth a second try, unless the first left something in doubt.
+fn twice<T>(step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    step().or_else(|error| if error.fenced.is_empty() { step() } else { Err(error) })
 }
 
 /// A registration too many, or one too few, changes nothing that devices can reach: the log is told.
