@@ -177,14 +177,15 @@ impl Listener {
         let mut joining = [Member { generation: space.windows().generation, space: space.clone() }];
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
-        let put = |entry: &Mapping| space.map(entry.range.first(), &entry.memory, entry.access, entry.unit);
         let mut journal = Journal::default();
-        let replayed = apply::apply(space.as_ref(), plan, &mut journal)
-            .and_then(|report| live.iter().try_for_each(put).map(|()| report));
-        let report = replayed.map_err(|error| {
-            self.windows.values().for_each(|window| drop(space.unmap(window.range())));
-            CommitError::Step { error, fenced: journal.undo(space.as_ref()) }
-        })?;
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
+            for entry in live {
+                space.map(entry.range.first(), &entry.memory, entry.access, entry.unit)?;
+                journal.note_mapped(entry.range);
+            }
+            Ok(report)
+        });
+        let report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
         joining.iter_mut().for_each(Member::note_windows);
         self.members.extend(joining);
         self.windows.values().for_each(|window| window.serve(self.serving()));

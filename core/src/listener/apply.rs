@@ -114,6 +114,11 @@ fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
 }
 
 impl Journal {
+    /// Something was mapped beside the plan.
+    pub(super) fn note_mapped(&mut self, range: IovaRange) {
+        self.done.push(Done::Mapped(range));
+    }
+
     /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.
     pub(super) fn undo(self, space: &dyn PciAddressSpace) -> Vec<IovaRange> {
         self.done.into_iter().rev().flat_map(|done| take_back(space, done)).collect()
