@@ -133,8 +133,8 @@ fn dropped_options<'a>(fragment: &'a str, configuration: &str) -> Vec<&'a str> {
 }
 
 fn make(tree: &Path) -> Command {
-    let mut make = Command::new("nice");
-    make.arg("make").arg("--silent").env("LC_ALL", "C").current_dir(tree);
+    let mut make = Command::new("make");
+    make.arg("--silent").env("LC_ALL", "C").current_dir(tree);
     make
 }
 

@@ -18,13 +18,13 @@
 //! - A kernel that says 0 and does nothing ([`FaultMode::ZeroWithoutEffect`]) is believed where nothing contradicts it: maps, unmaps,
 //!   registrations, windows, detachments ([`BELIEVED`]). Only this is promised then: no device reaches a page that was not mapped there
 //!   before or was asked for; errors are named as ever; closing the descriptors, when everything is dropped, ends it all.
-//! - A kernel that says twice in a row that there is nothing to take away is believed, too.
+//! - A kernel that says three times that there is nothing to take away is believed, too.
 
 mod observed;
 mod spoiling;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -63,7 +63,7 @@ struct Clean {
     after: Observed,
     calls: Vec<Call>,
     /// Set when it is the operation's job to fail.
-    refusal: Option<String>,
+    refusal: Option<Trouble>,
     /// Where each space's device looks.
     points: Vec<BTreeSet<Iova>>,
 }
@@ -82,10 +82,25 @@ impl fmt::Display for Case<'_> {
     }
 }
 
-/// The calls a case made, and what was wrong with it.
+/// What came of the faults of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The operation did all the same what it does undisturbed.
+    Hidden,
+    /// It failed, and everything was as before.
+    Undone,
+    /// It failed, and something was fenced.
+    Fenced,
+    /// It failed, something was fenced, and devices still reached memory there: the memory is held for ever.
+    Held,
+    /// The kernel lied, and nothing told.
+    Believed,
+}
+
+/// The calls a case made, and what came of it or was wrong with it.
 struct Played {
     calls: Vec<Call>,
-    verdict: Result<(), String>,
+    verdict: Result<Outcome, String>,
 }
 
 impl Sequence {
@@ -99,9 +114,13 @@ impl Sequence {
     fn play_undisturbed(&self, ground: Ground) -> Result<Clean, String> {
         let mut world = self.arranged(ground);
         let before = world.observe();
-        let refusal = (self.operate)(&mut world).err().map(|trouble| trouble.text);
+        let refusal = (self.operate)(&mut world).err();
         let calls = world.take_calls();
         let after = world.observe();
+        if let Some(refusal) = &refusal {
+            judge_words(refusal, &fences_of(&world))?;
+            after.differs_from(&before, &[]).map_or(Ok(()), Err)?;
+        }
         let spaces = before.spaces.len().max(after.spaces.len());
         let seen = |observed: &Observed, n: usize| {
             observed.spaces.get(n).map_or_else(Vec::new, |space| space.points().collect())
@@ -123,7 +142,7 @@ impl Case<'_> {
         Played { calls, verdict }
     }
 
-    fn play_on(&self, clean: &Clean, calls: &mut Vec<Call>) -> Result<(), String> {
+    fn play_on(&self, clean: &Clean, calls: &mut Vec<Call>) -> Result<Outcome, String> {
         let mut world = self.sequence.arranged(self.ground);
         let plans: Vec<_> = self.spoilt.iter().flat_map(Spoilt::plans).collect();
         world.soft.plan_faults(&plans);
@@ -131,9 +150,10 @@ impl Case<'_> {
         world.soft.plan_faults(&[]);
         *calls = world.take_calls();
         if self.is_believed(calls) {
-            return clean.judge_believed(world, &result);
+            return clean.judge_believed(world, &result).map(|()| Outcome::Believed);
         }
         let fences = fences_of(&world);
+        let fenced = fences.iter().any(|fences| !fences.is_empty());
         match &result {
             Ok(done) => clean.judge_success(&world, done, &fences)?,
             Err(trouble) => {
@@ -144,7 +164,13 @@ impl Case<'_> {
             }
         }
         let (reached, may_keep) = (clean.reached_behind(&world, &fences_of(&world)), self.may_keep_memory(&world));
-        clean.judge_end(world, &reached, may_keep)
+        clean.judge_end(world, &reached, may_keep)?;
+        Ok(match (result.is_ok(), fenced) {
+            (true, _) => Outcome::Hidden,
+            (false, false) => Outcome::Undone,
+            (false, true) if reached.is_empty() => Outcome::Fenced,
+            (false, true) => Outcome::Held,
+        })
     }
 
     /// What could not be unmapped while everything was dropped keeps its memory, and there is no space left to ask about fences.
@@ -174,15 +200,11 @@ fn judge_words(trouble: &Trouble, fences: &[Vec<IovaRange>]) -> Result<(), Strin
         (None, Some(kind)) => trouble.text.contains(&kind.to_string()) && *kind != Kind::Refused,
         (None, None) => !trouble.text.is_empty(),
     };
-    if !said {
-        return Err(format!("the error does not say what the kernel said: {}", trouble.text));
+    if !said || !trouble.text.contains(&trouble.asked) {
+        return Err(format!("the error does not say what was asked, or what the kernel said: {}", trouble.text));
     }
     let all: Vec<_> = fences.iter().flatten().copied().collect();
-    let is_in = |range: &IovaRange, ranges: &[IovaRange]| {
-        ranges.iter().fold(vec![*range], |parts, hole| {
-            parts.into_iter().flat_map(|part| <[_; 2]>::from(part.without(*hole)).into_iter().flatten()).collect()
-        }) == []
-    };
+    let is_in = |range: &IovaRange, ranges: &[IovaRange]| observed::outside(*range, ranges).is_empty();
     if let Some(unnamed) = all.iter().find(|fence| !is_in(fence, &trouble.fenced)) {
         return Err(format!("the fence {unnamed} is not named: {}", trouble.text));
     }
@@ -220,12 +242,19 @@ impl Clean {
     fn judge_again(&self, world: &World, again: Result<Done, Trouble>) -> Result<(), String> {
         let fences = &fences_of(world);
         match (again, &self.refusal) {
-            (Ok(_), None) => self.judge_now(world, &self.after, fences).map_err(|why| format!("done again, {why}")),
+            (Ok(done), None) => {
+                let exempt: Vec<_> = fences.iter().map(|fences| [&fences[..], &done.skipped].concat()).collect();
+                self.judge_now(world, &self.after, &exempt).map_err(|why| format!("done again, {why}"))
+            }
             (Ok(_), Some(_)) => Err("done again it succeeded, and undisturbed it does not".to_owned()),
-            (Err(trouble), Some(refusal)) if trouble.text == *refusal => Ok(()),
+            (Err(trouble), Some(refusal)) if (&trouble.kind, trouble.answer) == (&refusal.kind, refusal.answer) => {
+                self.judge_now(world, &self.before, fences).map_err(|why| format!("refused again, {why}"))
+            }
             (Err(trouble), _) => {
                 let names = |fence: &IovaRange| trouble.text.contains(&format!("{fence} is fenced"));
-                if !fences.iter().flatten().any(names) {
+                // A device that leaves takes entries of the others along: it has left, whether they could be put again or not.
+                let is_done = trouble.kind == Some(Kind::NotAttached) && fences.iter().any(|fences| !fences.is_empty());
+                if !is_done && !fences.iter().flatten().any(names) {
                     return Err(format!("done again it failed, and no fence is why: {}", trouble.text));
                 }
                 self.judge_now(world, &self.before, fences).map_err(|why| format!("refused, {why}"))
@@ -238,7 +267,9 @@ impl Clean {
         if let Err(trouble) = result {
             judge_words(trouble, &fences_of(&world))?;
         }
-        for (n, points) in self.points.iter().enumerate().take(world.opened.len()) {
+        // What an operation asked for that is refused undisturbed is nowhere to be seen.
+        let spaces = if self.refusal.is_none() { world.opened.len() } else { 0 };
+        for (n, points) in self.points.iter().enumerate().take(spaces) {
             let Some(device) = world.device_of(n) else { continue };
             for at in points {
                 let found = observed::finds(&device, *at);
@@ -249,7 +280,7 @@ impl Clean {
             }
         }
         let (soft, _) = world.close();
-        judge_emptied(&soft)
+        judge_emptied(&soft, true)
     }
 
     /// What a device was given at `at` before, and is given after.
@@ -274,7 +305,7 @@ impl Clean {
     fn judge_end(&self, world: World, reached: &BTreeSet<usize>, may_keep: bool) -> Result<(), String> {
         let fenced = may_keep || fences_of(&world).iter().any(|fences| !fences.is_empty());
         let (soft, lives) = world.close();
-        judge_emptied(&soft)?;
+        judge_emptied(&soft, false)?;
         drop(soft);
         for (region, life) in lives.iter().enumerate() {
             let held = life.strong_count() > 0;
@@ -289,14 +320,19 @@ impl Clean {
     }
 }
 
-/// The host holds nothing, but for the charge of a window that could not be made.
-fn judge_emptied(soft: &SoftHost) -> Result<(), String> {
+/// The host holds nothing, but for the charge of a window that could not be made; and, after a lie about entries, memory that was
+/// unregistered under them, which is leaked until the process ends.
+fn judge_emptied(soft: &SoftHost, after_a_lie: bool) -> Result<(), String> {
     let ledger = soft.ledger();
     let failed = |call: &str| soft.calls().iter().any(|(name, count)| name == call && count.failed > 0);
-    if !observed::held(&ledger).is_clear() {
+    let mut held = observed::held(&ledger);
+    if after_a_lie {
+        held.registrations = 0;
+    }
+    if !held.is_clear() {
         return Err(format!("left behind: {ledger:?}"));
     }
-    if ledger.leaked > 0 && !failed("VFIO_IOMMU_SPAPR_TCE_CREATE") {
+    if ledger.leaked > 0 && !after_a_lie && !failed("VFIO_IOMMU_SPAPR_TCE_CREATE") {
         return Err(format!("leaked without a cause: {ledger:?}"));
     }
     Ok(())
@@ -311,10 +347,12 @@ pub struct Tally {
     pub double: usize,
     /// Cases with one that lasts.
     pub lasting: usize,
-    /// The requests that were spoilt, and the modes.
-    covered: BTreeSet<String>,
+    /// How often what came of it.
+    pub outcomes: BTreeMap<Outcome, usize>,
     /// What went wrong: the case, and what.
     pub failures: Vec<String>,
+    /// The requests that were spoilt, and the modes.
+    covered: BTreeSet<String>,
 }
 
 impl Tally {
@@ -329,9 +367,10 @@ impl Tally {
         all.filter(|spoilt| !self.covered.contains(spoilt)).collect()
     }
 
-    fn note(&mut self, case: &Case<'_>, verdict: Result<(), String>) {
-        if let Err(why) = verdict {
-            self.failures.push(format!("{case}: {why}"));
+    fn note(&mut self, case: &Case<'_>, verdict: Result<Outcome, String>) {
+        match verdict {
+            Ok(outcome) => *self.outcomes.entry(outcome).or_default() += 1,
+            Err(why) => self.failures.push(format!("{case}: {why}")),
         }
     }
 
@@ -341,6 +380,9 @@ impl Tally {
         self.lasting += other.lasting;
         self.covered.extend(other.covered);
         self.failures.extend(other.failures);
+        for (outcome, count) in other.outcomes {
+            *self.outcomes.entry(outcome).or_default() += count;
+        }
     }
 }
 
@@ -393,7 +435,10 @@ impl Stage<'_> {
         }
         // A fault that comes too late changes nothing.
         self.single(&clean, Spoilt::once(clean.calls.len() as u64 + 1, (FaultMode::FailBefore, Errno::EIO)));
-        for (at, call) in (1..).zip(&clean.calls).take(LONGEST_WITH_TWO) {
+        if clean.calls.len() > LONGEST_WITH_TWO {
+            return;
+        }
+        for (at, call) in (1..).zip(&clean.calls) {
             for way in first_ways_of(call, keeps_mappings) {
                 self.double(&clean, Spoilt::once(at, way), keeps_mappings);
             }
@@ -416,9 +461,6 @@ impl Stage<'_> {
 
     /// The second fault comes at each call that is made after the first.
     fn double(&mut self, clean: &Clean, first: Spoilt, keeps_mappings: bool) {
-        if clean.calls.len() > LONGEST_WITH_TWO {
-            return;
-        }
         let case = Case { sequence: self.sequence, ground: self.ground, spoilt: &[first] };
         let calls = case.play(clean).calls;
         for (at, call) in (1..).zip(&calls).skip(usize::try_from(first.at).unwrap_or(0)) {

@@ -17,6 +17,22 @@ pub(super) struct Observed {
     pub(super) view: Vec<String>,
     /// What the host holds, without what it once held.
     pub(super) held: Ledger,
+    leeway: Leeway,
+}
+
+/// What need not be exactly as expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Leeway {
+    /// The kernel had no memory for a window's table and was asked for one in smaller blocks, which takes more in all.
+    tables: bool,
+    /// The kernel would not register, or unregister, however often it was asked. No device sees the difference, and the next commit
+    /// makes up for it.
+    registrations: bool,
+    /// The kernel would not tell its windows after a device had left. They are no smaller than they were.
+    windows: bool,
+    /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there is no page
+    /// table and nothing pinned, and no device to miss them.
+    pins: bool,
 }
 
 /// What a space says.
@@ -37,7 +53,7 @@ pub(super) struct Seen {
 }
 
 /// A piece of the guest's memory: region, offset, length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) region: usize,
     pub(super) offset: u64,
@@ -58,15 +74,30 @@ impl World {
             spaces: self.opened.iter().map(|opened| self.observe_space(opened.space.space().as_ref())).collect(),
             view: sections.chain(self.listener.targets().map(ToString::to_string)).collect(),
             held: held(&self.soft.ledger()),
+            leeway: self.leeway(),
+        }
+    }
+
+    fn leeway(&self) -> Leeway {
+        let calls = self.soft.calls();
+        let failed = |call: &str| calls.iter().find(|(name, _)| *name == call).map_or(0, |(_, count)| count.failed);
+        let refused = |call: &str| failed(call) > 2;
+        Leeway {
+            tables: failed("VFIO_IOMMU_SPAPR_TCE_CREATE") > 0,
+            registrations: refused("VFIO_IOMMU_SPAPR_REGISTER_MEMORY") || refused("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"),
+            windows: refused("IOMMU_IOAS_IOVA_RANGES"),
+            pins: refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"),
         }
     }
 
     fn observe_space(&self, space: &dyn PciAddressSpace) -> Space {
         let registered = space.registration().map(|registration| registration.registered()).unwrap_or_default();
+        let mut registered: Vec<_> = registered.iter().map(|memory| self.place_of(memory)).collect();
+        registered.sort();
         Space {
             mappings: space.mappings(IovaRange::all()).iter().map(|mapping| self.seen(mapping)).collect(),
             windows: space.windows().windows.iter().copied().collect(),
-            registered: registered.iter().map(|memory| self.place_of(memory)).collect(),
+            registered,
         }
     }
 
@@ -142,6 +173,17 @@ impl Space {
         })
     }
 
+    fn differs_from(&self, expected: &Self) -> Option<String> {
+        fn not<T: PartialEq + std::fmt::Debug>(seen: &T, expected: &T) -> Option<String> {
+            (seen != expected).then(|| format!("{seen:x?}, not {expected:x?}"))
+        }
+        let mappings = not(&self.mappings, &expected.mappings).map(|difference| format!("mapped {difference}"));
+        let windows = not(&self.windows, &expected.windows).map(|difference| format!("the windows {difference}"));
+        let registered =
+            not(&self.registered, &expected.registered).map(|difference| format!("registered {difference}"));
+        mappings.or(windows).or(registered)
+    }
+
     fn without(&self, exempt: &[IovaRange]) -> Self {
         let untouched = |window: &&Window| !exempt.iter().any(|range| range.overlaps(window.range));
         Self {
@@ -153,19 +195,22 @@ impl Space {
     }
 }
 
+/// The parts of a range outside others.
+pub(super) fn outside(range: IovaRange, others: &[IovaRange]) -> Vec<IovaRange> {
+    others.iter().fold(vec![range], |parts, other| {
+        parts.into_iter().flat_map(|part| <[_; 2]>::from(part.without(*other)).into_iter().flatten()).collect()
+    })
+}
+
 impl Seen {
     /// The parts outside `exempt`.
     fn without(&self, exempt: &[IovaRange]) -> Vec<Self> {
-        let outside = |parts: Vec<IovaRange>, hole: &IovaRange| -> Vec<IovaRange> {
-            parts.into_iter().flat_map(|part| <[_; 2]>::from(part.without(*hole)).into_iter().flatten()).collect()
-        };
-        let parts = exempt.iter().fold(vec![self.range], outside);
         let part = |range: IovaRange| {
             let offset = self.place.offset + self.range.offset_of(range.first());
             let len = range.len().map_or(0, std::num::NonZeroU64::get);
             Self { range, place: Place { offset, len, ..self.place }, ..*self }
         };
-        parts.into_iter().map(part).collect()
+        outside(self.range, exempt).into_iter().map(part).collect()
     }
 }
 
@@ -175,20 +220,42 @@ impl Observed {
         let exempt_in = exempt.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
         let mut spaces = self.spaces.iter().zip(&expected.spaces).zip(exempt_in).enumerate();
         let different = |(n, ((seen, expected), exempt)): (usize, ((&Space, &Space), &[IovaRange]))| {
-            let (seen, expected) = (seen.without(exempt), expected.without(exempt));
-            (seen != expected).then(|| format!("space {n} has {seen:x?}, not {expected:x?}"))
+            let (mut seen, expected) = (seen.without(exempt), expected.without(exempt));
+            if self.leeway.registrations {
+                seen.registered.clone_from(&expected.registered);
+            }
+            if self.leeway.windows {
+                seen.windows.clone_from(&expected.windows);
+            }
+            seen.differs_from(&expected).map(|difference| format!("space {n} has {difference}"))
         };
         if self.spaces.len() != expected.spaces.len() {
             return Some(format!("{} spaces are open, not {}", self.spaces.len(), expected.spaces.len()));
         }
         let count = if exempt.iter().all(Vec::is_empty) {
-            (self.held != expected.held).then(|| format!("the host holds {:?}, not {:?}", self.held, expected.held))
+            difference_of(&self.held_within_leeway(&expected.held), &expected.held)
         } else {
             self.miscounted(exempt)
         };
         let view =
             (self.view != expected.view).then(|| format!("in force is {:?}, not {:?}", self.view, expected.view));
         spaces.find_map(different).or(count).or(view)
+    }
+
+    /// What is held, with what was expected where that may differ.
+    fn held_within_leeway(&self, expected: &Ledger) -> Ledger {
+        let mut held = self.held.clone();
+        if self.leeway.tables || self.leeway.registrations {
+            held.locked = expected.locked;
+        }
+        if self.leeway.registrations {
+            held.registrations = expected.registrations;
+        }
+        if self.leeway.pins {
+            held.pinned = expected.pinned;
+            held.objects = expected.objects;
+        }
+        held
     }
 
     /// What the host counts as mapped beside what is known to be, if that is more than fits behind the fences.
@@ -201,4 +268,26 @@ impl Observed {
             format!("the host has {mapped:#x} bytes mapped, the spaces know {known:#x}, {fenced:#x} are fenced")
         })
     }
+}
+
+/// The first count that is another than expected.
+fn difference_of(held: &Ledger, expected: &Ledger) -> Option<String> {
+    let counts = |ledger: &Ledger| {
+        let &Ledger { containers, groups, devices, iommufds, objects, windows, registrations, .. } = ledger;
+        [
+            ("locked bytes", ledger.locked),
+            ("pinned bytes", ledger.pinned),
+            ("mapped bytes", ledger.mapped),
+            ("mappings", ledger.mappings),
+            ("containers", containers as u64),
+            ("groups", groups as u64),
+            ("devices", devices as u64),
+            ("iommufds", iommufds as u64),
+            ("objects", objects as u64),
+            ("windows", windows as u64),
+            ("registrations", registrations as u64),
+        ]
+    };
+    let different = counts(held).into_iter().zip(counts(expected)).find(|(held, expected)| held != expected);
+    different.map(|((what, held), (_, expected))| format!("the host holds {held} {what}, not {expected}"))
 }

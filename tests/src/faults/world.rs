@@ -57,6 +57,8 @@ pub fn done() -> Result<Done, Trouble> {
 pub struct Trouble {
     /// The whole message.
     pub(super) text: String,
+    /// What was asked, as the message should say it.
+    pub(super) asked: String,
     /// What was wrong, where the contract has a word for it.
     pub(super) kind: Option<Kind>,
     /// What the kernel said.
@@ -67,14 +69,15 @@ pub struct Trouble {
 
 impl Trouble {
     fn without_a_call(text: String) -> Self {
-        Self { text, kind: None, answer: None, fenced: Vec::new() }
+        Self { text, asked: String::new(), kind: None, answer: None, fenced: Vec::new() }
     }
 }
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         let answer = error.failure.map(|failure: Failure| failure.answer);
-        Self { text: error.to_string(), kind: Some(error.kind), answer, fenced: error.fenced }
+        let asked = format!("{} {}", error.operation, error.subject);
+        Self { text: error.to_string(), asked, kind: Some(error.kind), answer, fenced: error.fenced }
     }
 }
 
@@ -235,6 +238,10 @@ impl Door for Listening {
         self.soft.host_page()
     }
 
+    fn lockable(&self) -> Option<u64> {
+        self.soft.lockable()
+    }
+
     fn is_real(&self) -> bool {
         self.soft.is_real()
     }
@@ -325,8 +332,8 @@ impl World {
     /// Closes one of an open space's devices, and keeps what can be detached: its group, or the device's node.
     pub fn ready_to_detach(&mut self, space: usize, device: usize) {
         let device = self.opened[space].devices.remove(device);
-        let node = device.cdev().map(|node| -> Arc<dyn Attachable> { node.clone() });
-        let group = device.group().map(|group| -> Arc<dyn Attachable> { group.clone() });
+        let node = device.cdev().cloned().map(|node| node as Arc<dyn Attachable>);
+        let group = device.group().cloned().map(|group| group as Arc<dyn Attachable>);
         self.attached.extend(node.or(group));
     }
 
@@ -343,6 +350,11 @@ impl World {
     /// The first space's registrations, on a host that wants them.
     pub fn registration<T>(&self, work: impl FnOnce(&dyn MemoryRegistration) -> T) -> T {
         work(self.space(0).registration().expect("a host that registers"))
+    }
+
+    /// Limits the memory the VMM may lock.
+    pub fn limit_locked_memory(&self, bytes: u64) {
+        self.soft.set_memlock(Some(bytes));
     }
 
     /// Whether the host creates windows and registers memory.
