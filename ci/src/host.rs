@@ -131,6 +131,10 @@ const PC: &[&str] = &[
     "edu,addr=4,dma_mask=0xffffffffffffffff",
 ];
 
+/// `no_timer_check`, because an emulated PC on a busy machine is too slow for the kernel's check of its timer, which panics then (linux:
+/// arch/x86/kernel/apic/io_apic.c, check_timer).
+const PC_ARGUMENTS: &str = "console=ttyS0 intel_iommu=on no_timer_check";
+
 /// No IOMMU: next to one, Linux 6.12 binds the mock device of `CONFIG_IOMMUFD_TEST` to its driver.
 const PC_WITHOUT_IOMMU: &[&str] = &["-nodefaults", "-machine", "q35", "-cpu", "max", "-m", "1G"];
 
@@ -168,7 +172,7 @@ pub(crate) const HOSTS: &[Host] = &[
         architecture: Architecture::X86_64,
         kernel: KernelSource::Debian { flavour: "amd64" },
         machine: PC,
-        kernel_arguments: "console=ttyS0 intel_iommu=on",
+        kernel_arguments: PC_ARGUMENTS,
         modules: PC_MODULES,
         skips_device_reset: false,
     },
@@ -177,7 +181,7 @@ pub(crate) const HOSTS: &[Host] = &[
         architecture: Architecture::X86_64,
         kernel: KernelSource::WithIommufd,
         machine: PC,
-        kernel_arguments: "console=ttyS0 intel_iommu=on",
+        kernel_arguments: PC_ARGUMENTS,
         modules: &[],
         skips_device_reset: false,
     },
