@@ -341,7 +341,7 @@ fn left_to_lock(status: &str, limits: &str) -> Option<u64> {
 fn may_lock(status: &str) -> Option<bool> {
     const CAP_IPC_LOCK: u32 = 14;
     let effective = u64::from_str_radix(field_of(status, "CapEff")?, 16).ok()?;
-    Some(effective >> CAP_IPC_LOCK & 1 == 1)
+    Some((effective >> CAP_IPC_LOCK) & 1 == 1)
 }
 
 fn groups(files: &Files<'_>) -> Result<BTreeMap<u32, IommuGroup>, FactsError> {

@@ -84,7 +84,8 @@ pub enum CommitError {
 }
 
 fn fenced_words(fenced: &[IovaRange]) -> String {
-    fenced.iter().map(|range| format!("; {range} could not be brought back and is fenced")).collect()
+    let words = |range: &IovaRange| format!("; {range} could not be brought back and is fenced");
+    fenced.iter().map(words).collect::<Vec<_>>().concat()
 }
 
 impl Listener {
