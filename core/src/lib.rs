@@ -44,7 +44,7 @@
 //! # }
 //! ```
 //!
-//! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`section`]: the words.
+//! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - [`door`]: the one narrow place through which kernel calls go.
@@ -53,6 +53,7 @@
 pub mod access;
 pub mod address;
 pub mod backend;
+pub mod bar;
 pub mod contract;
 pub mod door;
 pub mod error;

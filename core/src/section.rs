@@ -197,14 +197,19 @@ pub struct FrontEnd {
     pub shrink: Shrink,
     /// Where later changes are expected.
     pub cuts: Vec<Cuts>,
+    /// Elsewhere, what a change of a few pages may disturb: long runs are cut at multiples of this, or of a larger power of two for runs
+    /// of more than a thousand such chunks, while the kernel's number of mappings is not half used up. From 1 GiB on, the largest page
+    /// IOMMUs have, that costs no huge page.
+    pub chunk: Option<PageSize>,
 }
 
 impl FrontEnd {
-    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB.
+    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB, and above it takes a
+    /// few MiB away here and there.
     pub fn pc() -> Self {
         let shadow = IovaRange::with_len(Iova::new(0xc_0000), 0x4_0000);
         let cuts = shadow.map(|range| Cuts { range, step: PageSize::K4 });
-        Self { shrink: Shrink::default(), cuts: cuts.into_iter().collect() }
+        Self { shrink: Shrink::default(), cuts: cuts.into_iter().collect(), chunk: Some(PageSize::G1) }
     }
 
     /// The same, but sections that lose bytes are mapped shrunk.

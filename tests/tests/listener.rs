@@ -36,9 +36,13 @@ fn adding(sections: impl IntoIterator<Item = Section>) -> Update {
 
 /// The vtd preset with as many mappings as its kernel takes by default.
 fn type1() -> (Arc<SoftHost>, Opened, Listener) {
+    type1_for(FrontEnd::default())
+}
+
+fn type1_for(front: FrontEnd) -> (Arc<SoftHost>, Opened, Listener) {
     let soft = host("vtd");
     let opened = open(&soft, BackendKind::Type1);
-    let mut listener = Listener::new(FrontEnd::default());
+    let mut listener = Listener::new(front);
     listener.attach(opened.space.space().clone()).expect("an empty view fits");
     soft.reset_calls();
     (soft, opened, listener)
@@ -51,6 +55,37 @@ fn a_tib_in_pieces_of_2_mib_takes_one_mapping() {
     listener.commit(adding(pieces)).expect("they join");
     assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 1);
     assert_eq!(opened.space.space().mappings(IovaRange::all())[0].memory.len().get(), 1024 * GIB);
+}
+
+#[test]
+fn a_hole_in_a_tib_of_a_pc_disturbs_a_gib() {
+    let (_, _, mut listener) = type1_for(FrontEnd::pc());
+    let guest = ram(4 * GIB, 1 << 45, 1024 * GIB);
+    listener.commit(adding([guest.clone()])).expect("it fits");
+    let hole = 500 * GIB;
+    let below = ram(4 * GIB, 1 << 45, hole);
+    let above = ram(4 * GIB + hole + MIB, (1 << 45) + hole + MIB, 524 * GIB - MIB);
+    let report = listener.commit(adding([below, above]).removing(guest)).expect("it fits");
+    assert_eq!(report.spaces[0].disturbed, GIB - MIB);
+}
+
+#[test]
+fn chunks_give_way_where_mappings_are_few() {
+    let mut profile = Profile::vtd();
+    profile.limits.dma_entries = 500;
+    let soft = SoftHost::new(profile).expect("a host with few mappings");
+    let opened = open(&soft, BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::pc());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    listener.commit(adding([ram(4 * GIB, 1 << 45, 1024 * GIB)])).expect("joined it is one");
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 1);
+}
+
+#[test]
+fn not_even_the_largest_guest_takes_more_than_a_thousand_calls_a_run() {
+    let (soft, _, mut listener) = type1_for(FrontEnd::pc());
+    listener.commit(adding([ram(4 * GIB, 1 << 45, (1 << 46) - 4 * GIB)])).expect("it fits");
+    assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 1024);
 }
 
 #[test]

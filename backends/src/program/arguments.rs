@@ -57,7 +57,8 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "SIZE", value_parser = page_size)]
     pub(crate) guest_page: Option<PageSize>,
 
-    /// Do not cut mappings below 1 MiB into 4 KiB pieces, where a PC's firmware will change them.
+    /// Do not cut mappings to keep later changes small: into 4 KiB pieces below 1 MiB, where a PC's firmware will change them, and at
+    /// every GiB above.
     #[arg(long)]
     pub(crate) no_hints: bool,
 

@@ -12,6 +12,7 @@ use crate::listener::report::{Fate, SpaceReport, Verdict};
 use crate::listener::update::{Update, View};
 use crate::listener::windows::{self, WindowPlan};
 use crate::memory::HostMemory;
+use crate::page::PageSize;
 use crate::section::{Backing, Cuts, FrontEnd, Need, Section, Shrink, TargetMemory};
 use crate::window::{Window, Windows};
 
@@ -165,21 +166,54 @@ pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, scope: &Scope
     if host.is_dormant() {
         return Plan::of_nothing(view, scope);
     }
-    let plan = Planner::new(view, front, host, &front.cuts, scope).plan();
+    let cut_by = |cutting| Planner::new(view, front, host, cutting, scope).plan();
+    let hints = &front.cuts[..];
+    let plan = cut_by(Cutting { hints, chunk: front.chunk });
     let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
-    let Some(left) = left.filter(|left| plan.more_mappings > *left) else { return plan };
-    let mut joined = Planner::new(view, front, host, &[], scope).plan();
+    // Chunks leave half of the mappings to what is to come.
+    let Some(left) = left.filter(|left| plan.more_mappings > left / 2) else { return plan };
+    let hinted = cut_by(Cutting { hints, chunk: None });
+    if hinted.more_mappings <= left {
+        return hinted;
+    }
+    let mut joined = cut_by(Cutting { hints: &[], chunk: None });
     if joined.more_mappings > left {
         joined.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", joined.more_mappings));
     }
     joined
 }
 
+/// Where mappings are cut although they could be one, so that later changes disturb little.
+#[derive(Clone, Copy)]
+struct Cutting<'a> {
+    /// Where the front end expects changes.
+    hints: &'a [Cuts],
+    /// Elsewhere.
+    chunk: Option<PageSize>,
+}
+
+impl Cutting<'_> {
+    /// A part of a run, in pieces.
+    fn pieces(self, part: IovaRange, granule: PageSize) -> Vec<IovaRange> {
+        let chunks = self.chunk.map(|chunk| Cuts { range: part, step: chunk.max(granule).max(bound_of_chunks(part)) });
+        let hints = self.hints.iter().copied().filter(|cuts| granule.divides(cuts.step.bytes()));
+        let cut_all = |parts: Vec<_>, cuts: Cuts| parts.into_iter().flat_map(|part| cut(part, cuts)).collect();
+        hints.chain(chunks).fold(vec![part], cut_all)
+    }
+}
+
+/// The smallest chunk that cuts a run into no more than about a thousand pieces, so that not even a hostile one takes for ever.
+fn bound_of_chunks(run: IovaRange) -> PageSize {
+    const MOST_PIECES_SHIFT: u32 = 10;
+    let shift = u128::BITS - (run.bytes() - 1).leading_zeros();
+    PageSize::from_shift(shift.saturating_sub(MOST_PIECES_SHIFT)).unwrap_or(PageSize::K4)
+}
+
 struct Planner<'a> {
     view: &'a View,
     front: &'a FrontEnd,
     host: &'a Host<'a>,
-    cuts: &'a [Cuts],
+    cutting: Cutting<'a>,
     scope: &'a Scope,
     windows: WindowPlan,
     plan: Plan,
@@ -198,12 +232,12 @@ struct Run<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cuts: &'a [Cuts], scope: &'a Scope) -> Self {
+    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cutting: Cutting<'a>, scope: &'a Scope) -> Self {
         let windows = match &host.offer {
-            Some(offer) => windows::plan(view, cuts, host.powers.host_page, offer, &host.windows),
+            Some(offer) => windows::plan(view, cutting.hints, host.powers.host_page, offer, &host.windows),
             None => WindowPlan { after: host.windows.clone(), ..WindowPlan::default() },
         };
-        Self { view, front, host, cuts, scope, windows, plan: Plan::default(), freed: 0 }
+        Self { view, front, host, cutting, scope, windows, plan: Plan::default(), freed: 0 }
     }
 
     fn plan(mut self) -> Plan {
@@ -437,14 +471,12 @@ impl<'a> Planner<'a> {
 
     /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
     fn pieces(&self, run: &Run<'_>, gap: IovaRange) -> impl Iterator<Item = Mapping> + use<> {
-        let (unit, cuts) = match self.host.powers.keeps {
-            Keeps::Entries => (Unit::Pages(run.window.granule()), &[][..]),
-            Keeps::Mappings => (Unit::Whole, self.cuts),
+        let granule = run.window.granule();
+        let (unit, parts) = match self.host.powers.keeps {
+            Keeps::Entries => (Unit::Pages(granule), vec![gap]),
+            Keeps::Mappings => (Unit::Whole, self.cutting.pieces(gap, granule)),
         };
         let (access, first, memory) = (run.access, run.range.first(), run.memory.clone());
-        let granule = run.window.granule();
-        let cuts = cuts.iter().filter(|cuts| granule.divides(cuts.step.bytes()));
-        let parts = cuts.fold(vec![gap], |parts, cuts| parts.into_iter().flat_map(|part| cut(part, cuts)).collect());
         parts.into_iter().filter_map(move |range| {
             let memory = memory.slice(range.first().get() - first.get(), range.len()?.get())?;
             Some(Mapping { range, memory, access, unit })
@@ -572,7 +604,7 @@ fn merged(going: Vec<IovaRange>, obstacles: &[IovaRange]) -> Vec<IovaRange> {
 }
 
 /// `part` cut at the two ends of the hint and at every step between.
-fn cut(part: IovaRange, cuts: &Cuts) -> Vec<IovaRange> {
+fn cut(part: IovaRange, cuts: Cuts) -> Vec<IovaRange> {
     let Some(shared) = part.intersection(cuts.range) else { return vec![part] };
     let (below, above) = part.without(shared);
     let mut out: Vec<_> = below.into_iter().collect();
