@@ -106,6 +106,9 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// The windows in force.
     fn windows(&self) -> Snapshot;
 
+    /// The names of the devices attached, in the order they came.
+    fn devices(&self) -> Vec<String>;
+
     /// The ranges that cannot be used any more.
     fn fences(&self) -> Vec<Fence>;
 

@@ -11,8 +11,11 @@
 //! other; a step of something required that fails takes everything back, in every space, in reverse.
 
 mod apply;
+mod audit;
+mod member;
 mod plan;
 mod report;
+mod state;
 mod translated;
 mod update;
 mod windows;
@@ -20,7 +23,10 @@ mod windows;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-pub use report::{Fate, Report, SpaceReport, Verdict};
+pub use audit::Finding;
+pub use member::{Standing, Totals};
+pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
+pub use state::{LiveMapping, Registration, SpaceState, State, TranslatedState};
 pub use translated::{EntryError, TranslatedWindow};
 pub use update::{BadUpdate, Update};
 
@@ -30,6 +36,7 @@ use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::section::{Backing, FrontEnd, Section, TargetMemory};
 use apply::Journal;
+use member::Member;
 use plan::{Host, Plan, Scope};
 use translated::{Shared, Targets};
 use update::{Piece, View};
@@ -42,15 +49,6 @@ pub struct Listener {
     targets: Targets,
     members: Vec<Member>,
     windows: BTreeMap<Iova, Arc<Shared>>,
-}
-
-/// A space that is served.
-#[derive(Clone, Debug)]
-struct Member {
-    space: Arc<dyn PciAddressSpace>,
-    /// The windows it had when it was last brought in step. When they change without us, because a device came or went, all of the
-    /// view is planned for it anew.
-    generation: u64,
 }
 
 /// Why a commit, or an attach, did not happen. Everything is as it was, except for ranges named as fenced.
@@ -162,11 +160,11 @@ impl Listener {
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         closing.iter().for_each(|window| window.close());
-        let report = apply_all(&self.members, plans)
+        let mut report = apply_all(&self.members, plans)
             .inspect_err(|_| closing.iter().for_each(|window| window.serve(self.serving())))?;
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
         self.open_windows(&update.added);
-        self.members.iter_mut().for_each(Member::note_windows);
+        self.members.iter_mut().zip(&mut report.spaces).for_each(|(member, report)| member.note(report));
         Ok(report)
     }
 
@@ -175,7 +173,7 @@ impl Listener {
     /// # Errors
     /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
     pub fn attach(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
-        let mut joining = [Member { generation: space.windows().generation, space: space.clone() }];
+        let mut joining = [Member::new(space.clone())];
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
         let mut journal = Journal::default();
@@ -186,8 +184,8 @@ impl Listener {
             }
             Ok(report)
         });
-        let report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
-        joining.iter_mut().for_each(Member::note_windows);
+        let mut report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
+        joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
         self.windows.values().for_each(|window| window.serve(self.serving()));
         Ok(Report { spaces: vec![report] })
@@ -258,16 +256,6 @@ impl Listener {
             }
         }
         Ok(())
-    }
-}
-
-impl Member {
-    fn is_in_step(&self) -> bool {
-        self.generation == self.space.windows().generation
-    }
-
-    fn note_windows(&mut self) {
-        self.generation = self.space.windows().generation;
     }
 }
 

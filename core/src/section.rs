@@ -102,6 +102,10 @@ impl Section {
         &self.name
     }
 
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
     /// What is behind it.
     pub fn backing(&self) -> &Backing {
         &self.backing
@@ -157,6 +161,10 @@ impl TargetMemory {
     /// What to call it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
     }
 
     /// Where it is in this process.

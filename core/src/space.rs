@@ -373,6 +373,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.layout().snapshot()
     }
 
+    fn devices(&self) -> Vec<String> {
+        lock(&self.devices).iter().map(|device| device.name()).collect()
+    }
+
     fn fences(&self) -> Vec<Fence> {
         read(&self.fenced).iter().map(|fenced| fenced.fence.clone()).collect()
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
+use dmaspace_core::contract::Unit;
 use dmaspace_core::listener::{CommitError, Fate, Update};
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
@@ -209,4 +210,62 @@ fn another_device_changes_no_entry() {
     listener.sync().expect("nothing is to be done");
     assert_eq!(opened.space.space().mappings(IovaRange::all()), before);
     assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (0, 0));
+}
+
+fn bar(at: u64) -> Section {
+    let name = "0000:00:03.0 BAR 0";
+    Section::device_memory(name, Iova::new(at), memory(1 << 46, MIB), Access::READ_WRITE).expect("a proper range")
+}
+
+#[test]
+fn a_bar_that_cannot_be_mapped_is_warned_of_once_however_often_it_moves() {
+    let soft = host("vtd");
+    let opened = open(&soft, BackendKind::Iommufd);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    let report = listener.commit(adding([bar(0xfe00_0000)])).expect("the guest lives on");
+    let warning = "0xfe000000..=0xfe0fffff (0000:00:03.0 BAR 0): skipped: iommufd cannot map another device's memory";
+    assert_eq!(report.spaces[0].warnings.iter().map(ToString::to_string).collect::<Vec<_>>(), [warning]);
+    let report = listener.commit(adding([bar(0xfd00_0000)]).removing(bar(0xfe00_0000))).expect("the guest lives on");
+    assert_eq!(report.spaces[0].warnings, []);
+    let standing = &listener.state().spaces[0].warnings;
+    assert_eq!(standing.iter().map(|standing| standing.times).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn the_state_names_whose_everything_is() {
+    let (soft, opened) = (host("powernv9"), host("vtd"));
+    let (spapr, type1) = (open(&soft, BackendKind::Spapr), open(&opened, BackendKind::Type1));
+    let mut listener = Listener::new(FrontEnd::default());
+    for opened in [&spapr, &type1] {
+        listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    }
+    listener.commit(adding([ram(0, 1 << 45, MIB)])).expect("it fits");
+    let state = listener.state();
+    for space in &state.spaces {
+        assert_eq!((space.mapped(), space.totals.pinned, space.devices.len()), (MIB, MIB, 1));
+        assert!(space.mappings.iter().all(|live| live.owners.iter().map(AsRef::as_ref).eq(["ram"])), "{space}");
+    }
+    assert_eq!(state.spaces[0].registrations[0].owners.len(), 1);
+    assert_eq!(state.spaces[1].mappings_left, Some(65_534));
+    let text = state.to_string();
+    for line in ["type1 with group 3: 0x100000 bytes in 1 mappings", "  65534 mappings left"] {
+        assert!(text.lines().any(|known| known == line), "{text}");
+    }
+}
+
+#[test]
+fn the_audit_finds_what_somebody_else_did() {
+    let (_, opened, mut listener) = type1();
+    listener.commit(adding([ram(0, 1 << 45, MIB), bar(0xfe00_0000)])).expect("it fits");
+    assert_eq!(listener.audit(), []);
+    let space = opened.space.space();
+    space.map(Iova::new(GIB), &memory(1 << 44, MIB), Access::READ, Unit::Whole).expect("nobody is there");
+    space.unmap(IovaRange::with_len(Iova::new(0), MIB).expect("a proper range")).expect("it is there");
+    let found: Vec<_> = listener.audit().iter().map(|finding| finding.what.clone()).collect();
+    let due = "it is not in step with the guest: it would have to";
+    let memory = "host memory 0x200000000000..=0x2000000fffff";
+    let expected =
+        [format!("{due} unmap 0x40000000..=0x400fffff"), format!("{due} map {memory} at 0x0..=0xfffff, read-write")];
+    assert_eq!(found, expected);
 }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::program::counting::Calls;
 use crate::program::guest::Guest;
-use crate::program::mtree::{Kind, Range, What};
+use crate::program::mtree::{Kind, Range};
 
 /// What a replay found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -175,11 +175,6 @@ impl fmt::Display for Judged {
 }
 
 impl Judged {
-    /// Whether it is a device's memory.
-    pub(crate) fn is_device_memory(&self) -> bool {
-        self.kind.what == What::RamDevice
-    }
-
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
         let (fate, reason) = verdict.map_or((Fate::Skipped, ""), |verdict| (verdict.fate, &verdict.reason));
         Self {

@@ -11,7 +11,7 @@ use crate::program::counting::CountingDoor;
 use crate::program::failure::{Failure, Status};
 use crate::program::guest::Guest;
 use crate::program::host::{Place, Ready};
-use crate::program::outcome::{self, Bytes, Input, Judged, Outcome};
+use crate::program::outcome::{self, Bytes, Input, Outcome};
 use crate::program::sections::{self, NoMemory};
 
 /// How to replay.
@@ -61,7 +61,7 @@ pub(crate) fn replay(file: &str, guest: &Guest<'_>, setting: &Setting) -> Result
 
     let Ended { report, errors } = commit(&mut listener, told.update);
     let sections = outcome::judge(guest, &told.reasons, &report);
-    let warnings = if errors.is_empty() { warnings(&report, &sections) } else { report.warnings };
+    let warnings = report.warnings.iter().map(ToString::to_string).collect();
     let outcome = Outcome {
         ok: errors.is_empty(),
         input: Input { file: file.to_owned(), address_space: guest.address_space.to_owned() },
@@ -163,18 +163,6 @@ fn overlap(a: &HostMemory, b: &HostMemory) -> bool {
     a.address() <= b.last() && b.address() <= a.last()
 }
 
-/// What the listener warns of, and every device's memory that is not mapped: peer-to-peer will not work, and a guest does not say why.
-fn warnings(report: &SpaceReport, sections: &[Judged]) -> Vec<String> {
-    let mut warnings = report.warnings.clone();
-    for judged in sections.iter().filter(|judged| judged.fate == Fate::Skipped && judged.is_device_memory()) {
-        let text = judged.to_string();
-        if !warnings.iter().any(|warning| warning.starts_with(&text)) {
-            warnings.push(text);
-        }
-    }
-    warnings
-}
-
 /// A host that wants memory registered pins it then; others pin what they map.
 fn pinned(space: &dyn PciAddressSpace, counter: &CountingDoor) -> u64 {
     if space.registration().is_some() { counter.registered_bytes() } else { counter.mapped_bytes() }
@@ -187,6 +175,7 @@ mod tests {
     use super::*;
     use crate::program::mtree::parse;
     use crate::program::mtree::tests::damaged;
+    use crate::program::outcome::Judged;
 
     const HOSTS: [(&str, Option<BackendKind>); 4] =
         [("vtd", None), ("vtd", Some(BackendKind::Type1)), ("powernv9", None), ("pseries", None)];

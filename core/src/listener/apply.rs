@@ -5,7 +5,7 @@ use crate::contract::{Mapping, PciAddressSpace, WindowRequest};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::listener::plan::{Plan, Step};
-use crate::listener::report::{Fate, SpaceReport};
+use crate::listener::report::{Fate, SpaceReport, Warning};
 use crate::memory::HostMemory;
 use crate::section::Need;
 
@@ -41,6 +41,7 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         warnings: plan.warnings,
     };
     for step in plan.steps {
+        log::debug!("{}: {step}", report.backend);
         match step {
             Step::Map(mapping, Need::BestEffort) => match map(space, &mapping) {
                 Ok(()) => journal.done.push(Done::Mapped(mapping.range)),
@@ -52,7 +53,6 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
             step => journal.done.push(carry_out(space, step, &mut report.pinned)?),
         }
     }
-    report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
     Ok(report)
 }
 
@@ -109,7 +109,7 @@ fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
 fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
     for verdict in report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(range)) {
         (verdict.fate, verdict.reason) = (Fate::Skipped, error.to_string());
-        report.warnings.push(verdict.to_string());
+        report.warnings.extend(Warning::of(verdict, ""));
     }
 }
 

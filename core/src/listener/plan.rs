@@ -5,10 +5,12 @@
 //! granule, and what is mapped already and stays the same is left alone. Only the ranges an update touches are looked at, widened
 //! to whole runs.
 
+use std::fmt;
+
 use crate::access::Access;
 use crate::address::{Iova, IovaRange};
 use crate::contract::{Fence, Keeps, Mapping, PciAddressSpace, Powers, Unit, WindowOffer, WindowRequest};
-use crate::listener::report::{Fate, SpaceReport, Verdict};
+use crate::listener::report::{Fate, SpaceReport, Verdict, Warning};
 use crate::listener::update::{Update, View};
 use crate::listener::windows::{self, WindowPlan};
 use crate::memory::HostMemory;
@@ -33,6 +35,19 @@ pub(super) enum Step {
     Unregister(HostMemory),
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmap(range) => write!(f, "unmap {range}"),
+            Self::RemoveWindow(range) => write!(f, "remove the window {range}"),
+            Self::Register(memory) => write!(f, "register {memory}"),
+            Self::CreateWindow(WindowRequest { range, page }) => write!(f, "create a window {range} of {page} pages"),
+            Self::Map(mapping, _) => write!(f, "map {} at {}, {}", mapping.memory, mapping.range, mapping.access),
+            Self::Unregister(memory) => write!(f, "unregister {memory}"),
+        }
+    }
+}
+
 /// What one update means for one space.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
@@ -40,7 +55,7 @@ pub(super) struct Plan {
     pub(super) sections: Vec<Verdict<Section>>,
     pub(super) targets: Vec<Verdict<TargetMemory>>,
     pub(super) disturbed: u64,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Warning>,
     /// How many more mappings it takes than it frees.
     more_mappings: u64,
 }
@@ -255,6 +270,7 @@ impl<'a> Planner<'a> {
         self.plan.steps.extend(maps);
         // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
         self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
+        self.plan.warnings = self.warnings();
         self.plan
     }
 
@@ -379,9 +395,7 @@ impl<'a> Planner<'a> {
         }
         let trimmed = run.range.trimmed_to(granule);
         for section in &run.sections {
-            let verdict = self.judge_trimmed(section, trimmed, &run);
-            self.warn_of_losses(&verdict);
-            self.plan.sections.push(verdict);
+            self.plan.sections.push(self.judge_trimmed(section, trimmed, &run));
         }
         let trimmed = trimmed?;
         let memory = run.memory.slice(run.range.offset_of(trimmed.first()), trimmed.len()?.get())?;
@@ -412,17 +426,22 @@ impl<'a> Planner<'a> {
         Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
     }
 
-    /// A section that loses bytes is worth a warning, with the one remedy there is.
-    fn warn_of_losses(&mut self, verdict: &Verdict<Section>) {
+    /// What a guest can live without is worth a warning, with the one remedy there is.
+    fn warnings(&self) -> Vec<Warning> {
+        let warning = |verdict| Warning::of(verdict, &self.advice(verdict));
+        self.plan.sections.iter().filter_map(warning).collect()
+    }
+
+    fn advice(&self, verdict: &Verdict<Section>) -> String {
         if verdict.lost_head == 0 && verdict.lost_tail == 0 {
-            return;
+            return String::new();
         }
         let range = verdict.piece.range();
         let around = range.first().get().checked_sub(1).map(Iova::new).into_iter().chain(range.end());
-        let table = around.filter_map(|at| self.view.sections.within(IovaRange::new(at, at).ok()?).next());
-        let table = table.filter(|next| next.name().contains("msix")).map(|next| next.name().to_string()).next();
-        let advice = table.map_or_else(String::new, |name| format!("; relocating {name}, which splits it, would help"));
-        self.plan.warnings.push(format!("{verdict}{advice}"));
+        let mut neighbours =
+            around.filter_map(|at| self.view.sections.within(IovaRange::new(at, at).ok()?).next()).map(Section::name);
+        let table = neighbours.find(|name| name.contains("msix"));
+        table.map_or_else(String::new, |name| format!("; relocating {name}, which splits it, would help"))
     }
 
     /// Leaves alone what is mapped and stays, unmaps the rest, and maps what is missing.

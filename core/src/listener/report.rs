@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::section::{Section, TargetMemory};
+use crate::section::{Need, Section, TargetMemory};
 
 /// What becomes of a section or of target memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,8 +74,47 @@ pub struct SpaceReport {
     pub pinned: u64,
     /// Bytes that are the same before and after, but were not there in between.
     pub disturbed: u64,
-    /// What a user should know although the commit went well.
-    pub warnings: Vec<String>,
+    /// What a user should know although the commit went well, each cause once for as long as it lasts.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something a user should know although the guest can live with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The section's name.
+    pub name: String,
+    /// What is wrong with it.
+    pub cause: Cause,
+    /// The whole story: where, why, and what would help.
+    pub text: String,
+}
+
+/// What a warning is about. A section is warned of once for each, until it is mapped as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// Bytes at its ends are not reached.
+    LosesBytes,
+    /// It is best effort, and devices do not reach it.
+    NotMapped,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Warning {
+    /// What is to be said of a fate, if anything; `advice` follows it.
+    pub(super) fn of(verdict: &Verdict<Section>, advice: &str) -> Option<Self> {
+        let best_effort = verdict.piece.need() == Some(Need::BestEffort);
+        let cause = match verdict.fate {
+            Fate::Skipped if best_effort => Cause::NotMapped,
+            Fate::Mapped | Fate::Skipped if verdict.lost_head > 0 || verdict.lost_tail > 0 => Cause::LosesBytes,
+            _ => return None,
+        };
+        Some(Self { name: verdict.piece.name().into(), cause, text: format!("{verdict}{advice}") })
+    }
 }
 
 impl SpaceReport {

@@ -71,6 +71,10 @@ impl Shared {
         self.range
     }
 
+    pub(super) fn page(&self) -> PageSize {
+        self.page
+    }
+
     /// Takes the spaces away, waiting for verbs under way: afterwards no entry can come.
     pub(super) fn close(&self) {
         self.serve(Vec::new());

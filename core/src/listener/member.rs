@@ -1,0 +1,81 @@
+//! A space that a listener serves, and what is to be remembered of it from commit to commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::contract::PciAddressSpace;
+use crate::listener::report::{Cause, Fate, SpaceReport, Warning};
+
+/// A space that is served.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) space: Arc<dyn PciAddressSpace>,
+    /// The windows it had when it was last brought in step. When they change without us, because a device came or went, all of the
+    /// view is planned for it anew.
+    generation: u64,
+    /// By section and cause, what was warned of and lasts.
+    pub(super) warnings: BTreeMap<(String, Cause), Standing>,
+    pub(super) totals: Totals,
+}
+
+/// A warning whose cause lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// As it was first given.
+    pub warning: Warning,
+    /// How many commits met its cause.
+    pub times: u64,
+}
+
+/// What commits have cost a space since it joined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// How many commits there were.
+    pub commits: u64,
+    /// Bytes handed to calls that pin them; what was pinned twice counts twice.
+    pub pinned: u64,
+    /// Bytes that were the same before and after a commit, but were not there in between.
+    pub disturbed: u64,
+}
+
+impl Member {
+    pub(super) fn new(space: Arc<dyn PciAddressSpace>) -> Self {
+        let generation = space.windows().generation;
+        Self { space, generation, warnings: BTreeMap::new(), totals: Totals::default() }
+    }
+
+    pub(super) fn is_in_step(&self) -> bool {
+        self.generation == self.space.windows().generation
+    }
+
+    /// Remembers a commit. What is left in the report are warnings not given before.
+    pub(super) fn note(&mut self, report: &mut SpaceReport) {
+        self.generation = self.space.windows().generation;
+        self.totals.commits += 1;
+        self.totals.pinned += report.pinned;
+        self.totals.disturbed += report.disturbed;
+        for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Mapped) {
+            let lossless = verdict.lost_head == 0 && verdict.lost_tail == 0;
+            let cured = [Some(Cause::NotMapped), lossless.then_some(Cause::LosesBytes)];
+            for cause in cured.into_iter().flatten() {
+                self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
+            }
+        }
+        report.warnings.retain(|warning| self.is_news(warning));
+        report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
+        log::info!(
+            "{}: {} sections decided, {} bytes pinned, {} disturbed",
+            report.backend,
+            report.sections.len(),
+            report.pinned,
+            report.disturbed
+        );
+    }
+
+    fn is_news(&mut self, warning: &Warning) -> bool {
+        let standing = self.warnings.entry((warning.name.clone(), warning.cause));
+        let standing = standing.or_insert_with(|| Standing { warning: warning.clone(), times: 0 });
+        standing.times += 1;
+        standing.times == 1
+    }
+}
