@@ -188,7 +188,7 @@ impl OpenSpace {
                 }
                 let node = open_node(&*self.door, &group.path(), HandleKind::Group)?;
                 let member = self.add_group(node, &group_name)?;
-                self.open_device(&member, &name).inspect_err(|_| self.give_up(&member))
+                self.open_device(&member, &name).map_err(|error| self.give_up(&member, error))
             }
             // The choice saw to it that there is one.
             _ => Err(OpenError::NoBackend(choice)),
@@ -264,12 +264,16 @@ impl OpenSpace {
         self.groups.iter().find(|group| group.name() == name).cloned()
     }
 
-    /// Detaches a group none of whose devices could be opened.
-    fn give_up(&mut self, group: &Arc<VfioGroup>) {
-        self.groups.retain(|member| !Arc::ptr_eq(member, group));
+    /// Detaches a group whose device could not be opened for `cause`.
+    fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
         let attached: Arc<dyn Attachable> = group.clone();
-        if let Err(error) = self.space.detach(&attached) {
-            log::error!("{error}");
+        let detached = self.space.detach(&attached);
+        if !self.space.devices().contains(&group.name()) {
+            self.groups.retain(|member| !Arc::ptr_eq(member, group));
+        }
+        match detached {
+            Ok(_) => cause,
+            Err(undoing) => OpenError::NotUndone { cause: Box::new(cause), undoing },
         }
     }
 }
@@ -287,7 +291,7 @@ fn open_node(door: &dyn Door, path: &Path, kind: HandleKind) -> Result<Handle, O
     door.open(path, kind).map_err(|errno| OpenError::Node { path: path.to_owned(), errno })
 }
 
-/// Something could not be opened or attached. Everything that had been opened for it is closed again.
+/// Something could not be opened or attached. Everything that had been opened for it is closed again, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The host could not be looked at.
@@ -335,6 +339,15 @@ pub enum OpenError {
         /// What the space said.
         #[from]
         error: Error,
+    },
+    /// Something failed, and the group that had been attached for it could not be detached again without loss: it stays, and goes with the
+    /// space, unless the error names what was lost when it went.
+    #[error("{cause}; and then: {undoing}")]
+    NotUndone {
+        /// What failed first.
+        cause: Box<OpenError>,
+        /// What the space said to the detach.
+        undoing: Error,
     },
 }
 

@@ -90,6 +90,7 @@ impl State {
             ("VFIO_GROUP_GET_STATUS", Argument::Bytes(bytes)) => put(bytes, 4, 1),
             ("VFIO_GROUP_SET_CONTAINER", _) => self.groups_in_container += 1,
             ("VFIO_GROUP_UNSET_CONTAINER", _) if self.devices_of_group > 0 => return Err(Errno::EBUSY),
+            ("VFIO_GROUP_UNSET_CONTAINER", _) if self.groups_in_container == 0 => return Err(Errno::EINVAL),
             ("VFIO_GROUP_UNSET_CONTAINER", _) => {
                 self.groups_in_container -= 1;
                 self.driver = self.driver.filter(|_| self.groups_in_container > 0);

@@ -346,13 +346,15 @@ impl<B: Backend> Space<B> {
         write(&self.registered).clear();
     }
 
-    fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) {
+    /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.
+    fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) -> Vec<IovaRange> {
         if let Err(failure) = device.detach_from(self.backend.attach_point()) {
             log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
         }
         if let Err(failure) = self.backend.refresh(devices) {
             log::error!("{}: the windows could not be read again: {failure}", self.backend.name());
         }
+        self.refill_tables(Operation::Attach, devices)
     }
 }
 
@@ -481,18 +483,15 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let mut devices = lock(&self.devices);
         let subject = || Subject::Device(device.name());
         let fail = |failure| Error::from_kernel(Operation::Attach, subject(), failure);
-        device.attach_to(self.backend.attach_point()).map_err(fail)?;
-        let windows = match self.backend.refresh(devices.len() + 1) {
-            Ok(windows) => windows,
-            Err(failure) => {
-                self.undo_attach(&device, devices.len());
-                return Err(fail(failure));
-            }
-        };
-        if let Some(stranded) = self.stranded_by(&windows) {
-            self.undo_attach(&device, devices.len());
-            return Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded)));
-        }
+        // It may have been attached, and let go of again.
+        let attached = device.attach_to(self.backend.attach_point()).map_err(fail);
+        attached.map_err(|error| error.fencing(self.refill_tables(Operation::Attach, devices.len())))?;
+        let refreshed = self.backend.refresh(devices.len() + 1).map_err(fail);
+        let fitting = refreshed.and_then(|windows| match self.stranded_by(&windows) {
+            Some(stranded) => Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded))),
+            None => Ok(windows),
+        });
+        let windows = fitting.map_err(|error| error.fencing(self.undo_attach(&device, devices.len())))?;
         devices.push(device);
         Ok(self.adopt_windows(windows))
     }
@@ -515,31 +514,28 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             self.layout().windows.as_ref().clone()
         });
         let change = self.adopt_windows(windows);
-        if !devices.is_empty() && self.keeps() == Keeps::Entries {
-            self.refill_tables(&subject())?;
+        let lost = self.refill_tables(Operation::Detach, devices.len());
+        let cause = self.fences().into_iter().find(|fence| lost.contains(&fence.range)).map(|fence| fence.cause);
+        match cause {
+            Some(cause) => Err(fail(cause).fencing(lost)),
+            None => Ok(change),
         }
-        Ok(change)
     }
 }
 
 impl<B: Backend> Space<B> {
     /// The kernel clears the tables of a container when one of several groups leaves it (linux:
-    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership): what lives for the others is entered again.
-    fn refill_tables(&self, subject: &Subject) -> Result<(), Error> {
-        let layout = self.layout();
-        let lost: Vec<_> = layout
-            .slots
-            .iter()
-            .flat_map(|slot| {
-                let live: Vec<_> = read(&slot.live).within(IovaRange::all()).collect();
-                self.bring_back(Operation::Detach, slot, &live)
-            })
-            .collect();
-        let cause = self.fences().into_iter().find(|fence| lost.contains(&fence.range)).map(|fence| fence.cause);
-        match cause {
-            Some(cause) => Err(Error::from_kernel(Operation::Detach, subject.clone(), cause).fencing(lost)),
-            None => Ok(()),
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership): what lives for the `devices` that stay is entered again. Returns
+    /// what could not be, which is fenced.
+    fn refill_tables(&self, operation: Operation, devices: usize) -> Vec<IovaRange> {
+        if devices == 0 || self.keeps() == Keeps::Mappings {
+            return Vec::new();
         }
+        let refill = |slot: &Arc<Slot>| {
+            let live: Vec<_> = read(&slot.live).within(IovaRange::all()).collect();
+            self.bring_back(operation, slot, &live)
+        };
+        self.layout().slots.iter().flat_map(refill).collect()
     }
 
     fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {

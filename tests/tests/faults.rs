@@ -502,21 +502,6 @@ impl Known {
 
 const KNOWN: &[Known] = &[
     Known {
-        cases: "attach_a_second_device/powernv9",
-        words: "the host holds 0 mapped bytes",
-        _why: "VfioGroup::attach_to: a group that joined and is let go of takes the entries of the others along, and the space is not told",
-    },
-    Known {
-        cases: "attach_a_second_device/",
-        words: "the host holds 2 groups, not 1",
-        _why: "OpenSpace::add: gives a group up although it could not be detached",
-    },
-    Known {
-        cases: "attach_a_second_device/powernv9",
-        words: "is not named",
-        _why: "OpenSpace::add: what detaching the group again fenced is only logged",
-    },
-    Known {
         cases: "put_a_run_into_two_spaces/vtd",
         words: "is not named",
         _why: "TranslatedWindow::put_run: what taking entries back fenced is only logged",

@@ -33,6 +33,8 @@ struct Leeway {
     /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there is no page
     /// table and nothing pinned, and no device to miss them.
     pins: bool,
+    /// The kernel would not let a group go however often it was asked: it stays, as the error says.
+    groups: bool,
 }
 
 /// What a space says.
@@ -87,6 +89,7 @@ impl World {
             registrations: refused("VFIO_IOMMU_SPAPR_REGISTER_MEMORY") || refused("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"),
             windows: refused("IOMMU_IOAS_IOVA_RANGES"),
             pins: refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"),
+            groups: refused("VFIO_GROUP_UNSET_CONTAINER"),
         }
     }
 
@@ -254,6 +257,9 @@ impl Observed {
         if self.leeway.pins {
             held.pinned = expected.pinned;
             held.objects = expected.objects;
+        }
+        if self.leeway.groups {
+            held.groups = expected.groups;
         }
         held
     }

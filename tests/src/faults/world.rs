@@ -107,7 +107,7 @@ impl From<OpenError> for Trouble {
     fn from(error: OpenError) -> Self {
         let text = error.to_string();
         match error {
-            OpenError::Attach { error } => Self { text, ..error.into() },
+            OpenError::Attach { error } | OpenError::NotUndone { undoing: error, .. } => Self { text, ..error.into() },
             OpenError::Refused { failure, .. } => Self { answer: Some(failure.answer), ..Self::without_a_call(text) },
             OpenError::Node { errno, .. } => Self { answer: Some(Answer::Errno(errno)), ..Self::without_a_call(text) },
             _ => Self::without_a_call(text),
