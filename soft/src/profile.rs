@@ -255,12 +255,13 @@ const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
 
 impl Profile {
     /// The names [`Profile::preset`] knows.
-    pub const PRESETS: [&str; 4] = ["vtd", "powernv9", "powernv9-64k", "pseries"];
+    pub const PRESETS: [&str; 5] = ["vtd", "vtd-64k", "powernv9", "powernv9-64k", "pseries"];
 
     /// The preset of that name.
     pub fn preset(name: &str) -> Option<Self> {
         Some(match name {
             "vtd" => Self::vtd(),
+            "vtd-64k" => Self::vtd_64k(),
             "powernv9" => Self::powernv9(),
             "powernv9-64k" => Self::powernv9_64k(),
             "pseries" => Self::pseries(),
@@ -288,6 +289,14 @@ impl Profile {
             limits: Limits { memlock: None, dma_entries: 0xffff },
             groups: (3..6).map(slot).collect(),
         }
+    }
+
+    /// As [`Profile::vtd`], with no page smaller than 64 KiB, as Arm servers have it whose kernels use such pages: what a PC guest loses
+    /// to alignment there.
+    pub fn vtd_64k() -> Self {
+        let vtd = Self::vtd();
+        let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: 0x2001_0000, ..fixed });
+        Self { name: "vtd-64k".to_owned(), host_page: PageSize::K64.bytes(), fixed, ..vtd }
     }
 
     /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked memory.

@@ -31,6 +31,10 @@ fn ram(at: u64, host: u64, len: u64) -> Section {
     Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
 }
 
+fn range(first: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
+}
+
 fn adding(sections: impl IntoIterator<Item = Section>) -> Update {
     sections.into_iter().fold(Update::new(), Update::adding)
 }
@@ -268,4 +272,16 @@ fn the_audit_finds_what_somebody_else_did() {
     let expected =
         [format!("{due} unmap 0x40000000..=0x400fffff"), format!("{due} map {memory} at 0x0..=0xfffff, read-write")];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_window_whose_entries_are_smaller_than_the_hosts_pages_is_refused() {
+    let opened = open(&host("vtd-64k"), BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    let window = |page| Update::new().adding(Section::translated("viommu", range(0, GIB), page));
+    let error = listener.commit(window(PageSize::K4)).expect_err("no entry could ever be put");
+    let words = "0x0..=0x3fffffff (viommu): refused: its entries are pages of 4K, and 64K is the host's smallest";
+    assert_eq!(error.to_string(), words);
+    listener.commit(window(PageSize::K64)).expect("that fits");
 }

@@ -127,8 +127,13 @@ mod tests {
     #[test]
     fn every_preset_has_a_device_and_its_backends() {
         use BackendKind::{Iommufd, Spapr, Type1};
-        let cases: [(&str, &[BackendKind]); 4] =
-            [("vtd", &[Iommufd, Type1]), ("powernv9", &[Spapr]), ("powernv9-64k", &[Spapr]), ("pseries", &[Spapr])];
+        let cases: [(&str, &[BackendKind]); 5] = [
+            ("vtd", &[Iommufd, Type1]),
+            ("vtd-64k", &[Iommufd, Type1]),
+            ("powernv9", &[Spapr]),
+            ("powernv9-64k", &[Spapr]),
+            ("pseries", &[Spapr]),
+        ];
         for (name, backends) in cases {
             let profile = Profile::preset(name).expect("a preset");
             let device = first_device(&profile).expect("a device");

@@ -333,15 +333,19 @@ impl<'a> Planner<'a> {
     /// The fate of a section that is not mapped by itself.
     fn judge_indirect(&self, section: &Section) -> Verdict<Section> {
         let (fate, reason) = match section.backing() {
-            Backing::Translated { .. } => self.judge_translated(section.range()),
+            Backing::Translated { page } => self.judge_translated(section.range(), *page),
             Backing::Msi => (Fate::Msi, "a write here is an interrupt".into()),
             _ => (Fate::Skipped, "emulated: no memory is behind it".into()),
         };
         Verdict::new(section.clone(), fate, reason)
     }
 
-    /// Windows that are created fit exactly; in fixed ones, what lies in them is usable.
-    fn judge_translated(&self, range: IovaRange) -> (Fate, String) {
+    /// Windows that are created fit exactly; in fixed ones, what lies in them is usable, unless their pages are too large for an entry.
+    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, String) {
+        if let Some(window) = self.windows.after.overlapping(range).find(|window| window.granule() > page) {
+            let why = format!("its entries are pages of {page}, and {} is the host's smallest", window.granule());
+            return (Fate::Refused, why);
+        }
         if let Some(window) = self.windows.after.covering(range) {
             return (Fate::Window, format!("the host's window {} with {} pages", window.range, window.granule()));
         }
