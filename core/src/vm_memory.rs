@@ -1,5 +1,28 @@
 //! From a vm-memory map straight to sections, without a promise from anybody: what is mapped holds its region, so that host memory
 //! cannot be unmapped under a device from safe code.
+//!
+//! A VMM that plugs memory hands over the whole map again, or a snapshot of its `GuestMemoryAtomic`; the listener finds out what
+//! changed, and nothing else is touched:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use dmaspace_core::{FrontEnd, Listener, vm_memory};
+//! use ::vm_memory::{GuestAddress, GuestMemoryAtomic, GuestAddressSpace, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+//!
+//! let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+//! let memory = GuestMemoryAtomic::new(map);
+//! let mut listener = Listener::new(FrontEnd::pc());
+//! listener.commit(listener.update_to(&vm_memory::sections(&*memory.memory())?, &[]))?;
+//!
+//! // A DIMM is plugged.
+//! let dimm = GuestRegionMmap::new(MmapRegion::new(0x20_0000)?, GuestAddress(1 << 32)).ok_or("it wraps")?;
+//! let plugged = memory.memory().insert_region(dimm.into())?;
+//! memory.lock().map_err(|_| "poisoned")?.replace(plugged);
+//! listener.commit(listener.update_to(&vm_memory::sections(&*memory.memory())?, &[]))?;
+//! assert_eq!(listener.sections().count(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -35,10 +58,12 @@ fn each<B: NewBitmap + Send + Sync + 'static, T>(
     memory: &GuestMemoryMmap<B>,
     make: impl Fn(&str, u64, HostMemory) -> Result<T, BadRange>,
 ) -> Result<Vec<T>, BadRange> {
-    let one = |(n, region): (usize, &GuestRegionMmap<B>)| {
-        make(&format!("ram{n}"), region.start_addr().raw_value(), HostMemory::of_region(region).ok_or(BadRange::Empty)?)
+    // By address, not by number: a region keeps its name when another one comes or goes.
+    let one = |region: &GuestRegionMmap<B>| {
+        let at = region.start_addr().raw_value();
+        make(&format!("ram at {at:#x}"), at, HostMemory::of_region(region).ok_or(BadRange::Empty)?)
     };
-    memory.iter().enumerate().map(one).collect()
+    memory.iter().map(one).collect()
 }
 
 #[cfg(test)]

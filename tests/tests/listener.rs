@@ -9,10 +9,13 @@ use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
 use dmaspace_core::listener::{CommitError, Fate, Update};
 use dmaspace_core::section::TargetMemory;
+use dmaspace_core::vm_memory::sections as vm_memory_sections;
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 use dmaspace_soft::profile::{Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::soft::host;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -284,4 +287,36 @@ fn a_window_whose_entries_are_smaller_than_the_hosts_pages_is_refused() {
     let words = "0x0..=0x3fffffff (viommu): refused: its entries are pages of 4K, and 64K is the host's smallest";
     assert_eq!(error.to_string(), words);
     listener.commit(window(PageSize::K64)).expect("that fits");
+}
+
+#[test]
+fn a_dimm_comes_and_goes_by_snapshots_of_the_guests_memory() {
+    let (soft, opened, mut listener) = type1();
+    let mib = usize::try_from(MIB).expect("a small number");
+    let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), mib), (GuestAddress(GIB), mib)]);
+    let memory = GuestMemoryAtomic::new(map.expect("memory for the test"));
+    let follow = |listener: &mut Listener| {
+        let sections = vm_memory_sections(&*memory.memory()).expect("proper ranges");
+        let update = listener.update_to(&sections, &[]);
+        let report = listener.commit(update).expect("it fits").spaces.remove(0);
+        (report.sections.len(), report.pinned, report.disturbed)
+    };
+    follow(&mut listener);
+    soft.reset_calls();
+
+    let dimm = MmapRegion::new(mib).expect("memory for the test");
+    let dimm = Arc::new(GuestRegionMmap::new(dimm, GuestAddress(4 * GIB)).expect("no wrap"));
+    let plugged = memory.memory().insert_region(dimm.clone()).expect("nothing is there");
+    memory.lock().expect("nobody else").replace(plugged);
+    assert_eq!(follow(&mut listener), (1, MIB, 0));
+
+    let life = Arc::downgrade(&dimm.get_mmap());
+    drop(dimm);
+    let (unplugged, _) = memory.memory().remove_region(GuestAddress(4 * GIB), MIB).expect("it is there");
+    memory.lock().expect("nobody else").replace(unplugged);
+    assert!(life.upgrade().is_some(), "it is mapped, so it is held, whatever the VMM lets go of");
+    assert_eq!(follow(&mut listener), (0, 0, 0));
+    assert!(life.upgrade().is_none(), "no device reaches it any more");
+    assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (1, 1));
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 2);
 }
