@@ -37,8 +37,21 @@ enum Origin {
     Vouched,
     /// This owner, by being held.
     Held(Arc<dyn Any + Send + Sync>),
-    /// Nobody: there is no memory, only an address.
-    Unbacked,
+    /// Nobody: there is no memory, only an address, and the number of the unit it stands for.
+    Unbacked(u64),
+}
+
+/// Which memory comes and goes together, an *unplug unit*. Of two memories that are alive at the same time both units are equal exactly
+/// when nothing of one can go without the other; a unit says nothing once its memory is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnplugUnit(OwnedBy);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum OwnedBy {
+    Voucher,
+    /// The owner at this address.
+    Owner(usize),
+    Nobody(u64),
 }
 
 /// Bytes of our own, behind [`HostMemory::zeroed`].
@@ -146,7 +159,17 @@ impl HostMemory {
     /// `None` when the span would wrap around the address space.
     pub fn unbacked(address: u64, len: NonZeroU64) -> Option<Self> {
         let base = ptr::without_provenance_mut(usize::try_from(address).ok()?);
-        Self::span(base, len, Origin::Unbacked)
+        Self::span(base, len, Origin::Unbacked(0))
+    }
+
+    /// Says which unplug unit an address without memory stands for: those of different units are not joined, as memory of different
+    /// owners is not. Nothing changes for memory that is there, whose owner is its unit.
+    #[must_use]
+    pub fn in_unit(mut self, number: u64) -> Self {
+        if let Origin::Unbacked(unit) = &mut self.origin {
+            *unit = number;
+        }
+        self
     }
 
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
@@ -211,7 +234,16 @@ impl HostMemory {
 
     /// Whether there is only an address and no memory.
     pub fn is_unbacked(&self) -> bool {
-        matches!(self.origin, Origin::Unbacked)
+        matches!(self.origin, Origin::Unbacked(_))
+    }
+
+    /// What it comes and goes together with.
+    pub fn unit(&self) -> UnplugUnit {
+        UnplugUnit(match &self.origin {
+            Origin::Vouched => OwnedBy::Voucher,
+            Origin::Held(owner) => OwnedBy::Owner(Arc::as_ptr(owner).addr()),
+            Origin::Unbacked(number) => OwnedBy::Nobody(*number),
+        })
     }
 
     /// The `len` bytes from `offset`, or `None` when they are not all inside.
@@ -226,12 +258,7 @@ impl HostMemory {
 
     /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
-        let together = match (&self.origin, &other.origin) {
-            (Origin::Vouched, Origin::Vouched) | (Origin::Unbacked, Origin::Unbacked) => true,
-            (Origin::Held(a), Origin::Held(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        };
-        together && self.traits == other.traits
+        self.unit() == other.unit() && self.traits == other.traits
     }
 
     /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
@@ -327,7 +354,7 @@ impl fmt::Debug for HostMemory {
         let origin = match self.origin {
             Origin::Vouched => "vouched",
             Origin::Held(_) => "held",
-            Origin::Unbacked => "unbacked",
+            Origin::Unbacked(_) => "unbacked",
         };
         write!(f, "{self} ({origin})")
     }
@@ -367,7 +394,19 @@ mod tests {
         let (low, high) = (unbacked(0x1000, 0x1000), unbacked(0x2000, 0x1000));
         assert_eq!(low.joined_with(&high), Some(unbacked(0x1000, 0x2000)));
         assert_eq!(high.joined_with(&low), None);
-        assert_eq!(low.joined_with(&high.device_memory()), None);
+        assert_eq!(low.joined_with(&high.clone().device_memory()), None);
+        assert_eq!(low.joined_with(&high.clone().in_unit(1)), None);
+        assert!(low.in_unit(1).joined_with(&high.in_unit(1)).is_some());
+    }
+
+    #[test]
+    fn an_owner_is_one_unit_and_cannot_be_talked_out_of_it() {
+        let (one, other) = (Arc::new([0u8; 32]), Arc::new([0u8; 32]));
+        let memory = held(&one);
+        assert_eq!(memory.unit(), held(&one).unit());
+        assert_eq!(memory.unit(), memory.clone().in_unit(7).unit());
+        assert_ne!(memory.unit(), held(&other).unit());
+        assert_ne!(memory.unit(), unbacked(memory.address(), 32).unit());
     }
 
     #[test]
