@@ -47,6 +47,7 @@
 //! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
+//! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
 //! - [`door`]: the one narrow place through which kernel calls go.
 //! - [`error`]: what was asked, of which range, what was wrong, what the kernel said.
 
@@ -60,6 +61,8 @@ pub mod error;
 pub mod listener;
 pub mod memory;
 pub mod page;
+#[cfg(feature = "serde")]
+pub mod recording;
 pub mod section;
 pub mod space;
 #[cfg(feature = "vm-memory")]

@@ -8,12 +8,14 @@
 //! ```
 //!
 //! Sections and target memory change in transactions ([`Update`]). A commit is planned for every space, then applied to one after the
-//! other; a step of something required that fails takes everything back, in every space, in reverse.
+//! other; a step of something required that fails takes everything back, in every space, in reverse. All of it can be recorded
+//! ([`Recorder`]), to be replayed where nobody waits for a guest.
 
 mod apply;
 mod audit;
 mod member;
 mod plan;
+mod recorder;
 mod report;
 mod state;
 mod translated;
@@ -21,10 +23,11 @@ mod update;
 mod windows;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use audit::Finding;
 pub use member::{Standing, Totals};
+pub use recorder::Recorder;
 pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
 pub use state::{LiveMapping, Registration, SpaceState, State, TranslatedState};
 pub use translated::{EntryError, TranslatedWindow};
@@ -49,6 +52,8 @@ pub struct Listener {
     targets: Targets,
     members: Vec<Member>,
     windows: BTreeMap<Iova, Arc<Shared>>,
+    /// Behind a mutex only so that a listener can be shared; it is never locked.
+    recorder: Option<Mutex<Box<dyn Recorder>>>,
 }
 
 /// Why a commit, or an attach, did not happen. Everything is as it was, except for ranges named as fenced.
@@ -136,19 +141,65 @@ impl Listener {
         self.commit(Update::new())
     }
 
+    /// Tells `recorder` everything from now on, what is in force first. A recorder that was told so far is told no more.
+    pub fn record_to(&mut self, mut recorder: Box<dyn Recorder>) {
+        let in_force = self.update_from_nothing();
+        let spaces: Vec<_> = self.spaces().map(AsRef::as_ref).collect();
+        recorder.begins(&self.front, &in_force, &spaces);
+        self.recorder = Some(Mutex::new(recorder));
+    }
+
+    /// Tells nobody any more, and gives back who was told.
+    pub fn stop_recording(&mut self) -> Option<Box<dyn Recorder>> {
+        self.recorder.take().map(|recorder| recorder.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn update_from_nothing(&self) -> Update {
+        Update {
+            added: self.sections().cloned().collect(),
+            added_targets: self.targets().cloned().collect(),
+            ..Update::new()
+        }
+    }
+
+    /// Tells the recorder what is about to happen, lets it happen, and tells how it ended.
+    fn recorded<T>(
+        &mut self,
+        tell: impl FnOnce(&mut dyn Recorder),
+        happen: impl FnOnce(&mut Self) -> Result<T, CommitError>,
+    ) -> Result<T, CommitError> {
+        if let Some(recorder) = self.told() {
+            tell(recorder);
+        }
+        let result = happen(self);
+        if let Some(recorder) = self.told() {
+            recorder.ended(result.as_ref().err());
+        }
+        result
+    }
+
+    fn told(&mut self) -> Option<&mut dyn Recorder> {
+        let recorder = self.recorder.as_mut()?.get_mut().unwrap_or_else(PoisonError::into_inner);
+        Some(recorder.as_mut())
+    }
+
     /// Makes `update` true on every space. A space without a device has no windows: it is left alone until it has.
     ///
     /// # Errors
     /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as it was then, except for ranges named as fenced.
     pub fn commit(&mut self, update: Update) -> Result<Report, CommitError> {
-        self.check_targets_are_free(&update)?;
-        let mut scope = Scope::of_removals(&update, &self.view);
-        self.view.change(&update)?;
-        scope.widen_by_additions(&update, &self.view);
-        let result = self.put_in_force(&update, &scope);
+        self.recorded(|recorder| recorder.commits(&update), |listener| listener.make_true(&update))
+    }
+
+    fn make_true(&mut self, update: &Update) -> Result<Report, CommitError> {
+        self.check_targets_are_free(update)?;
+        let mut scope = Scope::of_removals(update, &self.view);
+        self.view.change(update)?;
+        scope.widen_by_additions(update, &self.view);
+        let result = self.put_in_force(update, &scope);
         match result {
             Ok(_) => *self.targets.write().unwrap_or_else(PoisonError::into_inner) = self.view.targets.clone(),
-            Err(_) => self.view.revert(&update),
+            Err(_) => self.view.revert(update),
         }
         result
     }
@@ -173,6 +224,10 @@ impl Listener {
     /// # Errors
     /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
     pub fn attach(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
+        self.recorded(|recorder| recorder.joins(space.as_ref()), |listener| listener.admit(space.clone()))
+    }
+
+    fn admit(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
         let mut joining = [Member::new(space.clone())];
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
@@ -197,13 +252,19 @@ impl Listener {
     /// [`CommitError::NotAttached`], or [`CommitError::Step`] when something could not be taken out.
     pub fn detach(&mut self, space: &Arc<dyn PciAddressSpace>) -> Result<(), CommitError> {
         let place = self.members.iter().position(|known| Arc::ptr_eq(&known.space, space));
-        let leaving = [self.members.remove(place.ok_or(CommitError::NotAttached)?)];
+        let place = place.ok_or(CommitError::NotAttached)?;
+        self.recorded(|recorder| recorder.leaves(place), |listener| listener.dismiss(place))
+    }
+
+    fn dismiss(&mut self, place: usize) -> Result<(), CommitError> {
+        let leaving = [self.members.remove(place)];
         self.windows.values().for_each(|window| window.serve(self.serving()));
         let nothing = View::default();
         let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
         let result = plans.and_then(|plans| apply_all(&leaving, plans));
         if result.is_err() {
-            self.members.extend(leaving);
+            let [member] = leaving;
+            self.members.insert(place, member);
             self.windows.values().for_each(|window| window.serve(self.serving()));
         }
         result.map(drop)

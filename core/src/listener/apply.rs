@@ -72,7 +72,7 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Resul
         Step::Register(memory) => {
             let registration = space.registration().ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
             registration.register(&memory)?;
-            *pinned += memory.len().get();
+            *pinned = pinned.saturating_add(memory.len().get());
             Done::Registered(memory)
         }
         Step::CreateWindow(request) => {
@@ -84,7 +84,7 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Resul
             map(space, &mapping)?;
             // A host that registers pinned it then.
             if space.registration().is_none() {
-                *pinned += mapping.memory.len().get();
+                *pinned = pinned.saturating_add(mapping.memory.len().get());
             }
             Done::Mapped(mapping.range)
         }

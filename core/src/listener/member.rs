@@ -52,8 +52,8 @@ impl Member {
     pub(super) fn note(&mut self, report: &mut SpaceReport) {
         self.generation = self.space.windows().generation;
         self.totals.commits += 1;
-        self.totals.pinned += report.pinned;
-        self.totals.disturbed += report.disturbed;
+        self.totals.pinned = self.totals.pinned.saturating_add(report.pinned);
+        self.totals.disturbed = self.totals.disturbed.saturating_add(report.disturbed);
         for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Mapped) {
             let lossless = verdict.lost_head == 0 && verdict.lost_tail == 0;
             let cured = [Some(Cause::NotMapped), lossless.then_some(Cause::LosesBytes)];

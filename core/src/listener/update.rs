@@ -50,6 +50,37 @@ impl Update {
         self
     }
 
+    /// The sections that go.
+    pub fn removed(&self) -> &[Section] {
+        &self.removed
+    }
+
+    /// The sections that come.
+    pub fn added(&self) -> &[Section] {
+        &self.added
+    }
+
+    /// The target memory that goes.
+    pub fn removed_targets(&self) -> &[TargetMemory] {
+        &self.removed_targets
+    }
+
+    /// The target memory that comes.
+    pub fn added_targets(&self) -> &[TargetMemory] {
+        &self.added_targets
+    }
+
+    /// The update that takes this one back.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self {
+            removed: self.added,
+            added: self.removed,
+            removed_targets: self.added_targets,
+            added_targets: self.removed_targets,
+        }
+    }
+
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty()
