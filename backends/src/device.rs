@@ -385,10 +385,10 @@ mod tests {
     use dmaspace_type1::vfio::CapabilityHeader;
 
     use super::*;
-    use crate::recording::Recording;
+    use crate::scripted::Scripted;
 
-    fn device() -> (Arc<Recording>, Device) {
-        let door = Recording::new();
+    fn device() -> (Arc<Scripted>, Device) {
+        let door = Scripted::new();
         let node = door.open(std::path::Path::new("/dev/vfio/devices/vfio0"), HandleKind::Device).expect("opens");
         let cdev = Arc::new(Cdev::new(door.clone(), node, "0000:00:03.0"));
         let device = Device::of_node(door.clone(), "0000:00:03.0", cdev, None);

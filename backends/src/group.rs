@@ -186,17 +186,17 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recording::Recording;
+    use crate::scripted::Scripted;
 
     struct Stage {
-        door: Arc<Recording>,
+        door: Arc<Scripted>,
         container: Handle,
         group: Arc<VfioGroup>,
     }
 
     /// A container and a group, nothing called yet.
     fn stage(backend: BackendKind) -> Stage {
-        let door = Recording::new();
+        let door = Scripted::new();
         let container = door.open(Path::new("/dev/vfio/vfio"), HandleKind::Container).expect("opens");
         let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
         door.calls();

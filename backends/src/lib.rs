@@ -46,6 +46,7 @@
 //!   what is open then.
 //! - [`registry`] and [`kvm`]: telling KVM, in time.
 //! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
+//! - `recording` (feature): what a listener is told, written down as JSON lines, and read again.
 //! - `soft` (feature): the soft host as a host to open spaces on, for a VMM's own tests.
 //!
 //! # In a jail
@@ -77,9 +78,11 @@ pub mod kvm;
 pub mod linux;
 pub mod open;
 pub mod pci;
-#[cfg(test)]
-mod recording;
+#[cfg(feature = "recording")]
+pub mod recording;
 pub mod registry;
+#[cfg(test)]
+mod scripted;
 #[cfg(feature = "soft")]
 pub mod soft;
 

@@ -417,7 +417,7 @@ mod tests {
 
     use super::*;
     use crate::facts::{IommuGroup, IommuTypes, Limits, Nodes, PciDevice, Platform, VfioDevice};
-    use crate::recording::{Recording, RecordingRegistry};
+    use crate::scripted::{Scripted, ScriptedRegistry};
 
     fn address(text: &str) -> PciAddress {
         text.parse().expect("an address of the test")
@@ -450,8 +450,8 @@ mod tests {
         }
     }
 
-    fn host(door: &Arc<Recording>) -> Host {
-        Host::new(door.clone(), facts()).registering_with(Arc::new(RecordingRegistry(door.clone())))
+    fn host(door: &Arc<Scripted>) -> Host {
+        Host::new(door.clone(), facts()).registering_with(Arc::new(ScriptedRegistry(door.clone())))
     }
 
     fn both(backend: BackendKind) -> Wish {
@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_group_goes_from_node_to_device_and_back() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let opened = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
         assert_eq!(
             door.calls(),
@@ -494,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let opened = host(&door).open(&Wish::device(address("00:03.0"))).expect("nothing fails");
         let calls = door.calls();
         let device: Vec<_> = calls.iter().skip_while(|call| !call.contains("vfio0")).map(String::as_str).collect();
@@ -524,13 +524,13 @@ mod tests {
     fn whatever_fails_nothing_stays_open() {
         for backend in [BackendKind::Type1, BackendKind::Iommufd] {
             let calls = {
-                let door = Recording::new();
+                let door = Scripted::new();
                 let opened = host(&door).open(&both(backend)).expect("nothing fails");
                 drop(opened);
                 door.calls().len()
             };
             for n in 0..calls {
-                let door = Recording::failing_at(n);
+                let door = Scripted::failing_at(n);
                 drop(host(&door).open(&both(backend)));
                 assert_eq!(
                     door.open_names(),
@@ -544,7 +544,7 @@ mod tests {
 
     #[test]
     fn a_device_outlives_the_space_it_was_opened_into() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let Opened { mut devices, space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
         drop(space);
         devices.pop();
@@ -555,7 +555,7 @@ mod tests {
 
     #[test]
     fn the_last_device_of_a_group_takes_it_along() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
         let (second, first) = (devices.pop().expect("the second"), devices.pop().expect("the first"));
         assert_eq!(space.remove(first).expect("nothing fails"), None);
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn a_device_with_a_node_is_detached_and_closed() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Iommufd)).expect("nothing fails");
         let second = devices.pop().expect("the second");
         assert!(space.remove(second).expect("nothing fails").is_some());
@@ -576,7 +576,7 @@ mod tests {
 
     #[test]
     fn what_will_not_do_is_refused_before_anything_is_opened() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let error = host(&door).open(&Wish::device(address("00:04.0"))).expect_err("there is no such device");
         assert!(error.to_string().contains("there is no device 0000:00:04.0"), "{error}");
         assert_eq!(door.calls(), Vec::<String>::new());
@@ -585,7 +585,7 @@ mod tests {
     #[test]
     fn errors_say_what_to_do() {
         let message = |call: &str, errno, backend| {
-            let door = Recording::new();
+            let door = Scripted::new();
             door.refuse(call, errno);
             host(&door).open(&both(backend)).expect_err("refused").to_string()
         };
@@ -602,7 +602,7 @@ mod tests {
 
     #[test]
     fn a_type1_group_given_to_iommufd_is_refused_by_its_space() {
-        let door = Recording::new();
+        let door = Scripted::new();
         let iommufd = door.open(Path::new(IOMMUFD_NODE), HandleKind::Iommufd).expect("opens");
         let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
         let mut space = OpenSpace::of(door.clone(), BackendKind::Iommufd, iommufd).expect("nothing fails");

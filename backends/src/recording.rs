@@ -1,226 +1,94 @@
-//! A door for this crate's unit tests: it knows one PC with a few devices, writes down every call, and fails on cue.
+//! What a listener is told, written down by a VMM in the field and read again elsewhere: `dmaspace replay` takes it, and so does a
+//! test.
 //!
-//! The soft host is the better host; this one shows *which* calls were made, in which order, and lets each of them fail in turn.
+//! ```
+//! use std::num::NonZeroU64;
+//! use std::sync::{Arc, Mutex};
+//!
+//! use dmaspace::listener::Update;
+//! use dmaspace::recording::{Asked, Event, JsonLines, Reader};
+//! use dmaspace::{Access, FrontEnd, HostMemory, Iova, Listener, Section};
+//!
+//! // In the VMM: once, and then everything as ever. A file does as well as these bytes.
+//! let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
+//! let mut listener = Listener::new(FrontEnd::pc());
+//! listener.record_to(Box::new(lines.clone()));
+//! let memory = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("none")?).ok_or("it wraps")?;
+//! listener.commit(Update::new().adding(Section::ram("pc.ram", Iova::new(0), memory, Access::READ_WRITE)?))?;
+//!
+//! // What it wrote:
+//! drop(listener);
+//! let recording = String::from_utf8(lines.lock().map_err(|_| "poisoned")?.get_ref().clone())?;
+//! assert_eq!(recording, concat!(
+//!     r#"{"event":"begin","version":1,"shrink":"refuse","#,
+//!     r#""cuts":[{"first":"0xc0000","last":"0xfffff","step":4096}],"chunk":1073741824,"in_force":[],"spaces":[]}"#, "\n",
+//!     r#"{"event":"update","removed":[],"added":[{"space":"pci","first":"0x0","last":"0x3fffffff","name":"pc.ram","#,
+//!     r#""kind":"ram","access":"read-write","host":"0x7f0000000000","unit":0}]}"#, "\n",
+//!     r#"{"event":"ended","result":"ok"}"#, "\n",
+//! ));
+//!
+//! // Elsewhere: the same again, with addresses where there was memory.
+//! let mut again = Listener::default();
+//! for event in Reader::new(recording.as_bytes(), Asked::unbacked) {
+//!     match event?.event {
+//!         Event::Begins { front, in_force, .. } => {
+//!             again = Listener::new(front);
+//!             again.commit(in_force)?;
+//!         }
+//!         Event::Commits { update, .. } => drop(again.commit(update)?),
+//!         Event::Joins { .. } | Event::Leaves { .. } => {}
+//!     }
+//! }
+//! assert_eq!(again.sections().count(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The format, version 1
+//! JSON lines: UTF-8, one object on each line, in the order in which things happened; lines without anything on them are passed over.
+//! Addresses are strings, `"0x"` and up to 16 hexadecimal digits; `last` is the last byte and inside; sizes are numbers of bytes. A field
+//! that is not named here is an error: what a reader does not know, it must not pass over.
+//!
+//! The field `event` says what a line is:
+//!
+//! | `event` | fields | |
+//! |---|---|---|
+//! | `begin` | `version`, `shrink`, `cuts`, perhaps `chunk`, `in_force`, `spaces` | The first line, and only the first. |
+//! | `update` | `removed`, `added` | A commit begins. What goes, goes first. Both empty: spaces are brought in step with changed windows. |
+//! | `join` | `space` | A space is about to be served, as the last. |
+//! | `leave` | `space` | A space is about to be served no longer: its number among those served, from 0. |
+//! | `ended` | `result`, perhaps `text` | How the line before ended. It is missing only where the recording ends, for instance because the VMM did. |
+//!
+//! - `version` is 1. Another number is another format.
+//! - `shrink` is `refuse` or `report`: what becomes of required sections that lose bytes.
+//! - `cuts` are the places where the front end expects later changes, each `{first, last, step}`; 65,536 pieces in all at most.
+//! - `chunk` is what a change of a few pages may disturb elsewhere.
+//! - `in_force`, `removed` and `added` are lists of pieces, below. Those in force never overlap in one address space, and a piece is
+//!   removed exactly as it was added.
+//! - `spaces` and the `space` of a `join` tell of the hosts: `{backend, windows}`, each window `{first, last, page_sizes}`. A replay has
+//!   its own host; this is for people.
+//! - `result` is `ok`; or `refused`, when a host could not provide something required; or `error`, when a kernel call failed or the
+//!   update made no sense. After the latter two everything is as it was; `text` says why.
+//!
+//! A piece is a section of the PCI address space, or target memory:
+//!
+//! | field | with | |
+//! |---|---|---|
+//! | `space` | all | `pci`: a section, at bus addresses. `memory`: target memory, at system addresses; its kind is `ram`. |
+//! | `first`, `last`, `name` | all | |
+//! | `kind` | all | `ram`, `device` (another device's memory), `translated`, `msi`, `nothing` |
+//! | `access` | `ram` and `device` in `pci` | what devices may do: `read-write`, `read-only`, `write-only`, `no access` |
+//! | `host` | `ram`, `device` | The address of the first byte in the process that was recorded. |
+//! | `unit` | `ram`, `device` | A number that memory has in common which comes and goes together. Only that is ever joined. |
+//! | `backing_page` | `ram`, `device`; may be missing | the pages behind the memory, where somebody said so (hugetlbfs) |
+//! | `host_read_only` | `ram`, `device`; may be missing | `true` where the process itself could only read |
+//! | `device_memory` | `ram`, `device`; may be missing | `true` where the memory is another device's |
+//! | `page` | `translated` | the size of an entry |
+//!
+//! What guests put into translated windows is not recorded, and no byte of anybody's memory: names and addresses are all there is.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod reader;
+mod writer;
 
-use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, HostMemory, PageSize};
-
-use crate::registry::Registry;
-
-/// The door.
-#[derive(Debug, Default)]
-pub(crate) struct Recording {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    calls: Vec<String>,
-    handles: u64,
-    open: BTreeMap<u64, String>,
-    groups_in_container: usize,
-    devices_of_group: usize,
-    driver: Option<u64>,
-    /// What these calls answer, instead of success.
-    refusals: BTreeMap<String, Errno>,
-    /// The call, counted from 0, that fails with `EIO`.
-    failing: Option<usize>,
-    /// What reads and writes of any region reach.
-    registers: [[u8; 32]; 2],
-}
-
-impl Recording {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    /// Call `n` fails.
-    pub(crate) fn failing_at(n: usize) -> Arc<Self> {
-        let door = Self::default();
-        door.state().failing = Some(n);
-        Arc::new(door)
-    }
-
-    /// From now on calls written down as `call` are refused.
-    pub(crate) fn refuse(&self, call: &str, errno: Errno) {
-        self.state().refusals.insert(call.to_owned(), errno);
-    }
-
-    /// What was called since it was last asked.
-    pub(crate) fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().calls)
-    }
-
-    /// What is open, by name.
-    pub(crate) fn open_names(&self) -> Vec<String> {
-        self.state().open.values().cloned().collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn note(&mut self, call: String) -> Result<(), Errno> {
-        let number = self.calls.len();
-        let refusal = self.refusals.get(&call).copied();
-        self.calls.push(call);
-        match refusal {
-            Some(errno) => Err(errno),
-            None if self.failing == Some(number) => Err(Errno::EIO),
-            None => Ok(()),
-        }
-    }
-
-    fn keep(&mut self, name: String, kind: HandleKind) -> Handle {
-        self.handles += 1;
-        self.open.insert(self.handles, name);
-        Handle::new(self.handles, kind)
-    }
-
-    fn answer(&mut self, command: &mut Command<'_>) -> Result<i32, Errno> {
-        match (command.request.name, &mut command.argument) {
-            ("VFIO_GROUP_GET_STATUS", Argument::Bytes(bytes)) => put(bytes, 4, 1),
-            ("VFIO_GROUP_SET_CONTAINER", _) => self.groups_in_container += 1,
-            ("VFIO_GROUP_UNSET_CONTAINER", _) if self.devices_of_group > 0 => return Err(Errno::EBUSY),
-            ("VFIO_GROUP_UNSET_CONTAINER", _) if self.groups_in_container == 0 => return Err(Errno::EINVAL),
-            ("VFIO_GROUP_UNSET_CONTAINER", _) => {
-                self.groups_in_container -= 1;
-                self.driver = self.driver.filter(|_| self.groups_in_container > 0);
-            }
-            ("VFIO_SET_IOMMU", Argument::Value(driver)) => self.driver = Some(*driver),
-            ("VFIO_IOMMU_GET_INFO", _) if self.driver.is_none() => return Err(Errno::EINVAL),
-            ("VFIO_IOMMU_GET_INFO", Argument::Bytes(bytes)) => {
-                // Page sizes, 4K.
-                put(bytes, 4, 1);
-                put(bytes, 8, 0x1000);
-            }
-            ("IOMMU_IOAS_ALLOC", Argument::Bytes(bytes)) => put(bytes, 8, 5),
-            ("IOMMU_IOAS_IOVA_RANGES", Argument::Bytes(bytes)) => {
-                put(bytes, 8, 1);
-                put(bytes, 24, 1);
-                for attachment in command.attachments.iter_mut() {
-                    if let Attached::Buffer(spans) = &mut attachment.what {
-                        spans[..16].fill(0);
-                        put(spans, 8, 0xffff_ffff);
-                    }
-                }
-            }
-            ("VFIO_DEVICE_GET_REGION_INFO", Argument::Bytes(bytes)) => {
-                let index = bytes[8];
-                // Readable, writable, mappable; 4 KiB at index << 40.
-                put(bytes, 4, 7);
-                put(bytes, 16, 0x1000);
-                bytes[29] = index;
-            }
-            _ => {}
-        }
-        Ok(0)
-    }
-}
-
-/// Writes the low half of a little-endian field; the hosts of the unit tests are little-endian.
-fn put(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-impl Door for Recording {
-    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
-        let mut state = self.state();
-        state.note(format!("open {}", path.display()))?;
-        Ok(state.keep(path.display().to_string(), kind))
-    }
-
-    fn adopt(&self, _: OwnedFd, _: HandleKind) -> Result<Handle, Errno> {
-        Err(Errno::EBADF)
-    }
-
-    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        let mut state = self.state();
-        assert!(state.open.contains_key(&on.id()), "{} on a closed handle", command.request.name);
-        state.note(match command.argument {
-            Argument::Value(value) => format!("{} {value}", command.request.name),
-            _ => command.request.name.to_owned(),
-        })?;
-        state.answer(command)
-    }
-
-    fn ioctl_opening(&self, _: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
-        let Argument::Bytes(name) = &command.argument else { return Err(Errno::EINVAL) };
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        let mut state = self.state();
-        state.note(format!("{} {name}", command.request.name))?;
-        state.devices_of_group += 1;
-        Ok(state.keep(name, kind))
-    }
-
-    fn pread(&self, _: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        let mut state = self.state();
-        state.note(format!("pread {offset:#x}"))?;
-        let at = (offset & 0xfff) as usize;
-        let from = &state.registers.as_flattened()[at..];
-        let moved = from.len().min(into.len());
-        into[..moved].copy_from_slice(&from[..moved]);
-        Ok(moved)
-    }
-
-    fn pwrite(&self, _: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        let mut state = self.state();
-        state.note(format!("pwrite {offset:#x} {from:x?}"))?;
-        let at = (offset & 0xfff) as usize;
-        state.registers.as_flattened_mut()[at..at + from.len()].copy_from_slice(from);
-        Ok(from.len())
-    }
-
-    fn mmap(&self, _: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        self.state().note(format!("mmap {len:#x} at {offset:#x} {access}"))?;
-        HostMemory::unbacked(0x7000_0000, len).ok_or(Errno::EFAULT)
-    }
-
-    fn close(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.state();
-        let name = state.open.remove(&handle.id()).ok_or(Errno::EBADF)?;
-        let _ = state.note(format!("close {name}"));
-        if handle.kind() == HandleKind::Device && !name.starts_with('/') {
-            state.devices_of_group -= 1;
-        }
-        Ok(())
-    }
-
-    fn host_page(&self) -> PageSize {
-        PageSize::K4
-    }
-
-    fn is_real(&self) -> bool {
-        false
-    }
-}
-
-/// A registry that writes its entries down among the calls of its door, and refuses like it.
-#[derive(Debug)]
-pub(crate) struct RecordingRegistry(pub(crate) Arc<Recording>);
-
-impl Registry for RecordingRegistry {
-    fn add(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.0.state();
-        let name = state.open.get(&handle.id()).cloned().ok_or(Errno::EBADF)?;
-        state.note(format!("register {name}"))?;
-        state.open.insert(u64::MAX, "an entry".to_owned());
-        Ok(())
-    }
-
-    fn remove(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.0.state();
-        state.open.remove(&u64::MAX);
-        let name = state.open.get(&handle.id()).cloned().ok_or(Errno::EBADF)?;
-        let _ = state.note(format!("unregister {name}"));
-        Ok(())
-    }
-}
+pub use dmaspace_core::recording::{Asked, Ending, Hex, Space, SpaceOf, VERSION, Window};
+pub use reader::{BadRecording, Event, Numbered, Outcome, Reader};
+pub use writer::JsonLines;

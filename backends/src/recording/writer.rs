@@ -1,0 +1,108 @@
+//! Writing a recording.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Write};
+
+use dmaspace_core::contract::PciAddressSpace;
+use dmaspace_core::listener::{CommitError, Recorder, Update};
+use dmaspace_core::memory::UnplugUnit;
+use dmaspace_core::recording::{Cuts, Ending, Line, Piece, Shrink, Space, VERSION};
+use dmaspace_core::section::{FrontEnd, Section, TargetMemory};
+use dmaspace_core::{HostMemory, PageSize};
+
+/// Writes what a listener is told as JSON lines, each at once and as a whole.
+///
+/// When a line cannot be written, the log is told and nothing more is written: half a recording is one, a recording with a hole is none.
+pub struct JsonLines<W> {
+    out: W,
+    /// The numbers of unplug units, as they came up.
+    units: HashMap<UnplugUnit, u64>,
+    error: Option<io::Error>,
+}
+
+impl<W: Write> JsonLines<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, units: HashMap::new(), error: None }
+    }
+
+    /// Where it is written to.
+    pub fn get_ref(&self) -> &W {
+        &self.out
+    }
+
+    /// Why nothing is written any more, if so.
+    pub fn error(&self) -> Option<&io::Error> {
+        self.error.as_ref()
+    }
+
+    fn write(&mut self, line: &Line) {
+        if self.error.is_some() {
+            return;
+        }
+        let written = serde_json::to_vec(line).map_err(io::Error::from).and_then(|mut text| {
+            text.push(b'\n');
+            self.out.write_all(&text)?;
+            self.out.flush()
+        });
+        if let Err(error) = written {
+            log::warn!("the recording ends here: {error}");
+            self.error = Some(error);
+        }
+    }
+
+    fn pieces(&mut self, sections: &[Section], targets: &[TargetMemory]) -> Vec<Piece> {
+        let sections =
+            sections.iter().map(|section| Piece::of_section(section, |memory| number(&mut self.units, memory)));
+        let mut pieces: Vec<_> = sections.collect();
+        pieces.extend(targets.iter().map(|target| Piece::of_target(target, |memory| number(&mut self.units, memory))));
+        pieces
+    }
+}
+
+fn number(units: &mut HashMap<UnplugUnit, u64>, memory: &HostMemory) -> u64 {
+    let next = units.len() as u64;
+    *units.entry(memory.unit()).or_insert(next)
+}
+
+impl<W: Write + Send> Recorder for JsonLines<W> {
+    fn begins(&mut self, front: &FrontEnd, in_force: &Update, spaces: &[&dyn PciAddressSpace]) {
+        let in_force = self.pieces(in_force.added(), in_force.added_targets());
+        self.write(&Line::Begin {
+            version: VERSION,
+            shrink: Shrink::of(front.shrink),
+            cuts: front.cuts.iter().map(Cuts::of).collect(),
+            chunk: front.chunk.map(PageSize::bytes),
+            in_force,
+            spaces: spaces.iter().map(|space| Space::of(*space)).collect(),
+        });
+    }
+
+    fn commits(&mut self, update: &Update) {
+        let removed = self.pieces(update.removed(), update.removed_targets());
+        let added = self.pieces(update.added(), update.added_targets());
+        self.write(&Line::Update { removed, added });
+    }
+
+    fn joins(&mut self, space: &dyn PciAddressSpace) {
+        self.write(&Line::Join { space: Space::of(space) });
+    }
+
+    fn leaves(&mut self, place: usize) {
+        self.write(&Line::Leave { space: place });
+    }
+
+    fn ended(&mut self, failure: Option<&CommitError>) {
+        self.write(&Line::Ended { result: Ending::of(failure), text: failure.map(ToString::to_string) });
+    }
+}
+
+impl<W> fmt::Debug for JsonLines<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JsonLines")
+            .field("units", &self.units.len())
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
