@@ -1,16 +1,22 @@
 //! The program: files in, what became of every range out.
 //!
 //! ```text
-//!  mtree ────► guest ────► sections ────► replay ────► outcome ────► JSON, text, drawing
-//!  the text    its views   what a VMM     the listener, on a host, through the door that counts
-//!                          would say
+//!  mtree ────► guest ────► sections ────► replay ──────┐
+//!  the text    its views   what a VMM     one commit    ├─► outcome ────► JSON, text, drawing
+//!                          would say                    │
+//!  trace, recording ────► course ───────► stepwise ─────┘
+//!  lines                  its steps       commit by commit
 //! ```
+//!
+//! Both commit on a stage: the listener, on a host, through the door that counts.
 //!
 //! It leans on the library as any VMM would: what opens a device here opens it there. Results go to the standard output; whatever
 //! explains them, to the standard error.
 
 mod arguments;
+mod commit;
 mod counting;
+mod course;
 mod drawing;
 mod failure;
 mod guest;
@@ -19,7 +25,10 @@ mod mtree;
 mod outcome;
 mod replay;
 mod sections;
+mod stage;
+mod stepwise;
 mod text;
+mod trace;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -29,10 +38,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use arguments::{Arguments, Command};
+use course::Course;
 use failure::{Failure, Status};
 use guest::Guest;
 use host::Place;
-use replay::{Replay, Setting};
+use replay::Replay;
+use stage::Setting;
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
@@ -42,9 +53,14 @@ pub(crate) fn run() -> ExitCode {
 
 /// Replays every file, the ones after a bad one too.
 fn replay_all(arguments: &arguments::Replay) -> Status {
-    if arguments.svg.is_some() && arguments.files.len() > 1 {
-        tell("error", "expected one FILE with --svg: there is one drawing");
-        return Status::BadInput;
+    for (is_given, what) in [
+        (arguments.svg.is_some(), "--svg: there is one drawing"),
+        (arguments.record.is_some(), "--record: there is one recording"),
+    ] {
+        if is_given && arguments.files.len() > 1 {
+            tell("error", format_args!("expected one FILE with {what}"));
+            return Status::BadInput;
+        }
     }
     let replayed = arguments.files.iter().map(|file| {
         replay_file(file, arguments).unwrap_or_else(|failure| {
@@ -58,12 +74,63 @@ fn replay_all(arguments: &arguments::Replay) -> Status {
 fn replay_file(path: &Path, arguments: &arguments::Replay) -> Result<Status, Failure> {
     let file = path.display().to_string();
     let text = read(path).map_err(|error| Failure::Input(format!("{file}: expected a file to read: {error}")))?;
-    let views = mtree::parse(&text).map_err(|bad| Failure::input(&file, bad.line, &bad))?;
-    let guest = Guest::of(&views, arguments.address_space.as_deref(), arguments.guest_page)
-        .map_err(|none| Failure::input(&file, none.line, &none))?;
-    let replay = replay::replay(&file, &guest, &setting(arguments, &guest)?)?;
+    let replay = match Kind::of(&text) {
+        Kind::FlatViews => replay_views(&file, &text, arguments)?,
+        Kind::Trace => {
+            let course =
+                trace::parse(&text, arguments.guest_page).map_err(|bad| Failure::input(&file, bad.line, &bad))?;
+            replay_course(&file, &course, arguments)?
+        }
+        Kind::Recording => {
+            let course = Course::recorded(&text).map_err(|bad| Failure::input(&file, bad.line, &bad.what))?;
+            replay_course(&file, &course, arguments)?
+        }
+    };
     report(&replay, arguments)?;
     Ok(replay.status())
+}
+
+/// What a file can be.
+enum Kind {
+    FlatViews,
+    Trace,
+    Recording,
+}
+
+impl Kind {
+    /// By the first line that can be told. A log may hold a trace and what the monitor said; what comes first is meant.
+    fn of(text: &[u8]) -> Self {
+        if text.trim_ascii_start().starts_with(b"{") {
+            return Self::Recording;
+        }
+        let lines = text.split(|byte| *byte == b'\n').map(String::from_utf8_lossy);
+        let mut kinds = lines.filter_map(|line| match line.trim() {
+            line if line.starts_with("FlatView #") => Some(Self::FlatViews),
+            line if trace::is_line(line) => Some(Self::Trace),
+            _ => None,
+        });
+        kinds.next().unwrap_or(Self::FlatViews)
+    }
+}
+
+fn replay_views(file: &str, text: &[u8], arguments: &arguments::Replay) -> Result<Replay, Failure> {
+    let views = mtree::parse(text).map_err(|bad| Failure::input(file, bad.line, &bad))?;
+    let guest = Guest::of(&views, arguments.address_space.as_deref(), arguments.guest_page)
+        .map_err(|none| Failure::input(file, none.line, &none))?;
+    replay::replay(file, &guest, &setting(arguments, guest.has_tce_windows())?)
+}
+
+fn replay_course(file: &str, course: &Course, arguments: &arguments::Replay) -> Result<Replay, Failure> {
+    let (told_by, is_told) = (course.told_by, course.front.is_some());
+    let unfit = [
+        (arguments.address_space.is_some(), "--address-space", "has one address space"),
+        (arguments.device.is_some(), "--device", "has addresses and no memory"),
+        (arguments.guest_page.is_some() && is_told, "--guest-page", "tells the page"),
+    ];
+    if let Some((_, option, why)) = unfit.into_iter().find(|(is_given, ..)| *is_given) {
+        return Err(Failure::Input(format!("{file}: expected a flat view with {option}; a {told_by} {why}")));
+    }
+    stepwise::replay(file, course, &setting(arguments, course.has_tce_windows())?)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -75,21 +142,21 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// How to replay `guest`: as asked, and otherwise where such a guest belongs.
-fn setting(arguments: &arguments::Replay, guest: &Guest<'_>) -> Result<Setting, Failure> {
-    let at_home = if guest.has_tce_windows() { "powernv9" } else { "vtd" };
+/// How to replay a guest: as asked, and otherwise where such a guest belongs.
+fn setting(arguments: &arguments::Replay, has_tce_windows: bool) -> Result<Setting, Failure> {
+    let at_home = if has_tce_windows { "powernv9" } else { "vtd" };
     let place = match arguments.device {
         Some(device) => Place::Here(device),
         None => Place::named(arguments.host.as_deref().unwrap_or(at_home))?,
     };
-    Ok(Setting { place, backend: arguments.backend.map(Into::into), hints: !arguments.no_hints })
+    let (backend, record) = (arguments.backend.map(Into::into), arguments.record.clone());
+    Ok(Setting { place, backend, hints: !arguments.no_hints, record })
 }
 
 /// The drawing, if it is wanted, then what goes to people, then the result.
 fn report(replay: &Replay, arguments: &arguments::Replay) -> Result<(), Failure> {
     if let Some(path) = &arguments.svg {
-        svg::save(path, &drawing::of(replay))
-            .map_err(|error| Failure::Input(format!("{}: expected a file to write: {error}", path.display())))?;
+        svg::save(path, &drawing::of(replay)).map_err(|error| stage::unwritable(path, &error))?;
     }
     replay.warnings.iter().for_each(|warning| tell("warning", warning));
     replay.errors.iter().for_each(|error| tell("error", error));

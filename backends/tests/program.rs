@@ -7,6 +7,7 @@
     reason = "the helpers are tests too"
 )]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -528,4 +529,256 @@ fn help_has_examples_and_the_exit_statuses() {
     assert_eq!(status(&output), 0);
     assert!(stdout(&output).contains("Examples:") && stdout(&output).contains("Exit status:"));
     assert!(stdout(&output).lines().all(|line| line.chars().count() <= 100), "{}", stdout(&output));
+}
+
+const BOOT: &str = "traces/q35-256m-type1-boot.trace";
+const RESET: &str = "traces/pseries-512m-spapr-v2-reset.trace";
+
+/// What a trace implies, page by page, by reading it as a person would: after each step, which host page is behind which bus page.
+struct Implied {
+    /// Bytes behind which there is another page than before, or one where there was none, summed over all steps: no less can be pinned.
+    floor: u64,
+    /// The bytes in all `add_ram`s: what QEMU's listener maps.
+    by_qemu: u64,
+    /// The ranges of RAM at the end.
+    ram: BTreeMap<u64, u64>,
+}
+
+impl Implied {
+    fn of(text: &str) -> Self {
+        const PAGE: u64 = 0x1000;
+        let mut implied = Self { floor: 0, by_qemu: 0, ram: BTreeMap::new() };
+        let (mut before, mut pages) = (BTreeMap::new(), BTreeMap::new());
+        let mut last_was_del = false;
+        let hex = |word: &str| u64::from_str_radix(word.trim_matches(['[', ']']).trim_start_matches("0x"), 16).unwrap();
+        let mut settle = |pages: &BTreeMap<u64, u64>| {
+            let new = pages.iter().filter(|(at, host)| before.get(*at) != Some(*host)).count() as u64;
+            implied.floor += new * PAGE;
+            before = pages.clone();
+        };
+        for line in text.lines() {
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words[..] {
+                ["vfio_listener_region_add_ram", _, _, first, _, last, host] => {
+                    let (first, last, host) = (hex(first), hex(last), hex(host));
+                    implied.by_qemu += last - first + 1;
+                    implied.ram.insert(first, last);
+                    pages.extend((first..last).step_by(0x1000).map(|at| (at, host + (at - first))));
+                    last_was_del = false;
+                }
+                ["vfio_listener_region_del", _, first, _, last] => {
+                    if !last_was_del {
+                        settle(&pages);
+                    }
+                    implied.ram.remove(&hex(first));
+                    pages.retain(|at, _| !(hex(first)..=hex(last)).contains(at));
+                    last_was_del = true;
+                }
+                _ => {}
+            }
+        }
+        settle(&pages);
+        implied
+    }
+}
+
+fn steps(object: &Value) -> &[Value] {
+    object["steps"].as_array().expect("a list")
+}
+
+fn address(object: &Value, field: &str) -> u64 {
+    let text = object[field].as_str().expect("a string");
+    u64::from_str_radix(text.strip_prefix("0x").expect("hexadecimal"), 16).expect("an address")
+}
+
+#[test]
+fn a_boot_that_qemu_pins_five_times_is_pinned_once_and_never_disturbed() {
+    let text = std::fs::read_to_string(format!("{DATA}/{BOOT}")).expect("test data");
+    let implied = Implied::of(&text);
+    assert_eq!((implied.floor, implied.by_qemu), (270_270_464, 1_343_672_320));
+    for on in [VTD_TYPE1, VTD_IOMMUFD] {
+        let output = replay(&[&[BOOT, "--json"], on].concat());
+        let object = json(&output);
+        assert_eq!((status(&output), object["ok"].as_bool()), (0, Some(true)), "{on:?}");
+        let disturbed: Vec<_> = steps(&object).iter().map(|step| step["bytes"]["disturbed"].as_u64()).collect();
+        assert_eq!(disturbed, [Some(0); 6], "{on:?}");
+        let [mapped, pinned, _, disturbed] = bytes(&object);
+        assert!(pinned <= implied.floor + (2 << 20), "{on:?}: {pinned}");
+        assert_eq!(disturbed, 0, "{on:?}");
+        assert_eq!(object["input"]["pinned_there"], implied.by_qemu, "{on:?}");
+        // As the last line leaves it.
+        let sections = object["sections"].as_array().expect("a list").iter();
+        let ram: BTreeMap<_, _> = sections
+            .filter(|section| section["fate"] == "mapped")
+            .map(|section| (address(section, "first"), address(section, "last")))
+            .collect();
+        assert_eq!(ram, implied.ram, "{on:?}");
+        assert_eq!(mapped, ram.iter().map(|(first, last)| last - first + 1).sum::<u64>(), "{on:?}");
+    }
+}
+
+#[test]
+fn steps_add_up() {
+    for (file, on) in [(BOOT, VTD_TYPE1), (BOOT, POWERNV9), (RESET, POWERNV9_64K)] {
+        let object = json(&replay(&[&[file, "--json"], on].concat()));
+        let pinned: u64 = steps(&object).iter().map(|step| step["bytes"]["pinned"].as_u64().expect("a number")).sum();
+        assert_eq!(pinned, bytes(&object)[1], "{file} on {on:?}");
+        let maps: u64 = steps(&object).iter().map(|step| calls(step)[0]).sum();
+        assert_eq!(maps, calls(&object)[0], "{file} on {on:?}");
+    }
+}
+
+#[test]
+fn a_pseries_guests_reset_makes_its_window_and_registers_its_memory() {
+    let output = replay(&[RESET, "--json", "--host", "powernv9"]);
+    let object = json(&output);
+    assert_eq!((status(&output), fates(&object)), (0, "window skipped registered".to_owned()));
+    assert_eq!(windows(&object), ["0x0..=0x3fffffff: 4096"]);
+    assert_eq!((calls(&object), bytes(&object)), ([0, 0, 1, 0, 1, 1], [0, 0x2000_0000, 0x40_2000, 0]));
+    assert_eq!(steps(&object).len(), 1);
+    // Where such a guest belongs, unless somebody says otherwise; and with the page somebody says.
+    assert_eq!(json(&replay(&[RESET, "--json"]))["backend"], "spapr");
+    let page = json(&replay(&[RESET, "--json", "--host", "powernv9-64k", "--guest-page", "64K"]));
+    assert_eq!(windows(&page), ["0x0..=0x3fffffff: 65536"]);
+}
+
+/// The object without what names the file.
+fn without_input(output: &Output) -> Value {
+    let mut object = json(output);
+    object.as_object_mut().expect("an object").remove("input").expect("it is there");
+    object
+}
+
+#[test]
+fn what_is_recorded_replays_to_the_same() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("recording.jsonl");
+    let recording = file.to_str().expect("a name");
+    // On the last, steps are refused, and the others go on.
+    for (input, on) in [(BOOT, VTD_TYPE1), (BOOT, VTD_IOMMUFD), (BOOT, POWERNV9), (RESET, POWERNV9), (BOOT, PSERIES)] {
+        let traced = replay(&[&[input, "--json", "--record", recording], on].concat());
+        let recorded = replay(&[&[recording, "--json"], on].concat());
+        assert_eq!(without_input(&traced), without_input(&recorded), "{input} on {on:?}");
+        assert_eq!((status(&traced), status(&recorded)), (i32::from(on == PSERIES), i32::from(on == PSERIES)));
+        let again = directory.path().join("again.jsonl");
+        replay(&[&[recording, "--record", again.to_str().expect("a name")], on].concat());
+        let text = |path: &Path| std::fs::read_to_string(path).expect("a recording");
+        assert_eq!(text(&file), text(&again), "{input} on {on:?}");
+    }
+    // A flat view becomes a course of one step.
+    let flat = json(&replay(&["mtree/q35-8g.mtree", "--json", "--record", recording]));
+    let recorded = json(&replay(&[recording, "--json"]));
+    assert_eq!((fates(&flat), bytes(&flat), calls(&flat)), (fates(&recorded), bytes(&recorded), calls(&recorded)));
+    assert!(flat["steps"].is_null());
+}
+
+#[test]
+fn a_step_that_is_refused_changes_nothing_and_the_next_one_counts() {
+    let text = "vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]\n\
+                vfio_listener_region_del region_del 0x0 - 0xfff\n\
+                vfio_listener_region_add_ram region_add [ram] 0x0 - 0x1fff [0x7f0000000000]\n\
+                vfio_listener_region_add_ram region_add [ram] 0x1000000000000000 - 0x1000000000000fff [0x7f0000100000]\n\
+                vfio_listener_region_del region_del 0x0 - 0x1fff\n\
+                vfio_listener_region_add_ram region_add [ram] 0x1000 - 0x2fff [0x7f0000200000]\n";
+    let output = replay_text(text.as_bytes(), &["--json", "--host", "vtd"]);
+    let object = json(&output);
+    assert_eq!((status(&output), object["ok"].as_bool()), (1, Some(false)));
+    let ok: Vec<_> = steps(&object).iter().map(|step| step["ok"].as_bool().expect("a truth")).collect();
+    assert_eq!(ok, [true, false, true]);
+    // What the refused step would have taken away goes with the one after it.
+    assert_eq!(steps(&object)[2]["removed"][0]["last"], "0xfff");
+    assert_eq!((fates(&object), address(&object["sections"][0], "first")), ("mapped".to_owned(), 0x1000));
+    assert!(stderr(&output).starts_with("error: step 2: 0x1000000000000000..="), "{output:?}");
+    assert!(steps(&object)[1]["errors"][0].as_str().expect("text").contains("above the host's top address"));
+    let told = replay_text(text.as_bytes(), &["--host", "vtd"]);
+    assert!(stdout(&told).contains("  2: lines 2 to 4; refused, none of it is in force\n"), "{}", stdout(&told));
+    assert!(stdout(&told).ends_with("Refused: 1 of 3 steps; nothing of them is in force.\n"), "{}", stdout(&told));
+}
+
+#[test]
+fn a_step_that_failed_where_it_was_recorded_is_taken_back_where_it_does_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("recording.jsonl");
+    let recording = file.to_str().expect("a name");
+    replay(&[&[BOOT, "--record", recording], PSERIES].concat());
+    let object = json(&replay(&[&[recording, "--json"], VTD_TYPE1].concat()));
+    assert_eq!(object["input"]["failed_there"], serde_json::json!([1, 4]));
+    assert_eq!(object["ok"], true);
+    let there = json(&replay(&[&[recording, "--json"], PSERIES].concat()));
+    assert_eq!(object["sections"].as_array().map(Vec::len), there["sections"].as_array().map(Vec::len));
+}
+
+#[test]
+fn logs_hold_more_than_a_trace() {
+    let text = std::fs::read_to_string(format!("{DATA}/{BOOT}")).expect("test data");
+    let line = |(n, line): (usize, &str)| format!("4242@1700000000.{n:06}:{line}\r\n");
+    let log: String = text.lines().enumerate().map(line).collect();
+    let log = format!("qemu-system-x86_64: warning: something\r\n4242@1.2:vfio_intx_eoi  (0000:00:03.0) EOI\n\n{log}");
+    let output = replay_text(log.as_bytes(), &["--json", "--host", "vtd"]);
+    assert_eq!(without_input(&output), without_input(&replay(&[BOOT, "--json", "--host", "vtd"])));
+    assert_eq!(json(&output)["input"]["ignored"], 2);
+    let told = replay_text(log.as_bytes(), &["--host", "vtd"]);
+    assert!(stdout(&told).starts_with("-: a trace of 6 steps, 2 lines passed over\n"), "{}", stdout(&told));
+}
+
+#[test]
+fn bad_traces_and_recordings_are_named_with_file_line_and_what_was_expected() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("input");
+    let name = file.to_str().expect("a name");
+    replay(&[BOOT, "--record", name]);
+    let recording = std::fs::read_to_string(&file).expect("a recording");
+    let trace = std::fs::read_to_string(format!("{DATA}/{BOOT}")).expect("test data");
+    let cases = [
+        (
+            trace.replacen("0x0 - 0xfffffff", "0x0 - fffffff", 1),
+            ":1: expected `vfio_listener_region_add_ram region_add",
+        ),
+        (
+            trace.replacen("region_del 0x0 - 0xfffffff", "region_del 0x0 - 0x7ffffff", 1),
+            ":7: expected a range that does not cut",
+        ),
+        (format!("{trace}{trace}"), ":39: expected a range that does not overlap"),
+        (recording.replacen("version\":1", "version\":9", 1), ":1: expected a recording of version 1"),
+        (
+            recording.replacen("\"kind\":\"ram\"", "\"kind\":\"tape\"", 1),
+            ":2: expected a line of a recording: unknown variant",
+        ),
+        (recording.lines().skip(1).collect(), ":1: expected a recording, which begins"),
+        ("{".to_owned(), ":1: expected a recording, which begins"),
+    ];
+    for (text, expected) in cases {
+        std::fs::write(&file, text).expect("a file");
+        let output = replay(&[name, "--json"]);
+        assert_eq!((status(&output), stdout(&output)), (2, ""), "{expected}");
+        assert!(stderr(&output).starts_with(&format!("error: {name}{expected}")), "{expected}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let said = |arguments: &[&str]| {
+        let output = replay(arguments);
+        assert_eq!((status(&output), stdout(&output)), (2, ""), "{arguments:?}");
+        stderr(&output).to_owned()
+    };
+    assert!(said(&[BOOT, "--address-space", "memory"]).contains("a trace has one address space"));
+    assert!(said(&[BOOT, "--device", "00:03.0"]).contains("a trace has addresses and no memory"));
+    assert!(said(&[BOOT, "--record", "/nonexistent/file"]).contains("/nonexistent/file: expected a file to write"));
+    assert!(said(&[BOOT, RESET, "--record", "/nonexistent/file"]).contains("expected one FILE with --record"));
+    assert!(said(&[BOOT, "--record", "/dev/full"]).contains("/dev/full: expected a file to write"));
+}
+
+#[test]
+fn courses_fit_in_a_hundred_columns_and_can_be_drawn() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("map.svg");
+    for host in ["vtd", "powernv9", "pseries"] {
+        for input in [BOOT, RESET] {
+            let output = replay(&[input, "--host", host, "--svg", file.to_str().expect("a name")]);
+            let long = stdout(&output).lines().find(|line| line.chars().count() > 100);
+            assert_eq!(long, None, "{input} on {host}");
+            assert!(std::fs::read_to_string(&file).expect("a drawing").contains("(ram)"), "{input} on {host}");
+        }
+    }
 }

@@ -23,15 +23,22 @@ pub(crate) enum Command {
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
 ///
-/// FILE is the text of QEMU's `info mtree -f`, alone or within a monitor session; `-` is the standard input. The PCI address space in
-/// it is the first that holds TCE windows, with `memory` behind them, and else `memory`.
+/// FILE is one of three, told apart by what is in it; `-` is the standard input.
 ///
-/// The text goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
+/// The text of QEMU's `info mtree -f`, alone or within a monitor session. The PCI address space in it is the first that holds TCE
+/// windows, with `memory` behind them, and else `memory`.
+///
+/// A log of QEMU with the trace of its VFIO events (-trace 'vfio_*'): replayed step by step, each what went and then came. A trace does
+/// not tell ROM and BARs from RAM.
+///
+/// A recording, which a VMM built on this project writes, and --record: replayed step by step.
+///
+/// What FILE says goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
 /// device nor the guest's memory; or with --device on this host, for real.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct Replay {
-    /// Texts of `info mtree -f`; each is replayed by itself.
+    /// Flat views, traces, recordings; each is replayed by itself.
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 
@@ -58,13 +65,17 @@ pub(crate) struct Replay {
     pub(crate) guest_page: Option<PageSize>,
 
     /// Do not cut mappings to keep later changes small: into 4 KiB pieces below 1 MiB, where a PC's firmware will change them, and at
-    /// every GiB above.
+    /// every GiB above; or where a recording says.
     #[arg(long)]
     pub(crate) no_hints: bool,
 
-    /// Print one JSON object for each file.
+    /// Print one JSON object for each file, with its steps if it has any.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Record what is replayed into this file, from which it can be replayed again.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
 
     /// Draw what the guest sees and what the host offers side by side into this file.
     #[arg(long, value_name = "FILE")]
@@ -81,10 +92,13 @@ Examples:
       virsh qemu-monitor-command guest --hmp 'info mtree -f' | dmaspace replay -
   For a script:
       dmaspace replay guest.mtree --json | jq '.sections[] | select(.fate != \"mapped\")'
+  How often would this boot pin its memory?
+      dmaspace replay boot.trace --backend type1
   On this machine's own IOMMU:
       dmaspace replay guest.mtree --device 0000:03:00.0
 
-Exit status: 0 when everything required is provided, 1 when something required is refused or a kernel call fails, 2 for bad input.";
+Exit status: 0 when everything required is provided, 1 when something required is refused or a
+kernel call fails, in whichever step, 2 for bad input.";
 
 /// The ways to a host's IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

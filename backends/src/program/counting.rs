@@ -26,6 +26,20 @@ pub(crate) struct Calls {
     pub(crate) remove_window: u64,
 }
 
+impl Calls {
+    /// The calls made since then.
+    pub(crate) fn since(self, then: Self) -> Self {
+        Self {
+            map: self.map - then.map,
+            unmap: self.unmap - then.unmap,
+            register: self.register - then.register,
+            unregister: self.unregister - then.unregister,
+            create_window: self.create_window - then.create_window,
+            remove_window: self.remove_window - then.remove_window,
+        }
+    }
+}
+
 /// A door with a counter at it.
 #[derive(Debug)]
 pub(crate) struct CountingDoor {
@@ -49,11 +63,11 @@ impl Counted {
         match command.request.name {
             "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => {
                 calls.map += 1;
-                self.mapped += memory_in(command);
+                self.mapped = self.mapped.saturating_add(memory_in(command));
             }
             "VFIO_IOMMU_SPAPR_REGISTER_MEMORY" => {
                 calls.register += 1;
-                self.registered += memory_in(command);
+                self.registered = self.registered.saturating_add(memory_in(command));
             }
             "VFIO_IOMMU_UNMAP_DMA" | "IOMMU_IOAS_UNMAP" => calls.unmap += 1,
             "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" => calls.unregister += 1,

@@ -1,6 +1,6 @@
 //! The guest that flat views describe: which of them is its PCI address space, and what each range there means to devices.
 
-use dmaspace::{Access, PageSize};
+use dmaspace::{Access, IovaRange, PageSize};
 
 use crate::program::mtree::{AddressSpace, FlatView, Range, What};
 
@@ -78,7 +78,7 @@ impl<'a> Guest<'a> {
 
     /// Whether its windows are POWER's.
     pub(crate) fn has_tce_windows(&self) -> bool {
-        self.pci.iter().any(|(range, _)| liobn(range).is_some())
+        self.pci.iter().any(|(range, _)| is_tce_window(range))
     }
 }
 
@@ -87,7 +87,7 @@ fn ram(view: &FlatView) -> Vec<&Range> {
 }
 
 fn holds_tce_windows(view: &FlatView) -> bool {
-    view.ranges.iter().any(|range| liobn(range).is_some())
+    view.ranges.iter().any(is_tce_window)
 }
 
 /// The view of the address space that somebody calls `name`. Where many have one name, the name of the root tells them apart.
@@ -140,7 +140,7 @@ impl Meaning {
             What::RamDevice => Self::DeviceMemory,
             // QEMU does not map them either: its listener takes nothing that is not plain memory.
             What::RomDevice => Self::Nothing("a ROM device: emulated in part"),
-            What::Io => match translated_page(range) {
+            What::Io => match page_of_translated(&range.name) {
                 Some(page) => Self::Translated(guest_page.unwrap_or(page)),
                 None if is_msi(range) => Self::Msi,
                 None => Self::Nothing("emulated: nothing to map"),
@@ -149,25 +149,28 @@ impl Meaning {
     }
 }
 
-/// The guest's page in a translated window, as far as the text lets one tell, which names no page.
+/// The guest's page in a translated window, as far as its name lets one tell, which names no page.
 ///
 /// The default window of a PCI host bridge has 4 KiB pages, by the platform's rules. For other TCE windows 64 KiB are assumed, which
 /// is what Linux asks for; for emulated IOMMUs their smallest page, 4 KiB.
-fn translated_page(range: &Range) -> Option<PageSize> {
+pub(crate) fn page_of_translated(name: &str) -> Option<PageSize> {
     const DEFAULT_WINDOW: u32 = 0;
-    match liobn(range) {
+    match tce_table(name) {
         Some(liobn) if liobn & 0xff == DEFAULT_WINDOW => Some(PageSize::K4),
         Some(_) => Some(PageSize::K64),
-        None if is_emulated_iommu(&range.name) => Some(PageSize::K4),
+        None if is_emulated_iommu(name) => Some(PageSize::K4),
         None => None,
     }
 }
 
-/// The number of the TCE table behind a window; its last byte says which of its bridge's windows it is (qemu:
+/// The number of the TCE table behind a window of that name; its last byte says which of its bridge's windows it is (qemu:
 /// include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN).
-fn liobn(range: &Range) -> Option<u32> {
-    let number = range.name.strip_prefix("tce-iommu-").filter(|_| range.kind.what == What::Io)?;
-    u32::from_str_radix(number, 16).ok()
+pub(crate) fn tce_table(name: &str) -> Option<u32> {
+    u32::from_str_radix(name.strip_prefix("tce-iommu-")?, 16).ok()
+}
+
+fn is_tce_window(range: &Range) -> bool {
+    range.kind.what == What::Io && tce_table(&range.name).is_some()
 }
 
 /// The translating regions of QEMU's other IOMMUs (qemu: hw/i386/intel_iommu.c, hw/i386/amd_iommu.c, hw/virtio/virtio-iommu.c).
@@ -180,8 +183,14 @@ fn is_emulated_iommu(name: &str) -> bool {
 /// PCs take interrupts.
 fn is_msi(range: &Range) -> bool {
     const NAMES: [&str; 6] = ["msi", "apic-msi", "kvm-apic-msi", "vtd-ir", "amdvi-ir", "amd_iommu_ir"];
-    const OF_PCS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
-    NAMES.contains(&range.name.as_str()) || (range.first, range.last) == OF_PCS
+    NAMES.contains(&range.name.as_str()) || (range.first, range.last) == INTERRUPTS_OF_PCS
+}
+
+const INTERRUPTS_OF_PCS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+
+/// Whether writes to all of a range are interrupts on every PC.
+pub(crate) fn is_where_pcs_take_interrupts(range: IovaRange) -> bool {
+    (range.first().get(), range.last().get()) == INTERRUPTS_OF_PCS
 }
 
 #[cfg(test)]

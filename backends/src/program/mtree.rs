@@ -128,7 +128,8 @@ fn instead(line: &Option<String>) -> String {
     }
 }
 
-const VIEW: &str = "`FlatView #<number>`, as QEMU's `info mtree -f` begins";
+const VIEW: &str =
+    "`FlatView #<number>`, as QEMU's `info mtree -f` begins; or a trace of QEMU's VFIO events, or a recording";
 const SPACE: &str = "` AS \"<name>\", root: <region>`";
 const SPACE_OR_ROOT: &str = "another ` AS \"<name>\", root: <region>`, or ` Root memory region: <name>`";
 const RANGE: &str = "a range, `<first>-<last> (prio <number>, <kind>): <name>`, addresses in hexadecimal";

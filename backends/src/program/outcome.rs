@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use dmaspace::contract::{PciAddressSpace, WindowRequest};
-use dmaspace::listener::{Fate, SpaceReport, Verdict};
-use dmaspace::{IovaRange, PageSize, Window};
+use dmaspace::listener::{Fate, SpaceReport, Update, Verdict};
+use dmaspace::section::{Backing, TargetMemory};
+use dmaspace::{Access, IovaRange, Section, Window};
 use serde::{Serialize, Serializer};
 
+pub(crate) use dmaspace::recording::{Hex, SpaceOf as AddressesOf, Window as HostWindow};
+
 use crate::program::counting::Calls;
+use crate::program::course::Course;
 use crate::program::guest::Guest;
-use crate::program::mtree::{Kind, Range};
+use crate::program::mtree::{Kind, Range, What};
+use crate::program::stage::Spent;
 
 /// What a replay found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +34,9 @@ pub(crate) struct Outcome {
     pub(crate) calls: Calls,
     /// What it cost.
     pub(crate) bytes: Bytes,
+    /// What happened step by step, where the input has steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) steps: Option<Vec<StepOutcome>>,
 }
 
 /// What was replayed.
@@ -38,17 +46,66 @@ pub(crate) struct Input {
     pub(crate) file: String,
     /// The address space of it that is the PCI address space.
     pub(crate) address_space: String,
+    /// What else there is to say of a course of updates.
+    #[serde(flatten)]
+    pub(crate) course: Option<Told>,
 }
 
-/// A window of the host.
+/// What there is to say of a course of updates, beside its steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct HostWindow {
-    /// The first bus address.
+pub(crate) struct Told {
+    /// By which kind of text.
+    pub(crate) told_by: &'static str,
+    /// The first line of each step, and its last.
+    pub(crate) lines: Vec<(usize, usize)>,
+    /// Lines that were passed over.
+    pub(crate) ignored: usize,
+    /// The steps, from 1 and ascending, that failed when they were recorded.
+    pub(crate) failed_there: Vec<usize>,
+    /// The bytes that were pinned there, each as often as it was, where that is told.
+    pub(crate) pinned_there: Option<u64>,
+}
+
+/// What became of one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct StepOutcome {
+    /// Whether it is in force.
+    pub(crate) ok: bool,
+    /// What went.
+    pub(crate) removed: Vec<Gone>,
+    /// What came, and what became of it.
+    pub(crate) added: Vec<Judged>,
+    /// The kernel calls it took.
+    pub(crate) calls: Calls,
+    /// What it cost.
+    pub(crate) bytes: StepBytes,
+    /// What went wrong.
+    pub(crate) errors: Vec<String>,
+}
+
+/// A range that went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Gone {
+    /// Whose addresses these are.
+    pub(crate) space: AddressesOf,
+    /// The first address.
     pub(crate) first: Hex,
-    /// The last bus address, which is inside.
+    /// The last address, which is inside.
     pub(crate) last: Hex,
-    /// The pages it can be mapped in, in bytes, ascending.
-    pub(crate) page_sizes: Vec<u64>,
+    /// What it was called.
+    pub(crate) name: String,
+    /// What QEMU calls its kind.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) kind: Kind,
+}
+
+/// What one step cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct StepBytes {
+    /// These were handed to calls that pin.
+    pub(crate) pinned: u64,
+    /// These were there before and after, and away in between.
+    pub(crate) disturbed: u64,
 }
 
 /// What became of one range of the file.
@@ -76,16 +133,6 @@ pub(crate) struct Judged {
     pub(crate) lost_tail: u64,
 }
 
-/// Two address spaces occur.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum AddressesOf {
-    /// The PCI address space.
-    Pci,
-    /// System memory.
-    Memory,
-}
-
 /// What a replay cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Bytes {
@@ -99,39 +146,8 @@ pub(crate) struct Bytes {
     pub(crate) disturbed: u64,
 }
 
-/// An address. JSON's numbers are no place for 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hex(pub(crate) u64);
-
-impl fmt::Display for Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0)
-    }
-}
-
-impl Serialize for Hex {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 fn as_text<S: Serializer>(word: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(word)
-}
-
-impl HostWindow {
-    fn of(window: &Window) -> Self {
-        Self {
-            first: Hex(window.range.first().get()),
-            last: Hex(window.range.last().get()),
-            page_sizes: window.page_sizes.iter().map(PageSize::bytes).collect(),
-        }
-    }
-}
-
-/// The windows of a host in force.
-pub(crate) fn windows(space: &dyn PciAddressSpace) -> Vec<HostWindow> {
-    space.windows().windows.iter().map(HostWindow::of).collect()
 }
 
 impl Bytes {
@@ -167,6 +183,51 @@ pub(crate) fn judge(guest: &Guest<'_>, reasons: &BTreeMap<u64, &'static str>, re
     pci.chain(memory).collect()
 }
 
+impl Told {
+    /// Of a course.
+    pub(crate) fn of(course: &Course) -> Self {
+        let failed = course.steps.iter().enumerate().filter(|(_, step)| step.failed_there.is_some());
+        Self {
+            told_by: course.told_by,
+            lines: course.steps.iter().map(|step| step.lines).collect(),
+            ignored: course.ignored,
+            failed_there: failed.map(|(n, _)| n + 1).collect(),
+            pinned_there: course.pinned_there,
+        }
+    }
+}
+
+impl StepOutcome {
+    /// Of a step that was to make `update` true.
+    pub(crate) fn new(update: &Update, added: Vec<Judged>, spent: Spent, disturbed: u64, errors: Vec<String>) -> Self {
+        let gone = |judged: Judged| {
+            let Judged { space, first, last, name, kind, .. } = judged;
+            Gone { space, first, last, name, kind }
+        };
+        let sections = update.removed().iter().map(|section| Judged::of_section(section, Fate::Skipped, ""));
+        let targets = update.removed_targets().iter().map(|target| Judged::of_target(target, Fate::Skipped, ""));
+        Self {
+            ok: errors.is_empty(),
+            removed: sections.chain(targets).map(gone).collect(),
+            added,
+            calls: spent.calls,
+            bytes: StepBytes { pinned: spent.pinned, disturbed },
+            errors,
+        }
+    }
+}
+
+/// What QEMU would call it.
+fn kind_of(backing: &Backing) -> Kind {
+    let what = match backing {
+        Backing::Ram { access: Access::READ, .. } => What::Rom,
+        Backing::Ram { .. } => What::Ram,
+        Backing::DeviceMemory { .. } => What::RamDevice,
+        Backing::Translated { .. } | Backing::Msi | Backing::Nothing => What::Io,
+    };
+    Kind { nonvolatile: false, what }
+}
+
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first, last, name, fate, reason, .. } = self;
@@ -175,6 +236,54 @@ impl fmt::Display for Judged {
 }
 
 impl Judged {
+    /// What became of a section, in a few words.
+    pub(crate) fn of_section(section: &Section, fate: Fate, reason: &str) -> Self {
+        let range = section.range();
+        Self {
+            space: AddressesOf::Pci,
+            first: Hex(range.first().get()),
+            last: Hex(range.last().get()),
+            name: section.name().to_owned(),
+            kind: kind_of(section.backing()),
+            fate,
+            reason: reason.to_owned(),
+            lost_head: 0,
+            lost_tail: 0,
+        }
+    }
+
+    /// What became of target memory, in a few words.
+    pub(crate) fn of_target(target: &TargetMemory, fate: Fate, reason: &str) -> Self {
+        let range = target.range();
+        Self {
+            space: AddressesOf::Memory,
+            first: Hex(range.first().get()),
+            last: Hex(range.last().get()),
+            name: target.name().to_owned(),
+            kind: Kind { nonvolatile: false, what: What::Ram },
+            fate,
+            reason: reason.to_owned(),
+            lost_head: 0,
+            lost_tail: 0,
+        }
+    }
+
+    /// What a listener says became of a section.
+    pub(crate) fn of_section_verdict(verdict: &Verdict<Section>) -> Self {
+        let judged = Self::of_section(&verdict.piece, verdict.fate, &verdict.reason);
+        Self { lost_head: verdict.lost_head, lost_tail: verdict.lost_tail, ..judged }
+    }
+
+    /// What a listener says became of target memory.
+    pub(crate) fn of_target_verdict(verdict: &Verdict<TargetMemory>) -> Self {
+        Self::of_target(&verdict.piece, verdict.fate, &verdict.reason)
+    }
+
+    /// Where it lies.
+    pub(crate) fn place(&self) -> (AddressesOf, u64) {
+        (self.space, self.first.0)
+    }
+
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
         let (fate, reason) = verdict.map_or((Fate::Skipped, ""), |verdict| (verdict.fate, &verdict.reason));
         Self {

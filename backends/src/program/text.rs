@@ -3,7 +3,8 @@
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
-use crate::program::outcome::{AddressesOf, Bytes, HostWindow, Judged, Outcome};
+use crate::program::counting::Calls;
+use crate::program::outcome::{AddressesOf, Bytes, HostWindow, Judged, Outcome, StepOutcome, Told};
 use crate::program::replay::Replay;
 
 const COLUMNS: usize = 100;
@@ -11,20 +12,76 @@ const COLUMNS: usize = 100;
 /// The whole of it.
 pub(crate) fn replay(replay: &Replay) -> String {
     let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
-    let heading = format!("{}: {}\non {}, through {backend}\n", input.file, input.address_space, replay.host);
+    let what = input.course.as_ref().map_or_else(|| input.address_space.clone(), course);
+    let heading = format!("{}: {what}\non {}, through {backend}\n", input.file, replay.host);
     let of = |space| sections.iter().filter(move |judged: &&Judged| judged.space == space);
     let parts = [
+        paragraph("Step by step", steps(&replay.outcome)),
         paragraph("The host's windows", window_table(windows)),
         paragraph("The PCI address space", section_table(of(AddressesOf::Pci))),
         paragraph("System memory, behind the guest's windows", section_table(of(AddressesOf::Memory))),
-        paragraph("Kernel calls", calls(&replay.outcome)),
-        paragraph("Bytes", costs(&replay.outcome.bytes)),
+        paragraph("Kernel calls", Some(format!("  {}\n", calls(&replay.outcome.calls)))),
+        paragraph("Bytes", costs(&replay.outcome)),
     ];
-    heading + &parts.concat() + "\n" + result(replay) + "\n"
+    heading + &parts.concat() + "\n" + &result(&replay.outcome) + "\n"
 }
 
-fn result(replay: &Replay) -> &'static str {
-    if replay.outcome.ok { "Every required section is provided." } else { "Refused: nothing of it is in force." }
+fn result(outcome: &Outcome) -> String {
+    let steps = outcome.steps.as_deref().unwrap_or_default();
+    let failed = steps.iter().filter(|step| !step.ok).count();
+    match (outcome.ok, failed) {
+        (true, _) => "Every required section is provided.".to_owned(),
+        (false, 0) => "Refused: nothing of it is in force.".to_owned(),
+        (false, failed) => format!("Refused: {failed} of {} steps; nothing of them is in force.", steps.len()),
+    }
+}
+
+/// What kind of course it is, in words.
+fn course(told: &Told) -> String {
+    let ignored = if told.ignored > 0 { format!(", {} lines passed over", told.ignored) } else { String::new() };
+    format!("a {} of {}{ignored}", told.told_by, plural(told.lines.len(), "step"))
+}
+
+fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Each step: what it took, what went and what came.
+fn steps(outcome: &Outcome) -> Option<String> {
+    let told = outcome.input.course.as_ref()?;
+    let failed_there = |number: usize| told.failed_there.binary_search(&number).is_ok();
+    let steps = (1..).zip(outcome.steps.iter().flatten()).zip(&told.lines);
+    Some(steps.map(|((number, step), lines)| one_step(number, *lines, step, failed_there(number))).collect())
+}
+
+fn one_step(number: usize, (first, last): (usize, usize), step: &StepOutcome, failed_there: bool) -> String {
+    let lines = if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
+    let ended = match (step.ok, failed_there) {
+        (true, false) => "",
+        (true, true) => "; failed where it was recorded, so it was taken back here",
+        (false, false) => "; refused, none of it is in force",
+        (false, true) => "; refused, as where it was recorded, none of it is in force",
+    };
+    let heading = format!("  {number}: {lines}{ended}\n");
+    let spent = format!(
+        "     {}; pinned {}, disturbed {}\n",
+        calls(&step.calls),
+        bytes(step.bytes.pinned.into()),
+        bytes(step.bytes.disturbed.into())
+    );
+    let gone = step.removed.iter().map(|gone| {
+        let (first, last) = (gone.first.to_string(), gone.last.to_string());
+        ["-".to_owned(), first, last, gone.kind.to_string(), gone.name.clone(), String::new()]
+    });
+    let come = step.added.iter().map(|judged| {
+        let (first, last) = (judged.first.to_string(), judged.last.to_string());
+        ["+".to_owned(), first, last, judged.kind.to_string(), judged.name.clone(), judged.fate.to_string()]
+    });
+    let why = step.added.iter().map(|judged| if step.ok { "" } else { judged.reason.as_str() });
+    let reasons = step.removed.iter().map(|_| "").chain(why);
+    let lines = table([""; 6], gone.chain(come)).skip(1).map(|line| format!("   {line}"));
+    let pieces: String = lines.zip(reasons).map(|(line, reason)| with_reason(&line, reason)).collect();
+    heading + &spent + &pieces
 }
 
 /// A title and what belongs to it; nothing when there is nothing.
@@ -79,8 +136,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
 }
 
 /// The kinds of calls that were made.
-fn calls(outcome: &Outcome) -> Option<String> {
-    let calls = &outcome.calls;
+fn calls(calls: &Calls) -> String {
     let kinds = [
         ("map", calls.map),
         ("unmap", calls.unmap),
@@ -90,13 +146,16 @@ fn calls(outcome: &Outcome) -> Option<String> {
         ("remove window", calls.remove_window),
     ];
     let made: Vec<_> = kinds.iter().filter(|(_, n)| *n > 0).map(|(kind, n)| format!("{n} {kind}")).collect();
-    Some(format!("  {}\n", if made.is_empty() { "none".to_owned() } else { made.join(", ") }))
+    if made.is_empty() { "none".to_owned() } else { made.join(", ") }
 }
 
-fn costs(costs: &Bytes) -> Option<String> {
-    let row = |what: &str, n: u64| format!("  {what:<9}  {}\n", bytes(n.into()));
-    let Bytes { mapped, pinned, tables, disturbed } = *costs;
-    Some(row("mapped", mapped) + &row("pinned", pinned) + &row("tables", tables) + &row("disturbed", disturbed))
+fn costs(outcome: &Outcome) -> Option<String> {
+    let row = |what: &str, n: u64, more: &str| format!("  {what:<9}  {}{more}\n", bytes(n.into()));
+    let Bytes { mapped, pinned, tables, disturbed } = outcome.bytes;
+    let there = outcome.input.course.as_ref().and_then(|told| told.pinned_there);
+    let there = there.map_or_else(String::new, |there| format!("; where it was traced: {}", bytes(there.into())));
+    let rows = [row("mapped", mapped, ""), row("pinned", pinned, &there), row("tables", tables, "")];
+    Some(rows.concat() + &row("disturbed", disturbed, ""))
 }
 
 /// The lines of a table whose columns are as wide as they have to be, the heading first.

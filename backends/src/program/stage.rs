@@ -1,0 +1,139 @@
+//! Where a replay takes place: a host, a space on it with the counter at its door, and the listener, which may be recorded.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dmaspace::choose::BackendKind;
+use dmaspace::contract::PciAddressSpace;
+use dmaspace::listener::Update;
+use dmaspace::recording::{JsonLines, Space};
+use dmaspace::{FrontEnd, Listener};
+
+use crate::program::commit::{self, Ended};
+use crate::program::counting::Calls;
+use crate::program::failure::Failure;
+use crate::program::host::{Place, Ready};
+use crate::program::outcome::{Bytes, HostWindow};
+
+/// How to replay.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    /// On which host.
+    pub(crate) place: Place,
+    /// Through which backend; `None`: the best the host has.
+    pub(crate) backend: Option<BackendKind>,
+    /// Whether mappings are cut where the front end expects changes.
+    pub(crate) hints: bool,
+    /// Where to record what the listener is told.
+    pub(crate) record: Option<PathBuf>,
+}
+
+/// A space that is served by a listener.
+pub(crate) struct Stage {
+    ready: Ready,
+    listener: Listener,
+    recording: Option<Recording>,
+}
+
+type Lines = Arc<Mutex<JsonLines<File>>>;
+
+struct Recording {
+    path: PathBuf,
+    lines: Lines,
+}
+
+/// What was spent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spent {
+    /// The kernel calls.
+    pub(crate) calls: Calls,
+    /// The bytes handed to calls that pin.
+    pub(crate) pinned: u64,
+}
+
+impl Spent {
+    /// What was spent since then.
+    pub(crate) fn since(self, then: Self) -> Self {
+        Self { calls: self.calls.since(then.calls), pinned: self.pinned.saturating_sub(then.pinned) }
+    }
+}
+
+impl Stage {
+    /// Opens a space where `setting` says, for a guest whose bus `front` describes.
+    ///
+    /// # Errors
+    /// When the host cannot be had, or the file to record to.
+    pub(crate) fn new(setting: &Setting, front: FrontEnd) -> Result<Self, Failure> {
+        let ready = setting.place.open(setting.backend)?;
+        let mut listener = Listener::new(front);
+        listener.attach(ready.opened.space.space().clone()).map_err(|error| Failure::host(&error))?;
+        let recording = setting.record.as_deref().map(Recording::new).transpose()?;
+        if let Some(recording) = &recording {
+            listener.record_to(Box::new(recording.lines.clone()));
+        }
+        Ok(Self { ready, listener, recording })
+    }
+
+    /// Commits `update`.
+    pub(crate) fn commit(&mut self, update: Update) -> Ended {
+        commit::commit(&mut self.listener, update)
+    }
+
+    /// What the guest's devices see.
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// How the host is reached.
+    pub(crate) fn backend(&self) -> &'static str {
+        self.space().backend()
+    }
+
+    /// The host's windows.
+    pub(crate) fn windows(&self) -> Vec<HostWindow> {
+        Space::of(self.space()).windows
+    }
+
+    /// What was spent so far. A host that wants memory registered pins it then; others pin what they map.
+    pub(crate) fn spent(&self) -> Spent {
+        let counter = &self.ready.counter;
+        let registers = self.space().registration().is_some();
+        let pinned = if registers { counter.registered_bytes() } else { counter.mapped_bytes() };
+        Spent { calls: counter.calls(), pinned }
+    }
+
+    /// What can be seen at the end, and what was counted on the way.
+    pub(crate) fn bytes(&self, disturbed: u64) -> Bytes {
+        Bytes::of(self.space(), self.spent().pinned, disturbed)
+    }
+
+    /// Ends the recording, if there is one.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    pub(crate) fn close(self) -> Result<(), Failure> {
+        self.recording.as_ref().map_or(Ok(()), Recording::check)
+    }
+
+    fn space(&self) -> &dyn PciAddressSpace {
+        self.ready.opened.space.space().as_ref()
+    }
+}
+
+impl Recording {
+    fn new(path: &Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|error| unwritable(path, &error))?;
+        Ok(Self { path: path.to_owned(), lines: Arc::new(Mutex::new(JsonLines::new(file))) })
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.error().map_or(Ok(()), |error| Err(unwritable(&self.path, error)))
+    }
+}
+
+/// A file that cannot be written.
+pub(crate) fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Input(format!("{}: expected a file to write: {error}", path.display()))
+}
