@@ -9,5 +9,14 @@ pub trait TestDevice {
     fn load(&mut self, from: Iova, len: usize);
 
     /// Writes the first `len` bytes of the buffer to `to`. A write that the host refuses goes nowhere.
-    fn store(&mut self, to: Iova, len: usize);
+    fn store(&mut self, to: Iova, len: usize) {
+        self.begin_store(to, len);
+        self.finish();
+    }
+
+    /// Begins such a write, which ends with [`TestDevice::finish`].
+    fn begin_store(&mut self, to: Iova, len: usize);
+
+    /// Waits for the end of the write under way.
+    fn finish(&mut self);
 }

@@ -58,11 +58,14 @@ impl Edu {
         command & START != 0
     }
 
-    fn transfer(&self, source: u64, destination: u64, len: usize, direction: u64) {
+    fn begin(&self, source: u64, destination: u64, len: usize, direction: u64) {
         self.write(SOURCE, source);
         self.write(DESTINATION, destination);
         self.write(COUNT, len as u64);
         self.write(COMMAND, START | direction);
+    }
+
+    fn wait(&self) {
         let start = Instant::now();
         while self.is_busy() {
             assert!(start.elapsed() < PATIENCE, "{} does not finish its transfer", self.device.name());
@@ -73,10 +76,15 @@ impl Edu {
 
 impl TestDevice for Edu {
     fn load(&mut self, from: Iova, len: usize) {
-        self.transfer(from.get(), BUFFER, len, 0);
+        self.begin(from.get(), BUFFER, len, 0);
+        self.wait();
     }
 
-    fn store(&mut self, to: Iova, len: usize) {
-        self.transfer(BUFFER, to.get(), len, FROM_BUFFER);
+    fn begin_store(&mut self, to: Iova, len: usize) {
+        self.begin(BUFFER, to.get(), len, FROM_BUFFER);
+    }
+
+    fn finish(&mut self) {
+        self.wait();
     }
 }

@@ -1,5 +1,6 @@
 //! What every backend is held to: scenarios and the contract, written once, played on the soft host and on real kernels.
 
+pub mod boot;
 pub mod conformance;
 pub mod contract;
 pub mod device;

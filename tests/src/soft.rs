@@ -16,6 +16,8 @@ use crate::stage::Stage;
 struct BufferedDevice {
     device: SoftDevice,
     buffer: [u8; SPOT],
+    /// A write under way: one that takes its time reaches memory when it begins and when it ends.
+    under_way: Option<(Iova, usize)>,
 }
 
 impl TestDevice for BufferedDevice {
@@ -24,8 +26,15 @@ impl TestDevice for BufferedDevice {
         let _ = self.device.dma_read(from, &mut self.buffer[..len]);
     }
 
-    fn store(&mut self, to: Iova, len: usize) {
+    fn begin_store(&mut self, to: Iova, len: usize) {
         let _ = self.device.dma_write(to, &self.buffer[..len]);
+        self.under_way = Some((to, len));
+    }
+
+    fn finish(&mut self) {
+        if let Some((to, len)) = self.under_way.take() {
+            let _ = self.device.dma_write(to, &self.buffer[..len]);
+        }
     }
 }
 
@@ -49,6 +58,6 @@ pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
     let wish = Wish::device(address.parse().expect("a PCI address")).on(backend);
     let opened = host.open(&wish).expect("the soft host opens its device");
     let device = soft.device(&address).expect("it is there");
-    let device = Box::new(BufferedDevice { device, buffer: [0; SPOT] });
+    let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
     Stage::new(opened.space.space().clone(), device).keeping(opened)
 }

@@ -25,6 +25,13 @@ pub struct Stage {
     kept: Vec<Box<dyn Any>>,
 }
 
+/// A write of the device's that is under way.
+pub struct Transfer {
+    at: Iova,
+    memory: HostMemory,
+    sent: [u8; SPOT],
+}
+
 impl Stage {
     /// Sets the stage.
     pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>) -> Self {
@@ -74,6 +81,23 @@ impl Stage {
         source.write(0, &bytes).expect("scratch memory");
         self.device.load(scratch, SPOT);
         self.device.store(at, SPOT);
+    }
+
+    /// The device begins to write to `at`, where `memory` is mapped.
+    pub fn begin_transfer(&mut self, at: Iova, memory: HostMemory) -> Transfer {
+        let sent = self.fresh();
+        memory.write(0, &sent).expect("guest RAM");
+        self.device.load(at, SPOT);
+        memory.write(0, &[0; SPOT]).expect("guest RAM");
+        self.device.begin_store(at, SPOT);
+        Transfer { at, memory, sent }
+    }
+
+    /// The transfer ends, and all of it arrived.
+    pub fn end_transfer(&mut self, transfer: Transfer) {
+        self.device.finish();
+        let Transfer { at, memory, sent } = transfer;
+        assert_eq!(bytes_of(&memory), sent, "the device's write at {at} did not arrive");
     }
 
     /// The device reads `memory` at `at`, byte for byte.

@@ -14,6 +14,7 @@ use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Row};
 use dmaspace_soft::profile::Platform;
+use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::conformance;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::edu::Edu;
@@ -60,6 +61,10 @@ fn trials_on(host: &str) -> Vec<Trial> {
         for scenario in scenarios::ALL {
             let name = format!("{backend}::{}", scenario.name);
             trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
+        }
+        // On POWER the window over all RAM would be made anew whenever RAM comes above it.
+        if *backend != BackendKind::Spapr {
+            trials.push(Trial::test(format!("{backend}::q35_boot"), move || on_stage(*backend, q35_boot)));
         }
         for case in contract::ALL {
             let name = format!("{backend}::contract::{}", case.name);

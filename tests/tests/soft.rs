@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use dmaspace::choose::BackendKind;
 use dmaspace_soft::Profile;
+use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::scenarios;
 use dmaspace_tests::soft::{backends_of, host, stage};
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
             // The guests of the scenarios have pages of 4 KiB.
             for scenario in scenarios::ALL.iter().filter(|_| preset != "vtd-64k") {
                 trials.push(Trial::test(name(scenario.name), || on_stage(preset, *backend, scenario.play)));
+            }
+            if preset == "vtd" {
+                trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
             }
             for case in contract::ALL {
                 let name = name(&format!("contract::{}", case.name));

@@ -211,7 +211,10 @@ impl Cutting<'_> {
     /// A part of a run, in pieces.
     fn pieces(self, part: IovaRange, granule: PageSize) -> Vec<IovaRange> {
         let chunks = self.chunk.map(|chunk| Cuts { range: part, step: chunk.max(granule).max(bound_of_chunks(part)) });
-        let hints = self.hints.iter().copied().filter(|cuts| granule.divides(cuts.step.bytes()));
+        // Nothing smaller than a page of the window can change.
+        let coarsened =
+            |cuts: &Cuts| Some(Cuts { range: cuts.range.trimmed_to(granule)?, step: cuts.step.max(granule) });
+        let hints = self.hints.iter().filter_map(coarsened);
         let cut_all = |parts: Vec<_>, cuts: Cuts| parts.into_iter().flat_map(|part| cut(part, cuts)).collect();
         hints.chain(chunks).fold(vec![part], cut_all)
     }

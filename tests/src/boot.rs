@@ -1,0 +1,132 @@
+//! A real boot: what QEMU told its listener while firmware started a q35 with 256 MiB, replayed while the device is at work.
+//!
+//! The recording is what `dmaspace replay q35-256m-type1-boot.trace --record FILE` makes of QEMU's trace, which carries no access: all is
+//! read-write RAM.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use dmaspace::recording::{Asked, Event, Reader};
+use dmaspace_core::listener::Update;
+use dmaspace_core::{HostMemory, Iova, IovaRange, Listener, Section};
+
+use crate::ram::Ram;
+use crate::stage::Stage;
+
+const BOOT: &str = include_str!("../data/q35-256m-type1-boot.jsonl");
+
+const MIB: u64 = 1 << 20;
+
+/// What no implementation can pin less than: every translation once, and again when another was there meanwhile (257.75 MiB).
+const FLOOR: u64 = 257 * MIB + 3 * MIB / 4;
+
+/// Where the device is at work: above all that firmware changes.
+const AT_WORK: u64 = 200 * MIB;
+
+/// Step by step the bus is as it was recorded, nothing that stays is disturbed or pinned twice, and a transfer that began before a step
+/// ends well after it.
+pub fn q35_boot(stage: &mut Stage) {
+    let arenas = Arenas::of_boot();
+    let mut listener = Listener::default();
+    let mut pinned = 0;
+    let mut steps = 0;
+    for event in Reader::new(BOOT.as_bytes(), |asked: &Asked| arenas.memory(asked)) {
+        let update = match event.expect("a proper recording").event {
+            Event::Begins { front, in_force, .. } => {
+                listener = Listener::new(front);
+                listener.attach(stage.space.clone()).expect("an empty view fits");
+                in_force
+            }
+            Event::Commits { update, .. } => update,
+            Event::Joins { .. } | Event::Leaves { .. } => Update::new(),
+        };
+        pinned += step(stage, &mut listener, update);
+        steps += 1;
+    }
+    assert_eq!(steps, 7, "the beginning, and six transactions of QEMU's");
+    assert!(pinned <= FLOOR + 2 * MIB, "{pinned} bytes were pinned, {FLOOR} had to be");
+    assert_eq!(bus_of(stage), expected_bus(&listener), "the bus is as the recording left it");
+    let scratch = Iova::new(100 * MIB);
+    let shown = page_at(stage, scratch).expect("RAM is there");
+    stage.show_results_at(scratch, shown);
+    for section in listener.sections().cloned().collect::<Vec<_>>() {
+        let Some((memory, _)) = section.direct() else { continue };
+        stage.assert_range(section.range(), memory, true);
+    }
+    let space = stage.space.clone();
+    listener.detach(&space).expect("everything can be taken out");
+}
+
+/// Commits one update while the device writes, and returns how many bytes that pinned.
+fn step(stage: &mut Stage, listener: &mut Listener, update: Update) -> u64 {
+    let at = Iova::new(AT_WORK);
+    let transfer = page_at(stage, at).map(|memory| stage.begin_transfer(at, memory));
+    let report = listener.commit(update).expect("the step fits").spaces.remove(0);
+    if let Some(transfer) = transfer {
+        stage.end_transfer(transfer);
+    }
+    assert_eq!(report.disturbed, 0, "what stays was taken away meanwhile");
+    report.pinned
+}
+
+/// The memory behind a page, if it is mapped.
+fn page_at(stage: &Stage, at: Iova) -> Option<HostMemory> {
+    let live = stage.space.lookup(at)?;
+    live.memory.slice(live.range.offset_of(at), 0x1000)
+}
+
+/// What devices reach, in stretches that are contiguous on the bus and in the host.
+fn bus_of(stage: &Stage) -> BTreeMap<Iova, (IovaRange, u64)> {
+    let live = stage.space.mappings(IovaRange::all());
+    joined(live.into_iter().map(|mapping| (mapping.range, mapping.memory.address())))
+}
+
+fn expected_bus(listener: &Listener) -> BTreeMap<Iova, (IovaRange, u64)> {
+    let memory = |section: &Section| Some((section.range(), section.direct()?.0.address()));
+    joined(listener.sections().filter_map(memory))
+}
+
+fn joined(stretches: impl Iterator<Item = (IovaRange, u64)>) -> BTreeMap<Iova, (IovaRange, u64)> {
+    let mut out: BTreeMap<Iova, (IovaRange, u64)> = BTreeMap::new();
+    for (range, host) in stretches {
+        let below = out.last_entry().filter(|below| {
+            let (known, at) = below.get();
+            known.touches(range) && at + known.len().map_or(0, std::num::NonZeroU64::get) == host
+        });
+        match below {
+            Some(mut below) => below.get_mut().0 = below.get().0.hull(range),
+            None => drop(out.insert(range.first(), (range, host))),
+        }
+    }
+    out
+}
+
+/// The memory of the process that was recorded, in pieces that were contiguous there.
+struct Arenas(Vec<(u64, Ram)>);
+
+impl Arenas {
+    fn of_boot() -> Self {
+        let asked = RefCell::new(Vec::new());
+        let note = |it: &Asked| {
+            asked.borrow_mut().push((it.address, it.address + it.len.get()));
+            it.unbacked()
+        };
+        Reader::new(BOOT.as_bytes(), note).for_each(|event| drop(event.expect("a proper recording")));
+        let mut spans: Vec<(u64, u64)> = Vec::new();
+        let mut asked = asked.into_inner();
+        asked.sort_unstable();
+        for (first, end) in asked {
+            match spans.last_mut().filter(|(_, last)| first <= *last) {
+                Some((_, last)) => *last = end.max(*last),
+                None => spans.push((first, end)),
+            }
+        }
+        let arena = |(first, end): &(u64, u64)| (*first, Ram::new(usize::try_from(end - first).expect("it fits")));
+        Self(spans.iter().map(arena).collect())
+    }
+
+    fn memory(&self, asked: &Asked) -> Option<HostMemory> {
+        let (first, ram) = self.0.iter().rfind(|(first, _)| *first <= asked.address)?;
+        ram.all().slice(asked.address - first, asked.len.get())
+    }
+}
