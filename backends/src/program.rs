@@ -27,12 +27,13 @@ mod replay;
 mod sections;
 mod stage;
 mod stepwise;
+mod survey;
 mod text;
 mod trace;
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -47,8 +48,34 @@ use stage::Setting;
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
-    let Command::Replay(arguments) = Arguments::parse().command;
-    replay_all(&arguments).into()
+    match Arguments::parse().command {
+        Command::Replay(arguments) => replay_all(&arguments),
+        Command::Survey { files } => survey_all(&files),
+    }
+    .into()
+}
+
+/// Every file on every host.
+fn survey_all(files: &[PathBuf]) -> Status {
+    let surveyed = files.iter().map(|file| survey_file(file)).collect::<Result<String, _>>();
+    surveyed.and_then(|tables| print(&(survey::HEADING.to_owned() + &tables))).map_or_else(
+        |failure| {
+            tell("error", &failure);
+            Status::from(&failure)
+        },
+        |()| Status::Good,
+    )
+}
+
+fn survey_file(path: &Path) -> Result<String, Failure> {
+    let (file, text) = read(path)?;
+    let on = |(host, backend): (&'static str, _)| {
+        let arguments = arguments::Replay { host: Some(host.to_owned()), backend: Some(backend), ..Default::default() };
+        replay_text(&file, &text, &arguments).map(|replay| (host, replay.outcome))
+    };
+    let rows = survey::hosts().map(|(host, backend)| on((host, backend.into()))).collect::<Result<Vec<_>, _>>()?;
+    let name = path.file_name().map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
+    Ok(survey::table(&name, &rows))
 }
 
 /// Replays every file, the ones after a bad one too.
@@ -72,22 +99,25 @@ fn replay_all(arguments: &arguments::Replay) -> Status {
 }
 
 fn replay_file(path: &Path, arguments: &arguments::Replay) -> Result<Status, Failure> {
-    let file = path.display().to_string();
-    let text = read(path).map_err(|error| Failure::Input(format!("{file}: expected a file to read: {error}")))?;
-    let replay = match Kind::of(&text) {
-        Kind::FlatViews => replay_views(&file, &text, arguments)?,
-        Kind::Trace => {
-            let course =
-                trace::parse(&text, arguments.guest_page).map_err(|bad| Failure::input(&file, bad.line, &bad))?;
-            replay_course(&file, &course, arguments)?
-        }
-        Kind::Recording => {
-            let course = Course::recorded(&text).map_err(|bad| Failure::input(&file, bad.line, &bad.what))?;
-            replay_course(&file, &course, arguments)?
-        }
-    };
+    let (file, text) = read(path)?;
+    let replay = replay_text(&file, &text, arguments)?;
     report(&replay, arguments)?;
     Ok(replay.status())
+}
+
+fn replay_text(file: &str, text: &[u8], arguments: &arguments::Replay) -> Result<Replay, Failure> {
+    match Kind::of(text) {
+        Kind::FlatViews => replay_views(file, text, arguments),
+        Kind::Trace => {
+            let course =
+                trace::parse(text, arguments.guest_page).map_err(|bad| Failure::input(file, bad.line, &bad))?;
+            replay_course(file, &course, arguments)
+        }
+        Kind::Recording => {
+            let course = Course::recorded(text).map_err(|bad| Failure::input(file, bad.line, &bad.what))?;
+            replay_course(file, &course, arguments)
+        }
+    }
 }
 
 /// What a file can be.
@@ -133,7 +163,16 @@ fn replay_course(file: &str, course: &Course, arguments: &arguments::Replay) -> 
     stepwise::replay(file, course, &setting(arguments, course.has_tce_windows())?)
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+/// A file, and what to call it.
+fn read(path: &Path) -> Result<(String, Vec<u8>), Failure> {
+    let file = path.display().to_string();
+    match bytes_of(path) {
+        Ok(text) => Ok((file, text)),
+        Err(error) => Err(Failure::Input(format!("{file}: expected a file to read: {error}"))),
+    }
+}
+
+fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
     if path != Path::new("-") {
         return std::fs::read(path);
     }
@@ -162,6 +201,10 @@ fn report(replay: &Replay, arguments: &arguments::Replay) -> Result<(), Failure>
     replay.errors.iter().for_each(|error| tell("error", error));
     let apart = if arguments.files.len() > 1 { "\n" } else { "" };
     let result = if arguments.json { json(replay)? } else { text::replay(replay) + apart };
+    print(&result)
+}
+
+fn print(result: &str) -> Result<(), Failure> {
     match io::stdout().lock().write_all(result.as_bytes()) {
         // Whoever was reading has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -782,3 +782,17 @@ fn courses_fit_in_a_hundred_columns_and_can_be_drawn() {
         }
     }
 }
+
+#[test]
+fn the_docs_say_what_becomes_of_every_flat_view_on_every_host() {
+    let mut files: Vec<_> = std::fs::read_dir(format!("{DATA}/mtree")).expect("test data").flatten().collect();
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    let files: Vec<_> = files.iter().map(std::fs::DirEntry::path).collect();
+    let (first, rest) = program().split_first().expect("never empty");
+    let output = Command::new(first).args(rest).arg("survey").args(&files).output().expect("the program is there");
+    assert_eq!((status(&output), stderr(&output)), (0, ""));
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/flat-views.md");
+    let known = std::fs::read_to_string(docs).expect("the docs are there");
+    let hint = "dmaspace survey backends/tests/data/mtree/*.mtree > docs/flat-views.md";
+    assert_eq!(stdout(&output), known, "if that is as it should be: {hint}");
+}

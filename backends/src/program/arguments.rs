@@ -19,6 +19,14 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Replay(Replay),
+    /// Replay guests on every soft host, through every backend it has, and print a table for each.
+    ///
+    /// It is Markdown: on which hosts the guest could live, and what it would lose there.
+    Survey {
+        /// What `dmaspace replay` takes.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
@@ -35,7 +43,7 @@ pub(crate) enum Command {
 ///
 /// What FILE says goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
 /// device nor the guest's memory; or with --device on this host, for real.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct Replay {
     /// Flat views, traces, recordings; each is replayed by itself.
@@ -109,6 +117,16 @@ pub(crate) enum Backend {
     Spapr,
     /// /dev/iommu.
     Iommufd,
+}
+
+impl From<BackendKind> for Backend {
+    fn from(backend: BackendKind) -> Self {
+        match backend {
+            BackendKind::Type1 => Self::Type1,
+            BackendKind::Spapr => Self::Spapr,
+            BackendKind::Iommufd => Self::Iommufd,
+        }
+    }
 }
 
 impl From<Backend> for BackendKind {
