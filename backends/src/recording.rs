@@ -75,16 +75,17 @@
 //! |---|---|---|
 //! | `space` | all | `pci`: a section, at bus addresses. `memory`: target memory, at system addresses; its kind is `ram`. |
 //! | `first`, `last`, `name` | all | |
-//! | `kind` | all | `ram`, `device` (another device's memory), `translated`, `msi`, `nothing` |
-//! | `access` | `ram` and `device` in `pci` | what devices may do: `read-write`, `read-only`, `write-only`, `no access` |
-//! | `host` | `ram`, `device` | The address of the first byte in the process that was recorded. |
-//! | `unit` | `ram`, `device` | A number that memory has in common which comes and goes together. Only that is ever joined. |
-//! | `backing_page` | `ram`, `device`; may be missing | the pages behind the memory, where somebody said so (hugetlbfs) |
-//! | `host_read_only` | `ram`, `device`; may be missing | `true` where the process itself could only read |
-//! | `device_memory` | `ram`, `device`; may be missing | `true` where the memory is another device's |
-//! | `page` | `translated` | the size of an entry |
+//! | `kind` | all | `ram`, `discardable` (RAM in blocks), `device` (another device's memory), `translated`, `msi`, `nothing` |
+//! | `access` | memory in `pci` | what devices may do: `read-write`, `read-only`, `write-only`, `no access` |
+//! | `host` | memory: `ram`, `discardable`, `device` | The address of the first byte in the process that was recorded. |
+//! | `unit` | memory | A number that memory has in common which comes and goes together. Only that is ever joined. |
+//! | `backing_page` | memory; may be missing | the pages behind the memory, where somebody said so (hugetlbfs) |
+//! | `host_read_only` | memory; may be missing | `true` where the process itself could only read |
+//! | `device_memory` | memory; may be missing | `true` where the memory is another device's |
+//! | `page` | `translated`, `discardable` | the size of an entry, or of a block |
 //!
-//! What guests put into translated windows is not recorded, and no byte of anybody's memory: names and addresses are all there is.
+//! What guests put into translated windows is not recorded, nor which blocks are populated, and no byte of anybody's memory: names and
+//! addresses are all there is.
 
 mod reader;
 mod writer;

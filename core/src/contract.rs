@@ -164,6 +164,12 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// is live there.
     fn mappings(&self, range: IovaRange) -> Vec<Mapping>;
 
+    /// A live mapping whose memory shares bytes with `memory`. Cost proportional to what is live.
+    fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange>;
+
+    /// A fence behind which a device might still reach bytes of `memory`. Cost proportional to the fences there are.
+    fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange>;
+
     /// Creating and removing windows, where the host can.
     fn window_control(&self) -> Option<&dyn WindowControl> {
         None

@@ -7,13 +7,19 @@
 //!  Update ──► plan (pure) ──► apply, with a journal ──► PciAddressSpace
 //! ```
 //!
+//! What changes by itself between commits has handles, which any thread may use: entries of translated windows
+//! ([`TranslatedWindow`]), and blocks of RAM that comes and goes ([`DiscardableRam`]).
+//!
 //! Sections and target memory change in transactions ([`Update`]). A commit is planned for every space, then applied to one after the
 //! other; a step of something required that fails takes everything back, in every space, in reverse. All of it can be recorded
 //! ([`Recorder`]), to be replayed where nobody waits for a guest.
 
 mod apply;
 mod audit;
+mod blocks;
+mod discardable;
 mod member;
+mod pinned;
 mod plan;
 mod recorder;
 mod report;
@@ -23,13 +29,15 @@ mod update;
 mod windows;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use audit::Finding;
+pub use discardable::{BlockError, DiscardableRam};
 pub use member::{Standing, Totals};
+pub use pinned::Pinned;
 pub use recorder::Recorder;
 pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
-pub use state::{LiveMapping, Registration, SpaceState, State, TranslatedState};
+pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};
 pub use translated::{EntryError, TranslatedWindow};
 pub use update::{BadUpdate, Update};
 
@@ -39,6 +47,7 @@ use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::section::{Backing, FrontEnd, Section, TargetMemory};
 use apply::Journal;
+use discardable::{Discardables, Serving};
 use member::Member;
 use plan::{Host, Plan, Scope};
 use translated::{Shared, Targets};
@@ -52,6 +61,7 @@ pub struct Listener {
     targets: Targets,
     members: Vec<Member>,
     windows: BTreeMap<Iova, Arc<Shared>>,
+    discardables: Discardables,
     /// Behind a mutex only so that a listener can be shared; it is never locked.
     recorder: Option<Mutex<Box<dyn Recorder>>>,
 }
@@ -127,6 +137,7 @@ impl Listener {
         let mut view = self.view.clone();
         let mut scope = Scope::of_removals(update, &view);
         view.change(update)?;
+        view.check_discardable_memory(update, self.discardables.keys())?;
         scope.widen_by_additions(update, &view);
         let plans = self.members.iter().map(|member| self.plan(&view, member, &scope));
         Ok(foresee(plans, &self.members))
@@ -195,8 +206,9 @@ impl Listener {
         self.check_targets_are_free(update)?;
         let mut scope = Scope::of_removals(update, &self.view);
         self.view.change(update)?;
+        let checked = self.view.check_discardable_memory(update, self.discardables.keys());
         scope.widen_by_additions(update, &self.view);
-        let result = self.put_in_force(update, &scope);
+        let result = checked.map_err(CommitError::from).and_then(|()| self.put_in_force(update, &scope));
         match result {
             Ok(_) => *self.targets.write().unwrap_or_else(PoisonError::into_inner) = self.view.targets.clone(),
             Err(_) => self.view.revert(update),
@@ -206,20 +218,28 @@ impl Listener {
 
     /// Brings every space in step with the view, which `update` has changed already.
     fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {
+        let discardables = self.discardables.clone();
+        let mut held = hold(&discardables);
         let plans = self.plans(&self.view, &self.members, scope)?;
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         closing.iter().for_each(|window| window.close());
-        let mut report = apply_all(&self.members, plans)
+        let mut report = apply_to(&self.members, plans)
             .inspect_err(|_| closing.iter().for_each(|window| window.serve(self.serving())))?;
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
-        self.open_windows(&update.added);
+        for section in &update.removed {
+            let first = section.range().first();
+            self.discardables.remove(&first);
+            held.get_mut(&first).into_iter().for_each(|serving| **serving = None);
+        }
+        self.open_sections(&update.added);
         self.members.iter_mut().zip(&mut report.spaces).for_each(|(member, report)| member.note(report));
         Ok(report)
     }
 
-    /// Serves one more space: what is in force is planned for it, and entries that are live are put there too.
+    /// Serves one more space: what is in force is planned for it, populated blocks included, and entries that are live are put there
+    /// too.
     ///
     /// # Errors
     /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
@@ -228,6 +248,8 @@ impl Listener {
     }
 
     fn admit(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
+        let discardables = self.discardables.clone();
+        let mut held = hold(&discardables);
         let mut joining = [Member::new(space.clone())];
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
@@ -242,7 +264,7 @@ impl Listener {
         let mut report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
         joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
-        self.windows.values().for_each(|window| window.serve(self.serving()));
+        self.serve_with(&mut held);
         Ok(Report { spaces: vec![report] })
     }
 
@@ -257,15 +279,17 @@ impl Listener {
     }
 
     fn dismiss(&mut self, place: usize) -> Result<(), CommitError> {
+        let discardables = self.discardables.clone();
+        let mut held = hold(&discardables);
         let leaving = [self.members.remove(place)];
-        self.windows.values().for_each(|window| window.serve(self.serving()));
+        self.serve_with(&mut held);
         let nothing = View::default();
         let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
-        let result = plans.and_then(|plans| apply_all(&leaving, plans));
+        let result = plans.and_then(|plans| apply_to(&leaving, plans));
         if result.is_err() {
             let [member] = leaving;
             self.members.insert(place, member);
-            self.windows.values().for_each(|window| window.serve(self.serving()));
+            self.serve_with(&mut held);
         }
         result.map(drop)
     }
@@ -275,6 +299,17 @@ impl Listener {
         self.windows.get(&first).map(Shared::handle)
     }
 
+    /// The discardable section that begins at `first`.
+    pub fn discardable(&self, first: Iova) -> Option<DiscardableRam> {
+        self.discardables.get(&first).map(|section| section.handle())
+    }
+
+    /// Keeps sections in force on the spaces there are now.
+    fn serve_with(&self, held: &mut Held<'_>) {
+        self.windows.values().for_each(|window| window.serve(self.serving()));
+        held.values_mut().for_each(|serving| **serving = Some(self.serving()));
+    }
+
     fn serving(&self) -> Vec<Arc<dyn PciAddressSpace>> {
         self.spaces().cloned().collect()
     }
@@ -282,8 +317,8 @@ impl Listener {
     fn plan(&self, view: &View, member: &Member, scope: &Scope) -> Plan {
         let host = Host::of(member.space.as_ref());
         match member.is_in_step() {
-            true => plan::plan(view, &self.front, &host, scope),
-            false => plan::plan(view, &self.front, &host, &scope.of_everything(view)),
+            true => plan::plan(view, &self.front, &host, &self.discardables, scope),
+            false => plan::plan(view, &self.front, &host, &self.discardables, &scope.of_everything(view)),
         }
     }
 
@@ -293,12 +328,14 @@ impl Listener {
         if plans.iter().any(Plan::is_refused) { Err(CommitError::Refused(foresee(plans, members))) } else { Ok(plans) }
     }
 
-    fn open_windows(&mut self, added: &[Section]) {
+    fn open_sections(&mut self, added: &[Section]) {
         for section in added {
             if let Backing::Translated { page } = section.backing() {
                 let shared = Shared::new(section.range(), *page, self.targets.clone(), self.serving());
                 self.windows.insert(section.range().first(), shared);
             }
+            let discardable = discardable::Shared::new(section, self.serving());
+            self.discardables.extend(discardable.map(|shared| (section.range().first(), shared)));
         }
     }
 
@@ -320,24 +357,22 @@ impl Listener {
     }
 }
 
-/// Applies each plan to its space, all or none.
-fn apply_all(members: &[Member], plans: Vec<Plan>) -> Result<Report, CommitError> {
-    let mut journals: Vec<(&Arc<dyn PciAddressSpace>, Journal)> = Vec::with_capacity(members.len());
-    let mut report = Report::default();
-    for (space, plan) in members.iter().map(|member| &member.space).zip(plans) {
-        let mut journal = Journal::default();
-        let result = apply::apply(space.as_ref(), plan, &mut journal);
-        journals.push((space, journal));
-        match result {
-            Ok(done) => report.spaces.push(done),
-            Err(error) => {
-                let mut fenced = error.fenced.clone();
-                fenced.extend(journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space.as_ref())));
-                return Err(CommitError::Step { error, fenced });
-            }
-        }
-    }
-    Ok(report)
+/// What keeps discardable sections as they are while it lasts, by first byte.
+type Held<'a> = BTreeMap<Iova, MutexGuard<'a, Serving>>;
+
+/// Waits for changes of discardable sections under way, and lets none begin.
+fn hold(discardables: &Discardables) -> Held<'_> {
+    discardables.iter().map(|(first, section)| (*first, section.hold())).collect()
+}
+
+/// Applies each plan to its member, all or none.
+fn apply_to(members: &[Member], plans: Vec<Plan>) -> Result<Report, CommitError> {
+    let spaces = members.iter().map(|member| member.space.as_ref());
+    let spaces = apply::apply_all(spaces.zip(plans)).map_err(|failed| {
+        let fenced = [failed.error.fenced.clone(), failed.fenced].concat();
+        CommitError::Step { error: failed.error, fenced }
+    })?;
+    Ok(Report { spaces })
 }
 
 /// What plans say before anything is done.

@@ -256,6 +256,11 @@ impl HostMemory {
         Some(Self { base, len, origin: self.origin.clone(), traits: self.traits })
     }
 
+    /// Whether both share bytes of this process's address space.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.address() <= other.last() && other.address() <= self.last()
+    }
+
     /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
         self.unit() == other.unit() && self.traits == other.traits

@@ -22,6 +22,15 @@ pub enum Backing {
         /// What devices may do: ROM is read-only.
         access: Access,
     },
+    /// RAM whose blocks come and go while the section stays (virtio-mem). Required as far as it is populated.
+    Discardable {
+        /// Where all of it is in this process, populated or not.
+        memory: HostMemory,
+        /// What devices may do.
+        access: Access,
+        /// The size of a block, which is mapped so that it can be unmapped by itself.
+        granule: PageSize,
+    },
     /// Another device's mmapped BAR. Best effort: without it peer-to-peer is lost and nothing else.
     DeviceMemory {
         /// Where it is in this process.
@@ -65,6 +74,25 @@ impl Section {
     pub fn ram(name: &str, at: Iova, memory: HostMemory, access: Access) -> Result<Self, BadRange> {
         let range = IovaRange::with_len(at, memory.len().get())?;
         Ok(Self { range, name: name.into(), backing: Backing::Ram { memory, access } })
+    }
+
+    /// RAM whose blocks of `granule` bytes come and go: none of it is mapped until [`Listener::discardable`] is told that a block is
+    /// populated. Its bounds must be multiples of `granule`, and that of the host's pages, else the section is refused. Nothing else
+    /// may show devices the same memory.
+    ///
+    /// [`Listener::discardable`]: crate::Listener::discardable
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when it would end past 2^64-1.
+    pub fn discardable(
+        name: &str,
+        at: Iova,
+        memory: HostMemory,
+        access: Access,
+        granule: PageSize,
+    ) -> Result<Self, BadRange> {
+        let range = IovaRange::with_len(at, memory.len().get())?;
+        Ok(Self { range, name: name.into(), backing: Backing::Discardable { memory, access, granule } })
     }
 
     /// Another device's memory, all of `memory`, at `at`. The name should say whose: it is what a warning will call it.
@@ -114,16 +142,36 @@ impl Section {
     /// Whether the guest can live without it. `None` for what is never mapped.
     pub fn need(&self) -> Option<Need> {
         match self.backing {
-            Backing::Ram { .. } | Backing::Translated { .. } => Some(Need::Required),
+            Backing::Ram { .. } | Backing::Discardable { .. } | Backing::Translated { .. } => Some(Need::Required),
             Backing::DeviceMemory { .. } => Some(Need::BestEffort),
             Backing::Msi | Backing::Nothing => None,
         }
     }
 
-    /// The memory to map and how, for what is mapped by itself.
+    /// The memory to map and how, for what is mapped by itself, and as a whole.
     pub fn direct(&self) -> Option<(&HostMemory, Access)> {
         match &self.backing {
             Backing::Ram { memory, access } | Backing::DeviceMemory { memory, access } => Some((memory, *access)),
+            Backing::Discardable { .. } | Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
+        }
+    }
+
+    /// What devices may do with its memory, if it has any.
+    pub fn access(&self) -> Option<Access> {
+        match &self.backing {
+            Backing::Ram { access, .. }
+            | Backing::Discardable { access, .. }
+            | Backing::DeviceMemory { access, .. } => Some(*access),
+            Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
+        }
+    }
+
+    /// The memory devices can reach in it, all at once or block by block.
+    pub fn memory(&self) -> Option<&HostMemory> {
+        match &self.backing {
+            Backing::Ram { memory, .. }
+            | Backing::Discardable { memory, .. }
+            | Backing::DeviceMemory { memory, .. } => Some(memory),
             Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
         }
     }

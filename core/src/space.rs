@@ -470,6 +470,14 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         slots.flat_map(|slot| read(&slot.live).within(range).collect::<Vec<_>>()).collect()
     }
 
+    fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.layout().slots.iter().find_map(|slot| read(&slot.live).leaning_on(memory))
+    }
+
+    fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.fence_leaning_on(memory)
+    }
+
     fn window_control(&self) -> Option<&dyn WindowControl> {
         self.backend.window_calls().map(|_| self as _)
     }
@@ -687,8 +695,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         if read(&self.registered).get(&memory.address()) != Some(memory) {
             return Err(fail(Kind::NotRegistered));
         }
-        let layout = self.layout();
-        if let Some(live) = layout.slots.iter().find_map(|slot| read(&slot.live).leaning_on(memory)) {
+        if let Some(live) = self.mapping_onto(memory) {
             return Err(fail(Kind::InUse(live)));
         }
         if let Some(fence) = self.fence_leaning_on(memory) {

@@ -46,7 +46,7 @@ fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
     for verdict in report.sections.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
         let required = verdict.piece.need() == Some(Need::Required);
         verdict.fate = if required { Fate::Refused } else { Fate::Skipped };
-        verdict.reason = failed.reason(Some(verdict.piece.range()), verdict.piece.direct().map(|(memory, _)| memory));
+        verdict.reason = failed.reason(Some(verdict.piece.range()), verdict.piece.memory());
     }
     for verdict in report.targets.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
         verdict.fate = Fate::Refused;
@@ -56,7 +56,7 @@ fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
 }
 
 fn was_promised(fate: Fate) -> bool {
-    matches!(fate, Fate::Mapped | Fate::Registered | Fate::Window)
+    matches!(fate, Fate::Mapped | Fate::Discardable | Fate::Registered | Fate::Window)
 }
 
 /// What failed, and of what.

@@ -173,7 +173,7 @@ fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
 
 fn colour(fate: Fate) -> &'static str {
     match fate {
-        Fate::Mapped => "#b7dfb0",
+        Fate::Mapped | Fate::Discardable => "#b7dfb0",
         Fate::Registered => "#a9dcd6",
         Fate::Window => "#c9d8f0",
         Fate::Msi => "#f3e3a3",

@@ -221,7 +221,7 @@ impl StepOutcome {
 fn kind_of(backing: &Backing) -> Kind {
     let what = match backing {
         Backing::Ram { access: Access::READ, .. } => What::Rom,
-        Backing::Ram { .. } => What::Ram,
+        Backing::Ram { .. } | Backing::Discardable { .. } => What::Ram,
         Backing::DeviceMemory { .. } => What::RamDevice,
         Backing::Translated { .. } | Backing::Msi | Backing::Nothing => What::Io,
     };

@@ -27,6 +27,35 @@ enum Done {
     Fenced(Vec<IovaRange>),
 }
 
+/// A step that failed on one of several spaces, after everything done before it was taken back.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// What could not be taken back, beside what the error names.
+    pub(super) fenced: Vec<IovaRange>,
+}
+
+/// Applies each plan to its space, all or none.
+pub(super) fn apply_all<'a>(
+    plans: impl IntoIterator<Item = (&'a dyn PciAddressSpace, Plan)>,
+) -> Result<Vec<SpaceReport>, Failed> {
+    let mut journals: Vec<(&dyn PciAddressSpace, Journal)> = Vec::new();
+    let mut reports = Vec::new();
+    for (space, plan) in plans {
+        let mut journal = Journal::default();
+        let result = apply(space, plan, &mut journal);
+        journals.push((space, journal));
+        match result {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                let fenced = journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space)).collect();
+                return Err(Failed { error, fenced });
+            }
+        }
+    }
+    Ok(reports)
+}
+
 /// Carries out the steps of `plan` on `space`, entering each into `journal`.
 ///
 /// # Errors

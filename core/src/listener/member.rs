@@ -61,6 +61,14 @@ impl Member {
                 self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
             }
         }
+        for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Discardable) {
+            for cause in [Cause::FewMappings, Cause::ManyRegistrations] {
+                let lasts = |warning: &Warning| warning.cause == cause && warning.name == verdict.piece.name();
+                if !report.warnings.iter().any(lasts) {
+                    self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
+                }
+            }
+        }
         report.warnings.retain(|warning| self.is_news(warning));
         report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
         log::info!(

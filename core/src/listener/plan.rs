@@ -5,11 +5,14 @@
 //! granule, and what is mapped already and stays the same is left alone. Only the ranges an update touches are looked at, widened
 //! to whole runs.
 
+mod populated;
+
 use std::fmt;
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange};
 use crate::contract::{Fence, Keeps, Mapping, PciAddressSpace, Powers, Unit, WindowOffer, WindowRequest};
+use crate::listener::discardable::Discardables;
 use crate::listener::report::{Fate, SpaceReport, Verdict, Warning};
 use crate::listener::update::{Update, View};
 use crate::listener::windows::{self, WindowPlan};
@@ -176,12 +179,12 @@ fn continues(section: &Section, next: &Section) -> bool {
     section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
 }
 
-/// Plans what the scope has to become for `view` to hold on the host.
-pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, scope: &Scope) -> Plan {
+/// Plans what the scope has to become for `view` to hold on the host, with what is populated of its discardable sections.
+pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, discardables: &Discardables, scope: &Scope) -> Plan {
     if host.is_dormant() {
         return Plan::of_nothing(view, scope);
     }
-    let cut_by = |cutting| Planner::new(view, front, host, cutting, scope).plan();
+    let cut_by = |cutting| Planner::new(view, front, host, discardables, cutting, scope).plan();
     let hints = &front.cuts[..];
     let plan = cut_by(Cutting { hints, chunk: front.chunk });
     let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
@@ -231,6 +234,7 @@ struct Planner<'a> {
     view: &'a View,
     front: &'a FrontEnd,
     host: &'a Host<'a>,
+    discardables: &'a Discardables,
     cutting: Cutting<'a>,
     scope: &'a Scope,
     windows: WindowPlan,
@@ -246,16 +250,26 @@ struct Run<'a> {
     access: Access,
     need: Need,
     window: Window,
+    /// The pages it must be mapped in, if it will go page by page.
+    unit: Option<PageSize>,
     sections: Vec<&'a Section>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(view: &'a View, front: &'a FrontEnd, host: &'a Host<'a>, cutting: Cutting<'a>, scope: &'a Scope) -> Self {
+    fn new(
+        view: &'a View,
+        front: &'a FrontEnd,
+        host: &'a Host<'a>,
+        discardables: &'a Discardables,
+        cutting: Cutting<'a>,
+        scope: &'a Scope,
+    ) -> Self {
         let windows = match &host.offer {
             Some(offer) => windows::plan(view, cutting.hints, host.powers.host_page, offer, &host.windows),
             None => WindowPlan { after: host.windows.clone(), ..WindowPlan::default() },
         };
-        Self { view, front, host, cutting, scope, windows, plan: Plan::default(), freed: 0 }
+        let (plan, freed) = (Plan::default(), 0);
+        Self { view, front, host, discardables, cutting, scope, windows, plan, freed }
     }
 
     fn plan(mut self) -> Plan {
@@ -269,11 +283,13 @@ impl<'a> Planner<'a> {
         let (register, unregister) = self.registrations(&self.scope.targets);
         self.plan.steps.extend(register.into_iter().map(Step::Register));
         self.plan.steps.extend(self.windows.created.iter().copied().map(Step::CreateWindow));
-        self.plan.more_mappings = (maps.len() as u64).saturating_sub(self.freed);
+        let taken: u64 = maps.iter().map(|step| self.mappings_taken_by(step)).sum();
+        self.plan.more_mappings = taken.saturating_sub(self.freed);
         self.plan.steps.extend(maps);
         // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
         self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
         self.plan.warnings = self.warnings();
+        self.plan.warnings.extend(self.warnings_of_blocks());
         self.plan
     }
 
@@ -289,7 +305,12 @@ impl<'a> Planner<'a> {
         let view = self.view;
         let judged = self.plan.sections.len();
         let mut runs: Vec<Run<'a>> = Vec::new();
+        let mut populated: Vec<Run<'a>> = Vec::new();
         for section in view.sections.within(range) {
+            if let Backing::Discardable { memory, access, granule } = section.backing() {
+                populated.extend(self.judge_discardable(section, memory, *access, *granule));
+                continue;
+            }
             match self.place(section) {
                 Ok(run) => match runs.last_mut().filter(|last| continues_run(last, section, &run)) {
                     Some(last) => last.append(run),
@@ -298,12 +319,14 @@ impl<'a> Planner<'a> {
                 Err(verdict) => self.plan.sections.push(verdict),
             }
         }
-        let trimmed: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
+        let mut wanted: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
+        wanted.extend(populated);
+        wanted.sort_by_key(|run| run.range);
         // Ranges are judged in ascending order; within one, fates are known in the order of runs.
         if let Some(new) = self.plan.sections.get_mut(judged..) {
             new.sort_by_key(|verdict| verdict.piece.range());
         }
-        trimmed
+        wanted
     }
 
     /// The run a section is by itself, or its fate if it is not mapped.
@@ -317,11 +340,8 @@ impl<'a> Planner<'a> {
             Some(Need::BestEffort) | None => (Need::BestEffort, Fate::Skipped),
         };
         let Some((memory, access)) = section.direct() else { return Err(self.judge_indirect(section)) };
-        if memory.is_device_memory() && !self.host.powers.maps_device_memory {
-            return verdict(unmet, format!("{} cannot map another device's memory", self.host.space.backend()));
-        }
-        if memory.is_host_read_only() && (access.contains(Access::WRITE) || self.host.registered.is_some()) {
-            return verdict(unmet, "this process itself may only read the memory".into());
+        if let Some(reason) = self.unfit(memory, access) {
+            return verdict(unmet, reason);
         }
         let Some(window) = self.windows.after.covering(section.range()).copied() else {
             return verdict(unmet, self.outside(section.range()));
@@ -330,7 +350,16 @@ impl<'a> Planner<'a> {
             return verdict(unmet, format!("{} is fenced after an earlier failure", fence.range));
         }
         let (range, memory) = (section.range(), memory.clone());
-        Ok(Run { range, memory, access, need, window, sections: vec![section] })
+        Ok(Run { range, memory, access, need, window, unit: None, sections: vec![section] })
+    }
+
+    /// Why this host cannot map such memory, wherever it lies.
+    fn unfit(&self, memory: &HostMemory, access: Access) -> Option<String> {
+        if memory.is_device_memory() && !self.host.powers.maps_device_memory {
+            return Some(format!("{} cannot map another device's memory", self.host.space.backend()));
+        }
+        let needs_writing = access.contains(Access::WRITE) || self.host.registered.is_some();
+        (memory.is_host_read_only() && needs_writing).then(|| "this process itself may only read the memory".into())
     }
 
     /// The fate of a section that is not mapped by itself.
@@ -466,11 +495,13 @@ impl<'a> Planner<'a> {
             if survives && self.is_entry(mapping.range) {
                 kept.push(mapping.range);
             } else if survives && (whole || mapping.unit != Unit::Whole) {
-                going.extend(rest_of(mapping.range, &same));
+                let rest = rest_of(mapping.range, &same);
+                self.freed += rest.iter().map(|range| self.mappings_in(*range, mapping.unit)).sum::<u64>();
+                going.extend(rest);
                 kept.extend(&same);
             } else {
                 going.push(mapping.range);
-                self.freed += 1;
+                self.freed += self.mappings_in(mapping.range, mapping.unit);
                 disturbed += same.iter().map(|range| bytes(*range)).sum::<u64>();
             }
         }
@@ -487,6 +518,21 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// How many of the kernel's mappings a live range in such units is.
+    fn mappings_in(&self, range: IovaRange, unit: Unit) -> u64 {
+        match (self.host.powers.keeps, unit) {
+            (Keeps::Mappings, Unit::Pages(page)) => bytes(range) >> page.shift(),
+            (Keeps::Mappings, Unit::Whole) | (Keeps::Entries, _) => 1,
+        }
+    }
+
+    fn mappings_taken_by(&self, step: &Step) -> u64 {
+        match step {
+            Step::Map(mapping, _) => self.mappings_in(mapping.range, mapping.unit),
+            _ => 0,
+        }
+    }
+
     /// Whether the guest put what lives in `range`, into a translated section that stays.
     fn is_entry(&self, range: IovaRange) -> bool {
         let stays =
@@ -498,9 +544,10 @@ impl<'a> Planner<'a> {
     /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
     fn pieces(&self, run: &Run<'_>, gap: IovaRange) -> impl Iterator<Item = Mapping> + use<> {
         let granule = run.window.granule();
-        let (unit, parts) = match self.host.powers.keeps {
-            Keeps::Entries => (Unit::Pages(granule), vec![gap]),
-            Keeps::Mappings => (Unit::Whole, self.cutting.pieces(gap, granule)),
+        let (unit, parts) = match (run.unit, self.host.powers.keeps) {
+            (Some(page), _) => (Unit::Pages(page), vec![gap]),
+            (None, Keeps::Entries) => (Unit::Pages(granule), vec![gap]),
+            (None, Keeps::Mappings) => (Unit::Whole, self.cutting.pieces(gap, granule)),
         };
         let (access, first, memory) = (run.access, run.range.first(), run.memory.clone());
         parts.into_iter().filter_map(move |range| {
@@ -525,10 +572,12 @@ impl<'a> Planner<'a> {
         let needed: Vec<_> =
             targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(page)).collect();
         let needed = runs_of(needed);
-        let overlap = |a: &HostMemory, b: &HostMemory| a.address() <= b.last() && b.address() <= a.last();
-        let unneeded = |known: &&HostMemory| !needed.iter().any(|run| overlap(run, known));
+        let blocks = self.populated_blocks();
+        let unneeded =
+            |known: &&HostMemory| !needed.iter().any(|run| run.overlaps(known)) && near(&blocks, known).is_empty();
         let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
-        let new = needed.iter().flat_map(|run| missing_from(run, registered)).collect();
+        // Blocks are never part of a run: what is registered together can only be let go of together.
+        let new = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run))).collect();
         (new, gone)
     }
 }
@@ -558,11 +607,17 @@ fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
     runs
 }
 
+/// Those of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
+fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [HostMemory] {
+    let first = pieces.partition_point(|piece| piece.last() < memory.address());
+    let end = pieces.partition_point(|piece| piece.address() <= memory.last());
+    pieces.get(first..end).unwrap_or_default()
+}
+
 /// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
 fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
     registered.iter().fold(vec![run.clone()], |parts, known| {
-        let overlaps = |part: &HostMemory| part.address() <= known.last() && known.address() <= part.last();
-        let split = |part: HostMemory| match overlaps(&part) {
+        let split = |part: HostMemory| match part.overlaps(known) {
             true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),
             false => vec![part],
         };
@@ -576,7 +631,9 @@ impl Run<'_> {
         let shared = self.range.intersection(live.range)?;
         let here = self.memory.address().wrapping_add(self.range.offset_of(shared.first()));
         let there = live.memory.address().wrapping_add(live.range.offset_of(shared.first()));
-        (here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory)).then_some(shared)
+        let goes_alike = self.unit.is_none_or(|page| live.unit == Unit::Pages(page));
+        let same = here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory);
+        (same && goes_alike).then_some(shared)
     }
 }
 
@@ -654,6 +711,11 @@ fn bytes(range: IovaRange) -> u64 {
 }
 
 impl Plan {
+    /// These steps, and nothing to report.
+    pub(super) fn of(steps: Vec<Step>) -> Self {
+        Self { steps, ..Self::default() }
+    }
+
     /// Nothing can be done yet.
     fn of_nothing(view: &View, scope: &Scope) -> Self {
         const WHY: &str = "no device is attached yet";
@@ -678,7 +740,8 @@ impl Plan {
 
     /// The kernel cannot hold all of it: nothing is tried.
     fn refuse_all(&mut self, reason: &str) {
-        for verdict in self.sections.iter_mut().filter(|verdict| verdict.fate == Fate::Mapped) {
+        let takes_some = |fate: Fate| matches!(fate, Fate::Mapped | Fate::Discardable);
+        for verdict in self.sections.iter_mut().filter(|verdict| takes_some(verdict.fate)) {
             (verdict.fate, verdict.reason) = (Fate::Refused, reason.to_string());
         }
     }

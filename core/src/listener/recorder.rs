@@ -12,7 +12,8 @@ use crate::section::FrontEnd;
 ///
 /// The calls come in order and never at once: after [`Recorder::begins`] each of [`Recorder::commits`], [`Recorder::joins`] and
 /// [`Recorder::leaves`] is followed by [`Recorder::ended`]. A recorder that is in trouble keeps it to itself: a guest is worth more than
-/// its record. The entries a guest puts into translated windows are not told: they are its data path.
+/// its record. The entries a guest puts into translated windows and the blocks that are populated are not told: they are its data
+/// path.
 pub trait Recorder: fmt::Debug + Send {
     /// The record begins: what the front end said of the guest's bus, what is in force (as additions to nothing), and the spaces
     /// served, in the order they joined.

@@ -9,6 +9,8 @@ use crate::section::{Need, Section, TargetMemory};
 pub enum Fate {
     /// Devices reach it, but for the bytes lost at its ends.
     Mapped,
+    /// Devices reach it as far as it is populated.
+    Discardable,
     /// It is registered, so that entries may point to it.
     Registered,
     /// A host window stands behind it; its entries can be put.
@@ -25,6 +27,7 @@ impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Mapped => "mapped",
+            Self::Discardable => "discardable",
             Self::Registered => "registered",
             Self::Window => "window",
             Self::Msi => "msi",
@@ -89,13 +92,17 @@ pub struct Warning {
     pub text: String,
 }
 
-/// What a warning is about. A section is warned of once for each, until it is mapped as a whole.
+/// What a warning is about. A section is warned of once for each, until a commit finds that it is so no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// Bytes at its ends are not reached.
     LosesBytes,
     /// It is best effort, and devices do not reach it.
     NotMapped,
+    /// The kernel does not take as many mappings as discardable sections have blocks.
+    FewMappings,
+    /// So many blocks are registrations of their own that every entry becomes dear.
+    ManyRegistrations,
 }
 
 impl fmt::Display for Warning {

@@ -22,6 +22,8 @@ pub struct State {
     pub targets: Vec<TargetMemory>,
     /// The translated windows, ascending.
     pub translated: Vec<TranslatedState>,
+    /// The discardable sections, ascending.
+    pub discardable: Vec<DiscardableState>,
     /// The spaces, in the order they joined.
     pub spaces: Vec<SpaceState>,
 }
@@ -35,6 +37,17 @@ pub struct TranslatedState {
     pub page: PageSize,
     /// The bytes its live entries reach.
     pub live: u64,
+}
+
+/// A discardable section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscardableState {
+    /// Where it lies on the bus.
+    pub range: IovaRange,
+    /// The size of a block.
+    pub granule: PageSize,
+    /// What is populated, ascending.
+    pub populated: Vec<IovaRange>,
 }
 
 /// A space.
@@ -87,10 +100,16 @@ impl Listener {
             page: window.page(),
             live: window.entries().iter().map(|entry| entry.memory.len().get()).sum(),
         });
+        let discardable = self.discardables.values().map(|section| DiscardableState {
+            range: section.range(),
+            granule: section.granule(),
+            populated: section.populated(),
+        });
         State {
             sections: self.view.sections.iter().cloned().collect(),
             targets: self.view.targets.iter().cloned().collect(),
             translated: translated.collect(),
+            discardable: discardable.collect(),
             spaces: self.members.iter().map(|member| SpaceState::of(member, &self.view)).collect(),
         }
     }
@@ -128,7 +147,7 @@ impl SpaceState {
 fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
     let overlaps = |other: &HostMemory| memory.address() <= other.last() && other.address() <= memory.last();
     let targets = view.targets.iter().filter(|target| overlaps(target.memory())).map(TargetMemory::shared_name);
-    let is_there = |section: &&Section| section.direct().is_some_and(|(memory, _)| overlaps(memory));
+    let is_there = |section: &&Section| section.memory().is_some_and(overlaps);
     targets.chain(view.sections.iter().filter(is_there).map(Section::shared_name)).collect()
 }
 
@@ -137,6 +156,10 @@ impl fmt::Display for State {
         writeln!(f, "{} sections, {} pieces of target memory", self.sections.len(), self.targets.len())?;
         for TranslatedState { range, page, live } in &self.translated {
             writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes")?;
+        }
+        for DiscardableState { range, granule, populated } in &self.discardable {
+            let populated: u128 = populated.iter().map(|range| range.bytes()).sum();
+            writeln!(f, "discardable section {range} in blocks of {granule}: {populated:#x} bytes populated")?;
         }
         self.spaces.iter().try_for_each(|space| space.fmt(f))
     }

@@ -6,6 +6,7 @@ use crate::access::Access;
 use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
 use crate::contract::{Mapping, PciAddressSpace, Swap, Unit};
 use crate::error::Error;
+use crate::listener::apply::Journal;
 use crate::listener::update::Pieces;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
@@ -14,7 +15,8 @@ use crate::section::TargetMemory;
 /// What entries can point to, shared by the listener and its windows.
 pub(super) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;
 
-/// Why an entry was not put or cleared. The answer for the guest; the host is untouched.
+/// Why an entry was not put or cleared. The answer for the guest; the host is as it was, except for ranges that [`EntryError::Space`]
+/// names as fenced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
     /// The window was removed.
@@ -164,12 +166,12 @@ impl TranslatedWindow {
         let shared = self.shared()?;
         shared.checked(at, len, target.get())?;
         let memory = shared.resolve(target, len)?;
-        shared.on_every_space(|space, done| {
+        shared.on_every_space(|space, journal| {
             let mut next = at.get();
             for piece in &memory {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
                 space.map(place.first(), piece, access, Unit::Pages(shared.page))?;
-                done.push(place);
+                journal.note_mapped(place);
                 next = place.last().get().wrapping_add(1);
             }
             Ok(())
@@ -238,26 +240,24 @@ impl Shared {
         if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(spaces) }
     }
 
-    /// Does the same to every space, or to none: `work` tells what it mapped.
+    /// Does the same to every space, or to none: `work` tells what it mapped. What cannot be taken back is fenced, and named.
     fn on_every_space(
         &self,
-        work: impl Fn(&dyn PciAddressSpace, &mut Vec<IovaRange>) -> Result<(), EntryError>,
+        work: impl Fn(&dyn PciAddressSpace, &mut Journal) -> Result<(), EntryError>,
     ) -> Result<(), EntryError> {
         let spaces = self.open()?;
-        let mut journal: Vec<(&dyn PciAddressSpace, Vec<IovaRange>)> = Vec::with_capacity(spaces.len());
+        let mut journals = Vec::with_capacity(spaces.len());
         for space in spaces.iter() {
-            let mut done = Vec::with_capacity(1);
-            let result = work(space.as_ref(), &mut done);
-            journal.push((space.as_ref(), done));
+            let mut journal = Journal::default();
+            let result = work(space.as_ref(), &mut journal);
+            journals.push((space, journal));
             if let Err(error) = result {
-                for (space, range) in
-                    journal.iter().flat_map(|(space, done)| done.iter().map(move |range| (space, range)))
-                {
-                    if let Err(error) = space.unmap(*range) {
-                        log::error!("{}: while taking back an entry: {error}", space.backend());
-                    }
-                }
-                return Err(error);
+                let undone = journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space.as_ref()));
+                let fenced: Vec<_> = undone.collect();
+                return Err(match error {
+                    EntryError::Space(error) => error.fencing(fenced).into(),
+                    other => other,
+                });
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::address::{Address, AddressRange, Iova, SystemAddress};
-use crate::section::{Section, TargetMemory};
+use crate::section::{Backing, Section, TargetMemory};
 
 /// A transaction: sections and target memory that go and come. Nothing happens until it is committed.
 ///
@@ -99,6 +99,10 @@ pub enum BadUpdate {
     /// What is added overlaps something that stays or is added too.
     #[error("{0} is added, but overlaps {1}")]
     Overlap(String, String),
+    /// What is added shares memory with a discardable section, or the other way round: a block that one lets go of the other would
+    /// still show to devices, or pin.
+    #[error("{0} is added, but shares memory with {1}, and discardable memory can be in one place only")]
+    SharesMemory(String, String),
 }
 
 /// What lies where in one address space: disjoint pieces by first address.
@@ -223,6 +227,40 @@ impl View {
             self.sections.revert(&Vec::from_iter(&update.removed), &Vec::from_iter(&update.added));
         }
         targets
+    }
+
+    /// Whether all discardable sections have their memory to themselves after the update, whose changes are made. `discardables` are
+    /// the places of those that were there before.
+    pub(super) fn check_discardable_memory<'a>(
+        &self,
+        update: &Update,
+        discardables: impl Iterator<Item = &'a Iova> + Clone,
+    ) -> Result<(), BadUpdate> {
+        let is_discardable = |section: &&Section| matches!(section.backing(), Backing::Discardable { .. });
+        let staying = discardables.filter_map(|first| self.sections.beginning_at(*first)).filter(is_discardable);
+        for section in &update.added {
+            let Some(memory) = section.memory() else { continue };
+            let shares = |other: &&Section| {
+                other.range() != section.range() && other.memory().is_some_and(|shown| shown.overlaps(memory))
+            };
+            let other = if is_discardable(&section) {
+                let target = || self.targets.iter().find(|target| target.memory().overlaps(memory));
+                let other = self.sections.iter().find(shares).map(ToString::to_string);
+                other.or_else(|| target().map(ToString::to_string))
+            } else {
+                staying.clone().find(shares).map(ToString::to_string)
+            };
+            if let Some(other) = other {
+                return Err(BadUpdate::SharesMemory(section.to_string(), other));
+            }
+        }
+        for target in &update.added_targets {
+            let shares = |section: &&Section| section.memory().is_some_and(|shown| shown.overlaps(target.memory()));
+            if let Some(section) = staying.clone().find(shares) {
+                return Err(BadUpdate::SharesMemory(target.to_string(), section.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Undoes the update's changes.

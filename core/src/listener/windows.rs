@@ -100,7 +100,7 @@ fn translated_window(range: IovaRange, limit: PageSize, offer: &WindowOffer) -> 
 
 fn ram(view: &View) -> impl Iterator<Item = (&Section, &HostMemory)> {
     view.sections.iter().filter_map(|section| match section.backing() {
-        Backing::Ram { memory, .. } => Some((section, memory)),
+        Backing::Ram { memory, .. } | Backing::Discardable { memory, .. } => Some((section, memory)),
         _ => None,
     })
 }
@@ -149,7 +149,11 @@ fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, sizes: PageSizes) -
         let end = section.range().last().get().wrapping_add(1);
         [section.range().first().get(), end, memory.address()]
     });
-    let steps = cuts.iter().map(|cuts| cuts.step.bytes());
+    let granules = ram(view).filter_map(|(section, _)| match section.backing() {
+        Backing::Discardable { granule, .. } => Some(granule.bytes()),
+        _ => None,
+    });
+    let steps = cuts.iter().map(|cuts| cuts.step.bytes()).chain(granules);
     let fitting = PageSize::largest_dividing(&bounds.chain(steps).collect::<Vec<_>>()).unwrap_or(limit).min(limit);
     sizes.largest_up_to(fitting).or_else(|| sizes.largest_up_to(limit))
 }

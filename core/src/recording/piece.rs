@@ -43,7 +43,7 @@ pub struct Piece {
     /// Whether the memory is another device's.
     #[serde(default, skip_serializing_if = "is_false")]
     pub device_memory: bool,
-    /// The bytes of an entry: with what is translated.
+    /// The bytes of an entry, with what is translated; the bytes of a block, with what is discardable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<u64>,
 }
@@ -69,6 +69,8 @@ pub enum SpaceOf {
 pub enum Kind {
     /// Guest RAM or ROM. Target memory is always this.
     Ram,
+    /// RAM whose blocks come and go. Which are populated is not recorded.
+    Discardable,
     /// Another device's mmapped BAR.
     Device,
     /// A window whose entries the guest fills.
@@ -137,13 +139,17 @@ impl Piece {
         let piece = Self::of(SpaceOf::Pci, range.first().get(), range.last().get(), section.name());
         let piece = match section.backing() {
             Backing::Ram { .. } => piece,
+            Backing::Discardable { granule, .. } => {
+                Self { kind: Kind::Discardable, page: Some(granule.bytes()), ..piece }
+            }
             Backing::DeviceMemory { .. } => Self { kind: Kind::Device, ..piece },
             Backing::Translated { page } => Self { kind: Kind::Translated, page: Some(page.bytes()), ..piece },
             Backing::Msi => Self { kind: Kind::Msi, ..piece },
             Backing::Nothing => Self { kind: Kind::Nothing, ..piece },
         };
-        match section.direct() {
-            Some((memory, access)) => Self { access: Some(access.to_string()), ..piece.with(memory, unit(memory)) },
+        let access = section.access().map(|access| access.to_string());
+        match section.memory() {
+            Some(memory) => Self { access, ..piece.with(memory, unit(memory)) },
             None => piece,
         }
     }
@@ -203,6 +209,11 @@ impl Piece {
             (SpaceOf::Pci, Kind::Ram) => {
                 Section::ram(name, at, self.memory(range, memory)?, self.access()?).map_err(overflows)?
             }
+            (SpaceOf::Pci, Kind::Discardable) => {
+                let granule = page("page", self.page.unwrap_or_default())?;
+                let memory = self.memory(range, memory)?;
+                Section::discardable(name, at, memory, self.access()?, granule).map_err(overflows)?
+            }
             (SpaceOf::Pci, Kind::Device) => {
                 Section::device_memory(name, at, self.memory(range, memory)?, self.access()?).map_err(overflows)?
             }
@@ -216,7 +227,8 @@ impl Piece {
 
     /// Every kind has its fields, and no others: a field too many is a mistake somewhere else.
     fn check_fields(&self) -> Result<(), BadPiece> {
-        let has_memory = matches!(self.kind, Kind::Ram | Kind::Device);
+        let has_memory = matches!(self.kind, Kind::Ram | Kind::Discardable | Kind::Device);
+        let has_page = matches!(self.kind, Kind::Translated | Kind::Discardable);
         if self.space == SpaceOf::Memory && self.kind != Kind::Ram {
             return Err(BadPiece("the kind ram with the space memory".into()));
         }
@@ -227,7 +239,7 @@ impl Piece {
             ("backing_page", self.backing_page.is_some(), has_memory, false),
             ("host_read_only", self.host_read_only, has_memory, false),
             ("device_memory", self.device_memory, has_memory, false),
-            ("page", self.page.is_some(), self.kind == Kind::Translated, true),
+            ("page", self.page.is_some(), has_page, true),
         ];
         for (name, is_there, belongs, is_needed) in fields {
             if is_there && !belongs {
@@ -302,6 +314,7 @@ mod tests {
             Section::ram("rom", Iova::new(0x1000), memory.clone().host_read_only(), Access::READ).expect("a section"),
             Section::ram("odd", Iova::new(0), memory.clone().device_memory(), Access::empty()).expect("a section"),
             Section::device_memory("bar", Iova::new(1), memory.clone(), Access::WRITE).expect("a section"),
+            Section::discardable("dimm", Iova::new(0), memory.clone(), Access::READ, PageSize::K4).expect("a section"),
             Section::translated("window", IovaRange::all(), PageSize::K64),
             Section::msi("msi", range),
             Section::nothing("hpet", range),

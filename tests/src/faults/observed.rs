@@ -13,7 +13,7 @@ use super::world::World;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Observed {
     pub(super) spaces: Vec<Space>,
-    /// The sections and the target memory in force.
+    /// The sections and the target memory in force, and what is populated.
     pub(super) view: Vec<String>,
     /// What the host holds, without what it once held.
     pub(super) held: Ledger,
@@ -72,9 +72,11 @@ pub(super) struct Found {
 impl World {
     pub(super) fn observe(&self) -> Observed {
         let sections = self.listener.sections().map(ToString::to_string);
+        let handles = self.listener.sections().filter_map(|section| self.listener.discardable(section.range().first()));
+        let populated = handles.map(|handle| format!("{:?} populated", handle.populated()));
         Observed {
             spaces: self.opened.iter().map(|opened| self.observe_space(opened.space.space().as_ref())).collect(),
-            view: sections.chain(self.listener.targets().map(ToString::to_string)).collect(),
+            view: sections.chain(self.listener.targets().map(ToString::to_string)).chain(populated).collect(),
             held: held(&self.soft.ledger()),
             leeway: self.leeway(),
         }

@@ -15,7 +15,9 @@ use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::{Attachable, MemoryRegistration, WindowControl};
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{CommitError, EntryError, Fate, Report, TranslatedWindow, Update};
+use dmaspace_core::listener::{
+    BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
+};
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
@@ -85,6 +87,15 @@ impl From<EntryError> for Trouble {
     fn from(error: EntryError) -> Self {
         match error {
             EntryError::Space(error) => error.into(),
+            other => Self::without_a_call(other.to_string()),
+        }
+    }
+}
+
+impl From<BlockError> for Trouble {
+    fn from(error: BlockError) -> Self {
+        match error {
+            BlockError::Space(error) => error.into(),
             other => Self::without_a_call(other.to_string()),
         }
     }
@@ -383,6 +394,11 @@ impl World {
     /// The translated window at a bus address.
     pub fn window(&self, first: u64) -> TranslatedWindow {
         self.listener.translated(Iova::new(first)).expect("the window is in force")
+    }
+
+    /// The discardable section at a bus address.
+    pub fn discardable(&self, first: u64) -> DiscardableRam {
+        self.listener.discardable(Iova::new(first)).expect("the section is in force")
     }
 
     /// A part of a region of the guest's memory.
