@@ -1,7 +1,10 @@
-//! The guest's RAM: one anonymous mapping, handed out in slices.
+//! The guest's RAM: one anonymous mapping, handed out in slices; and memory whose pages can be dropped.
+
+use std::fs::File;
 
 use dmaspace_core::HostMemory;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 /// How much one transfer of a test moves.
 pub const SPOT: usize = 64;
@@ -52,6 +55,43 @@ impl Ram {
     /// The page whose stamp `bytes` is.
     pub fn page_stamped(&self, bytes: &[u8; SPOT]) -> Option<u64> {
         (0..self.all.len().get() / PAGE).find(|page| stamp_of(*page) == *bytes)
+    }
+}
+
+/// Every host's page divides this; the kernel aligns a mapping to less.
+const ALIGNMENT: u64 = 0x1_0000;
+
+/// Memory of a file, whose pages can be given back to the host while it stays mapped.
+#[derive(Debug)]
+pub struct Droppable {
+    file: File,
+    /// Where the memory begins in the file.
+    begin: u64,
+    memory: HostMemory,
+}
+
+impl Droppable {
+    /// `len` bytes.
+    pub fn new(len: u64) -> Self {
+        let file = File::from(memfd_create("droppable", MemfdFlags::CLOEXEC).expect("a file for memory"));
+        ftruncate(&file, len + ALIGNMENT).expect("the file grows");
+        let offset = FileOffset::new(file.try_clone().expect("one more descriptor"), 0);
+        let size = usize::try_from(len + ALIGNMENT).expect("a few pages");
+        let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(offset)).expect("memory");
+        let all = HostMemory::of_region(&region).expect("not empty");
+        let begin = all.address().next_multiple_of(ALIGNMENT) - all.address();
+        Self { file, begin, memory: all.slice(begin, len).expect("room was left") }
+    }
+
+    /// All of it.
+    pub fn memory(&self) -> &HostMemory {
+        &self.memory
+    }
+
+    /// Gives the pages of `len` bytes from `offset` back. Whoever still has them pinned has other pages than this process from now on.
+    pub fn drop_pages(&self, offset: u64, len: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, flags, self.begin + offset, len).expect("a hole in the file");
     }
 }
 

@@ -1,9 +1,11 @@
-//! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, and sPAPR's two windows.
+//! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, sPAPR's two windows, and memory
+//! that comes and goes in blocks.
 
 use dmaspace_core::listener::{CommitError, Fate, Report, Update};
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 
+use crate::ram::Droppable;
 use crate::stage::Stage;
 
 /// A scenario by name.
@@ -15,8 +17,11 @@ pub struct Scenario {
 }
 
 /// All there are.
-pub const ALL: &[Scenario] =
-    &[Scenario { name: "flat_pc_map", play: flat_pc_map }, Scenario { name: "two_windows", play: two_windows }];
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "discardable_blocks", play: discardable_blocks },
+    Scenario { name: "flat_pc_map", play: flat_pc_map },
+    Scenario { name: "two_windows", play: two_windows },
+];
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -190,6 +195,63 @@ fn two_windows(stage: &mut Stage) {
     assert!(high.put(Iova::new(second), SystemAddress::new(0), Access::READ).is_err(), "the window is gone");
     stage.assert_unreached(Iova::new(second));
     stage.assert_readable(Iova::new(0), &stage.ram.slice(2 * MIB, 0x1000));
+    leave(stage, listener);
+}
+
+/// virtio-mem beside plain RAM: devices reach what is populated and nothing else. Pages that are dropped after a discard are nobody's:
+/// what is populated again is what this process sees.
+fn discardable_blocks(stage: &mut Stage) {
+    const BLOCK: PageSize = PageSize::K64;
+    const FIRST: u64 = 4 * MIB;
+    const SECOND: u64 = GIB / 2;
+    let blocks = |first: u64, n: u64, count: u64| range(first + n * BLOCK.bytes(), count * BLOCK.bytes());
+    let discardable = |name, at, memory| {
+        Section::discardable(name, Iova::new(at), memory, Access::READ_WRITE, BLOCK).expect("a section of the scenario")
+    };
+    let (shown, droppable) = (stage.ram.slice(FIRST, MIB), Droppable::new(MIB));
+    let sections = [
+        ram("pc.ram", 0, stage.ram.slice(0, MIB), Access::READ_WRITE),
+        discardable("virtio-mem", FIRST, shown.clone()),
+        discardable("droppable", SECOND, droppable.memory().clone()),
+    ];
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    let report = listener.commit(listener.update_to(&sections, &[])).expect("the sections fit");
+    let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect();
+    assert_eq!(fates, [Fate::Mapped, Fate::Discardable, Fate::Discardable]);
+    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(0x1_0000, 0x1000));
+    stage.assert_unreached(Iova::new(FIRST));
+
+    // Four blocks of sixteen come, two in their middle go.
+    let part = |n: u64, count: u64| shown.slice(n * BLOCK.bytes(), count * BLOCK.bytes()).expect("inside the section");
+    let handle = listener.discardable(Iova::new(FIRST)).expect("the section is in force");
+    handle.populate(blocks(FIRST, 4, 4)).expect("the memory is there");
+    stage.assert_range(blocks(FIRST, 4, 4), &part(4, 4), true);
+    for hole in [0, 3, 8, 15] {
+        stage.assert_unreached(blocks(FIRST, hole, 1).first());
+    }
+    handle.discard(blocks(FIRST, 5, 2)).expect("the blocks can go by themselves");
+    stage.assert_range(blocks(FIRST, 4, 1), &part(4, 1), true);
+    stage.assert_unreached(blocks(FIRST, 5, 1).first());
+    stage.assert_unreached(blocks(FIRST, 6, 1).first());
+    stage.assert_range(blocks(FIRST, 7, 1), &part(7, 1), true);
+
+    // Dropped pages do not come back by the device's way.
+    let dropping = listener.discardable(Iova::new(SECOND)).expect("the section is in force");
+    dropping.populate(blocks(SECOND, 0, 16)).expect("the memory is there");
+    stage.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
+    dropping.discard(blocks(SECOND, 2, 3)).expect("the blocks can go by themselves");
+    droppable.drop_pages(2 * BLOCK.bytes(), 3 * BLOCK.bytes());
+    dropping.populate(blocks(SECOND, 2, 3)).expect("new pages come when they are asked for");
+    let anew = droppable.memory().slice(2 * BLOCK.bytes(), 3 * BLOCK.bytes()).expect("inside the section");
+    stage.assert_range(blocks(SECOND, 2, 3), &anew, true);
+
+    // A section goes with its blocks; the others stay as they are.
+    let report = listener.commit(Update::new().removing(sections[1].clone())).expect("a section can go");
+    assert_eq!(report.spaces[0].disturbed, 0, "only what goes is touched");
+    handle.populate(blocks(FIRST, 0, 1)).expect_err("the section is gone");
+    stage.assert_unreached(blocks(FIRST, 4, 1).first());
+    stage.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
     leave(stage, listener);
 }
 
