@@ -41,7 +41,7 @@ pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, 
 pub use translated::{EntryError, TranslatedWindow};
 pub use update::{BadUpdate, Update};
 
-use crate::address::{Address, Iova, IovaRange};
+use crate::address::{Address, Iova, IovaRange, SystemAddress};
 use crate::contract::{Mapping, PciAddressSpace};
 use crate::error::Error;
 use crate::memory::HostMemory;
@@ -51,7 +51,7 @@ use discardable::{Discardables, Serving};
 use member::Member;
 use plan::{Host, Plan, Scope};
 use translated::{Shared, Targets};
-use update::{Piece, View};
+use update::{Piece, Pieces, View};
 
 /// A guest's view of its PCI address space, kept in force on any number of hosts.
 #[derive(Debug, Default)]
@@ -203,29 +203,53 @@ impl Listener {
     }
 
     fn make_true(&mut self, update: &Update) -> Result<Report, CommitError> {
-        self.check_targets_are_free(update)?;
         let mut scope = Scope::of_removals(update, &self.view);
         self.view.change(update)?;
         let checked = self.view.check_discardable_memory(update, self.discardables.keys());
         scope.widen_by_additions(update, &self.view);
-        let result = checked.map_err(CommitError::from).and_then(|()| self.put_in_force(update, &scope));
-        match result {
-            Ok(_) => *self.targets.write().unwrap_or_else(PoisonError::into_inner) = self.view.targets.clone(),
-            Err(_) => self.view.revert(update),
+        let result = checked
+            .map_err(CommitError::from)
+            .and_then(|()| self.withdraw_targets(update))
+            .and_then(|()| self.put_in_force(update, &scope));
+        if result.is_err() {
+            self.view.revert(update);
+        }
+        if !(update.removed_targets.is_empty() && update.added_targets.is_empty()) {
+            self.tell_targets(&self.view.targets);
         }
         result
+    }
+
+    /// Memory that goes is taken from entries to come, and must not be behind any that are there: on most hosts nobody else would
+    /// notice.
+    fn withdraw_targets(&self, update: &Update) -> Result<(), CommitError> {
+        if update.removed_targets.is_empty() {
+            return Ok(());
+        }
+        let mut left = self.targets.read().unwrap_or_else(PoisonError::into_inner).clone();
+        left.remove_all(&update.removed_targets);
+        self.tell_targets(&left);
+        // A verb under way may have looked before.
+        self.windows.values().for_each(|window| drop(window.hold()));
+        self.check_targets_are_free(update)
+    }
+
+    /// What entries can point to from now on.
+    fn tell_targets(&self, targets: &Pieces<SystemAddress, TargetMemory>) {
+        *self.targets.write().unwrap_or_else(PoisonError::into_inner) = targets.clone();
     }
 
     /// Brings every space in step with the view, which `update` has changed already.
     fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
-        let plans = self.plans(&self.view, &self.members, scope)?;
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         closing.iter().for_each(|window| window.close());
-        let mut report = apply_to(&self.members, plans)
+        let mut report = self
+            .plans(&self.view, &self.members, scope)
+            .and_then(|plans| apply_to(&self.members, plans))
             .inspect_err(|_| closing.iter().for_each(|window| window.serve(self.serving())))?;
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
         for section in &update.removed {
@@ -252,7 +276,11 @@ impl Listener {
         let mut held = hold(&discardables);
         let mut joining = [Member::new(space.clone())];
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
-        let live: Vec<Mapping> = self.windows.values().flat_map(|window| window.entries()).collect();
+        // No entry may come before the space is there to get it.
+        let windows: Vec<_> = self.windows.values().cloned().collect();
+        let mut verbs: Vec<_> = windows.iter().map(|window| window.hold()).collect();
+        let entries = windows.iter().zip(&verbs).flat_map(|(window, spaces)| window.entries_on(spaces));
+        let live: Vec<Mapping> = entries.collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
             for entry in live {
@@ -264,7 +292,8 @@ impl Listener {
         let mut report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
         joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
-        self.serve_with(&mut held);
+        verbs.iter_mut().for_each(|spaces| **spaces = self.serving());
+        held.values_mut().for_each(|serving| **serving = Some(self.serving()));
         Ok(Report { spaces: vec![report] })
     }
 
@@ -339,11 +368,8 @@ impl Listener {
         }
     }
 
-    /// Memory must not go while entries of a window that stays point to it: on most hosts nobody else would notice.
+    /// Whether no entry of a window that stays points to memory that goes.
     fn check_targets_are_free(&self, update: &Update) -> Result<(), CommitError> {
-        if update.removed_targets.is_empty() {
-            return Ok(());
-        }
         let goes = |range: IovaRange| update.removed.iter().any(|section| section.range() == range);
         let entries: Vec<_> =
             self.windows.values().filter(|window| !goes(window.range())).flat_map(|window| window.entries()).collect();

@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Operation, Subject};
 use crate::listener::plan::{Plan, Step};
 use crate::listener::report::{Fate, SpaceReport, Warning};
 use crate::memory::HostMemory;
+use crate::page::PageSize;
 use crate::section::Need;
 
 /// What was done to one space, and how to take it back.
@@ -23,6 +24,8 @@ enum Done {
     WindowCreated(IovaRange),
     Mapped(IovaRange),
     Unregistered(HostMemory),
+    /// Live units of pages of this size, as they were.
+    Replaced(Vec<Mapping>, PageSize),
     /// A step of something best effort failed and left these.
     Fenced(Vec<IovaRange>),
 }
@@ -148,6 +151,16 @@ impl Journal {
         self.done.push(Done::Mapped(range));
     }
 
+    /// Something was unmapped beside a plan.
+    pub(super) fn note_unmapped(&mut self, old: Vec<Mapping>) {
+        self.done.push(Done::Unmapped(old));
+    }
+
+    /// Live units were replaced beside a plan.
+    pub(super) fn note_replaced(&mut self, old: Vec<Mapping>, page: PageSize) {
+        self.done.push(Done::Replaced(old, page));
+    }
+
     /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.
     pub(super) fn undo(self, space: &dyn PciAddressSpace) -> Vec<IovaRange> {
         self.done.into_iter().rev().flat_map(|done| take_back(space, done)).collect()
@@ -184,6 +197,7 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             Err(error) => error.fenced,
         },
         Done::Fenced(fenced) => fenced,
+        Done::Replaced(old, page) => put_back(space, old, page),
         Done::Unregistered(memory) => {
             settle(space.registration().map(|registration| registration.register(&memory)));
             Vec::new()
@@ -197,6 +211,18 @@ fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> 
         if let Err(error) = twice(|| map(space, &mapping)) {
             space.fence(mapping.range, Some(mapping.memory), cause(&error));
             lost.push(mapping.range);
+        }
+    }
+    lost
+}
+
+fn put_back(space: &dyn PciAddressSpace, old: Vec<Mapping>, page: PageSize) -> Vec<IovaRange> {
+    let mut lost = Vec::new();
+    for Mapping { range, memory, access, .. } in old {
+        if let Err(error) = twice(|| space.replace(range.first(), &memory, access, page)) {
+            let fenced = space.unmap(range).map_or_else(|error| error.fenced, |_| Vec::new());
+            space.fence(range, Some(memory), cause(&error));
+            lost.extend([error.fenced, fenced, vec![range]].concat());
         }
     }
     lost

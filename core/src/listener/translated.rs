@@ -1,6 +1,6 @@
 //! Translated windows: entries that the guest puts and clears, from any of its processors.
 
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
@@ -53,6 +53,8 @@ pub(super) struct Shared {
     page: PageSize,
     targets: Targets,
     spaces: RwLock<Vec<Arc<dyn PciAddressSpace>>>,
+    /// Makes verbs follow each other where several spaces have to see them in one order.
+    in_order: Mutex<()>,
 }
 
 impl Shared {
@@ -62,7 +64,7 @@ impl Shared {
         targets: Targets,
         spaces: Vec<Arc<dyn PciAddressSpace>>,
     ) -> Arc<Self> {
-        Arc::new(Self { range, page, targets, spaces: RwLock::new(spaces) })
+        Arc::new(Self { range, page, targets, spaces: RwLock::new(spaces), in_order: Mutex::default() })
     }
 
     pub(super) fn handle(self: &Arc<Self>) -> TranslatedWindow {
@@ -84,12 +86,21 @@ impl Shared {
 
     /// Serves `spaces` from now on.
     pub(super) fn serve(&self, spaces: Vec<Arc<dyn PciAddressSpace>>) {
-        *self.spaces.write().unwrap_or_else(PoisonError::into_inner) = spaces;
+        *self.hold() = spaces;
+    }
+
+    /// Waits for verbs under way, and lets none begin: here are the spaces served, to be changed or not.
+    pub(super) fn hold(&self) -> RwLockWriteGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the guest has put so far.
     pub(super) fn entries(&self) -> Vec<Mapping> {
-        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        self.entries_on(&self.spaces.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the guest has put so far, of which all of the spaces served have the same.
+    pub(super) fn entries_on(&self, spaces: &[Arc<dyn PciAddressSpace>]) -> Vec<Mapping> {
         spaces.first().map(|space| space.mappings(self.range)).unwrap_or_default()
     }
 
@@ -165,8 +176,9 @@ impl TranslatedWindow {
     pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
         let shared = self.shared()?;
         shared.checked(at, len, target.get())?;
+        let spaces = shared.open()?;
         let memory = shared.resolve(target, len)?;
-        shared.on_every_space(|space, journal| {
+        shared.on_every_space(&spaces, |space, journal| {
             let mut next = at.get();
             for piece in &memory {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
@@ -181,28 +193,34 @@ impl TranslatedWindow {
     /// Swaps live entries for others, and says whether devices could miss them meanwhile.
     ///
     /// # Errors
-    /// Any [`EntryError`]. With several spaces, those before the one that failed keep the new entries.
+    /// Any [`EntryError`]; nothing changed then.
     pub fn replace(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<Swap, EntryError> {
         let shared = self.shared()?;
         shared.checked(at, len, target.get())?;
+        let spaces = shared.open()?;
         let memory = shared.resolve(target, len)?;
         let mut swap = Swap::Seamless;
-        for space in shared.open()?.iter() {
+        shared.on_every_space(&spaces, |space, journal| {
             let mut next = at.get();
             for piece in &memory {
-                if space.replace(Iova::new(next), piece, access, shared.page)? == Swap::WithGap {
+                let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
+                // Only where there is something after it that can fail.
+                let old = if spaces.len() + memory.len() > 2 { space.mappings(place) } else { Vec::new() };
+                if space.replace(place.first(), piece, access, shared.page)? == Swap::WithGap {
                     swap = Swap::WithGap;
                 }
-                next = next.wrapping_add(piece.len().get());
+                journal.note_replaced(old, shared.page);
+                next = place.last().get().wrapping_add(1);
             }
-        }
+            Ok(())
+        })?;
         Ok(swap)
     }
 
     /// Clears whatever entries live in a range: one kernel call, however many they are. Returns how many bytes were mapped.
     ///
     /// # Errors
-    /// Any [`EntryError`].
+    /// Any [`EntryError`]; nothing changed then.
     pub fn clear(&self, range: IovaRange) -> Result<u64, EntryError> {
         let shared = self.shared()?;
         let page = shared.page;
@@ -214,9 +232,12 @@ impl TranslatedWindow {
         }
         let spaces = shared.open()?;
         let mut bytes = 0;
-        for space in spaces.iter() {
+        shared.on_every_space(&spaces, |space, journal| {
+            let old = if spaces.len() > 1 { space.mappings(range) } else { Vec::new() };
             bytes = space.unmap(range)?;
-        }
+            journal.note_unmapped(old);
+            Ok(())
+        })?;
         Ok(bytes)
     }
 
@@ -240,14 +261,16 @@ impl Shared {
         if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(spaces) }
     }
 
-    /// Does the same to every space, or to none: `work` tells what it mapped. What cannot be taken back is fenced, and named.
+    /// Does the same to every space, or to none: `work` tells what it did. What cannot be taken back is fenced, and named.
     fn on_every_space(
         &self,
-        work: impl Fn(&dyn PciAddressSpace, &mut Journal) -> Result<(), EntryError>,
+        spaces: &[Arc<dyn PciAddressSpace>],
+        mut work: impl FnMut(&dyn PciAddressSpace, &mut Journal) -> Result<(), EntryError>,
     ) -> Result<(), EntryError> {
-        let spaces = self.open()?;
+        let lock = || self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
+        let _in_order = (spaces.len() > 1).then(lock);
         let mut journals = Vec::with_capacity(spaces.len());
-        for space in spaces.iter() {
+        for space in spaces {
             let mut journal = Journal::default();
             let result = work(space.as_ref(), &mut journal);
             journals.push((space, journal));

@@ -169,6 +169,11 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
         }
     }
 
+    /// Takes `removed` out, as far as it is there.
+    pub(super) fn remove_all(&mut self, removed: &[T]) {
+        removed.iter().for_each(|piece| drop(self.pieces.remove(&piece.range().first())));
+    }
+
     fn take(&mut self, piece: &T) -> Result<(), BadUpdate> {
         let first = piece.range().first();
         if self.pieces.get(&first) != Some(piece) {

@@ -1,0 +1,177 @@
+//! Entries that processors put while the listener is at work.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, Opened};
+use dmaspace_core::listener::{CommitError, EntryError, TranslatedWindow, Update};
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
+use dmaspace_tests::soft::host;
+
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = 0x1000;
+const WINDOW: u64 = 64 * MIB;
+/// Where system memory ends that comes and goes, and how much of it there is.
+const DIMM: u64 = 16 * MIB;
+
+fn open(preset: &str, backend: BackendKind) -> (Arc<SoftHost>, Opened) {
+    let soft = host(preset);
+    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+    let opened = host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device");
+    (soft, opened)
+}
+
+fn target(at: u64) -> TargetMemory {
+    let memory = HostMemory::unbacked((1 << 45) + at, NonZeroU64::new(DIMM).expect("not empty")).expect("no wrap");
+    TargetMemory::new("ram", SystemAddress::new(at), memory).expect("a proper range")
+}
+
+fn range(first: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
+}
+
+fn window() -> Section {
+    Section::translated("tce", range(0, WINDOW), PageSize::K4)
+}
+
+type Verb<'a> = &'a dyn Fn() -> Result<(), EntryError>;
+
+/// A listener with a window and two pieces of target memory, serving these spaces.
+fn listener(spaces: &[&Opened]) -> Listener {
+    let mut listener = Listener::new(FrontEnd::default());
+    for opened in spaces {
+        listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    }
+    let update = Update::new().adding(window()).adding_target(target(0)).adding_target(target(DIMM));
+    listener.commit(update).expect("it fits");
+    listener
+}
+
+/// Entries that come and go, all over the window and both pieces of memory, until it is over.
+fn busy_processor(handle: &TranslatedWindow, number: u64, over: &AtomicBool) {
+    let mut state = number;
+    while !over.load(Ordering::Relaxed) {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let at = Iova::new((state >> 20) % (WINDOW / PAGE) * PAGE);
+        let target = SystemAddress::new((state >> 40) % (2 * DIMM / PAGE) * PAGE);
+        // Whatever is refused is the guest's business.
+        let _ = match state >> 62 {
+            0 => handle.clear(range(at.get(), PAGE)).map(drop),
+            1 => handle.replace(at, target, PAGE, Access::READ_WRITE).map(drop),
+            _ => handle.put(at, target, Access::READ),
+        };
+    }
+}
+
+/// Runs `work` while processors put and clear entries.
+fn meanwhile(listener: &mut Listener, work: impl FnOnce(&mut Listener)) {
+    let handle = listener.translated(Iova::new(0)).expect("it is in force");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 1..=2 {
+            let (handle, over) = (handle.clone(), &over);
+            scope.spawn(move || busy_processor(&handle, number, over));
+        }
+        work(listener);
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+const HOSTS: [(&str, BackendKind); 3] =
+    [("vtd", BackendKind::Type1), ("vtd", BackendKind::Iommufd), ("powernv9", BackendKind::Spapr)];
+
+#[test]
+fn no_entry_points_to_memory_that_went() {
+    for (preset, backend) in HOSTS {
+        let (_soft, opened) = open(preset, backend);
+        let mut listener = listener(&[&opened]);
+        meanwhile(&mut listener, |listener| {
+            for _ in 0..50 {
+                let handle = listener.translated(Iova::new(0)).expect("it is in force");
+                let gone = target(DIMM);
+                let result = loop {
+                    match listener.commit(Update::new().removing_target(gone.clone())) {
+                        Err(CommitError::StillMapped { .. }) => drop(handle.clear(range(0, WINDOW)).expect("whole")),
+                        other => break other,
+                    }
+                };
+                result.expect("nothing is in its way");
+                assert_eq!(opened.space.space().mapping_onto(gone.memory()), None, "{backend}");
+                listener.commit(Update::new().adding_target(gone)).expect("it fits");
+            }
+        });
+    }
+}
+
+#[test]
+fn no_entry_outlives_its_window() {
+    for (preset, backend) in HOSTS {
+        let (_soft, opened) = open(preset, backend);
+        let mut listener = listener(&[&opened]);
+        for _ in 0..20 {
+            meanwhile(&mut listener, |listener| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                listener.commit(Update::new().removing(window())).expect("it can go");
+                assert_eq!(opened.space.space().mappings(IovaRange::all()), [], "{backend}");
+            });
+            listener.commit(Update::new().adding(window())).expect("it fits");
+        }
+    }
+}
+
+#[test]
+fn a_space_that_joins_has_what_the_others_have() {
+    for (preset, backend) in HOSTS {
+        let (_soft, early) = open(preset, backend);
+        let mut listener = listener(&[&early]);
+        for _ in 0..10 {
+            let (_host, late) = open(preset, backend);
+            let live = |opened: &Opened| opened.space.space().mappings(IovaRange::all());
+            meanwhile(&mut listener, |listener| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                listener.attach(late.space.space().clone()).expect("it fits there too");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            });
+            // Thousands, so without their names.
+            assert!(live(&early) == live(&late), "{backend}: entries differ");
+            listener.detach(late.space.space()).expect("it is one of them");
+        }
+    }
+}
+
+#[test]
+fn a_verb_that_fails_on_the_second_space_is_taken_back_on_the_first() {
+    for (preset, backend) in HOSTS {
+        let (_first, early) = open(preset, backend);
+        let (soft, late) = open(preset, backend);
+        let listener = listener(&[&early, &late]);
+        let handle = listener.translated(Iova::new(0)).expect("it is in force");
+        handle.put_run(Iova::new(0), SystemAddress::new(0), 4 * PAGE, Access::READ).expect("RAM is there");
+        let before = early.space.space().mappings(IovaRange::all());
+        let (map, unmap) = match backend {
+            BackendKind::Iommufd => ("IOMMU_IOAS_MAP", "IOMMU_IOAS_UNMAP"),
+            _ => ("VFIO_IOMMU_MAP_DMA", "VFIO_IOMMU_UNMAP_DMA"),
+        };
+        let verbs: [(&str, Verb<'_>); 3] = [
+            (map, &|| handle.put_run(Iova::new(MIB), SystemAddress::new(DIMM - PAGE), 2 * PAGE, Access::READ)),
+            (map, &|| handle.replace(Iova::new(0), SystemAddress::new(DIMM), PAGE, Access::READ_WRITE).map(drop)),
+            // However often it is asked.
+            (unmap, &|| handle.clear(range(0, 2 * PAGE)).map(drop)),
+        ];
+        for (call, verb) in verbs {
+            let last = if call == map { 1 } else { 8 };
+            let faults: Vec<_> = (1..=last).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(call)).collect();
+            soft.plan_faults(&faults);
+            let error = verb().expect_err("the call fails there");
+            soft.plan_faults(&[]);
+            assert!(matches!(error, EntryError::Space(_)), "{error}");
+            assert_eq!(early.space.space().mappings(IovaRange::all()), before, "{backend}: {error}");
+        }
+    }
+}
