@@ -277,6 +277,16 @@ mod tests {
     }
 
     #[test]
+    fn a_window_the_kernel_does_not_know_any_more_is_forgotten() {
+        let no_such_window: Answer = |_| Err(Errno::EINVAL);
+        let (_, spapr) = started(&[granted_at_0, no_such_window, granted_at_0]);
+        let window = spapr.create(low_window()).expect("granted");
+        assert_eq!(spapr.remove(window).map_err(|failure| failure.errno()), Err(Some(Errno::EINVAL)));
+        assert_eq!(spapr.refresh(1), Ok(Windows::default()));
+        assert_eq!(spapr.create(low_window()), Ok(window));
+    }
+
+    #[test]
     fn tables_are_charged_as_the_platform_does() {
         let (_, spapr) = started(&[]);
         assert_eq!(spapr.table_bytes(low_window()), 4096 << 10);

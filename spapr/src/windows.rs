@@ -10,7 +10,7 @@
 
 use dmaspace_core::backend::WindowCalls;
 use dmaspace_core::contract::{WindowOffer, WindowRequest};
-use dmaspace_core::door::{Command, Failure, Kernel};
+use dmaspace_core::door::{Command, Errno, Failure, Kernel};
 use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
 
@@ -107,13 +107,16 @@ impl WindowCalls for Spapr {
         }
     }
 
+    /// Where the kernel says `EINVAL`, no window is: a call that failed before may have removed it all the same, and the next one may
+    /// come to lie there.
     fn remove(&self, window: Window) -> Result<(), Failure> {
         let mut tables = self.tables();
-        self.remove_at(window.range.first().get())?;
-        if let Some(tables) = tables.as_mut() {
+        let removed = self.remove_at(window.range.first().get());
+        let is_gone = removed.map_or_else(|failure| failure.errno() == Some(Errno::EINVAL), |()| true);
+        if let Some(tables) = tables.as_mut().filter(|_| is_gone) {
             tables.granted.retain(|granted| granted.range != window.range);
         }
-        Ok(())
+        removed
     }
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {
