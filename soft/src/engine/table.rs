@@ -100,9 +100,9 @@ impl Table {
         self.runs.insert(run.range.first(), run);
     }
 
-    /// Leaves the first half of a run, whole pages of `granule`, in the hardware only.
+    /// Leaves the first half of a run, whole pages of `granule`, in the hardware only. One page is not made in part.
     pub(crate) fn leave_behind(&mut self, run: &Run, granule: PageSize) {
-        let half = granule.round_up(run.bytes() / 2).and_then(|half| IovaRange::with_len(run.range.first(), half).ok());
+        let half = IovaRange::with_len(run.range.first(), granule.round_down(run.bytes() / 2)).ok();
         self.left_behind.extend(half.and_then(|half| run.part(half)));
     }
 
