@@ -247,10 +247,18 @@ impl Listener {
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         closing.iter().for_each(|window| window.close());
-        let mut report = self
-            .plans(&self.view, &self.members, scope)
-            .and_then(|plans| apply_to(&self.members, plans))
-            .inspect_err(|_| closing.iter().for_each(|window| window.serve(self.serving())))?;
+        let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
+        let plans = self.plans(&self.view, &self.members, scope);
+        let mut report = match plans.and_then(|plans| apply_to(&self.members, plans)) {
+            Ok(report) => report,
+            Err(error) => {
+                closing.iter().for_each(|window| window.serve(self.serving()));
+                // Windows that were removed and created again are the ones there were.
+                let unchanged = self.members.iter_mut().zip(in_step).filter(|(_, in_step)| *in_step);
+                unchanged.for_each(|(member, _)| member.note_windows());
+                return Err(error);
+            }
+        };
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
         for section in &update.removed {
             let first = section.range().first();

@@ -4,18 +4,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::contract::PciAddressSpace;
+use crate::listener::plan::Host;
 use crate::listener::report::{Cause, Fate, SpaceReport, Warning};
 
 /// A space that is served.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) space: Arc<dyn PciAddressSpace>,
-    /// The windows it had when it was last brought in step. When they change without us, because a device came or went, all of the
-    /// view is planned for it anew.
-    generation: u64,
+    /// How it was when it was last brought in step. When that changes without us, because a device came or went, all of the view is
+    /// planned for it anew.
+    known: Known,
     /// By section and cause, what was warned of and lasts.
     pub(super) warnings: BTreeMap<(String, Cause), Standing>,
     pub(super) totals: Totals,
+}
+
+/// What tells whether a device came or went: where windows are created, the first one brings none by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    windows: u64,
+    is_dormant: bool,
+}
+
+impl Known {
+    fn of(space: &dyn PciAddressSpace) -> Self {
+        Self { windows: space.windows().generation, is_dormant: Host::of(space).is_dormant() }
+    }
 }
 
 /// A warning whose cause lasts.
@@ -40,17 +54,21 @@ pub struct Totals {
 
 impl Member {
     pub(super) fn new(space: Arc<dyn PciAddressSpace>) -> Self {
-        let generation = space.windows().generation;
-        Self { space, generation, warnings: BTreeMap::new(), totals: Totals::default() }
+        let known = Known::of(space.as_ref());
+        Self { space, known, warnings: BTreeMap::new(), totals: Totals::default() }
     }
 
     pub(super) fn is_in_step(&self) -> bool {
-        self.generation == self.space.windows().generation
+        self.known == Known::of(self.space.as_ref())
+    }
+
+    pub(super) fn note_windows(&mut self) {
+        self.known = Known::of(self.space.as_ref());
     }
 
     /// Remembers a commit. What is left in the report are warnings not given before.
     pub(super) fn note(&mut self, report: &mut SpaceReport) {
-        self.generation = self.space.windows().generation;
+        self.note_windows();
         self.totals.commits += 1;
         self.totals.pinned = self.totals.pinned.saturating_add(report.pinned);
         self.totals.disturbed = self.totals.disturbed.saturating_add(report.disturbed);

@@ -88,7 +88,7 @@ impl<'a> Host<'a> {
 
 impl Host<'_> {
     /// Whether no device is attached, so that there is nothing to map into or to create windows with.
-    fn is_dormant(&self) -> bool {
+    pub(super) fn is_dormant(&self) -> bool {
         self.windows.is_empty() && self.offer.is_none()
     }
 }
