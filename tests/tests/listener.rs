@@ -320,3 +320,12 @@ fn a_dimm_comes_and_goes_by_snapshots_of_the_guests_memory() {
     assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (1, 1));
     assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 2);
 }
+
+#[test]
+fn memory_that_devices_may_neither_read_nor_write_is_refused_before_the_first_call() {
+    let (soft, _opened, mut listener) = type1();
+    let section = Section::ram("ram", Iova::new(0), memory(1 << 45, MIB), Access::empty()).expect("a proper range");
+    let error = listener.commit(adding([section])).expect_err("it is required");
+    assert!(matches!(&error, CommitError::Refused(_)), "{error}");
+    assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 0);
+}

@@ -355,6 +355,9 @@ impl<'a> Planner<'a> {
 
     /// Why this host cannot map such memory, wherever it lies.
     fn unfit(&self, memory: &HostMemory, access: Access) -> Option<String> {
+        if access.is_empty() {
+            return Some("devices may neither read nor write it".into());
+        }
         if memory.is_device_memory() && !self.host.powers.maps_device_memory {
             return Some(format!("{} cannot map another device's memory", self.host.space.backend()));
         }
@@ -381,8 +384,8 @@ impl<'a> Planner<'a> {
         if let Some(window) = self.windows.after.covering(range) {
             return (Fate::Window, format!("the host's window {} with {} pages", window.range, window.granule()));
         }
-        let usable: Vec<_> =
-            self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range)).collect();
+        let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
+        let usable: Vec<_> = shared.filter_map(|shared| shared.trimmed_to(page)).collect();
         if usable.is_empty() {
             return (Fate::Refused, self.outside(range) + &self.elsewhere(range));
         }
