@@ -174,7 +174,7 @@ fn widened(view: &View, range: IovaRange) -> IovaRange {
 }
 
 /// Whether `next` continues `section` on the bus and in the host, with the same rights.
-fn continues(section: &Section, next: &Section) -> bool {
+pub(super) fn continues(section: &Section, next: &Section) -> bool {
     let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
     section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
 }
@@ -265,7 +265,9 @@ impl<'a> Planner<'a> {
         scope: &'a Scope,
     ) -> Self {
         let windows = match &host.offer {
-            Some(offer) => windows::plan(view, cutting.hints, host.powers.host_page, offer, &host.windows),
+            Some(offer) => {
+                windows::plan(view, cutting.hints, host.powers.host_page, offer, &host.windows, &host.fences)
+            }
             None => WindowPlan { after: host.windows.clone(), ..WindowPlan::default() },
         };
         let (plan, freed) = (Plan::default(), 0);

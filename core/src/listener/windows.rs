@@ -6,7 +6,8 @@
 use std::num::NonZeroU64;
 
 use crate::address::{Iova, IovaRange};
-use crate::contract::{WindowOffer, WindowRequest};
+use crate::contract::{Fence, WindowOffer, WindowRequest};
+use crate::listener::plan::continues;
 use crate::listener::update::View;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
@@ -34,7 +35,14 @@ impl WindowPlan {
 }
 
 /// Plans the windows for `view`.
-pub(super) fn plan(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &WindowOffer, now: &Windows) -> WindowPlan {
+pub(super) fn plan(
+    view: &View,
+    cuts: &[Cuts],
+    host_page: PageSize,
+    offer: &WindowOffer,
+    now: &Windows,
+    fences: &[Fence],
+) -> WindowPlan {
     let mut plan = WindowPlan::default();
     let mut wanted = translated_windows(view, host_page, offer, &mut plan);
     if let Some(hull) = ram_hull(view) {
@@ -51,16 +59,36 @@ pub(super) fn plan(view: &View, cuts: &[Cuts], host_page: PageSize, offer: &Wind
         plan.refused
             .extend(view.sections.within(surplus.range).map(|section| (section.range().first(), reason.clone())));
     }
-    let kept = |window: &Window| wanted.iter().any(|wanted| wanted.range == window.range);
-    plan.removed = now.iter().filter(|window| !kept(window)).map(|window| window.range).collect();
-    let exists = |wanted: &&WindowRequest| !now.iter().any(|window| window.range == wanted.range);
-    plan.created = wanted.iter().filter(exists).copied().collect();
+    let will_do = |window: &Window, wanted: &WindowRequest| {
+        wanted.range == window.range && window.granule() <= coarsest(view, wanted)
+    };
+    // Behind a fence nothing is created; what is there stays as it is.
+    let fence = |wanted: &WindowRequest| fences.iter().find(|fence| fence.range.overlaps(wanted.range));
+    let is_missing = |wanted: &&WindowRequest| !now.iter().any(|window| will_do(window, wanted));
+    let blocked: Vec<_> = wanted.iter().filter(is_missing).filter_map(|it| Some((it.range, fence(it)?))).collect();
+    for (range, fence) in &blocked {
+        let reason = format!("{} is fenced after an earlier failure", fence.range);
+        plan.refused.extend(view.sections.within(*range).map(|section| (section.range().first(), reason.clone())));
+    }
+    let is_blocked = |range: IovaRange| blocked.iter().any(|(blocked, _)| blocked.overlaps(range));
+    let kept = |window: &Window| is_blocked(window.range) || wanted.iter().any(|wanted| will_do(window, wanted));
+    // From the top down: taken back in reverse, they are created from the bottom up.
+    plan.removed = now.iter().rev().filter(|window| !kept(window)).map(|window| window.range).collect();
+    plan.created = wanted.iter().filter(is_missing).filter(|it| !is_blocked(it.range)).copied().collect();
     let stays = now.iter().filter(|window| kept(window)).copied();
     let comes =
         plan.created.iter().map(|request| Window { range: request.range, page_sizes: PageSizes::only(request.page) });
     // Disjoint: sections are, and the RAM's window was checked against them.
     plan.after = Windows::new(stays.chain(comes).collect()).unwrap_or_default();
     plan
+}
+
+/// The largest page of a window that can stay in place of a new one: larger ones lose bytes, or entries.
+fn coarsest(view: &View, wanted: &WindowRequest) -> PageSize {
+    match view.sections.beginning_at(wanted.range.first()).map(Section::backing) {
+        Some(Backing::Translated { page }) => *page,
+        _ => wanted.page,
+    }
 }
 
 fn translated_windows(
@@ -95,7 +123,11 @@ fn translated_window(range: IovaRange, limit: PageSize, offer: &WindowOffer) -> 
     let sizes = place.map_or(offer.page_sizes, |place| place.page_sizes);
     let page = sizes.largest_up_to(limit);
     let none = || format!("the guest's page and the memory behind it allow {limit}, the host's pages here are {sizes}");
-    Ok(WindowRequest { range, page: page.ok_or_else(none)? })
+    let page = page.ok_or_else(none)?;
+    match range.is_aligned_to(page) {
+        true => Ok(WindowRequest { range, page }),
+        false => Err(format!("its bounds are no multiples of {page}")),
+    }
 }
 
 fn ram(view: &View) -> impl Iterator<Item = (&Section, &HostMemory)> {
@@ -119,9 +151,10 @@ fn ram_window(
     now: &Windows,
     translated: &[WindowRequest],
 ) -> Result<WindowRequest, String> {
-    if let Some(window) =
-        now.covering(hull).filter(|window| !translated.iter().any(|other| other.range == window.range))
-    {
+    let is_translated = |window: &Window| translated.iter().any(|other| other.range == window.range);
+    let afresh = ram_page(view, cuts, host_page, offer.page_sizes);
+    let is_fine = |window: &Window| afresh.is_some_and(|page| window.granule() <= page);
+    if let Some(window) = now.covering(hull).filter(|window| !is_translated(window) && is_fine(window)) {
         return Ok(WindowRequest { range: window.range, page: window.granule() });
     }
     let request = offer.places.iter().find_map(|place| {
@@ -142,20 +175,43 @@ fn window_from(start: Iova, hull: IovaRange, page: PageSize) -> Option<IovaRange
     IovaRange::with_len(start, len).ok()
 }
 
-/// The largest page that divides all bounds and steps, so that no byte is lost to it, and that the memory's own pages allow.
+/// The largest page that the memory's own pages and all steps allow, and to which no more bytes are lost than to the smallest.
 fn ram_page(view: &View, cuts: &[Cuts], host_page: PageSize, sizes: PageSizes) -> Option<PageSize> {
-    let limit = backing_page(ram(view).map(|(_, memory)| memory), host_page);
-    let bounds = ram(view).flat_map(|(section, memory)| {
-        let end = section.range().last().get().wrapping_add(1);
-        [section.range().first().get(), end, memory.address()]
-    });
+    let sizes = sizes.up_to(backing_page(ram(view).map(|(_, memory)| memory), host_page))?;
+    let runs = ram_runs(view);
+    let reached = |page: PageSize| -> u128 {
+        let congruent = |(range, address): &&(IovaRange, u64)| page.divides(range.first().get().wrapping_sub(*address));
+        let trimmed = runs.iter().filter(congruent).filter_map(|(range, _)| range.trimmed_to(page));
+        trimmed.map(IovaRange::bytes).sum()
+    };
+    let most = reached(sizes.smallest());
     let granules = ram(view).filter_map(|(section, _)| match section.backing() {
-        Backing::Discardable { granule, .. } => Some(granule.bytes()),
+        Backing::Discardable { granule, .. } => Some(*granule),
         _ => None,
     });
-    let steps = cuts.iter().map(|cuts| cuts.step.bytes()).chain(granules);
-    let fitting = PageSize::largest_dividing(&bounds.chain(steps).collect::<Vec<_>>()).unwrap_or(limit).min(limit);
-    sizes.largest_up_to(fitting).or_else(|| sizes.largest_up_to(limit))
+    let steps: Vec<_> = cuts.iter().map(|cuts| cuts.step).chain(granules).collect();
+    let steps_allow = |page: &PageSize| steps.iter().all(|step| page.divides(step.bytes()));
+    // A registration that ends within a page does not hold it (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
+    let bounds: Vec<_> = ram(view)
+        .flat_map(|(section, memory)| [memory.address(), memory.len().get(), section.range().first().get()])
+        .collect();
+    let registered = |page: &PageSize| *page <= host_page || bounds.iter().all(|bound| page.divides(*bound));
+    let allowed = sizes.iter().rev().filter(steps_allow).filter(registered);
+    Some(allowed.into_iter().find(|page| reached(*page) == most).unwrap_or(sizes.smallest()))
+}
+
+/// The RAM, sections that continue each other as one: where it lies, and the host address of its first byte.
+fn ram_runs(view: &View) -> Vec<(IovaRange, u64)> {
+    let mut runs: Vec<(IovaRange, u64)> = Vec::new();
+    let mut before = None;
+    for (section, memory) in ram(view) {
+        match runs.last_mut().filter(|_| before.is_some_and(|before| continues(before, section))) {
+            Some((range, _)) => *range = range.hull(section.range()),
+            None => runs.push((section.range(), memory.address())),
+        }
+        before = Some(section);
+    }
+    runs
 }
 
 /// The largest page that one entry may stand for: an entry holds one page frame, so the memory behind it must be of one piece

@@ -1,0 +1,130 @@
+//! Windows that are created: what the listener asks of a POWER host, and what comes of it.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use dmaspace::choose::BackendKind;
+use dmaspace::device::Device;
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, OpenSpace};
+use dmaspace_core::door::Failure;
+use dmaspace_core::listener::{CommitError, Update};
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section};
+use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
+use dmaspace_tests::soft::host;
+
+const MIB: u64 = 1 << 20;
+const HIGH: u64 = 1 << 59;
+
+const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
+const MAP: &str = "VFIO_IOMMU_MAP_DMA";
+
+/// A host, a space on it that a listener serves, and its devices.
+struct Stage {
+    soft: Arc<SoftHost>,
+    host: Host,
+    opened: OpenSpace,
+    listener: Listener,
+    devices: Vec<Device>,
+}
+
+impl Stage {
+    /// Without a device.
+    fn bare(preset: &str) -> Self {
+        let soft = host(preset);
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        let opened = host.open_space(BackendKind::Spapr).expect("the soft host has it");
+        let mut listener = Listener::new(FrontEnd::default());
+        listener.attach(opened.space().clone()).expect("an empty view fits");
+        Self { soft, host, opened, listener, devices: Vec::new() }
+    }
+
+    fn new(preset: &str) -> Self {
+        let mut stage = Self::bare(preset);
+        stage.add_device();
+        stage.listener.sync().expect("an empty view fits");
+        stage
+    }
+
+    fn add_device(&mut self) {
+        let address = self.soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+        self.devices.push(self.opened.add(&self.host, address).expect("the soft host opens its device"));
+    }
+
+    fn space(&self) -> &dyn PciAddressSpace {
+        self.opened.space().as_ref()
+    }
+
+    /// The pages of the window at an address.
+    fn granule_at(&self, at: u64) -> Option<PageSize> {
+        self.space().windows().windows.containing(Iova::new(at)).map(|window| window.granule())
+    }
+}
+
+fn memory(address: u64, len: u64) -> HostMemory {
+    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+}
+
+fn ram(at: u64, host: u64, len: u64) -> Section {
+    Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
+}
+
+fn window(at: u64, len: u64, page: PageSize) -> Section {
+    Section::translated("window", IovaRange::with_len(Iova::new(at), len).expect("a proper range"), page)
+}
+
+#[test]
+fn what_the_host_cannot_provide_is_noticed_when_its_first_device_comes() {
+    let mut stage = Stage::bare("powernv9");
+    let odd = Update::new().adding(window(0, 3 * MIB, PageSize::K4));
+    stage.listener.commit(odd).expect("there is no device yet that could miss it");
+    stage.add_device();
+    let refused = stage.listener.sync().expect_err("windows are powers of two in size");
+    assert!(matches!(&refused, CommitError::Refused(_)), "{refused}");
+}
+
+#[test]
+fn after_a_commit_that_failed_the_next_one_looks_at_its_own_sections_only() {
+    let mut stage = Stage::new("powernv9");
+    stage.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
+    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP)]);
+    let beyond = Update::new().adding(ram(2 * MIB, 1 << 46, MIB));
+    stage.listener.commit(beyond.clone()).expect_err("the larger window was made in vain");
+    assert_eq!(stage.space().mappings(IovaRange::all()).len(), 1);
+    let report = stage.listener.sync().expect("nothing to do");
+    assert!(report.spaces[0].sections.is_empty(), "{report:?}");
+    stage.listener.commit(beyond).expect("it fits now");
+}
+
+#[test]
+fn a_window_whose_removal_was_reported_as_failed_can_be_made_again() {
+    let mut stage = Stage::new("powernv9");
+    stage.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(REMOVE)]);
+    let resized = Update::new().removing(window(0, MIB, PageSize::K4)).adding(window(0, 2 * MIB, PageSize::K4));
+    stage.listener.commit(resized).expect("the old window is gone");
+    assert_eq!(stage.space().fences(), []);
+}
+
+#[test]
+fn a_window_too_coarse_for_new_ram_is_made_anew() {
+    let mut stage = Stage::new("powernv9-64k");
+    stage.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
+    assert_eq!(stage.granule_at(0), Some(PageSize::K64));
+    let smaller = Update::new().removing(ram(0, 1 << 45, MIB)).adding(ram(0, 1 << 45, 0x1000));
+    stage.listener.commit(smaller).expect("the host has 4K pages, too");
+    assert_eq!(stage.granule_at(0), Some(PageSize::K4));
+}
+
+#[test]
+fn where_a_window_could_not_be_brought_back_none_is_asked_for() {
+    let mut stage = Stage::new("powernv9");
+    stage.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    let fence = IovaRange::with_len(Iova::new(HIGH), MIB).expect("a proper range");
+    stage.space().fence(fence, None, Failure::malformed("test", "made up"));
+    stage.soft.reset_calls();
+    let refused = stage.listener.commit(Update::new().adding(window(HIGH, MIB, PageSize::K4))).expect_err("fenced");
+    assert!(matches!(&refused, CommitError::Refused(_)), "{refused}");
+    assert!(refused.to_string().contains("fenced after an earlier failure"), "{refused}");
+    assert_eq!(stage.soft.calls().of("VFIO_IOMMU_SPAPR_TCE_CREATE"), 0);
+}
