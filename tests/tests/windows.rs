@@ -18,6 +18,7 @@ const HIGH: u64 = 1 << 59;
 
 const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";
+const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// A host, a space on it that a listener serves, and its devices.
 struct Stage {
@@ -127,4 +128,19 @@ fn where_a_window_could_not_be_brought_back_none_is_asked_for() {
     assert!(matches!(&refused, CommitError::Refused(_)), "{refused}");
     assert!(refused.to_string().contains("fenced after an earlier failure"), "{refused}");
     assert_eq!(stage.soft.calls().of("VFIO_IOMMU_SPAPR_TCE_CREATE"), 0);
+}
+
+#[test]
+fn ram_that_could_not_be_unmapped_can_go_and_stays_registered() {
+    let mut stage = Stage::new("powernv9");
+    let (stays, goes) = (ram(0, 1 << 45, MIB), ram(MIB, 1 << 46, MIB));
+    stage.listener.commit(Update::new().adding(stays).adding(goes.clone())).expect("it fits");
+    // However often it is asked.
+    let stubborn: Vec<_> = (1..9).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNMAP)).collect();
+    stage.soft.plan_faults(&stubborn);
+    stage.listener.commit(Update::new().removing(goes.clone())).expect_err("it is still there");
+    assert_eq!(stage.space().fences().len(), 1);
+    stage.soft.plan_faults(&[]);
+    stage.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
+    assert_eq!(stage.space().registration().expect("a host that registers").registered().len(), 2);
 }

@@ -82,7 +82,14 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
                     journal.done.push(Done::Fenced(error.fenced));
                 }
             },
-            step => journal.done.push(carry_out(space, step, &mut report.pinned)?),
+            step => match carry_out(space, step, &mut report.pinned) {
+                Ok(done) => journal.done.push(done),
+                // Nobody needs it any more but the fence, which holds it until the space is dropped.
+                Err(Error { operation: Operation::Unregister, kind: Kind::Fenced(fence), .. }) => {
+                    log::warn!("{}: memory behind the fence {fence} stays registered", report.backend);
+                }
+                Err(error) => return Err(error),
+            },
         }
     }
     Ok(report)
