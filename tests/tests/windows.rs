@@ -9,7 +9,10 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
 use dmaspace_core::door::Failure;
 use dmaspace_core::listener::{CommitError, Update};
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section};
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{
+    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress,
+};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::host;
 
@@ -143,4 +146,21 @@ fn ram_that_could_not_be_unmapped_can_go_and_stays_registered() {
     stage.soft.plan_faults(&[]);
     stage.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
     assert_eq!(stage.space().registration().expect("a host that registers").registered().len(), 2);
+}
+
+#[test]
+fn of_entries_that_cannot_all_be_replaced_none_is() {
+    let mut stage = Stage::new("powernv9");
+    let target = |at: u64, host: u64| {
+        TargetMemory::new("target", SystemAddress::new(at), memory(host, MIB)).expect("a proper range")
+    };
+    let update = Update::new().adding_target(target(0, 1 << 45)).adding_target(target(MIB, 1 << 46));
+    stage.listener.commit(update.adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    let handle = stage.listener.translated(Iova::new(0)).expect("it is in force");
+    handle.put(Iova::new(0), SystemAddress::new(0), Access::READ_WRITE).expect("RAM is there");
+    let before = stage.space().mappings(IovaRange::all());
+    // The last page of one and the first of the other: two calls, of which the second finds no entry.
+    let border = SystemAddress::new(MIB - 0x1000);
+    handle.replace(Iova::new(0), border, 0x2000, Access::READ_WRITE).expect_err("there is one entry only");
+    assert_eq!(stage.space().mappings(IovaRange::all()), before);
 }

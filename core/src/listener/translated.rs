@@ -172,7 +172,7 @@ impl TranslatedWindow {
     /// later clear parts of it.
     ///
     /// # Errors
-    /// Any [`EntryError`]; nothing changed then.
+    /// Any [`EntryError`]; nothing changed then, but for what is named as fenced.
     pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
         let shared = self.shared()?;
         shared.checked(at, len, target.get())?;
@@ -193,7 +193,7 @@ impl TranslatedWindow {
     /// Swaps live entries for others, and says whether devices could miss them meanwhile.
     ///
     /// # Errors
-    /// Any [`EntryError`]; nothing changed then.
+    /// Any [`EntryError`]; nothing changed then, but for what is named as fenced.
     pub fn replace(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<Swap, EntryError> {
         let shared = self.shared()?;
         shared.checked(at, len, target.get())?;
@@ -220,7 +220,7 @@ impl TranslatedWindow {
     /// Clears whatever entries live in a range: one kernel call, however many they are. Returns how many bytes were mapped.
     ///
     /// # Errors
-    /// Any [`EntryError`]; nothing changed then.
+    /// Any [`EntryError`]; nothing changed then, but for what is named as fenced.
     pub fn clear(&self, range: IovaRange) -> Result<u64, EntryError> {
         let shared = self.shared()?;
         let page = shared.page;
