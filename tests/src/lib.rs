@@ -6,6 +6,7 @@ pub mod contract;
 pub mod device;
 pub mod edu;
 pub mod ledger;
+pub mod model;
 pub mod ram;
 pub mod scenarios;
 pub mod soft;
