@@ -250,9 +250,25 @@ impl Shared {
         }
     }
 
+    /// Behind a fence a device may still reach the memory: it cannot go, nor can what is registered of it be registered anew.
+    fn check_fences(
+        &self,
+        space: &dyn PciAddressSpace,
+        range: IovaRange,
+        operation: Operation,
+    ) -> Result<(), BlockError> {
+        let concerns = operation == Operation::Unmap || space.registration().is_some();
+        let fence = self.memory_of(range).and_then(|memory| space.fence_onto(&memory));
+        match fence.filter(|_| concerns) {
+            Some(fence) => Err(Error::new(operation, range, Kind::Fenced(fence)).into()),
+            None => Ok(()),
+        }
+    }
+
     fn plan_to_populate(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<Plan, BlockError> {
         let mut steps = Vec::new();
         for range in missing {
+            self.check_fences(space, *range, Operation::Map)?;
             // A failure may have left these. Pages they pin need not be those the process has now.
             steps.extend(self.registrations_in(space, *range)?.into_iter().map(Step::Unregister));
             if space.registration().is_some() {
@@ -268,9 +284,7 @@ impl Shared {
     }
 
     fn plan_to_discard(&self, space: &dyn PciAddressSpace, range: IovaRange) -> Result<Plan, BlockError> {
-        if let Some(fence) = self.memory_of(range).and_then(|memory| space.fence_onto(&memory)) {
-            return Err(Error::new(Operation::Unmap, range, Kind::Fenced(fence)).into());
-        }
+        self.check_fences(space, range, Operation::Unmap)?;
         let populated = self.read_populated(|blocks| blocks.within(range)).into_iter().reduce(IovaRange::hull);
         let registered = self.registrations_in(space, range)?;
         let unmap = populated.map(Step::Unmap).into_iter();
