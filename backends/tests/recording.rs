@@ -342,3 +342,36 @@ mod hostile {
         }
     }
 }
+
+#[test]
+fn the_state_is_json_with_whose_everything_is() {
+    let opened = open(BackendKind::Type1);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    listener.commit(Update::new().adding(ram(0, unbacked(1 << 45, 2 * PAGE)))).expect("it fits");
+    let state = serde_json::to_value(listener.state()).expect("nothing in it cannot be written");
+    let expected = serde_json::json!({
+        "in_force": [{"space": "pci", "first": "0x0", "last": "0x1fff", "name": "ram", "kind": "ram",
+                      "access": "read-write", "host": "0x200000000000", "unit": 0}],
+        "translated": [],
+        "discardable": [],
+        "spaces": [{
+            "backend": "type1",
+            "devices": ["group 3"],
+            "windows": [
+                {"first": "0x0", "last": "0xfedfffff", "page_sizes": [4096, 2_097_152, 1_073_741_824]},
+                {"first": "0xfef00000", "last": "0xffffffffffff", "page_sizes": [4096, 2_097_152, 1_073_741_824]},
+            ],
+            "mappings": [{"first": "0x0", "last": "0x1fff", "host": "0x200000000000", "access": "read-write",
+                          "unit": null, "owners": ["ram"]}],
+            "registrations": [],
+            "fences": [],
+            "mappings_left": 65_534,
+            "commits": 2,
+            "pinned": 8192,
+            "disturbed": 0,
+            "warnings": [],
+        }],
+    });
+    assert_eq!(state, expected);
+}

@@ -138,12 +138,19 @@ pub struct Window {
 impl Space {
     /// What there is to say of a space.
     pub fn of(space: &dyn PciAddressSpace) -> Self {
-        let window = |window: &crate::window::Window| Window {
+        let windows = space.windows().windows.iter().map(Window::of).collect();
+        Self { backend: space.backend().to_owned(), windows }
+    }
+}
+
+impl Window {
+    /// A window.
+    pub fn of(window: &crate::window::Window) -> Self {
+        Self {
             first: Hex(window.range.first().get()),
             last: Hex(window.range.last().get()),
             page_sizes: window.page_sizes.iter().map(PageSize::bytes).collect(),
-        };
-        Self { backend: space.backend().to_owned(), windows: space.windows().windows.iter().map(window).collect() }
+        }
     }
 }
 

@@ -1,4 +1,7 @@
-//! The state of a listener: everything that is in force, as a value and as text.
+//! The state of a listener: everything that is in force, as a value, as text, and with the feature `serde` as JSON.
+
+#[cfg(feature = "serde")]
+mod json;
 
 use std::fmt;
 use std::sync::Arc;
