@@ -14,7 +14,7 @@ pub(crate) fn check(place: &Place, memory: &HostMemory, salt: u64) -> TestCaseRe
         return Ok(());
     }
     for (n, stretch) in place.live.0.iter().enumerate() {
-        check_inside(place, memory, stretch, salt << 16 | n as u64)?;
+        check_inside(place, memory, stretch, (salt << 16) | n as u64)?;
         check_around(place, stretch)?;
     }
     Ok(())
