@@ -1,0 +1,76 @@
+//! What has to be registered, in as few runs as there can be, and what need not be any more.
+
+use crate::listener::plan::Planner;
+use crate::listener::report::{Fate, Verdict};
+use crate::memory::HostMemory;
+use crate::section::TargetMemory;
+
+impl Planner<'_> {
+    /// What has to be registered and unregistered, in runs; and the fate of target memory.
+    pub(super) fn registrations(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
+        let Some(registered) = &self.host.registered else {
+            let reason = format!("{} needs no registration", self.host.space.backend());
+            let skipped = |target: &TargetMemory| Verdict::new(target.clone(), Fate::Skipped, &*reason);
+            self.plan.targets = targets.iter().map(skipped).collect();
+            return (Vec::new(), Vec::new());
+        };
+        self.plan.targets = targets.iter().map(judge_target).collect();
+        let page = self.host.powers.host_page;
+        let targets = self.view.targets.iter().map(TargetMemory::memory);
+        let sections = self.view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
+        let pinnable = |memory: &&HostMemory| !memory.is_device_memory() && !memory.is_host_read_only();
+        let needed: Vec<_> =
+            targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(page)).collect();
+        let needed = runs_of(needed);
+        let blocks = self.populated_blocks();
+        let unneeded =
+            |known: &&HostMemory| !needed.iter().any(|run| run.overlaps(known)) && near(&blocks, known).is_empty();
+        let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
+        // Blocks are never part of a run: what is registered together can only be let go of together.
+        let new = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run))).collect();
+        (new, gone)
+    }
+}
+
+/// POWER pins for writing, always (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
+fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
+    let (fate, reason) = if target.memory().is_device_memory() {
+        (Fate::Skipped, "another device's memory cannot be registered")
+    } else if target.memory().is_host_read_only() {
+        (Fate::Skipped, "this process itself may only read it, and registration pins for writing")
+    } else {
+        (Fate::Registered, "entries may point to it")
+    };
+    Verdict::new(target.clone(), fate, reason)
+}
+
+/// Memory as few spans as possible.
+fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
+    memory.sort_by_key(HostMemory::address);
+    let mut runs: Vec<HostMemory> = Vec::new();
+    for span in memory {
+        match runs.last_mut().and_then(|last| last.merged_with(&span).map(|merged| (last, merged))) {
+            Some((last, merged)) => *last = merged,
+            None => runs.push(span),
+        }
+    }
+    runs
+}
+
+/// Those of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
+pub(super) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [HostMemory] {
+    let first = pieces.partition_point(|piece| piece.last() < memory.address());
+    let end = pieces.partition_point(|piece| piece.address() <= memory.last());
+    pieces.get(first..end).unwrap_or_default()
+}
+
+/// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
+fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
+    registered.iter().fold(vec![run.clone()], |parts, known| {
+        let split = |part: HostMemory| match part.overlaps(known) {
+            true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),
+            false => vec![part],
+        };
+        parts.into_iter().flat_map(split).collect()
+    })
+}
