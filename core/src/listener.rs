@@ -415,16 +415,26 @@ fn foresee(plans: impl IntoIterator<Item = Plan>, members: &[Member]) -> Report 
     Report { spaces: spaces.collect() }
 }
 
-/// What has to go and to come so that `now` becomes `wanted`.
-fn difference<'a, A: Address, T: Piece<A> + 'a>(now: impl Iterator<Item = &'a T>, wanted: &[T]) -> (Vec<T>, Vec<T>) {
-    let by_place = |piece: &'a T| (piece.range().first(), piece);
-    let now: BTreeMap<A, &T> = now.map(by_place).collect();
-    let wanted: BTreeMap<A, &T> = wanted.iter().map(|piece| (piece.range().first(), piece)).collect();
-    let missing = |from: &BTreeMap<A, &T>, other: &BTreeMap<A, &T>| {
-        from.iter()
-            .filter(|(place, piece)| other.get(place) != Some(*piece))
-            .map(|(_, piece)| (*piece).clone())
-            .collect()
-    };
-    (missing(&now, &wanted), missing(&wanted, &now))
+/// What has to go and to come so that `now`, which is ascending, becomes `wanted`: one walk along both.
+fn difference<'a, A: Address, T: Piece<A> + 'a>(now: impl Iterator<Item = &'a T>, wanted: &'a [T]) -> (Vec<T>, Vec<T>) {
+    let first = |piece: &T| piece.range().first();
+    let mut ascending: Vec<&T> = wanted.iter().collect();
+    if !wanted.is_sorted_by_key(first) {
+        ascending.sort_by_key(|piece| first(piece));
+    }
+    let (mut now, mut wanted) = (now.peekable(), ascending.into_iter().peekable());
+    let (mut removed, mut added) = (Vec::new(), Vec::new());
+    while let Some(next) = wanted.peek().copied() {
+        removed.extend(std::iter::from_fn(|| now.next_if(|piece| first(piece) < first(next))).cloned());
+        match now.next_if(|piece| first(piece) == first(next)) {
+            Some(same) if same == next => {}
+            changed => {
+                removed.extend(changed.cloned());
+                added.push(next.clone());
+            }
+        }
+        wanted.next();
+    }
+    removed.extend(now.cloned());
+    (removed, added)
 }

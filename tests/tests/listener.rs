@@ -329,3 +329,22 @@ fn memory_that_devices_may_neither_read_nor_write_is_refused_before_the_first_ca
     assert!(matches!(&error, CommitError::Refused(_)), "{error}");
     assert_eq!(soft.calls().of("VFIO_IOMMU_MAP_DMA"), 0);
 }
+
+#[test]
+fn the_whole_list_is_compared_in_whatever_order_it_comes() {
+    let (soft, _opened, mut listener) = type1();
+    let pieces: Vec<_> = (0..4).map(|n| ram(n * 2 * MIB, (1 << 45) + n * 4 * MIB, MIB)).collect();
+    listener.commit(listener.update_to(&pieces, &[])).expect("it fits");
+    soft.reset_calls();
+    let backwards: Vec<_> = pieces.iter().rev().cloned().collect();
+    assert!(listener.update_to(&backwards, &[]).is_empty());
+    // The third moves, the first is another one, a fifth comes below all that stay.
+    let moved = [pieces[1].clone(), ram(20 * MIB, (1 << 45) + 8 * MIB, MIB), pieces[3].clone(), ram(0, 1 << 46, MIB)];
+    let update = listener.update_to(&moved, &[]);
+    assert_eq!((update.removed().len(), update.added().len()), (2, 2));
+    listener.commit(update).expect("it fits");
+    assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (2, 2));
+    // What is there twice overlaps itself.
+    let twice = listener.update_to(&[moved[0].clone(), moved[0].clone()], &[]);
+    assert!(matches!(listener.commit(twice), Err(CommitError::Update(_))));
+}

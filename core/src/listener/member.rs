@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::contract::PciAddressSpace;
-use crate::listener::plan::Host;
+use crate::listener::plan::is_dormant;
 use crate::listener::report::{Cause, Fate, SpaceReport, Warning};
 
 /// A space that is served.
@@ -28,7 +28,7 @@ struct Known {
 
 impl Known {
     fn of(space: &dyn PciAddressSpace) -> Self {
-        Self { windows: space.windows().generation, is_dormant: Host::of(space).is_dormant() }
+        Self { windows: space.windows().generation, is_dormant: is_dormant(space) }
     }
 }
 

@@ -93,16 +93,14 @@ impl<'a> Host<'a> {
     }
 }
 
-impl Host<'_> {
-    /// Whether no device is attached, so that there is nothing to map into or to create windows with.
-    pub(super) fn is_dormant(&self) -> bool {
-        self.windows.is_empty() && self.offer.is_none()
-    }
+/// Whether no device is attached, so that there is nothing to map into or to create windows with.
+pub(super) fn is_dormant(space: &dyn PciAddressSpace) -> bool {
+    space.windows().windows.is_empty() && space.window_control().is_none_or(|control| control.offer().is_none())
 }
 
 /// Plans what the scope has to become for `view` to hold on the host, with what is populated of its discardable sections.
 pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, discardables: &Discardables, scope: &Scope) -> Plan {
-    if host.is_dormant() {
+    if is_dormant(host.space) {
         return Plan::of_nothing(view, scope);
     }
     let cut_by = |cutting| Planner::new(view, front, host, discardables, cutting, scope).plan();

@@ -23,8 +23,8 @@ impl Planner<'_> {
             targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(page)).collect();
         let needed = runs_of(needed);
         let blocks = self.populated_blocks();
-        let unneeded =
-            |known: &&HostMemory| !needed.iter().any(|run| run.overlaps(known)) && near(&blocks, known).is_empty();
+        let covered = covered_by(&needed);
+        let unneeded = |known: &&HostMemory| !covers_any_of(&covered, known) && near(&blocks, known).is_empty();
         let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
         // Blocks are never part of a run: what is registered together can only be let go of together.
         let new = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run))).collect();
@@ -55,6 +55,23 @@ fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
         }
     }
     runs
+}
+
+/// The host addresses of runs, which are ascending, first and last: disjoint even where runs of different kinds overlap.
+fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
+    let mut covered: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match covered.last_mut().filter(|(_, last)| run.address() <= *last) {
+            Some((_, last)) => *last = run.last().max(*last),
+            None => covered.push((run.address(), run.last())),
+        }
+    }
+    covered
+}
+
+fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool {
+    let next = covered.partition_point(|(_, last)| *last < memory.address());
+    covered.get(next).is_some_and(|(first, _)| *first <= memory.last())
 }
 
 /// Those of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
