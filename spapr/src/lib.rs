@@ -11,6 +11,7 @@
 //! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets them too.
 
 pub mod abi;
+pub mod guest;
 pub mod info;
 mod prereg;
 #[cfg(test)]

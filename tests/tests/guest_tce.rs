@@ -1,0 +1,353 @@
+//! A guest's hypercalls on a POWER host in software: what devices get to is what the table says, in as few calls as there can be.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, Opened};
+use dmaspace_core::address::SystemRange;
+use dmaspace_core::door::Errno;
+use dmaspace_core::listener::{TranslatedWindow, Update};
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_soft::{FaultMode, FaultPlan, SoftDevice, SoftHost};
+use dmaspace_spapr::guest::tables::ConnectError;
+use dmaspace_spapr::guest::{Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_tests::soft::host;
+
+const MAP: &str = "VFIO_IOMMU_MAP_DMA";
+const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
+
+const GIB: u64 = 1 << 30;
+const PAGE: u64 = 0x1000;
+const LIOBN: u64 = 0x8000_0000;
+const RAM: u64 = 16 << 20;
+/// Where the guest keeps its lists.
+const LIST: u64 = RAM - PAGE;
+
+struct Memory {
+    ram: HostMemory,
+    /// The bytes the VMM believes to be there.
+    len: u64,
+}
+
+impl SystemMemory for Memory {
+    fn holds(&self, range: SystemRange) -> bool {
+        range.last().get() < self.len
+    }
+
+    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
+        self.ram.read(at.get(), into).is_ok()
+    }
+}
+
+/// A guest with one PHB, whose default window is 1 GiB.
+struct Guest {
+    soft: Arc<SoftHost>,
+    device: SoftDevice,
+    opened: Opened,
+    _listener: Listener,
+    window: TranslatedWindow,
+    tables: TceTables,
+    memory: Memory,
+}
+
+fn range(first: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
+}
+
+impl Guest {
+    /// The table is there, and not connected.
+    fn apart() -> Self {
+        let soft = host("powernv9");
+        let address = soft.profile().groups[0].devices[0].address.clone();
+        let wish = Wish::device(address.parse().expect("a PCI address")).on(BackendKind::Spapr);
+        let opened = Host::new(soft.clone(), Facts::of_soft(soft.profile())).open(&wish).expect("the device opens");
+        let device = soft.device(&address).expect("it is there");
+        let ram = HostMemory::zeroed(NonZeroUsize::new(RAM as usize).expect("not empty"), PageSize::K4);
+        let ram = ram.expect("memory for the guest");
+        let target = TargetMemory::new("ram", SystemAddress::new(0), ram.clone()).expect("a proper range");
+        let mut listener = Listener::new(FrontEnd::default());
+        listener.attach(opened.space.space().clone()).expect("an empty view fits");
+        let window = Section::translated("tce", range(0, GIB), PageSize::K4);
+        listener.commit(Update::new().adding(window).adding_target(target)).expect("it fits");
+        let window = listener.translated(Iova::new(0)).expect("it is in force");
+        let mut tables = TceTables::new();
+        let table = TceTable::new(Iova::new(0), PageSize::K4, GIB / PAGE).expect("a proper table");
+        tables.add(Liobn::new(LIOBN as u32), table).expect("it is free");
+        let memory = Memory { ram, len: RAM };
+        Self { soft, device, opened, _listener: listener, window, tables, memory }
+    }
+
+    fn new() -> Self {
+        let guest = Self::apart();
+        guest.connect().expect("both are empty");
+        guest.soft.reset_calls();
+        guest
+    }
+
+    fn connect(&self) -> Result<(), ConnectError> {
+        self.tables.connect(Liobn::new(LIOBN as u32), self.window.clone())
+    }
+
+    fn put(&self, ioba: u64, tce: u64) -> Result<(), Refusal> {
+        self.tables.h_put_tce(&self.memory, LIOBN, ioba, tce)
+    }
+
+    fn list(&self, ioba: u64, list: &[u64]) -> Result<(), Refusal> {
+        let bytes: Vec<u8> = list.iter().flat_map(|tce| tce.to_be_bytes()).collect();
+        self.memory.ram.write(LIST, &bytes).expect("the guest's memory");
+        self.tables.h_put_tce_indirect(&self.memory, LIOBN, ioba, LIST, list.len() as u64)
+    }
+
+    fn stuff(&self, ioba: u64, tce: u64, count: u64) -> Result<(), Refusal> {
+        self.tables.h_stuff_tce(&self.memory, LIOBN, ioba, tce, count)
+    }
+
+    fn get(&self, ioba: u64) -> Result<u64, Refusal> {
+        self.tables.h_get_tce(LIOBN, ioba)
+    }
+
+    /// What was mapped and unmapped since the last time.
+    fn calls(&self) -> [u64; 2] {
+        let calls = self.soft.calls();
+        self.soft.reset_calls();
+        [MAP, UNMAP].map(|name| calls.of(name))
+    }
+
+    /// What the table says: where, the offset in RAM, the rights.
+    fn says(&self) -> Vec<(IovaRange, u64, Access)> {
+        let live = self.tables.live(Liobn::new(LIOBN as u32)).expect("the table is there");
+        live.into_iter().map(|run| (run.range, run.target.get(), run.access)).collect()
+    }
+
+    /// What the host has.
+    fn has(&self) -> Vec<(IovaRange, u64, Access)> {
+        let mappings = self.opened.space.space().mappings(IovaRange::all());
+        let base = self.memory.ram.address();
+        mappings.into_iter().map(|live| (live.range, live.memory.address() - base, live.access)).collect()
+    }
+
+    fn assert_agreed(&self) {
+        assert_eq!(self.says(), self.has());
+    }
+
+    /// The device and the table agree on `ioba`.
+    fn assert_seen(&self, ioba: u64) {
+        let translate = |access| self.tables.translate(Liobn::new(LIOBN as u32), Iova::new(ioba), access);
+        let mut found = [0; 8];
+        let read = self.device.dma_read(Iova::new(ioba), &mut found);
+        match translate(Access::READ).expect("the table is there") {
+            Ok((at, _)) => {
+                let mut there = [0; 8];
+                self.memory.ram.read(at.get(), &mut there).expect("the guest's memory");
+                assert_eq!((read, found), (Ok(()), there), "{ioba:#x}");
+            }
+            Err(fault) => assert!(read.is_err(), "{ioba:#x}: {fault}"),
+        }
+        let sent = (ioba ^ 0x5a5a_5a5a).to_be_bytes();
+        let write = self.device.dma_write(Iova::new(ioba), &sent);
+        match translate(Access::WRITE).expect("the table is there") {
+            Ok((at, _)) => {
+                let mut there = [0; 8];
+                self.memory.ram.read(at.get(), &mut there).expect("the guest's memory");
+                assert_eq!((write, there), (Ok(()), sent), "{ioba:#x}");
+            }
+            Err(fault) => assert!(write.is_err(), "{ioba:#x}: {fault}"),
+        }
+    }
+}
+
+/// The entries of 512 pages from `target` on.
+fn pages(target: u64, rights: u64) -> Vec<u64> {
+    (0..512).map(|n| (target + n * PAGE) | rights).collect()
+}
+
+#[test]
+fn five_hundred_and_twelve_contiguous_entries_are_one_call() {
+    let guest = Guest::new();
+    assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
+    assert_eq!(guest.calls(), [1, 0]);
+    // What is there already is not asked for again, what is elsewhere replaces in one call, too.
+    assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
+    assert_eq!(guest.calls(), [0, 0]);
+    assert_eq!(guest.list(0x20_0000, &pages(0x20_0000, 1)), Ok(()));
+    assert_eq!(guest.calls(), [1, 0]);
+    assert_eq!(guest.list(0x20_0000, &[0; 512]), Ok(()));
+    assert_eq!(guest.calls(), [0, 1]);
+    guest.assert_agreed();
+}
+
+#[test]
+fn clearing_a_whole_window_is_one_call_and_clearing_it_again_none() {
+    let guest = Guest::new();
+    for ioba in [0, 0x123_0000, GIB / 2, GIB - 512 * PAGE] {
+        assert_eq!(guest.list(ioba, &pages(0, 3)), Ok(()));
+    }
+    guest.calls();
+    assert_eq!(guest.stuff(0, 0, GIB / PAGE), Ok(()));
+    assert_eq!(guest.calls(), [0, 1]);
+    assert_eq!((guest.says(), guest.has()), (vec![], vec![]));
+    assert_eq!(guest.stuff(0, 0, GIB / PAGE), Ok(()));
+    assert_eq!(guest.calls(), [0, 0]);
+}
+
+#[test]
+fn the_device_sees_what_the_table_says() {
+    let guest = Guest::new();
+    for page in 0..RAM / PAGE {
+        guest.memory.ram.write(page * PAGE, &page.to_be_bytes()).expect("the guest's memory");
+    }
+    let last = GIB - PAGE;
+    assert_eq!(guest.put(0x5000, 0x9003), Ok(()));
+    assert_eq!(guest.put(last, 0xa001), Ok(()));
+    assert_eq!(guest.list(0x10_0000, &[0x3003, 0x4003, 0x4001, 0, 0x8003]), Ok(()));
+    assert_eq!(guest.stuff(0x30_0000, 0xb003, 3), Ok(()));
+    let spots = [0x5000, 0x6000, last, 0x10_0000, 0x10_1008, 0x10_2000, 0x10_3000, 0x10_4000, 0x30_0000, 0x30_2000];
+    spots.iter().for_each(|ioba| guest.assert_seen(*ioba));
+    guest.assert_agreed();
+    // Replaced, made read-only, cleared.
+    assert_eq!(guest.put(0x5000, 0xc003), Ok(()));
+    assert_eq!(guest.list(0x10_0000, &[0x3001, 0, 0x4003]), Ok(()));
+    assert_eq!(guest.stuff(0x30_0000, 0, 2), Ok(()));
+    spots.iter().for_each(|ioba| guest.assert_seen(*ioba));
+    guest.assert_agreed();
+    let fault = guest.tables.translate(Liobn::new(LIOBN as u32), Iova::new(0x30_0000), Access::READ);
+    assert_eq!(fault, Some(Err(Fault::NotMapped(Iova::new(0x30_0000)))));
+}
+
+#[test]
+fn random_hypercalls_keep_table_host_and_device_agreed() {
+    let guest = Guest::new();
+    let mut state = 1u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for _ in 0..500 {
+        let ioba = random(64) * PAGE;
+        let tce = |n| n * PAGE | [0, 1, 3, 3][(n % 4) as usize];
+        let result = match random(4) {
+            0 => guest.put(ioba, tce(random(1024))),
+            1 => guest.stuff(ioba, 0, random(64)),
+            2 => guest.stuff(ioba, tce(random(1024)), random(4)),
+            _ => {
+                let (first, count) = (random(1024), random(32));
+                guest.list(ioba, &(0..count).map(|n| (first + n) * PAGE | 3).collect::<Vec<_>>())
+            }
+        };
+        assert_eq!(result, Ok(()));
+        guest.assert_agreed();
+        guest.assert_seen(random(96) * PAGE);
+    }
+}
+
+#[test]
+fn a_host_that_refuses_any_of_the_changes_has_made_none() {
+    let before = [0x1003, 0x2003, 0, 0x7003, 0x8003];
+    // Replaces two, puts one, clears two: a list, three changes.
+    let list = [0x4003, 0x5003, 0xa003, 0, 0];
+    for (call, nth) in [(MAP, 1), (MAP, 2), (UNMAP, 1)] {
+        for errno in [Errno::EIO, Errno::ENOMEM] {
+            let guest = Guest::new();
+            assert_eq!(guest.list(0, &before), Ok(()));
+            let agreed = guest.says();
+            guest.soft.plan_faults(&[FaultPlan::nth(nth, FaultMode::FailBefore).of(call).with(errno)]);
+            let refused = guest.list(0, &list);
+            assert_eq!(guest.soft.faults_fired(), 1, "{call} {nth}");
+            guest.soft.plan_faults(&[]);
+            if call == UNMAP && refused.is_ok() {
+                // Asked again by the space, and it worked.
+                guest.assert_agreed();
+                continue;
+            }
+            let code = if errno == Errno::ENOMEM { ReturnCode::NotEnoughResources } else { ReturnCode::Hardware };
+            assert_eq!(ReturnCode::of(&refused), code, "{call} {nth}: {refused:?}");
+            assert_eq!((guest.says(), guest.has()), (agreed.clone(), agreed), "{call} {nth}");
+            assert_eq!(guest.list(0, &list), Ok(()));
+            guest.assert_agreed();
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_back_stays_in_the_table() {
+    let guest = Guest::new();
+    let never = (1..=8).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNMAP));
+    let second = FaultPlan::nth(2, FaultMode::FailBefore).of(MAP);
+    guest.soft.plan_faults(&never.chain([second]).collect::<Vec<_>>());
+    let refused = guest.list(0, &[0x1003, 0x9003]);
+    guest.soft.plan_faults(&[]);
+    assert_eq!(ReturnCode::of(&refused), ReturnCode::Hardware);
+    // A device may still get there.
+    assert_eq!((guest.get(0), guest.get(PAGE)), (Ok(0x1003), Ok(0)));
+    guest.assert_seen(0);
+    guest.assert_seen(PAGE);
+}
+
+#[test]
+fn memory_that_only_the_vmm_believes_in_is_refused_by_the_host() {
+    let mut guest = Guest::new();
+    guest.memory.len = 2 * RAM;
+    let refused = guest.list(0, &[0x1003, RAM | 3]);
+    assert_eq!(ReturnCode::of(&refused), ReturnCode::Parameter, "{refused:?}");
+    assert_eq!((guest.says(), guest.has()), (vec![], vec![]));
+}
+
+#[test]
+fn a_table_brings_what_is_in_it_to_the_window_it_is_connected_to() {
+    let guest = Guest::apart();
+    assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
+    assert_eq!(guest.put(0, 0x7001), Ok(()));
+    assert_eq!(guest.has(), []);
+    guest.soft.reset_calls();
+    guest.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP)]);
+    assert!(matches!(guest.connect(), Err(ConnectError::Host(_))));
+    guest.soft.plan_faults(&[]);
+    assert_eq!(guest.has(), []);
+    guest.calls();
+    assert_eq!(guest.connect(), Ok(()));
+    assert_eq!(guest.calls(), [2, 0]);
+    guest.assert_agreed();
+    assert_eq!(guest.connect(), Err(ConnectError::Connected(Liobn::new(LIOBN as u32))));
+    assert!(guest.tables.disconnect(Liobn::new(LIOBN as u32)).is_some());
+    assert_eq!(guest.put(0, 0), Ok(()));
+    assert_eq!(guest.calls(), [0, 0]);
+}
+
+#[test]
+fn a_table_is_not_connected_to_a_window_that_is_not_its_own() {
+    let mut guest = Guest::apart();
+    let other = Liobn::new(1);
+    let mut table = TceTable::new(Iova::new(0), PageSize::K64, GIB >> 16).expect("a proper table");
+    table.write(Iova::new(0), Entries::List(&[Tce::new(0x1_0003)])).expect("inside");
+    guest.tables.add(other, table).expect("it is free");
+    let refused = guest.tables.connect(other, guest.window.clone());
+    let whole = range(0, GIB);
+    assert_eq!(refused, Err(ConnectError::OtherWindow(whole, PageSize::K64, whole, PageSize::K4)));
+    assert_eq!(
+        guest.tables.connect(Liobn::new(2), guest.window.clone()),
+        Err(ConnectError::NoSuchTable(Liobn::new(2)))
+    );
+    assert!(guest.tables.add(other, TceTable::new(Iova::new(0), PageSize::K4, 1).expect("a table")).is_err());
+    assert_eq!(guest.has(), []);
+}
+
+#[test]
+fn processors_that_call_at_once_leave_table_and_host_agreed() {
+    let guest = Guest::new();
+    std::thread::scope(|scope| {
+        for number in 1..=3u64 {
+            let guest = &guest;
+            scope.spawn(move || {
+                for n in 0..300 {
+                    let ioba = (n * 7 + number) % 16 * PAGE;
+                    let tce = if n % 3 == 0 { 0 } else { (n + number) * PAGE | 3 };
+                    assert_eq!(guest.put(ioba, tce), Ok(()));
+                }
+            });
+        }
+    });
+    guest.assert_agreed();
+}
