@@ -9,6 +9,8 @@
 //! checked against its window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl). Whoever calls has checked the rest.
 //!
 //! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets them too.
+//!
+//! That is the host. What a VMM has to offer a guest that is a POWER machine itself is in [`guest`].
 
 pub mod abi;
 pub mod guest;

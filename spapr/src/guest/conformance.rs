@@ -169,7 +169,7 @@ const ROWS: &[Row] = &[
     (Stuff(WIDE, 0, 0, 1), PARAMETER, PARAMETER, VMM, PARAMETER, UNKNOWN),
 ];
 
-/// RAM from 0 to RAM, all zeros but for the list.
+/// Memory from 0 to RAM. The list is wherever it is read from.
 struct Memory(&'static [u64]);
 
 impl SystemMemory for Memory {
@@ -180,9 +180,13 @@ impl SystemMemory for Memory {
     fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
         let there = SystemRange::with_len(at, into.len() as u64).is_ok_and(|range| self.holds(range));
         let list = self.0.iter().flat_map(|entry| entry.to_be_bytes()).chain(std::iter::repeat(0));
-        into.iter_mut().zip(list.skip((at.get() - LIST.min(at.get())) as usize)).for_each(|(byte, new)| *byte = new);
+        into.iter_mut().zip(list).for_each(|(byte, new)| *byte = new);
         there
     }
+}
+
+fn liobn(raw: u64) -> Liobn {
+    Liobn::new(u32::try_from(raw).expect("a LIOBN of the test"))
 }
 
 fn tables() -> TceTables {
@@ -190,13 +194,13 @@ fn tables() -> TceTables {
     let mut low = TceTable::new(Iova::new(0), PageSize::K4, GIB >> 12).expect("a table of the test");
     low.write(Iova::new(LIVE), Entries::List(&[Tce::new(0x9003)])).expect("inside");
     let high = TceTable::new(Iova::new(HB), PageSize::K64, HIGH_LEN >> 16).expect("a table of the test");
-    tables.add(Liobn::new(LOW as u32), low).expect("it is free");
-    tables.add(Liobn::new(HIGH as u32), high).expect("it is free");
+    tables.add(liobn(LOW), low).expect("it is free");
+    tables.add(liobn(HIGH), high).expect("it is free");
     tables
 }
 
 fn live(tables: &TceTables) -> [Vec<Run>; 2] {
-    [LOW, HIGH].map(|liobn| tables.live(Liobn::new(liobn as u32)).expect("it is there"))
+    [LOW, HIGH].map(|raw| tables.live(liobn(raw)).expect("it is there"))
 }
 
 fn answer(tables: &TceTables, call: Call) -> Result<(), Refusal> {

@@ -69,7 +69,7 @@ fn a_chunk_goes_with_its_last_entry() {
 #[test]
 fn five_hundred_and_twelve_entries_that_continue_each_other_are_one_run() {
     let mut table = low();
-    let entries = list((0..512).map(|n| 0x10_0000 + (n << 12) | 3));
+    let entries = list((0..512).map(|n| (0x10_0000 + (n << 12)) | 3));
     // Across a border of chunks.
     let changes = write(&mut table, 0x20_0000 - 0x3000, Entries::List(&entries));
     let whole = run(0x20_0000 - 0x3000, 512, 0x10_0000, Access::READ_WRITE);
@@ -209,7 +209,7 @@ fn a_host_that_makes_the_changes_has_what_the_table_says() {
         let mut raw = |n: u64| match random(8) {
             0 => random(3) << 12,
             1 => (random(64) << 12) | random(4),
-            _ => target + (n << 12) | 3,
+            _ => (target + (n << 12)) | 3,
         };
         let entries: Vec<_> = (0..count).map(|n| Tce::new(raw(n))).collect();
         let entries = match random(4) {
