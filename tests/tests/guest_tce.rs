@@ -227,14 +227,14 @@ fn random_hypercalls_keep_table_host_and_device_agreed() {
     };
     for _ in 0..500 {
         let ioba = random(64) * PAGE;
-        let tce = |n| n * PAGE | [0, 1, 3, 3][(n % 4) as usize];
+        let tce = |n| (n * PAGE) | [0, 1, 3, 3][(n % 4) as usize];
         let result = match random(4) {
             0 => guest.put(ioba, tce(random(1024))),
             1 => guest.stuff(ioba, 0, random(64)),
             2 => guest.stuff(ioba, tce(random(1024)), random(4)),
             _ => {
                 let (first, count) = (random(1024), random(32));
-                guest.list(ioba, &(0..count).map(|n| (first + n) * PAGE | 3).collect::<Vec<_>>())
+                guest.list(ioba, &(0..count).map(|n| ((first + n) * PAGE) | 3).collect::<Vec<_>>())
             }
         };
         assert_eq!(result, Ok(()));
@@ -354,7 +354,7 @@ fn processors_that_call_at_once_leave_table_and_host_agreed() {
             scope.spawn(move || {
                 for n in 0..300 {
                     let ioba = (n * 7 + number) % 16 * PAGE;
-                    let tce = if n % 3 == 0 { 0 } else { (n + number) * PAGE | 3 };
+                    let tce = if n % 3 == 0 { 0 } else { ((n + number) * PAGE) | 3 };
                     assert_eq!(guest.put(ioba, tce), Ok(()));
                 }
             });

@@ -1,7 +1,6 @@
 //! Carrying changes to a host: all of them, or none.
 
 use dmaspace_core::listener::{EntryError, TranslatedWindow};
-use dmaspace_core::{IovaRange, SystemAddress};
 
 use super::change::{Change, Run};
 use super::table::TceTable;
@@ -51,16 +50,14 @@ fn take_back(window: &TranslatedWindow, before: &TceTable, change: &Change) -> V
 }
 
 fn put(window: &TranslatedWindow, run: &Run) -> Result<(), EntryError> {
-    let (target, len) = bounds(run.range, run.target);
-    window.put_run(run.range.first(), target, len, run.access)
+    window.put_run(run.range.first(), run.target, len(run), run.access)
 }
 
 fn replace(window: &TranslatedWindow, run: &Run) -> Result<(), EntryError> {
-    let (target, len) = bounds(run.range, run.target);
-    window.replace(run.range.first(), target, len, run.access).map(drop)
+    window.replace(run.range.first(), run.target, len(run), run.access).map(drop)
 }
 
-/// No window has 2^64 bytes.
-fn bounds(range: IovaRange, target: SystemAddress) -> (SystemAddress, u64) {
-    (target, range.len().map_or(0, |len| len.get()))
+fn len(run: &Run) -> u64 {
+    // No table has 2^64 bytes.
+    run.range.len().map_or(0, |len| len.get())
 }

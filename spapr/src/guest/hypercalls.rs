@@ -25,9 +25,9 @@ pub const H_PUT_TCE_INDIRECT: u64 = 0x13c;
 
 /// The most entries that H_PUT_TCE_INDIRECT takes, and H_STUFF_TCE that writes anything but zeros.
 ///
-/// PAPR has H_STUFF_TCE refuse more, zeros included. Firmware did not for long, so older Linux guests clear any number at once (linux: commit
-/// 9d2ccf00bddc, "powerpc/iommu: Limit number of TCEs to 512 for H_STUFF_TCE hcall"), and a refusal leaves them with entries they
-/// believe are gone. QEMU and KVM take any number. So does this for zeros, whose cost does not grow with the number.
+/// PAPR has H_STUFF_TCE refuse more, zeros included. Firmware did not for long, so older Linux guests clear any number at once
+/// (linux: commit 9d2ccf00bddc, "powerpc/iommu: Limit number of TCEs to 512 for H_STUFF_TCE hcall"), and a refusal leaves them with
+/// entries they believe are gone. QEMU and KVM take any number. So does this for zeros, whose cost does not grow with the number.
 pub const MOST_ENTRIES: u64 = 512;
 
 /// The bytes of an entry in a list.

@@ -21,8 +21,9 @@ pub enum ReturnCode {
     Function,
     /// `H_Parameter`: an argument out of range.
     Parameter,
-    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more. Of all codes this is the one a Linux guest fails a mapping for; others it logs, and
-    /// its driver goes on (linux: arch/powerpc/platforms/pseries/iommu.c, tce_build_pSeriesLP, tce_buildmulti_pSeriesLP).
+    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more (LoPAR: ch_lpar_option.xml, return codes with the CMO option). Of all codes
+    /// this is the one a Linux guest fails a mapping for. Others it logs, and its driver goes on (linux:
+    /// arch/powerpc/platforms/pseries/iommu.c, tce_build_pSeriesLP, tce_buildmulti_pSeriesLP).
     NotEnoughResources,
     /// `H_P4`: the fourth argument.
     P4,
@@ -82,7 +83,7 @@ pub enum Refusal {
     #[error("{0:?} points to no memory of the guest")]
     NotMemory(Tce),
     /// The host said no. What was done before was taken back. Where that failed too, the table says what devices may reach; ranges that
-    /// the error names as fenced are in an unknown state, and refuse every entry from then on.
+    /// the error names as fenced are in an unknown state, and refuse every change from then on.
     #[error(transparent)]
     Host(#[from] EntryError),
 }
