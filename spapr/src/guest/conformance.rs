@@ -44,7 +44,7 @@ const LOW: u64 = 0x8000_0000;
 /// A table of 64 GiB at HB in pages of 64K.
 const HIGH: u64 = 0x8000_0001;
 const NONE: u64 = 0x8000_0007;
-const WIDE: u64 = 1 << 32 | LOW;
+const WIDE: u64 = (1 << 32) | LOW;
 
 const GIB: u64 = 1 << 30;
 const LIVE: u64 = 0x5000;
@@ -142,7 +142,7 @@ const ROWS: &[Row] = &[
         FUNCTION,
         "negative means several tables, which nobody has",
     ),
-    (List(!0 << 32 | LOW, 0, LIST, 1, &[]), FUNCTION, PARAMETER, VMM, FUNCTION, "a sign-extended one, too"),
+    (List((!0 << 32) | LOW, 0, LIST, 1, &[]), FUNCTION, PARAMETER, VMM, FUNCTION, "a sign-extended one, too"),
     //
     (Stuff(LOW, 0, 0, 1), OK, OK, OK, OK, ""),
     (Stuff(LOW, 0, 0, 512), OK, OK, OK, OK, ""),
