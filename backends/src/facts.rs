@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dmaspace_core::door::{Command, Door, HandleKind, Kernel};
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::{Iova, IovaRange, PageSize};
 use dmaspace_type1::vfio::{CHECK_EXTENSION, IommuType};
 
@@ -306,7 +307,7 @@ fn field_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 fn limits(files: &Files<'_>) -> Result<Limits, FactsError> {
     let (locked_memory, locked_memory_ceiling) =
-        files.parsed("proc/self/limits", "soft and hard limits", locked_memory)?.unwrap_or_default();
+        files.parsed("proc/self/limits", "soft and hard limits", lock_limits)?.unwrap_or_default();
     let may_lock_without_limit = files.parsed("proc/self/status", "capabilities", may_lock)?.unwrap_or_default();
     let type1_mappings =
         files.parsed("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", "a number", |text| text.parse().ok())?;
@@ -314,7 +315,7 @@ fn limits(files: &Files<'_>) -> Result<Limits, FactsError> {
 }
 
 /// The soft and hard limit in /proc/self/limits.
-fn locked_memory(limits: &str) -> Option<(Option<u64>, Option<u64>)> {
+fn lock_limits(limits: &str) -> Option<(Option<u64>, Option<u64>)> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
     let mut columns = line.split_whitespace().map(|column| match column {
         "unlimited" => Some(None),
@@ -323,18 +324,21 @@ fn locked_memory(limits: &str) -> Option<(Option<u64>, Option<u64>)> {
     Some((columns.next()??, columns.next()??))
 }
 
-/// How many more bytes this process may lock, where there is a limit.
-pub(crate) fn lockable() -> Option<u64> {
+/// What this process may lock and has locked.
+pub(crate) fn locked_memory() -> Option<LockedMemory> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    left_to_lock(&status, &limits)
+    locked_memory_in(&status, &limits)
 }
 
-fn left_to_lock(status: &str, limits: &str) -> Option<u64> {
-    let (limit, _) = locked_memory(limits)?;
-    let locked_kib: u64 = field_of(status, "VmLck")?.strip_suffix("kB")?.trim().parse().ok()?;
-    let limit = limit.filter(|_| may_lock(status) != Some(true))?;
-    Some(limit.saturating_sub(locked_kib.saturating_mul(1024)))
+fn locked_memory_in(status: &str, limits: &str) -> Option<LockedMemory> {
+    let (limit, _) = lock_limits(limits)?;
+    let bytes = |name| {
+        let kib: u64 = field_of(status, name)?.strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib.saturating_mul(1024))
+    };
+    let limit = limit.filter(|_| may_lock(status) != Some(true));
+    Some(LockedMemory { limit, locked: bytes("VmLck")?, pinned: bytes("VmPin")? })
 }
 
 /// Whether the effective capabilities in /proc/self/status include CAP_IPC_LOCK.
@@ -663,12 +667,19 @@ mod tests {
     }
 
     #[test]
-    fn what_may_still_be_locked_is_the_limit_less_what_is_locked() {
+    fn what_may_be_locked_and_what_is_taken_come_from_two_files() {
         let limits = "Max locked memory         8388608              8388608              bytes\n";
-        let status = |effective: &str| format!("VmLck:\t    1024 kB\nCapEff:\t{effective}\n");
-        assert_eq!(left_to_lock(&status("0000000000000000"), limits), Some(7 << 20));
-        assert_eq!(left_to_lock(&status("0000000000004000"), limits), None, "CAP_IPC_LOCK lifts the limit");
+        let status = |effective: &str| format!("VmLck:\t    1024 kB\nVmPin:\t       4 kB\nCapEff:\t{effective}\n");
+        let limited = LockedMemory { limit: Some(8 << 20), locked: 1 << 20, pinned: 4096 };
+        let free = LockedMemory { limit: None, ..limited };
+        assert_eq!(locked_memory_in(&status("0000000000000000"), limits), Some(limited));
+        assert_eq!(locked_memory_in(&status("0000000000004000"), limits), Some(free), "CAP_IPC_LOCK lifts the limit");
         let unlimited = "Max locked memory         unlimited            unlimited            bytes\n";
-        assert_eq!(left_to_lock(&status("0000000000000000"), unlimited), None);
+        assert_eq!(locked_memory_in(&status("0000000000000000"), unlimited), Some(free));
+        for status in
+            ["", "VmLck: 1 kB\n", "VmLck: 1 kB\nVmPin: 99999999999999999999 kB\n", "VmLck: -1 kB\nVmPin: 1 kB\n"]
+        {
+            assert_eq!(locked_memory_in(status, limits), None, "{status:?}");
+        }
     }
 }

@@ -21,10 +21,11 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::commands;
-use crate::facts::lockable;
+use crate::facts::locked_memory;
 
 /// The door to the kernel this process runs on.
 ///
@@ -272,8 +273,8 @@ impl Door for LinuxDoor {
         u64::try_from(bytes).ok().and_then(PageSize::from_bytes).unwrap_or(PageSize::K4)
     }
 
-    fn lockable(&self) -> Option<u64> {
-        lockable()
+    fn locked_memory(&self) -> Option<LockedMemory> {
+        locked_memory()
     }
 
     fn is_real(&self) -> bool {

@@ -9,6 +9,7 @@ use crate::access::Access;
 use crate::address::IovaRange;
 use crate::contract::{AttachPoint, Powers, WindowOffer, WindowRequest};
 use crate::door::Failure;
+use crate::locked::Allowance;
 use crate::memory::HostMemory;
 use crate::window::{Window, Windows};
 
@@ -25,6 +26,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// How many mappings the kernel still takes, where it counts them. Asked anew each time.
     fn mappings_left(&self) -> Option<u64> {
+        None
+    }
+
+    /// What may be locked and what of it is taken, as this backend's kernel counts, where the door can tell. Asked after a call has
+    /// failed, for the error.
+    fn allowance(&self) -> Option<Allowance> {
         None
     }
 

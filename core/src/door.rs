@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::access::Access;
+use crate::locked::LockedMemory;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
 
@@ -258,9 +259,9 @@ pub trait Door: Send + Sync + fmt::Debug {
     /// The page the host's memory is made of.
     fn host_page(&self) -> PageSize;
 
-    /// How many more bytes this process may lock, or `None` where nothing limits it or the door cannot tell. Tells a limit that was
-    /// reached from a kernel that ran out of memory: both are `ENOMEM`.
-    fn lockable(&self) -> Option<u64> {
+    /// What this process may lock and has locked, or `None` where the door cannot tell. Asked after a call has failed: it tells a limit
+    /// that was reached from a kernel that ran out of memory, since both are `ENOMEM`.
+    fn locked_memory(&self) -> Option<LockedMemory> {
         None
     }
 

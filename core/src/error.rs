@@ -5,6 +5,7 @@ use std::fmt;
 use crate::access::Access;
 use crate::address::{BadRange, Iova, IovaRange};
 use crate::door::{Answer, Errno, Failure};
+use crate::locked::PinLimit;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
 
@@ -130,8 +131,8 @@ pub enum Kind {
     NoWindowSlot,
     /// The kernel's number of mappings is used up.
     NoMappingSlot,
-    /// The limit on locked memory was reached.
-    PinLimit,
+    /// The limit on locked memory was reached, or the kernel itself ran out of memory: the numbers tell, where they are known.
+    PinLimit(PinLimit),
     /// The host memory is not there, or not as the access wants it.
     BadAddress,
     /// After attaching, this live mapping would lie outside the windows; the attach was undone.
@@ -152,7 +153,11 @@ impl Kind {
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
             (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
-            (Answer::Errno(Errno::ENOMEM), _) => Self::PinLimit,
+            // What takes something away locks nothing.
+            (
+                Answer::Errno(Errno::ENOMEM),
+                Operation::Map | Operation::Replace | Operation::CreateWindow | Operation::Register | Operation::Attach,
+            ) => Self::PinLimit(PinLimit::default()),
             (Answer::Errno(Errno::ENOSPC), Operation::CreateWindow) => Self::NoWindowSlot,
             (Answer::Errno(Errno::ENOSPC), Operation::Map | Operation::Replace) => Self::NoMappingSlot,
             (Answer::Positive(_) | Answer::Errno(_), _) => Self::Refused,
@@ -171,7 +176,7 @@ impl Kind {
             Self::NotRegistered => "register the memory first",
             Self::NoWindowSlot => "remove a window first",
             Self::NoMappingSlot => "map larger sections, or raise vfio_iommu_type1's dma_entry_limit",
-            Self::PinLimit => "raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK",
+            Self::PinLimit(limit) => limit.advice(),
             Self::BadAddress => "check that the memory is mapped in this process, writable where devices write",
             _ => return None,
         })
@@ -204,7 +209,7 @@ impl fmt::Display for Kind {
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),
-            Self::PinLimit => f.write_str("the limit on locked memory was reached"),
+            Self::PinLimit(limit) => limit.fmt(f),
             Self::BadAddress => f.write_str("the host memory cannot be pinned"),
             Self::WouldStrand(live) => {
                 write!(f, "the live mapping {live} would lie outside the windows; nothing changed")

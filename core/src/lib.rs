@@ -49,7 +49,8 @@
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
 //! - [`door`]: the one narrow place through which kernel calls go.
-//! - [`error`]: what was asked, of which range, what was wrong, what the kernel said.
+//! - [`error`]: what was asked, of which range, what was wrong, what the kernel said; [`locked`]: what did not fit into the limit on
+//!   locked memory.
 
 pub mod access;
 pub mod address;
@@ -59,6 +60,7 @@ pub mod contract;
 pub mod door;
 pub mod error;
 pub mod listener;
+pub mod locked;
 pub mod memory;
 pub mod page;
 #[cfg(feature = "serde")]

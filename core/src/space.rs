@@ -31,6 +31,7 @@ use crate::contract::{
 };
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
+use crate::locked::PinLimit;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
 use crate::window::{Window, Windows};
@@ -85,9 +86,9 @@ impl<B: Backend> Space<B> {
     /// # Errors
     /// What the kernel said when it was asked for its windows.
     pub fn new(backend: B) -> Result<Self, Error> {
-        let windows = backend.refresh(0).map_err(|failure| {
-            Error::from_kernel(Operation::Attach, Subject::Device("no device yet".into()), failure)
-        })?;
+        let subject = || Subject::Device("no device yet".into());
+        let windows = backend.refresh(0);
+        let windows = windows.map_err(|failure| refused(&backend, Operation::Attach, subject(), failure, 0))?;
         Ok(Self {
             gate: RwLock::default(),
             layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
@@ -105,6 +106,28 @@ impl<B: Backend> Space<B> {
 
     fn layout(&self) -> Arc<Layout> {
         read(&self.layout).clone()
+    }
+
+    /// A kernel's refusal of something that would have locked `wanted` bytes.
+    fn refused(&self, operation: Operation, subject: impl Into<Subject>, failure: Failure, wanted: u64) -> Error {
+        refused(&self.backend, operation, subject, failure, wanted)
+    }
+
+    /// What mapping `memory` locks. Entries lock nothing: the memory behind them was locked when it was registered; and another
+    /// device's memory is no memory of the kernel's (linux: drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn).
+    fn locked_by_mapping(&self, memory: &HostMemory) -> u64 {
+        let locks = self.keeps() == Keeps::Mappings && !memory.is_device_memory();
+        if locks { memory.len().get() } else { 0 }
+    }
+
+    /// What attaching the first device locks: iommufd pins what was mapped before it came (linux:
+    /// drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Whoever comes later finds it pinned.
+    fn locked_by_attaching(&self, devices: usize) -> u64 {
+        if devices > 0 {
+            return 0;
+        }
+        let live = |slot: &Arc<Slot>| read(&slot.live).hull(slot.window.range).map_or(0, |(_, bytes)| bytes);
+        self.layout().slots.iter().map(live).fold(0, u64::saturating_add)
     }
 
     fn keeps(&self) -> Keeps {
@@ -197,8 +220,8 @@ impl<B: Backend> Space<B> {
         let Mapping { range, memory, access, unit } = mapping;
         let Some(page) = self.call_size(*unit) else {
             return self.backend.map(*range, memory, *access).map_err(|failure| {
-                let error = Error::from_kernel(operation, *range, failure);
-                error.fencing(self.scrub(*range, *range, memory, failure))
+                let fenced = self.scrub(*range, *range, memory, failure);
+                self.refused(operation, *range, failure, self.locked_by_mapping(memory)).fencing(fenced)
             });
         };
         for (n, part) in pages(*range, page).enumerate() {
@@ -206,8 +229,8 @@ impl<B: Backend> Space<B> {
             if let Err(failure) = self.backend.map(part, &piece, *access) {
                 let made = range.first().get()..=part.last().get();
                 let made = IovaRange::new(Iova::new(*made.start()), Iova::new(*made.end())).unwrap_or(part);
-                let error = Error::from_kernel(operation, *range, failure);
-                return Err(error.fencing(self.scrub(made, part, memory, failure)));
+                let fenced = self.scrub(made, part, memory, failure);
+                return Err(self.refused(operation, *range, failure, self.locked_by_mapping(memory)).fencing(fenced));
             }
         }
         Ok(())
@@ -490,11 +513,12 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let _gate = write(&self.gate);
         let mut devices = lock(&self.devices);
         let subject = || Subject::Device(device.name());
-        let fail = |failure| Error::from_kernel(Operation::Attach, subject(), failure);
+        let fail = |failure, wanted| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
-        let attached = device.attach_to(self.backend.attach_point()).map_err(fail);
+        let attached = device.attach_to(self.backend.attach_point());
+        let attached = attached.map_err(|failure| fail(failure, self.locked_by_attaching(devices.len())));
         attached.map_err(|error| error.fencing(self.refill_tables(Operation::Attach, devices.len())))?;
-        let refreshed = self.backend.refresh(devices.len() + 1).map_err(fail);
+        let refreshed = self.backend.refresh(devices.len() + 1).map_err(|failure| fail(failure, 0));
         let fitting = refreshed.and_then(|windows| match self.stranded_by(&windows) {
             Some(stranded) => Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded))),
             None => Ok(windows),
@@ -627,7 +651,7 @@ impl<B: Backend> WindowControl for Space<B> {
                     return Ok(granted);
                 }
                 Ok(granted) => (fail(Kind::GrantedElsewhere(granted.range.first())), Some(granted.range.first())),
-                Err(failure) => (Error::from_kernel(operation, range, failure), None),
+                Err(failure) => (self.refused(operation, range, failure, calls.table_bytes(request)), None),
             };
             let swept = self.sweep_windows(calls, request, places.iter().copied().chain(at).collect());
             // Where a window had been left the next one may come to lie better.
@@ -682,7 +706,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
             return Err(fail(Kind::AlreadyRegistered));
         }
         register_surely(calls, memory)
-            .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
+            .map_err(|failure| self.refused(operation, memory.clone(), failure, memory.len().get()))?;
         write(&self.registered).insert(memory.address(), memory.clone());
         Ok(())
     }
@@ -809,6 +833,21 @@ fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Res
             if absences < ABSENCES { Err(failure) } else { Ok(None) }
         })
     })
+}
+
+/// A kernel's refusal of something that would have locked `wanted` bytes. Only where memory was short is asked how much may be locked.
+fn refused(
+    backend: &impl Backend,
+    operation: Operation,
+    subject: impl Into<Subject>,
+    failure: Failure,
+    wanted: u64,
+) -> Error {
+    let mut error = Error::from_kernel(operation, subject, failure);
+    if let Kind::PinLimit(limit) = &mut error.kind {
+        *limit = PinLimit { wanted: Some(wanted), allowance: backend.allowance() };
+    }
+    error
 }
 
 /// Registers memory. What a failed call registered all the same, or one that failed before it, would stay pinned: it is taken back, and if

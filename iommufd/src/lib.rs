@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
+use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
@@ -81,6 +82,12 @@ impl Backend for Ioas {
     /// its own only.
     fn powers(&self) -> Powers {
         Powers { keeps: Keeps::Mappings, maps_device_memory: false, host_page: self.door().host_page() }
+    }
+
+    /// Charged to the user, which nobody can read; this process's part of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c,
+    /// do_update_pinned).
+    fn allowance(&self) -> Option<Allowance> {
+        self.door().locked_memory().map(LockedMemory::of_user)
     }
 
     fn is_real(&self) -> bool {

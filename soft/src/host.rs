@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_iommufd::abi as iommufd;
 use dmaspace_spapr::abi as spapr;
@@ -285,11 +286,13 @@ impl Door for SoftHost {
         self.machine.page
     }
 
-    fn lockable(&self) -> Option<u64> {
-        let process = self.process;
+    fn locked_memory(&self) -> Option<LockedMemory> {
         self.machine.with(|state| {
-            let account = &state.kernel.world.processes.get(&process)?.account;
-            Some(account.limit?.saturating_sub(account.locked.now))
+            let world = &state.kernel.world;
+            // A process that never locked anything has no account yet.
+            let account = world.processes.get(&self.process).map(|process| &process.account);
+            let (locked, pinned) = account.map_or((0, 0), |account| (account.locked.now, account.pinned.now));
+            Some(LockedMemory { limit: world.limit, locked, pinned })
         })
     }
 

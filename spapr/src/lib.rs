@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dmaspace_core::backend::{RegistrationCalls, WindowCalls};
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
@@ -72,6 +73,12 @@ impl Backend for Spapr {
 
     fn powers(&self) -> Powers {
         Powers { keeps: Keeps::Entries, maps_device_memory: false, host_page: self.door.host_page() }
+    }
+
+    /// Charged to the process: registered memory and the tables of windows (linux: arch/powerpc/mm/book3s64/iommu_api.c,
+    /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
+    fn allowance(&self) -> Option<Allowance> {
+        self.door.locked_memory().map(LockedMemory::of_process)
     }
 
     fn is_real(&self) -> bool {

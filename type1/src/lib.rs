@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
+use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
@@ -64,6 +65,12 @@ impl Backend for Type1 {
         self.offer().ok()?.mappings_left
     }
 
+    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote); by
+    /// iommufd in place of the container, too (drivers/iommu/iommufd/main.c, iommufd_fops_open).
+    fn allowance(&self) -> Option<Allowance> {
+        self.door.locked_memory().map(LockedMemory::of_process)
+    }
+
     fn is_real(&self) -> bool {
         self.door.is_real()
     }
@@ -93,7 +100,7 @@ impl Backend for Type1 {
     /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on VT-d); one that
     /// refuses to lock more does not. One entry is there with its mapping, or not at all.
     fn may_leave_entries(&self, len: u64, failure: &Failure) -> bool {
-        let limit_reached = || self.door.lockable().is_some_and(|left| left < len);
+        let limit_reached = || self.allowance().is_some_and(|allowance| !allowance.admits(len));
         failure.errno() == Some(Errno::ENOMEM) && len > self.door.host_page().bytes() && !limit_reached()
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace::locked::LockedMemory;
 use dmaspace::{Access, HostMemory, PageSize};
 use serde::Serialize;
 
@@ -151,8 +152,8 @@ impl Door for CountingDoor {
         self.door.host_page()
     }
 
-    fn lockable(&self) -> Option<u64> {
-        self.door.lockable()
+    fn locked_memory(&self) -> Option<LockedMemory> {
+        self.door.locked_memory()
     }
 
     fn is_real(&self) -> bool {

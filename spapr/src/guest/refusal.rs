@@ -108,7 +108,7 @@ fn host_code(error: &EntryError) -> ReturnCode {
         // Write access to ROM is the guest's mistake.
         Kind::HostReadOnly(_) => ReturnCode::Parameter,
         // A limit of the host's: on mappings, on locked memory, on how far its windows reach.
-        Kind::PinLimit | Kind::NoMappingSlot | Kind::OutsideWindows(_) => ReturnCode::NotEnoughResources,
+        Kind::PinLimit(_) | Kind::NoMappingSlot | Kind::OutsideWindows(_) => ReturnCode::NotEnoughResources,
         _ => ReturnCode::Hardware,
     }
 }

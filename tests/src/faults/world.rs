@@ -18,6 +18,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::listener::{
     BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
 };
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
@@ -249,8 +250,8 @@ impl Door for Listening {
         self.soft.host_page()
     }
 
-    fn lockable(&self) -> Option<u64> {
-        self.soft.lockable()
+    fn locked_memory(&self) -> Option<LockedMemory> {
+        self.soft.locked_memory()
     }
 
     fn is_real(&self) -> bool {

@@ -1,0 +1,189 @@
+//! Locked memory: what may be locked, what of it is taken, and what did not fit.
+//!
+//! Pinned memory counts against RLIMIT_MEMLOCK, but not everywhere in the same account: type1 and sPAPR charge the process
+//! ([`LockedMemory::of_process`]), iommufd its user ([`LockedMemory::of_user`]). All of them say `ENOMEM` when the limit is reached, and
+//! when the kernel itself runs out of memory; the numbers tell which. They are read after a call has failed, never before.
+
+use std::fmt;
+
+/// What a process may lock and has locked, in bytes: what a door tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockedMemory {
+    /// RLIMIT_MEMLOCK; `None` where nothing limits the process: no limit is set, or it has CAP_IPC_LOCK.
+    pub limit: Option<u64>,
+    /// `VmLck`: what type1 and sPAPR charge (linux: mm/util.c, __account_locked_vm).
+    pub locked: u64,
+    /// `VmPin`: what iommufd has pinned for this process (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
+    pub pinned: u64,
+}
+
+impl LockedMemory {
+    /// The account of a kernel that charges the process.
+    pub fn of_process(self) -> Allowance {
+        Allowance { limit: self.limit, taken: self.locked, payer: Payer::Process }
+    }
+
+    /// The account of a kernel that charges the user, as far as one process can see it.
+    pub fn of_user(self) -> Allowance {
+        Allowance { limit: self.limit, taken: self.pinned, payer: Payer::User }
+    }
+}
+
+/// Who is charged for locked memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Payer {
+    /// This process alone.
+    Process,
+    /// All processes of its user together: what the others have taken is not known.
+    User,
+}
+
+/// What may be locked, and what of it is taken, where a backend's kernel keeps account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// The bytes that may be locked; `None` where nothing limits them.
+    pub limit: Option<u64>,
+    /// The bytes that this process has taken.
+    pub taken: u64,
+    /// Who is charged.
+    pub payer: Payer,
+}
+
+impl Allowance {
+    /// Whether `bytes` more fit beside what this process has taken.
+    pub fn admits(&self, bytes: u64) -> bool {
+        self.limit.is_none_or(|limit| self.taken.checked_add(bytes).is_some_and(|sum| sum <= limit))
+    }
+}
+
+/// What a kernel that said `ENOMEM` had no memory for. All of it is unknown until whoever made the call says more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PinLimit {
+    /// The bytes the operation would have locked, all of it together; `None` where that is not known.
+    pub wanted: Option<u64>,
+    /// What could be locked when the operation had failed and what it had locked itself was given back; `None` where the door cannot tell.
+    pub allowance: Option<Allowance>,
+}
+
+impl PinLimit {
+    /// Whether the limit was in the way (`false`: the kernel itself ran out of memory). `None` where the numbers do not tell: one is
+    /// missing, or other processes may have taken the rest.
+    pub fn is_reached(&self) -> Option<bool> {
+        if self.wanted == Some(0) {
+            return Some(false);
+        }
+        let allowance = self.allowance?;
+        match (allowance.limit, allowance.payer) {
+            (None, _) => Some(false),
+            (Some(_), _) if !allowance.admits(self.wanted?) => Some(true),
+            (Some(_), Payer::Process) => Some(false),
+            (Some(_), Payer::User) => None,
+        }
+    }
+
+    pub(crate) fn advice(&self) -> &'static str {
+        match self.is_reached() {
+            Some(false) => "free memory on the host",
+            Some(true) | None => "raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK",
+        }
+    }
+}
+
+impl fmt::Display for PinLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const OUT_OF_MEMORY: &str = "the kernel is out of memory";
+        let limited = self.allowance.and_then(|allowance| Some((allowance.limit?, allowance)));
+        match (self.wanted, limited, self.is_reached()) {
+            (Some(0), ..) => write!(f, "{OUT_OF_MEMORY}; nothing more was to be locked"),
+            (_, None, Some(_)) => write!(f, "{OUT_OF_MEMORY}; nothing limits what may be locked"),
+            (_, None, None) => f.write_str("the limit on locked memory was reached"),
+            (None, Some((limit, allowance)), _) => {
+                write!(f, "nothing more fits into {}", Limit(limit, allowance))
+            }
+            (Some(wanted), Some((limit, allowance)), Some(true)) => {
+                write!(f, "{wanted} bytes more do not fit into {}", Limit(limit, allowance))
+            }
+            (Some(wanted), Some((limit, allowance)), Some(false)) => {
+                write!(f, "{OUT_OF_MEMORY}; {wanted} bytes more fit into {}", Limit(limit, allowance))
+            }
+            (Some(wanted), Some((limit, allowance)), None) => {
+                write!(f, "{wanted} bytes more fit into {}", Limit(limit, allowance))?;
+                write!(f, ": its user's others have taken the rest, or {OUT_OF_MEMORY}")
+            }
+        }
+    }
+}
+
+/// "the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken".
+struct Limit(u64, Allowance);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(limit, Allowance { taken, payer, .. }) = self;
+        let by = if *payer == Payer::User { " by this process" } else { "" };
+        write!(f, "the {limit} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them taken{by}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOME: LockedMemory = LockedMemory { limit: Some(12288), locked: 8192, pinned: 4096 };
+
+    fn wanting(wanted: u64, allowance: Allowance) -> PinLimit {
+        PinLimit { wanted: Some(wanted), allowance: Some(allowance) }
+    }
+
+    #[test]
+    fn what_does_not_fit_met_the_limit() {
+        let limit = wanting(8192, SOME.of_process());
+        assert_eq!(limit.is_reached(), Some(true));
+        let text =
+            "8192 bytes more do not fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken";
+        assert_eq!(limit.to_string(), text);
+        let limit = wanting(12288, SOME.of_user());
+        let text = "12288 bytes more do not fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), \
+                    4096 of them taken by this process";
+        assert_eq!(limit.to_string(), text);
+    }
+
+    #[test]
+    fn what_would_fit_met_a_kernel_without_memory_unless_others_share_the_limit() {
+        let limit = wanting(4096, SOME.of_process());
+        assert_eq!((limit.is_reached(), limit.advice()), (Some(false), "free memory on the host"));
+        let text = "the kernel is out of memory; \
+                    4096 bytes more fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken";
+        assert_eq!(limit.to_string(), text);
+        let limit = wanting(8192, SOME.of_user());
+        assert_eq!((limit.is_reached(), limit.advice()), (None, "raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK"));
+        let text = "8192 bytes more fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), \
+                    4096 of them taken by this process: its user's others have taken the rest, or the kernel is out of memory";
+        assert_eq!(limit.to_string(), text);
+    }
+
+    #[test]
+    fn without_a_limit_or_without_bytes_to_lock_it_was_not_the_limit() {
+        let free = LockedMemory { limit: None, ..SOME };
+        let limit = wanting(u64::MAX, free.of_process());
+        assert_eq!(limit.is_reached(), Some(false));
+        assert_eq!(limit.to_string(), "the kernel is out of memory; nothing limits what may be locked");
+        let limit = PinLimit { wanted: Some(0), allowance: None };
+        assert_eq!(limit.is_reached(), Some(false));
+        assert_eq!(limit.to_string(), "the kernel is out of memory; nothing more was to be locked");
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_said() {
+        assert_eq!(PinLimit::default().to_string(), "the limit on locked memory was reached");
+        let limit = PinLimit { wanted: None, allowance: Some(SOME.of_process()) };
+        let text = "nothing more fits into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken";
+        assert_eq!((limit.is_reached(), limit.to_string().as_str()), (None, text));
+    }
+
+    #[test]
+    fn a_sum_past_the_last_byte_does_not_fit() {
+        assert!(!Allowance { limit: Some(u64::MAX), taken: 1, payer: Payer::Process }.admits(u64::MAX));
+        assert!(Allowance { limit: Some(u64::MAX), taken: 0, payer: Payer::Process }.admits(u64::MAX));
+    }
+}
