@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use dmaspace_core::door::{Command, Door, HandleKind, Kernel};
 use dmaspace_core::locked::LockedMemory;
+use dmaspace_core::reserved::{Reserved, Why};
 use dmaspace_core::{Iova, IovaRange, PageSize};
 use dmaspace_type1::vfio::{CHECK_EXTENSION, IommuType};
 
@@ -228,6 +229,17 @@ pub enum Problem {
 }
 
 impl Facts {
+    /// Where the devices of a group do not reach memory. `whose` names it in the texts.
+    pub fn reserved(&self, group: u32, whose: &str) -> Vec<Reserved> {
+        let regions = self.groups.get(&group).map_or(&[][..], |group| &group.reserved);
+        let named = |region: &ReservedRegion| Reserved {
+            range: region.range,
+            why: Why::of(&region.kind),
+            whose: whose.to_owned(),
+        };
+        regions.iter().map(named).filter(Reserved::counts).collect()
+    }
+
     /// The facts of the host this process runs on.
     ///
     /// # Errors
@@ -651,6 +663,30 @@ mod tests {
             let error = Host::new().file(path, text).facts().expect_err("it makes no sense").to_string();
             assert!(error.contains(path) && error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn reserved_regions_that_make_no_sense_are_refused_line_by_line() {
+        let path = "sys/kernel/iommu_groups/3/reserved_regions";
+        let good = "0x0000000000000000 0xffffffffffffffff msi";
+        for bad in
+            ["", "0x10", "0x10 0x20", "0x20 0x10 msi", "10 20 msi", "0x 0x msi", "-0x1 0x2 msi", "\u{0} \u{0} \u{0}"]
+                .into_iter()
+                .chain(["0x10000000000000000 0x10000000000000001 msi", "0xé 0x2 msi"])
+        {
+            let error = Host::new().file(path, &format!("{good}\n{bad}\n{good}\n")).facts();
+            assert!(error.is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_is_told_with_its_reason_and_its_owner_unless_memory_can_be_mapped_there() {
+        let text = "0x10 0x1f direct-relaxable\n0xfee00000 0xfeefffff msi\n0x20 0x2f \u{1b}[2J\n";
+        let facts = Host::new().file("sys/kernel/iommu_groups/3/reserved_regions", text).facts().expect("understood");
+        let texts: Vec<_> = facts.reserved(3, "group 3").iter().map(ToString::to_string).collect();
+        let msi = "0xfee00000..=0xfeefffff, where a write is an interrupt (group 3)";
+        assert_eq!(texts, [msi, "0x20..=0x2f, reserved as \"\\u{1b}[2J\" (group 3)"]);
+        assert!(facts.reserved(4, "group 4").is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{
     Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
 };
+use dmaspace_core::reserved::Reserved;
 use dmaspace_type1::abi::{GET_INFO, Info};
 use dmaspace_type1::vfio::{
     GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,
@@ -30,6 +31,8 @@ pub struct VfioGroup {
     name: String,
     /// The IOMMU drivers a container is given to, best first.
     drivers: &'static [IommuType],
+    /// Where its devices do not reach memory.
+    reserved: Vec<Reserved>,
     /// `Some` until the group is closed, if anybody wanted to know of it.
     entry: Option<Entry>,
 }
@@ -53,7 +56,7 @@ impl VfioGroup {
     ///
     /// A node is opened once: a second opener gets `EBUSY` (linux: drivers/vfio/group.c, vfio_group_fops_open).
     pub fn new(door: Arc<dyn Door>, handle: Handle, name: impl Into<String>, backend: BackendKind) -> Self {
-        Self { door, handle, name: name.into(), drivers: drivers(backend), entry: None }
+        Self { door, handle, name: name.into(), drivers: drivers(backend), reserved: Vec::new(), entry: None }
     }
 
     /// Adds the group to a registry, until it is closed.
@@ -63,6 +66,13 @@ impl VfioGroup {
     pub fn registered_in(mut self, registry: Arc<dyn Registry>) -> Result<Self, Errno> {
         self.entry = Some(Entry::new(registry, self.handle)?);
         Ok(self)
+    }
+
+    /// The same, knowing where its devices do not reach memory.
+    #[must_use]
+    pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
+        self.reserved = reserved;
+        self
     }
 
     /// The group's handle.
@@ -129,6 +139,10 @@ impl VfioGroup {
 impl Attachable for VfioGroup {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        self.reserved.clone()
     }
 
     /// Joins the container and, as the first group there, gives it to an IOMMU driver. `EPERM` from VFIO_GROUP_SET_CONTAINER: the

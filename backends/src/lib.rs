@@ -99,6 +99,6 @@ pub use dmaspace_core::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_core::{
     Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
-    SystemAddress, SystemRange, Window, Windows, access, address, contract, door, error, listener, locked, memory, page,
-    section, window,
+    SystemAddress, SystemRange, Window, Windows, access, address, contract, door, error, listener, locked, memory,
+    page, reserved, section, window,
 };

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use dmaspace_core::contract::{Attachable, WindowChange};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::error::Kind;
+use dmaspace_core::reserved::Reserved;
 use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
 use dmaspace_spapr::Spapr;
@@ -179,7 +180,8 @@ impl OpenSpace {
         match (self.backend, &device.vfio, device.group.and_then(|number| host.facts.groups.get(&number))) {
             (BackendKind::Iommufd, Some(vfio), _) => {
                 let node = open_node(&*self.door, &vfio.path(), HandleKind::Device)?;
-                self.add_device(node, &name)
+                let reserved = device.group.map(|group| host.facts.reserved(group, &name));
+                self.add_node(node, &name, reserved.unwrap_or_default())
             }
             (BackendKind::Type1 | BackendKind::Spapr, _, Some(group)) => {
                 let group_name = format!("group {}", group.number);
@@ -187,7 +189,7 @@ impl OpenSpace {
                     return self.open_device(&member, &name);
                 }
                 let node = open_node(&*self.door, &group.path(), HandleKind::Group)?;
-                let member = self.add_group(node, &group_name)?;
+                let member = self.join(node, &group_name, host.facts.reserved(group.number, &group_name))?;
                 self.open_device(&member, &name).map_err(|error| self.give_up(&member, error))
             }
             // The choice saw to it that there is one.
@@ -200,7 +202,11 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
     pub fn add_group(&mut self, group: Handle, name: &str) -> Result<Arc<VfioGroup>, OpenError> {
-        let mut member = VfioGroup::new(self.door.clone(), group, name, self.backend);
+        self.join(group, name, Vec::new())
+    }
+
+    fn join(&mut self, group: Handle, name: &str, reserved: Vec<Reserved>) -> Result<Arc<VfioGroup>, OpenError> {
+        let mut member = VfioGroup::new(self.door.clone(), group, name, self.backend).reserving(reserved);
         if let Some(registry) = &self.registry {
             let registered = member.registered_in(registry.clone());
             member = registered.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
@@ -228,7 +234,11 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::Attach`].
     pub fn add_device(&mut self, device: Handle, name: &str) -> Result<Device, OpenError> {
-        let cdev = Arc::new(Cdev::new(self.door.clone(), device, name));
+        self.add_node(device, name, Vec::new())
+    }
+
+    fn add_node(&mut self, device: Handle, name: &str, reserved: Vec<Reserved>) -> Result<Device, OpenError> {
+        let cdev = Arc::new(Cdev::new(self.door.clone(), device, name).reserving(reserved));
         let entry = self.registry.clone().map(|registry| Entry::new(registry, device)).transpose();
         let entry = entry.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
         let device = Device::of_node(self.door.clone(), name, cdev.clone(), entry);

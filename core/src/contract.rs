@@ -14,6 +14,7 @@ use crate::door::{Failure, Handle};
 use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
+use crate::reserved::Reserved;
 use crate::window::{Window, Windows};
 
 /// The smallest part of a mapping that can be unmapped by itself.
@@ -109,6 +110,12 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// The names of the devices attached, in the order they came.
     fn devices(&self) -> Vec<String>;
 
+    /// Where the devices attached do not reach memory, and why, as far as whoever attached them knows. The windows leave all of it out,
+    /// and perhaps more.
+    fn reserved(&self) -> Vec<Reserved> {
+        Vec::new()
+    }
+
     /// The ranges that cannot be used any more.
     fn fences(&self) -> Vec<Fence>;
 
@@ -183,8 +190,8 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// Attaches a device (a VFIO group, or a device by its own node) and says how that changed the windows.
     ///
     /// # Errors
-    /// [`Kind::WouldStrand`](crate::error::Kind::WouldStrand) when a live mapping no longer fits: the attach was undone. Else
-    /// what the kernel says.
+    /// [`Kind::WouldStrand`](crate::error::Kind::WouldStrand) when a live mapping no longer fits: the kernel refused the attach, or it was
+    /// undone. Else what the kernel says.
     fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error>;
 
     /// Detaches a device. When the last one leaves a VFIO container, the kernel forgets all mappings, windows and registrations,
@@ -222,6 +229,11 @@ pub enum AttachPoint {
 pub trait Attachable: Send + Sync + fmt::Debug {
     /// What to call it in errors.
     fn name(&self) -> String;
+
+    /// Where it does not reach memory, as far as that is known.
+    fn reserved(&self) -> Vec<Reserved> {
+        Vec::new()
+    }
 
     /// Makes the kernel's attach call.
     ///

@@ -8,6 +8,7 @@ use crate::door::{Answer, Errno, Failure};
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
+use crate::reserved::Reserved;
 
 /// What somebody wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,8 +136,9 @@ pub enum Kind {
     PinLimit(PinLimit),
     /// The host memory is not there, or not as the access wants it.
     BadAddress,
-    /// After attaching, this live mapping would lie outside the windows; the attach was undone.
-    WouldStrand(IovaRange),
+    /// With the device, this live mapping would lie outside the windows, over what is reserved for the device where that is known.
+    /// The device is not attached.
+    WouldStrand(IovaRange, Option<Box<Reserved>>),
     /// The device is not attached here.
     NotAttached,
     /// The kernel's reply cannot be true.
@@ -171,7 +173,7 @@ impl Kind {
             Self::Unbacked => "back the guest's memory, or use the soft host",
             Self::Overlap(_) => "unmap it first, or replace it",
             Self::CutsUnit(_) => "cover the unit, or map it in smaller units",
-            Self::InUse(_) => "unmap it first",
+            Self::InUse(_) | Self::WouldStrand(..) => "unmap it first",
             Self::Fenced(_) => "the fence stays until the space is dropped",
             Self::NotRegistered => "register the memory first",
             Self::NoWindowSlot => "remove a window first",
@@ -211,8 +213,11 @@ impl fmt::Display for Kind {
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),
             Self::PinLimit(limit) => limit.fmt(f),
             Self::BadAddress => f.write_str("the host memory cannot be pinned"),
-            Self::WouldStrand(live) => {
+            Self::WouldStrand(live, None) => {
                 write!(f, "the live mapping {live} would lie outside the windows; nothing changed")
+            }
+            Self::WouldStrand(live, Some(reserved)) => {
+                write!(f, "the live mapping {live} would lie over {reserved}; nothing changed")
             }
             Self::NotAttached => f.write_str("the device is not attached to this space"),
             Self::BadReply => f.write_str("the kernel's reply cannot be true"),

@@ -44,7 +44,7 @@
 //! # }
 //! ```
 //!
-//! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`section`], [`bar`]: the words.
+//! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`reserved`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
@@ -65,6 +65,7 @@ pub mod memory;
 pub mod page;
 #[cfg(feature = "serde")]
 pub mod recording;
+pub mod reserved;
 pub mod section;
 pub mod space;
 #[cfg(feature = "vm-memory")]

@@ -34,6 +34,7 @@ use crate::error::{Error, Kind, Operation, Subject};
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
+use crate::reserved::Reserved;
 use crate::window::{Window, Windows};
 use index::Index;
 
@@ -363,6 +364,21 @@ impl<B: Backend> Space<B> {
         })
     }
 
+    /// What kernels say to a device that does not reach what is mapped (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_resv_conflict:
+    /// `EINVAL`; drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions: `EADDRINUSE`), with what is in whose way.
+    fn naming_collision(&self, device: &dyn Attachable, mut error: Error) -> Error {
+        if !matches!(error.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE)) {
+            return error;
+        }
+        let layout = self.layout();
+        let live = |range| layout.slots.iter().find_map(|slot| read(&slot.live).overlap(range));
+        let collision = device.reserved().into_iter().find_map(|reserved| Some((live(reserved.range)?, reserved)));
+        if let Some((live, reserved)) = collision {
+            error.kind = Kind::WouldStrand(live, Some(Box::new(reserved)));
+        }
+        error
+    }
+
     /// Forgets what the kernel forgot when the last device left its container.
     fn forget_everything(&self) {
         self.layout().slots.iter().for_each(|slot| drop(write(&slot.live).drain()));
@@ -400,6 +416,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
 
     fn devices(&self) -> Vec<String> {
         lock(&self.devices).iter().map(|device| device.name()).collect()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        lock(&self.devices).iter().flat_map(|device| device.reserved()).collect()
     }
 
     fn fences(&self) -> Vec<Fence> {
@@ -516,11 +536,17 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let fail = |failure, wanted| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
         let attached = device.attach_to(self.backend.attach_point());
-        let attached = attached.map_err(|failure| fail(failure, self.locked_by_attaching(devices.len())));
+        let attached = attached.map_err(|failure| {
+            let error = fail(failure, self.locked_by_attaching(devices.len()));
+            self.naming_collision(&*device, error)
+        });
         attached.map_err(|error| error.fencing(self.refill_tables(Operation::Attach, devices.len())))?;
         let refreshed = self.backend.refresh(devices.len() + 1).map_err(|failure| fail(failure, 0));
         let fitting = refreshed.and_then(|windows| match self.stranded_by(&windows) {
-            Some(stranded) => Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded))),
+            Some(stranded) => {
+                let over = device.reserved().into_iter().find(|reserved| reserved.range.overlaps(stranded));
+                Err(Error::new(Operation::Attach, subject(), Kind::WouldStrand(stranded, over.map(Box::new))))
+            }
             None => Ok(windows),
         });
         let windows = fitting.map_err(|error| error.fencing(self.undo_attach(&device, devices.len())))?;

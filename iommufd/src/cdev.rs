@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
+use dmaspace_core::reserved::Reserved;
 use zerocopy::IntoBytes;
 
 use crate::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
@@ -22,6 +23,7 @@ pub struct Cdev {
     door: Arc<dyn Door>,
     device: Handle,
     name: String,
+    reserved: Vec<Reserved>,
     place: Mutex<Place>,
 }
 
@@ -37,7 +39,14 @@ struct Place {
 impl Cdev {
     /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached and unbound.
     pub fn new(door: Arc<dyn Door>, device: Handle, name: impl Into<String>) -> Self {
-        Self { door, device, name: name.into(), place: Mutex::default() }
+        Self { door, device, name: name.into(), reserved: Vec::new(), place: Mutex::default() }
+    }
+
+    /// The same, knowing where it does not reach memory.
+    #[must_use]
+    pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
+        self.reserved = reserved;
+        self
     }
 
     /// The device's handle, for its regions and interrupts.
@@ -73,6 +82,10 @@ impl Drop for Cdev {
 impl Attachable for Cdev {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        self.reserved.clone()
     }
 
     /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the device without

@@ -96,38 +96,66 @@ impl<'a> Planner<'a> {
         let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
         let usable: Vec<_> = shared.filter_map(|shared| shared.trimmed_to(page)).collect();
         if usable.is_empty() {
-            return (Fate::Refused, self.outside(range) + &self.elsewhere(range));
+            return (Fate::Refused, self.outside(range));
         }
         let usable: Vec<_> = usable.iter().map(ToString::to_string).collect();
         (Fate::Window, format!("usable as far as the host's windows reach: {}", usable.join(", ")))
     }
 
+    /// Why `range` lies not inside one window, and where it would.
     pub(super) fn outside(&self, range: IovaRange) -> String {
+        let elsewhere = self.free_place(range).map_or_else(String::new, |place| format!("; {place} would do"));
+        self.why_outside(range) + &elsewhere
+    }
+
+    fn why_outside(&self, range: IovaRange) -> String {
         match self.windows.after.top() {
             None => "the host offers no window".into(),
             Some(top) if range.first() > top => format!("above the host's top address {top}"),
-            Some(_) => {
+            Some(top) => self.in_the_way(range, top).unwrap_or_else(|| {
                 let windows: Vec<_> = self.windows.after.iter().map(|window| window.range.to_string()).collect();
                 format!("not inside one window of the host ({})", windows.join(", "))
-            }
+            }),
         }
     }
 
-    /// Where a window of this size could go instead: above 4 GiB, aligned to its size, in nobody's way.
-    fn elsewhere(&self, range: IovaRange) -> String {
+    /// Which reserved ranges lie in the way of `range`, and whether it ends above the host's top address.
+    fn in_the_way(&self, range: IovaRange, top: Iova) -> Option<String> {
+        let mut reserved = self.host.space.reserved();
+        reserved.retain(|reserved| reserved.range.overlaps(range));
+        // Devices often share one; the first is as good as any.
+        reserved.sort_by_key(|reserved| reserved.range);
+        reserved.dedup_by_key(|reserved| reserved.range);
+        let mut all: Vec<_> = reserved.iter().map(ToString::to_string).collect();
+        if range.last() > top {
+            all.push(format!("what is above the host's top address {top}"));
+        }
+        (!all.is_empty()).then(|| format!("it would lie over {}", all.join(", and over ")))
+    }
+
+    /// Where a section of this size could go instead: above 4 GiB, aligned to its size, in nobody's way.
+    fn free_place(&self, range: IovaRange) -> Option<IovaRange> {
         const ABOVE_4G: u64 = 1 << 32;
-        let place = range.len().and_then(|len| {
-            let step = len.get().checked_next_power_of_two()?;
-            let free = |at: u64| {
-                let place = IovaRange::with_len(Iova::new(at), len.get()).ok()?;
-                let taken = self.view.sections.within(place).next().is_some();
-                (!taken && self.windows.after.covering(place).is_some()).then_some(place)
+        // A suggestion is not worth a search through everything there is.
+        const OBSTACLES: usize = 64;
+        let windows = &self.windows.after;
+        let len = range.len()?.get();
+        let step = len.checked_next_power_of_two()?;
+        let mut at = ABOVE_4G.max(step);
+        for _ in 0..OBSTACLES {
+            let place = IovaRange::with_len(Iova::new(at), len).ok()?;
+            let beyond = if windows.covering(place).is_some() {
+                let section = self.view.sections.within(place).next_back().map(Section::range);
+                let fences = self.host.fences.iter().map(|fence| fence.range).filter(|fence| fence.overlaps(place));
+                let taken = section.into_iter().chain(fences).map(IovaRange::last).max();
+                let Some(taken) = taken else { return Some(place) };
+                taken.get().checked_add(1)?
+            } else {
+                windows.iter().map(|window| window.range.first().get()).find(|first| *first > at)?
             };
-            // As many steps as there are sections that could be in the way, and one.
-            let tries = self.view.sections.iter().count() as u64 + 1;
-            (0..=tries).find_map(|n| free(ABOVE_4G.max(step).checked_add(n.checked_mul(step)?)?))
-        });
-        place.map_or_else(String::new, |place| format!("; {place} would do"))
+            at = beyond.checked_next_multiple_of(step)?;
+        }
+        None
     }
 
     /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.

@@ -1,0 +1,168 @@
+//! Reserved ranges: what is refused because of one says which, whose, and where there is room instead.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, OpenError, Opened};
+use dmaspace_core::contract::Unit;
+use dmaspace_core::error::Kind;
+use dmaspace_core::listener::{Fate, Update};
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, PciAddressSpace, Section};
+use dmaspace_soft::profile::{Reason, Reserved};
+use dmaspace_soft::{Profile, SoftHost};
+
+const MIB: u64 = 1 << 20;
+const ON_A_PC: [BackendKind; 2] = [BackendKind::Type1, BackendKind::Iommufd];
+
+/// A PC whose IOMMU is AMD's, and whose second device has a region of its own.
+fn profile() -> Profile {
+    let mut profile = Profile::vtd();
+    let hypertransport = Reserved { first: 0xfd_0000_0000, last: 0xff_ffff_ffff, reason: Reason::Reserved };
+    profile.fixed.as_mut().expect("a PC").reserved.push(hypertransport);
+    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
+    profile.groups[1].reserved.push(Reserved {
+        first: 0x9000_0000,
+        last: 0x900f_ffff,
+        reason: Reason::DirectRelaxable,
+    });
+    profile
+}
+
+struct Stage {
+    soft: Arc<SoftHost>,
+    host: Host,
+    opened: Opened,
+    backend: BackendKind,
+}
+
+impl Stage {
+    /// With the first device.
+    fn new(backend: BackendKind) -> Self {
+        let soft = SoftHost::new(profile()).expect("it makes sense");
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        let address = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+        let opened = host.open(&Wish::device(address).on(backend)).expect("the soft host opens its device");
+        Self { soft, host, opened, backend }
+    }
+
+    fn space(&self) -> &Arc<dyn PciAddressSpace> {
+        self.opened.space.space()
+    }
+
+    /// What errors call the device of a group.
+    fn name(&self, group: usize) -> String {
+        let group = &self.soft.profile().groups[group];
+        match self.backend {
+            BackendKind::Iommufd => group.devices[0].address.clone(),
+            _ => format!("group {}", group.number),
+        }
+    }
+
+    fn attach_second(&mut self) -> Result<(), OpenError> {
+        let address = self.soft.profile().groups[1].devices[0].address.parse().expect("a PCI address");
+        self.opened.space.add(&self.host, address).map(|device| self.opened.devices.push(device))
+    }
+
+    /// Why the RAM is refused.
+    fn refusal(&self, at: u64, len: u64) -> String {
+        let mut listener = Listener::new(FrontEnd::default());
+        listener.attach(self.space().clone()).expect("an empty view fits");
+        let ram = Section::ram("ram", Iova::new(at), memory(len), Access::READ_WRITE).expect("a proper range");
+        let report = listener.explain(&Update::new().adding(ram)).expect("a proper update");
+        let verdict = &report.spaces[0].sections[0];
+        assert_eq!(verdict.fate, Fate::Refused, "{verdict}");
+        verdict.reason.clone()
+    }
+}
+
+fn memory(len: u64) -> HostMemory {
+    HostMemory::unbacked(1 << 45, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+}
+
+#[test]
+fn ram_over_the_interrupts_is_told_whose_they_are_and_where_there_is_room() {
+    for backend in ON_A_PC {
+        let stage = Stage::new(backend);
+        let whose = stage.name(0);
+        let text = format!(
+            "it would lie over 0xfee00000..=0xfeefffff, where a write is an interrupt ({whose}); \
+             0x100000000..=0x1007fffff would do"
+        );
+        assert_eq!(stage.refusal(0xfe80_0000, 8 * MIB), text);
+    }
+}
+
+#[test]
+fn ram_over_hypertransport_is_told_so() {
+    for backend in ON_A_PC {
+        let stage = Stage::new(backend);
+        let whose = stage.name(0);
+        let text = format!(
+            "it would lie over 0xfd00000000..=0xffffffffff, AMD's HyperTransport hole ({whose}); \
+             0x100000000..=0x1000fffff would do"
+        );
+        assert_eq!(stage.refusal(0xfd_0000_0000, MIB), text);
+    }
+}
+
+#[test]
+fn ram_that_ends_above_the_top_is_told_the_top() {
+    for backend in ON_A_PC {
+        let stage = Stage::new(backend);
+        let top = stage.space().windows().windows.top().expect("there are windows");
+        let reason = stage.refusal(top.get() + 1 - MIB, 2 * MIB);
+        let text =
+            format!("it would lie over what is above the host's top address {top}; 0x100000000..=0x1001fffff would do");
+        assert_eq!(reason, text);
+    }
+}
+
+#[test]
+fn room_is_looked_for_behind_the_hole() {
+    let stage = Stage::new(BackendKind::Type1);
+    let reason = stage.refusal(0, 1 << 39);
+    assert!(reason.ends_with("; 0x10000000000..=0x17fffffffff would do"), "{reason}");
+}
+
+#[test]
+fn all_that_is_in_the_way_is_named() {
+    let stage = Stage::new(BackendKind::Type1);
+    let reason = stage.refusal(0, 1 << 40);
+    assert!(reason.starts_with("it would lie over 0xfee00000..=0xfeefffff, "), "{reason}");
+    assert!(reason.contains(", and over 0xfd00000000..=0xffffffffff, "), "{reason}");
+}
+
+#[test]
+fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
+    for backend in ON_A_PC {
+        let mut stage = Stage::new(backend);
+        let at = Iova::new(0x8000_0000);
+        stage.space().map(at, &memory(2 * MIB), Access::READ_WRITE, Unit::Whole).expect("it is free so far");
+        let OpenError::Attach { error } = stage.attach_second().expect_err("it is in the way") else { panic!() };
+        let (whose, failure) = (stage.name(1), error.failure.expect("the kernel refused"));
+        let text = format!(
+            "attach {whose}: the live mapping 0x80000000..=0x801fffff would lie over 0x80000000..=0x800fffff, \
+             which the firmware wants mapped one to one ({whose}); nothing changed ({failure}); unmap it first"
+        );
+        assert_eq!(error.to_string(), text);
+        assert!(matches!(error.kind, Kind::WouldStrand(..)));
+
+        stage.space().unmap(dmaspace_core::IovaRange::all()).expect("no unit is cut");
+        stage.attach_second().expect("nothing is in the way");
+        let reason = stage.refusal(0x8000_0000, MIB);
+        assert!(reason.contains(&format!("mapped one to one ({whose})")), "{reason}");
+    }
+}
+
+#[test]
+fn what_the_firmware_can_do_without_is_in_nobodys_way() {
+    for backend in ON_A_PC {
+        let mut stage = Stage::new(backend);
+        let at = Iova::new(0x9000_0000);
+        stage.space().map(at, &memory(MIB), Access::READ_WRITE, Unit::Whole).expect("it is free");
+        stage.attach_second().expect("it is in nobody's way");
+        assert!(stage.space().reserved().iter().all(|reserved| reserved.range.first() != at));
+    }
+}
