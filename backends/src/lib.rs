@@ -51,22 +51,28 @@
 //!
 //! # In a jail
 //! A VMM that may open nothing is handed its descriptors, and passes them on:
-//! ```no_run
+//! ```
 //! use std::os::fd::OwnedFd;
 //! use std::sync::Arc;
 //!
 //! use dmaspace::door::{Door, HandleKind};
-//! use dmaspace::{BackendKind, LinuxDoor, OpenSpace};
-//! # fn handed_in(what: &str) -> OwnedFd { unimplemented!("{what}") }
+//! use dmaspace::{BackendKind, Device, LinuxDoor, OpenSpace};
 //!
-//! let door = Arc::new(LinuxDoor::new());
-//! let container = door.adopt(handed_in("/dev/vfio/vfio"), HandleKind::Container)?;
-//! let group = door.adopt(handed_in("/dev/vfio/7"), HandleKind::Group)?;
+//! /// `/dev/vfio/vfio` and `/dev/vfio/7`, opened by somebody else.
+//! fn take(container: OwnedFd, group: OwnedFd) -> Result<(OpenSpace, Device), Box<dyn std::error::Error>> {
+//!     let door = Arc::new(LinuxDoor::new());
+//!     let container = door.adopt(container, HandleKind::Container)?;
+//!     let group = door.adopt(group, HandleKind::Group)?;
+//!     let mut space = OpenSpace::of(door, BackendKind::Type1, container)?;
+//!     let group = space.add_group(group, "group 7")?;
+//!     let device = space.open_device(&group, "0000:00:03.0")?;
+//!     Ok((space, device))
+//! }
 //!
-//! let mut space = OpenSpace::of(door, BackendKind::Type1, container)?;
-//! let group = space.add_group(group, "group 7")?;
-//! let device = space.open_device(&group, "0000:00:03.0")?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! // What is no container is refused, and closed.
+//! let no_container = || std::fs::File::open("/dev/null").map(OwnedFd::from);
+//! assert!(take(no_container()?, no_container()?).is_err());
+//! # Ok::<(), std::io::Error>(())
 //! ```
 
 pub mod choose;

@@ -1,11 +1,12 @@
 //! Stages on the soft host: the same opening code, the same backends, another door.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
-use dmaspace::open::Host;
-use dmaspace_core::Iova;
+use dmaspace::open::{Host, Opened};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Section};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 use crate::device::TestDevice;
@@ -51,13 +52,32 @@ pub fn backends_of(preset: &str) -> &'static [BackendKind] {
     }
 }
 
+/// A space on `soft` with its first device.
+pub fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
+    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+    host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device")
+}
+
+/// Host addresses without bytes: all that a host in software needs.
+pub fn memory(address: u64, len: u64) -> HostMemory {
+    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+}
+
+/// `len` such bytes from `host`, as RAM at `at`.
+pub fn ram(at: u64, host: u64, len: u64) -> Section {
+    Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
+}
+
+/// `len` bus addresses from `first`.
+pub fn range(first: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
+}
+
 /// A stage on `soft` with its first device.
 pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
-    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-    let address = soft.profile().groups[0].devices[0].address.clone();
-    let wish = Wish::device(address.parse().expect("a PCI address")).on(backend);
-    let opened = host.open(&wish).expect("the soft host opens its device");
-    let device = soft.device(&address).expect("it is there");
+    let opened = open(soft, backend);
+    let device = soft.device(opened.devices[0].name()).expect("it is there");
     let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
     Stage::new(opened.space.space().clone(), device).keeping(opened)
 }

@@ -2,11 +2,10 @@
 //!
 //! Every call of these verbs is made to fail in `faults.rs`.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::BackendKind;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
@@ -17,7 +16,7 @@ use dmaspace_core::{
     Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress,
 };
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
-use dmaspace_tests::soft::{host, stage};
+use dmaspace_tests::soft::{host, memory, open, ram, stage};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -36,20 +35,6 @@ const EVERYWHERE: [(&str, BackendKind); 7] = [
     ("powernv9-64k", BackendKind::Spapr),
     ("pseries", BackendKind::Spapr),
 ];
-
-fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
-    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-    host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device")
-}
-
-fn memory(address: u64, len: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
-}
-
-fn ram(at: u64, host: u64, len: u64) -> Section {
-    Section::ram("ram", Iova::new(at), memory(host, len), RW).expect("a proper range")
-}
 
 fn discardable(memory: HostMemory) -> Section {
     Section::discardable("virtio-mem", Iova::new(AT), memory, RW, BLOCK).expect("a proper range")

@@ -1,17 +1,15 @@
 //! Entries that processors put while the listener is at work.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dmaspace::choose::{BackendKind, Wish};
-use dmaspace::facts::Facts;
-use dmaspace::open::{Host, Opened};
+use dmaspace::choose::BackendKind;
+use dmaspace::open::Opened;
 use dmaspace_core::listener::{CommitError, EntryError, TranslatedWindow, Update};
 use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
-use dmaspace_tests::soft::host;
+use dmaspace_tests::soft::{self, host, memory, range};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 0x1000;
@@ -21,19 +19,12 @@ const DIMM: u64 = 16 * MIB;
 
 fn open(preset: &str, backend: BackendKind) -> (Arc<SoftHost>, Opened) {
     let soft = host(preset);
-    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-    let opened = host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device");
+    let opened = soft::open(&soft, backend);
     (soft, opened)
 }
 
 fn target(at: u64) -> TargetMemory {
-    let memory = HostMemory::unbacked((1 << 45) + at, NonZeroU64::new(DIMM).expect("not empty")).expect("no wrap");
-    TargetMemory::new("ram", SystemAddress::new(at), memory).expect("a proper range")
-}
-
-fn range(first: u64, len: u64) -> IovaRange {
-    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
+    TargetMemory::new("ram", SystemAddress::new(at), memory((1 << 45) + at, DIMM)).expect("a proper range")
 }
 
 fn window() -> Section {

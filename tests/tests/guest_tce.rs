@@ -3,9 +3,8 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
-use dmaspace::facts::Facts;
-use dmaspace::open::{Host, Opened};
+use dmaspace::choose::BackendKind;
+use dmaspace::open::Opened;
 use dmaspace_core::address::SystemRange;
 use dmaspace_core::door::Errno;
 use dmaspace_core::listener::{TranslatedWindow, Update};
@@ -14,7 +13,7 @@ use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, Pag
 use dmaspace_soft::{FaultMode, FaultPlan, SoftDevice, SoftHost};
 use dmaspace_spapr::guest::tables::ConnectError;
 use dmaspace_spapr::guest::{Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
-use dmaspace_tests::soft::host;
+use dmaspace_tests::soft::{host, open, range};
 
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
@@ -53,18 +52,12 @@ struct Guest {
     memory: Memory,
 }
 
-fn range(first: u64, len: u64) -> IovaRange {
-    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
-}
-
 impl Guest {
     /// The table is there, and not connected.
     fn apart() -> Self {
         let soft = host("powernv9");
-        let address = soft.profile().groups[0].devices[0].address.clone();
-        let wish = Wish::device(address.parse().expect("a PCI address")).on(BackendKind::Spapr);
-        let opened = Host::new(soft.clone(), Facts::of_soft(soft.profile())).open(&wish).expect("the device opens");
-        let device = soft.device(&address).expect("it is there");
+        let opened = open(&soft, BackendKind::Spapr);
+        let device = soft.device(opened.devices[0].name()).expect("it is there");
         let ram = HostMemory::zeroed(NonZeroUsize::new(RAM as usize).expect("not empty"), PageSize::K4);
         let ram = ram.expect("memory for the guest");
         let target = TargetMemory::new("ram", SystemAddress::new(0), ram.clone()).expect("a proper range");

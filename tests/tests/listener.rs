@@ -1,42 +1,23 @@
 //! The listener on the soft host: what no kernel has to decide.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::BackendKind;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
 use dmaspace_core::listener::{CommitError, Fate, Update};
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::vm_memory::sections as vm_memory_sections;
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 use dmaspace_soft::profile::{Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
-use dmaspace_tests::soft::host;
+use dmaspace_tests::soft::{host, memory, open, ram, range};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
-    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-    host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device")
-}
-
-fn memory(address: u64, len: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
-}
-
-fn ram(at: u64, host: u64, len: u64) -> Section {
-    Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
-}
-
-fn range(first: u64, len: u64) -> IovaRange {
-    IovaRange::with_len(Iova::new(first), len).expect("a proper range")
-}
 
 fn adding(sections: impl IntoIterator<Item = Section>) -> Update {
     sections.into_iter().fold(Update::new(), Update::adding)
@@ -78,15 +59,17 @@ fn a_hole_in_a_tib_of_a_pc_disturbs_a_gib() {
 }
 
 #[test]
-fn chunks_give_way_where_mappings_are_few() {
-    let mut profile = Profile::vtd();
-    profile.limits.dma_entries = 500;
-    let soft = SoftHost::new(profile).expect("a host with few mappings");
-    let opened = open(&soft, BackendKind::Type1);
-    let mut listener = Listener::new(FrontEnd::pc());
-    listener.attach(opened.space.space().clone()).expect("an empty view fits");
-    listener.commit(adding([ram(4 * GIB, 1 << 45, 1024 * GIB)])).expect("joined it is one");
-    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 1);
+fn chunks_give_way_where_they_would_take_more_than_half_of_the_mappings() {
+    for (entries, mappings) in [(2047, 1), (2048, 1024)] {
+        let mut profile = Profile::vtd();
+        profile.limits.dma_entries = entries;
+        let soft = SoftHost::new(profile).expect("a host with few mappings");
+        let opened = open(&soft, BackendKind::Type1);
+        let mut listener = Listener::new(FrontEnd::pc());
+        listener.attach(opened.space.space().clone()).expect("an empty view fits");
+        listener.commit(adding([ram(4 * GIB, 1 << 45, 1024 * GIB)])).expect("joined it is one");
+        assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), mappings, "of {entries}");
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! A limit on locked memory that is met: every backend says what was wanted, what may be locked and what of it is taken.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -12,7 +11,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::locked::{Allowance, Payer, PinLimit};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
-use dmaspace_tests::soft::host;
+use dmaspace_tests::soft::{self, host};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -40,7 +39,7 @@ fn started(preset: &str, backend: BackendKind, memlock: u64) -> (Arc<SoftHost>, 
 }
 
 fn memory(len: u64) -> HostMemory {
-    HostMemory::unbacked(1 << 40, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    soft::memory(1 << 40, len)
 }
 
 fn map(space: &dyn PciAddressSpace, at: u64, memory: &HostMemory, unit: Unit) -> Result<(), Error> {

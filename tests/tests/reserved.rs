@@ -1,6 +1,5 @@
 //! Reserved ranges: what is refused because of one says which, whose, and where there is room instead.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
@@ -12,6 +11,7 @@ use dmaspace_core::listener::{Fate, Update};
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, PciAddressSpace, Section};
 use dmaspace_soft::profile::{Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
+use dmaspace_tests::soft;
 
 const MIB: u64 = 1 << 20;
 const ON_A_PC: [BackendKind; 2] = [BackendKind::Type1, BackendKind::Iommufd];
@@ -78,7 +78,7 @@ impl Stage {
 }
 
 fn memory(len: u64) -> HostMemory {
-    HostMemory::unbacked(1 << 45, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    soft::memory(1 << 45, len)
 }
 
 #[test]

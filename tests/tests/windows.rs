@@ -1,6 +1,5 @@
 //! Windows that are created: what the listener asks of a POWER host, and what comes of it.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -10,11 +9,9 @@ use dmaspace::open::{Host, OpenSpace};
 use dmaspace_core::door::Failure;
 use dmaspace_core::listener::{CommitError, Update};
 use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress,
-};
+use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
-use dmaspace_tests::soft::host;
+use dmaspace_tests::soft::{host, memory, ram, range};
 
 const MIB: u64 = 1 << 20;
 const HIGH: u64 = 1 << 59;
@@ -65,16 +62,8 @@ impl Stage {
     }
 }
 
-fn memory(address: u64, len: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
-}
-
-fn ram(at: u64, host: u64, len: u64) -> Section {
-    Section::ram("ram", Iova::new(at), memory(host, len), Access::READ_WRITE).expect("a proper range")
-}
-
 fn window(at: u64, len: u64, page: PageSize) -> Section {
-    Section::translated("window", IovaRange::with_len(Iova::new(at), len).expect("a proper range"), page)
+    Section::translated("window", range(at, len), page)
 }
 
 #[test]

@@ -238,34 +238,22 @@ impl fmt::Display for Judged {
 impl Judged {
     /// What became of a section, in a few words.
     pub(crate) fn of_section(section: &Section, fate: Fate, reason: &str) -> Self {
-        let range = section.range();
-        Self {
-            space: AddressesOf::Pci,
-            first: Hex(range.first().get()),
-            last: Hex(range.last().get()),
-            name: section.name().to_owned(),
-            kind: kind_of(section.backing()),
-            fate,
-            reason: reason.to_owned(),
-            lost_head: 0,
-            lost_tail: 0,
-        }
+        let (range, kind) = (section.range(), kind_of(section.backing()));
+        let ends = (range.first().get(), range.last().get());
+        Self::whole(AddressesOf::Pci, ends, section.name(), kind, fate, reason)
     }
 
     /// What became of target memory, in a few words.
     pub(crate) fn of_target(target: &TargetMemory, fate: Fate, reason: &str) -> Self {
-        let range = target.range();
-        Self {
-            space: AddressesOf::Memory,
-            first: Hex(range.first().get()),
-            last: Hex(range.last().get()),
-            name: target.name().to_owned(),
-            kind: Kind { nonvolatile: false, what: What::Ram },
-            fate,
-            reason: reason.to_owned(),
-            lost_head: 0,
-            lost_tail: 0,
-        }
+        let (range, kind) = (target.range(), Kind { nonvolatile: false, what: What::Ram });
+        let ends = (range.first().get(), range.last().get());
+        Self::whole(AddressesOf::Memory, ends, target.name(), kind, fate, reason)
+    }
+
+    /// No byte of it is lost.
+    fn whole(space: AddressesOf, (first, last): (u64, u64), name: &str, kind: Kind, fate: Fate, reason: &str) -> Self {
+        let (name, reason) = (name.to_owned(), reason.to_owned());
+        Self { space, first: Hex(first), last: Hex(last), name, kind, fate, reason, lost_head: 0, lost_tail: 0 }
     }
 
     /// What a listener says became of a section.
@@ -286,16 +274,8 @@ impl Judged {
 
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
         let (fate, reason) = verdict.map_or((Fate::Skipped, ""), |verdict| (verdict.fate, &verdict.reason));
-        Self {
-            space,
-            first: Hex(range.first),
-            last: Hex(range.last),
-            name: range.name.clone(),
-            kind: range.kind,
-            fate,
-            reason: reason.to_owned(),
-            lost_head: verdict.map_or(0, |verdict| verdict.lost_head),
-            lost_tail: verdict.map_or(0, |verdict| verdict.lost_tail),
-        }
+        let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind, fate, reason);
+        let (lost_head, lost_tail) = verdict.map_or((0, 0), |verdict| (verdict.lost_head, verdict.lost_tail));
+        Self { lost_head, lost_tail, ..whole }
     }
 }

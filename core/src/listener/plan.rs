@@ -103,21 +103,30 @@ pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, discardables:
     if is_dormant(host.space) {
         return Plan::of_nothing(view, scope);
     }
-    let cut_by = |cutting| Planner::new(view, front, host, discardables, cutting, scope).plan();
-    let hints = &front.cuts[..];
-    let plan = cut_by(Cutting { hints, chunk: front.chunk });
-    let left = if plan.more_mappings == 0 { None } else { host.space.mappings_left() };
-    // Chunks leave half of the mappings to what is to come.
-    let Some(left) = left.filter(|left| plan.more_mappings > left / 2) else { return plan };
-    let hinted = cut_by(Cutting { hints, chunk: None });
-    if hinted.more_mappings <= left {
-        return hinted;
+    let (hints, none) = (&front.cuts[..], &[][..]);
+    let mut ways = vec![
+        Cutting { hints, chunk: front.chunk },
+        Cutting { hints, chunk: None },
+        Cutting { hints: none, chunk: None },
+    ];
+    ways.dedup();
+    let mut left = None;
+    let mut plan = Plan::default();
+    for cutting in ways {
+        plan = Planner::new(view, front, host, discardables, cutting, scope).plan();
+        if plan.more_mappings == 0 {
+            return plan;
+        }
+        let Some(left) = *left.get_or_insert_with(|| host.space.mappings_left()) else { return plan };
+        // Chunks leave half of the mappings to what is to come.
+        let most = if cutting.chunk.is_some() { left / 2 } else { left };
+        if plan.more_mappings <= most {
+            return plan;
+        }
     }
-    let mut joined = cut_by(Cutting { hints: &[], chunk: None });
-    if joined.more_mappings > left {
-        joined.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", joined.more_mappings));
-    }
-    joined
+    let left = left.flatten().unwrap_or_default();
+    plan.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", plan.more_mappings));
+    plan
 }
 
 struct Planner<'a> {

@@ -5,7 +5,7 @@ use crate::page::PageSize;
 use crate::section::Cuts;
 
 /// Where mappings are cut although they could be one, so that later changes disturb little.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Cutting<'a> {
     /// Where the front end expects changes.
     pub(super) hints: &'a [Cuts],
