@@ -16,26 +16,31 @@
 //! not; what was to go is asked for until the kernel says yes, or that nothing is there. What cannot be brought back, and what nobody
 //! can vouch for, is fenced.
 
+mod asking;
+mod devices;
 mod index;
+mod registrations;
+mod windows;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange};
-use crate::backend::{Backend, RegistrationCalls, WindowCalls};
+use crate::backend::Backend;
 use crate::contract::{
     AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit,
-    WindowChange, WindowControl, WindowOffer, WindowRequest,
+    WindowChange, WindowControl,
 };
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
-use crate::page::{PageSize, PageSizes};
+use crate::page::PageSize;
 use crate::reserved::Reserved;
 use crate::window::{Window, Windows};
+use asking::{ask, insist};
 use index::Index;
 
 /// A PCI address space on a backend `B`.
@@ -71,14 +76,6 @@ struct Slot {
 struct Fenced {
     fence: Fence,
     memory: Vec<HostMemory>,
-}
-
-/// What became of windows that a failed creation may have left.
-#[derive(Debug, Default)]
-struct Swept {
-    removed: Vec<Iova>,
-    /// Fenced.
-    in_doubt: Vec<IovaRange>,
 }
 
 impl<B: Backend> Space<B> {
@@ -121,16 +118,6 @@ impl<B: Backend> Space<B> {
         if locks { memory.len().get() } else { 0 }
     }
 
-    /// What attaching the first device locks: iommufd pins what was mapped before it came (linux:
-    /// drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Whoever comes later finds it pinned.
-    fn locked_by_attaching(&self, devices: usize) -> u64 {
-        if devices > 0 {
-            return 0;
-        }
-        let live = |slot: &Arc<Slot>| read(&slot.live).hull(slot.window.range).map_or(0, |(_, bytes)| bytes);
-        self.layout().slots.iter().map(live).fold(0, u64::saturating_add)
-    }
-
     fn keeps(&self) -> Keeps {
         self.backend.powers().keeps
     }
@@ -168,16 +155,6 @@ impl<B: Backend> Space<B> {
         write(&self.fenced).push(Fenced { fence: Fence { range, cause }, memory });
     }
 
-    /// The fence in a window that is there whose memory shares bytes with `memory`: entries behind it may still point there.
-    fn fence_leaning_on(&self, memory: &HostMemory) -> Option<IovaRange> {
-        let windows = self.layout().windows.clone();
-        let leans = |held: &HostMemory| held.address() <= memory.last() && memory.address() <= held.last();
-        let fenced = read(&self.fenced);
-        let mut fences =
-            fenced.iter().filter(|fenced| fenced.memory.iter().any(leans)).map(|fenced| fenced.fence.range);
-        fences.find(|fence| windows.overlapping(*fence).next().is_some())
-    }
-
     /// The slot whose window holds all of `range`, properly aligned.
     fn slot_for(
         &self,
@@ -198,22 +175,6 @@ impl<B: Backend> Space<B> {
             Unit::Pages(page) if page < granule || !range.is_aligned_to(page) => Err(fail(Kind::BadUnit(page))),
             _ => Ok(slot.clone()),
         }
-    }
-
-    fn check_registered(&self, operation: Operation, range: IovaRange, memory: &HostMemory) -> Result<(), Error> {
-        if self.backend.registration_calls().is_none() {
-            return Ok(());
-        }
-        // Neighbouring registrations serve one map: the kernel looks each entry up by itself (linux: tce_iommu_build_v2).
-        let registered = read(&self.registered);
-        let mut next = memory.address();
-        while next <= memory.last() {
-            let holding = registered.range(..=next).next_back().filter(|(_, known)| known.last() >= next);
-            let Some((_, known)) = holding else { return Err(Error::new(operation, range, Kind::NotRegistered)) };
-            let Some(after) = known.last().checked_add(1) else { break };
-            next = after;
-        }
-        Ok(())
     }
 
     /// Makes the kernel calls of a mapping. After an error nothing of it is left, or what is left is fenced.
@@ -340,60 +301,6 @@ impl<B: Backend> Space<B> {
         write(&slot.live).remove(new.range);
         slot.record(new.clone());
         Ok(swap)
-    }
-
-    /// Takes the windows the host offers now into force, moving what lives to where it belongs. The gate is held exclusively.
-    fn adopt_windows(&self, windows: Windows) -> WindowChange {
-        let layout = self.layout();
-        let before = layout.snapshot();
-        if *layout.windows != windows {
-            let live = layout.slots.iter().flat_map(|slot| write(&slot.live).drain()).collect();
-            *write(&self.layout) = Arc::new(Layout::new(layout.generation + 1, windows, live));
-        }
-        WindowChange { before, after: self.layout().snapshot() }
-    }
-
-    /// The first live mapping that `windows` could not hold.
-    fn stranded_by(&self, windows: &Windows) -> Option<IovaRange> {
-        let fits =
-            |range: IovaRange| windows.covering(range).is_some_and(|window| range.is_aligned_to(window.granule()));
-        let layout = self.layout();
-        layout.slots.iter().find_map(|slot| {
-            let live = read(&slot.live);
-            live.within(IovaRange::all()).map(|mapping| mapping.range).find(|range| !fits(*range))
-        })
-    }
-
-    /// What kernels say to a device that does not reach what is mapped (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_resv_conflict:
-    /// `EINVAL`; drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions: `EADDRINUSE`), with what is in whose way.
-    fn naming_collision(&self, device: &dyn Attachable, mut error: Error) -> Error {
-        if !matches!(error.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE)) {
-            return error;
-        }
-        let layout = self.layout();
-        let live = |range| layout.slots.iter().find_map(|slot| read(&slot.live).overlap(range));
-        let collision = device.reserved().into_iter().find_map(|reserved| Some((live(reserved.range)?, reserved)));
-        if let Some((live, reserved)) = collision {
-            error.kind = Kind::WouldStrand(live, Some(Box::new(reserved)));
-        }
-        error
-    }
-
-    /// Forgets what the kernel forgot when the last device left its container.
-    fn forget_everything(&self) {
-        self.layout().slots.iter().for_each(|slot| drop(write(&slot.live).drain()));
-        write(&self.registered).clear();
-    }
-
-    /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.
-    fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) -> Vec<IovaRange> {
-        if let Err(failure) = device.detach_from(self.backend.attach_point()) {
-            log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
-        }
-        if let Err(failure) = self.backend.refresh(devices) {
-            log::error!("{}: the windows could not be read again: {failure}", self.backend.name());
-        }
-        self.refill_tables(Operation::Attach, devices)
     }
 }
 
@@ -581,187 +488,6 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 }
 
-impl<B: Backend> Space<B> {
-    /// The kernel clears the tables of a container when one of several groups leaves it (linux:
-    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership): what lives for the `devices` that stay is entered again. Returns
-    /// what could not be, which is fenced.
-    fn refill_tables(&self, operation: Operation, devices: usize) -> Vec<IovaRange> {
-        if devices == 0 || self.keeps() == Keeps::Mappings {
-            return Vec::new();
-        }
-        let refill = |slot: &Arc<Slot>| {
-            let live: Vec<_> = read(&slot.live).within(IovaRange::all()).collect();
-            self.bring_back(operation, slot, &live)
-        };
-        self.layout().slots.iter().flat_map(refill).collect()
-    }
-
-    fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {
-        let none = || Error::new(operation, range, Kind::Unsupported("this host's windows are fixed"));
-        self.backend.window_calls().ok_or_else(none)
-    }
-
-    fn calls_for_registration(
-        &self,
-        operation: Operation,
-        memory: &HostMemory,
-    ) -> Result<&dyn RegistrationCalls, Error> {
-        let none = Kind::Unsupported("this host maps without registration");
-        let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
-        self.backend.registration_calls().ok_or_else(none)
-    }
-
-    /// Removes what a failed creation may have left at these places. Where a window is known nothing was left, and removing would hit
-    /// the known one.
-    fn sweep_windows(&self, calls: &dyn WindowCalls, request: WindowRequest, places: BTreeSet<Iova>) -> Swept {
-        let (known, len) = (self.layout().windows.clone(), request.range.len().map_or(0, NonZeroU64::get));
-        let mut swept = Swept::default();
-        for at in places.into_iter().filter(|at| known.containing(*at).is_none()) {
-            let Ok(range) = IovaRange::with_len(at, len) else { continue };
-            match insist(Errno::EINVAL, || calls.remove(Window { range, page_sizes: PageSizes::only(request.page) })) {
-                Ok(Some(())) => swept.removed.push(at),
-                Ok(None) => {}
-                Err(failure) => {
-                    self.put_up_fence(range, failure, Vec::new());
-                    swept.in_doubt.push(range);
-                }
-            }
-        }
-        swept
-    }
-
-    /// Puts `window` into force, or takes the window at `window.range` out. The gate is held exclusively.
-    fn change_windows(&self, change: impl FnOnce(&mut Vec<Arc<Slot>>)) {
-        let layout = self.layout();
-        let mut slots = layout.slots.clone();
-        change(&mut slots);
-        slots.sort_by_key(|slot| slot.window.range);
-        // Checked before the kernel was asked, so they are disjoint.
-        let windows = Windows::new(slots.iter().map(|slot| slot.window).collect()).unwrap_or_default();
-        *write(&self.layout) =
-            Arc::new(Layout { generation: layout.generation + 1, windows: Arc::new(windows), slots });
-    }
-}
-
-impl<B: Backend> WindowControl for Space<B> {
-    fn offer(&self) -> Option<WindowOffer> {
-        self.backend.window_calls()?.offer()
-    }
-
-    fn create_window(&self, request: WindowRequest) -> Result<Window, Error> {
-        let (operation, range) = (Operation::CreateWindow, request.range);
-        let fail = |kind| Error::new(operation, range, kind);
-        let calls = self.calls_for_windows(operation, range)?;
-        let _gate = write(&self.gate);
-        let offer = calls.offer().ok_or_else(|| fail(Kind::Unsupported("no device is attached yet")))?;
-        let layout = self.layout();
-        if !offer.page_sizes.contains(request.page) {
-            return Err(fail(Kind::UnsupportedPage(offer.page_sizes)));
-        }
-        if !range.len().is_some_and(|len| len.is_power_of_two()) || !range.is_aligned_to(request.page) {
-            return Err(fail(Kind::BadWindowSize));
-        }
-        if let Some(window) = layout.windows.overlapping(range).next() {
-            return Err(fail(Kind::Overlap(window.range)));
-        }
-        if let Some(fence) = self.fence_over(range) {
-            return Err(fail(Kind::Fenced(fence)));
-        }
-        let places: Vec<_> = offer.places.iter().map(|place| place.first).chain([range.first()]).collect();
-        let mut attempts = ATTEMPTS;
-        loop {
-            attempts -= 1;
-            let (error, at) = match calls.create(request) {
-                Ok(granted) if granted.range == range => {
-                    self.change_windows(|slots| slots.push(Arc::new(Slot::new(granted))));
-                    return Ok(granted);
-                }
-                Ok(granted) => (fail(Kind::GrantedElsewhere(granted.range.first())), Some(granted.range.first())),
-                Err(failure) => (self.refused(operation, range, failure, calls.table_bytes(request)), None),
-            };
-            let swept = self.sweep_windows(calls, request, places.iter().copied().chain(at).collect());
-            // Where a window had been left the next one may come to lie better.
-            if attempts == 0 || !swept.in_doubt.is_empty() || swept.removed.iter().all(|first| Some(*first) == at) {
-                return Err(error.fencing(swept.in_doubt));
-            }
-        }
-    }
-
-    fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error> {
-        let operation = Operation::RemoveWindow;
-        let calls = self.calls_for_windows(operation, range)?;
-        let _gate = write(&self.gate);
-        let layout = self.layout();
-        let slot = layout.slots.iter().find(|slot| slot.window.range == range);
-        let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
-        if let Err(failure) = insist(Errno::EINVAL, || calls.remove(slot.window)) {
-            // It can be tried again: what it is about is in doubt, not what to do about it.
-            self.put_up_fence(range, failure, write(&slot.live).drain().map(|mapping| mapping.memory).collect());
-            return Err(Error::from_kernel(operation, range, failure).fencing([range]));
-        }
-        self.change_windows(|slots| slots.retain(|slot| slot.window.range != range));
-        Ok(write(&slot.live).drain().collect())
-    }
-
-    fn table_bytes(&self, request: WindowRequest) -> u64 {
-        self.backend.window_calls().map_or(0, |calls| calls.table_bytes(request))
-    }
-}
-
-impl<B: Backend> MemoryRegistration for Space<B> {
-    fn register(&self, memory: &HostMemory) -> Result<(), Error> {
-        let operation = Operation::Register;
-        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
-        let calls = self.calls_for_registration(operation, memory)?;
-        let _gate = write(&self.gate);
-        let page = self.backend.powers().host_page;
-        if memory.is_unbacked() && self.backend.is_real() {
-            return Err(fail(Kind::Unbacked));
-        }
-        if memory.is_device_memory() {
-            return Err(fail(Kind::DeviceMemory));
-        }
-        if memory.is_host_read_only() {
-            return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
-        }
-        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
-            return Err(fail(Kind::Misaligned(page)));
-        }
-        let below = read(&self.registered).range(..=memory.last()).next_back().map(|(_, known)| known.last());
-        if below.is_some_and(|last| last >= memory.address()) {
-            return Err(fail(Kind::AlreadyRegistered));
-        }
-        register_surely(calls, memory)
-            .map_err(|failure| self.refused(operation, memory.clone(), failure, memory.len().get()))?;
-        write(&self.registered).insert(memory.address(), memory.clone());
-        Ok(())
-    }
-
-    fn unregister(&self, memory: &HostMemory) -> Result<(), Error> {
-        let operation = Operation::Unregister;
-        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
-        let calls = self.calls_for_registration(operation, memory)?;
-        let _gate = write(&self.gate);
-        if read(&self.registered).get(&memory.address()) != Some(memory) {
-            return Err(fail(Kind::NotRegistered));
-        }
-        if let Some(live) = self.mapping_onto(memory) {
-            return Err(fail(Kind::InUse(live)));
-        }
-        if let Some(fence) = self.fence_leaning_on(memory) {
-            return Err(fail(Kind::Fenced(fence)));
-        }
-        insist(Errno::ENOENT, || calls.unregister(memory))
-            .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
-        write(&self.registered).remove(&memory.address());
-        Ok(())
-    }
-
-    fn registered(&self) -> Vec<HostMemory> {
-        read(&self.registered).values().cloned().collect()
-    }
-}
-
 impl Layout {
     /// Windows with `live` in them, which must fit.
     fn new(generation: u64, windows: Windows, live: Vec<Mapping>) -> Self {
@@ -835,32 +561,6 @@ impl<B: Backend> Drop for Space<B> {
     }
 }
 
-/// How often a kernel has to say that nothing is there to be believed: an errno by itself is no proof, since look-ups inside the kernel
-/// fail for other reasons too.
-const ABSENCES: usize = 3;
-
-/// How often the kernel is asked before its no is taken for one: enough to be told the truth so often beside two other failures.
-const ATTEMPTS: usize = ABSENCES + 2;
-
-/// Asks again when the kernel says no. The error is the first.
-fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    call().or_else(|first| {
-        log::debug!("{first}; asking again");
-        (1..ATTEMPTS).find_map(|_| call().ok()).ok_or(first)
-    })
-}
-
-/// Has something taken away. `absent` is how the kernel says that there is nothing, or nothing any more. `None`: so it was.
-fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
-    let mut absences = 0;
-    ask(|| {
-        call().map(Some).or_else(|failure| {
-            absences += usize::from(failure.errno() == Some(absent));
-            if absences < ABSENCES { Err(failure) } else { Ok(None) }
-        })
-    })
-}
-
 /// A kernel's refusal of something that would have locked `wanted` bytes. Only where memory was short is asked how much may be locked.
 fn refused(
     backend: &impl Backend,
@@ -874,19 +574,6 @@ fn refused(
         *limit = PinLimit { wanted: Some(wanted), allowance: backend.allowance() };
     }
     error
-}
-
-/// Registers memory. What a failed call registered all the same, or one that failed before it, would stay pinned: it is taken back, and if
-/// there was something the call is made again.
-fn register_surely(calls: &dyn RegistrationCalls, memory: &HostMemory) -> Result<(), Failure> {
-    let mut result = Ok(());
-    for _ in 0..ATTEMPTS {
-        result = calls.register(memory);
-        if result.is_ok() || !matches!(insist(Errno::ENOENT, || calls.unregister(memory)), Ok(Some(()))) {
-            break;
-        }
-    }
-    result
 }
 
 /// The pages of an aligned range, ascending.

@@ -165,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_every_preset() {
+        let mut command = Arguments::command();
+        let help = command.find_subcommand_mut("replay").expect("it is there").render_long_help().to_string();
+        for preset in dmaspace_soft::Profile::PRESETS {
+            assert!(help.contains(&format!("{preset},")), "{preset}");
+        }
+    }
+
+    #[test]
     fn page_sizes_are_read_with_and_without_a_unit() {
         let shift = |text: &str| page_size(text).ok().map(PageSize::shift);
         assert_eq!(["4096", "4K", "64k", "16M", "1G"].map(shift), [12, 12, 16, 24, 30].map(Some));

@@ -1,0 +1,121 @@
+//! Memory that is registered before it is mapped.
+
+use crate::access::Access;
+use crate::address::IovaRange;
+use crate::backend::{Backend, RegistrationCalls};
+use crate::contract::{MemoryRegistration, PciAddressSpace};
+use crate::door::{Errno, Failure};
+use crate::error::{Error, Kind, Operation, Subject};
+use crate::memory::HostMemory;
+use crate::space::asking::{ATTEMPTS, insist};
+use crate::space::{Space, read, write};
+
+impl<B: Backend> Space<B> {
+    fn calls_for_registration(
+        &self,
+        operation: Operation,
+        memory: &HostMemory,
+    ) -> Result<&dyn RegistrationCalls, Error> {
+        let none = Kind::Unsupported("this host maps without registration");
+        let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
+        self.backend.registration_calls().ok_or_else(none)
+    }
+
+    pub(super) fn check_registered(
+        &self,
+        operation: Operation,
+        range: IovaRange,
+        memory: &HostMemory,
+    ) -> Result<(), Error> {
+        if self.backend.registration_calls().is_none() {
+            return Ok(());
+        }
+        // Neighbouring registrations serve one map: the kernel looks each entry up by itself (linux: tce_iommu_build_v2).
+        let registered = read(&self.registered);
+        let mut next = memory.address();
+        while next <= memory.last() {
+            let holding = registered.range(..=next).next_back().filter(|(_, known)| known.last() >= next);
+            let Some((_, known)) = holding else { return Err(Error::new(operation, range, Kind::NotRegistered)) };
+            let Some(after) = known.last().checked_add(1) else { break };
+            next = after;
+        }
+        Ok(())
+    }
+
+    /// The fence in a window that is there whose memory shares bytes with `memory`: entries behind it may still point there.
+    pub(super) fn fence_leaning_on(&self, memory: &HostMemory) -> Option<IovaRange> {
+        let windows = self.layout().windows.clone();
+        let leans = |held: &HostMemory| held.address() <= memory.last() && memory.address() <= held.last();
+        let fenced = read(&self.fenced);
+        let mut fences =
+            fenced.iter().filter(|fenced| fenced.memory.iter().any(leans)).map(|fenced| fenced.fence.range);
+        fences.find(|fence| windows.overlapping(*fence).next().is_some())
+    }
+}
+
+impl<B: Backend> MemoryRegistration for Space<B> {
+    fn register(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::Register;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_registration(operation, memory)?;
+        let _gate = write(&self.gate);
+        let page = self.backend.powers().host_page;
+        if memory.is_unbacked() && self.backend.is_real() {
+            return Err(fail(Kind::Unbacked));
+        }
+        if memory.is_device_memory() {
+            return Err(fail(Kind::DeviceMemory));
+        }
+        if memory.is_host_read_only() {
+            return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
+        }
+        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
+            return Err(fail(Kind::Misaligned(page)));
+        }
+        let below = read(&self.registered).range(..=memory.last()).next_back().map(|(_, known)| known.last());
+        if below.is_some_and(|last| last >= memory.address()) {
+            return Err(fail(Kind::AlreadyRegistered));
+        }
+        register_surely(calls, memory)
+            .map_err(|failure| self.refused(operation, memory.clone(), failure, memory.len().get()))?;
+        write(&self.registered).insert(memory.address(), memory.clone());
+        Ok(())
+    }
+
+    fn unregister(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::Unregister;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_registration(operation, memory)?;
+        let _gate = write(&self.gate);
+        if read(&self.registered).get(&memory.address()) != Some(memory) {
+            return Err(fail(Kind::NotRegistered));
+        }
+        if let Some(live) = self.mapping_onto(memory) {
+            return Err(fail(Kind::InUse(live)));
+        }
+        if let Some(fence) = self.fence_leaning_on(memory) {
+            return Err(fail(Kind::Fenced(fence)));
+        }
+        insist(Errno::ENOENT, || calls.unregister(memory))
+            .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
+        write(&self.registered).remove(&memory.address());
+        Ok(())
+    }
+
+    fn registered(&self) -> Vec<HostMemory> {
+        read(&self.registered).values().cloned().collect()
+    }
+}
+
+/// Registers memory. What a failed call registered all the same, or one that failed before it, would stay pinned: it is taken back, and if
+/// there was something the call is made again.
+fn register_surely(calls: &dyn RegistrationCalls, memory: &HostMemory) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for _ in 0..ATTEMPTS {
+        result = calls.register(memory);
+        if result.is_ok() || !matches!(insist(Errno::ENOENT, || calls.unregister(memory)), Ok(Some(()))) {
+            break;
+        }
+    }
+    result
+}
