@@ -85,9 +85,7 @@ impl VfioGroup {
     /// # Errors
     /// What the kernel says.
     pub fn is_viable(&self) -> Result<bool, Failure> {
-        let mut status = GroupStatus { argsz: GroupStatus::SIZE, flags: 0 };
-        self.door.call(self.handle, Command::with_bytes(GROUP_GET_STATUS, status.as_mut_bytes()))?;
-        Ok(status.flags & (GROUP_VIABLE | GROUP_CONTAINER_SET) != 0)
+        Ok(self.status()? & (GROUP_VIABLE | GROUP_CONTAINER_SET) != 0)
     }
 
     /// Opens one of its devices, by the name sysfs has for it: `0000:00:03.0`. A virtual function whose physical function is owned by
@@ -101,6 +99,12 @@ impl VfioGroup {
         let opened = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Device);
         let handle = opened.map_err(|errno| refusal(GROUP_GET_DEVICE_FD, errno))?;
         Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
+    }
+
+    fn status(&self) -> Result<u32, Failure> {
+        let mut status = GroupStatus { argsz: GroupStatus::SIZE, flags: 0 };
+        self.door.call(self.handle, Command::with_bytes(GROUP_GET_STATUS, status.as_mut_bytes()))?;
+        Ok(status.flags)
     }
 
     fn join(&self, container: Handle) -> Result<(), Failure> {
@@ -145,10 +149,13 @@ impl Attachable for VfioGroup {
         self.reserved.clone()
     }
 
-    /// Joins the container and, as the first group there, gives it to an IOMMU driver. `EPERM` from VFIO_GROUP_SET_CONTAINER: the
-    /// group is not viable ([`VfioGroup::is_viable`]).
+    /// Joins the container and, as the first group there, gives it to an IOMMU driver. From VFIO_GROUP_SET_CONTAINER: `EPERM`, the group
+    /// is not viable ([`VfioGroup::is_viable`]); `EINVAL`, it is in a container already, and stays there.
     fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
         let container = container_of(point, GROUP_SET_CONTAINER)?;
+        if self.status()? & GROUP_CONTAINER_SET != 0 {
+            return Err(refusal(GROUP_SET_CONTAINER, Errno::EINVAL));
+        }
         let joined = self.join(container).and_then(|()| match self.has_driver(container) {
             true => Ok(()),
             false => self.give_driver(container),
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn the_first_group_gives_the_container_to_a_driver_and_so_does_the_next_first() {
         let stage = stage(BackendKind::Type1);
-        let first = ["VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
+        let first = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
         stage.attach().expect("nothing refuses");
         assert_eq!(stage.door.calls(), first);
         stage.detach().expect("nothing refuses");
@@ -246,7 +253,8 @@ mod tests {
         stage.attach().expect("nothing refuses");
         stage.door.calls();
         stage.attach().expect("the door counts groups, not which");
-        assert_eq!(stage.door.calls(), ["VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO"]);
+        let calls = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO"];
+        assert_eq!(stage.door.calls(), calls);
     }
 
     #[test]
@@ -266,7 +274,7 @@ mod tests {
         let stage = stage(BackendKind::Type1);
         stage.door.refuse("VFIO_SET_IOMMU 3", Errno::EPERM);
         assert_eq!(stage.attach().expect_err("refused").to_string(), "VFIO_SET_IOMMU: EPERM");
-        assert_eq!(stage.door.calls()[2..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
+        assert_eq!(stage.door.calls()[3..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
     }
 
     #[test]
@@ -275,7 +283,7 @@ mod tests {
         stage.door.refuse("VFIO_GROUP_SET_CONTAINER", Errno::EPERM);
         assert_eq!(stage.attach().expect_err("refused").errno(), Some(Errno::EPERM));
         let left = ["VFIO_GROUP_UNSET_CONTAINER"; ATTEMPTS];
-        assert_eq!(stage.door.calls(), [&["VFIO_GROUP_SET_CONTAINER"], &left[..]].concat());
+        assert_eq!(stage.door.calls(), [&["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER"], &left[..]].concat());
     }
 
     #[test]

@@ -480,6 +480,7 @@ mod tests {
                 "open /dev/vfio/7",
                 "register /dev/vfio/7",
                 "VFIO_GROUP_GET_STATUS",
+                "VFIO_GROUP_GET_STATUS",
                 "VFIO_GROUP_SET_CONTAINER",
                 "VFIO_IOMMU_GET_INFO",
                 "VFIO_SET_IOMMU 3",

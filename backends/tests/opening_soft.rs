@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use dmaspace::door::Errno;
 use dmaspace::{BackendKind, Choice, Facts, Host, OpenError, Opened, PciAddress, Wish};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 
@@ -96,6 +97,26 @@ fn a_device_can_leave_and_come_back() {
             assert_eq!(machine.ledger().devices, 1, "the device holds on to its space");
             drop(device);
             assert!(machine.ledger().is_clear());
+        }
+    }
+}
+
+#[test]
+fn a_group_in_a_container_stays_there_whoever_else_wants_it() {
+    for profile in profiles() {
+        let (_machine, host) = boot(&profile);
+        for backend in backends(&host).into_iter().filter(|backend| *backend != BackendKind::Iommufd) {
+            let mut opened = open(&host, backend).expect("nothing fails");
+            let group = opened.devices[0].group().cloned().expect("a group's device");
+            // An open device would keep its group where it is.
+            opened.devices.clear();
+            let elsewhere = host.open_space(backend).expect("nothing fails");
+            for space in [opened.space.space(), elsewhere.space()] {
+                let error = space.attach(group.clone()).expect_err("it is in a container");
+                assert_eq!(error.errno(), Some(Errno::EINVAL), "{error}");
+            }
+            let name = first_device(&host).to_string();
+            opened.space.open_device(&group, &name).expect("only a group in a container opens its devices");
         }
     }
 }
