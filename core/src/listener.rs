@@ -246,19 +246,20 @@ impl Listener {
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
-        closing.iter().for_each(|window| window.close());
+        let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
         let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
         let plans = self.plans(&self.view, &self.members, scope);
         let mut report = match plans.and_then(|plans| apply_to(&self.members, plans)) {
             Ok(report) => report,
             Err(error) => {
-                closing.iter().for_each(|window| window.serve(self.serving()));
                 // Windows that were removed and created again are the ones there were.
                 let unchanged = self.members.iter_mut().zip(in_step).filter(|(_, in_step)| *in_step);
                 unchanged.for_each(|(member, _)| member.note_windows());
                 return Err(error);
             }
         };
+        gates.iter().for_each(|gate| gate.serve(Vec::new()));
+        drop(gates);
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
         for section in &update.removed {
             let first = section.range().first();
@@ -286,9 +287,8 @@ impl Listener {
         let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         // No entry may come before the space is there to get it.
         let windows: Vec<_> = self.windows.values().cloned().collect();
-        let mut verbs: Vec<_> = windows.iter().map(|window| window.hold()).collect();
-        let entries = windows.iter().zip(&verbs).flat_map(|(window, spaces)| window.entries_on(spaces));
-        let live: Vec<Mapping> = entries.collect();
+        let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
+        let live: Vec<Mapping> = windows.iter().flat_map(|window| window.entries()).collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
             for entry in live {
@@ -300,7 +300,7 @@ impl Listener {
         let mut report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
         joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
-        verbs.iter_mut().for_each(|spaces| **spaces = self.serving());
+        gates.iter().for_each(|gate| gate.serve(self.serving()));
         held.values_mut().for_each(|serving| **serving = Some(self.serving()));
         Ok(Report { spaces: vec![report] })
     }
@@ -318,17 +318,20 @@ impl Listener {
     fn dismiss(&mut self, place: usize) -> Result<(), CommitError> {
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
+        // No entry may come that a space lacks which cannot leave after all.
+        let windows: Vec<_> = self.windows.values().cloned().collect();
+        let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
         let leaving = [self.members.remove(place)];
-        self.serve_with(&mut held);
         let nothing = View::default();
         let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
-        let result = plans.and_then(|plans| apply_to(&leaving, plans));
-        if result.is_err() {
+        if let Err(error) = plans.and_then(|plans| apply_to(&leaving, plans)) {
             let [member] = leaving;
             self.members.insert(place, member);
-            self.serve_with(&mut held);
+            return Err(error);
         }
-        result.map(drop)
+        gates.iter().for_each(|gate| gate.serve(self.serving()));
+        held.values_mut().for_each(|serving| **serving = Some(self.serving()));
+        Ok(())
     }
 
     /// The translated window whose section begins at `first`.
@@ -339,12 +342,6 @@ impl Listener {
     /// The discardable section that begins at `first`.
     pub fn discardable(&self, first: Iova) -> Option<DiscardableRam> {
         self.discardables.get(&first).map(|section| section.handle())
-    }
-
-    /// Keeps sections in force on the spaces there are now.
-    fn serve_with(&self, held: &mut Held<'_>) {
-        self.windows.values().for_each(|window| window.serve(self.serving()));
-        held.values_mut().for_each(|serving| **serving = Some(self.serving()));
     }
 
     fn serving(&self) -> Vec<Arc<dyn PciAddressSpace>> {

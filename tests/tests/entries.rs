@@ -13,6 +13,8 @@ use dmaspace_tests::soft::{self, host, memory, range};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 0x1000;
+const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
+const UNREGISTER: &str = "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY";
 const WINDOW: u64 = 64 * MIB;
 /// Where system memory ends that comes and goes, and how much of it there is.
 const DIMM: u64 = 16 * MIB;
@@ -134,6 +136,45 @@ fn a_space_that_joins_has_what_the_others_have() {
             listener.detach(late.space.space()).expect("it is one of them");
         }
     }
+}
+
+#[test]
+fn a_space_that_cannot_leave_keeps_up() {
+    let (_soft, early) = open("powernv9", BackendKind::Spapr);
+    let (soft, late) = open("powernv9", BackendKind::Spapr);
+    let mut listener = listener(&[&early, &late]);
+    let stuck: Vec<_> = (1..=20).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNREGISTER)).collect();
+    for _ in 0..20 {
+        soft.plan_faults(&stuck);
+        meanwhile(&mut listener, |listener| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            listener.detach(late.space.space()).expect_err("its memory stays registered");
+        });
+        soft.plan_faults(&[]);
+        let live = |opened: &Opened| opened.space.space().mappings(IovaRange::all());
+        assert!(live(&early) == live(&late), "entries differ");
+    }
+}
+
+#[test]
+fn a_window_that_cannot_go_answers_as_ever() {
+    let (soft, opened) = open("powernv9", BackendKind::Spapr);
+    let mut listener = listener(&[&opened]);
+    let handle = listener.translated(Iova::new(0)).expect("it is in force");
+    let stuck: Vec<_> = (1..=2000).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(REMOVE)).collect();
+    soft.plan_faults(&stuck);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                handle.lookup(Iova::new(0)).expect("the window is there all the time");
+            }
+        });
+        for _ in 0..50 {
+            listener.commit(Update::new().removing(window())).expect_err("it cannot go");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Translated windows: entries that the guest puts and clears, from any of its processors.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
@@ -52,6 +53,9 @@ pub(super) struct Shared {
     range: IovaRange,
     page: PageSize,
     targets: Targets,
+    /// Shared by verbs under way, exclusive for what lets none begin. Lookups do not ask.
+    gate: RwLock<()>,
+    /// Changed behind the gate, and for a moment only.
     spaces: RwLock<Vec<Arc<dyn PciAddressSpace>>>,
     /// Makes verbs follow each other where several spaces have to see them in one order.
     in_order: Mutex<()>,
@@ -64,7 +68,14 @@ impl Shared {
         targets: Targets,
         spaces: Vec<Arc<dyn PciAddressSpace>>,
     ) -> Arc<Self> {
-        Arc::new(Self { range, page, targets, spaces: RwLock::new(spaces), in_order: Mutex::default() })
+        Arc::new(Self {
+            range,
+            page,
+            targets,
+            gate: RwLock::default(),
+            spaces: RwLock::new(spaces),
+            in_order: Mutex::default(),
+        })
     }
 
     pub(super) fn handle(self: &Arc<Self>) -> TranslatedWindow {
@@ -79,29 +90,18 @@ impl Shared {
         self.page
     }
 
-    /// Takes the spaces away, waiting for verbs under way: afterwards no entry can come.
-    pub(super) fn close(&self) {
-        self.serve(Vec::new());
+    /// Waits for verbs under way, and lets none begin until the result is dropped.
+    pub(super) fn hold(&self) -> Held<'_> {
+        Held { shared: self, _gate: self.gate.write().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Serves `spaces` from now on.
-    pub(super) fn serve(&self, spaces: Vec<Arc<dyn PciAddressSpace>>) {
-        *self.hold() = spaces;
-    }
-
-    /// Waits for verbs under way, and lets none begin: here are the spaces served, to be changed or not.
-    pub(super) fn hold(&self) -> RwLockWriteGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
-        self.spaces.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What the guest has put so far.
-    pub(super) fn entries(&self) -> Vec<Mapping> {
-        self.entries_on(&self.spaces.read().unwrap_or_else(PoisonError::into_inner))
+    fn spaces(&self) -> RwLockReadGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
+        self.spaces.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the guest has put so far, of which all of the spaces served have the same.
-    pub(super) fn entries_on(&self, spaces: &[Arc<dyn PciAddressSpace>]) -> Vec<Mapping> {
-        spaces.first().map(|space| space.mappings(self.range)).unwrap_or_default()
+    pub(super) fn entries(&self) -> Vec<Mapping> {
+        self.spaces().first().map(|space| space.mappings(self.range)).unwrap_or_default()
     }
 
     fn checked(&self, at: Iova, len: u64, target: u64) -> Result<IovaRange, EntryError> {
@@ -247,18 +247,44 @@ impl TranslatedWindow {
     /// [`EntryError::NoSuchWindow`].
     pub fn lookup(&self, at: Iova) -> Result<Option<Mapping>, EntryError> {
         let shared = self.shared()?;
-        let spaces = shared.open()?;
-        Ok(spaces.first().filter(|_| shared.range.contains(at)).and_then(|space| space.lookup(at)))
+        let spaces = shared.spaces();
+        let space = spaces.first().ok_or(EntryError::NoSuchWindow)?;
+        Ok(if shared.range.contains(at) { space.lookup(at) } else { None })
     }
 }
 
-type Open<'a> = std::sync::RwLockReadGuard<'a, Vec<Arc<dyn PciAddressSpace>>>;
+/// A window in which no verb begins.
+pub(super) struct Held<'a> {
+    shared: &'a Shared,
+    _gate: RwLockWriteGuard<'a, ()>,
+}
+
+impl Held<'_> {
+    /// Serves `spaces` from now on. None: the window is gone.
+    pub(super) fn serve(&self, spaces: Vec<Arc<dyn PciAddressSpace>>) {
+        *self.shared.spaces.write().unwrap_or_else(PoisonError::into_inner) = spaces;
+    }
+}
+
+/// The spaces a verb works on. The window does not go, and the spaces do not change, while this is held.
+struct Open<'a> {
+    _gate: RwLockReadGuard<'a, ()>,
+    spaces: RwLockReadGuard<'a, Vec<Arc<dyn PciAddressSpace>>>,
+}
+
+impl Deref for Open<'_> {
+    type Target = [Arc<dyn PciAddressSpace>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.spaces
+    }
+}
 
 impl Shared {
-    /// The spaces to work on. Held while a verb is under way, so that the window does not go meanwhile.
     fn open(&self) -> Result<Open<'_>, EntryError> {
-        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
-        if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(spaces) }
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let spaces = self.spaces();
+        if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(Open { _gate: gate, spaces }) }
     }
 
     /// Does the same to every space, or to none: `work` tells what it did. What cannot be taken back is fenced, and named.
