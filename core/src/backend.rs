@@ -7,10 +7,11 @@ use std::fmt;
 
 use crate::access::Access;
 use crate::address::IovaRange;
-use crate::contract::{AttachPoint, Powers, WindowOffer, WindowRequest};
+use crate::contract::{AttachPoint, Attachable, Powers, WindowOffer, WindowRequest};
 use crate::door::Failure;
 use crate::locked::Allowance;
 use crate::memory::HostMemory;
+use crate::page::PageSize;
 use crate::window::{Window, Windows};
 
 /// One host IOMMU context: a VFIO container, an IOAS.
@@ -40,6 +41,22 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// Where devices are attached.
     fn attach_point(&self) -> AttachPoint;
+
+    /// Attaches a device: at [`Backend::attach_point`], unless the backend has a better place for it.
+    ///
+    /// # Errors
+    /// What the kernel said; it is not attached then.
+    fn attach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        device.attach_to(self.attach_point())
+    }
+
+    /// Detaches a device.
+    ///
+    /// # Errors
+    /// What the kernel said; it is still attached then.
+    fn detach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        device.detach_from(self.attach_point())
+    }
 
     /// Asks the host what it offers now. Called after a device came or went; `devices` is how many are attached.
     ///
@@ -73,6 +90,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// The calls for registration, on a host that wants it.
     fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
+        None
+    }
+
+    /// The calls for dirty tracking, on a host that may log what devices write.
+    fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
         None
     }
 }
@@ -111,4 +133,52 @@ pub trait RegistrationCalls: Send + Sync {
     /// # Errors
     /// What the kernel said.
     fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
+}
+
+/// Logging what devices write.
+pub trait DirtyCalls: Send + Sync {
+    /// The page in which the host as it is now (its kernel, all of its devices) logs. `None`: it cannot. Makes no call.
+    fn page(&self) -> Option<PageSize>;
+
+    /// Begins to log, with nothing logged yet. A device that is attached later logs too.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing is logged then.
+    fn start(&self) -> Result<(), Failure>;
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn stop(&self) -> Result<(), Failure>;
+
+    /// What a question may be about.
+    fn reach(&self) -> DirtyReach;
+
+    /// Reads what was logged in `range` and clears it: bit n of `bitmap` (bit n % 64 of word n / 64) is set when page n from the start of the
+    /// range was written. The bitmap is zero before, and has room.
+    ///
+    /// # Errors
+    /// What the kernel said. What was logged may be lost then.
+    fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure>;
+
+    /// [`Backend::unmap`], with what was logged in the range until then, where one call does both. `None`: none does.
+    ///
+    /// # Errors
+    /// As [`Backend::unmap`]. What was logged may be lost then.
+    fn unmap(&self, _range: IovaRange, _bitmap: &mut [u64]) -> Option<Result<Option<u64>, Failure>> {
+        None
+    }
+}
+
+/// What a question about written pages may be about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyReach {
+    /// Whether gaps between mappings are fine. iommufd says nothing of what lies behind one, and does not say that (linux:
+    /// drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty).
+    pub over_gaps: bool,
+    /// Whether a part of a mapping can be asked about.
+    pub parts_of_mappings: bool,
+    /// The most bytes a bitmap may have.
+    pub longest_bitmap: usize,
 }

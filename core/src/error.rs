@@ -31,6 +31,10 @@ pub enum Operation {
     Attach,
     /// Detach a device.
     Detach,
+    /// Begin or end dirty tracking.
+    TrackDirty,
+    /// Ask what devices have written.
+    SyncDirty,
 }
 
 impl fmt::Display for Operation {
@@ -45,6 +49,8 @@ impl fmt::Display for Operation {
             Self::Unregister => "unregister",
             Self::Attach => "attach",
             Self::Detach => "detach",
+            Self::TrackDirty => "track dirty pages of",
+            Self::SyncDirty => "sync dirty pages of",
         })
     }
 }
@@ -141,6 +147,10 @@ pub enum Kind {
     WouldStrand(IovaRange, Option<Box<Reserved>>),
     /// The device is not attached here.
     NotAttached,
+    /// Dirty pages are tracked already.
+    Tracking,
+    /// Dirty pages are not tracked.
+    NotTracking,
     /// The kernel's reply cannot be true.
     BadReply,
     /// The kernel said no for a reason of its own.
@@ -152,6 +162,8 @@ impl Kind {
     pub fn of(operation: Operation, failure: &Failure) -> Self {
         match (failure.answer, operation) {
             (Answer::Malformed(_), _) => Self::BadReply,
+            // No memory of the caller's is pinned, and no address of its own is asked about.
+            (_, Operation::TrackDirty | Operation::SyncDirty) => Self::Refused,
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
             (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
@@ -176,6 +188,7 @@ impl Kind {
             Self::InUse(_) | Self::WouldStrand(..) => "unmap it first",
             Self::Fenced(_) => "the fence stays until the space is dropped",
             Self::NotRegistered => "register the memory first",
+            Self::NotTracking => "begin to track first",
             Self::NoWindowSlot => "remove a window first",
             Self::NoMappingSlot => "map larger sections, or raise vfio_iommu_type1's dma_entry_limit",
             Self::PinLimit(limit) => limit.advice(),
@@ -220,6 +233,8 @@ impl fmt::Display for Kind {
                 write!(f, "the live mapping {live} would lie over {reserved}; nothing changed")
             }
             Self::NotAttached => f.write_str("the device is not attached to this space"),
+            Self::Tracking => f.write_str("dirty pages are tracked already"),
+            Self::NotTracking => f.write_str("dirty pages are not tracked"),
             Self::BadReply => f.write_str("the kernel's reply cannot be true"),
             Self::Refused => f.write_str("the kernel refused"),
         }

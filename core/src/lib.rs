@@ -57,6 +57,7 @@ pub mod address;
 pub mod backend;
 pub mod bar;
 pub mod contract;
+pub mod dirty;
 pub mod door;
 pub mod error;
 pub mod listener;

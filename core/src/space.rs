@@ -442,7 +442,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let subject = || Subject::Device(device.name());
         let fail = |failure, wanted| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
-        let attached = device.attach_to(self.backend.attach_point());
+        let attached = self.backend.attach(&*device);
         let attached = attached.map_err(|failure| {
             let error = fail(failure, self.locked_by_attaching(devices.len()));
             self.naming_collision(&*device, error)
@@ -468,7 +468,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let fail = |failure| Error::from_kernel(Operation::Detach, subject(), failure);
         let place = devices.iter().position(|attached| Arc::ptr_eq(attached, device));
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
-        insist(Errno::EINVAL, || device.detach_from(self.backend.attach_point())).map_err(fail)?;
+        insist(Errno::EINVAL, || self.backend.detach(&**device)).map_err(fail)?;
         devices.remove(place);
         if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
             self.forget_everything();
@@ -551,7 +551,7 @@ impl<B: Backend> Drop for Space<B> {
             }
         }
         for device in lock(&self.devices).drain(..).rev() {
-            if let Err(failure) = insist(Errno::EINVAL, || device.detach_from(self.backend.attach_point())) {
+            if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&*device)) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }

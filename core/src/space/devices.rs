@@ -66,7 +66,7 @@ impl<B: Backend> Space<B> {
 
     /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.
     pub(super) fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) -> Vec<IovaRange> {
-        if let Err(failure) = device.detach_from(self.backend.attach_point()) {
+        if let Err(failure) = self.backend.detach(&**device) {
             log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
         }
         if let Err(failure) = self.backend.refresh(devices) {
