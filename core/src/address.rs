@@ -218,6 +218,12 @@ impl<A: Address> AddressRange<A> {
         Self::new(A::new(first), A::new(last)).ok()
     }
 
+    /// The smallest range of whole pages that holds it.
+    #[must_use]
+    pub fn widened_to(self, page: PageSize) -> Self {
+        Self { first: A::new(page.round_down(self.first.get())), last: A::new(self.last.get() | (page.bytes() - 1)) }
+    }
+
     /// Whether both ends lie on borders of `page`.
     pub fn is_aligned_to(self, page: PageSize) -> bool {
         page.divides(self.first.get()) && self.end().is_none_or(|end| page.divides(end.get()))
@@ -274,6 +280,14 @@ mod tests {
             Some(range(0xffff_ffff_ffff_1000, u64::MAX))
         );
         assert_eq!(range(0, 0xffe).trimmed_to(page), None);
+    }
+
+    #[test]
+    fn widening_moves_both_ends_outwards() {
+        assert_eq!(range(0x1001, 0x1fff).widened_to(PageSize::K4), range(0x1000, 0x1fff));
+        assert_eq!(range(0x1fff, 0x2000).widened_to(PageSize::K4), range(0x1000, 0x2fff));
+        assert_eq!(range(u64::MAX, u64::MAX).widened_to(PageSize::K4), range(u64::MAX - 0xfff, u64::MAX));
+        assert_eq!(range(1, u64::MAX - 1).widened_to(PageSize::K4), IovaRange::all());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange};
+use crate::dirty::DirtyTracking;
 use crate::door::{Failure, Handle};
 use crate::error::Error;
 use crate::memory::HostMemory;
@@ -186,6 +187,9 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     fn registration(&self) -> Option<&dyn MemoryRegistration> {
         None
     }
+
+    /// Telling what devices write: every host can, some only by telling everything they may.
+    fn dirty_tracking(&self) -> &dyn DirtyTracking;
 
     /// Attaches a device (a VFIO group, or a device by its own node) and says how that changed the windows.
     ///

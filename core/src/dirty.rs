@@ -10,37 +10,28 @@
 //! window, RAM mapped twice.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::address::IovaRange;
 use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
 
-/// Bytes that a device may have written.
+/// Bytes that a device may have written: `len` of `memory`, from `offset` on.
 #[derive(Clone, Copy, Debug)]
 pub struct Dirtied<'a> {
-    /// Where the device reached them.
-    pub at: IovaRange,
-    /// The memory of the mapping.
+    /// The memory of a mapping.
     pub memory: &'a HostMemory,
-    /// How far into the memory the bytes begin; there are as many as `at` has.
+    /// How far into the memory the bytes begin.
     pub offset: u64,
+    /// How many bytes, never zero.
+    pub len: u64,
 }
 
 impl Dirtied<'_> {
     /// The first byte, in this process.
     pub fn address(&self) -> u64 {
         self.memory.address().saturating_add(self.offset)
-    }
-
-    /// How many bytes, never zero.
-    pub fn len(&self) -> u64 {
-        self.at.len().map_or(u64::MAX, std::num::NonZeroU64::get)
-    }
-
-    /// Never.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 
@@ -94,7 +85,7 @@ pub trait DirtyTracking: Send + Sync {
     ///
     /// # Errors
     /// [`Kind::Tracking`](crate::error::Kind::Tracking) when it has begun already, or what the kernel says; nothing is tracked then.
-    fn start(&self, sink: std::sync::Arc<dyn DirtySink>) -> Result<Precision, Error>;
+    fn start(&self, sink: Arc<dyn DirtySink>) -> Result<Precision, Error>;
 
     /// Tells the sink what devices may have written in `range` since they were told last, and perhaps more: a host that answers whole
     /// mappings only is asked for those that reach into the range. Gaps in the range are fine. Allocates nothing, unless a mapping

@@ -10,6 +10,7 @@
 //!   unregistration never meet (linux: tce_iommu_build_v2 would stop half-way and return 0).
 //! - `operations` makes the changes of one window follow each other; windows do not wait for one another.
 //! - `live` is never held during a kernel call, so [`PciAddressSpace::lookup`] never waits for one.
+//! - Dirty tracking begins and ends behind the gate; its bitmap is locked between `operations` and `live`.
 //!
 //! # After a failure
 //! A call that failed may have done its work all the same, or a part of it. What was to come is taken away again, whether it is there or
@@ -18,7 +19,9 @@
 
 mod asking;
 mod devices;
+mod dirty;
 mod index;
+mod ones;
 mod registrations;
 mod windows;
 
@@ -33,6 +36,7 @@ use crate::contract::{
     AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit,
     WindowChange, WindowControl,
 };
+use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::locked::PinLimit;
@@ -41,6 +45,7 @@ use crate::page::PageSize;
 use crate::reserved::Reserved;
 use crate::window::{Window, Windows};
 use asking::{ask, insist};
+use dirty::Tracking;
 use index::Index;
 
 /// A PCI address space on a backend `B`.
@@ -51,6 +56,7 @@ pub struct Space<B: Backend> {
     registered: RwLock<BTreeMap<u64, HostMemory>>,
     fenced: RwLock<Vec<Fenced>>,
     devices: Mutex<Vec<Arc<dyn Attachable>>>,
+    tracking: RwLock<Option<Tracking>>,
     /// Last, so that everything above is gone when it closes its handles.
     backend: B,
 }
@@ -93,6 +99,7 @@ impl<B: Backend> Space<B> {
             registered: RwLock::default(),
             fenced: RwLock::default(),
             devices: Mutex::default(),
+            tracking: RwLock::default(),
             backend,
         })
     }
@@ -179,6 +186,10 @@ impl<B: Backend> Space<B> {
 
     /// Makes the kernel calls of a mapping. After an error nothing of it is left, or what is left is fenced.
     fn establish(&self, operation: Operation, mapping: &Mapping) -> Result<(), Error> {
+        self.try_to_establish(operation, mapping).inspect_err(|_| self.tell_mapping(mapping))
+    }
+
+    fn try_to_establish(&self, operation: Operation, mapping: &Mapping) -> Result<(), Error> {
         let Mapping { range, memory, access, unit } = mapping;
         let Some(page) = self.call_size(*unit) else {
             return self.backend.map(*range, memory, *access).map_err(|failure| {
@@ -227,12 +238,13 @@ impl<B: Backend> Space<B> {
         self.backend.may_leave_entries(failed.len().map_or(u64::MAX, NonZeroU64::get), cause)
     }
 
-    /// Unmaps `hull`, where `bytes` live and no unit is cut. After an error nobody knows what lives there.
-    fn dissolve(&self, hull: IovaRange, bytes: u64) -> Result<(), Failure> {
+    /// Unmaps everything of a range where `bytes` live and no unit is cut, by a call that does. After an error nobody knows what lives
+    /// there.
+    fn dissolve(bytes: u64, mut unmap: impl FnMut() -> Result<Option<u64>, Failure>) -> Result<(), Failure> {
         let mut asked = 0;
         let gone = insist(Errno::ENOENT, || {
             asked += 1;
-            self.backend.unmap(hull)
+            unmap()
         });
         match gone?.flatten() {
             // A call that failed before may have taken a part.
@@ -243,10 +255,10 @@ impl<B: Backend> Space<B> {
         }
     }
 
-    /// [`Space::dissolve`], and the index follows. An unmap that fails leaves a range nobody can vouch for: it is fenced.
+    /// [`Space::dissolve_telling`], and the index follows. An unmap that fails leaves a range nobody can vouch for: it is fenced.
     fn unmap_in(&self, operation: Operation, slot: &Slot, range: IovaRange) -> Result<u64, Error> {
         let Some((hull, bytes)) = read(&slot.live).hull(range) else { return Ok(0) };
-        if let Err(failure) = self.dissolve(hull, bytes) {
+        if let Err(failure) = self.dissolve_telling(slot, hull, bytes) {
             let memory = read(&slot.live).within(hull).map(|mapping| mapping.memory).collect();
             write(&slot.live).remove(hull);
             self.put_up_fence(hull, failure, memory);
@@ -297,6 +309,9 @@ impl<B: Backend> Space<B> {
                 return Err(Error { fenced: vec![new.range], ..error });
             }
             return Err(error.fencing(self.bring_back(operation, slot, &old)));
+        }
+        if swap == Swap::Seamless {
+            old.iter().for_each(|mapping| self.tell_mapping(mapping));
         }
         write(&slot.live).remove(new.range);
         slot.record(new.clone());
@@ -436,6 +451,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.registration_calls().map(|_| self as _)
     }
 
+    fn dirty_tracking(&self) -> &dyn DirtyTracking {
+        self
+    }
+
     fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error> {
         let _gate = write(&self.gate);
         let mut devices = lock(&self.devices);
@@ -458,6 +477,9 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         });
         let windows = fitting.map_err(|error| error.fencing(self.undo_attach(&device, devices.len())))?;
         devices.push(device);
+        if devices.len() == 1 {
+            self.log_again();
+        }
         Ok(self.adopt_windows(windows))
     }
 
@@ -470,6 +492,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
         insist(Errno::EINVAL, || self.backend.detach(&**device)).map_err(fail)?;
         devices.remove(place);
+        self.tell_all();
         if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
             self.forget_everything();
         }
@@ -531,13 +554,16 @@ impl<B: Backend> Drop for Space<B> {
             let emptied = match self.backend.window_calls() {
                 Some(calls) => insist(Errno::EINVAL, || calls.remove(slot.window)).map(drop),
                 None => match read(&slot.live).hull(slot.window.range) {
-                    Some((hull, bytes)) => self.dissolve(hull, bytes),
+                    Some((hull, bytes)) => Self::dissolve(bytes, || self.backend.unmap(hull)),
                     None => Ok(()),
                 },
             };
             if let Err(failure) = emptied {
                 log::error!("{}: dropping {} failed: {failure}; its memory is kept", self.backend.name(), slot.window);
-                write(&slot.live).drain().for_each(|mapping| std::mem::forget(mapping.memory));
+                for mapping in write(&slot.live).drain() {
+                    self.tell_mapping(&mapping);
+                    std::mem::forget(mapping.memory);
+                }
                 in_doubt = true;
             }
         }
@@ -555,6 +581,7 @@ impl<B: Backend> Drop for Space<B> {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }
+        self.tell_all();
         for fenced in write(&self.fenced).drain(..) {
             fenced.memory.into_iter().for_each(std::mem::forget);
         }

@@ -69,6 +69,7 @@ impl<B: Backend> Space<B> {
         if let Err(failure) = self.backend.detach(&**device) {
             log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
         }
+        self.tell_all();
         if let Err(failure) = self.backend.refresh(devices) {
             log::error!("{}: the windows could not be read again: {failure}", self.backend.name());
         }

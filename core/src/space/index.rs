@@ -19,6 +19,19 @@ pub(super) struct Index {
     runs: BTreeMap<Iova, Run>,
 }
 
+/// The part of a run that lies in a range, as it stands in the index.
+pub(super) struct Part<'a> {
+    /// The part.
+    pub(super) range: IovaRange,
+    /// The whole run.
+    pub(super) run: IovaRange,
+    /// The run's memory, of which the part begins at `offset`.
+    pub(super) memory: &'a HostMemory,
+    pub(super) offset: u64,
+    pub(super) access: Access,
+    pub(super) unit: Unit,
+}
+
 #[derive(Clone, Debug)]
 struct Run {
     last: Iova,
@@ -74,6 +87,16 @@ impl Index {
         self.touching(range).filter_map(move |(&at, run)| {
             let shared = run.range(at).intersection(range)?;
             run.part(at, shared).map(|part| part.into_mapping(shared.first()))
+        })
+    }
+
+    /// The same without a copy of anything.
+    pub(super) fn parts(&self, range: IovaRange) -> impl Iterator<Item = Part<'_>> {
+        self.touching(range).filter_map(move |(&at, run)| {
+            let whole = run.range(at);
+            let shared = whole.intersection(range)?;
+            let (memory, offset) = (&run.memory, shared.first().get() - at.get());
+            Some(Part { range: shared, run: whole, memory, offset, access: run.access, unit: run.unit })
         })
     }
 

@@ -117,7 +117,9 @@ impl<B: Backend> WindowControl for Space<B> {
             return Err(Error::from_kernel(operation, range, failure).fencing([range]));
         }
         self.change_windows(|slots| slots.retain(|slot| slot.window.range != range));
-        Ok(write(&slot.live).drain().collect())
+        let gone: Vec<_> = write(&slot.live).drain().collect();
+        gone.iter().for_each(|mapping| self.tell_mapping(mapping));
+        Ok(gone)
     }
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {
