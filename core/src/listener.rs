@@ -24,6 +24,7 @@ mod plan;
 mod recorder;
 mod report;
 mod state;
+mod tracking;
 mod translated;
 mod update;
 mod windows;
@@ -43,6 +44,7 @@ pub use update::{BadUpdate, Update};
 
 use crate::address::{Address, Iova, IovaRange, SystemAddress};
 use crate::contract::{Mapping, PciAddressSpace};
+use crate::dirty::DirtySink;
 use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::section::{Backing, FrontEnd, Section, TargetMemory};
@@ -64,6 +66,8 @@ pub struct Listener {
     discardables: Discardables,
     /// Behind a mutex only so that a listener can be shared; it is never locked.
     recorder: Option<Mutex<Box<dyn Recorder>>>,
+    /// Who is told what devices write.
+    sink: Option<Arc<dyn DirtySink>>,
 }
 
 /// Why a commit, or an attach, did not happen. Everything is as it was, except for ranges named as fenced.
@@ -288,6 +292,7 @@ impl Listener {
         // No entry may come before the space is there to get it.
         let windows: Vec<_> = self.windows.values().cloned().collect();
         let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
+        self.track_joining(&space).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
         let live: Vec<Mapping> = windows.iter().flat_map(|window| window.entries()).collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
@@ -297,7 +302,11 @@ impl Listener {
             }
             Ok(report)
         });
-        let mut report = replayed.map_err(|error| CommitError::Step { error, fenced: journal.undo(space.as_ref()) })?;
+        let mut report = replayed.map_err(|error| {
+            let fenced = journal.undo(space.as_ref());
+            self.track_no_longer(&space);
+            CommitError::Step { error, fenced }
+        })?;
         joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
         gates.iter().for_each(|gate| gate.serve(self.serving()));
@@ -329,6 +338,7 @@ impl Listener {
             self.members.insert(place, member);
             return Err(error);
         }
+        leaving.iter().for_each(|member| self.track_no_longer(&member.space));
         gates.iter().for_each(|gate| gate.serve(self.serving()));
         held.values_mut().for_each(|serving| **serving = Some(self.serving()));
         Ok(())

@@ -24,6 +24,9 @@
 //! # }
 //! ```
 
+mod bitmaps;
+
+pub use bitmaps::RegionBitmaps;
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 

@@ -361,7 +361,7 @@ fn storm(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64, seed: u64) 
         (state >> 33) % below
     };
     let (mut written, mut told) = (BTreeSet::new(), BTreeSet::new());
-    for _ in 0..20_000 {
+    for _ in 0..5_000 {
         match random(8) {
             0 => {
                 let (at, pages) = (random(BUS), 1 + random(8));

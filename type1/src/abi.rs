@@ -17,11 +17,14 @@ pub const GET_INFO: Request = Request::vfio(BASE + 12, "VFIO_IOMMU_GET_INFO");
 pub const MAP_DMA: Request = Request::vfio(BASE + 13, "VFIO_IOMMU_MAP_DMA");
 /// Container: unmap whole mappings: [`UnmapDma`].
 pub const UNMAP_DMA: Request = Request::vfio(BASE + 14, "VFIO_IOMMU_UNMAP_DMA");
+/// Container: begin or end to log what devices write, or ask: [`DirtyBitmap`].
+pub const DIRTY_PAGES: Request = Request::vfio(BASE + 17, "VFIO_IOMMU_DIRTY_PAGES");
 
 const _: () = {
     assert!(GET_INFO.is(0x3b70));
     assert!(MAP_DMA.is(0x3b71));
     assert!(UNMAP_DMA.is(0x3b72));
+    assert!(DIRTY_PAGES.is(0x3b75));
 };
 
 /// What [`GET_INFO`] fills.
@@ -143,9 +146,81 @@ pub struct UnmapDma {
     pub size: u64,
 }
 
+/// The struct is an [`UnmapDirty`]; only while pages are logged, and not together with [`UNMAP_ALL`].
+pub const UNMAP_GET_DIRTY: u32 = kernel::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
 /// Unmap everything; address and size must be zero then.
 pub const UNMAP_ALL: u32 = kernel::VFIO_DMA_UNMAP_FLAG_ALL;
 
+/// A bitmap for the kernel to fill, one bit a page. The kernel sets bits and clears none: it is zero before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Bitmap {
+    /// The page, in bytes.
+    pub pgsize: u64,
+    /// The bitmap's bytes: a multiple of eight.
+    pub size: u64,
+    /// The bitmap: attached, left zero.
+    pub data: u64,
+}
+
+/// What [`UNMAP_DMA`] reads with [`UNMAP_GET_DIRTY`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct UnmapDirty {
+    /// The range.
+    pub unmap: UnmapDma,
+    /// One bit a page of it.
+    pub bitmap: Bitmap,
+}
+
+/// What [`DIRTY_PAGES`] reads: up to [`DIRTY_BITMAP_HEAD`] bytes, or all of it with [`DIRTY_GET_BITMAP`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DirtyBitmap {
+    /// The bytes that are read.
+    pub argsz: u32,
+    /// One of [`DIRTY_START`], [`DIRTY_STOP`], [`DIRTY_GET_BITMAP`].
+    pub flags: u32,
+    /// The first bus address.
+    pub iova: u64,
+    /// How many bytes.
+    pub size: u64,
+    /// One bit a page of them.
+    pub bitmap: Bitmap,
+}
+
+/// The part of [`DirtyBitmap`] that is always read.
+#[allow(clippy::cast_possible_truncation, reason = "a struct of a few bytes")]
+pub const DIRTY_BITMAP_HEAD: u32 = offset_of!(DirtyBitmap, iova) as u32;
+/// Begin to log.
+pub const DIRTY_START: u32 = kernel::VFIO_IOMMU_DIRTY_PAGES_FLAG_START;
+/// End it.
+pub const DIRTY_STOP: u32 = kernel::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP;
+/// Read what was logged, and clear it.
+pub const DIRTY_GET_BITMAP: u32 = kernel::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+
+// The kernel has the head and the rest as two structs, one behind the other.
+const _: () = {
+    assert!(size_of::<kernel::vfio_iommu_type1_dirty_bitmap>() == offset_of!(DirtyBitmap, iova));
+    assert!(size_of::<kernel::vfio_iommu_type1_dirty_bitmap_get>() == size_of::<DirtyBitmap>() - 8);
+    assert!(offset_of!(kernel::vfio_iommu_type1_dirty_bitmap_get, size) == offset_of!(DirtyBitmap, size) - 8);
+    assert!(offset_of!(kernel::vfio_iommu_type1_dirty_bitmap_get, bitmap) == offset_of!(DirtyBitmap, bitmap) - 8);
+    assert!(offset_of!(kernel::vfio_iommu_type1_dma_unmap, data) == offset_of!(UnmapDirty, bitmap));
+};
+
+impl DirtyBitmap {
+    /// Its size in bytes.
+    #[allow(clippy::cast_possible_truncation, reason = "a struct of a few bytes")]
+    pub const SIZE: u32 = size_of::<Self>() as u32;
+}
+
+impl UnmapDirty {
+    /// Its size in bytes.
+    #[allow(clippy::cast_possible_truncation, reason = "a struct of a few bytes")]
+    pub const SIZE: u32 = size_of::<Self>() as u32;
+}
+
+laid_out_as!(Bitmap, vfio_bitmap { pgsize, size, data });
 laid_out_as!(Info, vfio_iommu_type1_info { argsz, flags, iova_pgsizes, cap_offset, pad });
 laid_out_as!(IovaRanges, vfio_iommu_type1_info_cap_iova_range { header, nr_iovas, reserved });
 laid_out_as!(IovaSpan, vfio_iova_range { start, end });

@@ -8,8 +8,9 @@ use dmaspace_core::door::Failure;
 use dmaspace_core::{Iova, IovaRange, PageSizes, Windows};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan};
+use crate::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan, Migration};
 use crate::chain::{self, Capability};
+use crate::dirty::DirtyLimits;
 
 /// What a container offers at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Offer {
     pub windows: Windows,
     /// How many mappings the kernel still takes, where it says so.
     pub mappings_left: Option<u64>,
+    /// How what devices write is logged, where it can be.
+    pub dirty: Option<DirtyLimits>,
 }
 
 /// What a reply amounts to.
@@ -101,7 +104,8 @@ fn offer(info: &Info, used: &[u8]) -> Result<Offer, &'static str> {
         None => vec![IovaRange::all()],
     };
     let mappings_left = find(&capabilities, abi::CAP_DMA_AVAIL).map(mappings_left).transpose()?;
-    Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left })
+    let dirty = find(&capabilities, abi::CAP_MIGRATION).map(dirty_limits).transpose()?.flatten();
+    Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left, dirty })
 }
 
 fn find<'c, 'a>(capabilities: &'c [Capability<'a>], id: u16) -> Option<&'c Capability<'a>> {
@@ -134,11 +138,21 @@ fn mappings_left(capability: &Capability<'_>) -> Result<u64, &'static str> {
     Ok(u64::from(available.avail))
 }
 
+/// A mask without a page, or no room for a bitmap, is a kernel that cannot log after all.
+fn dirty_limits(capability: &Capability<'_>) -> Result<Option<DirtyLimits>, &'static str> {
+    let (migration, _) =
+        Migration::read_from_prefix(capability.bytes).map_err(|_| "its limits on dirty tracking are cut off")?;
+    let page = PageSizes::from_mask(migration.pgsize_bitmap).map(PageSizes::smallest);
+    let longest_bitmap = migration.max_dirty_bitmap_size;
+    Ok(page.filter(|_| longest_bitmap > 0).map(|page| DirtyLimits { page, longest_bitmap }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{INFO_CAPABILITIES, INFO_PAGE_SIZES, Migration};
+    use crate::abi::{INFO_CAPABILITIES, INFO_PAGE_SIZES};
     use crate::vfio::CapabilityHeader;
+    use dmaspace_core::PageSize;
     use dmaspace_core::door::{Answer, Errno};
 
     /// 4K 2M 1G.
@@ -221,6 +235,7 @@ mod tests {
             let offer = complete(&reply(&[migration(), available, vtd()]));
             assert_eq!(spans(&offer), VTD);
             assert_eq!(offer.mappings_left, Some(65_535));
+            assert_eq!(offer.dirty, Some(DirtyLimits { page: PageSize::K4, longest_bitmap: 1 << 28 }));
             assert!(offer.windows.iter().all(|window| window.page_sizes.mask() == PAGES));
         }
     }
@@ -229,7 +244,7 @@ mod tests {
     fn without_capabilities_everything_is_one_window() {
         let offer = complete(&reply(&[]));
         assert_eq!(spans(&offer), [(0, u64::MAX)]);
-        assert_eq!(offer.mappings_left, None);
+        assert_eq!((offer.mappings_left, offer.dirty), (None, None));
         assert_eq!(spans(&complete(&reply(&[migration()]))), [(0, u64::MAX)]);
     }
 
@@ -279,9 +294,18 @@ mod tests {
             (reply(&[iova_ranges(0, &[])]), "its list of ranges is empty"),
             (reply(&[iova_ranges(1, &[(0x1000, 0xfff)])]), "one of its ranges ends before it begins"),
             (reply(&[dma_available(1)[..8].to_vec()]), "its number of free mappings is cut off"),
+            (reply(&[migration()[..24].to_vec()]), "its limits on dirty tracking are cut off"),
         ];
         for (reply, why) in table {
             assert_eq!(parse(&reply), Err(why), "{reply:x?}");
+        }
+    }
+
+    #[test]
+    fn limits_that_allow_nothing_are_none() {
+        for (pgsize_bitmap, max_dirty_bitmap_size) in [(0, 1 << 28), (0x1000, 0)] {
+            let limits = Migration { header: header(2), pgsize_bitmap, max_dirty_bitmap_size, ..Migration::default() };
+            assert_eq!(complete(&reply(&[limits.as_bytes().to_vec()])).dirty, None);
         }
     }
 

@@ -10,11 +10,13 @@
 
 pub mod abi;
 pub mod chain;
+pub mod dirty;
 pub mod info;
 pub mod vfio;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use dmaspace_core::backend::DirtyCalls;
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
 use dmaspace_core::locked::{Allowance, LockedMemory};
@@ -22,6 +24,7 @@ use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
 use abi::{MapDma, UnmapDma};
+use dirty::DirtyLimits;
 use info::Offer;
 
 /// A type1 container.
@@ -29,13 +32,19 @@ use info::Offer;
 pub struct Type1 {
     door: Arc<dyn Door>,
     container: Handle,
+    /// As the container said when its groups changed last.
+    dirty: Mutex<Option<DirtyLimits>>,
 }
 
 impl Type1 {
     /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is closed when this is
     /// dropped; the kernel keeps what it maps until its last group has left.
     pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container }
+        Self { door, container, dirty: Mutex::default() }
+    }
+
+    fn dirty_limits(&self) -> Option<DirtyLimits> {
+        *self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
@@ -81,7 +90,9 @@ impl Backend for Type1 {
 
     fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
         // Without a group the container has no driver that could answer.
-        if devices == 0 { Ok(Windows::default()) } else { Ok(self.offer()?.windows) }
+        let offer = if devices == 0 { None } else { Some(self.offer()?) };
+        *self.dirty.lock().unwrap_or_else(PoisonError::into_inner) = offer.as_ref().and_then(|offer| offer.dirty);
+        Ok(offer.map(|offer| offer.windows).unwrap_or_default())
     }
 
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
@@ -108,6 +119,10 @@ impl Backend for Type1 {
         let mut unmap = unmap_of(range);
         self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
         Ok(Some(unmap.size))
+    }
+
+    fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
+        Some(self)
     }
 }
 

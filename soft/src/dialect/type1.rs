@@ -1,10 +1,14 @@
 //! A type1 container: whole mappings in fixed ranges (linux: drivers/vfio/vfio_iommu_type1.c).
 //!
-//! Edges: no dirty tracking, no update of addresses (VFIO_UPDATE_VADDR), no emulated devices.
+//! Edges: no update of addresses (VFIO_UPDATE_VADDR), no emulated devices.
+
+mod dirty;
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
-use dmaspace_type1::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan, MapDma, Migration, UnmapDma};
+use dmaspace_type1::abi::{
+    self, Bitmap, DmaAvailable, Info, IovaRanges, IovaSpan, MapDma, Migration, UnmapDirty, UnmapDma,
+};
 use dmaspace_type1::vfio::{CapabilityHeader, Extension, IommuType};
 use std::mem::offset_of;
 use zerocopy::IntoBytes;
@@ -17,8 +21,6 @@ use crate::engine::{Run, Table};
 const NESTING: IommuType = IommuType(6);
 /// VFIO_DMA_MAP_FLAG_VADDR: point a mapping whose address was invalidated at another.
 const MAP_VADDR: u32 = 1 << 2;
-/// VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP.
-const UNMAP_GET_DIRTY: u32 = 1 << 0;
 /// VFIO_DMA_UNMAP_FLAG_VADDR.
 const UNMAP_VADDR: u32 = 1 << 2;
 /// The largest bitmap one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
@@ -34,6 +36,8 @@ pub(crate) struct Type1 {
     groups: Vec<u32>,
     /// What can be mapped, ascending.
     ranges: Vec<IovaRange>,
+    /// Whether what devices write is logged.
+    logs: bool,
 }
 
 /// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here, and addresses not be updated.
@@ -46,7 +50,7 @@ impl Type1 {
     /// vfio_iommu_type1_open.
     pub(crate) fn new(world: &World, version: IommuType) -> Self {
         let available = world.facts.dma_entries;
-        Self { version, table: Table::default(), available, groups: Vec::new(), ranges: Vec::new() }
+        Self { version, table: Table::default(), available, groups: Vec::new(), ranges: Vec::new(), logs: false }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -91,6 +95,7 @@ impl Type1 {
             number if number == abi::GET_INFO.number => self.get_info(world, call),
             number if number == abi::MAP_DMA.number => self.map(world, call),
             number if number == abi::UNMAP_DMA.number => self.unmap(world, call),
+            number if number == abi::DIRTY_PAGES.number => self.dirty_pages(world, call),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -161,12 +166,25 @@ impl Type1 {
     fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE, Errno::EINVAL)?;
-        require(unmap.flags & !(UNMAP_GET_DIRTY | abi::UNMAP_ALL | UNMAP_VADDR) == 0, Errno::EINVAL)?;
-        // Dirty pages are never tracked and addresses never invalid here.
-        require(unmap.flags & (UNMAP_GET_DIRTY | UNMAP_VADDR) == 0, Errno::EINVAL)?;
+        let known = abi::UNMAP_GET_DIRTY | abi::UNMAP_ALL | UNMAP_VADDR;
+        // Addresses are never invalid here.
+        require(unmap.flags & !known == 0 && unmap.flags & UNMAP_VADDR == 0, Errno::EINVAL)?;
+        if unmap.flags & abi::UNMAP_GET_DIRTY != 0 {
+            self.tell_unmapped(world, call, &unmap)?;
+        }
         unmap.size = self.unmap_range(world, &unmap)?;
         call.write(&unmap);
         Ok(0)
+    }
+
+    /// What was written where an unmap is about to pass.
+    fn tell_unmapped(&self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
+        require(unmap.flags & abi::UNMAP_ALL == 0 && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
+        let request: UnmapDirty = call.read()?;
+        self.check_bitmap(world, unmap.size, &request.bitmap)?;
+        let Some(range) = check_unmap_bounds(world, unmap, false)? else { return Ok(()) };
+        require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
+        self.fill(world, call, offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data), range)
     }
 
     /// vfio_dma_do_unmap.

@@ -1,0 +1,86 @@
+//! Logging what devices write (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_dirty_pages).
+//!
+//! The kernel answers whole mappings, gaps between them fine, in its smallest page only. As soon as one group is attached whose device does
+//! not report by itself what it writes, which is nearly every device, all that is mapped reads as written; what is exact is then
+//! only that nothing else does.
+
+use std::mem::offset_of;
+
+use dmaspace_core::backend::{DirtyCalls, DirtyReach};
+use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel};
+use dmaspace_core::{IovaRange, PageSize};
+use zerocopy::IntoBytes;
+
+use crate::abi::{self, Bitmap, DirtyBitmap, UnmapDirty};
+use crate::{Type1, unmap_of};
+
+/// What a container that can log says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyLimits {
+    /// The page dirt is asked for in.
+    pub page: PageSize,
+    /// The largest bitmap one call fills, in bytes.
+    pub longest_bitmap: u64,
+}
+
+impl Type1 {
+    fn switch(&self, flags: u32) -> Result<(), Failure> {
+        // Only the head is read.
+        let mut command = DirtyBitmap { argsz: abi::DIRTY_BITMAP_HEAD, flags, ..DirtyBitmap::default() };
+        self.door.call(self.container, Command::with_bytes(abi::DIRTY_PAGES, command.as_mut_bytes()))
+    }
+
+    /// The field that stands for a bitmap.
+    fn field(&self, bitmap: &[u64]) -> Bitmap {
+        let pgsize = self.page().map_or(0, PageSize::bytes);
+        Bitmap { pgsize, size: size_of_val(bitmap) as u64, data: 0 }
+    }
+}
+
+impl DirtyCalls for Type1 {
+    fn page(&self) -> Option<PageSize> {
+        self.dirty_limits().map(|limits| limits.page)
+    }
+
+    fn start(&self) -> Result<(), Failure> {
+        self.switch(abi::DIRTY_START)
+    }
+
+    fn stop(&self) -> Result<(), Failure> {
+        self.switch(abi::DIRTY_STOP)
+    }
+
+    fn reach(&self) -> DirtyReach {
+        let longest = self.dirty_limits().map_or(0, |limits| limits.longest_bitmap);
+        let longest_bitmap = usize::try_from(longest).unwrap_or(usize::MAX);
+        DirtyReach { over_gaps: true, parts_of_mappings: false, longest_bitmap }
+    }
+
+    fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
+        let mut command = DirtyBitmap {
+            argsz: DirtyBitmap::SIZE,
+            flags: abi::DIRTY_GET_BITMAP,
+            iova: range.first().get(),
+            // All 2^64 bytes fit no field, and no bitmap covers them.
+            size: range.len().map_or(0, std::num::NonZeroU64::get),
+            bitmap: self.field(bitmap),
+        };
+        let data = offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data);
+        let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
+        let command = Command::with_bytes(abi::DIRTY_PAGES, command.as_mut_bytes());
+        self.door.call(self.container, command.attaching(&mut data))
+    }
+
+    fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Option<u64>, Failure>> {
+        let mut unmap = UnmapDirty { unmap: unmap_of(range), bitmap: self.field(bitmap) };
+        // Everything at once goes without a bitmap only.
+        range.len()?;
+        unmap.unmap.argsz = UnmapDirty::SIZE;
+        unmap.unmap.flags |= abi::UNMAP_GET_DIRTY;
+        let data = offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data);
+        let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
+        let command = Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes());
+        let result = self.door.call(self.container, command.attaching(&mut data));
+        Some(result.map(|()| Some(unmap.unmap.size)))
+    }
+}
