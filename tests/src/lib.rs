@@ -4,6 +4,7 @@ pub mod boot;
 pub mod conformance;
 pub mod contract;
 pub mod device;
+pub mod dirty;
 pub mod edu;
 pub mod ledger;
 pub mod model;

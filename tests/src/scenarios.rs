@@ -5,6 +5,7 @@ use dmaspace_core::listener::{CommitError, Fate, Report, Update};
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 
+use crate::dirty::dirty_pages;
 use crate::ram::Droppable;
 use crate::stage::Stage;
 
@@ -18,6 +19,7 @@ pub struct Scenario {
 
 /// All there are.
 pub const ALL: &[Scenario] = &[
+    Scenario { name: "dirty_pages", play: |stage| dirty_pages(stage, false) },
     Scenario { name: "discardable_blocks", play: discardable_blocks },
     Scenario { name: "flat_pc_map", play: flat_pc_map },
     Scenario { name: "two_windows", play: two_windows },
@@ -121,7 +123,7 @@ fn assert_fates(report: &Report, sections: &[Section]) {
 }
 
 /// Where the second window lies: sPAPR's place where the host creates windows, a place every PC's IOMMU has elsewhere.
-fn second_window(stage: &Stage) -> u64 {
+pub(crate) fn second_window(stage: &Stage) -> u64 {
     if stage.creates_windows() { 1 << 59 } else { HIGH }
 }
 
