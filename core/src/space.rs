@@ -255,16 +255,18 @@ impl<B: Backend> Space<B> {
         }
     }
 
-    /// [`Space::dissolve_telling`], and the index follows. An unmap that fails leaves a range nobody can vouch for: it is fenced.
-    fn unmap_in(&self, operation: Operation, slot: &Slot, range: IovaRange) -> Result<u64, Error> {
-        let Some((hull, bytes)) = read(&slot.live).hull(range) else { return Ok(0) };
-        if let Err(failure) = self.dissolve_telling(slot, hull, bytes) {
-            let memory = read(&slot.live).within(hull).map(|mapping| mapping.memory).collect();
-            write(&slot.live).remove(hull);
+    /// [`Space::dissolve_telling`], and the index follows. One call, whatever lies between the windows. An unmap that fails leaves a range
+    /// nobody can vouch for: it is fenced.
+    fn unmap_in(&self, operation: Operation, slots: &[&Slot], range: IovaRange) -> Result<u64, Error> {
+        let Some((hull, bytes)) = hull_over(slots, range) else { return Ok(0) };
+        if let Err(failure) = self.dissolve_telling(slots, hull, bytes) {
+            let memory = |slot: &&Slot| read(&slot.live).within(hull).map(|mapping| mapping.memory).collect::<Vec<_>>();
+            let memory = slots.iter().flat_map(memory).collect();
+            slots.iter().for_each(|slot| write(&slot.live).remove(hull));
             self.put_up_fence(hull, failure, memory);
             return Err(Error::from_kernel(operation, range, failure).fencing([hull]));
         }
-        write(&slot.live).remove(hull);
+        slots.iter().for_each(|slot| write(&slot.live).remove(hull));
         Ok(bytes)
     }
 
@@ -296,7 +298,7 @@ impl<B: Backend> Space<B> {
         let swap = match self.keeps() {
             Keeps::Entries => Swap::Seamless,
             Keeps::Mappings => {
-                self.unmap_in(operation, slot, new.range)?;
+                self.unmap_in(operation, &[slot], new.range)?;
                 Swap::WithGap
             }
         };
@@ -402,16 +404,20 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         if let Some(slot) = layout.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
             let _one_by_one = lock(&slot.operations);
             cut(slot)?;
-            return self.unmap_in(Operation::Unmap, slot, range);
+            return self.unmap_in(Operation::Unmap, &[slot], range);
         }
-        let slots: Vec<_> = layout.slots.iter().filter(|slot| slot.window.range.overlaps(range)).collect();
+        let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
+        let slots: Vec<_> = slots.into_iter().filter(|slot| slot.window.range.overlaps(range)).collect();
         let _one_by_one: Vec<_> = slots.iter().map(|slot| lock(&slot.operations)).collect();
         slots.iter().try_for_each(|slot| cut(slot))?;
+        if self.keeps() == Keeps::Mappings {
+            return self.unmap_in(Operation::Unmap, &slots, range);
+        }
         let mut gone: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
         let mut bytes = 0;
         for slot in slots {
             let live = read(&slot.live).within(range).collect();
-            match self.unmap_in(Operation::Unmap, slot, range) {
+            match self.unmap_in(Operation::Unmap, &[slot], range) {
                 Ok(more) => bytes += more,
                 Err(error) => {
                     let lost = gone.iter().flat_map(|(slot, live)| self.bring_back(Operation::Unmap, slot, live));
@@ -545,22 +551,27 @@ impl Slot {
 }
 
 impl<B: Backend> Drop for Space<B> {
-    /// Windows that were created go with everything in them, fixed ones are emptied in one call each. What cannot be unmapped keeps
-    /// its memory for ever.
+    /// Windows that were created go with everything in them, fixed ones are emptied in one call, or one each where a fence may lie in
+    /// between. What cannot be unmapped keeps its memory for ever.
     fn drop(&mut self) {
         let layout = self.layout();
+        let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
+        let at_once = self.keeps() == Keeps::Mappings && read(&self.fenced).is_empty();
         let mut in_doubt = false;
-        for slot in &layout.slots {
+        for slots in slots.chunks(if at_once { slots.len().max(1) } else { 1 }) {
             let emptied = match self.backend.window_calls() {
-                Some(calls) => insist(Errno::EINVAL, || calls.remove(slot.window)).map(drop),
-                None => match read(&slot.live).hull(slot.window.range) {
+                Some(calls) => {
+                    let remove = |slot: &&Slot| insist(Errno::EINVAL, || calls.remove(slot.window)).map(drop);
+                    slots.iter().try_for_each(remove)
+                }
+                None => match hull_over(slots, IovaRange::all()) {
                     Some((hull, bytes)) => Self::dissolve(bytes, || self.backend.unmap(hull)),
                     None => Ok(()),
                 },
             };
             if let Err(failure) = emptied {
-                log::error!("{}: dropping {} failed: {failure}; its memory is kept", self.backend.name(), slot.window);
-                for mapping in write(&slot.live).drain() {
+                log::error!("{}: emptying windows failed: {failure}; their memory is kept", self.backend.name());
+                for mapping in slots.iter().flat_map(|slot| write(&slot.live).drain()) {
                     self.tell_mapping(&mapping);
                     std::mem::forget(mapping.memory);
                 }
@@ -586,6 +597,12 @@ impl<B: Backend> Drop for Space<B> {
             fenced.memory.into_iter().for_each(std::mem::forget);
         }
     }
+}
+
+/// The smallest range that holds what lives in `range` of these windows, and how many bytes that is.
+fn hull_over(slots: &[&Slot], range: IovaRange) -> Option<(IovaRange, u64)> {
+    let hulls = slots.iter().filter_map(|slot| read(&slot.live).hull(range));
+    hulls.reduce(|(hull, bytes), (next, more)| (hull.hull(next), bytes.saturating_add(more)))
 }
 
 /// A kernel's refusal of something that would have locked `wanted` bytes. Only where memory was short is asked how much may be locked.

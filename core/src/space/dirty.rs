@@ -166,7 +166,7 @@ impl<B: Backend> Space<B> {
     }
 
     /// [`Space::dissolve`], telling what was written there until it went.
-    pub(super) fn dissolve_telling(&self, slot: &Slot, hull: IovaRange, bytes: u64) -> Result<(), Failure> {
+    pub(super) fn dissolve_telling(&self, slots: &[&Slot], hull: IovaRange, bytes: u64) -> Result<(), Failure> {
         let tracking = read(&self.tracking);
         let Some(tracking) = &*tracking else { return Self::dissolve(bytes, || self.backend.unmap(hull)) };
         let mut bitmap = lock(&tracking.bitmap);
@@ -182,11 +182,13 @@ impl<B: Backend> Space<B> {
             exact = matches!(first, Some(Ok(_)));
             first.unwrap_or_else(|| self.backend.unmap(hull))
         });
-        let live = read(&slot.live);
-        match log.filter(|_| exact && result.is_ok()) {
-            Some(log) => tracking.tell_logged(&live, hull, log.page, &bitmap),
-            None => tracking.tell_everything(&live, hull),
-        };
+        let log = log.filter(|_| exact && result.is_ok());
+        for live in slots.iter().map(|slot| read(&slot.live)) {
+            match &log {
+                Some(log) => tracking.tell_logged(&live, hull, log.page, &bitmap),
+                None => tracking.tell_everything(&live, hull),
+            };
+        }
         result
     }
 
