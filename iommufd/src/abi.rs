@@ -29,6 +29,15 @@ pub const IOAS_MAP: Request = Request::vfio(0x85, "IOMMU_IOAS_MAP");
 /// iommufd: unmap whole mappings: [`IoasUnmap`].
 pub const IOAS_UNMAP: Request = Request::vfio(0x86, "IOMMU_IOAS_UNMAP");
 
+/// iommufd: make a page table for a device, which shows an address space: [`HwptAlloc`].
+pub const HWPT_ALLOC: Request = Request::vfio(0x89, "IOMMU_HWPT_ALLOC");
+/// iommufd: what the IOMMU in front of a device can do: [`HwInfo`].
+pub const GET_HW_INFO: Request = Request::vfio(0x8a, "IOMMU_GET_HW_INFO");
+/// iommufd: begin or end to log what is written through a page table: [`HwptSetDirtyTracking`].
+pub const HWPT_SET_DIRTY_TRACKING: Request = Request::vfio(0x8b, "IOMMU_HWPT_SET_DIRTY_TRACKING");
+/// iommufd: what was written through a page table: [`HwptGetDirtyBitmap`].
+pub const HWPT_GET_DIRTY_BITMAP: Request = Request::vfio(0x8c, "IOMMU_HWPT_GET_DIRTY_BITMAP");
+
 /// The first of VFIO's numbers.
 const VFIO_BASE: u8 = 100;
 
@@ -47,6 +56,12 @@ const _: () = {
     assert!(IOAS_IOVA_RANGES.is(0x3b00 | kernel::IOMMUFD_CMD_IOAS_IOVA_RANGES) && IOAS_IOVA_RANGES.is(0x3b84));
     assert!(IOAS_MAP.is(0x3b00 | kernel::IOMMUFD_CMD_IOAS_MAP) && IOAS_MAP.is(0x3b85));
     assert!(IOAS_UNMAP.is(0x3b00 | kernel::IOMMUFD_CMD_IOAS_UNMAP) && IOAS_UNMAP.is(0x3b86));
+    assert!(HWPT_ALLOC.is(0x3b00 | kernel::IOMMUFD_CMD_HWPT_ALLOC) && HWPT_ALLOC.is(0x3b89));
+    assert!(GET_HW_INFO.is(0x3b00 | kernel::IOMMUFD_CMD_GET_HW_INFO) && GET_HW_INFO.is(0x3b8a));
+    let set_dirty_tracking = 0x3b00 | kernel::IOMMUFD_CMD_HWPT_SET_DIRTY_TRACKING;
+    assert!(HWPT_SET_DIRTY_TRACKING.is(set_dirty_tracking) && HWPT_SET_DIRTY_TRACKING.is(0x3b8b));
+    let get_dirty_bitmap = 0x3b00 | kernel::IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP;
+    assert!(HWPT_GET_DIRTY_BITMAP.is(get_dirty_bitmap) && HWPT_GET_DIRTY_BITMAP.is(0x3b8c));
     assert!(DEVICE_BIND_IOMMUFD.is(0x3b76));
     assert!(DEVICE_ATTACH_IOMMUFD_PT.is(0x3b77));
     assert!(DEVICE_DETACH_IOMMUFD_PT.is(0x3b78));
@@ -222,6 +237,13 @@ macro_rules! laid_out_as {
     (@offset $header:ident::$kernel:ident, $field:ident $theirs:ident) => { offset_of!($header::$kernel, $theirs) };
     (@offset $header:ident::$kernel:ident, $field:ident) => { offset_of!($header::$kernel, $field) };
 }
+
+mod page_table;
+
+pub use page_table::{
+    CAP_DIRTY_TRACKING, DIRTY_TRACKING_ENABLE, GET_DIRTY_BITMAP_NO_CLEAR, HWPT_ALLOC_DIRTY_TRACKING, HwInfo, HwptAlloc,
+    HwptGetDirtyBitmap, HwptSetDirtyTracking,
+};
 
 laid_out_as!(Destroy, kernel::iommu_destroy { size, id });
 laid_out_as!(IoasAlloc, kernel::iommu_ioas_alloc { size, flags, out_ioas_id });
