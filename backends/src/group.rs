@@ -190,11 +190,11 @@ impl fmt::Debug for VfioGroup {
     }
 }
 
-/// The container to join. An address space of an iommufd is none: `EBADFD`, as the kernel says to a descriptor of another kind.
+/// The container to join. What an iommufd has is none: `EBADFD`, as the kernel says to a descriptor of another kind.
 fn container_of(point: AttachPoint, request: Request) -> Result<Handle, Failure> {
     match point {
         AttachPoint::Container(container) => Ok(container),
-        AttachPoint::Ioas { .. } => Err(refusal(request, Errno::EBADFD)),
+        AttachPoint::Ioas { .. } | AttachPoint::PageTable { .. } => Err(refusal(request, Errno::EBADFD)),
     }
 }
 

@@ -227,6 +227,13 @@ pub enum AttachPoint {
         /// The address space's id in it.
         ioas: u32,
     },
+    /// A page table of an iommufd that shows an address space.
+    PageTable {
+        /// `/dev/iommu`.
+        iommufd: Handle,
+        /// The page table's id in it.
+        hwpt: u32,
+    },
 }
 
 /// Something that can be attached to a space: a VFIO group, a VFIO device with a node of its own.
@@ -239,6 +246,15 @@ pub trait Attachable: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// Gives it to an iommufd, where that comes before attaching, and says what id it has there. Makes no call once that is done. `None`: it
+    /// has none, as a VFIO group.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn bind_to(&self, _iommufd: Handle) -> Result<Option<u32>, Failure> {
+        Ok(None)
+    }
+
     /// Makes the kernel's attach call.
     ///
     /// # Errors
@@ -248,7 +264,7 @@ pub trait Attachable: Send + Sync + fmt::Debug {
     /// Makes the kernel's detach call.
     ///
     /// # Errors
-    /// What the kernel said; it is still attached then.
+    /// What the kernel said; it is still attached then. `ENOENT` when it is not attached there.
     fn detach_from(&self, point: AttachPoint) -> Result<(), Failure>;
 }
 

@@ -1,10 +1,10 @@
 //! VFIO devices that have a node of their own (`/dev/vfio/devices/vfio<n>`).
 //!
 //! A device is *bound* to one iommufd, once, for as long as its descriptor is open; there is no unbinding. Bound, it can be attached
-//! to the address spaces of that iommufd, one at a time.
+//! to the address spaces and page tables of that iommufd, one at a time.
 
 use std::mem::offset_of;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
@@ -12,6 +12,9 @@ use dmaspace_core::reserved::Reserved;
 use zerocopy::IntoBytes;
 
 use crate::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
+
+/// How often the kernel is asked to let go of a device.
+const ATTEMPTS: usize = 3;
 
 /// A VFIO device with a node of its own.
 ///
@@ -30,10 +33,10 @@ pub struct Cdev {
 /// Where a device is.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
-    /// The iommufd it is bound to.
-    iommufd: Option<Handle>,
-    /// The address space it is attached to.
-    ioas: Option<u32>,
+    /// The iommufd it is bound to, and its id there.
+    bound: Option<(Handle, u32)>,
+    /// What it is attached to.
+    attached: Option<AttachPoint>,
 }
 
 impl Cdev {
@@ -54,16 +57,39 @@ impl Cdev {
         self.device
     }
 
-    fn bind(&self, iommufd: Handle) -> Result<(), Failure> {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id it has in an iommufd. One that is bound to another is the kernel's to refuse (`EINVAL`).
+    fn id_in(&self, iommufd: Handle, place: &mut Place) -> Result<u32, Failure> {
+        match place.bound {
+            Some((bound, id)) if bound == iommufd => Ok(id),
+            _ => {
+                let id = self.bind(iommufd)?;
+                place.bound = Some((iommufd, id));
+                Ok(id)
+            }
+        }
+    }
+
+    fn bind(&self, iommufd: Handle) -> Result<u32, Failure> {
         let mut bind = BindIommufd { argsz: BindIommufd::SIZE, ..BindIommufd::default() };
         let mut descriptor = [Attachment { offset: offset_of!(BindIommufd, iommufd), what: Attached::Handle(iommufd) }];
         let command = Command::with_bytes(abi::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
-        self.door.call(self.device, command.attaching(&mut descriptor))
+        self.door.call(self.device, command.attaching(&mut descriptor))?;
+        Ok(bind.out_devid)
     }
 
-    fn attach(&self, ioas: u32) -> Result<(), Failure> {
-        let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: ioas, ..AttachIommufdPt::default() };
+    fn attach(&self, to: u32) -> Result<(), Failure> {
+        let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: to, ..AttachIommufdPt::default() };
         self.door.call(self.device, Command::with_bytes(abi::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
+    }
+
+    /// After an attach call that failed: it may have done its work all the same, and while a device is attached to a page table nobody can
+    /// destroy that. Nothing happens to a device that is not (linux: drivers/vfio/iommufd.c, vfio_iommufd_physical_detach_ioas).
+    fn detach_surely(&self) {
+        let _ = (0..ATTEMPTS).any(|_| self.detach().is_ok());
     }
 
     fn detach(&self) -> Result<(), Failure> {
@@ -88,40 +114,41 @@ impl Attachable for Cdev {
         self.reserved.clone()
     }
 
+    fn bind_to(&self, iommufd: Handle) -> Result<Option<u32>, Failure> {
+        self.id_in(iommufd, &mut self.place()).map(Some)
+    }
+
     /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the device without
     /// a word, and the space it came from would not know. A device that is bound to another iommufd is the kernel's to refuse (`EINVAL`).
     fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
-        let (iommufd, ioas) = ioas_of(point, abi::DEVICE_ATTACH_IOMMUFD_PT)?;
-        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if place.ioas.is_some() {
+        let (iommufd, id) = object_of(point, abi::DEVICE_ATTACH_IOMMUFD_PT)?;
+        let mut place = self.place();
+        if place.attached.is_some() {
             return Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY));
         }
-        if place.iommufd != Some(iommufd) {
-            self.bind(iommufd)?;
-            place.iommufd = Some(iommufd);
-        }
-        self.attach(ioas)?;
-        place.ioas = Some(ioas);
+        self.id_in(iommufd, &mut place)?;
+        self.attach(id).inspect_err(|_| self.detach_surely())?;
+        place.attached = Some(point);
         Ok(())
     }
 
-    /// Detaches from that address space and no other: `ENOENT` when it is not attached there.
+    /// Detaches from there and from nowhere else: `ENOENT` when it is not attached there.
     fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
-        let (iommufd, ioas) = ioas_of(point, abi::DEVICE_DETACH_IOMMUFD_PT)?;
-        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if (place.iommufd, place.ioas) != (Some(iommufd), Some(ioas)) {
+        object_of(point, abi::DEVICE_DETACH_IOMMUFD_PT)?;
+        let mut place = self.place();
+        if place.attached != Some(point) {
             return Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT));
         }
         self.detach()?;
-        place.ioas = None;
+        place.attached = None;
         Ok(())
     }
 }
 
-/// The address space to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not know as one.
-fn ioas_of(point: AttachPoint, request: Request) -> Result<(Handle, u32), Failure> {
+/// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not know as one.
+fn object_of(point: AttachPoint, request: Request) -> Result<(Handle, u32), Failure> {
     match point {
-        AttachPoint::Ioas { iommufd, ioas } => Ok((iommufd, ioas)),
+        AttachPoint::Ioas { iommufd, ioas: id } | AttachPoint::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),
         AttachPoint::Container(_) => Err(refusal(request, Errno::EINVAL)),
     }
 }
@@ -133,14 +160,11 @@ fn refusal(request: Request, errno: Errno) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::Scripted;
+    use crate::scripted::names::{ATTACH, BIND, DETACH};
+    use crate::scripted::{IOMMUFD, Scripted};
     use dmaspace_core::door::HandleKind;
+    use zerocopy::FromBytes;
 
-    const BIND: &str = "VFIO_DEVICE_BIND_IOMMUFD";
-    const ATTACH: &str = "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
-    const DETACH: &str = "VFIO_DEVICE_DETACH_IOMMUFD_PT";
-
-    const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
     const FIRST: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 7 };
     const SECOND: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 8 };
 
@@ -169,7 +193,26 @@ mod tests {
         let (door, device) = device(&[|_| Ok(0), |_| Err(Errno::EADDRINUSE)]);
         assert_eq!(device.attach_to(FIRST).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
         device.attach_to(SECOND).expect("attached");
-        assert_eq!(door.names(), [BIND, ATTACH, ATTACH]);
+        assert_eq!(door.names(), [BIND, ATTACH, DETACH, ATTACH]);
+    }
+
+    #[test]
+    fn a_device_is_attached_to_a_page_table_and_known_by_its_id() {
+        let (door, device) = device(&[|bytes| {
+            BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
+            Ok(0)
+        }]);
+        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
+        let table = AttachPoint::PageTable { iommufd: IOMMUFD, hwpt: 9 };
+        device.attach_to(table).expect("attached");
+        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
+        let elsewhere = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 9 };
+        assert_eq!(device.detach_from(elsewhere), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
+        device.detach_from(table).expect("detached");
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, ATTACH, DETACH]);
+        let attach = AttachIommufdPt { argsz: 16, flags: 0, pt_id: 9, pasid: 0 };
+        assert_eq!(calls[1].bytes, attach.as_bytes());
     }
 
     #[test]

@@ -13,7 +13,9 @@
 
 pub mod abi;
 mod cdev;
+mod dirty;
 mod object;
+mod page_table;
 pub mod ranges;
 #[cfg(test)]
 mod scripted;
@@ -21,7 +23,7 @@ mod scripted;
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
+use dmaspace_core::contract::{AttachPoint, Attachable, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
@@ -31,10 +33,13 @@ use abi::{IoasIovaRanges, IoasMap, IoasUnmap, IovaSpan};
 pub use cdev::Cdev;
 pub use object::Iommufd;
 use object::Object;
+use page_table::PageTables;
 
 /// An I/O address space of an iommufd.
 #[derive(Debug)]
 pub struct Ioas {
+    /// Before the address space they show.
+    tables: PageTables,
     object: Object,
 }
 
@@ -52,7 +57,7 @@ impl Ioas {
     /// # Errors
     /// What the kernel says.
     pub fn sharing(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
-        Ok(Self { object: Object::new_ioas(iommufd)? })
+        Ok(Self { tables: PageTables::default(), object: Object::new_ioas(iommufd)? })
     }
 
     /// The iommufd it is in.
@@ -98,6 +103,16 @@ impl Backend for Ioas {
         AttachPoint::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
     }
 
+    /// A device whose IOMMU can log what it writes is put on a page table that does, shared with those it fits; any other is
+    /// attached to the address space itself, and the kernel finds it a page table.
+    fn attach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        self.tables.attach(&self.object, device)
+    }
+
+    fn detach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        self.tables.detach(&self.object, device)
+    }
+
     fn refresh(&self, _devices: usize) -> Result<Windows, Failure> {
         ranges::gather(self.door().host_page(), |reply, spans| self.ask_for_ranges(reply, spans))
     }
@@ -120,6 +135,10 @@ impl Backend for Ioas {
         self.iommufd().call(Command::with_bytes(abi::IOAS_UNMAP, unmap.as_mut_bytes()))?;
         Ok(Some(unmap.length))
     }
+
+    fn dirty_calls(&self) -> Option<&dyn dmaspace_core::backend::DirtyCalls> {
+        Some(self)
+    }
 }
 
 fn map_flags(access: Access) -> u32 {
@@ -138,29 +157,12 @@ fn unmap_of(ioas_id: u32, range: IovaRange) -> IoasUnmap {
 mod tests {
     use super::*;
     use crate::abi::Destroy;
-    use crate::scripted::{Answer, Scripted};
+    use crate::scripted::names::DESTROY;
+    use crate::scripted::{IOMMUFD, Scripted, ioas};
     use dmaspace_core::Iova;
-    use dmaspace_core::door::{Errno, HandleKind};
+    use dmaspace_core::door::Errno;
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
-
-    const ALLOC: &str = "IOMMU_IOAS_ALLOC";
-    const DESTROY: &str = "IOMMU_DESTROY";
-
-    const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
-
-    fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
-        abi::IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = 7;
-        Ok(0)
-    }
-
-    fn ioas(script: &[Answer]) -> (Arc<Scripted>, Ioas) {
-        let script: Vec<Answer> = [seventh as Answer].iter().chain(script).copied().collect();
-        let door = Scripted::new(&script);
-        let ioas = Ioas::new(door.clone(), IOMMUFD).expect("made");
-        assert_eq!(door.names(), [ALLOC]);
-        (door, ioas)
-    }
 
     fn range(first: u64, len: u64) -> IovaRange {
         IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
@@ -181,7 +183,7 @@ mod tests {
         let (door, first) = ioas(&[]);
         let second = Ioas::sharing(first.iommufd().clone()).expect("made");
         drop(first);
-        assert_eq!(door.names(), [ALLOC, DESTROY]);
+        assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", DESTROY]);
         drop(second);
         assert_eq!(door.names(), [DESTROY, "close"]);
     }
@@ -191,7 +193,7 @@ mod tests {
         let door = Scripted::new(&[|_| Err(Errno::ENOMEM)]);
         let failure = Ioas::new(door.clone(), IOMMUFD).expect_err("not made");
         assert_eq!(failure.errno(), Some(Errno::ENOMEM));
-        assert_eq!(door.names(), [ALLOC, "close"]);
+        assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", "close"]);
     }
 
     #[test]

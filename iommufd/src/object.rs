@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, Destroy, IoasAlloc};
+use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc};
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
 ///
@@ -49,6 +49,9 @@ impl Drop for Iommufd {
     }
 }
 
+/// How often the kernel is asked to destroy an object.
+const ATTEMPTS: usize = 3;
+
 /// An object of an iommufd, destroyed when dropped.
 #[derive(Debug)]
 pub(crate) struct Object {
@@ -64,6 +67,22 @@ impl Object {
         Ok(Self { id: alloc.out_ioas_id, iommufd })
     }
 
+    /// Makes a page table that shows an address space, for a device and others like it, and logs what they write.
+    ///
+    /// `EOPNOTSUPP` means that the device's IOMMU cannot, `EINVAL` that its driver does not want to (linux:
+    /// drivers/iommu/iommufd/hw_pagetable.c, iommufd_hwpt_paging_alloc).
+    pub(crate) fn new_page_table(ioas: &Self, device: u32) -> Result<Self, Failure> {
+        let mut alloc = HwptAlloc {
+            size: HwptAlloc::SIZE,
+            flags: abi::HWPT_ALLOC_DIRTY_TRACKING,
+            dev_id: device,
+            pt_id: ioas.id,
+            ..HwptAlloc::default()
+        };
+        ioas.iommufd.call(Command::with_bytes(abi::HWPT_ALLOC, alloc.as_mut_bytes()))?;
+        Ok(Self { id: alloc.out_hwpt_id, iommufd: ioas.iommufd.clone() })
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
@@ -75,8 +94,10 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
         // Refused while a device is attached to it; closing the iommufd ends it then.
-        let _ = self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes()));
+        let _ = (0..ATTEMPTS).any(|_| {
+            let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
+            self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())).is_ok()
+        });
     }
 }

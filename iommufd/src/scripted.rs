@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
+use zerocopy::FromBytes;
+
+use crate::Ioas;
+use crate::abi::{self, HwInfo, HwptAlloc, IoasAlloc};
 
 /// What it was asked: the name of the call, the argument, the offsets at which something was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,4 +93,55 @@ impl Door for Scripted {
     fn mmap(&self, _: Handle, _: u64, _: NonZeroU64, _: Access) -> Result<HostMemory, Errno> {
         Err(Errno::ENODEV)
     }
+}
+
+/// The names of the requests, as they are in the tests.
+pub(crate) mod names {
+    pub(crate) const BIND: &str = "VFIO_DEVICE_BIND_IOMMUFD";
+    pub(crate) const ATTACH: &str = "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
+    pub(crate) const DETACH: &str = "VFIO_DEVICE_DETACH_IOMMUFD_PT";
+    pub(crate) const HW_INFO: &str = "IOMMU_GET_HW_INFO";
+    pub(crate) const HWPT_ALLOC: &str = "IOMMU_HWPT_ALLOC";
+    pub(crate) const SET: &str = "IOMMU_HWPT_SET_DIRTY_TRACKING";
+    pub(crate) const GET: &str = "IOMMU_HWPT_GET_DIRTY_BITMAP";
+    pub(crate) const DESTROY: &str = "IOMMU_DESTROY";
+}
+
+/// An address space numbered 7 behind such a door, in an iommufd.
+pub(crate) fn ioas(script: &[Answer]) -> (Arc<Scripted>, Ioas) {
+    let script: Vec<Answer> = [seventh as Answer].iter().chain(script).copied().collect();
+    let door = Scripted::new(&script);
+    let ioas = Ioas::new(door.clone(), IOMMUFD).expect("made");
+    assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC"]);
+    (door, ioas)
+}
+
+pub(crate) const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
+
+fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
+    IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = 7;
+    Ok(0)
+}
+
+/// Done.
+pub(crate) fn done(_: &mut [u8]) -> Result<i32, Errno> {
+    Ok(0)
+}
+
+/// The IOMMU in front of the device logs what it writes.
+pub(crate) fn logs(bytes: &mut [u8]) -> Result<i32, Errno> {
+    HwInfo::mut_from_bytes(bytes).expect("room for the struct").out_capabilities = abi::CAP_DIRTY_TRACKING;
+    Ok(0)
+}
+
+/// Page table 9 was made.
+pub(crate) fn ninth(bytes: &mut [u8]) -> Result<i32, Errno> {
+    HwptAlloc::mut_from_bytes(bytes).expect("room for the struct").out_hwpt_id = 9;
+    Ok(0)
+}
+
+/// Page table 10 was made.
+pub(crate) fn tenth(bytes: &mut [u8]) -> Result<i32, Errno> {
+    HwptAlloc::mut_from_bytes(bytes).expect("room for the struct").out_hwpt_id = 10;
+    Ok(0)
 }

@@ -1,0 +1,237 @@
+//! What devices have written: logged in page tables, read as bitmaps.
+//!
+//! Two things about the kernel's answer are nowhere in its words, and both lose written pages:
+//! - It says nothing of what lies behind the first gap between mappings, and calls that success (linux:
+//!   drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty drops the error). So no question crosses a gap.
+//! - One that begins or ends inside a large page of the IOMMU's clears the page's only bit, and tells of the part behind its beginning
+//!   (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is alike). What it tells may reach beyond
+//!   the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set). A large page never reaches beyond
+//!   its mapping, so questions are about whole mappings.
+//!
+//! A page table that is not logging calls everything clean, too (intel_iommu_read_and_clear_dirty again): it is not asked.
+
+use std::mem::offset_of;
+
+use dmaspace_core::backend::{DirtyCalls, DirtyReach};
+use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure};
+use dmaspace_core::{IovaRange, PageSize};
+use zerocopy::IntoBytes;
+
+use crate::Ioas;
+use crate::abi::{self, HwptGetDirtyBitmap, HwptSetDirtyTracking};
+use crate::page_table::PageTable;
+
+/// The kernel walks a bitmap of any length piece by piece. This one is of 8 TiB, in pages of 4 KiB.
+const LONGEST_BITMAP: usize = 1 << 28;
+
+/// The address space does not log, or not all of it.
+const fn refusal(errno: Errno) -> Failure {
+    Failure { call: abi::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
+}
+
+impl DirtyCalls for Ioas {
+    /// The host's page, as soon as there is a device and as long as the IOMMUs of all of them log. The IOMMU's own page is never larger
+    /// (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain); where it is smaller the kernel adds up.
+    fn page(&self) -> Option<PageSize> {
+        self.tables.read().logs_all().then(|| self.door().host_page())
+    }
+
+    fn start(&self) -> Result<(), Failure> {
+        let mut state = self.tables.write();
+        for (n, table) in state.tables.iter().enumerate() {
+            if let Err(failure) = table.set_logging(true) {
+                // The one that failed may log all the same.
+                for begun in state.tables.iter().take(n + 1) {
+                    let _ = begun.set_logging(false);
+                }
+                return Err(failure);
+            }
+        }
+        state.logging = true;
+        Ok(())
+    }
+
+    /// All page tables are asked, whatever one of them says. What is made later does not log.
+    fn stop(&self) -> Result<(), Failure> {
+        let mut state = self.tables.write();
+        state.logging = false;
+        let stopped = state.tables.iter().map(|table| table.set_logging(false));
+        stopped.fold(Ok(()), Result::and)
+    }
+
+    fn reach(&self) -> DirtyReach {
+        DirtyReach { over_gaps: false, parts_of_mappings: false, longest_bitmap: LONGEST_BITMAP }
+    }
+
+    /// One call for each page table: a device writes through one of them. The range is one mapping, or several without a gap
+    /// between them, whole.
+    ///
+    /// # Errors
+    /// What the kernel said, `EINVAL` when nothing is logged or the bitmap has no room, `EOPNOTSUPP` when a device is attached whose IOMMU
+    /// cannot log. What was logged may be lost, and is in the bitmap in part.
+    fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
+        let state = self.tables.read();
+        let page = self.door().host_page();
+        let length = range.len().ok_or(refusal(Errno::EOVERFLOW))?.get();
+        let room = bitmap.len() as u64 * u64::from(u64::BITS);
+        if !state.logging || length.div_ceil(page.bytes()) > room {
+            return Err(refusal(Errno::EINVAL));
+        }
+        if !state.logs_all() {
+            return Err(refusal(Errno::EOPNOTSUPP));
+        }
+        state.tables.iter().try_for_each(|table| table.add_written(range.first().get(), length, page, bitmap))
+    }
+}
+
+impl PageTable {
+    /// Begins to log, with nothing logged yet, or ends it.
+    pub(crate) fn set_logging(&self, on: bool) -> Result<(), Failure> {
+        let mut set = HwptSetDirtyTracking {
+            size: HwptSetDirtyTracking::SIZE,
+            flags: if on { abi::DIRTY_TRACKING_ENABLE } else { 0 },
+            hwpt_id: self.object.id(),
+            reserved: 0,
+        };
+        let command = Command::with_bytes(abi::HWPT_SET_DIRTY_TRACKING, set.as_mut_bytes());
+        self.object.iommufd().call(command)
+    }
+
+    /// Adds what was written to the bitmap, and clears it here.
+    fn add_written(&self, iova: u64, length: u64, page: PageSize, bitmap: &mut [u64]) -> Result<(), Failure> {
+        let mut get = HwptGetDirtyBitmap {
+            size: HwptGetDirtyBitmap::SIZE,
+            hwpt_id: self.object.id(),
+            iova,
+            length,
+            page_size: page.bytes(),
+            ..HwptGetDirtyBitmap::default()
+        };
+        let words = Attached::Buffer(bitmap.as_mut_bytes());
+        let mut data = [Attachment { offset: offset_of!(HwptGetDirtyBitmap, data), what: words }];
+        let command = Command::with_bytes(abi::HWPT_GET_DIRTY_BITMAP, get.as_mut_bytes());
+        self.object.iommufd().call(command.attaching(&mut data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dmaspace_core::door::{Handle, HandleKind};
+    use dmaspace_core::{Backend, Iova};
+    use zerocopy::FromBytes;
+
+    use super::*;
+    use crate::Cdev;
+    use crate::scripted::names::{GET, SET};
+    use crate::scripted::{Answer, Scripted, done, ioas, logs, ninth, tenth};
+
+    /// The address space, with a device on page table 9 and one on page table 10.
+    fn logging(script: &[Answer]) -> (Arc<Scripted>, Ioas, [Cdev; 2]) {
+        let mut answers: Vec<Answer> = vec![done, logs, ninth, done];
+        answers.extend([done, logs, (|_| Err(Errno::EINVAL)) as Answer, done, tenth, done]);
+        answers.extend(script);
+        let (door, ioas) = ioas(&answers);
+        let devices = [2, 3]
+            .map(|id| Cdev::new(door.clone(), Handle::new(id, HandleKind::Device), format!("0000:00:{id:02x}.0")));
+        devices.iter().for_each(|device| ioas.attach(device).expect("attached"));
+        door.take();
+        (door, ioas, devices)
+    }
+
+    fn range(first: u64, len: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
+    }
+
+    /// The flags and page tables of the calls that begin and end logging.
+    fn sets(door: &Scripted) -> Vec<(u32, u32)> {
+        let sets = door.take().into_iter().map(|call| {
+            let set = HwptSetDirtyTracking::read_from_bytes(&call.bytes).expect("the struct");
+            (set.flags, set.hwpt_id)
+        });
+        sets.collect()
+    }
+
+    fn errno(result: Result<(), Failure>) -> Option<Errno> {
+        result.expect_err("refused").errno()
+    }
+
+    #[test]
+    fn all_page_tables_begin_to_log_and_end() {
+        let (door, ioas, _devices) = logging(&[]);
+        ioas.start().expect("begun");
+        assert_eq!(sets(&door), [(1, 9), (1, 10)]);
+        ioas.stop().expect("ended");
+        assert_eq!(sets(&door), [(0, 9), (0, 10)]);
+    }
+
+    #[test]
+    fn where_one_does_not_begin_none_does() {
+        let (door, ioas, _devices) = logging(&[done, |_| Err(Errno::EIO)]);
+        assert_eq!(errno(ioas.start()), Some(Errno::EIO));
+        assert_eq!(sets(&door), [(1, 9), (1, 10), (0, 9), (0, 10)]);
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EINVAL));
+        assert_eq!(door.names(), [""; 0]);
+    }
+
+    #[test]
+    fn all_are_told_to_end_whatever_one_says() {
+        let (door, ioas, _devices) = logging(&[done, done, |_| Err(Errno::EIO)]);
+        ioas.start().expect("begun");
+        assert_eq!(errno(ioas.stop()), Some(Errno::EIO));
+        assert_eq!(door.names(), [SET; 4]);
+    }
+
+    #[test]
+    fn every_page_table_is_asked_and_the_address_left_zero() {
+        let (door, ioas, _devices) = logging(&[]);
+        ioas.start().expect("begun");
+        door.take();
+        ioas.fetch(range(0x20_0000, 0x3_0000), &mut [0]).expect("fetched");
+        let calls = door.take();
+        for (call, hwpt_id) in calls.iter().zip([9, 10]) {
+            let get = HwptGetDirtyBitmap {
+                size: 48,
+                hwpt_id,
+                iova: 0x20_0000,
+                length: 0x3_0000,
+                page_size: 0x1_0000,
+                ..HwptGetDirtyBitmap::default()
+            };
+            assert_eq!((call.bytes.as_slice(), call.attached.as_slice()), (get.as_bytes(), &[40][..]));
+        }
+        assert_eq!(calls.len(), 2);
+    }
+
+    #[test]
+    fn where_one_page_table_does_not_answer_nothing_counts_as_answered() {
+        let (door, ioas, _devices) = logging(&[done, done, done, |_| Err(Errno::ENOMEM)]);
+        ioas.start().expect("begun");
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::ENOMEM));
+        assert_eq!(door.names(), [SET, SET, GET, GET]);
+    }
+
+    #[test]
+    fn a_bitmap_without_room_is_not_shown_to_the_kernel() {
+        let (door, ioas, _devices) = logging(&[]);
+        ioas.start().expect("begun");
+        door.take();
+        assert_eq!(errno(ioas.fetch(range(0, 65 << 16), &mut [0])), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(range(0, (64 << 16) + 1), &mut [0])), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(IovaRange::all(), &mut [0])), Some(Errno::EOVERFLOW));
+        assert_eq!(door.names(), [""; 0]);
+        ioas.fetch(range(0, 64 << 16), &mut [0]).expect("it fits");
+        ioas.fetch(range(0xffff_ffff_ffff_0000, 0x1_0000), &mut [0]).expect("the last page of all");
+    }
+
+    #[test]
+    fn nothing_is_called_clean_that_nobody_logged() {
+        let (door, ioas, devices) = logging(&[]);
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EINVAL));
+        ioas.start().expect("begun");
+        devices.iter().for_each(|device| ioas.detach(device).expect("detached"));
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EOPNOTSUPP));
+        assert!(!door.names().contains(&GET));
+    }
+}

@@ -1,0 +1,342 @@
+//! The page tables of one address space that log what devices write (linux: drivers/iommu/iommufd/hw_pagetable.c).
+//!
+//! The kernel makes page tables by itself, for devices that are attached to an address space, and those never log. One that does has to
+//! be made by hand, and devices are attached to it. IOMMUs of one host can differ, so an address space may need several; a device
+//! that one of them does not fit is told so with `EINVAL`, which means: try another.
+//!
+//! Invariants: a page table is there while a device is attached to it; while logging is on, all of them log.
+//!
+//! Where nothing can log nothing changes but for one question a device, and on kernels that do not know the question not even that after the
+//! first.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use dmaspace_core::contract::{AttachPoint, Attachable};
+use dmaspace_core::door::{Answer, Command, Errno, Failure};
+use zerocopy::IntoBytes;
+
+use crate::abi::{self, HwInfo};
+use crate::object::{Iommufd, Object};
+
+/// Where the devices of one address space are.
+#[derive(Debug, Default)]
+pub(crate) struct PageTables {
+    state: RwLock<State>,
+}
+
+/// The page tables, and what is known of the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) tables: Vec<PageTable>,
+    /// Devices that are attached to the address space itself: what they write is not logged.
+    elsewhere: usize,
+    /// Whether page tables are to log.
+    pub(crate) logging: bool,
+    /// The kernel does not know the requests. It never will.
+    unknown: bool,
+}
+
+/// A page table that can log, and how many devices are attached to it.
+#[derive(Debug)]
+pub(crate) struct PageTable {
+    pub(crate) object: Object,
+    devices: usize,
+}
+
+impl PageTables {
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches a device where what it writes is logged, else to the address space.
+    ///
+    /// # Errors
+    /// What the kernel said; it is not attached then, and no page table was left for it.
+    pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable) -> Result<(), Failure> {
+        let id = device.bind_to(ioas.iommufd().handle())?;
+        let mut state = self.write();
+        let logged = match id {
+            Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, id)?,
+            _ => false,
+        };
+        if !logged {
+            device.attach_to(itself(ioas))?;
+            state.elsewhere += 1;
+        }
+        Ok(())
+    }
+
+    /// Detaches a device from wherever it is. With the last device of a page table go the page table and what it has logged.
+    ///
+    /// # Errors
+    /// What the kernel said; it is still attached then. `ENOENT` when it is attached nowhere here.
+    pub(crate) fn detach(&self, ioas: &Object, device: &dyn Attachable) -> Result<(), Failure> {
+        let mut state = self.write();
+        for table in &mut state.tables {
+            if is_done(device.detach_from(table.point()), Errno::ENOENT)? {
+                table.devices = table.devices.saturating_sub(1);
+                state.tables.retain(|table| table.devices > 0);
+                return Ok(());
+            }
+        }
+        device.detach_from(itself(ioas))?;
+        state.elsewhere = state.elsewhere.saturating_sub(1);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Whether there are devices, and what any of them writes is logged.
+    pub(crate) fn logs_all(&self) -> bool {
+        self.elsewhere == 0 && !self.tables.is_empty()
+    }
+
+    /// Whether the IOMMU in front of a device can log.
+    fn can_log(&mut self, iommufd: &Iommufd, device: u32) -> Result<bool, Failure> {
+        if self.unknown {
+            return Ok(false);
+        }
+        let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device, ..HwInfo::default() };
+        let asked = iommufd.call(Command::with_bytes(abi::GET_HW_INFO, info.as_mut_bytes()));
+        let answered = self.known(asked, &[Errno::EOPNOTSUPP])?.is_some();
+        Ok(answered && info.out_capabilities & abi::CAP_DIRTY_TRACKING != 0)
+    }
+
+    /// Attaches a device to a page table it fits: one that is there, else a new one. Says whether there is any.
+    fn attach_to_table(&mut self, ioas: &Object, device: &dyn Attachable, id: u32) -> Result<bool, Failure> {
+        for table in &mut self.tables {
+            if is_done(device.attach_to(table.point()), Errno::EINVAL)? {
+                table.devices += 1;
+                return Ok(true);
+            }
+        }
+        let made = Object::new_page_table(ioas, id);
+        let Some(object) = self.known(made, &[Errno::EOPNOTSUPP, Errno::EINVAL])? else { return Ok(false) };
+        let table = PageTable { object, devices: 1 };
+        if self.logging {
+            // Before a device can write through it.
+            table.set_logging(true)?;
+        }
+        let attached = is_done(device.attach_to(table.point()), Errno::EINVAL)?;
+        self.tables.extend(attached.then_some(table));
+        Ok(attached)
+    }
+
+    /// An answer, unless it is one of `cannot`, or that the kernel does not know the request, which is remembered.
+    fn known<T>(&mut self, answer: Result<T, Failure>, cannot: &[Errno]) -> Result<Option<T>, Failure> {
+        match answer.as_ref().err().and_then(Failure::errno) {
+            Some(Errno::ENOTTY) => {
+                self.unknown = true;
+                Ok(None)
+            }
+            Some(errno) if cannot.contains(&errno) => Ok(None),
+            _ => answer.map(Some),
+        }
+    }
+}
+
+impl PageTable {
+    fn point(&self) -> AttachPoint {
+        AttachPoint::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
+    }
+}
+
+fn itself(ioas: &Object) -> AttachPoint {
+    AttachPoint::Ioas { iommufd: ioas.iommufd().handle(), ioas: ioas.id() }
+}
+
+/// Whether a call was done, or answered the one errno that means that it has to be made elsewhere.
+fn is_done(answer: Result<(), Failure>, elsewhere: Errno) -> Result<bool, Failure> {
+    match answer {
+        Err(Failure { answer: Answer::Errno(errno), .. }) if errno == elsewhere => Ok(false),
+        answer => answer.map(|()| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dmaspace_core::Backend;
+    use dmaspace_core::door::{Handle, HandleKind};
+    use zerocopy::FromBytes;
+
+    use super::*;
+    use crate::abi::{AttachIommufdPt, Destroy, HwptAlloc};
+    use crate::scripted::names::{ATTACH, BIND, DESTROY, DETACH, HW_INFO, HWPT_ALLOC, SET};
+    use crate::scripted::{Answer, Call, Scripted, done, ioas, logs, ninth, tenth};
+    use crate::{Cdev, Ioas};
+    use dmaspace_core::backend::DirtyCalls;
+
+    fn device(door: &Arc<Scripted>, id: u64) -> Cdev {
+        Cdev::new(door.clone(), Handle::new(id, HandleKind::Device), format!("0000:00:{id:02x}.0"))
+    }
+
+    /// The address space, with a device on page table 9.
+    fn logging(script: &[Answer]) -> (Arc<Scripted>, Ioas, Cdev) {
+        let script: Vec<Answer> = [done as Answer, logs, ninth, done].iter().chain(script).copied().collect();
+        let (door, ioas) = ioas(&script);
+        let device = device(&door, 2);
+        ioas.attach(&device).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH]);
+        (door, ioas, device)
+    }
+
+    fn attached_to(call: &Call) -> u32 {
+        assert_eq!(call.name, ATTACH);
+        AttachIommufdPt::read_from_bytes(&call.bytes).expect("the struct").pt_id
+    }
+
+    fn errno(result: Result<(), Failure>) -> Option<Errno> {
+        result.expect_err("refused").errno()
+    }
+
+    #[test]
+    fn a_device_whose_iommu_logs_is_put_on_a_page_table_that_goes_with_it() {
+        let (door, ioas) = ioas(&[
+            |bytes| {
+                abi::BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
+                Ok(0)
+            },
+            logs,
+            ninth,
+        ]);
+        let device = device(&door, 2);
+        ioas.attach(&device).expect("attached");
+        let calls = door.take();
+        assert_eq!(HwInfo::read_from_bytes(&calls[1].bytes).expect("the struct").dev_id, 3);
+        let alloc = HwptAlloc { size: 48, flags: 2, dev_id: 3, pt_id: 7, ..HwptAlloc::default() };
+        assert_eq!(HwptAlloc::read_from_bytes(&calls[2].bytes), Ok(alloc));
+        assert_eq!(attached_to(&calls[3]), 9);
+        assert!(ioas.page().is_some());
+        ioas.detach(&device).expect("detached");
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DETACH, DESTROY]);
+        assert_eq!(Destroy::read_from_bytes(&calls[1].bytes), Ok(Destroy { size: 8, id: 9 }));
+        assert_eq!(ioas.page(), None);
+    }
+
+    #[test]
+    fn a_device_whose_iommu_does_not_log_is_attached_as_ever() {
+        let (door, ioas) = ioas(&[]);
+        let device = device(&door, 2);
+        ioas.attach(&device).expect("attached");
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, HW_INFO, ATTACH]);
+        assert_eq!(attached_to(&calls[2]), 7);
+        assert_eq!(ioas.page(), None);
+        ioas.detach(&device).expect("detached");
+        assert_eq!(door.names(), [DETACH]);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_know_the_question_is_asked_once() {
+        let (door, ioas) = ioas(&[done, |_| Err(Errno::ENOTTY)]);
+        let (first, second) = (device(&door, 2), device(&door, 3));
+        ioas.attach(&first).expect("attached");
+        ioas.attach(&second).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, ATTACH, BIND, ATTACH]);
+    }
+
+    #[test]
+    fn refusals_to_make_a_page_table_that_mean_cannot_are_told_from_others() {
+        for (answer, means_cannot) in [
+            ((|_| Err(Errno::EOPNOTSUPP)) as Answer, true),
+            (|_| Err(Errno::EINVAL), true),
+            (|_| Err(Errno::ENOTTY), true),
+            (|_| Err(Errno::ENOMEM), false),
+            (|_| Err(Errno::EADDRINUSE), false),
+        ] {
+            let (door, ioas) = ioas(&[done, logs, answer]);
+            let device = device(&door, 2);
+            assert_eq!(ioas.attach(&device).is_ok(), means_cannot);
+            let rest: &[&str] = if means_cannot { &[ATTACH] } else { &[] };
+            assert_eq!(door.names(), [&[BIND, HW_INFO, HWPT_ALLOC], rest].concat());
+            assert_eq!(ioas.page(), None);
+        }
+    }
+
+    #[test]
+    fn devices_share_a_page_table_that_fits_and_it_goes_with_the_last() {
+        let (door, ioas, first) = logging(&[done, logs]);
+        let second = device(&door, 3);
+        ioas.attach(&second).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
+        ioas.detach(&first).expect("detached");
+        assert_eq!(door.names(), [DETACH]);
+        ioas.detach(&second).expect("detached");
+        assert_eq!(door.names(), [DETACH, DESTROY]);
+    }
+
+    #[test]
+    fn a_device_that_no_page_table_fits_gets_one_of_its_own() {
+        let (door, ioas, first) = logging(&[done, logs, |_| Err(Errno::EINVAL), done, tenth]);
+        let second = device(&door, 3);
+        ioas.attach(&second).expect("attached");
+        let calls = door.take();
+        let names: Vec<_> = calls.iter().map(|call| call.name).collect();
+        assert_eq!(names, [BIND, HW_INFO, ATTACH, DETACH, HWPT_ALLOC, ATTACH]);
+        assert_eq!((attached_to(&calls[2]), attached_to(&calls[5])), (9, 10));
+        ioas.detach(&first).expect("detached");
+        ioas.detach(&second).expect("detached");
+        assert_eq!(door.names(), [DETACH, DESTROY, DETACH, DESTROY]);
+    }
+
+    #[test]
+    fn a_device_that_not_even_its_own_page_table_fits_is_attached_as_ever() {
+        let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EINVAL)]);
+        ioas.attach(&device(&door, 2)).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY, ATTACH, "close"]);
+        assert_eq!(ioas.page(), None);
+    }
+
+    #[test]
+    fn a_page_table_that_nothing_could_be_attached_to_is_destroyed() {
+        let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EADDRINUSE)]);
+        let device = device(&door, 2);
+        assert_eq!(errno(ioas.attach(&device)), Some(Errno::EADDRINUSE));
+        assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY]);
+        assert_eq!(ioas.page(), None);
+    }
+
+    #[test]
+    fn a_page_table_that_comes_while_others_log_logs_before_its_device_comes() {
+        let (door, ioas) = ioas(&[done, logs, ninth]);
+        ioas.start().expect("nothing to begin with");
+        ioas.attach(&device(&door, 2)).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, SET, ATTACH, "close"]);
+    }
+
+    #[test]
+    fn a_device_that_is_not_here_is_not_detached() {
+        let (door, ioas, _first) = logging(&[]);
+        assert_eq!(errno(ioas.detach(&device(&door, 3))), Some(Errno::ENOENT));
+        assert_eq!(door.names(), ["close"]);
+        assert!(ioas.page().is_some());
+    }
+
+    #[test]
+    fn one_device_that_cannot_log_is_enough() {
+        let (door, ioas, _first) = logging(&[]);
+        let second = device(&door, 3);
+        ioas.attach(&second).expect("attached");
+        assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
+        assert_eq!(ioas.page(), None);
+        ioas.detach(&second).expect("detached");
+        assert!(ioas.page().is_some());
+    }
+
+    #[test]
+    fn page_tables_go_before_their_address_space() {
+        let (door, ioas, device) = logging(&[]);
+        drop(device);
+        drop(ioas);
+        let calls = door.take();
+        let ids: Vec<_> = calls.iter().filter_map(|call| Destroy::read_from_bytes(&call.bytes).ok()).collect();
+        assert_eq!(ids, [Destroy { size: 8, id: 9 }, Destroy { size: 8, id: 7 }]);
+    }
+}
