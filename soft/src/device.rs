@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dmaspace_core::memory::CopyError;
-use dmaspace_core::{Access, Iova};
+use dmaspace_core::{Access, Iova, IovaRange};
 
 use crate::dialect::iommufd::DeviceIndex;
 use crate::engine::Run;
@@ -86,6 +86,9 @@ impl SoftDevice {
                 let len = shorter(run, offset, rest.len());
                 let memory = rest.get(..len).map_or(Ok(()), |part| run.memory.write(offset, part));
                 memory.map_err(|error| DmaFault { at: here, why: DmaError::Memory(error) })?;
+                if let Ok(written) = IovaRange::with_len(here, len as u64) {
+                    state.kernel.note_write(self.index, written);
+                }
                 done += len;
             }
             Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 
-use crate::profile::{BadProfile, KernelVersion, Profile, Reserved, TceIommu};
+use crate::profile::{BadProfile, Group, KernelVersion, Profile, Reserved, TceIommu};
 
 /// What the host is.
 #[derive(Clone, Debug)]
@@ -22,6 +22,16 @@ pub(crate) struct Facts {
     pub(crate) dma_entries: u32,
     /// What is reserved for the devices of each group, the IOMMU's own reservations included.
     reserved: BTreeMap<u32, Vec<IovaRange>>,
+    /// What is in front of each group.
+    iommus: BTreeMap<u32, Iommu>,
+}
+
+/// One of the host's IOMMUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Iommu {
+    number: u32,
+    /// Whether it logs what devices write.
+    pub(crate) logs_writes: bool,
 }
 
 /// An IOMMU with fixed windows.
@@ -55,12 +65,23 @@ impl Facts {
             tce: profile.tce.clone(),
             dma_entries: profile.limits.dma_entries,
             reserved: profile.groups.iter().map(|group| (group.number, reserved(&group.reserved))).collect(),
+            iommus: profile.groups.iter().map(|group| (group.number, Iommu::of(group))).collect(),
         })
     }
 
     /// What the devices of `group` cannot use.
     pub(crate) fn reserved(&self, group: u32) -> &[IovaRange] {
         self.reserved.get(&group).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is in front of `group`.
+    pub(crate) fn iommu(&self, group: u32) -> Iommu {
+        self.iommus.get(&group).copied().unwrap_or_default()
+    }
+
+    /// Whether the kernel knows page tables that are made by hand and log (Linux 6.7).
+    pub(crate) fn has_logging_page_tables(&self) -> bool {
+        self.kernel >= KernelVersion { major: 6, minor: 7 }
     }
 
     /// What type1 says to a range that wraps around 2^64.
@@ -71,5 +92,11 @@ impl Facts {
     /// Whether the answers are those of Linux 7.2 rather than 6.12, where the two differ.
     pub(crate) fn is_modern(&self) -> bool {
         self.kernel >= KernelVersion::V7_2
+    }
+}
+
+impl Iommu {
+    fn of(group: &Group) -> Self {
+        Self { number: group.iommu, logs_writes: group.logs_writes }
     }
 }

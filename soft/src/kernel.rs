@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dmaspace_core::door::{Command, Errno, Handle};
-use dmaspace_core::{Access, Iova};
+use dmaspace_core::{Access, Iova, IovaRange};
 
 use crate::dialect::call::Call;
 use crate::dialect::cdev::NodeFile;
@@ -240,6 +240,13 @@ impl Kernel {
             let implied = write_implies_read && run.access.contains(Access::WRITE);
             (run, if implied { run.access | Access::READ } else { run.access })
         }))
+    }
+
+    /// A device has written in `range`, which lies in one run. Some page tables log that.
+    pub(crate) fn note_write(&mut self, device: DeviceIndex, range: IovaRange) {
+        let Some(number) = self.devices.get(device).map(|device| device.group) else { return };
+        let Self { world, contexts, .. } = self;
+        contexts.values_mut().for_each(|context| context.note_write(world, number, range));
     }
 
     /// What is held and what was done.

@@ -20,7 +20,7 @@
 //! The way through the crate: a [`Profile`] says what the host is; [`SoftHost`] is the door; behind it are the kernel's files, the
 //! dialects and the engine. [`SoftDevice`] does DMA. [`FaultPlan`] spoils calls, [`Calls`] counts them, [`Ledger`] says what is held.
 //!
-//! What is not there: dirty tracking, interrupts, devices' registers, hand-made page tables, no-IOMMU mode. Requests for them answer
+//! What is not there: dirty tracking of containers, interrupts, devices' registers, hand-made page tables, no-IOMMU mode. Requests for them answer
 //! `ENOTTY` or `EINVAL`.
 
 mod calls;

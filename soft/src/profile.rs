@@ -172,6 +172,12 @@ pub struct Group {
     /// Ranges that are reserved for its devices only.
     #[cfg_attr(feature = "serde", serde(default))]
     pub reserved: Vec<Reserved>,
+    /// Which of the host's IOMMUs is in front of it. iommufd's page tables are made for one of them and fit no other.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub iommu: u32,
+    /// Whether that IOMMU logs what its devices write, for iommufd (VT-d: SSADS, in scalable mode).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub logs_writes: bool,
     /// Its devices.
     pub devices: Vec<Device>,
 }
@@ -255,13 +261,14 @@ const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
 
 impl Profile {
     /// The names [`Profile::preset`] knows.
-    pub const PRESETS: [&str; 5] = ["vtd", "vtd-64k", "powernv9", "powernv9-64k", "pseries"];
+    pub const PRESETS: [&str; 6] = ["vtd", "vtd-64k", "vtd-ssads", "powernv9", "powernv9-64k", "pseries"];
 
     /// The preset of that name.
     pub fn preset(name: &str) -> Option<Self> {
         Some(match name {
             "vtd" => Self::vtd(),
             "vtd-64k" => Self::vtd_64k(),
+            "vtd-ssads" => Self::vtd_ssads(),
             "powernv9" => Self::powernv9(),
             "powernv9-64k" => Self::powernv9_64k(),
             "pseries" => Self::pseries(),
@@ -297,6 +304,17 @@ impl Profile {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: 0x2001_0000, ..fixed });
         Self { name: "vtd-64k".to_owned(), host_page: PageSize::K64.bytes(), fixed, ..vtd }
+    }
+
+    /// As [`Profile::vtd`], with two IOMMUs that log what devices write, the last device behind the second. They use no large pages, which
+    /// are logged whole: what they say is exactly what was written.
+    pub fn vtd_ssads() -> Self {
+        let vtd = Self::vtd();
+        let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: PageSize::K4.bytes(), ..fixed });
+        let groups = vtd.groups.into_iter().map(|group| Group { logs_writes: true, ..group });
+        let mut groups: Vec<_> = groups.collect();
+        groups.iter_mut().last().into_iter().for_each(|last| last.iommu = 1);
+        Self { name: "vtd-ssads".to_owned(), fixed, groups, ..vtd }
     }
 
     /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked memory.
@@ -410,7 +428,7 @@ impl Profile {
 impl Group {
     fn of(number: u32, devices: &[(String, Option<u32>)]) -> Self {
         let devices = devices.iter().map(|(address, node)| Device { address: address.clone(), node: *node }).collect();
-        Self { number, held_by_kernel: false, reserved: Vec::new(), devices }
+        Self { number, held_by_kernel: false, reserved: Vec::new(), iommu: 0, logs_writes: false, devices }
     }
 }
 

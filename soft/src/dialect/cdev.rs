@@ -70,7 +70,7 @@ impl Kernel {
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         group.claim_for(context)?;
         group.bound += 1;
-        bind.out_devid = self.contexts.get_mut(&context).ok_or(Errno::EBADF)?.bind();
+        bind.out_devid = self.contexts.get_mut(&context).ok_or(Errno::EBADF)?.bind(number);
         if let Some(device) = self.devices.get_mut(node.device) {
             device.opened = 1;
         }

@@ -4,10 +4,10 @@
 //! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
 //! one and stops at the first that it would cut, without bringing back the ones before.
 //!
-//! Edges: one page table per address space, made and destroyed by the kernel as devices come and go. Hand-made ones
-//! (IOMMU_HWPT_ALLOC), promises (IOMMU_IOAS_ALLOW_IOVAS), options, files and dirty tracking answer `ENOTTY`.
+//! Edges: page tables the kernel manages only. Promises (IOMMU_IOAS_ALLOW_IOVAS), options and files answer `ENOTTY`.
 
 mod ioas;
+mod page_table;
 mod pages;
 
 use std::collections::BTreeMap;
@@ -21,7 +21,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::dialect::call::Call;
 use crate::dialect::{World, require};
 use crate::engine::Table;
+use crate::facts::Iommu;
 use ioas::{Ioas, Owner, Place};
+use page_table::PageTable;
 use pages::PagesStore;
 
 /// A device, known by its place in the host's list.
@@ -40,9 +42,20 @@ pub(crate) struct Context {
 #[derive(Debug)]
 enum Object {
     Ioas(Ioas),
-    /// A page table, and the address space it shows.
+    /// A page table, and the address space it shows, which has it.
     PageTable(u32),
-    Device,
+    /// A device that is bound, and its group.
+    Device(u32),
+}
+
+/// What a device is to be attached to.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    ioas: u32,
+    /// One of its page tables, or whichever the kernel chooses.
+    chosen: Option<u32>,
+    /// What is in front of the device.
+    iommu: Iommu,
 }
 
 /// A group's devices that are attached, all to one page table.
@@ -55,14 +68,14 @@ struct Attachment {
 impl Context {
     /// How many address spaces and page tables there are.
     pub(crate) fn object_count(&self) -> usize {
-        self.objects.values().filter(|object| !matches!(object, Object::Device)).count()
+        self.objects.values().filter(|object| !matches!(object, Object::Device(_))).count()
     }
 
     /// The translations of all address spaces.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Table> {
         self.objects.values().filter_map(|object| match object {
             Object::Ioas(ioas) => Some(&ioas.table),
-            Object::PageTable(_) | Object::Device => None,
+            Object::PageTable(_) | Object::Device(_) => None,
         })
     }
 
@@ -76,9 +89,9 @@ impl Context {
     }
 
     /// iommufd_device_bind, once the owner is settled: the device's id.
-    pub(crate) fn bind(&mut self) -> u32 {
+    pub(crate) fn bind(&mut self, group: u32) -> u32 {
         let id = self.free_id();
-        self.objects.insert(id, Object::Device);
+        self.objects.insert(id, Object::Device(group));
         id
     }
 
@@ -107,6 +120,10 @@ impl Context {
             number if number == abi::IOAS_MAP.number => self.map(world, call),
             number if number == abi::IOAS_COPY.number => self.copy(world, call),
             number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
+            number if number == abi::GET_HW_INFO.number => self.hw_info(world, call),
+            number if number == abi::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
+            number if number == abi::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
+            number if number == abi::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
             _ => Err(Errno::ENOTTY),
         }
         .map(|()| 0)
@@ -115,11 +132,15 @@ impl Context {
     /// iommufd_destroy: only what nobody uses.
     fn destroy(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<(), Errno> {
         let destroy: Destroy = read(call)?;
+        let in_use = self.is_in_use(destroy.id);
         match self.objects.get_mut(&destroy.id).ok_or(Errno::ENOENT)? {
-            Object::Ioas(ioas) if ioas.page_table.is_none() => ioas.unmap_all(world, &mut self.pages),
-            Object::Ioas(_) | Object::PageTable(_) | Object::Device => return Err(Errno::EBUSY),
+            Object::Ioas(ioas) if ioas.page_tables.is_empty() => {
+                ioas.unmap_all(world, &mut self.pages);
+                self.objects.remove(&destroy.id);
+            }
+            Object::PageTable(_) if !in_use => self.remove_page_table(world, destroy.id),
+            Object::Ioas(_) | Object::PageTable(_) | Object::Device(_) => return Err(Errno::EBUSY),
         }
-        self.objects.remove(&destroy.id);
         Ok(())
     }
 
@@ -197,27 +218,34 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, which then has one. Returns the
-    /// page table.
+    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel then has one.
+    /// Returns the page table.
     pub(crate) fn attach(&mut self, world: &mut World, device: DeviceIndex, group: u32, to: u32) -> Result<u32, Errno> {
-        let ioas = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
-            Object::Ioas(_) => to,
-            Object::PageTable(ioas) => *ioas,
-            Object::Device => return Err(Errno::EINVAL),
+        let (ioas, chosen) = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
+            Object::Ioas(_) => (to, None),
+            Object::PageTable(ioas) => (*ioas, Some(to)),
+            Object::Device(_) => return Err(Errno::EINVAL),
         };
+        let target = Target { ioas, chosen, iommu: world.facts.iommu(group) };
         let attached = self.groups.get(&group).is_some_and(|attachment| attachment.devices.contains(&device));
-        if attached { self.replace(world, group, ioas) } else { self.attach_anew(world, device, group, ioas) }
+        if attached { self.replace(world, group, target) } else { self.attach_anew(world, device, group, target) }
     }
 
     /// iommufd_hw_pagetable_attach: what is reserved for the device first, then the page table.
-    fn attach_anew(&mut self, world: &mut World, device: DeviceIndex, group: u32, ioas: u32) -> Result<u32, Errno> {
+    fn attach_anew(
+        &mut self,
+        world: &mut World,
+        device: DeviceIndex,
+        group: u32,
+        target: Target,
+    ) -> Result<u32, Errno> {
         let current = self.groups.get(&group).and_then(|attachment| attachment.page_table);
-        require(current.is_none() || current == self.ioas(ioas)?.page_table, Errno::EINVAL)?;
-        self.ioas_mut(ioas)?.reserve(world.facts.reserved(group), Owner::Device(device))?;
-        let page_table = match self.page_table_of(world, ioas) {
+        require(current.is_none() || current == self.found(target)?, Errno::EINVAL)?;
+        self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(device))?;
+        let page_table = match self.page_table_of(world, target) {
             Ok(page_table) => page_table,
             Err(errno) => {
-                self.ioas_mut(ioas)?.unreserve(Owner::Device(device));
+                self.unreserve(target.ioas, &[device]);
                 return Err(errno);
             }
         };
@@ -228,21 +256,22 @@ impl Context {
     }
 
     /// iommufd_device_do_replace: the whole group moves.
-    fn replace(&mut self, world: &mut World, group: u32, ioas: u32) -> Result<u32, Errno> {
-        let page_table = self.page_table_of(world, ioas)?;
+    fn replace(&mut self, world: &mut World, group: u32, target: Target) -> Result<u32, Errno> {
+        let page_table = self.page_table_of(world, target)?;
         let attachment = self.groups.entry(group).or_default();
         let Some(old) = attachment.page_table.filter(|old| *old != page_table) else { return Ok(page_table) };
         let devices = attachment.devices.clone();
-        for device in &devices {
-            let reserved = self.ioas_mut(ioas)?.reserve(world.facts.reserved(group), Owner::Device(*device));
+        let old_ioas = self.ioas_of_page_table(old)?.1;
+        for device in devices.iter().filter(|_| old_ioas != target.ioas) {
+            let reserved = self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(*device));
             if let Err(errno) = reserved {
-                self.unreserve(ioas, &devices);
+                self.unreserve(target.ioas, &devices);
                 self.drop_if_unused(world, page_table);
                 return Err(errno);
             }
         }
-        if let Some(Object::PageTable(ioas)) = self.objects.get(&old) {
-            self.unreserve(*ioas, &devices);
+        if old_ioas != target.ioas {
+            self.unreserve(old_ioas, &devices);
         }
         self.groups.entry(group).or_default().page_table = Some(page_table);
         self.drop_if_unused(world, old);
@@ -258,32 +287,71 @@ impl Context {
             self.groups.remove(&group);
         }
         let Some(page_table) = page_table else { return };
-        if let Some(Object::PageTable(ioas)) = self.objects.get(&page_table) {
-            self.unreserve(*ioas, &[device]);
+        if let Ok((_, ioas)) = self.ioas_of_page_table(page_table) {
+            self.unreserve(ioas, &[device]);
         }
         self.drop_if_unused(world, page_table);
     }
 
-    /// The page table of an address space, made if need be (linux: iommufd_device_auto_get_domain).
-    fn page_table_of(&mut self, world: &mut World, ioas: u32) -> Result<u32, Errno> {
-        let id = self.free_id();
-        let found = ioas_of(&mut self.objects, ioas)?;
-        if let Some(page_table) = found.page_table {
-            return Ok(page_table);
+    /// The page table of a target that is there.
+    fn found(&self, target: Target) -> Result<Option<u32>, Errno> {
+        let automatic = |page_table: &PageTable| page_table.is_automatic && page_table.fits(target.iommu);
+        let mut known = self.ioas(target.ioas)?.page_tables.iter();
+        Ok(target.chosen.or_else(|| known.find(|(_, page_table)| automatic(page_table)).map(|(id, _)| *id)))
+    }
+
+    /// The page table of a target, which for an address space is made if need be (linux: iommufd_device_auto_get_domain).
+    fn page_table_of(&mut self, world: &mut World, target: Target) -> Result<u32, Errno> {
+        if let Some(id) = self.found(target)? {
+            let fits = self.page_table_mut(id)?.fits(target.iommu);
+            return require(fits, Errno::EINVAL).map(|()| id);
         }
-        found.add_page_table(world, &mut self.pages, id)?;
-        self.objects.insert(id, Object::PageTable(ioas));
+        let id = self.free_id();
+        self.add_page_table(world, target.ioas, id, PageTable::automatic(target.iommu))?;
         Ok(id)
     }
 
-    /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
-    fn drop_if_unused(&mut self, world: &mut World, page_table: u32) {
-        if self.groups.values().any(|attachment| attachment.page_table == Some(page_table)) {
-            return;
-        }
-        let Some(Object::PageTable(ioas)) = self.objects.remove(&page_table) else { return };
+    fn add_page_table(&mut self, world: &mut World, ioas: u32, id: u32, page_table: PageTable) -> Result<(), Errno> {
+        ioas_of(&mut self.objects, ioas)?.add_page_table(world, &mut self.pages, id, page_table)?;
+        self.objects.insert(id, Object::PageTable(ioas));
+        Ok(())
+    }
+
+    fn remove_page_table(&mut self, world: &mut World, id: u32) {
+        let Some(Object::PageTable(ioas)) = self.objects.remove(&id) else { return };
         if let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
-            ioas.remove_page_table(world, &mut self.pages);
+            ioas.remove_page_table(world, &mut self.pages, id);
+        }
+    }
+
+    fn is_in_use(&self, page_table: u32) -> bool {
+        self.groups.values().any(|attachment| attachment.page_table == Some(page_table))
+    }
+
+    /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
+    fn drop_if_unused(&mut self, world: &mut World, id: u32) {
+        let automatic = self.page_table_mut(id).is_ok_and(|page_table| page_table.is_automatic);
+        if automatic && !self.is_in_use(id) {
+            self.remove_page_table(world, id);
+        }
+    }
+
+    /// The address space that a page table shows, and its id.
+    fn ioas_of_page_table(&mut self, id: u32) -> Result<(&mut Ioas, u32), Errno> {
+        let Some(Object::PageTable(ioas)) = self.objects.get(&id) else { return Err(Errno::ENOENT) };
+        let ioas = *ioas;
+        Ok((self.ioas_mut(ioas)?, ioas))
+    }
+
+    fn page_table_mut(&mut self, id: u32) -> Result<&mut PageTable, Errno> {
+        self.ioas_of_page_table(id)?.0.page_tables.get_mut(&id).ok_or(Errno::ENOENT)
+    }
+
+    /// A device of `group` wrote in `range`, which lies in one mapping.
+    pub(crate) fn note_write(&mut self, world: &World, group: u32, range: IovaRange) {
+        let page_table = self.groups.get(&group).and_then(|attachment| attachment.page_table);
+        if let Some((id, Ok((ioas, _)))) = page_table.map(|id| (id, self.ioas_of_page_table(id))) {
+            ioas.note_write(world, id, range);
         }
     }
 
@@ -296,7 +364,7 @@ impl Context {
     fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {
         match self.objects.get(&id) {
             Some(Object::Ioas(ioas)) => Ok(ioas),
-            Some(Object::PageTable(_) | Object::Device) | None => Err(Errno::ENOENT),
+            Some(Object::PageTable(_) | Object::Device(_)) | None => Err(Errno::ENOENT),
         }
     }
 
@@ -316,7 +384,7 @@ impl Context {
 fn ioas_of(objects: &mut BTreeMap<u32, Object>, id: u32) -> Result<&mut Ioas, Errno> {
     match objects.get_mut(&id) {
         Some(Object::Ioas(ioas)) => Ok(ioas),
-        Some(Object::PageTable(_) | Object::Device) | None => Err(Errno::ENOENT),
+        Some(Object::PageTable(_) | Object::Device(_)) | None => Err(Errno::ENOENT),
     }
 }
 

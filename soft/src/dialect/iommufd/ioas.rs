@@ -1,12 +1,15 @@
 //! One I/O address space (linux: drivers/iommu/iommufd/io_pagetable.c).
 //!
-//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, which narrows it to what the
-//! IOMMU translates and aligns it to the IOMMU's page, and ranges that are reserved for the device.
+//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, unless it finds one, which
+//! narrows it to what the IOMMU translates and aligns it to the IOMMU's page, and ranges that are reserved for the device.
+
+use std::collections::BTreeMap;
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 
 use super::DeviceIndex;
+use super::page_table::PageTable;
 use super::pages::{PagesStore, Piece};
 use crate::dialect::{World, require};
 use crate::engine::{Run, Table};
@@ -23,15 +26,15 @@ pub(super) struct Ioas {
     pub(super) table: Table,
     /// What bus addresses must be multiples of.
     pub(super) alignment: PageSize,
-    /// The page table that shows it, once there is a device.
-    pub(super) page_table: Option<u32>,
+    /// The page tables that show it.
+    pub(super) page_tables: BTreeMap<u32, PageTable>,
     reserved: Vec<(IovaRange, Owner)>,
 }
 
 /// Who reserved a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    PageTable,
+    PageTable(u32),
     Device(DeviceIndex),
 }
 
@@ -44,7 +47,7 @@ pub(super) enum Place {
 
 impl Default for Ioas {
     fn default() -> Self {
-        Self { table: Table::default(), alignment: BYTE, page_table: None, reserved: Vec::new() }
+        Self { table: Table::default(), alignment: BYTE, page_tables: BTreeMap::new(), reserved: Vec::new() }
     }
 }
 
@@ -72,24 +75,57 @@ impl Ioas {
         self.reserved.retain(|(_, other)| *other != owner);
     }
 
-    /// iopt_table_add_domain: what is mapped must fit the page table, and is pinned.
-    pub(super) fn add_page_table(&mut self, world: &mut World, pages: &mut PagesStore, id: u32) -> Result<(), Errno> {
+    /// iopt_table_add_domain: what is mapped must fit the page table, and is pinned, unless it is already.
+    pub(super) fn add_page_table(
+        &mut self,
+        world: &mut World,
+        pages: &mut PagesStore,
+        id: u32,
+        page_table: PageTable,
+    ) -> Result<(), Errno> {
         let fixed = world.facts.fixed.clone().ok_or(Errno::EOPNOTSUPP)?;
         let alignment = fixed.page_sizes.smallest().max(self.alignment);
         require(alignment <= world.page(), Errno::EINVAL)?;
         require(self.table.iter().all(|run| is_aligned(run, alignment, world.page())), Errno::EADDRINUSE)?;
         let beyond = IovaRange::all().without(fixed.aperture).1;
-        self.reserve(beyond.as_slice(), Owner::PageTable)?;
-        self.pin_all(world, pages).inspect_err(|_| self.unreserve(Owner::PageTable))?;
-        (self.alignment, self.page_table) = (alignment, Some(id));
+        self.reserve(beyond.as_slice(), Owner::PageTable(id))?;
+        if self.page_tables.is_empty() {
+            self.pin_all(world, pages).inspect_err(|_| self.unreserve(Owner::PageTable(id)))?;
+        }
+        self.alignment = alignment;
+        self.page_tables.insert(id, page_table);
         Ok(())
     }
 
     /// iopt_table_remove_domain.
-    pub(super) fn remove_page_table(&mut self, world: &mut World, pages: &mut PagesStore) {
-        self.table.iter().for_each(|run| pages.unpin(world, run));
-        self.unreserve(Owner::PageTable);
-        (self.alignment, self.page_table) = (BYTE, None);
+    pub(super) fn remove_page_table(&mut self, world: &mut World, pages: &mut PagesStore, id: u32) {
+        self.page_tables.remove(&id);
+        self.unreserve(Owner::PageTable(id));
+        if self.page_tables.is_empty() {
+            self.table.iter().for_each(|run| pages.unpin(world, run));
+            self.alignment = BYTE;
+        }
+    }
+
+    /// iopt_for_each_contig_area: what `range` shows up to the first gap.
+    pub(super) fn contiguous(&self, range: IovaRange) -> Vec<Run> {
+        let mut next = Some(range.first());
+        let continues = |run: &&Run| {
+            let at = run.range.first().max(range.first());
+            let joined = next == Some(at);
+            next = run.range.end();
+            joined
+        };
+        self.table.overlapping(range).take_while(continues).cloned().collect()
+    }
+
+    /// A device wrote in `range`, which lies in one run, through a page table.
+    pub(super) fn note_write(&mut self, world: &World, page_table: u32, range: IovaRange) {
+        let Some(fixed) = &world.facts.fixed else { return };
+        let found = self.table.at(range.first()).zip(self.page_tables.get_mut(&page_table));
+        if let Some((run, page_table)) = found {
+            page_table.note_write(run, range, fixed.page_sizes);
+        }
     }
 
     /// iopt_map_pages: pieces that follow each other, and where the first of them came to lie.
@@ -108,7 +144,7 @@ impl Ioas {
             Place::Anywhere => self.choose(world.page(), &pieces, length)?,
         };
         let runs = self.runs_of(pages, &pieces, at, access, world.page())?;
-        if self.page_table.is_some() {
+        if !self.page_tables.is_empty() {
             pin_each(world, pages, &runs)?;
         }
         pieces.iter().for_each(|piece| pages.get(piece));
@@ -155,7 +191,8 @@ impl Ioas {
 
     fn remove(&mut self, world: &mut World, pages: &mut PagesStore, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
-        if self.page_table.is_some() {
+        self.page_tables.values_mut().for_each(|page_table| page_table.forget(run.range));
+        if !self.page_tables.is_empty() {
             pages.unpin(world, &run);
         }
         let bytes = run.bytes();
