@@ -6,6 +6,7 @@ use dmaspace::choose::BackendKind;
 use dmaspace_soft::Profile;
 use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::contract::{self, Field};
+use dmaspace_tests::dirty::dirty_pages;
 use dmaspace_tests::scenarios;
 use dmaspace_tests::soft::{backends_of, host, stage};
 use dmaspace_tests::stage::Stage;
@@ -19,6 +20,11 @@ fn main() -> ExitCode {
             // The guests of the scenarios have pages of 4 KiB.
             for scenario in scenarios::ALL.iter().filter(|_| preset != "vtd-64k") {
                 trials.push(Trial::test(name(scenario.name), || on_stage(preset, *backend, scenario.play)));
+            }
+            if preset == "vtd-ssads" && *backend == BackendKind::Iommufd {
+                trials.push(Trial::test(name("exactly_the_dirty_pages"), || {
+                    on_stage(preset, *backend, |stage| dirty_pages(stage, true))
+                }));
             }
             if preset == "vtd" {
                 trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
