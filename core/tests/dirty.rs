@@ -45,8 +45,7 @@ impl Iommu {
                 .fold(first, |hole, (at, pages)| if *at <= hole { hole.max(at + pages) } else { hole });
             end = end.min(hole);
         }
-        let taken: Vec<_> = self.written.range(first..end.max(first)).copied().collect();
-        for page in taken {
+        while let Some(page) = self.written.range(first..end.max(first)).next().copied() {
             self.written.remove(&page);
             let bit = page - first;
             bitmap[usize::try_from(bit / 64).expect("small")] |= 1 << (bit % 64);
@@ -257,6 +256,33 @@ fn what_continues_is_one_question_and_where_gaps_are_fine_everything_is() {
         assert_eq!(scene.told.take(), BTreeSet::from([first]));
         scene.space.sync(IovaRange::all()).expect("it answers");
         assert_eq!(scene.told.take(), BTreeSet::new());
+    }
+}
+
+/// Adds up, and remembers nothing.
+#[derive(Default)]
+struct Sum(AtomicU64);
+
+impl DirtySink for Sum {
+    fn mark(&self, dirtied: Dirtied<'_>) {
+        self.0.fetch_add(dirtied.len, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_question_allocates_nothing() {
+    for reach in [IN_PARTS, OVER_GAPS] {
+        let scene = scene(reach, true, 0);
+        let sum = Arc::new(Sum::default());
+        scene.space.stop().expect("it is tracked");
+        scene.space.start(sum.clone()).expect("it logs");
+        (0..1000).for_each(|n| scene.map(n * 3, 2, Unit::Whole));
+        (0..3000).step_by(7).for_each(|page| assert_eq!(scene.write(page), page % 3 < 2));
+        let counted = allocation_counter::measure(|| {
+            scene.space.sync(IovaRange::all()).expect("it answers");
+        });
+        assert_eq!(counted.count_total, 0, "{reach:?}");
+        assert_eq!(sum.0.swap(0, Ordering::Relaxed), 286 * PAGE);
     }
 }
 
