@@ -19,6 +19,8 @@ use dmaspace_spapr::abi as spapr;
 use dmaspace_type1::abi as type1;
 use dmaspace_type1::vfio;
 
+use crate::linux::host_page;
+
 /// One command the door makes.
 #[derive(Debug)]
 pub(crate) struct Rule {
@@ -82,6 +84,12 @@ enum Holds {
     Memory { len_at: usize },
     /// The address of a buffer for this call: an array of `each` bytes an element, whose number is the u32 at `count_at`.
     Array { count_at: usize, each: u64 },
+    /// The address of a buffer for this call, of as many bytes as the u64 at `len_at` says.
+    Buffer { len_at: usize },
+    /// The address of a bitmap for this call, one bit for each page of the size at `page_at` of the bytes at `length_at`. The kernel may
+    /// set bits behind the last one, as far as the host page reaches that it lies in: all of that page must be the buffer's (linux:
+    /// drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set).
+    Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
 }
@@ -125,8 +133,14 @@ const CONTAINER: &[Rule] = &[
             .shape(),
     ),
     Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL).shape()),
-    // A type1 container's DIRTY_PAGES has this number too. It always has a flag and this never has, and each driver refuses the other's.
+    Rule::new(type1::UNMAP_DMA, unmap_telling().shape()),
+    // This and DIRTY_PAGES are one number. The one never has a flag and the other always has, and each driver refuses the other's.
     Rule::new(spapr::REGISTER_MEMORY, registration().shape()),
+    Rule::new(
+        type1::DIRTY_PAGES,
+        exactly(type1::DIRTY_BITMAP_HEAD).allowing(type1::DIRTY_START | type1::DIRTY_STOP).shape(),
+    ),
+    Rule::new(type1::DIRTY_PAGES, dirty_bitmap().shape()),
     Rule::new(spapr::UNREGISTER_MEMORY, registration().shape()),
     Rule::new(spapr::TCE_CREATE, exactly(spapr::TceCreate::SIZE).shape()),
     Rule::new(spapr::TCE_REMOVE, exactly(spapr::TceRemove::SIZE).shape()),
@@ -143,6 +157,24 @@ const CONTAINER: &[Rule] = &[
 const fn registration() -> Layout {
     let len_at = offset_of!(spapr::RegisterMemory, size);
     exactly(spapr::RegisterMemory::SIZE).with(offset_of!(spapr::RegisterMemory, vaddr), Holds::Memory { len_at })
+}
+
+/// The struct of an UNMAP_DMA that tells what was written.
+const fn unmap_telling() -> Layout {
+    const BITMAP: usize = offset_of!(type1::UnmapDirty, bitmap);
+    let len_at = BITMAP + offset_of!(type1::Bitmap, size);
+    exactly(type1::UnmapDirty::SIZE)
+        .allowing(type1::UNMAP_GET_DIRTY)
+        .with(BITMAP + offset_of!(type1::Bitmap, data), Holds::Buffer { len_at })
+}
+
+/// The struct of a DIRTY_PAGES that asks.
+const fn dirty_bitmap() -> Layout {
+    const BITMAP: usize = offset_of!(type1::DirtyBitmap, bitmap);
+    let len_at = BITMAP + offset_of!(type1::Bitmap, size);
+    exactly(type1::DirtyBitmap::SIZE)
+        .allowing(type1::DIRTY_GET_BITMAP)
+        .with(BITMAP + offset_of!(type1::Bitmap, data), Holds::Buffer { len_at })
 }
 
 /// On `/dev/vfio/<group>`.
@@ -185,7 +217,39 @@ const IOMMUFD: &[Rule] = &[
     Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_ALLOC, exactly(iommufd::IoasAlloc::SIZE).shape()),
+    Rule::new(iommufd::HWPT_GET_DIRTY_BITMAP, written().allowing(ANY_FLAGS).shape()),
+    Rule::new(
+        iommufd::HWPT_SET_DIRTY_TRACKING,
+        exactly(iommufd::HwptSetDirtyTracking::SIZE).allowing(iommufd::DIRTY_TRACKING_ENABLE).shape(),
+    ),
+    // A driver's own data would be read from, or written to, wherever these point.
+    Rule::new(
+        iommufd::HWPT_ALLOC,
+        exactly(iommufd::HwptAlloc::SIZE)
+            .allowing(iommufd::HWPT_ALLOC_DIRTY_TRACKING)
+            .with(
+                offset_of!(iommufd::HwptAlloc, data_uptr),
+                Holds::Array { count_at: offset_of!(iommufd::HwptAlloc, data_len), each: 1 },
+            )
+            .shape(),
+    ),
+    Rule::new(
+        iommufd::GET_HW_INFO,
+        exactly(iommufd::HwInfo::SIZE)
+            .with(
+                offset_of!(iommufd::HwInfo, data_uptr),
+                Holds::Array { count_at: offset_of!(iommufd::HwInfo, data_len), each: 1 },
+            )
+            .shape(),
+    ),
 ];
+
+const fn written() -> Layout {
+    let length_at = offset_of!(iommufd::HwptGetDirtyBitmap, length);
+    let page_at = offset_of!(iommufd::HwptGetDirtyBitmap, page_size);
+    exactly(iommufd::HwptGetDirtyBitmap::SIZE)
+        .with(offset_of!(iommufd::HwptGetDirtyBitmap, data), Holds::Log { length_at, page_at })
+}
 
 const fn iova_ranges() -> Layout {
     let count_at = offset_of!(iommufd::IoasIovaRanges, num_iovas);
@@ -217,16 +281,30 @@ pub(crate) fn judge(kind: HandleKind, command: &Command<'_>) -> Result<&'static 
     let number = command.request.number;
     match kind {
         HandleKind::Container if number == map.request.number => map.judge(command),
-        HandleKind::Container if number == unmap.request.number => unmap.judge(command),
+        HandleKind::Container if number == unmap.request.number && !has_bitmap(command) => unmap.judge(command),
         HandleKind::Iommufd if number == ioas_map.request.number => ioas_map.judge(command),
         HandleKind::Iommufd if number == ioas_unmap.request.number => ioas_unmap.judge(command),
-        _ => look_up(kind, number)?.judge(command),
+        _ => look_up(kind, command),
     }
 }
 
+/// Whether something is attached: to an UNMAP_DMA only what tells of written pages.
+#[inline(always)]
+fn has_bitmap(command: &Command<'_>) -> bool {
+    !command.attachments.is_empty()
+}
+
+/// A number can stand for several shapes.
 #[cold]
-fn look_up(kind: HandleKind, number: u32) -> Result<&'static Rule, Errno> {
-    rules(kind).iter().find(|rule| rule.request.number == number).ok_or(Errno::ENOTTY)
+fn look_up(kind: HandleKind, command: &Command<'_>) -> Result<&'static Rule, Errno> {
+    let mut refusal = None;
+    for rule in rules(kind).iter().filter(|rule| rule.request.number == command.request.number) {
+        match rule.judge(command) {
+            Ok(rule) => return Ok(rule),
+            Err(errno) => drop(refusal.get_or_insert(errno)),
+        }
+    }
+    Err(refusal.unwrap_or(Errno::ENOTTY))
 }
 
 impl Rule {
@@ -289,12 +367,30 @@ impl Field {
             (Holds::Array { count_at, .. }, None) => {
                 demand(u64_at(bytes, self.at) == Some(0) && u32_at(bytes, *count_at) == Some(0))
             }
+            (Holds::Buffer { len_at }, Some(Attached::Buffer(buffer))) => {
+                demand(u64_at(bytes, self.at) == Some(0))?;
+                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= buffer.len() as u64))
+            }
+            (Holds::Log { length_at, page_at }, Some(Attached::Buffer(buffer))) => {
+                demand(u64_at(bytes, self.at) == Some(0))?;
+                let (length, page) = (u64_at(bytes, *length_at), u64_at(bytes, *page_at).filter(|page| *page > 0));
+                let needed = length.zip(page).map(|(length, page)| length.div_ceil(page).div_ceil(64) * 8);
+                demand(needed.is_some_and(|needed| holds_pages_of(buffer, needed)))
+            }
             (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
             }
             _ => Err(Errno::EINVAL),
         }
     }
+}
+
+/// Whether the first `needed` bytes of a buffer end with a host page, or the buffer goes on until one ends.
+fn holds_pages_of(buffer: &[u8], needed: u64) -> bool {
+    let page = usize::try_from(host_page().bytes()).unwrap_or(usize::MAX);
+    let end = usize::try_from(needed).ok().and_then(|needed| buffer.as_ptr().addr().checked_add(needed));
+    let end = end.and_then(|end| end.checked_next_multiple_of(page));
+    end.is_some_and(|end| end <= buffer.as_ptr_range().end.addr())
 }
 
 /// The size of a descriptor.
@@ -355,12 +451,70 @@ mod tests {
     }
 
     #[test]
-    fn no_number_is_listed_twice_for_a_kind() {
+    fn no_number_is_listed_twice_with_one_size_for_a_kind() {
         for kind in KINDS {
-            let mut numbers: Vec<_> = rules(kind).iter().map(|rule| rule.request.number).collect();
-            numbers.sort_unstable();
-            numbers.dedup();
-            assert_eq!(numbers.len(), rules(kind).len(), "{kind:?}");
+            let size = |rule: &Rule| if let Shape::Struct(layout) = &rule.shape { layout.least } else { 0 };
+            let mut listed: Vec<_> = rules(kind).iter().map(|rule| (rule.request.number, size(rule))).collect();
+            listed.sort_unstable();
+            listed.dedup();
+            assert_eq!(listed.len(), rules(kind).len(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_bitmap_must_have_the_bytes_its_struct_claims() {
+        let get = |size| type1::DirtyBitmap {
+            argsz: type1::DirtyBitmap::SIZE,
+            flags: type1::DIRTY_GET_BITMAP,
+            bitmap: type1::Bitmap { size, ..Default::default() },
+            ..Default::default()
+        };
+        let at = offset_of!(type1::DirtyBitmap, bitmap) + offset_of!(type1::Bitmap, data);
+        for (size, refused) in [(8, None), (16, None), (24, Some(Errno::EINVAL)), (u64::MAX, Some(Errno::EINVAL))] {
+            let (mut get, mut bits) = (get(size), [0_u64; 2]);
+            let bits = Attached::Buffer(bits.as_mut_bytes());
+            let said = refusal_of_one(HandleKind::Container, type1::DIRTY_PAGES, get.as_mut_bytes(), at, bits);
+            assert_eq!(said, refused, "{size}");
+        }
+        let mut start = [type1::DIRTY_BITMAP_HEAD, type1::DIRTY_START];
+        assert_eq!(refusal(HandleKind::Container, type1::DIRTY_PAGES, start.as_mut_bytes(), &mut []), None);
+        let unattached = refusal(HandleKind::Container, type1::DIRTY_PAGES, get(8).as_mut_bytes(), &mut []);
+        assert_eq!(unattached, Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_log_must_have_the_whole_page_it_ends_in() {
+        let page = usize::try_from(host_page().bytes()).expect("small");
+        let at = offset_of!(iommufd::HwptGetDirtyBitmap, data);
+        let mut bits = vec![0_u8; 3 * page];
+        let begin = bits.as_ptr().align_offset(page);
+        // Bits for as many host pages as a page has bits.
+        let length = (page * page * 8) as u64;
+        for (bytes, length, refused) in [
+            (page, length, None),
+            (page, length - 1, None),
+            (page, 1, None),
+            (page - 1, 1, Some(Errno::EINVAL)),
+            (page, length + 1, Some(Errno::EINVAL)),
+            (2 * page, length + 1, None),
+            (page, u64::MAX, Some(Errno::EINVAL)),
+        ] {
+            let size = iommufd::HwptGetDirtyBitmap::SIZE;
+            let mut get = iommufd::HwptGetDirtyBitmap { size, length, page_size: page as u64, ..Default::default() };
+            let bits = Attached::Buffer(&mut bits[begin..begin + bytes]);
+            let request = iommufd::HWPT_GET_DIRTY_BITMAP;
+            let said = refusal_of_one(HandleKind::Iommufd, request, get.as_mut_bytes(), at, bits);
+            assert_eq!(said, refused, "{bytes} {length}");
+        }
+    }
+
+    #[test]
+    fn no_driver_of_an_iommu_writes_where_a_caller_says() {
+        let size = iommufd::HwInfo::SIZE;
+        for (data_len, data_uptr) in [(8, 0), (0, 0x1000), (8, 0x1000)] {
+            let mut info = iommufd::HwInfo { size, data_len, data_uptr, ..Default::default() };
+            let said = refusal(HandleKind::Iommufd, iommufd::GET_HW_INFO, info.as_mut_bytes(), &mut []);
+            assert_eq!(said, Some(Errno::EINVAL));
         }
     }
 

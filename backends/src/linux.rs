@@ -155,6 +155,13 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) -> Result<()
     place.map(|place| *place = field).ok_or(Errno::EINVAL)
 }
 
+/// The page this process's memory is made of.
+pub(crate) fn host_page() -> PageSize {
+    // SAFETY: takes a number and touches no memory.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).ok().and_then(PageSize::from_bytes).unwrap_or(PageSize::K4)
+}
+
 /// Makes the call. Only [`LinuxDoor::make`] may, with a command that was judged and filled.
 #[inline]
 fn ioctl(file: &File, number: u32, argument: *mut c_void) -> Result<i32, Errno> {
@@ -268,9 +275,7 @@ impl Door for LinuxDoor {
     }
 
     fn host_page(&self) -> PageSize {
-        // SAFETY: takes a number and touches no memory.
-        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        u64::try_from(bytes).ok().and_then(PageSize::from_bytes).unwrap_or(PageSize::K4)
+        host_page()
     }
 
     fn locked_memory(&self) -> Option<LockedMemory> {

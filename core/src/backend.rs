@@ -156,7 +156,7 @@ pub trait DirtyCalls: Send + Sync {
     fn reach(&self) -> DirtyReach;
 
     /// Reads what was logged in `range` and clears it: bit n of `bitmap` (bit n % 64 of word n / 64) is set when page n from the start of the
-    /// range was written. The bitmap is zero before, and has room.
+    /// range was written. The bitmap is zero before, and has room, with a host page more behind it, where anything may be set.
     ///
     /// # Errors
     /// What the kernel said. What was logged may be lost then.

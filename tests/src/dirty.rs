@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dmaspace_core::contract::Unit;
 use dmaspace_core::dirty::{Dirtied, DirtySink, Precision};
 use dmaspace_core::listener::Update;
 use dmaspace_core::section::{FrontEnd, TargetMemory};
@@ -126,4 +127,26 @@ pub fn dirty_pages(stage: &mut Stage, exact: bool) {
 
 fn range(first: u64, len: u64) -> IovaRange {
     IovaRange::with_len(Iova::new(first), len).expect("a range of the scenario")
+}
+
+/// As many mappings as a kernel takes by default, each by itself: all of them asked about, and unmapped.
+pub fn scattered(stage: &mut Stage) {
+    const COUNT: u64 = 60_000;
+    let (space, told) = (stage.space.clone(), Arc::new(Told::default()));
+    let pages = stage.ram.all().len().get() / PAGE;
+    for n in 0..COUNT {
+        let memory = stage.ram.slice(n % pages * PAGE, PAGE);
+        space.map(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE, Unit::Whole).expect("the kernel takes 65,535");
+    }
+    let tracking = space.dirty_tracking();
+    tracking.start(told.clone()).expect("every host can be tracked");
+    stage.show_results_at(Iova::new(0), stage.ram.slice(0, PAGE));
+    let last = COUNT - 1;
+    stage.assert_writable(Iova::new(last * 2 * PAGE), &stage.ram.slice(last % pages * PAGE, PAGE));
+    let synced = tracking.sync(IovaRange::all()).expect("it answers");
+    assert!(synced.bytes <= COUNT * PAGE && told.take().contains(&page_of(stage.ram.all(), last % pages * PAGE)));
+    assert_eq!(space.unmap(IovaRange::all()).expect("whole mappings"), COUNT * PAGE);
+    tracking.stop().expect("it is tracked");
+    space.map(Iova::new(0), &stage.ram.slice(0, PAGE), Access::READ_WRITE, Unit::Whole).expect("it is free");
+    stage.assert_unreached(Iova::new(last * 2 * PAGE));
 }

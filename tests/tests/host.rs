@@ -17,6 +17,7 @@ use dmaspace_soft::profile::Platform;
 use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::conformance;
 use dmaspace_tests::contract::{self, Field};
+use dmaspace_tests::dirty::scattered;
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
 use dmaspace_tests::scenarios;
@@ -65,6 +66,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
         // On POWER the window over all RAM would be made anew whenever RAM comes above it.
         if *backend != BackendKind::Spapr {
             trials.push(Trial::test(format!("{backend}::q35_boot"), move || on_stage(*backend, q35_boot)));
+            trials.push(Trial::test(format!("{backend}::scattered_mappings"), move || on_stage(*backend, scattered)));
         }
         for case in contract::ALL {
             let name = format!("{backend}::contract::{}", case.name);

@@ -6,7 +6,7 @@ use dmaspace::choose::BackendKind;
 use dmaspace_soft::Profile;
 use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::contract::{self, Field};
-use dmaspace_tests::dirty::dirty_pages;
+use dmaspace_tests::dirty::{dirty_pages, scattered};
 use dmaspace_tests::scenarios;
 use dmaspace_tests::soft::{backends_of, host, stage};
 use dmaspace_tests::stage::Stage;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             }
             if preset == "vtd" {
                 trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
+                trials.push(Trial::test(name("scattered_mappings"), || on_stage(preset, *backend, scattered)));
             }
             for case in contract::ALL {
                 let name = name(&format!("contract::{}", case.name));

@@ -30,10 +30,11 @@ impl Type1 {
         self.door.call(self.container, Command::with_bytes(abi::DIRTY_PAGES, command.as_mut_bytes()))
     }
 
-    /// The field that stands for a bitmap.
+    /// The field that stands for a bitmap, of which the kernel uses no more than it says it can.
     fn field(&self, bitmap: &[u64]) -> Bitmap {
-        let pgsize = self.page().map_or(0, PageSize::bytes);
-        Bitmap { pgsize, size: size_of_val(bitmap) as u64, data: 0 }
+        let (pgsize, longest) =
+            self.dirty_limits().map_or((0, 0), |limits| (limits.page.bytes(), limits.longest_bitmap));
+        Bitmap { pgsize, size: longest.min(size_of_val(bitmap) as u64), data: 0 }
     }
 }
 

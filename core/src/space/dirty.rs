@@ -218,6 +218,8 @@ impl<B: Backend> Space<B> {
         if words > log.reach.longest_bitmap / size_of::<u64>() {
             return Err(Failure::malformed("dirty bitmap", "a mapping is larger than any bitmap of it can be"));
         }
+        // The rest of the page that the bitmap ends in is the kernel's too.
+        let words = words + usize::try_from(self.backend.powers().host_page.bytes() / 8).unwrap_or(0);
         if bitmap.len() < words {
             bitmap.resize(words, 0);
         }
