@@ -7,6 +7,8 @@ pub mod device;
 pub mod dirty;
 pub mod edu;
 pub mod ledger;
+pub mod logged;
+pub mod mock;
 pub mod model;
 pub mod ram;
 pub mod scenarios;

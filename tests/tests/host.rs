@@ -20,6 +20,7 @@ use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::dirty::scattered;
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
+use dmaspace_tests::logged;
 use dmaspace_tests::scenarios;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -50,6 +51,9 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 }
 
 fn trials_on(host: &str) -> Vec<Trial> {
+    if host == "iommufd-mock" {
+        return mock_trials();
+    }
     let mut trials = conformance(host);
     for backend in backends_of(host) {
         #[cfg(target_arch = "x86_64")]
@@ -74,6 +78,24 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// A kernel with a mock device and no other.
+fn mock_trials() -> Vec<Trial> {
+    let trial = |name: &str, play: fn()| {
+        Trial::test(format!("mock::{name}"), move || {
+            play();
+            Ok(())
+        })
+    };
+    vec![
+        trial("k1_a_question_over_a_hole_loses_pages", logged::k1_a_question_over_a_hole_loses_pages),
+        trial("exactly_what_was_written_is_told", logged::exactly_what_was_written_is_told),
+        trial(
+            "a_device_that_cannot_log_makes_everything_count",
+            logged::a_device_that_cannot_log_makes_everything_count,
+        ),
+    ]
 }
 
 /// The rows of the conformance table that this host's kernel has an answer for.
