@@ -144,6 +144,7 @@ const CONTAINER: &[Rule] = &[
     Rule::new(spapr::UNREGISTER_MEMORY, registration().shape()),
     Rule::new(spapr::TCE_CREATE, exactly(spapr::TceCreate::SIZE).shape()),
     Rule::new(spapr::TCE_REMOVE, exactly(spapr::TceRemove::SIZE).shape()),
+    Rule::new(spapr::EEH_PE_OP, exactly(spapr::EehPeOp::SIZE).shape()),
     Rule::new(spapr::ENABLE, Shape::Nothing),
     Rule::new(spapr::DISABLE, Shape::Nothing),
     // The same number as TCE_GET_INFO. Each driver asks for 16 bytes at least.

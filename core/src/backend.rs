@@ -9,6 +9,7 @@ use crate::access::Access;
 use crate::address::IovaRange;
 use crate::contract::{AttachPoint, Attachable, Powers, WindowOffer, WindowRequest};
 use crate::door::Failure;
+use crate::eeh::PeOperation;
 use crate::locked::Allowance;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
@@ -90,6 +91,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// The calls for registration, on a host that wants it.
     fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
+        None
+    }
+
+    /// The calls for recovering a device, on a host that isolates it after an error.
+    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
         None
     }
 
@@ -181,4 +187,13 @@ pub struct DirtyReach {
     pub parts_of_mappings: bool,
     /// The most bytes a bitmap may have.
     pub longest_bitmap: usize,
+}
+
+/// Recovering the PE of the group that is attached.
+pub trait EehCalls: Send + Sync {
+    /// Does one thing to it, and returns what the kernel did: for [`PeOperation::State`] the state's number, else 0.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn operate(&self, operation: PeOperation) -> Result<i32, Failure>;
 }

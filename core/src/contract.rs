@@ -12,6 +12,7 @@ use crate::access::Access;
 use crate::address::{Iova, IovaRange};
 use crate::dirty::DirtyTracking;
 use crate::door::{Failure, Handle};
+use crate::eeh::Eeh;
 use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
@@ -185,6 +186,11 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
 
     /// Registering memory, where the host wants that before it maps.
     fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        None
+    }
+
+    /// Recovering a device that its host has isolated after an error, where hosts do that (POWER).
+    fn eeh(&self) -> Option<&dyn Eeh> {
         None
     }
 

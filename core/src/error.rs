@@ -31,6 +31,8 @@ pub enum Operation {
     Attach,
     /// Detach a device.
     Detach,
+    /// Recover a device's PE.
+    RecoverPe,
     /// Begin or end dirty tracking.
     TrackDirty,
     /// Ask what devices have written.
@@ -49,6 +51,7 @@ impl fmt::Display for Operation {
             Self::Unregister => "unregister",
             Self::Attach => "attach",
             Self::Detach => "detach",
+            Self::RecoverPe => "recover the PE of",
             Self::TrackDirty => "track dirty pages of",
             Self::SyncDirty => "sync dirty pages of",
         })
@@ -163,7 +166,7 @@ impl Kind {
         match (failure.answer, operation) {
             (Answer::Malformed(_), _) => Self::BadReply,
             // No memory of the caller's is pinned, and no address of its own is asked about.
-            (_, Operation::TrackDirty | Operation::SyncDirty) => Self::Refused,
+            (_, Operation::TrackDirty | Operation::SyncDirty | Operation::RecoverPe) => Self::Refused,
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
             (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,

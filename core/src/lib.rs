@@ -59,6 +59,7 @@ pub mod bar;
 pub mod contract;
 pub mod dirty;
 pub mod door;
+pub mod eeh;
 pub mod error;
 pub mod listener;
 pub mod locked;

@@ -20,6 +20,7 @@
 mod asking;
 mod devices;
 mod dirty;
+mod eeh;
 mod index;
 mod ones;
 mod registrations;
@@ -38,6 +39,7 @@ use crate::contract::{
 };
 use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
+use crate::eeh::Eeh;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
@@ -455,6 +457,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
 
     fn registration(&self) -> Option<&dyn MemoryRegistration> {
         self.backend.registration_calls().map(|_| self as _)
+    }
+
+    fn eeh(&self) -> Option<&dyn Eeh> {
+        self.backend.eeh_calls().map(|_| self as _)
     }
 
     fn dirty_tracking(&self) -> &dyn DirtyTracking {

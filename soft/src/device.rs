@@ -35,6 +35,9 @@ pub enum DmaError {
     /// The device's group is attached to nothing.
     #[error("the device is not attached")]
     NotAttached,
+    /// The device's PE is frozen, or held in reset.
+    #[error("the device's PE is frozen")]
+    Frozen,
     /// Nothing is mapped there.
     #[error("nothing is mapped there")]
     NotMapped,
@@ -54,6 +57,11 @@ impl SoftDevice {
     /// Its PCI address.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Has the platform freeze the device's PE, as after an error on the bus (EEH). Nothing happens on a host that does not do that.
+    pub fn freeze(&self) {
+        self.machine.with(|state| state.kernel.freeze(self.index));
     }
 
     /// Reads bytes at a bus address, as the device would.
@@ -107,6 +115,9 @@ fn reach(
     let here = at.get().checked_add(done as u64).map(Iova::new);
     let here = here.ok_or(DmaFault { at: Iova::new(u64::MAX), why: DmaError::NotMapped })?;
     let fault = |why| DmaFault { at: here, why };
+    if kernel.is_frozen(device) {
+        return Err(fault(DmaError::Frozen));
+    }
     let found = kernel.translate(device, here).ok_or(fault(DmaError::NotAttached))?;
     let (run, access) = found.ok_or(fault(DmaError::NotMapped))?;
     if !access.contains(need) {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{HostMemory, PageSize};
 
-use crate::dialect::spapr::Firmware;
+use crate::dialect::spapr::{Firmware, Pe};
 use crate::engine::{Account, Registry};
 use crate::facts::Facts;
 
@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) limit: Option<u64>,
     /// What firmware knows of each group's windows.
     firmware: BTreeMap<u32, Firmware>,
+    /// What is wrong with each group's PE.
+    pes: BTreeMap<u32, Pe>,
     /// Memory the kernel let go, to be dropped once nothing is locked: its owner's code runs then.
     pub(crate) released: Vec<HostMemory>,
     /// A fault under way: the call does only part of its work and then answers this ([`crate::FaultMode::PartialEffect`]).
@@ -50,7 +52,15 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(facts: Facts, limit: Option<u64>) -> Self {
-        Self { facts, processes: BTreeMap::new(), limit, firmware: BTreeMap::new(), released: Vec::new(), cut: None }
+        Self {
+            facts,
+            processes: BTreeMap::new(),
+            limit,
+            firmware: BTreeMap::new(),
+            pes: BTreeMap::new(),
+            released: Vec::new(),
+            cut: None,
+        }
     }
 
     pub(crate) fn page(&self) -> PageSize {
@@ -77,6 +87,16 @@ impl World {
 
     pub(crate) fn firmware(&mut self, group: u32) -> &mut Firmware {
         self.firmware.entry(group).or_default()
+    }
+
+    /// The PE of a group, as it is when nobody has done anything to it.
+    pub(crate) fn pe(&mut self, group: u32) -> &mut Pe {
+        self.pes.entry(group).or_default()
+    }
+
+    /// Whether a group's PE keeps its devices from memory.
+    pub(crate) fn is_frozen(&self, group: u32) -> bool {
+        self.pes.get(&group).is_some_and(|pe| pe.stops_dma())
     }
 
     /// Lets go of memory.

@@ -12,6 +12,7 @@ use dmaspace_core::{Access, Iova, IovaRange};
 use crate::dialect::call::Call;
 use crate::dialect::cdev::NodeFile;
 use crate::dialect::iommufd::{Context, DeviceIndex};
+use crate::dialect::spapr::Pe;
 use crate::dialect::vfio::{Container, Device, Driver, Group};
 use crate::dialect::{Pid, World};
 use crate::engine::{Run, Table};
@@ -240,6 +241,19 @@ impl Kernel {
             let implied = write_implies_read && run.access.contains(Access::WRITE);
             (run, if implied { run.access | Access::READ } else { run.access })
         }))
+    }
+
+    /// Freezes the PE a device is in, where PEs are frozen.
+    pub(crate) fn freeze(&mut self, device: DeviceIndex) {
+        let eeh = self.world.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
+        if let Some(device) = self.devices.get(device).filter(|_| eeh) {
+            *self.world.pe(device.group) = Pe::FROZEN;
+        }
+    }
+
+    /// Whether a device is kept from memory.
+    pub(crate) fn is_frozen(&self, device: DeviceIndex) -> bool {
+        self.devices.get(device).is_some_and(|device| self.world.is_frozen(device.group))
     }
 
     /// A device has written in `range`, which lies in one run. Some page tables log that.

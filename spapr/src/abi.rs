@@ -35,6 +35,13 @@ pub const TCE_CREATE: Request = Request::vfio(BASE + 19, "VFIO_IOMMU_SPAPR_TCE_C
 /// v2: remove the window that holds an address: [`TceRemove`].
 pub const TCE_REMOVE: Request = Request::vfio(BASE + 20, "VFIO_IOMMU_SPAPR_TCE_REMOVE");
 
+/// Whether the kernel has an extension, as on every container: [`EXTENSION_EEH`]. A positive result is a yes.
+pub const CHECK_EXTENSION: Request = Request::vfio(BASE + 1, "VFIO_CHECK_EXTENSION");
+/// The kernel recovers PEs.
+pub const EXTENSION_EEH: u64 = kernel::VFIO_EEH as u64;
+/// Recover the PE of each group in turn: [`EehPeOp`]. A result is a state, or a refusal.
+pub const EEH_PE_OP: Request = Request::vfio(BASE + 21, "VFIO_EEH_PE_OP");
+
 const _: () = {
     assert!(BASE as u32 == kernel::VFIO_BASE);
     assert!(TCE_GET_INFO.is(0x3b70));
@@ -46,6 +53,8 @@ const _: () = {
     assert!(UNREGISTER_MEMORY.is(0x3b76));
     assert!(TCE_CREATE.is(0x3b77));
     assert!(TCE_REMOVE.is(0x3b78));
+    assert!(EEH_PE_OP.is(0x3b79));
+    assert!(CHECK_EXTENSION.is(0x3b65));
 };
 
 /// What [`TCE_GET_INFO`] fills. `argsz` is not written back (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl).
@@ -199,3 +208,45 @@ laid_out_as!(
     }
 );
 laid_out_as!(TceRemove, vfio_iommu_spapr_tce_remove { argsz, flags, start_addr });
+
+/// What [`EEH_PE_OP`] reads for all but the injection of errors: the head of the kernel's struct.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EehPeOp {
+    /// [`EehPeOp::SIZE`].
+    pub argsz: u32,
+    /// Zero.
+    pub flags: u32,
+    /// One of the `EEH_` numbers.
+    pub op: u32,
+}
+
+impl EehPeOp {
+    /// Its size in bytes.
+    #[allow(clippy::cast_possible_truncation, reason = "a struct of a few bytes")]
+    pub const SIZE: u32 = size_of::<Self>() as u32;
+}
+
+const _: () = {
+    assert!(offset_of!(EehPeOp, flags) == offset_of!(kernel::vfio_eeh_pe_op, flags));
+    assert!(offset_of!(EehPeOp, op) == offset_of!(kernel::vfio_eeh_pe_op, op));
+};
+
+/// Stop handling errors.
+pub const EEH_DISABLE: u32 = kernel::VFIO_EEH_PE_DISABLE;
+/// Handle errors, and thaw.
+pub const EEH_ENABLE: u32 = kernel::VFIO_EEH_PE_ENABLE;
+/// Let accesses to registers through.
+pub const EEH_UNFREEZE_IO: u32 = kernel::VFIO_EEH_PE_UNFREEZE_IO;
+/// Let accesses to memory through.
+pub const EEH_UNFREEZE_DMA: u32 = kernel::VFIO_EEH_PE_UNFREEZE_DMA;
+/// Ask; the result is the state.
+pub const EEH_GET_STATE: u32 = kernel::VFIO_EEH_PE_GET_STATE;
+/// End a reset.
+pub const EEH_RESET_DEACTIVATE: u32 = kernel::VFIO_EEH_PE_RESET_DEACTIVATE;
+/// Begin a hot reset.
+pub const EEH_RESET_HOT: u32 = kernel::VFIO_EEH_PE_RESET_HOT;
+/// Begin a fundamental reset.
+pub const EEH_RESET_FUNDAMENTAL: u32 = kernel::VFIO_EEH_PE_RESET_FUNDAMENTAL;
+/// Restore what lies between the host and the PE.
+pub const EEH_CONFIGURE: u32 = kernel::VFIO_EEH_PE_CONFIGURE;

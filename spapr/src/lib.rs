@@ -13,6 +13,7 @@
 //! That is the host. What a VMM has to offer a guest that is a POWER machine itself is in [`guest`].
 
 pub mod abi;
+mod eeh;
 pub mod guest;
 pub mod info;
 mod prereg;
@@ -22,9 +23,9 @@ pub mod tce;
 mod windows;
 
 use std::mem::offset_of;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use dmaspace_core::backend::{RegistrationCalls, WindowCalls};
+use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
 use dmaspace_core::locked::{Allowance, LockedMemory};
@@ -41,6 +42,8 @@ pub struct Spapr {
     container: Handle,
     /// `Some` while there are devices. Held while a window comes or goes; maps and unmaps do not take it.
     tables: Mutex<Option<Tables>>,
+    /// Whether the kernel recovers PEs, once it was asked.
+    eeh: OnceLock<bool>,
 }
 
 impl Spapr {
@@ -50,7 +53,7 @@ impl Spapr {
     /// The first call that registers memory or touches a window binds the container to this process for good (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a fork, the child gets `EPERM`.
     pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, tables: Mutex::default() }
+        Self { door, container, tables: Mutex::default(), eeh: OnceLock::new() }
     }
 
     fn tables(&self) -> MutexGuard<'_, Option<Tables>> {
@@ -131,6 +134,11 @@ impl Backend for Spapr {
 
     fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
         Some(self)
+    }
+
+    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
+        let available = *self.eeh.get_or_init(|| eeh::is_available(&*self.door, self.container));
+        available.then_some(self as _)
     }
 }
 

@@ -44,7 +44,10 @@ impl Scripted {
 
 impl Door for Scripted {
     fn ioctl(&self, _: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        let Argument::Bytes(bytes) = &mut command.argument else { return Err(Errno::EINVAL) };
+        let bytes = match &mut command.argument {
+            Argument::Bytes(bytes) => &mut **bytes,
+            Argument::Value(_) | Argument::None => &mut [],
+        };
         let attached = command.attachments.iter().map(|attachment| attachment.offset).collect();
         let call = Call { name: command.request.name, bytes: bytes.to_vec(), attached };
         self.calls.lock().expect("no panic elsewhere").push(call);

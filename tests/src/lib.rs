@@ -11,6 +11,7 @@ pub mod logged;
 pub mod mock;
 pub mod model;
 pub mod ram;
+pub mod recovery;
 pub mod scenarios;
 pub mod soft;
 pub mod stage;

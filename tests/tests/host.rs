@@ -21,6 +21,7 @@ use dmaspace_tests::dirty::scattered;
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
 use dmaspace_tests::logged;
+use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::scenarios;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -66,6 +67,11 @@ fn trials_on(host: &str) -> Vec<Trial> {
         for scenario in scenarios::ALL {
             let name = format!("{backend}::{}", scenario.name);
             trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
+        }
+        if *backend == BackendKind::Spapr {
+            let expected = host != "pseries";
+            let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
+            trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
         }
         // On POWER the window over all RAM would be made anew whenever RAM comes above it.
         if *backend != BackendKind::Spapr {

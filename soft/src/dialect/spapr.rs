@@ -10,6 +10,7 @@
 
 mod batch;
 mod blocks;
+mod eeh;
 mod windows;
 
 use dmaspace_core::door::Errno;
@@ -24,6 +25,7 @@ use crate::engine::{Registration, Run, Table};
 use crate::profile::{Platform, TceIommu};
 use batch::Batch;
 use blocks::{Pinned, new_block, read_block};
+pub(crate) use eeh::Pe;
 pub(crate) use windows::Firmware;
 use windows::TceWindow;
 
@@ -137,6 +139,7 @@ impl Spapr {
             number if number == abi::UNREGISTER_MEMORY.number && self.v2 => self.unregister(world, call),
             number if number == abi::TCE_CREATE.number && self.v2 => self.create(world, call),
             number if number == abi::TCE_REMOVE.number && self.v2 => self.remove(world, call),
+            number if number == abi::EEH_PE_OP.number => self.pe_op(world, call),
             _ => Err(Errno::ENOTTY),
         }
     }

@@ -1,0 +1,70 @@
+//! Recovering PEs (linux: arch/powerpc/kernel/eeh.c). A PE is a group here. Errors happen when a test says so
+//! ([`crate::SoftDevice::freeze`]): a stray DMA goes nowhere, and that is all.
+
+use dmaspace_core::door::Errno;
+use dmaspace_spapr::abi::{self, EehPeOp};
+
+use crate::dialect::call::Call;
+use crate::dialect::spapr::{Spapr, tce};
+use crate::dialect::{World, require};
+
+/// What is wrong with a PE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pe {
+    in_reset: bool,
+    mmio_frozen: bool,
+    dma_frozen: bool,
+}
+
+impl Pe {
+    /// After an error.
+    pub(crate) const FROZEN: Self = Self { in_reset: false, mmio_frozen: true, dma_frozen: true };
+
+    /// Whether devices reach no memory.
+    pub(crate) fn stops_dma(self) -> bool {
+        self.in_reset || self.dma_frozen
+    }
+
+    /// eeh_pe_get_state.
+    fn state(self) -> i32 {
+        match (self.in_reset, self.dma_frozen, self.mmio_frozen) {
+            (true, ..) => 1,
+            (false, false, false) => 0,
+            (false, true, true) => 2,
+            (false, true, false) => 4,
+            (false, false, true) => 5,
+        }
+    }
+}
+
+impl Spapr {
+    /// VFIO_EEH_PE_OP: to each group, newest first, until one has something to say.
+    pub(super) fn pe_op(&self, world: &mut World, call: &Call<'_, '_>) -> Result<i32, Errno> {
+        require(tce(world)?.eeh, Errno::ENODEV)?;
+        let op: EehPeOp = call.read()?;
+        require(op.argsz >= EehPeOp::SIZE && op.flags == 0, Errno::EINVAL)?;
+        for group in &self.groups {
+            let answer = operate(world.pe(*group), op.op)?;
+            if answer != 0 {
+                return Ok(answer);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// vfio_spapr_ioctl_eeh_pe_op.
+fn operate(pe: &mut Pe, op: u32) -> Result<i32, Errno> {
+    match op {
+        abi::EEH_DISABLE | abi::EEH_CONFIGURE => {}
+        // eeh_pe_change_owner: what is frozen is thawed for the new owner.
+        abi::EEH_ENABLE => *pe = Pe::default(),
+        abi::EEH_UNFREEZE_IO => pe.mmio_frozen = false,
+        abi::EEH_UNFREEZE_DMA => pe.dma_frozen = false,
+        abi::EEH_GET_STATE => return Ok(pe.state()),
+        abi::EEH_RESET_HOT | abi::EEH_RESET_FUNDAMENTAL => pe.in_reset = true,
+        abi::EEH_RESET_DEACTIVATE => *pe = Pe::default(),
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}

@@ -1,0 +1,78 @@
+//! Recovering a PE (linux: drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op).
+
+use dmaspace_core::backend::EehCalls;
+use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::eeh::{PeOperation, Reset, Thaw};
+use zerocopy::IntoBytes;
+
+use crate::Spapr;
+use crate::abi::{self, EehPeOp};
+
+/// Whether the kernel recovers PEs at all. A kernel that does not say is one that does not.
+pub(crate) fn is_available(door: &dyn Door, container: Handle) -> bool {
+    let question = Command::with_value(abi::CHECK_EXTENSION, abi::EXTENSION_EEH);
+    door.ask(container, question).is_ok_and(|answer| answer > 0)
+}
+
+/// Makes one call. A positive result is a state, where one was asked for.
+pub(crate) fn operate(door: &dyn Door, container: Handle, operation: PeOperation) -> Result<i32, Failure> {
+    let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation) };
+    let command = Command::with_bytes(abi::EEH_PE_OP, op.as_mut_bytes());
+    if operation == PeOperation::State {
+        door.ask(container, command)
+    } else {
+        door.call(container, command).map(|()| 0)
+    }
+}
+
+fn number_of(operation: PeOperation) -> u32 {
+    match operation {
+        PeOperation::Enable => abi::EEH_ENABLE,
+        PeOperation::Disable => abi::EEH_DISABLE,
+        PeOperation::State => abi::EEH_GET_STATE,
+        PeOperation::Thaw(Thaw::Mmio) => abi::EEH_UNFREEZE_IO,
+        PeOperation::Thaw(Thaw::Dma) => abi::EEH_UNFREEZE_DMA,
+        PeOperation::Reset(Reset::Hot) => abi::EEH_RESET_HOT,
+        PeOperation::Reset(Reset::Fundamental) => abi::EEH_RESET_FUNDAMENTAL,
+        PeOperation::Reset(Reset::Deactivate) => abi::EEH_RESET_DEACTIVATE,
+        PeOperation::Configure => abi::EEH_CONFIGURE,
+    }
+}
+
+impl EehCalls for Spapr {
+    fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
+        operate(&*self.door, self.container, operation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::Scripted;
+    use dmaspace_core::Backend;
+    use dmaspace_core::door::{Errno, HandleKind};
+    use zerocopy::FromBytes;
+
+    #[test]
+    fn the_kernel_is_asked_once_whether_it_can() {
+        for (answer, can) in [((|_: &mut [u8]| Ok(1)) as crate::scripted::Answer, true), (|_| Ok(0), false)] {
+            let door = Scripted::new(&[answer]);
+            let container = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+            assert_eq!([container.eeh_calls().is_some(), container.eeh_calls().is_some()], [can; 2]);
+            assert_eq!(door.names(), ["VFIO_CHECK_EXTENSION"]);
+        }
+    }
+
+    #[test]
+    fn a_state_is_a_result_and_an_errno_is_a_failure() {
+        let door = Scripted::new(&[|_| Ok(4), |_| Err(Errno::EIO), |_| Ok(1)]);
+        let container = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+        assert_eq!(container.operate(PeOperation::State), Ok(4));
+        let failure = container.operate(PeOperation::Reset(Reset::Hot)).expect_err("the platform says no");
+        assert_eq!(failure.errno(), Some(Errno::EIO));
+        container.operate(PeOperation::Configure).expect_err("a positive result is no yes");
+        let asked = door.take();
+        assert_eq!(EehPeOp::read_from_bytes(&asked[0].bytes), Ok(EehPeOp { argsz: 12, flags: 0, op: 4 }));
+        assert_eq!(EehPeOp::read_from_bytes(&asked[1].bytes), Ok(EehPeOp { argsz: 12, flags: 0, op: 6 }));
+    }
+}
