@@ -25,6 +25,11 @@ impl Told {
     pub fn take(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// The same, which stays.
+    pub fn seen(&self) -> BTreeSet<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl DirtySink for Told {

@@ -11,6 +11,7 @@
 //!   ranges the error names, which are fenced. The error says what was asked and what the kernel said.
 //! - Outside fences a device finds what the space says, page for page; the host holds what it held, byte for byte.
 //! - The same operation then succeeds, or is refused with a fence as the reason.
+//! - A page that a device wrote is told to whoever tracks that.
 //! - When everything is dropped the host holds nothing, but for charges it leaked itself. Memory is let go of; what devices still
 //!   reached behind a fence is held for ever.
 //!
@@ -129,6 +130,9 @@ impl Sequence {
             (0..spaces).map(|n| seen(&before, n).into_iter().chain(seen(&after, n)).collect()).collect();
         let clean = Clean { before, after, calls, refusal, points };
         clean.judge_now(&world, &clean.after, &vec![Vec::new(); spaces])?;
+        if let Some(page) = world.untold() {
+            return Err(format!("page {page:#x}, which a device wrote, was not told"));
+        }
         clean.judge_end(world, &BTreeSet::new(), false)?;
         Ok(clean)
     }
@@ -229,6 +233,9 @@ impl Clean {
     fn judge_success(&self, world: &World, done: &Done, fences: &[Vec<IovaRange>]) -> Result<(), String> {
         if self.refusal.is_some() {
             return Err("it succeeded, and undisturbed it does not".to_owned());
+        }
+        if let Some(page) = world.untold() {
+            return Err(format!("it succeeded, and page {page:#x}, which a device wrote, was not told"));
         }
         let passed_over = |fence: &IovaRange| done.skipped.iter().any(|skipped| skipped.covers(*fence));
         if let Some(fence) = fences.iter().flatten().find(|fence| !passed_over(fence)) {

@@ -22,17 +22,24 @@ use sources::faults::{Ground, Outcome, Sequence, Tally, World, done, sweep};
 
 const TYPE1: Ground = Ground { preset: "vtd", backend: BackendKind::Type1 };
 const IOMMUFD: Ground = Ground { preset: "vtd", backend: BackendKind::Iommufd };
+/// Two IOMMUs that log what devices write, the third device behind the second.
+const LOGGING: Ground = Ground { preset: "vtd-ssads", backend: BackendKind::Iommufd };
 const POWERNV: Ground = Ground { preset: "powernv9", backend: BackendKind::Spapr };
 const POWERNV_64K: Ground = Ground { preset: "powernv9-64k", backend: BackendKind::Spapr };
 const PSERIES: Ground = Ground { preset: "pseries", backend: BackendKind::Spapr };
 
 const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K, PSERIES];
+/// Everywhere, and where page tables are made by hand.
+const WITH_PAGE_TABLES: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES];
 /// Hosts whose windows are fixed.
 const FIXED: &[Ground] = &[TYPE1, IOMMUFD];
 /// Hosts whose windows are created.
 const CREATED: &[Ground] = &[POWERNV, POWERNV_64K, PSERIES];
 /// Hosts that take several groups into one space.
-const SHARING: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K];
+const SHARING: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K];
+
+/// Hosts that log what devices write.
+const TRACKING: &[Ground] = &[LOGGING];
 
 /// The regions of the guest's memory: 2 MiB, 1 MiB, 64 KiB.
 const RAM: usize = 0;
@@ -48,19 +55,19 @@ const SEQUENCES: &[Sequence] = &[
     // Devices and spaces.
     Sequence {
         name: "open_a_device",
-        on: EVERYWHERE,
+        on: WITH_PAGE_TABLES,
         arrange: |_| {},
         operate: |world| world.open(0).and_then(|()| done()),
     },
     Sequence {
         name: "attach_a_second_device",
-        on: EVERYWHERE,
+        on: WITH_PAGE_TABLES,
         arrange: with_entries,
         operate: |world| world.add(0, 1).and_then(|()| done()),
     },
     Sequence {
         name: "attach_where_a_mapping_is_in_the_way",
-        on: &[IOMMUFD],
+        on: &[IOMMUFD, LOGGING],
         arrange: |world| {
             world.open_empty().expect("undisturbed");
             world.space(0).map(Iova::new(0xfee0_0000), &world.ram(RAM, 0, K64), RW, Unit::Whole).expect("undisturbed");
@@ -69,7 +76,7 @@ const SEQUENCES: &[Sequence] = &[
     },
     Sequence {
         name: "detach_the_last_device",
-        on: EVERYWHERE,
+        on: WITH_PAGE_TABLES,
         arrange: |world| {
             with_entries(world);
             world.ready_to_detach(0, 0);
@@ -87,7 +94,7 @@ const SEQUENCES: &[Sequence] = &[
         },
         operate: detach,
     },
-    Sequence { name: "drop_a_flat_map", on: EVERYWHERE, arrange: with_flat_map, operate: drop_everything },
+    Sequence { name: "drop_a_flat_map", on: WITH_PAGE_TABLES, arrange: with_flat_map, operate: drop_everything },
     Sequence { name: "drop_windows_with_entries", on: EVERYWHERE, arrange: with_entries, operate: drop_everything },
     Sequence {
         name: "drop_two_spaces",
@@ -98,6 +105,64 @@ const SEQUENCES: &[Sequence] = &[
             put_some(world);
         },
         operate: drop_everything,
+    },
+    Sequence {
+        name: "attach_a_device_behind_another_iommu",
+        on: &[LOGGING],
+        arrange: with_flat_map,
+        operate: |world| world.add(0, 2).and_then(|()| done()),
+    },
+    Sequence {
+        name: "detach_a_device_behind_another_iommu",
+        on: &[LOGGING],
+        arrange: |world| {
+            with_flat_map(world);
+            world.add(0, 2).expect("undisturbed");
+            world.ready_to_detach(0, 1);
+        },
+        operate: detach,
+    },
+    // What devices write.
+    Sequence { name: "track_writes", on: TRACKING, arrange: with_two_iommus, operate: |world| world.track() },
+    Sequence { name: "ask_for_writes", on: TRACKING, arrange: with_writes, operate: |world| world.sync() },
+    Sequence {
+        name: "track_writes_no_more",
+        on: TRACKING,
+        arrange: |world| {
+            with_two_iommus(world);
+            world.track().expect("undisturbed");
+        },
+        operate: |world| {
+            world.space(0).dirty_tracking().stop()?;
+            done()
+        },
+    },
+    Sequence {
+        name: "unmap_while_writes_are_tracked",
+        on: TRACKING,
+        arrange: with_writes,
+        operate: |world| {
+            world.space(0).unmap(range(0, 1024 * MIB))?;
+            done()
+        },
+    },
+    Sequence {
+        name: "attach_while_writes_are_tracked",
+        on: TRACKING,
+        arrange: |world| {
+            with_flat_map(world);
+            world.track().expect("undisturbed");
+        },
+        operate: |world| world.add(0, 2).and_then(|()| done()),
+    },
+    Sequence {
+        name: "detach_while_writes_are_tracked",
+        on: TRACKING,
+        arrange: |world| {
+            with_writes(world);
+            world.ready_to_detach(0, 1);
+        },
+        operate: detach,
     },
     // A PC's flat map.
     Sequence {
@@ -706,6 +771,22 @@ fn with_two_spaces(world: &mut World) {
 fn with_flat_map(world: &mut World) {
     with_empty_view(world, FrontEnd::default());
     world.commit(flat(world)).expect("undisturbed");
+}
+
+/// A flat map, and devices behind two IOMMUs.
+fn with_two_iommus(world: &mut World) {
+    with_flat_map(world);
+    world.add(0, 2).expect("undisturbed");
+}
+
+/// The same, tracked, and both devices have written.
+fn with_writes(world: &mut World) {
+    with_two_iommus(world);
+    world.track().expect("undisturbed");
+    world.write(0, 0);
+    world.write(1, 0x9_f000);
+    world.write(0, MIB);
+    world.write(1, 512 * MIB - K4);
 }
 
 /// Two translated windows, and a few entries in both.

@@ -28,11 +28,16 @@ struct Leeway {
     /// The kernel would not register, or unregister, however often it was asked. No device sees the difference, and the next commit
     /// makes up for it.
     registrations: bool,
-    /// The kernel would not tell its windows after a device had left. They are no smaller than they were.
+    /// The kernel would not tell its windows after a device had left, or they did not change. They are no smaller than they were.
     windows: bool,
     /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there is no page
     /// table and nothing pinned, and no device to miss them.
     pins: bool,
+    /// The kernel would not destroy a page table, however often it was asked, or made one and said that it had not: it goes with the
+    /// iommufd, and until then keeps what is mapped pinned and the windows narrow.
+    leftovers: bool,
+    /// The kernel said that a device does not fit a page table, or that there is none that logs for it: it has one of its own.
+    own_tables: bool,
     /// The kernel would not let a group go however often it was asked: it stays, as the error says.
     groups: bool,
 }
@@ -86,11 +91,14 @@ impl World {
         let calls = self.soft.calls();
         let failed = |call: &str| calls.iter().find(|(name, _)| *name == call).map_or(0, |(_, count)| count.failed);
         let refused = |call: &str| failed(call) > 2;
+        let leftovers = refused("IOMMU_DESTROY") || failed("IOMMU_HWPT_ALLOC") > 0;
         Leeway {
             tables: failed("VFIO_IOMMU_SPAPR_TCE_CREATE") > 0,
             registrations: refused("VFIO_IOMMU_SPAPR_REGISTER_MEMORY") || refused("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"),
-            windows: refused("IOMMU_IOAS_IOVA_RANGES"),
+            windows: refused("IOMMU_IOAS_IOVA_RANGES") || leftovers,
             pins: refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"),
+            leftovers,
+            own_tables: ["IOMMU_GET_HW_INFO", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"].iter().any(|call| failed(call) > 0),
             groups: refused("VFIO_GROUP_UNSET_CONTAINER"),
         }
     }
@@ -256,8 +264,11 @@ impl Observed {
         if self.leeway.registrations {
             held.registrations = expected.registrations;
         }
-        if self.leeway.pins {
+        if self.leeway.pins || self.leeway.leftovers {
             held.pinned = expected.pinned;
+            held.objects = expected.objects;
+        }
+        if self.leeway.own_tables && held.objects == expected.objects + 1 {
             held.objects = expected.objects;
         }
         if self.leeway.groups {

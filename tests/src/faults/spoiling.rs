@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 22] = [
+pub const REQUESTS: [&str; 26] = [
     "VFIO_GET_API_VERSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
@@ -31,13 +31,17 @@ pub const REQUESTS: [&str; 22] = [
     "IOMMU_IOAS_MAP",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
+    "IOMMU_GET_HW_INFO",
+    "IOMMU_HWPT_ALLOC",
+    "IOMMU_HWPT_SET_DIRTY_TRACKING",
+    "IOMMU_HWPT_GET_DIRTY_BITMAP",
     "VFIO_DEVICE_BIND_IOMMUFD",
     "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
     "VFIO_DEVICE_DETACH_IOMMUFD_PT",
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 11] = [
+pub const BELIEVED: [&str; 15] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
@@ -46,6 +50,10 @@ pub const BELIEVED: [&str; 11] = [
     "VFIO_IOMMU_SPAPR_TCE_REMOVE",
     "IOMMU_IOAS_MAP",
     "IOMMU_IOAS_UNMAP",
+    "IOMMU_DESTROY",
+    "IOMMU_GET_HW_INFO",
+    "IOMMU_HWPT_SET_DIRTY_TRACKING",
+    "IOMMU_HWPT_GET_DIRTY_BITMAP",
     "VFIO_GROUP_UNSET_CONTAINER",
     "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
     "VFIO_DEVICE_DETACH_IOMMUFD_PT",

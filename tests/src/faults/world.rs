@@ -1,5 +1,6 @@
 //! The world a sequence is played in: a soft host, spaces with their devices, a listener, and a guest's memory.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
@@ -22,6 +23,7 @@ use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
+use dmaspace_tests::dirty::{Told, page_of};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
@@ -268,6 +270,10 @@ pub struct World {
     /// Spaces, each with its devices.
     pub opened: Vec<Opened>,
     pub(super) regions: Vec<Region>,
+    /// What was told of devices' writes.
+    told: Arc<Told>,
+    /// Pages a device wrote, by their number in this process.
+    written: BTreeSet<u64>,
     host: Host,
     door: Arc<Listening>,
     pub(super) soft: Arc<SoftHost>,
@@ -283,6 +289,8 @@ impl World {
             attached: Vec::new(),
             opened: Vec::new(),
             regions: (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect(),
+            told: Arc::default(),
+            written: BTreeSet::new(),
             host: Host::new(door.clone(), Facts::of_soft(soft.profile())),
             door,
             soft,
@@ -405,6 +413,44 @@ impl World {
     /// A part of a region of the guest's memory.
     pub fn ram(&self, region: usize, offset: u64, len: u64) -> HostMemory {
         self.regions[region].memory.slice(offset, len).expect("inside the region")
+    }
+
+    /// Begins to track what devices write.
+    ///
+    /// # Errors
+    /// What the space says.
+    pub fn track(&self) -> Result<Done, Trouble> {
+        self.space(0).dirty_tracking().start(self.told.clone())?;
+        done()
+    }
+
+    /// Lets a space's `n`th device write what is there already, into a page of memory that is mapped at `at`.
+    pub fn write(&mut self, n: usize, at: u64) {
+        let device = self.soft.device(self.opened[0].devices[n].name()).expect("it is there");
+        let mut bytes = [0; 8];
+        device.dma_read(Iova::new(at), &mut bytes).expect("it is mapped");
+        device.dma_write(Iova::new(at), &bytes).expect("it is mapped for writing");
+        let mapping = self.space(0).lookup(Iova::new(at)).expect("it is mapped");
+        self.written.insert(page_of(&mapping.memory, mapping.range.offset_of(Iova::new(at))));
+    }
+
+    /// Asks what devices wrote. Whatever comes of it, everything they did is told.
+    ///
+    /// # Errors
+    /// What the space says.
+    pub fn sync(&self) -> Result<Done, Trouble> {
+        let synced = self.space(0).dirty_tracking().sync(IovaRange::all());
+        if synced.is_err() {
+            assert_eq!(self.untold(), None, "a page that was written was not told after an error");
+        }
+        synced?;
+        done()
+    }
+
+    /// A page that a device wrote and nobody was told of.
+    pub(super) fn untold(&self) -> Option<u64> {
+        let told = self.told.seen();
+        self.written.iter().find(|page| !told.contains(page)).copied()
     }
 
     /// The calls since the last time, one after the other.
