@@ -11,6 +11,7 @@ use std::fmt;
 
 use dmaspace_core::door::{Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};
+use dmaspace_iommufd::abi;
 
 use crate::profile::{KernelVersion, Platform};
 use raw::Context;
@@ -88,6 +89,14 @@ pub enum Act {
     UnmapAll,
     /// Map at the second place, in the same address space, so much of what the first shows.
     Copy(Place, Place, Length, Access),
+    /// Ask, with these flags, what the IOMMU in front of a device can do: the address space, which is none.
+    HwInfo(u32),
+    /// Make a page table that logs for a device: the address space, which is none.
+    MakePageTable,
+    /// Set these flags of a page table's log: the address space's, which is none.
+    SetLogging(u32),
+    /// Ask, with these flags, what was written through a page table: the address space, which is none.
+    GetWritten(u32),
     /// Register memory.
     Register(Memory),
     /// Unregister memory.
@@ -331,6 +340,17 @@ impl Site<'_> {
                 let (from, to) = ((id, self.address(from)), (id, self.address(to)));
                 plain(raw::copy(self.door, iommufd, from, to, self.bytes(length), access))
             }
+            Act::HwInfo(flags) => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, flags).map(|_| 0)),
+            Act::MakePageTable => self.on_ioas(|iommufd, id| {
+                raw::alloc_page_table(self.door, iommufd, id, id, abi::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)
+            }),
+            Act::SetLogging(flags) => {
+                self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, flags))
+            }
+            Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
+                let (range, page, mut bitmap) = ((0, self.page()), self.page(), [0; 8]);
+                raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap)
+            }),
             Act::Register(memory) => {
                 let (memory, size) = self.memory(memory);
                 self.on_container(|container| raw::register(self.door, container, memory.as_ref(), size))
@@ -354,6 +374,13 @@ impl Site<'_> {
         match self.context {
             Context::Type1(container) | Context::Spapr(container) => plain(request(container)),
             Context::Ioas { .. } => NOT_MEANT,
+        }
+    }
+
+    fn on_ioas(&self, request: impl FnOnce(Handle, u32) -> Result<i32, Errno>) -> Found {
+        match self.context {
+            Context::Ioas { iommufd, id } => plain(request(iommufd, id)),
+            Context::Type1(_) | Context::Spapr(_) => NOT_MEANT,
         }
     }
 

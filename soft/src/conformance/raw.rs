@@ -291,6 +291,57 @@ pub fn alloc_ioas(door: &dyn Door, iommufd: Handle) -> Result<u32, Errno> {
     ask(door, iommufd, iommufd::IOAS_ALLOC, &mut alloc).map(|_| alloc.out_ioas_id)
 }
 
+/// What the IOMMU in front of a bound device can do.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn hw_info(door: &dyn Door, iommufd: Handle, device: u32, flags: u32) -> Result<u64, Errno> {
+    let mut info = iommufd::HwInfo { size: iommufd::HwInfo::SIZE, flags, dev_id: device, ..Default::default() };
+    ask(door, iommufd, iommufd::GET_HW_INFO, &mut info).map(|_| info.out_capabilities)
+}
+
+/// Makes a page table for a device, which shows an address space; returns its id.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn alloc_page_table(door: &dyn Door, iommufd: Handle, device: u32, ioas: u32, flags: u32) -> Result<u32, Errno> {
+    let size = iommufd::HwptAlloc::SIZE;
+    let mut alloc = iommufd::HwptAlloc { size, flags, dev_id: device, pt_id: ioas, ..Default::default() };
+    ask(door, iommufd, iommufd::HWPT_ALLOC, &mut alloc).map(|_| alloc.out_hwpt_id)
+}
+
+/// Has a page table log what is written through it, or not.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn set_dirty_tracking(door: &dyn Door, iommufd: Handle, page_table: u32, flags: u32) -> Result<i32, Errno> {
+    let size = iommufd::HwptSetDirtyTracking::SIZE;
+    let mut set = iommufd::HwptSetDirtyTracking { size, flags, hwpt_id: page_table, ..Default::default() };
+    ask(door, iommufd, iommufd::HWPT_SET_DIRTY_TRACKING, &mut set)
+}
+
+/// Asks what was written through a page table, in so many bytes from a bus address, with a bit for each page of that size.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn get_dirty_bitmap(
+    door: &dyn Door,
+    iommufd: Handle,
+    page_table: u32,
+    flags: u32,
+    (iova, length): (u64, u64),
+    page_size: u64,
+    bitmap: &mut [u8],
+) -> Result<i32, Errno> {
+    let size = iommufd::HwptGetDirtyBitmap::SIZE;
+    let mut get =
+        iommufd::HwptGetDirtyBitmap { size, hwpt_id: page_table, flags, iova, length, page_size, ..Default::default() };
+    let offset = offset_of!(iommufd::HwptGetDirtyBitmap, data);
+    let mut data = [Attachment { offset, what: Attached::Buffer(bitmap) }];
+    let command = Command::with_bytes(iommufd::HWPT_GET_DIRTY_BITMAP, get.as_mut_bytes());
+    door.ioctl(iommufd, &mut command.attaching(&mut data))
+}
+
 /// Destroys an iommufd's object.
 ///
 /// # Errors
