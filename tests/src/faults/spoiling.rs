@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 26] = [
+pub const REQUESTS: [&str; 27] = [
     "VFIO_GET_API_VERSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
@@ -21,6 +21,7 @@ pub const REQUESTS: [&str; 26] = [
     "VFIO_IOMMU_GET_INFO",
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
+    "VFIO_IOMMU_DIRTY_PAGES",
     "VFIO_IOMMU_SPAPR_TCE_GET_INFO",
     "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY",
@@ -41,9 +42,10 @@ pub const REQUESTS: [&str; 26] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 15] = [
+pub const BELIEVED: [&str; 16] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
+    "VFIO_IOMMU_DIRTY_PAGES",
     "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_TCE_CREATE",
