@@ -510,11 +510,12 @@ mod tests {
         let calls = door.calls();
         let device: Vec<_> = calls.iter().skip_while(|call| !call.contains("vfio0")).map(String::as_str).collect();
         assert_eq!(
-            device[..4],
+            device[..5],
             [
                 "open /dev/vfio/devices/vfio0",
                 "register /dev/vfio/devices/vfio0",
                 "VFIO_DEVICE_BIND_IOMMUFD",
+                "IOMMU_GET_HW_INFO",
                 "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
             ]
         );
