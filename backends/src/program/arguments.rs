@@ -50,8 +50,8 @@ pub(crate) struct Replay {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The soft host: vtd, vtd-64k, powernv9, powernv9-64k, pseries, or a file that describes one [default: powernv9 for a guest with
-    /// TCE windows, vtd for others].
+    /// The soft host: vtd, vtd-64k, vtd-ssads, powernv9, powernv9-64k, pseries, or a file that describes one [default: powernv9 for a
+    /// guest with TCE windows, vtd for others].
     #[arg(long, value_name = "PRESET|FILE")]
     pub(crate) host: Option<String>,
 
