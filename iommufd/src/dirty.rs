@@ -1,14 +1,16 @@
 //! What devices have written: logged in page tables, read as bitmaps.
 //!
-//! Two things about the kernel's answer are nowhere in its words, and both lose written pages:
+//! Three things about the kernel's answer are nowhere in its words, and each loses written pages:
 //! - It says nothing of what lies behind the first gap between mappings, and calls that success (linux:
 //!   drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty drops the error). So no question crosses a gap.
 //! - One that begins or ends inside a large page of the IOMMU's clears the page's only bit, and tells of the part behind its beginning
 //!   (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is alike). What it tells may reach beyond
 //!   the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set). A large page never reaches beyond
 //!   its mapping, so questions are about whole mappings.
+//! - A page table that is not logging calls everything clean (intel_iommu_read_and_clear_dirty again). So it is not asked.
 //!
-//! A page table that is not logging calls everything clean, too (intel_iommu_read_and_clear_dirty again): it is not asked.
+//! Bits for which the kernel cannot get hold of the bitmap's memory are lost as well: it has to be there, which memory is that was just
+//! cleared.
 
 use std::mem::offset_of;
 
@@ -24,7 +26,7 @@ use crate::page_table::PageTable;
 /// The kernel walks a bitmap of any length piece by piece. This one is of 8 TiB, in pages of 4 KiB.
 const LONGEST_BITMAP: usize = 1 << 28;
 
-/// The address space does not log, or not all of it.
+/// An answer for which the kernel is not asked.
 const fn refusal(errno: Errno) -> Failure {
     Failure { call: abi::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
 }
@@ -67,13 +69,15 @@ impl DirtyCalls for Ioas {
     /// between them, whole.
     ///
     /// # Errors
-    /// What the kernel said, `EINVAL` when nothing is logged or the bitmap has no room, `EOPNOTSUPP` when a device is attached whose IOMMU
-    /// cannot log. What was logged may be lost, and is in the bitmap in part.
+    /// What the kernel said; `EINVAL` when nothing is logged or the bitmap has no room, with a host page to spare; `EOPNOTSUPP` when a
+    /// device is attached whose IOMMU cannot log. What was logged may be lost, and is in the bitmap in part.
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
         let state = self.tables.read();
         let page = self.door().host_page();
         let length = range.len().ok_or(refusal(Errno::EOVERFLOW))?.get();
-        let room = bitmap.len() as u64 * u64::from(u64::BITS);
+        // The kernel may set bits as far as the host page reaches that the bitmap ends in.
+        let words = (bitmap.len() as u64).saturating_sub(page.bytes() / u64::from(u64::BITS / 8));
+        let room = words.saturating_mul(u64::from(u64::BITS));
         if !state.logging || length.div_ceil(page.bytes()) > room {
             return Err(refusal(Errno::EINVAL));
         }
@@ -144,6 +148,11 @@ mod tests {
         IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
     }
 
+    /// So many words, and a host page to spare.
+    fn bitmap(words: usize) -> Vec<u64> {
+        vec![0; words + 8192]
+    }
+
     /// The flags and page tables of the calls that begin and end logging.
     fn sets(door: &Scripted) -> Vec<(u32, u32)> {
         let sets = door.take().into_iter().map(|call| {
@@ -171,7 +180,7 @@ mod tests {
         let (door, ioas, _devices) = logging(&[done, |_| Err(Errno::EIO)]);
         assert_eq!(errno(ioas.start()), Some(Errno::EIO));
         assert_eq!(sets(&door), [(1, 9), (1, 10), (0, 9), (0, 10)]);
-        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EINVAL));
         assert_eq!(door.names(), [""; 0]);
     }
 
@@ -188,7 +197,7 @@ mod tests {
         let (door, ioas, _devices) = logging(&[]);
         ioas.start().expect("begun");
         door.take();
-        ioas.fetch(range(0x20_0000, 0x3_0000), &mut [0]).expect("fetched");
+        ioas.fetch(range(0x20_0000, 0x3_0000), &mut bitmap(1)).expect("fetched");
         let calls = door.take();
         for (call, hwpt_id) in calls.iter().zip([9, 10]) {
             let get = HwptGetDirtyBitmap {
@@ -208,7 +217,7 @@ mod tests {
     fn where_one_page_table_does_not_answer_nothing_counts_as_answered() {
         let (door, ioas, _devices) = logging(&[done, done, done, |_| Err(Errno::ENOMEM)]);
         ioas.start().expect("begun");
-        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::ENOMEM));
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::ENOMEM));
         assert_eq!(door.names(), [SET, SET, GET, GET]);
     }
 
@@ -217,21 +226,21 @@ mod tests {
         let (door, ioas, _devices) = logging(&[]);
         ioas.start().expect("begun");
         door.take();
-        assert_eq!(errno(ioas.fetch(range(0, 65 << 16), &mut [0])), Some(Errno::EINVAL));
-        assert_eq!(errno(ioas.fetch(range(0, (64 << 16) + 1), &mut [0])), Some(Errno::EINVAL));
-        assert_eq!(errno(ioas.fetch(IovaRange::all(), &mut [0])), Some(Errno::EOVERFLOW));
+        assert_eq!(errno(ioas.fetch(range(0, 65 << 16), &mut bitmap(1))), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(range(0, (64 << 16) + 1), &mut bitmap(1))), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(IovaRange::all(), &mut bitmap(1))), Some(Errno::EOVERFLOW));
         assert_eq!(door.names(), [""; 0]);
-        ioas.fetch(range(0, 64 << 16), &mut [0]).expect("it fits");
-        ioas.fetch(range(0xffff_ffff_ffff_0000, 0x1_0000), &mut [0]).expect("the last page of all");
+        ioas.fetch(range(0, 64 << 16), &mut bitmap(1)).expect("it fits");
+        ioas.fetch(range(0xffff_ffff_ffff_0000, 0x1_0000), &mut bitmap(1)).expect("the last page of all");
     }
 
     #[test]
     fn nothing_is_called_clean_that_nobody_logged() {
         let (door, ioas, devices) = logging(&[]);
-        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EINVAL));
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EINVAL));
         ioas.start().expect("begun");
         devices.iter().for_each(|device| ioas.detach(device).expect("detached"));
-        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut [0])), Some(Errno::EOPNOTSUPP));
+        assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EOPNOTSUPP));
         assert!(!door.names().contains(&GET));
     }
 }

@@ -7,6 +7,9 @@
 //! wrong with the memory shows when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its
 //! windows are everything there is at first; each device narrows them, each that leaves widens them.
 //!
+//! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space itself. Which is which
+//! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::dirty`]).
+//!
 //! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address space, never that
 //! there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says `ENOENT`, so only unions of
 //! known mappings are ever unmapped.
