@@ -6,6 +6,7 @@
 //!
 //! Edges: page tables the kernel manages only. Promises (IOMMU_IOAS_ALLOW_IOVAS), options and files answer `ENOTTY`.
 
+mod devices;
 mod ioas;
 mod page_table;
 mod pages;
@@ -21,9 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::dialect::call::Call;
 use crate::dialect::{World, require};
 use crate::engine::Table;
-use crate::facts::Iommu;
-use ioas::{Ioas, Owner, Place};
-use page_table::PageTable;
+use ioas::{Ioas, Place};
 use pages::PagesStore;
 
 /// A device, known by its place in the host's list.
@@ -46,16 +45,6 @@ enum Object {
     PageTable(u32),
     /// A device that is bound, and its group.
     Device(u32),
-}
-
-/// What a device is to be attached to.
-#[derive(Clone, Copy, Debug)]
-struct Target {
-    ioas: u32,
-    /// One of its page tables, or whichever the kernel chooses.
-    chosen: Option<u32>,
-    /// What is in front of the device.
-    iommu: Iommu,
 }
 
 /// A group's devices that are attached, all to one page table.
@@ -86,19 +75,6 @@ impl Context {
             Some(Object::PageTable(ioas)) => self.ioas(*ioas).ok().map(|ioas| &ioas.table),
             _ => None,
         }
-    }
-
-    /// iommufd_device_bind, once the owner is settled: the device's id.
-    pub(crate) fn bind(&mut self, group: u32) -> u32 {
-        let id = self.free_id();
-        self.objects.insert(id, Object::Device(group));
-        id
-    }
-
-    /// iommufd_device_unbind.
-    pub(crate) fn unbind(&mut self, world: &mut World, id: u32, device: DeviceIndex, group: u32) {
-        self.detach(world, device, group);
-        self.objects.remove(&id);
     }
 
     /// iommufd_fops_release: everything goes.
@@ -216,149 +192,6 @@ impl Context {
         unmap.length = bytes;
         call.write(&unmap);
         Ok(())
-    }
-
-    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel then has one.
-    /// Returns the page table.
-    pub(crate) fn attach(&mut self, world: &mut World, device: DeviceIndex, group: u32, to: u32) -> Result<u32, Errno> {
-        let (ioas, chosen) = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
-            Object::Ioas(_) => (to, None),
-            Object::PageTable(ioas) => (*ioas, Some(to)),
-            Object::Device(_) => return Err(Errno::EINVAL),
-        };
-        let target = Target { ioas, chosen, iommu: world.facts.iommu(group) };
-        let attached = self.groups.get(&group).is_some_and(|attachment| attachment.devices.contains(&device));
-        if attached { self.replace(world, group, target) } else { self.attach_anew(world, device, group, target) }
-    }
-
-    /// iommufd_hw_pagetable_attach: what is reserved for the device first, then the page table.
-    fn attach_anew(
-        &mut self,
-        world: &mut World,
-        device: DeviceIndex,
-        group: u32,
-        target: Target,
-    ) -> Result<u32, Errno> {
-        let current = self.groups.get(&group).and_then(|attachment| attachment.page_table);
-        require(current.is_none() || current == self.found(target)?, Errno::EINVAL)?;
-        self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(device))?;
-        let page_table = match self.page_table_of(world, target) {
-            Ok(page_table) => page_table,
-            Err(errno) => {
-                self.unreserve(target.ioas, &[device]);
-                return Err(errno);
-            }
-        };
-        let attachment = self.groups.entry(group).or_default();
-        attachment.page_table = Some(page_table);
-        attachment.devices.push(device);
-        Ok(page_table)
-    }
-
-    /// iommufd_device_do_replace: the whole group moves.
-    fn replace(&mut self, world: &mut World, group: u32, target: Target) -> Result<u32, Errno> {
-        let page_table = self.page_table_of(world, target)?;
-        let attachment = self.groups.entry(group).or_default();
-        let Some(old) = attachment.page_table.filter(|old| *old != page_table) else { return Ok(page_table) };
-        let devices = attachment.devices.clone();
-        let old_ioas = self.ioas_of_page_table(old)?.1;
-        for device in devices.iter().filter(|_| old_ioas != target.ioas) {
-            let reserved = self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(*device));
-            if let Err(errno) = reserved {
-                self.unreserve(target.ioas, &devices);
-                self.drop_if_unused(world, page_table);
-                return Err(errno);
-            }
-        }
-        if old_ioas != target.ioas {
-            self.unreserve(old_ioas, &devices);
-        }
-        self.groups.entry(group).or_default().page_table = Some(page_table);
-        self.drop_if_unused(world, old);
-        Ok(page_table)
-    }
-
-    /// iommufd_device_detach. Nothing happens to a device that is not attached.
-    pub(crate) fn detach(&mut self, world: &mut World, device: DeviceIndex, group: u32) {
-        let Some(attachment) = self.groups.get_mut(&group) else { return };
-        attachment.devices.retain(|other| *other != device);
-        let page_table = attachment.page_table;
-        if attachment.devices.is_empty() {
-            self.groups.remove(&group);
-        }
-        let Some(page_table) = page_table else { return };
-        if let Ok((_, ioas)) = self.ioas_of_page_table(page_table) {
-            self.unreserve(ioas, &[device]);
-        }
-        self.drop_if_unused(world, page_table);
-    }
-
-    /// The page table of a target that is there.
-    fn found(&self, target: Target) -> Result<Option<u32>, Errno> {
-        let automatic = |page_table: &PageTable| page_table.is_automatic && page_table.fits(target.iommu);
-        let mut known = self.ioas(target.ioas)?.page_tables.iter();
-        Ok(target.chosen.or_else(|| known.find(|(_, page_table)| automatic(page_table)).map(|(id, _)| *id)))
-    }
-
-    /// The page table of a target, which for an address space is made if need be (linux: iommufd_device_auto_get_domain).
-    fn page_table_of(&mut self, world: &mut World, target: Target) -> Result<u32, Errno> {
-        if let Some(id) = self.found(target)? {
-            let fits = self.page_table_mut(id)?.fits(target.iommu);
-            return require(fits, Errno::EINVAL).map(|()| id);
-        }
-        let id = self.free_id();
-        self.add_page_table(world, target.ioas, id, PageTable::automatic(target.iommu))?;
-        Ok(id)
-    }
-
-    fn add_page_table(&mut self, world: &mut World, ioas: u32, id: u32, page_table: PageTable) -> Result<(), Errno> {
-        ioas_of(&mut self.objects, ioas)?.add_page_table(world, &mut self.pages, id, page_table)?;
-        self.objects.insert(id, Object::PageTable(ioas));
-        Ok(())
-    }
-
-    fn remove_page_table(&mut self, world: &mut World, id: u32) {
-        let Some(Object::PageTable(ioas)) = self.objects.remove(&id) else { return };
-        if let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
-            ioas.remove_page_table(world, &mut self.pages, id);
-        }
-    }
-
-    fn is_in_use(&self, page_table: u32) -> bool {
-        self.groups.values().any(|attachment| attachment.page_table == Some(page_table))
-    }
-
-    /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
-    fn drop_if_unused(&mut self, world: &mut World, id: u32) {
-        let automatic = self.page_table_mut(id).is_ok_and(|page_table| page_table.is_automatic);
-        if automatic && !self.is_in_use(id) {
-            self.remove_page_table(world, id);
-        }
-    }
-
-    /// The address space that a page table shows, and its id.
-    fn ioas_of_page_table(&mut self, id: u32) -> Result<(&mut Ioas, u32), Errno> {
-        let Some(Object::PageTable(ioas)) = self.objects.get(&id) else { return Err(Errno::ENOENT) };
-        let ioas = *ioas;
-        Ok((self.ioas_mut(ioas)?, ioas))
-    }
-
-    fn page_table_mut(&mut self, id: u32) -> Result<&mut PageTable, Errno> {
-        self.ioas_of_page_table(id)?.0.page_tables.get_mut(&id).ok_or(Errno::ENOENT)
-    }
-
-    /// A device of `group` wrote in `range`, which lies in one mapping.
-    pub(crate) fn note_write(&mut self, world: &World, group: u32, range: IovaRange) {
-        let page_table = self.groups.get(&group).and_then(|attachment| attachment.page_table);
-        if let Some((id, Ok((ioas, _)))) = page_table.map(|id| (id, self.ioas_of_page_table(id))) {
-            ioas.note_write(world, id, range);
-        }
-    }
-
-    fn unreserve(&mut self, ioas: u32, devices: &[DeviceIndex]) {
-        if let Ok(ioas) = self.ioas_mut(ioas) {
-            devices.iter().for_each(|device| ioas.unreserve(Owner::Device(*device)));
-        }
     }
 
     fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {
