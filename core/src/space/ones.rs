@@ -57,7 +57,7 @@ mod tests {
             // Across a border of words.
             let words = [pattern << 59, pattern >> 5];
             let told: Vec<u64> = ones(&words, 59..69).flatten().collect();
-            let set: Vec<u64> = (0..10).filter(|bit| pattern >> bit & 1 == 1).map(|bit| bit + 59).collect();
+            let set: Vec<u64> = (0..10).filter(|bit| (pattern >> bit) & 1 == 1).map(|bit| bit + 59).collect();
             assert_eq!(told, set);
         }
     }
