@@ -105,6 +105,6 @@ pub use dmaspace_core::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_core::{
     Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
-    SystemAddress, SystemRange, Window, Windows, access, address, contract, door, error, listener, locked, memory,
-    page, reserved, section, window,
+    SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, listener, locked,
+    memory, page, reserved, section, window,
 };

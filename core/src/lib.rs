@@ -47,6 +47,7 @@
 //! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`reserved`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
+//! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
 //! - [`door`]: the one narrow place through which kernel calls go.
 //! - [`error`]: what was asked, of which range, what was wrong, what the kernel said; [`locked`]: what did not fit into the limit on
