@@ -97,6 +97,12 @@ pub enum Act {
     SetLogging(u32),
     /// Ask, with these flags, what was written through a page table: the address space, which is none.
     GetWritten(u32),
+    /// Begin or end logging in a type1 container, or what else such flags mean.
+    Log(u32),
+    /// Ask a type1 container what was written in so many pages. What is written back is how many bits are set.
+    Written(Place, Length),
+    /// Unmap so many pages of a type1 container, and ask what was written there.
+    UnmapWritten(Place, Length),
     /// Register memory.
     Register(Memory),
     /// Unregister memory.
@@ -161,6 +167,8 @@ pub enum Answer {
     Done,
     /// The result 0, and this many pages written back as the size.
     Pages(u64),
+    /// The result 0, and this many bits set.
+    Bits(u64),
     /// The result 0, and a size field as it was.
     SizeUntouched,
     /// The result 0, and a window that begins there.
@@ -310,6 +318,7 @@ impl Site<'_> {
         match answer {
             Answer::Done => Expected::Result(0),
             Answer::Pages(pages) => Expected::Written(pages * self.page()),
+            Answer::Bits(bits) => Expected::Written(bits),
             Answer::SizeUntouched => Expected::Written(UNTOUCHED),
             Answer::WindowAt(start) => Expected::Written(start),
             Answer::Result(result) => Expected::Result(result),
@@ -348,8 +357,19 @@ impl Site<'_> {
                 self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, flags))
             }
             Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
-                let (range, page, mut bitmap) = ((0, self.page()), self.page(), [0; 8]);
+                // A door wants all of the page that the bitmap ends in.
+                let room = usize::try_from(2 * self.page()).map_err(|_| Errno::EINVAL)?;
+                let (range, page, mut bitmap) = ((0, self.page()), self.page(), vec![0; room]);
                 raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap)
+            }),
+            Act::Log(flags) => self.on_container(|container| raw::log(self.door, container, flags)),
+            Act::Written(at, length) => self.on_type1(|container| {
+                let range = (self.address(at), self.bytes(length));
+                raw::written(self.door, container, range, self.page())
+            }),
+            Act::UnmapWritten(at, length) => self.on_type1(|container| {
+                let range = (self.address(at), self.bytes(length));
+                raw::unmap_written(self.door, container, range, self.page())
             }),
             Act::Register(memory) => {
                 let (memory, size) = self.memory(memory);
@@ -374,6 +394,14 @@ impl Site<'_> {
         match self.context {
             Context::Type1(container) | Context::Spapr(container) => plain(request(container)),
             Context::Ioas { .. } => NOT_MEANT,
+        }
+    }
+
+    /// A question about written pages.
+    fn on_type1(&self, request: impl FnOnce(Handle) -> Result<(i32, u64), Errno>) -> Found {
+        match self.context {
+            Context::Type1(container) => sized(request(container)),
+            Context::Spapr(_) | Context::Ioas { .. } => NOT_MEANT,
         }
     }
 

@@ -1,8 +1,9 @@
 //! Logging what devices write (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_dirty_pages).
 //!
 //! The kernel answers whole mappings, gaps between them fine, in its smallest page only. As soon as one group is attached whose device does
-//! not report by itself what it writes, which is nearly every device, all that is mapped reads as written; what is exact is then
-//! only that nothing else does.
+//! not report by itself what it writes, which is nearly every device, all that is mapped reads as written. Bits of what is not mapped mean
+//! nothing: from the second question on some are set behind mappings that begin inside a word (update_user_bitmap shifts a mapping's
+//! bitmap, vfio_iova_dirty_bitmap clears it by the mapping's length; seen on Linux 6.12).
 
 use std::mem::offset_of;
 

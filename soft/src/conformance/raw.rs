@@ -105,6 +105,59 @@ pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size
     Ok((ask(door, container, type1::UNMAP_DMA, &mut unmap)?, unmap.size))
 }
 
+/// A type1 container's DIRTY_PAGES without a question.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn log(door: &dyn Door, container: Handle, flags: u32) -> Result<i32, Errno> {
+    let mut log = type1::DirtyBitmap { argsz: type1::DIRTY_BITMAP_HEAD, flags, ..Default::default() };
+    ask(door, container, type1::DIRTY_PAGES, &mut log)
+}
+
+/// A type1 container's answer about at most 64 pages of that size: the result, and how many were written.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn written(door: &dyn Door, container: Handle, (iova, size): (u64, u64), page: u64) -> Result<(i32, u64), Errno> {
+    let bitmap = type1::Bitmap { pgsize: page, size: 8, data: 0 };
+    let (argsz, flags) = (type1::DirtyBitmap::SIZE, type1::DIRTY_GET_BITMAP);
+    let mut get = type1::DirtyBitmap { argsz, flags, iova, size, bitmap };
+    let offset = offset_of!(type1::DirtyBitmap, bitmap) + offset_of!(type1::Bitmap, data);
+    with_bits(door, container, type1::DIRTY_PAGES, &mut get, offset)
+}
+
+/// The same by an unmap.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn unmap_written(
+    door: &dyn Door,
+    container: Handle,
+    (iova, size): (u64, u64),
+    page: u64,
+) -> Result<(i32, u64), Errno> {
+    let bitmap = type1::Bitmap { pgsize: page, size: 8, data: 0 };
+    let (argsz, flags) = (type1::UnmapDirty::SIZE, type1::UNMAP_GET_DIRTY);
+    let mut unmap = type1::UnmapDirty { unmap: type1::UnmapDma { argsz, flags, iova, size }, bitmap };
+    let offset = offset_of!(type1::UnmapDirty, bitmap) + offset_of!(type1::Bitmap, data);
+    with_bits(door, container, type1::UNMAP_DMA, &mut unmap, offset)
+}
+
+/// Makes a request that fills a bitmap of 64 bits; returns the result and how many are set.
+fn with_bits<T: FromBytes + IntoBytes + Immutable>(
+    door: &dyn Door,
+    on: Handle,
+    request: Request,
+    argument: &mut T,
+    offset: usize,
+) -> Result<(i32, u64), Errno> {
+    let mut bits = 0_u64;
+    let mut data = [Attachment { offset, what: Attached::Buffer(bits.as_mut_bytes()) }];
+    let command = Command::with_bytes(request, argument.as_mut_bytes());
+    let result = door.ioctl(on, &mut command.attaching(&mut data))?;
+    Ok((result, u64::from(bits.count_ones())))
+}
+
 /// Maps in one address space what another, or the same, has mapped.
 ///
 /// # Errors

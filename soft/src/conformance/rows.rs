@@ -2,8 +2,9 @@
 
 use dmaspace_core::Access;
 use dmaspace_core::door::Errno;
+use dmaspace_type1::abi::{DIRTY_START, DIRTY_STOP};
 
-use super::Answer::{Arrives, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
+use super::Answer::{Arrives, Bits, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
 use super::Dialect::{Ioas, Spapr, SpaprV1, Type1, Type1V1};
 use super::Length::Bytes;
 use super::Memory::{Absent, Both, Empty, Holed, Page, Part, ReadOnly};
@@ -103,7 +104,75 @@ pub const ROWS: &[Row] = &[
     row("a map must be whole pages, and some", Type1, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Type1, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Type1, READ_ONLY).only(WithDevice),
+    row(
+        "what is written is logged from when that was asked for",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            written(0, 1, Fails(Errno::EINVAL)),
+            act(Act::UnmapWritten(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::Log(DIRTY_STOP), Done),
+            act(Act::Log(DIRTY_START), Done),
+            act(Act::Log(DIRTY_START), Done),
+            act(Act::Log(DIRTY_START | DIRTY_STOP), Fails(Errno::EINVAL)),
+            written(0, 1, Bits(1)),
+            act(Act::Log(DIRTY_STOP), Done),
+            written(0, 1, Fails(Errno::EINVAL)),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row(
+        "all that is mapped for a device that does not tell counts as written, and holes do not",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            act(Act::Log(DIRTY_START), Done),
+            map(4, Both, Done),
+            written(0, 1, Bits(1)),
+            written(1, 2, Bits(0)),
+            act(Act::UnmapWritten(Place::Page(4), Length::Pages(8)), Bits(2)),
+            map(4, Both, Done),
+            written(0, 16, Bits(3)),
+            unmap(4, 8, Pages(2)),
+            written(0, 16, Bits(1)),
+            unmap(0, 16, Pages(1)),
+            act(Act::Log(DIRTY_STOP), Done),
+        ],
+    ),
+    row(
+        "a second question tells pages behind a mapping that is not at the beginning of a word",
+        Type1,
+        &[
+            map(4, Both, Done),
+            act(Act::Log(DIRTY_START), Done),
+            written(0, 16, Bits(2)),
+            written(0, 16, Bits(4)),
+            written(0, 16, Bits(6)),
+            written(4, 12, Bits(8)),
+            unmap(4, 2, Pages(2)),
+            act(Act::Log(DIRTY_STOP), Done),
+        ],
+    ),
+    row(
+        "a question about written pages cuts no mapping, and is about whole pages, and some",
+        Type1,
+        &[
+            map(0, Both, Done),
+            act(Act::Log(DIRTY_START), Done),
+            written(0, 1, Fails(Errno::EINVAL)),
+            written(1, 1, Fails(Errno::EINVAL)),
+            act(Act::UnmapWritten(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::Written(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::Written(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            written(0, 0, Fails(Errno::EINVAL)),
+            act(Act::Written(BelowTop(1), Length::Pages(1)), Fails(Errno::EINVAL)),
+            written(0, 2, Bits(2)),
+            unmap(0, 2, Pages(2)),
+            act(Act::Log(DIRTY_STOP), Done),
+        ],
+    ),
     // type1 v1: what differs.
+    row("v1: nothing is logged", Type1V1, &[act(Act::Log(DIRTY_START), Fails(Errno::EACCES))]),
     row(
         "v1: an unmap that begins inside a mapping does nothing",
         Type1V1,
@@ -583,6 +652,10 @@ const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
 
 const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {
     act(Act::Unmap(Place::Page(page), Length::Pages(pages)), answer)
+}
+
+const fn written(page: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::Written(Place::Page(page), Length::Pages(pages)), answer)
 }
 
 const fn copy(from: u64, to: u64, pages: u64, answer: Answer) -> Step {

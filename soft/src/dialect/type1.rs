@@ -4,6 +4,8 @@
 
 mod dirty;
 
+use std::collections::BTreeMap;
+
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 use dmaspace_type1::abi::{
@@ -16,6 +18,7 @@ use zerocopy::IntoBytes;
 use crate::dialect::call::{Call, UserMemory};
 use crate::dialect::{Pid, World, require};
 use crate::engine::{Run, Table};
+use dirty::Log;
 
 /// VFIO_TYPE1_NESTING_IOMMU: old kernels say that they have it, and fail to attach.
 const NESTING: IommuType = IommuType(6);
@@ -37,7 +40,9 @@ pub(crate) struct Type1 {
     /// What can be mapped, ascending.
     ranges: Vec<IovaRange>,
     /// Whether what devices write is logged.
-    logs: bool,
+    is_logging: bool,
+    /// The mappings' own bitmaps, as far as they were asked about.
+    logs: BTreeMap<Iova, Log>,
 }
 
 /// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here, and addresses not be updated.
@@ -50,7 +55,15 @@ impl Type1 {
     /// vfio_iommu_type1_open.
     pub(crate) fn new(world: &World, version: IommuType) -> Self {
         let available = world.facts.dma_entries;
-        Self { version, table: Table::default(), available, groups: Vec::new(), ranges: Vec::new(), logs: false }
+        Self {
+            version,
+            table: Table::default(),
+            available,
+            groups: Vec::new(),
+            ranges: Vec::new(),
+            is_logging: false,
+            logs: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn table(&self) -> &Table {
@@ -178,7 +191,7 @@ impl Type1 {
     }
 
     /// What was written where an unmap is about to pass.
-    fn tell_unmapped(&self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
+    fn tell_unmapped(&mut self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
         require(unmap.flags & abi::UNMAP_ALL == 0 && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
         let request: UnmapDirty = call.read()?;
         self.check_bitmap(world, unmap.size, &request.bitmap)?;
@@ -211,6 +224,7 @@ impl Type1 {
     /// vfio_remove_dma.
     fn remove(&mut self, world: &mut World, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
+        self.logs.remove(&first);
         let bytes = run.bytes();
         self.available += 1;
         self.sweep(world, run.range);

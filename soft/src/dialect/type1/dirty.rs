@@ -21,8 +21,11 @@ impl Type1 {
         let request: DirtyBitmap = call.read_prefix(abi::DIRTY_BITMAP_HEAD as usize)?;
         require(request.argsz >= abi::DIRTY_BITMAP_HEAD && request.flags & !KNOWN == 0, Errno::EINVAL)?;
         match request.flags {
-            abi::DIRTY_START => self.logs = true,
-            abi::DIRTY_STOP => self.logs = false,
+            abi::DIRTY_START => self.is_logging = true,
+            abi::DIRTY_STOP => {
+                self.is_logging = false;
+                self.logs.clear();
+            }
             abi::DIRTY_GET_BITMAP => self.get_bitmap(world, call, &request)?,
             _ => return Err(Errno::EINVAL),
         }
@@ -30,7 +33,7 @@ impl Type1 {
     }
 
     /// vfio_iova_dirty_bitmap, and the checks before it.
-    fn get_bitmap(&self, world: &World, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
+    fn get_bitmap(&mut self, world: &World, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
         require(request.argsz >= DirtyBitmap::SIZE, Errno::EINVAL)?;
         let page = granule(world);
         // A range that ends at 2^64 wraps to zero, and is refused with those that wrap further.
@@ -46,26 +49,63 @@ impl Type1 {
         let page = granule(world);
         let needed = (size >> page.shift()).div_ceil(64) * 8;
         let holds = needed > 0 && bitmap.size >= needed && bitmap.size <= DIRTY_BITMAP_SIZE_MAX;
-        require(holds && bitmap.pgsize == page.bytes() && self.logs, Errno::EINVAL)
+        require(holds && bitmap.pgsize == page.bytes() && self.is_logging, Errno::EINVAL)
     }
 
-    /// Sets the bit of every page of `range` that is mapped.
+    /// Tells the pages of `range` that are mapped.
     pub(super) fn fill(
-        &self,
+        &mut self,
         world: &World,
         call: &mut Call<'_, '_>,
         data: usize,
         range: IovaRange,
     ) -> Result<(), Errno> {
-        let shift = granule(world).shift();
+        let page = granule(world);
         let bitmap = call.buffer(data).ok_or(Errno::EFAULT)?;
         for run in self.table.overlapping(range) {
-            let first = range.offset_of(run.range.first()) >> shift;
-            for page in first..first + (run.bytes() >> shift) {
-                let byte = usize::try_from(page / 8).ok().and_then(|byte| bitmap.get_mut(byte));
-                *byte.ok_or(Errno::EFAULT)? |= 1 << (page % 8);
-            }
+            let (first, pages) = (range.offset_of(run.range.first()) >> page.shift(), run.bytes() >> page.shift());
+            let log = self.logs.entry(run.range.first()).or_default();
+            log.tell(bitmap, first, pages).ok_or(Errno::EFAULT)?;
         }
         Ok(())
+    }
+}
+
+/// A mapping's own bitmap, which the kernel shifts to where the mapping's first bit is in a word of the answer, and clears by its length
+/// only: what was shifted behind that is told again, further on, the next time. Too much is told, never too little.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    words: Vec<u64>,
+}
+
+impl Log {
+    /// update_user_bitmap for a mapping all of which counts, and the bitmap_clear after it. `None`: the answer has no room.
+    fn tell(&mut self, answer: &mut [u8], first: u64, pages: u64) -> Option<()> {
+        let (word, shift) = (usize::try_from(first / 64).ok()?, first % 64);
+        let count = usize::try_from((pages + shift).div_ceil(64)).ok()?;
+        self.words.resize(self.words.len().max(count), 0);
+        set(&mut self.words, pages, u64::MAX);
+        let answer = answer.get_mut(word.checked_mul(8)?..word.checked_add(count)?.checked_mul(8)?)?;
+        if shift > 0 {
+            let mut below = 0;
+            for word in self.words.iter_mut().take(count) {
+                (*word, below) = ((*word << shift) | below, *word >> (64 - shift));
+            }
+            *self.words.first_mut()? |= u64::from_ne_bytes(*answer.first_chunk()?);
+        }
+        let words = answer.chunks_exact_mut(8).zip(&self.words);
+        words.for_each(|(to, from)| to.copy_from_slice(&from.to_ne_bytes()));
+        set(&mut self.words, pages, 0);
+        Some(())
+    }
+}
+
+/// Makes the first `bits` bits as in `value`.
+fn set(words: &mut [u64], bits: u64, value: u64) {
+    let mut left = bits;
+    for word in words {
+        let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+        *word = (*word & !mask) | (value & mask);
+        left = left.saturating_sub(64);
     }
 }
