@@ -89,12 +89,12 @@ pub enum Act {
     UnmapAll,
     /// Map at the second place, in the same address space, so much of what the first shows.
     Copy(Place, Place, Length, Access),
-    /// Ask, with these flags, what the IOMMU in front of a device can do: the address space, which is none.
-    HwInfo(u32),
+    /// Ask what the IOMMU in front of a device can do: the address space, which is none.
+    HwInfo,
     /// Make a page table that logs for a device: the address space, which is none.
     MakePageTable,
-    /// Set these flags of a page table's log: the address space's, which is none.
-    SetLogging(u32),
+    /// Have a page table log: the address space's, which is none.
+    SetLogging,
     /// Ask, with these flags, what was written through a page table: the address space, which is none.
     GetWritten(u32),
     /// Begin or end logging in a type1 container, or what else such flags mean.
@@ -349,12 +349,12 @@ impl Site<'_> {
                 let (from, to) = ((id, self.address(from)), (id, self.address(to)));
                 plain(raw::copy(self.door, iommufd, from, to, self.bytes(length), access))
             }
-            Act::HwInfo(flags) => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, flags).map(|_| 0)),
+            Act::HwInfo => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, 0).map(|_| 0)),
             Act::MakePageTable => self.on_ioas(|iommufd, id| {
                 raw::alloc_page_table(self.door, iommufd, id, id, abi::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)
             }),
-            Act::SetLogging(flags) => {
-                self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, flags))
+            Act::SetLogging => {
+                self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, abi::DIRTY_TRACKING_ENABLE))
             }
             Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
                 // A door wants all of the page that the bitmap ends in.
