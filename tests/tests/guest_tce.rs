@@ -39,6 +39,10 @@ impl SystemMemory for Memory {
     fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
         self.ram.read(at.get(), into).is_ok()
     }
+
+    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
+        self.ram.write(at.get(), from).is_ok()
+    }
 }
 
 /// A guest with one PHB, whose default window is 1 GiB.
@@ -66,7 +70,7 @@ impl Guest {
         let window = Section::translated("tce", range(0, GIB), PageSize::K4);
         listener.commit(Update::new().adding(window).adding_target(target)).expect("it fits");
         let window = listener.translated(Iova::new(0)).expect("it is in force");
-        let mut tables = TceTables::new();
+        let tables = TceTables::new();
         let table = TceTable::new(Iova::new(0), PageSize::K4, GIB / PAGE).expect("a proper table");
         tables.add(Liobn::new(LIOBN as u32), table).expect("it is free");
         let memory = Memory { ram, len: RAM };
@@ -322,7 +326,7 @@ fn a_table_brings_what_is_in_it_to_the_window_it_is_connected_to() {
 
 #[test]
 fn a_table_is_not_connected_to_a_window_that_is_not_its_own() {
-    let mut guest = Guest::apart();
+    let guest = Guest::apart();
     let other = Liobn::new(1);
     let mut table = TceTable::new(Iova::new(0), PageSize::K64, GIB >> 16).expect("a proper table");
     table.write(Iova::new(0), Entries::List(&[Tce::new(0x1_0003)])).expect("inside");

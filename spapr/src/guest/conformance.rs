@@ -183,6 +183,10 @@ impl SystemMemory for Memory {
         into.iter_mut().zip(list).for_each(|(byte, new)| *byte = new);
         there
     }
+
+    fn write(&self, _: SystemAddress, _: &[u8]) -> bool {
+        false
+    }
 }
 
 fn liobn(raw: u64) -> Liobn {
@@ -190,7 +194,7 @@ fn liobn(raw: u64) -> Liobn {
 }
 
 fn tables() -> TceTables {
-    let mut tables = TceTables::new();
+    let tables = TceTables::new();
     let mut low = TceTable::new(Iova::new(0), PageSize::K4, GIB >> 12).expect("a table of the test");
     low.write(Iova::new(LIVE), Entries::List(&[Tce::new(0x9003)])).expect("inside");
     let high = TceTable::new(Iova::new(HB), PageSize::K64, HIGH_LEN >> 16).expect("a table of the test");

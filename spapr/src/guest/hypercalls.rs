@@ -33,13 +33,16 @@ pub const MOST_ENTRIES: u64 = 512;
 /// The bytes of an entry in a list.
 const ENTRY: usize = size_of::<u64>();
 
-/// What hypercalls have to know of the guest's memory.
+/// What hypercalls and RTAS calls have to know of the guest's memory.
 pub trait SystemMemory {
     /// Whether all of `range` is memory that the guest may let devices reach.
     fn holds(&self, range: SystemRange) -> bool;
 
     /// Reads all of `into` from `at` on, or answers false.
     fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool;
+
+    /// Writes all of `from` at `at`, or answers false and has written nothing. Only RTAS calls write, to their buffers.
+    fn write(&self, at: SystemAddress, from: &[u8]) -> bool;
 }
 
 impl TceTables {
@@ -48,7 +51,8 @@ impl TceTables {
     /// # Errors
     /// [`Refusal::NoSuchTable`], [`Refusal::MisalignedAddress`], [`Refusal::OutsideTable`].
     pub fn h_get_tce(&self, liobn: u64, ioba: u64) -> Result<u64, Refusal> {
-        let table = self.slot(liobn)?.table();
+        let slot = self.slot(liobn)?;
+        let table = slot.table();
         let at = aligned(&table, ioba)?;
         Ok(table.get(at)?.get())
     }

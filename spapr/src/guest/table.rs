@@ -107,6 +107,11 @@ impl TceTable {
         Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new() })
     }
 
+    /// An empty table for the same window.
+    pub(super) fn emptied(&self) -> Self {
+        Self { chunks: BTreeMap::new(), ..*self }
+    }
+
     /// Its window.
     pub fn range(&self) -> IovaRange {
         self.range

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_core::listener::{EntryError, TranslatedWindow};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
@@ -62,22 +63,35 @@ pub enum ConnectError {
     Host(#[from] EntryError),
 }
 
-/// The TCE tables of a guest.
+/// The TCE tables of a guest, of all its bridges.
 ///
-/// Hypercalls take `&self` and come from any processor. Those on one table follow each other, those on different ones do not wait; a
-/// translation for an emulated device never waits for a host.
+/// Hypercalls come from any processor, and tables come and go meanwhile. Hypercalls on one table follow each other, those on different
+/// ones wait for each other no longer than a look-up takes; a translation for an emulated device never waits for a host.
 #[derive(Debug, Default)]
 pub struct TceTables {
-    slots: BTreeMap<Liobn, Slot>,
+    slots: RwLock<BTreeMap<Liobn, Arc<Slot>>>,
 }
 
 /// A table and its host, in the order they are locked.
 #[derive(Debug)]
 pub(super) struct Slot {
+    liobn: Liobn,
     /// Held while a hypercall writes.
-    host: Mutex<Option<TranslatedWindow>>,
+    behind: Mutex<Behind>,
     /// Written in one go, after the host agreed.
     table: RwLock<TceTable>,
+}
+
+/// What is behind a table.
+#[derive(Debug, Default)]
+enum Behind {
+    /// No host: devices are emulated.
+    #[default]
+    Nothing,
+    /// A window of the listener's.
+    Window(TranslatedWindow),
+    /// Not even the guest: the table was taken away.
+    Gone,
 }
 
 impl TceTables {
@@ -90,18 +104,17 @@ impl TceTables {
     ///
     /// # Errors
     /// [`LiobnInUse`].
-    pub fn add(&mut self, liobn: Liobn, table: TceTable) -> Result<(), LiobnInUse> {
-        if self.slots.contains_key(&liobn) {
-            return Err(LiobnInUse(liobn));
-        }
-        self.slots.insert(liobn, Slot { host: Mutex::default(), table: RwLock::new(table) });
-        Ok(())
+    pub fn add(&self, liobn: Liobn, table: TceTable) -> Result<(), LiobnInUse> {
+        self.reserve(&[&Arc::new(Slot::new(liobn, table))])
     }
 
-    /// Takes a table away. Its host's entries go when the listener's section is removed.
-    pub fn remove(&mut self, liobn: Liobn) -> Option<TceTable> {
-        let slot = self.slots.remove(&liobn)?;
-        Some(slot.table.into_inner().unwrap_or_else(PoisonError::into_inner))
+    /// Takes a table away. A hypercall that still waits for it finds none. The host's entries go when the listener's section is removed.
+    pub fn remove(&self, liobn: Liobn) -> Option<TceTable> {
+        let slot = self.slots_mut().remove(&liobn)?;
+        *slot.behind() = Behind::Gone;
+        let mut table = slot.table_mut();
+        let empty = table.emptied();
+        Some(mem::replace(&mut *table, empty))
     }
 
     /// Keeps an empty window of the listener's in step with a table from now on, beginning with what is in it: one call for each run.
@@ -109,10 +122,12 @@ impl TceTables {
     /// # Errors
     /// [`ConnectError`]; what was put in the window was cleared again.
     pub fn connect(&self, liobn: Liobn, window: TranslatedWindow) -> Result<(), ConnectError> {
-        let slot = self.slots.get(&liobn).ok_or(ConnectError::NoSuchTable(liobn))?;
-        let mut host = slot.host();
-        if host.is_some() {
-            return Err(ConnectError::Connected(liobn));
+        let slot = self.find(liobn).ok_or(ConnectError::NoSuchTable(liobn))?;
+        let mut behind = slot.behind();
+        match *behind {
+            Behind::Nothing => {}
+            Behind::Window(_) => return Err(ConnectError::Connected(liobn)),
+            Behind::Gone => return Err(ConnectError::NoSuchTable(liobn)),
         }
         let table = slot.table();
         let (range, page) = (window.range()?, window.page()?);
@@ -121,38 +136,125 @@ impl TceTables {
         }
         let puts: Vec<_> = table.live(range).into_iter().map(Change::Put).collect();
         carry(&window, &table, &puts).map_err(|stuck| stuck.error)?;
-        *host = Some(window);
+        *behind = Behind::Window(window);
         Ok(())
     }
 
     /// Leaves the window alone from now on, which keeps its entries: for when the listener gives up the section, or its last space.
     pub fn disconnect(&self, liobn: Liobn) -> Option<TranslatedWindow> {
-        self.slots.get(&liobn)?.host().take()
+        self.find(liobn)?.behind().take()
+    }
+
+    /// Whether a window is kept in step with the table.
+    pub fn is_connected(&self, liobn: Liobn) -> bool {
+        self.find(liobn).is_some_and(|slot| matches!(*slot.behind(), Behind::Window(_)))
     }
 
     /// Where an emulated device that wants `access` to `at` gets to, and everything it may do there. Good up to the end of the page.
     /// `None` when there is no such table.
     pub fn translate(&self, liobn: Liobn, at: Iova, access: Access) -> Option<Result<(SystemAddress, Access), Fault>> {
-        Some(self.slots.get(&liobn)?.table().translate(at, access))
+        Some(self.find(liobn)?.table().translate(at, access))
     }
 
     /// The live entries of a table, ascending, joined to runs.
     pub fn live(&self, liobn: Liobn) -> Option<Vec<Run>> {
-        let table = self.slots.get(&liobn)?.table();
+        let slot = self.find(liobn)?;
+        let table = slot.table();
         Some(table.live(table.range()))
     }
 
     /// The table that a guest's argument means.
-    pub(super) fn slot(&self, liobn: u64) -> Result<&Slot, Refusal> {
-        let slot = u32::try_from(liobn).ok().and_then(|liobn| self.slots.get(&Liobn::new(liobn)));
+    pub(super) fn slot(&self, liobn: u64) -> Result<Arc<Slot>, Refusal> {
+        let slot = u32::try_from(liobn).ok().and_then(|liobn| self.find(Liobn::new(liobn)));
         slot.ok_or(Refusal::NoSuchTable(liobn))
+    }
+
+    /// Takes the tables `old` away and puts empty ones in, `new`, all or none: `change` decides. No hypercall writes to any of them while
+    /// it goes on. It answers with the window behind each new table, where there is one.
+    pub(super) fn exchange<T, E: From<LiobnInUse>>(
+        &self,
+        old: &[Liobn],
+        new: Vec<(Liobn, TceTable)>,
+        change: impl FnOnce() -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
+    ) -> Result<T, E> {
+        let new: Vec<_> = new.into_iter().map(|(liobn, table)| Arc::new(Slot::new(liobn, table))).collect();
+        // Nobody knows them yet, so nobody holds them.
+        let coming: Vec<_> = new.iter().map(|slot| slot.behind()).collect();
+        let fresh: Vec<_> = new.iter().filter(|slot| !old.contains(&slot.liobn)).collect();
+        self.reserve(&fresh)?;
+        let going: Vec<_> = old.iter().filter_map(|liobn| self.find(*liobn)).collect();
+        let held: Vec<_> = going.iter().map(|slot| slot.behind()).collect();
+        let changed = change();
+        let mut slots = self.slots_mut();
+        let (gone, answer) = match changed {
+            Ok((answer, windows)) => {
+                old.iter().for_each(|liobn| drop(slots.remove(liobn)));
+                slots.extend(new.iter().map(|slot| (slot.liobn, slot.clone())));
+                let behind = windows.into_iter().map(|window| window.map_or(Behind::Nothing, Behind::Window));
+                coming.into_iter().zip(behind).for_each(|(mut place, behind)| *place = behind);
+                (held, Ok(answer))
+            }
+            Err(error) => {
+                fresh.iter().for_each(|slot| drop(slots.remove(&slot.liobn)));
+                (coming, Err(error))
+            }
+        };
+        gone.into_iter().for_each(|mut behind| *behind = Behind::Gone);
+        answer
+    }
+
+    /// Puts slots in, all or none.
+    fn reserve(&self, fresh: &[&Arc<Slot>]) -> Result<(), LiobnInUse> {
+        let mut slots = self.slots_mut();
+        let taken = |slot: &&&Arc<Slot>| slots.contains_key(&slot.liobn);
+        if let Some(slot) = fresh.iter().find(taken) {
+            return Err(LiobnInUse(slot.liobn));
+        }
+        slots.extend(fresh.iter().map(|slot| (slot.liobn, Arc::clone(slot))));
+        Ok(())
+    }
+
+    /// Lets no hypercall write to these tables while `change` goes on. When it succeeds and says so, they have no host any more.
+    pub(super) fn parting<E>(&self, liobns: &[Liobn], change: impl FnOnce() -> Result<bool, E>) -> Result<(), E> {
+        let slots: Vec<_> = liobns.iter().filter_map(|liobn| self.find(*liobn)).collect();
+        let mut held: Vec<_> = slots.iter().map(|slot| slot.behind()).collect();
+        if change()? {
+            held.iter_mut().for_each(|behind| drop(behind.take()));
+        }
+        Ok(())
+    }
+
+    fn find(&self, liobn: Liobn) -> Option<Arc<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(&liobn).cloned()
+    }
+
+    // Changed in single steps: right even after a panic elsewhere. So are the two of a slot.
+    fn slots_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<Liobn, Arc<Slot>>> {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Behind {
+    /// The window, which is left alone from now on.
+    fn take(&mut self) -> Option<TranslatedWindow> {
+        match mem::take(self) {
+            Self::Window(window) => Some(window),
+            Self::Nothing => None,
+            Self::Gone => {
+                *self = Self::Gone;
+                None
+            }
+        }
     }
 }
 
 impl Slot {
-    // Both are changed in single steps: right even after a panic elsewhere.
-    fn host(&self) -> MutexGuard<'_, Option<TranslatedWindow>> {
-        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(liobn: Liobn, table: TceTable) -> Self {
+        Self { liobn, behind: Mutex::default(), table: RwLock::new(table) }
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Behind> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn table(&self) -> RwLockReadGuard<'_, TceTable> {
@@ -165,8 +267,13 @@ impl Slot {
 
     /// Writes entries: to the host first, then, if it agreed, to the table.
     pub(super) fn write(&self, at: Iova, entries: Entries<'_>) -> Result<(), Refusal> {
-        let host = self.host();
-        if let Some(window) = host.as_ref() {
+        let behind = self.behind();
+        let window = match &*behind {
+            Behind::Nothing => None,
+            Behind::Window(window) => Some(window),
+            Behind::Gone => return Err(Refusal::NoSuchTable(self.liobn.get().into())),
+        };
+        if let Some(window) = window {
             let table = self.table();
             let changes = table.changes(at, entries)?;
             let carried = carry(window, &table, &changes);
