@@ -257,7 +257,7 @@ fn the_object_is_what_scripts_were_promised() {
         r#"{"ok":true,"input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
         r#""backend":"spapr","windows":[{"first":"0x0","last":"0x3fffffff","page_sizes":[4096]}],"sections":["#,
         r#"{"space":"pci","first":"0x0","last":"0x3fffffff","name":"tce-iommu-80000000","kind":"i/o","fate":"window","#,
-        r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages","lost_head":0,"lost_tail":0},"#,
+        r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages, which are the guest's","lost_head":0,"lost_tail":0},"#,
         r#"{"space":"pci","first":"0x40000000000","last":"0x40000000fff","name":"msi","kind":"i/o","fate":"msi","#,
         r#""reason":"a write here is an interrupt","lost_head":0,"lost_tail":0},"#,
         r#"{"space":"memory","first":"0x0","last":"0xffffffff","name":"ppc_spapr.ram","kind":"ram","fate":"registered","#,

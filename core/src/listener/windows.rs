@@ -25,12 +25,26 @@ pub(super) struct WindowPlan {
     pub(super) after: Windows,
     /// Sections for which there can be no window, by first address, and why.
     pub(super) refused: Vec<(Iova, String)>,
+    /// The largest page that the memory behind entries allows, where windows are created.
+    pub(super) backing: Option<PageSize>,
 }
 
 impl WindowPlan {
     pub(super) fn refusal(&self, section: &Section) -> Option<&str> {
         let refused = self.refused.iter().find(|(first, _)| *first == section.range().first());
         refused.map(|(_, reason)| reason.as_str())
+    }
+
+    /// Why a window that was created for entries of `page` has pages of `granule`, in words that follow it.
+    pub(super) fn why_of_page(&self, granule: PageSize, page: PageSize) -> String {
+        match self.backing {
+            None => String::new(),
+            Some(_) if granule == page => ", which are the guest's".into(),
+            Some(backing) if granule == backing => {
+                format!(", which the memory behind it is made of; the guest's are {page}")
+            }
+            Some(backing) => format!(", the largest of the host's up to {}; the guest's are {page}", backing.min(page)),
+        }
     }
 }
 
@@ -43,8 +57,9 @@ pub(super) fn plan(
     now: &Windows,
     fences: &[Fence],
 ) -> WindowPlan {
-    let mut plan = WindowPlan::default();
-    let mut wanted = translated_windows(view, host_page, offer, &mut plan);
+    let backing = backing_page(view.targets.iter().map(|target| target.memory()), host_page);
+    let mut plan = WindowPlan { backing: Some(backing), ..WindowPlan::default() };
+    let mut wanted = translated_windows(view, backing, offer, &mut plan);
     if let Some(hull) = ram_hull(view) {
         match ram_window(view, hull, cuts, host_page, offer, now, &wanted) {
             Ok(window) => wanted.push(window),
@@ -93,11 +108,10 @@ fn coarsest(view: &View, wanted: &WindowRequest) -> PageSize {
 
 fn translated_windows(
     view: &View,
-    host_page: PageSize,
+    backing: PageSize,
     offer: &WindowOffer,
     plan: &mut WindowPlan,
 ) -> Vec<WindowRequest> {
-    let backing = backing_page(view.targets.iter().map(|target| target.memory()), host_page);
     let mut wanted = Vec::new();
     for section in view.sections.iter() {
         let Backing::Translated { page } = section.backing() else { continue };

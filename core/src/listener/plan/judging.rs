@@ -91,7 +91,9 @@ impl<'a> Planner<'a> {
             return (Fate::Refused, why);
         }
         if let Some(window) = self.windows.after.covering(range) {
-            return (Fate::Window, format!("the host's window {} with {} pages", window.range, window.granule()));
+            let granule = window.granule();
+            let why = self.windows.why_of_page(granule, page);
+            return (Fate::Window, format!("the host's window {} with {granule} pages{why}", window.range));
         }
         let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
         let usable: Vec<_> = shared.filter_map(|shared| shared.trimmed_to(page)).collect();
