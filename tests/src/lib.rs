@@ -14,4 +14,5 @@ pub mod ram;
 pub mod recovery;
 pub mod scenarios;
 pub mod soft;
+pub mod spapr_guest;
 pub mod stage;

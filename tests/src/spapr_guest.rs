@@ -1,0 +1,225 @@
+//! A guest on POWER with one bridge: its memory, its RTAS calls and hypercalls, and the hosts behind it.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use dmaspace::choose::BackendKind;
+use dmaspace::open::Opened;
+use dmaspace_core::address::SystemRange;
+use dmaspace_core::listener::Update;
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{
+    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, SystemAddress, Windows,
+};
+use dmaspace_soft::{SoftDevice, SoftHost};
+use dmaspace_spapr::guest::rtas::Answer;
+use dmaspace_spapr::guest::{GuestWindow, Layout, PciHostBridge, RtasError, SystemMemory, TceTables, Tokens};
+
+use crate::soft::open;
+
+/// The bytes of its memory that are there. More may be believed in.
+pub const RAM: u64 = 16 << 20;
+
+/// Where its firmware has the buffer of RTAS calls, and what is left of the page for lists of entries.
+const BUFFER: u64 = RAM - 0x2000;
+/// Where it has lists of entries.
+pub const LIST: u64 = RAM - 0x1000;
+
+/// A configuration address.
+pub const PE: u32 = 0x2000;
+/// The halves of the bridge's unit ID.
+pub const UNIT: [u32; 2] = [0x800_0000, 0x2000_0000];
+
+/// The first window's LIOBN.
+pub const FIRST: u64 = 0x8000_0000;
+/// The second one's.
+pub const SECOND: u64 = 0x8000_0001;
+
+/// The guest's memory.
+#[derive(Debug)]
+pub struct Memory {
+    ram: HostMemory,
+}
+
+impl SystemMemory for Memory {
+    fn holds(&self, range: SystemRange) -> bool {
+        range.last().get() < self.ram.len().get()
+    }
+
+    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
+        self.ram.read(at.get(), into).is_ok()
+    }
+
+    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
+        self.ram.write(at.get(), from).is_ok()
+    }
+}
+
+/// The guest. Its bridge's first reset is its own.
+#[derive(Debug)]
+pub struct SpaprGuest {
+    /// Its one bridge, and the listener of that.
+    pub bridges: Vec<(PciHostBridge, Listener)>,
+    /// Its memory.
+    pub memory: Memory,
+}
+
+/// Where devices get to: on the bus, in the guest's memory, how.
+pub type Entry = (IovaRange, u64, Access);
+
+impl SpaprGuest {
+    /// Without a host.
+    pub fn new(layout: Layout) -> Self {
+        Self::with_ram(layout, RAM)
+    }
+
+    /// With so much memory, of which no more is taken than is used.
+    pub fn with_ram(layout: Layout, len: u64) -> Self {
+        let len = NonZeroUsize::new(usize::try_from(len).expect("it fits")).expect("not empty");
+        let ram = HostMemory::zeroed(len, PageSize::K64).expect("memory for the guest");
+        let bridge = PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout");
+        let mut listener = Listener::new(FrontEnd::default());
+        let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), ram.clone()).expect("a proper range");
+        listener.commit(Update::new().adding_target(target)).expect("nobody who could refuse");
+        Self { bridges: vec![(bridge, listener)], memory: Memory { ram } }
+    }
+
+    /// On a space of the host's, before its first reset. The layout is what the host has room for.
+    pub fn on(soft: &Arc<SoftHost>, backend: BackendKind) -> (Self, Opened) {
+        let opened = open(soft, backend);
+        let layout = Layout::pseries(0).placed_on([opened.space.space()]).expect("there is room");
+        let mut guest = Self::new(layout);
+        guest.attach(&opened).expect("an empty view fits");
+        (guest, opened)
+    }
+
+    /// Its bridge.
+    pub fn bridge(&self) -> &PciHostBridge {
+        &self.bridges[0].0
+    }
+
+    /// Its listener.
+    pub fn listener(&mut self) -> &mut Listener {
+        &mut self.bridges[0].1
+    }
+
+    /// Its windows.
+    pub fn windows(&self) -> Vec<GuestWindow> {
+        self.bridge().windows().to_vec()
+    }
+
+    /// Plugs a host in.
+    ///
+    /// # Errors
+    /// Why it was not, in words.
+    pub fn attach(&mut self, opened: &Opened) -> Result<(), String> {
+        let (bridge, listener) = &mut self.bridges[0];
+        bridge.attach(listener, opened.space.space().clone()).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes an RTAS call: the status and the other results, and why it was refused.
+    pub fn rtas(&mut self, token: u32, arguments: &[u32], results: usize) -> (Vec<u32>, Option<RtasError>) {
+        let counts = [token, arguments.len() as u32, results as u32];
+        let cells = counts.iter().chain(arguments);
+        let bytes: Vec<u8> = cells.flat_map(|cell| cell.to_be_bytes()).collect();
+        assert!(self.memory.write(SystemAddress::new(BUFFER), &bytes));
+        let answer = Tokens::default().call(&mut self.bridges, &self.memory, SystemAddress::new(BUFFER));
+        let Ok(Answer::Called(result)) = answer else { panic!("not one of the four calls: {answer:?}") };
+        let mut bytes = vec![0; 4 * results];
+        assert!(self.memory.read(SystemAddress::new(BUFFER + 12 + 4 * arguments.len() as u64), &mut bytes));
+        let cells = bytes.chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("a cell")));
+        (cells.collect(), result.err())
+    }
+
+    /// ibm,query-pe-dma-window with six results.
+    pub fn query(&mut self) -> Vec<u32> {
+        self.rtas(Tokens::default().query, &[PE, UNIT[0], UNIT[1]], 6).0
+    }
+
+    /// ibm,create-pe-dma-window: the LIOBN and where it begins, or the status and why.
+    ///
+    /// # Errors
+    /// Status and reason.
+    pub fn create(&mut self, page_shift: u32, window_shift: u32) -> Result<(u64, u64), (i32, RtasError)> {
+        let arguments = [PE, UNIT[0], UNIT[1], page_shift, window_shift];
+        let (results, why) = self.rtas(Tokens::default().create, &arguments, 4);
+        match why {
+            None => Ok((u64::from(results[1]), (u64::from(results[2]) << 32) | u64::from(results[3]))),
+            Some(why) => Err((results[0] as i32, why)),
+        }
+    }
+
+    /// ibm,remove-pe-dma-window: the status.
+    pub fn remove(&mut self, liobn: u64) -> i32 {
+        self.rtas(Tokens::default().remove, &[u32::try_from(liobn).expect("a LIOBN")], 1).0[0] as i32
+    }
+
+    /// ibm,reset-pe-dma-window: the status.
+    pub fn reset(&mut self) -> i32 {
+        self.rtas(Tokens::default().reset, &[PE, UNIT[0], UNIT[1]], 1).0[0] as i32
+    }
+
+    /// H_PUT_TCE: the return code.
+    pub fn put(&self, liobn: u64, ioba: u64, tce: u64) -> i64 {
+        code(&self.bridge().tables().h_put_tce(&self.memory, liobn, ioba, tce))
+    }
+
+    /// H_PUT_TCE_INDIRECT, the list being written to `at` first: the return code.
+    pub fn put_list(&self, liobn: u64, ioba: u64, at: u64, list: &[u64]) -> i64 {
+        let bytes: Vec<u8> = list.iter().flat_map(|tce| tce.to_be_bytes()).collect();
+        assert!(self.memory.write(SystemAddress::new(at), &bytes));
+        code(&self.bridge().tables().h_put_tce_indirect(&self.memory, liobn, ioba, at, list.len() as u64))
+    }
+
+    /// H_STUFF_TCE: the return code.
+    pub fn stuff(&self, liobn: u64, ioba: u64, tce: u64, count: u64) -> i64 {
+        code(&self.bridge().tables().h_stuff_tce(&self.memory, liobn, ioba, tce, count))
+    }
+
+    /// What the tables say.
+    pub fn says(&self) -> Vec<Entry> {
+        let live = self.windows().into_iter().filter_map(|window| self.bridge().tables().live(window.liobn));
+        let mut entries: Vec<_> = live.flatten().map(|run| (run.range, run.target.get(), run.access)).collect();
+        entries.sort_by_key(|(range, ..)| *range);
+        entries
+    }
+
+    /// What a host has.
+    pub fn has(&self, space: &dyn PciAddressSpace) -> Vec<Entry> {
+        let base = self.memory.ram.address();
+        let mappings = space.mappings(IovaRange::all()).into_iter();
+        mappings.map(|live| (live.range, live.memory.address() - base, live.access)).collect()
+    }
+
+    /// A device gets where the table says, for `ioba` of a window.
+    pub fn assert_reaches(&self, device: &SoftDevice, liobn: u64, ioba: u64) {
+        let liobn = dmaspace_spapr::guest::Liobn::new(u32::try_from(liobn).expect("a LIOBN"));
+        let mut found = [0; 8];
+        let read = device.dma_read(Iova::new(ioba), &mut found);
+        match self.bridge().tables().translate(liobn, Iova::new(ioba), Access::READ) {
+            Some(Ok((at, _))) => {
+                let mut there = [0; 8];
+                assert!(self.memory.read(at, &mut there));
+                assert_eq!((read, found), (Ok(()), there), "{ioba:#x}");
+            }
+            _ => assert!(read.is_err(), "{ioba:#x}"),
+        }
+    }
+
+    /// Every page of its memory begins with its number.
+    pub fn stamp_memory(&self) {
+        for page in 0..(RAM - 0x2000) / 0x1000 {
+            assert!(self.memory.write(SystemAddress::new(page * 0x1000), &(page + 1).to_be_bytes()));
+        }
+    }
+}
+
+fn code(result: &Result<(), dmaspace_spapr::guest::Refusal>) -> i64 {
+    dmaspace_spapr::guest::ReturnCode::of(result).get()
+}
+
+/// A space's windows: where, and the pages.
+pub fn windows_of(space: &dyn PciAddressSpace) -> Vec<(IovaRange, PageSize)> {
+    let windows: Arc<Windows> = space.windows().windows;
+    windows.iter().map(|window| (window.range, window.granule())).collect()
+}
