@@ -300,7 +300,7 @@ fn processors_that_call_while_windows_come_and_go_leave_tables_and_host_agreed()
             scope.spawn(move || {
                 for n in 0..600 {
                     let (liobn, first) = if n % 2 == 0 { (FIRST, 0) } else { (SECOND, HIGH) };
-                    let page = (n * 7 + number) % 16 << 16;
+                    let page = ((n * 7 + number) % 16) << 16;
                     let result = tables.h_put_tce(memory, liobn, first + page, if n % 3 == 0 { 0 } else { page | 3 });
                     assert!(liobn == SECOND || result.is_ok(), "{result:?}");
                 }
