@@ -39,7 +39,7 @@ pub use pinned::Pinned;
 pub use recorder::Recorder;
 pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
 pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};
-pub use translated::{EntryError, TranslatedWindow};
+pub use translated::{EntryError, EntryRun, TranslatedWindow};
 pub use update::{BadUpdate, Update};
 
 use crate::address::{Address, Iova, IovaRange, SystemAddress};
@@ -95,6 +95,9 @@ pub enum CommitError {
         /// Ranges that could not be brought back.
         fenced: Vec<IovaRange>,
     },
+    /// Entries that were to be put lie in no translated window, or point to no target memory. No call was made.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
     /// The space is not one of this listener's.
     #[error("the space is not attached to this listener")]
     NotAttached,
@@ -281,10 +284,36 @@ impl Listener {
     /// # Errors
     /// [`CommitError::Refused`] or [`CommitError::Step`]; the space is as it was then.
     pub fn attach(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
-        self.recorded(|recorder| recorder.joins(space.as_ref()), |listener| listener.admit(space.clone()))
+        self.attach_with_entries(space, &[])
     }
 
-    fn admit(&mut self, space: Arc<dyn PciAddressSpace>) -> Result<Report, CommitError> {
+    /// As [`Listener::attach`], for the first space of a guest whose devices were emulated so far: nobody but the guest's tables has
+    /// the entries of translated windows then, and `entries` are put there with all the rest, or nothing is. Where a space is served
+    /// already, that has the entries, and these are not looked at.
+    ///
+    /// # Errors
+    /// As [`Listener::attach`], and [`CommitError::Entry`]; the space is as it was then.
+    pub fn attach_with_entries(
+        &mut self,
+        space: Arc<dyn PciAddressSpace>,
+        entries: &[EntryRun],
+    ) -> Result<Report, CommitError> {
+        self.recorded(|recorder| recorder.joins(space.as_ref()), |listener| listener.admit(space.clone(), entries))
+    }
+
+    /// What `entries` mean for a space.
+    fn mappings_of(&self, entries: &[EntryRun]) -> Result<Vec<Mapping>, EntryError> {
+        let mut mappings = Vec::new();
+        for run in entries {
+            let below = self.windows.range(..=run.range.first()).next_back();
+            let (_, window) = below.ok_or(EntryError::NoSuchWindow)?;
+            mappings.extend(window.mappings_of(run)?);
+        }
+        Ok(mappings)
+    }
+
+    fn admit(&mut self, space: Arc<dyn PciAddressSpace>, entries: &[EntryRun]) -> Result<Report, CommitError> {
+        let entries = if self.members.is_empty() { self.mappings_of(entries)? } else { Vec::new() };
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
         let mut joining = [Member::new(space.clone())];
@@ -293,7 +322,7 @@ impl Listener {
         let windows: Vec<_> = self.windows.values().cloned().collect();
         let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
         self.track_joining(&space).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
-        let live: Vec<Mapping> = windows.iter().flat_map(|window| window.entries()).collect();
+        let live: Vec<_> = windows.iter().flat_map(|window| window.entries()).chain(entries).collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
             for entry in live {

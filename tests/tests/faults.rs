@@ -10,15 +10,19 @@ mod sources {
 }
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use dmaspace::choose::BackendKind;
+use dmaspace_core::address::SystemRange;
 use dmaspace_core::contract::{Unit, WindowRequest};
 use dmaspace_core::listener::Update;
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 
-use sources::faults::{Ground, Outcome, Sequence, Tally, World, done, sweep};
+use dmaspace_spapr::guest::{Layout, PciHostBridge, SystemMemory, TceTables};
+
+use sources::faults::{Done, Ground, Outcome, Sequence, Tally, Trouble, World, done, sweep};
 
 const TYPE1: Ground = Ground { preset: "vtd", backend: BackendKind::Type1 };
 const IOMMUFD: Ground = Ground { preset: "vtd", backend: BackendKind::Iommufd };
@@ -369,6 +373,63 @@ const SEQUENCES: &[Sequence] = &[
         operate: |world| {
             world.window(0).clear(range(0, 256 * MIB))?;
             done()
+        },
+    },
+    // A guest's bridge.
+    Sequence {
+        name: "reset_a_bridge",
+        on: EVERYWHERE,
+        arrange: |world| with_bridge(world, &[16]),
+        operate: |world| world.on_bridge(|bridge, listener| bridge.reset(listener).map(drop)),
+    },
+    Sequence {
+        name: "create_a_dma_window",
+        on: EVERYWHERE,
+        arrange: |world| with_bridge(world, &[]),
+        operate: |world| world.on_bridge(|bridge, listener| bridge.create_window(listener, 16, 28).map(drop)),
+    },
+    Sequence {
+        name: "remove_a_dma_window",
+        on: EVERYWHERE,
+        arrange: |world| with_bridge(world, &[16]),
+        operate: |world| remove_window(world, 1),
+    },
+    Sequence {
+        name: "remove_the_default_window",
+        on: EVERYWHERE,
+        arrange: |world| with_bridge(world, &[16]),
+        operate: |world| remove_window(world, 0),
+    },
+    Sequence {
+        name: "remove_the_last_dma_window",
+        on: EVERYWHERE,
+        arrange: |world| {
+            with_bridge(world, &[16]);
+            remove_window(world, 0).expect("undisturbed");
+        },
+        operate: |world| remove_window(world, 1),
+    },
+    Sequence {
+        name: "attach_a_host_to_a_bridge",
+        on: EVERYWHERE,
+        arrange: |world| {
+            with_bridge(world, &[16]);
+            let space = world.space(0);
+            let detached = world.on_bridge(|bridge, listener| bridge.detach(listener, &space));
+            detached.expect("undisturbed");
+        },
+        operate: |world| {
+            let space = world.space(0);
+            world.on_bridge(|bridge, listener| bridge.attach(listener, space).map(drop))
+        },
+    },
+    Sequence {
+        name: "detach_a_host_from_a_bridge",
+        on: EVERYWHERE,
+        arrange: |world| with_bridge(world, &[16]),
+        operate: |world| {
+            let space = world.space(0);
+            world.on_bridge(|bridge, listener| bridge.detach(listener, &space))
         },
     },
     // Memory that comes and goes in blocks.
@@ -799,6 +860,50 @@ fn put_some(world: &World) {
     let window = world.window(0);
     window.put_run(Iova::new(MIB), SystemAddress::new(0), 4 * K4, RW).expect("undisturbed");
     window.put(Iova::new(2 * MIB), SystemAddress::new(MIB), Access::READ).expect("undisturbed");
+}
+
+/// A bridge after its reset, which has created windows of 256 MiB in such pages, with entries in all of them.
+fn with_bridge(world: &mut World, page_shifts: &[u32]) {
+    with_empty_view(world, FrontEnd::default());
+    let targets = Update::new().adding_target(target(world, RAM)).adding_target(target(world, DIMM));
+    world.commit(targets).expect("undisturbed");
+    let layout = Layout::pseries(0).placed_on([&world.space(0)]).expect("there is room");
+    world.bridge = Some(PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout"));
+    let arranged = world.on_bridge(|bridge, listener| {
+        bridge.reset(listener)?;
+        page_shifts.iter().try_for_each(|shift| bridge.create_window(listener, *shift, 28).map(drop))
+    });
+    arranged.expect("undisturbed");
+    let bridge = world.bridge.as_ref().expect("it is there");
+    for window in bridge.windows() {
+        let at = window.range.first().get() + 3 * window.page.bytes();
+        let entry = bridge.tables().h_stuff_tce(&GuestRam, window.liobn.get().into(), at, 0x1_0003, 2);
+        entry.expect("undisturbed");
+    }
+}
+
+fn remove_window(world: &mut World, number: u8) -> Result<Done, Trouble> {
+    world.on_bridge(|bridge, listener| {
+        let liobn = bridge.layout().liobn(number);
+        bridge.remove_window(listener, liobn).map(drop)
+    })
+}
+
+/// 3 MiB from 0 on. Nobody reads them.
+struct GuestRam;
+
+impl SystemMemory for GuestRam {
+    fn holds(&self, range: SystemRange) -> bool {
+        range.last().get() < 3 * MIB
+    }
+
+    fn read(&self, _: SystemAddress, _: &mut [u8]) -> bool {
+        false
+    }
+
+    fn write(&self, _: SystemAddress, _: &[u8]) -> bool {
+        false
+    }
 }
 
 /// Units of 64 KiB and a whole mapping, put there without a listener.

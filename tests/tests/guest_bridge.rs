@@ -238,6 +238,11 @@ fn a_host_that_comes_late_gets_what_is_in_the_tables_and_one_that_leaves_keeps_n
     soft.plan_faults(&[]);
     assert_eq!((guest.listener().spaces().count(), soft.ledger().windows), (0, 0));
     assert_eq!(guest.put(FIRST, 0, 0x8003), 0);
+    // Entries point to memory that the listener does not know of.
+    let ram = guest.listener().targets().next().expect("it is there").clone();
+    guest.listener().commit(Update::new().removing_target(ram.clone())).expect("nobody who could refuse");
+    assert_eq!(guest.attach(&opened), Err("there is no RAM at 0x8000".to_owned()));
+    guest.listener().commit(Update::new().adding_target(ram)).expect("nobody who could refuse");
     soft.reset_calls();
     assert_eq!(guest.attach(&opened), Ok(()));
     assert_eq!((guest.has(opened.space.space().as_ref()), soft.calls().of(MAP)), (guest.says(), 4));

@@ -40,6 +40,17 @@ pub enum EntryError {
     Space(#[from] Error),
 }
 
+/// Entries that continue each other on the bus and in system memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRun {
+    /// Where on the bus.
+    pub range: IovaRange,
+    /// Where the first byte of it is in system memory.
+    pub target: SystemAddress,
+    /// What devices may do.
+    pub access: Access,
+}
+
 /// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb answers
 /// [`EntryError::NoSuchWindow`].
 #[derive(Clone, Debug)]
@@ -102,6 +113,20 @@ impl Shared {
     /// What the guest has put so far, of which all of the spaces served have the same.
     pub(super) fn entries(&self) -> Vec<Mapping> {
         self.spaces().first().map(|space| space.mappings(self.range)).unwrap_or_default()
+    }
+
+    /// What entries mean for a space.
+    pub(super) fn mappings_of(&self, run: &EntryRun) -> Result<Vec<Mapping>, EntryError> {
+        let len = run.range.len().map_or(0, |len| len.get());
+        self.checked(run.range.first(), len, run.target.get())?;
+        let mut next = run.range.first().get();
+        let mut mappings = Vec::new();
+        for memory in self.resolve(run.target, len)? {
+            let range = IovaRange::with_len(Iova::new(next), memory.len().get())?;
+            next = range.last().get().wrapping_add(1);
+            mappings.push(Mapping { range, memory, access: run.access, unit: Unit::Pages(self.page) });
+        }
+        Ok(mappings)
     }
 
     fn checked(&self, at: Iova, len: u64, target: u64) -> Result<IovaRange, EntryError> {

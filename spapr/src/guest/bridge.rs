@@ -14,12 +14,13 @@ mod reach;
 use std::sync::Arc;
 
 use dmaspace_core::address::BadRange;
-use dmaspace_core::listener::{CommitError, Report, Update};
+use dmaspace_core::listener::{CommitError, EntryRun, Report, Update};
 use dmaspace_core::{Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section};
 
+use super::change::Run;
 use super::rtas::pages::known_to_rtas;
 use super::table::{BadTable, TceTable};
-use super::tables::{ConnectError, Liobn, LiobnInUse, TceTables};
+use super::tables::{Liobn, LiobnInUse, TceTables};
 use layout::DEFAULT_PAGE;
 pub use layout::{BadLayout, Layout};
 use reach::{Host, Room, room};
@@ -78,9 +79,6 @@ pub enum WindowError {
     /// A host said no.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// What is in a table could not be put on a host.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     /// The layout gives no table.
     #[error(transparent)]
     Table(#[from] BadTable),
@@ -217,22 +215,17 @@ impl PciHostBridge {
         self.change(listener, vec![window], restored)
     }
 
-    /// Has the listener serve one more host. The first one gets the entries that are in the tables, others what the first one has.
+    /// Has the listener serve one more host. The first one gets the entries that are in the tables, others what the first one has. Every
+    /// host has to come this way, or before the first reset.
     ///
     /// # Errors
-    /// [`WindowError::Commit`], [`WindowError::Connect`]; the listener does not serve it then.
+    /// [`WindowError::Commit`]; it is not served then.
     pub fn attach(&mut self, listener: &mut Listener, space: Arc<dyn PciAddressSpace>) -> Result<Report, WindowError> {
-        let report = listener.attach(space.clone())?;
-        let apart: Vec<_> = self.liobns().into_iter().filter(|liobn| !self.tables.is_connected(*liobn)).collect();
-        for window in self.windows.iter().filter(|window| apart.contains(&window.liobn)) {
-            let Some(handle) = listener.translated(window.range.first()) else { continue };
-            if let Err(error) = self.tables.connect(window.liobn, handle) {
-                apart.iter().for_each(|liobn| drop(self.tables.disconnect(*liobn)));
-                listener.detach(&space)?;
-                return Err(error.into());
-            }
-        }
-        Ok(report)
+        self.tables.joining(&self.liobns(), |live| {
+            let run = |run: &Run| EntryRun { range: run.range, target: run.target, access: run.access };
+            let report = listener.attach_with_entries(space, &live.iter().map(run).collect::<Vec<_>>())?;
+            Ok((report, self.windows.iter().map(|window| listener.translated(window.range.first())).collect()))
+        })
     }
 
     /// Has the listener serve a host no longer. The tables keep their entries.

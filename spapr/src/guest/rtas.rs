@@ -85,9 +85,9 @@ impl RtasError {
     /// The status for the guest.
     pub fn status(&self) -> Status {
         match self {
-            Self::Window(
-                WindowError::LiobnInUse(_) | WindowError::Commit(_) | WindowError::Connect(_) | WindowError::Table(_),
-            ) => Status::HardwareError,
+            Self::Window(WindowError::LiobnInUse(_) | WindowError::Commit(_) | WindowError::Table(_)) => {
+                Status::HardwareError
+            }
             Self::Counts(..) | Self::NoSuchBridge(_) | Self::Window(_) => Status::ParameterError,
         }
     }

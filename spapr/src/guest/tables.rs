@@ -145,11 +145,6 @@ impl TceTables {
         self.find(liobn)?.behind().take()
     }
 
-    /// Whether a window is kept in step with the table.
-    pub fn is_connected(&self, liobn: Liobn) -> bool {
-        self.find(liobn).is_some_and(|slot| matches!(*slot.behind(), Behind::Window(_)))
-    }
-
     /// Where an emulated device that wants `access` to `at` gets to, and everything it may do there. Good up to the end of the page.
     /// `None` when there is no such table.
     pub fn translate(&self, liobn: Liobn, at: Iova, access: Access) -> Option<Result<(SystemAddress, Access), Fault>> {
@@ -214,7 +209,27 @@ impl TceTables {
         Ok(())
     }
 
-    /// Lets no hypercall write to these tables while `change` goes on. When it succeeds and says so, they have no host any more.
+    /// Gives tables that have no host the windows that `change` answers with, one for each table. It is told what is in those tables, and
+    /// no hypercall writes to any of them while it goes on.
+    pub(super) fn joining<T, E>(
+        &self,
+        liobns: &[Liobn],
+        change: impl FnOnce(&[Run]) -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
+    ) -> Result<T, E> {
+        let slots: Vec<_> = liobns.iter().filter_map(|liobn| self.find(*liobn)).collect();
+        let mut held: Vec<_> = slots.iter().map(|slot| slot.behind()).collect();
+        let apart = slots.iter().zip(&held).filter(|(_, behind)| matches!(***behind, Behind::Nothing));
+        let live: Vec<_> = apart.flat_map(|(slot, _)| slot.table().live(IovaRange::all())).collect();
+        let (answer, windows) = change(&live)?;
+        for (behind, window) in held.iter_mut().zip(windows) {
+            if let (Behind::Nothing, Some(window)) = (&**behind, window) {
+                **behind = Behind::Window(window);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Takes the hosts from tables, if `change` succeeds and says so. No hypercall writes to any of them while it goes on.
     pub(super) fn parting<E>(&self, liobns: &[Liobn], change: impl FnOnce() -> Result<bool, E>) -> Result<(), E> {
         let slots: Vec<_> = liobns.iter().filter_map(|liobn| self.find(*liobn)).collect();
         let mut held: Vec<_> = slots.iter().map(|slot| slot.behind()).collect();

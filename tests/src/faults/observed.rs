@@ -79,9 +79,16 @@ impl World {
         let sections = self.listener.sections().map(ToString::to_string);
         let handles = self.listener.sections().filter_map(|section| self.listener.discardable(section.range().first()));
         let populated = handles.map(|handle| format!("{:?} populated", handle.populated()));
+        let windows = self.bridge.iter().flat_map(|bridge| {
+            bridge.windows().iter().map(|window| format!("{window:?}: {:?}", bridge.tables().live(window.liobn)))
+        });
         Observed {
             spaces: self.opened.iter().map(|opened| self.observe_space(opened.space.space().as_ref())).collect(),
-            view: sections.chain(self.listener.targets().map(ToString::to_string)).chain(populated).collect(),
+            view: sections
+                .chain(self.listener.targets().map(ToString::to_string))
+                .chain(populated)
+                .chain(windows)
+                .collect(),
             held: held(&self.soft.ledger()),
             leeway: self.leeway(),
         }

@@ -23,6 +23,7 @@ use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
+use dmaspace_spapr::guest::{PciHostBridge, WindowError};
 use dmaspace_tests::dirty::{Told, page_of};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
@@ -90,6 +91,15 @@ impl From<EntryError> for Trouble {
     fn from(error: EntryError) -> Self {
         match error {
             EntryError::Space(error) => error.into(),
+            other => Self::without_a_call(other.to_string()),
+        }
+    }
+}
+
+impl From<WindowError> for Trouble {
+    fn from(error: WindowError) -> Self {
+        match error {
+            WindowError::Commit(error) => error.into(),
             other => Self::without_a_call(other.to_string()),
         }
     }
@@ -265,6 +275,8 @@ impl Door for Listening {
 pub struct World {
     /// The guest's view. Without hints unless the sequence says otherwise.
     pub listener: Listener,
+    /// A guest's bridge, whose windows the listener has.
+    pub bridge: Option<PciHostBridge>,
     /// Devices that sequences detach and attach themselves.
     pub attached: Vec<Arc<dyn Attachable>>,
     /// Spaces, each with its devices.
@@ -286,6 +298,7 @@ impl World {
         let door = Arc::new(Listening { soft: soft.clone(), heard: Mutex::default() });
         Self {
             listener: Listener::new(FrontEnd::default()),
+            bridge: None,
             attached: Vec::new(),
             opened: Vec::new(),
             regions: (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect(),
@@ -398,6 +411,18 @@ impl World {
     pub fn commit(&mut self, update: Update) -> Result<Done, Trouble> {
         let report = self.listener.commit(update)?;
         Ok(Done { skipped: skipped_by(&report) })
+    }
+
+    /// Has the bridge do something to the listener.
+    ///
+    /// # Errors
+    /// What the bridge says.
+    pub fn on_bridge(
+        &mut self,
+        work: impl FnOnce(&mut PciHostBridge, &mut Listener) -> Result<(), WindowError>,
+    ) -> Result<Done, Trouble> {
+        work(self.bridge.as_mut().expect("a bridge"), &mut self.listener)?;
+        done()
     }
 
     /// The translated window at a bus address.
