@@ -180,10 +180,13 @@ impl<'a> Planner<'a> {
             let wanted = self.judge(*range);
             self.change(*range, wanted, &mut maps);
         }
+        let created: Vec<_> = self.windows.created.iter().copied().map(Step::CreateWindow).collect();
+        let (first, last) = if self.windows.come_first { (created, Vec::new()) } else { (Vec::new(), created) };
+        self.plan.steps.extend(first);
         self.plan.steps.extend(self.windows.removed.iter().copied().map(Step::RemoveWindow));
         let (register, unregister) = self.registrations(&self.scope.targets);
         self.plan.steps.extend(register.into_iter().map(Step::Register));
-        self.plan.steps.extend(self.windows.created.iter().copied().map(Step::CreateWindow));
+        self.plan.steps.extend(last);
         let taken: u64 = maps.iter().map(|step| self.mappings_taken_by(step)).sum();
         self.plan.more_mappings = taken.saturating_sub(self.freed);
         self.plan.steps.extend(maps);

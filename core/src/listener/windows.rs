@@ -21,6 +21,8 @@ pub(super) struct WindowPlan {
     pub(super) removed: Vec<IovaRange>,
     /// The windows to create, in ascending order: platforms fill their slots from the bottom of the bus up.
     pub(super) created: Vec<WindowRequest>,
+    /// Whether there is room for them before any goes: what is not removed yet need not be brought back.
+    pub(super) come_first: bool,
     /// The windows in force afterwards, if all are granted.
     pub(super) after: Windows,
     /// Sections for which there can be no window, by first address, and why.
@@ -90,12 +92,26 @@ pub(super) fn plan(
     // From the top down: taken back in reverse, they are created from the bottom up.
     plan.removed = now.iter().rev().filter(|window| !kept(window)).map(|window| window.range).collect();
     plan.created = wanted.iter().filter(is_missing).filter(|it| !is_blocked(it.range)).copied().collect();
+    plan.come_first = !plan.removed.is_empty() && have_room(&plan.created, offer, now);
     let stays = now.iter().filter(|window| kept(window)).copied();
     let comes =
         plan.created.iter().map(|request| Window { range: request.range, page_sizes: PageSizes::only(request.page) });
     // Disjoint: sections are, and the RAM's window was checked against them.
     plan.after = Windows::new(stays.chain(comes).collect()).unwrap_or_default();
     plan
+}
+
+/// Whether the platform would put these windows where they belong next to those there are `now`: it fills the lowest place that is free,
+/// so a window that went first might not come back to a higher one.
+fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Windows) -> bool {
+    let mut taken: Vec<_> = now.iter().map(|window| window.range).collect();
+    created.iter().all(|request| {
+        let is_free = |first: Iova| !taken.iter().any(|range| range.contains(first));
+        let next = offer.places.iter().map(|place| place.first).find(|first| is_free(*first));
+        let fits = taken.len() < offer.slots && !taken.iter().any(|range| range.overlaps(request.range));
+        taken.push(request.range);
+        fits && next == Some(request.range.first())
+    })
 }
 
 /// The largest page of a window that can stay in place of a new one: larger ones lose bytes, or entries.
