@@ -10,6 +10,8 @@ mod buffer;
 #[cfg(test)]
 mod conformance;
 pub(super) mod pages;
+#[cfg(test)]
+mod tests;
 
 use dmaspace_core::{Listener, SystemAddress};
 
