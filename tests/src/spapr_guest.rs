@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
 use dmaspace_core::address::SystemRange;
-use dmaspace_core::listener::Update;
+use dmaspace_core::listener::{Report, Update};
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::{
     Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, SystemAddress, Windows,
@@ -117,8 +117,8 @@ impl SpaprGuest {
         bridge.attach(listener, opened.space.space().clone()).map(drop).map_err(|error| error.to_string())
     }
 
-    /// Makes an RTAS call: the status and the other results, and why it was refused.
-    pub fn rtas(&mut self, token: u32, arguments: &[u32], results: usize) -> (Vec<u32>, Option<RtasError>) {
+    /// Makes an RTAS call: the status and the other results; and what it did, or why it was refused.
+    pub fn rtas(&mut self, token: u32, arguments: &[u32], results: usize) -> (Vec<u32>, Result<Report, RtasError>) {
         let counts = [token, arguments.len() as u32, results as u32];
         let cells = counts.iter().chain(arguments);
         let bytes: Vec<u8> = cells.flat_map(|cell| cell.to_be_bytes()).collect();
@@ -128,7 +128,7 @@ impl SpaprGuest {
         let mut bytes = vec![0; 4 * results];
         assert!(self.memory.read(SystemAddress::new(BUFFER + 12 + 4 * arguments.len() as u64), &mut bytes));
         let cells = bytes.chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("a cell")));
-        (cells.collect(), result.err())
+        (cells.collect(), result)
     }
 
     /// ibm,query-pe-dma-window with six results.
@@ -142,10 +142,10 @@ impl SpaprGuest {
     /// Status and reason.
     pub fn create(&mut self, page_shift: u32, window_shift: u32) -> Result<(u64, u64), (i32, RtasError)> {
         let arguments = [PE, UNIT[0], UNIT[1], page_shift, window_shift];
-        let (results, why) = self.rtas(Tokens::default().create, &arguments, 4);
-        match why {
-            None => Ok((u64::from(results[1]), (u64::from(results[2]) << 32) | u64::from(results[3]))),
-            Some(why) => Err((results[0] as i32, why)),
+        let (results, done) = self.rtas(Tokens::default().create, &arguments, 4);
+        match done {
+            Ok(_) => Ok((u64::from(results[1]), (u64::from(results[2]) << 32) | u64::from(results[3]))),
+            Err(why) => Err((results[0] as i32, why)),
         }
     }
 

@@ -9,9 +9,9 @@ use dmaspace_core::listener::Update;
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::{HostMemory, Iova, IovaRange, Listener, PageSize, SystemAddress};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
-use dmaspace_spapr::guest::{Layout, PciHostBridge, TceTables, WindowError};
+use dmaspace_spapr::guest::{Layout, PciHostBridge, TceTables, Tokens, WindowError};
 use dmaspace_tests::soft::{host, open, range};
-use dmaspace_tests::spapr_guest::{FIRST, LIST, SECOND, SpaprGuest, windows_of};
+use dmaspace_tests::spapr_guest::{FIRST, LIST, PE, SECOND, SpaprGuest, UNIT, windows_of};
 
 const CREATE: &str = "VFIO_IOMMU_SPAPR_TCE_CREATE";
 const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
@@ -47,7 +47,17 @@ fn two_windows_created_by_rtas_are_qemu_s_flat_view_and_two_windows_of_the_host(
     let (mut guest, opened) = SpaprGuest::on(&soft, BackendKind::Spapr);
     assert_eq!(guest.reset(), 0);
     assert_eq!(guest.query(), [0, 1, 0x20, 0, 0x107, 0]);
-    assert_eq!(guest.create(16, 30).expect("there is room"), (SECOND, HIGH));
+    let arguments = [PE, UNIT[0], UNIT[1], 16, 30];
+    let (results, report) = guest.rtas(Tokens::default().create, &arguments, 4);
+    assert_eq!(results, [0, 0x8000_0001, 0x800_0000, 0]);
+    let report = report.expect("it was done");
+    let said: Vec<_> = report.spaces[0].sections.iter().map(ToString::to_string).collect();
+    println!("{}", said.join("\n"));
+    assert_eq!(
+        said,
+        ["0x800000000000000..=0x80000003fffffff (tce-iommu-80000001): window: the host's window \
+          0x800000000000000..=0x80000003fffffff with 4K pages, which the memory behind it is made of; the guest's are 64K"]
+    );
     let sections: Vec<_> = guest.listener().sections().map(|it| (it.range(), it.name().to_owned())).collect();
     assert_eq!(sections, parts().into_iter().map(|(range, name)| (range, name.to_owned())).collect::<Vec<_>>());
     let windows = [(range(0, GIB), K4), (range(HIGH, GIB), K4)];
@@ -290,6 +300,71 @@ fn another_listener_is_told_nothing() {
     assert!(matches!(bridge.withdraw(&mut other), Err(WindowError::Commit(_))));
     assert_eq!((other.sections().count(), bridge.windows().len()), (0, 1));
     assert_eq!(guest.put(FIRST, 0, 0x1003), 0);
+}
+
+#[test]
+fn random_calls_get_what_was_promised_and_keep_tables_hosts_and_devices_agreed() {
+    for (preset, backend) in [("powernv9", BackendKind::Spapr), ("vtd", BackendKind::Iommufd)] {
+        let soft = host(preset);
+        let (mut guest, opened) = SpaprGuest::on(&soft, backend);
+        let device = soft.device(opened.devices[0].name()).expect("it is there");
+        let space = opened.space.space().as_ref();
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        guest.stamp_memory();
+        assert_eq!(guest.reset(), 0);
+        for _ in 0..600 {
+            let offer = guest.query();
+            let windows = guest.windows();
+            match random(12) {
+                0 => assert_eq!(guest.reset(), 0),
+                1 => {
+                    let liobn = FIRST + random(3);
+                    let is_there = windows.iter().any(|window| u64::from(window.liobn.get()) == liobn);
+                    assert_eq!(guest.remove(liobn), if is_there { 0 } else { -3 });
+                }
+                2 | 3 => {
+                    let (page_shift, bit) =
+                        [(12, 1), (16, 2), (21, 0x100), (24, 4), (13, 0), (30, 0)][random(6) as usize];
+                    let most = (u64::from(offer[2]) << 32) | u64::from(offer[3]);
+                    let more = random(12) as u32;
+                    let possible = offer[1] > 0 && offer[4] & bit != 0;
+                    // More than is promised for all pages may still be there for small ones.
+                    let promised = possible && 1 << more <= most;
+                    let created = guest.create(page_shift, page_shift + more);
+                    let said = if created.is_ok() { possible } else { !promised };
+                    assert!(said, "{offer:x?} {page_shift} {more}: {created:?}");
+                    assert!(created.is_ok() || guest.windows() == windows);
+                }
+                call => {
+                    let window = windows.get(random(2) as usize);
+                    let Some(window) = window else { continue };
+                    let (liobn, page) = (u64::from(window.liobn.get()), window.page.bytes());
+                    let entries = window.range.len().expect("small").get() / page;
+                    let ioba = window.range.first().get() + random(entries.min(48)) * page;
+                    // Not for writing only: some IOMMUs let a device read that.
+                    let rights = if page > 8 << 20 { 0 } else { [0, 1, 3, 3][random(4) as usize] };
+                    let tce = (random(8 << 20) / page * page) | rights;
+                    let code = match call {
+                        4..=7 => guest.put(liobn, ioba, tce),
+                        8 | 9 => guest.put_list(liobn, ioba, LIST, &[tce, tce, 0]),
+                        _ => guest.stuff(liobn, ioba, 0, 3),
+                    };
+                    assert!([0, -4].contains(&code), "{code}");
+                    guest.assert_reaches(&device, liobn, ioba);
+                }
+            }
+            assert_eq!(guest.says(), guest.has(space));
+            if backend == BackendKind::Spapr {
+                let mut windows: Vec<_> = guest.windows().iter().map(|window| window.range).collect();
+                windows.sort();
+                assert_eq!(windows_of(space).into_iter().map(|(range, _)| range).collect::<Vec<_>>(), windows);
+            }
+        }
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub(super) mod pages;
 #[cfg(test)]
 mod tests;
 
+use dmaspace_core::listener::Report;
 use dmaspace_core::{Listener, SystemAddress};
 
 use super::bridge::{PciHostBridge, WindowError};
@@ -100,12 +101,14 @@ impl RtasError {
 pub enum Answer {
     /// The call is not one of these four, but has this token. Nothing was done.
     Other(u32),
-    /// The guest finds status and results in its buffer. The error is for the VMM's log.
-    Called(Result<(), RtasError>),
+    /// The guest finds status and results in its buffer. What that did to hosts, or why it was refused, is for the VMM's log; a query
+    /// does nothing.
+    Called(Result<Report, RtasError>),
 }
 
 impl Tokens {
     /// Answers the call whose buffer is at `buffer` in the guest's memory. `bridges` are all bridges of the guest, each with its listener.
+    /// A guest makes one RTAS call at a time; hypercalls go on meanwhile, and wait where a window they write to comes or goes.
     ///
     /// # Errors
     /// [`BadBuffer`]: nothing was done, for there is no place to say how it went. The guest gets `H_Parameter` from H_RTAS.
@@ -120,9 +123,9 @@ impl Tokens {
         let buffer = Buffer::read(memory, buffer)?;
         let result = answer(call, bridges, &buffer.arguments, buffer.results);
         let status = result.as_ref().map_or_else(RtasError::status, |_| Status::Success);
-        let results = result.as_deref().unwrap_or_default();
+        let results = result.as_ref().map_or(&[][..], |(results, _)| results);
         buffer.write(memory, status, results)?;
-        Ok(Answer::Called(result.map(drop)))
+        Ok(Answer::Called(result.map(|(_, report)| report)))
     }
 
     fn meaning(&self, token: u32) -> Option<Call> {
@@ -144,24 +147,24 @@ enum Call {
     Reset,
 }
 
-/// The results after the status.
+/// The results after the status, and what was done.
 fn answer(
     call: Call,
     bridges: &mut [(PciHostBridge, Listener)],
     arguments: &[u32],
     results: usize,
-) -> Result<Vec<u32>, RtasError> {
+) -> Result<(Vec<u32>, Report), RtasError> {
     match (call, arguments, results) {
         // All devices below a bridge are one PE here, as they are QEMU's: whichever the configuration address means will do.
         (Call::Query, [_, high, low], 5 | 6) => {
             let (bridge, listener) = bridge_of(bridges, *high, *low)?;
-            Ok(query(bridge, listener, results))
+            Ok((query(bridge, listener, results), Report::default()))
         }
         (Call::Create, [_, high, low, page_shift, window_shift], 4) => {
             let (bridge, listener) = bridge_of(bridges, *high, *low)?;
-            let (window, _) = bridge.create_window(listener, *page_shift, *window_shift)?;
+            let (window, report) = bridge.create_window(listener, *page_shift, *window_shift)?;
             let [high, low] = halves(window.range.first().get());
-            Ok(vec![window.liobn.get(), high, low])
+            Ok((vec![window.liobn.get(), high, low], report))
         }
         (Call::Remove, [liobn], 1) => {
             let liobn = Liobn::new(*liobn);
@@ -170,13 +173,11 @@ fn answer(
             };
             let found = bridges.iter_mut().find(has_it);
             let (bridge, listener) = found.ok_or(WindowError::NoSuchWindow(liobn))?;
-            bridge.remove_window(listener, liobn)?;
-            Ok(Vec::new())
+            Ok((Vec::new(), bridge.remove_window(listener, liobn)?))
         }
         (Call::Reset, [_, high, low], 1) => {
             let (bridge, listener) = bridge_of(bridges, *high, *low)?;
-            bridge.reset(listener)?;
-            Ok(Vec::new())
+            Ok((Vec::new(), bridge.reset(listener)?))
         }
         _ => Err(RtasError::Counts(arguments.len(), results)),
     }

@@ -69,6 +69,7 @@ pub enum ConnectError {
 /// ones wait for each other no longer than a look-up takes; a translation for an emulated device never waits for a host.
 #[derive(Debug, Default)]
 pub struct TceTables {
+    /// Locked for a moment: nothing is waited for under it.
     slots: RwLock<BTreeMap<Liobn, Arc<Slot>>>,
 }
 
