@@ -290,7 +290,8 @@ pub struct WindowOffer {
 pub struct WindowPlace {
     /// Where they begin.
     pub first: Iova,
-    /// How long they can be, where there is a limit.
+    /// How long they can be, where there is a limit. A place that has one is the default window's of a platform's firmware, which is created
+    /// before any other or not at all (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
     pub longest: Option<NonZeroU64>,
     /// The pages they can be made of.
     pub page_sizes: PageSizes,

@@ -160,6 +160,36 @@ fn the_second_window_lies_where_the_host_reaches() {
 }
 
 #[test]
+fn a_guest_that_needs_no_default_window_gets_the_host_s_places() {
+    // (Pages, window): where it comes to lie on bare metal, and in a partition, where only a window like the default one fits at 0.
+    for (page_shift, window_shift, powernv, pseries) in
+        [(12, 30, 0, 0), (16, 30, 0, 0), (16, 31, 0, HIGH), (16, 42, 0, HIGH)]
+    {
+        for (preset, at) in [("powernv9", powernv), ("pseries", pseries)] {
+            let soft = host(preset);
+            let (mut guest, opened) = SpaprGuest::on(&soft, BackendKind::Spapr);
+            assert_eq!((guest.reset(), guest.remove(FIRST)), (0, 0));
+            assert_eq!(guest.query()[..2], [0, 2], "{preset}");
+            let created = guest.create(page_shift, window_shift).map_err(|(_, why)| why.to_string());
+            assert_eq!(created, Ok((FIRST, at)), "{preset} {page_shift} {window_shift}");
+            assert_eq!(windows_of(opened.space.space().as_ref()), [(range(at, 1 << window_shift), K4)]);
+            // The other place is left. A partition's default window does not come back beside another.
+            if at == 0 {
+                assert_eq!(guest.create(16, 32).expect("there is room"), (SECOND, HIGH));
+                assert_eq!(guest.remove(FIRST), 0);
+                let left = if preset == "pseries" { 0 } else { 1 };
+                assert_eq!(guest.query()[..2], [0, left]);
+                let again = guest.create(12, 30).map_err(|(status, _)| status);
+                assert_eq!(again, if left == 0 { Err(-3) } else { Ok((FIRST, 0)) });
+            }
+            // Whatever there is, the default one comes back alone.
+            assert_eq!(guest.reset(), 0);
+            assert_eq!(windows_of(opened.space.space().as_ref()), [(range(0, GIB), K4)]);
+        }
+    }
+}
+
+#[test]
 fn what_a_query_promises_can_be_created_on_a_pc() {
     let soft = host("vtd");
     let (mut guest, opened) = SpaprGuest::on(&soft, BackendKind::Type1);

@@ -101,16 +101,17 @@ pub(super) fn plan(
     plan
 }
 
-/// Whether the platform would put these windows where they belong next to those there are `now`: it fills the lowest place that is free,
-/// so a window that went first might not come back to a higher one.
+/// Whether the platform would put these windows where they belong next to those there are `now`. It fills the lowest place that is free,
+/// so a window that went first might not come back to a higher one. A firmware's default window is only created alone.
 fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Windows) -> bool {
     let mut taken: Vec<_> = now.iter().map(|window| window.range).collect();
     created.iter().all(|request| {
         let is_free = |first: Iova| !taken.iter().any(|range| range.contains(first));
-        let next = offer.places.iter().map(|place| place.first).find(|first| is_free(*first));
+        let next = offer.places.iter().find(|place| is_free(place.first));
+        let is_next = next.is_some_and(|place| place.first == request.range.first() && place.longest.is_none());
         let fits = taken.len() < offer.slots && !taken.iter().any(|range| range.overlaps(request.range));
         taken.push(request.range);
-        fits && next == Some(request.range.first())
+        is_next && fits
     })
 }
 

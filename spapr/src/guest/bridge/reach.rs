@@ -1,6 +1,6 @@
 //! How far the hosts behind a bridge reach: where there is room for one more of the guest's windows, how much, and in which pages.
 
-use dmaspace_core::contract::WindowOffer;
+use dmaspace_core::contract::{WindowOffer, WindowPlace};
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Windows};
 
 /// What a host says of its windows.
@@ -64,13 +64,17 @@ impl Host {
             let rest = IovaRange::new(first, window.range.last()).ok()?;
             return Some((rest.bytes(), window.granule()));
         };
-        // Platforms fill the lowest place that is free; one with a single slot has its window in either.
+        // Platforms fill the lowest place that is free and can hold the window; one with a single slot has its window in either.
         let is_taken = |at: Iova| windows.iter().any(|window| window.contains(at));
-        let next = offer.places.iter().find(|place| offer.slots > 1 && !is_taken(place.first));
-        if next.is_some_and(|next| next.first != first) {
+        let goes_lower = |place: &WindowPlace| place.first < first && place.longest.is_none() && !is_taken(place.first);
+        if offer.slots > 1 && offer.places.iter().any(goes_lower) {
             return None;
         }
         let place = offer.places.iter().find(|place| place.first == first)?;
+        // A firmware's default window is only created alone.
+        if place.longest.is_some() && !windows.is_empty() {
+            return None;
+        }
         let longest = place.longest.map_or(u128::MAX, |longest| u128::from(longest.get()));
         let page = place.page_sizes.smallest();
         (page <= self.page).then_some((longest, page))
