@@ -1,7 +1,8 @@
 //! What the four RTAS calls answer to every class of argument: PAPR, QEMU, and this crate. KVM answers none.
 //!
-//! PAPR's answers are LoPAR's (sec_rtas_dma_window.xml), QEMU's are read in qemu: hw/ppc/spapr_rtas_ddw.c (the four rtas_ibm_…), as of
-//! QEMU 10.0.
+//! PAPR's answers are LoPAR's (sec_rtas_dma_window.xml), QEMU's are read in qemu: hw/ppc/spapr_rtas_ddw.c (the four rtas_ibm_…), with
+//! what came to it in 2022: queries of six results, pages of 2M, the default window's return. What QEMU 10.0 answered to a Linux guest is in
+//! tests/data/pseries-linux-*.trace.
 
 use super::tests::{After, CREATE, FIRST, Guest, HI, LO, PE, QUERY, REMOVE, RESET, SECOND};
 use After::{Both, Nowhere, OnlyHigh, Reset, Used};
