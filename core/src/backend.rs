@@ -20,7 +20,7 @@ use crate::window::{Window, Windows};
 /// Calls arrive checked: ranges lie in one window, are aligned to its granule as the host address is, overlap nothing (on a backend
 /// that keeps entries they may replace), and memory is backed if the door is real. Dropping a backend closes its handles.
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
-    /// "type1", "spapr", "iommufd".
+    /// "type1", "spapr", "spapr-v1", "iommufd".
     fn name(&self) -> &'static str;
 
     /// What the host can do. Makes no call.
@@ -35,6 +35,12 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// failed, for the error.
     fn allowance(&self) -> Option<Allowance> {
         None
+    }
+
+    /// The bytes that [`Backend::refresh`] locks for the first device, whatever is mapped later. Asked after a refresh has failed, for the
+    /// error.
+    fn locked_at_start(&self) -> u64 {
+        0
     }
 
     /// Whether devices reach real memory through it ([`crate::door::Door::is_real`]).

@@ -57,6 +57,8 @@ pub struct Powers {
     pub keeps: Keeps,
     /// Whether another device's mmapped BAR can be mapped.
     pub maps_device_memory: bool,
+    /// Whether memory that this process may only read can be mapped for reading: sPAPR pins for writing always.
+    pub maps_host_read_only: bool,
     /// The page the host's memory is made of.
     pub host_page: PageSize,
 }
@@ -97,7 +99,7 @@ pub struct Fence {
 /// Dropping a space releases everything: mappings, windows, registrations, devices, descriptors, locked memory; except for memory
 /// behind a fence, which is held for ever, since a device might still reach it.
 pub trait PciAddressSpace: Send + Sync + fmt::Debug {
-    /// The backend's name: "type1", "spapr", "iommufd".
+    /// The backend's name: "type1", "spapr", "spapr-v1", "iommufd".
     fn backend(&self) -> &'static str;
 
     /// What the host can do.

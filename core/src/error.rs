@@ -184,7 +184,7 @@ impl Kind {
     /// What the user can do about it, where something can be said in general.
     fn advice(&self) -> Option<&'static str> {
         Some(match self {
-            Self::HostReadOnly(_) => "ask for read access only",
+            Self::HostReadOnly(_) => "ask for read access only; on sPAPR, have the memory writable",
             Self::Unbacked => "back the guest's memory, or use the soft host",
             Self::Overlap(_) => "unmap it first, or replace it",
             Self::CutsUnit(_) => "cover the unit, or map it in smaller units",

@@ -120,8 +120,9 @@ impl<B: Backend> Space<B> {
         refused(&self.backend, operation, subject, failure, wanted)
     }
 
-    /// What mapping `memory` locks. Entries lock nothing: the memory behind them was locked when it was registered; and another
-    /// device's memory is no memory of the kernel's (linux: drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn).
+    /// What mapping `memory` locks. Entries lock nothing: the memory behind them was locked when it was registered, or all that a window
+    /// could show was when the window came; and another device's memory is no memory of the kernel's (linux:
+    /// drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn).
     fn locked_by_mapping(&self, memory: &HostMemory) -> u64 {
         let locks = self.keeps() == Keeps::Mappings && !memory.is_device_memory();
         if locks { memory.len().get() } else { 0 }
@@ -139,13 +140,15 @@ impl<B: Backend> Space<B> {
         memory: &HostMemory,
         access: Access,
     ) -> Result<(), Error> {
+        let powers = self.backend.powers();
+        let needed = if powers.maps_host_read_only { access } else { Access::READ_WRITE };
         let kind = if access.is_empty() {
             Kind::NoAccess
-        } else if memory.is_host_read_only() && access.contains(Access::WRITE) {
-            Kind::HostReadOnly(access)
+        } else if memory.is_host_read_only() && needed.contains(Access::WRITE) {
+            Kind::HostReadOnly(needed)
         } else if memory.is_unbacked() && self.backend.is_real() {
             Kind::Unbacked
-        } else if memory.is_device_memory() && !self.backend.powers().maps_device_memory {
+        } else if memory.is_device_memory() && !powers.maps_device_memory {
             Kind::DeviceMemory
         } else if let Some(fence) = self.fence_over(range) {
             Kind::Fenced(fence)
@@ -479,7 +482,8 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             self.naming_collision(&*device, error)
         });
         attached.map_err(|error| error.fencing(self.refill_tables(Operation::Attach, devices.len())))?;
-        let refreshed = self.backend.refresh(devices.len() + 1).map_err(|failure| fail(failure, 0));
+        let refreshed = self.backend.refresh(devices.len() + 1);
+        let refreshed = refreshed.map_err(|failure| fail(failure, self.backend.locked_at_start()));
         let fitting = refreshed.and_then(|windows| match self.stranded_by(&windows) {
             Some(stranded) => {
                 let over = device.reserved().into_iter().find(|reserved| reserved.range.overlaps(stranded));

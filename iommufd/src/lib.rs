@@ -89,7 +89,12 @@ impl Backend for Ioas {
     /// It refuses another device's memory (linux: drivers/iommu/iommufd/pages.c pins what it maps), which could be mapped as a file of
     /// its own only.
     fn powers(&self) -> Powers {
-        Powers { keeps: Keeps::Mappings, maps_device_memory: false, host_page: self.door().host_page() }
+        Powers {
+            keeps: Keeps::Mappings,
+            maps_device_memory: false,
+            maps_host_read_only: true,
+            host_page: self.door().host_page(),
+        }
     }
 
     /// Charged to the user, which nobody can read; this process's part of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c,

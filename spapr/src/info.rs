@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use dmaspace_core::contract::{WindowOffer, WindowPlace};
-use dmaspace_core::{Iova, PageSize, PageSizes};
+use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Window};
 
 use crate::abi::{self, TceInfo};
 
@@ -82,6 +82,25 @@ impl Platform {
     }
 }
 
+/// Reads a v1 container's reply: the one window it has, whose pages are the smallest there are (linux:
+/// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
+///
+/// # Errors
+/// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
+pub fn fixed_window(info: &TceInfo) -> Result<Window, &'static str> {
+    if info.flags & abi::INFO_DDW != 0 {
+        return Err("a v1 container whose windows can be created");
+    }
+    let (first, len) = (Iova::new(u64::from(info.dma32_window_start)), u64::from(info.dma32_window_size));
+    // A pseries kernel counts the bytes in 32 bits: of 4 GiB none are left (linux: arch/powerpc/platforms/pseries/iommu.c,
+    // spapr_tce_init_table_group).
+    let range = IovaRange::with_len(first, len).map_err(|_| "its window has no bytes, or 4 GiB of them")?;
+    match range.is_aligned_to(PageSize::K4) {
+        true => Ok(Window { range, page_sizes: PageSizes::only(PageSize::K4) }),
+        false => Err("its window is not made of pages of 4K"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +168,23 @@ mod tests {
         for (change, why) in table {
             assert_eq!(changed(change), Err(why));
         }
+    }
+
+    #[test]
+    fn a_v1_window_is_what_the_reply_says_in_the_smallest_pages() {
+        let info = |start, size| TceInfo {
+            argsz: TceInfo::SIZE,
+            dma32_window_start: start,
+            dma32_window_size: size,
+            ..TceInfo::default()
+        };
+        let window = fixed_window(&info(0, 0x8000_0000)).expect("a host as it is");
+        assert_eq!((window.range.to_string(), window.granule()), ("0x0..=0x7fffffff".to_owned(), PageSize::K4));
+        let highest = fixed_window(&info(0x8000_0000, 0x8000_0000)).expect("it ends with the first 4 GiB");
+        assert_eq!(highest.range.last(), Iova::new(0xffff_ffff));
+        assert_eq!(fixed_window(&info(0, 0)), Err("its window has no bytes, or 4 GiB of them"));
+        assert_eq!(fixed_window(&info(0x800, 0x1000)), Err("its window is not made of pages of 4K"));
+        assert_eq!(fixed_window(&info(0, 0x1800)), Err("its window is not made of pages of 4K"));
+        assert_eq!(fixed_window(&powernv()), Err("a v1 container whose windows can be created"));
     }
 }

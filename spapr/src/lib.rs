@@ -1,38 +1,40 @@
-//! VFIO's sPAPR TCE containers, version 2: the IOMMUs of POWER, as a [`Backend`].
+//! VFIO's sPAPR TCE containers: the IOMMUs of POWER, as a [`Backend`].
 //!
-//! Leans on [`dmaspace_core`] alone. [`Spapr`] turns one request into one call on a container that the façade crate opened and a group
-//! has joined; checking and remembering mappings is [`dmaspace_core`]'s.
+//! Leans on [`dmaspace_core`] alone. [`Spapr`], for version 2, and [`SpaprV1`] turn one request into one call on a container that the
+//! façade crate opened and a group has joined; checking and remembering mappings is [`dmaspace_core`]'s.
 //!
-//! On POWER nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`); *windows* are
+//! In version 2 nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`); *windows* are
 //! created, each a table of one page size (`windows`, with the arithmetic in [`tce`]); then entries are written, one a page. The kernel
 //! keeps entries and no mappings: a map over live entries replaces them, any page can be cleared, and only the first page of a map is
 //! checked against its window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl). Whoever calls has checked the rest.
 //!
 //! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets them too.
 //!
+//! Version 1 is for platforms that cannot create windows (`v1`): it has one, and neither registration nor a second group.
+//!
 //! That is the host. What a VMM has to offer a guest that is a POWER machine itself is in [`guest`].
 
 pub mod abi;
 mod eeh;
+mod entries;
 pub mod guest;
 pub mod info;
 mod prereg;
 #[cfg(test)]
 mod scripted;
 pub mod tce;
+mod v1;
 mod windows;
 
-use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::door::{Door, Failure, Handle};
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
-use zerocopy::IntoBytes;
 
-use abi::{MapDma, UnmapDma};
+pub use v1::SpaprV1;
 use windows::Tables;
 
 /// An sPAPR TCE v2 container.
@@ -75,7 +77,7 @@ impl Backend for Spapr {
     }
 
     fn powers(&self) -> Powers {
-        Powers { keeps: Keeps::Entries, maps_device_memory: false, host_page: self.door.host_page() }
+        powers(&*self.door)
     }
 
     /// Charged to the process: registered memory and the tables of windows (linux: arch/powerpc/mm/book3s64/iommu_api.c,
@@ -107,25 +109,12 @@ impl Backend for Spapr {
     }
 
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
-        let mut map = MapDma {
-            argsz: MapDma::SIZE,
-            flags: map_flags(access),
-            vaddr: 0,
-            iova: range.first().get(),
-            size: memory.len().get(),
-        };
-        let mut vaddr = [Attachment { offset: offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
-        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
-        self.door.call(self.container, command)
+        entries::write(&*self.door, self.container, range, memory, access)
     }
 
+    /// The kernel does not say how much it was.
     fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        // All 2^64 bytes are never asked for: no window is that large.
-        let size = range.len().map_or(0, |len| len.get());
-        let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags: 0, iova: range.first().get(), size };
-        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
-        // The kernel does not say how much it was.
-        Ok(None)
+        entries::clear(&*self.door, self.container, range).map(|()| None)
     }
 
     fn window_calls(&self) -> Option<&dyn WindowCalls> {
@@ -142,22 +131,22 @@ impl Backend for Spapr {
     }
 }
 
-fn map_flags(access: Access) -> u32 {
-    let read = if access.contains(Access::READ) { abi::MAP_READ } else { 0 };
-    let write = if access.contains(Access::WRITE) { abi::MAP_WRITE } else { 0 };
-    read | write
+/// What both versions can do. Memory is pinned for writing whatever the access (linux: arch/powerpc/mm/book3s64/iommu_api.c,
+/// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page), and only memory of the kernel's.
+fn powers(door: &dyn Door) -> Powers {
+    Powers { keeps: Keeps::Entries, maps_device_memory: false, maps_host_read_only: false, host_page: door.host_page() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
+    use crate::abi::{self, DdwInfo, MapDma, RegisterMemory, TceCreate, TceInfo, TceRemove, UnmapDma};
     use crate::scripted::{Answer, Scripted};
     use dmaspace_core::contract::WindowRequest;
     use dmaspace_core::door::{self, Errno, HandleKind};
     use dmaspace_core::{Iova, PageSize};
     use std::num::NonZeroU64;
-    use zerocopy::FromBytes;
+    use zerocopy::{FromBytes, IntoBytes};
 
     const INFO: &str = "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
     const CREATE: &str = "VFIO_IOMMU_SPAPR_TCE_CREATE";
@@ -345,12 +334,5 @@ mod tests {
         let (door, spapr) = container(&[]);
         drop(spapr);
         assert_eq!(door.names(), ["close"]);
-    }
-
-    #[test]
-    fn rights_are_the_devices() {
-        assert_eq!(map_flags(Access::READ), 1);
-        assert_eq!(map_flags(Access::WRITE), 2);
-        assert_eq!(map_flags(Access::READ_WRITE), 3);
     }
 }

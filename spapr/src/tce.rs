@@ -99,6 +99,11 @@ impl Table {
         u64::try_from(charge).unwrap_or(u64::MAX)
     }
 
+    /// The same for a table of one level on a powernv host, which charges twice what a pseries host does.
+    pub fn charge_of_one_level(self) -> u64 {
+        u64::try_from(self.tree(1)).unwrap_or(u64::MAX)
+    }
+
     /// What a pseries host charges: the table, which lives in the firmware (linux: arch/powerpc/platforms/pseries/iommu.c,
     /// spapr_tce_get_table_size).
     fn one_block(self) -> u128 {

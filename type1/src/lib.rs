@@ -67,7 +67,12 @@ impl Backend for Type1 {
     /// Another device's memory can be mapped, unless iommufd stands in for the container: it says `EFAULT` then (linux:
     /// drivers/iommu/iommufd/vfio_compat.c).
     fn powers(&self) -> Powers {
-        Powers { keeps: Keeps::Mappings, maps_device_memory: true, host_page: self.door.host_page() }
+        Powers {
+            keeps: Keeps::Mappings,
+            maps_device_memory: true,
+            maps_host_read_only: true,
+            host_page: self.door.host_page(),
+        }
     }
 
     fn mappings_left(&self) -> Option<u64> {

@@ -70,7 +70,7 @@ impl<'a> Planner<'a> {
         if memory.is_device_memory() && !self.host.powers.maps_device_memory {
             return Some(format!("{} cannot map another device's memory", self.host.space.backend()));
         }
-        let needs_writing = access.contains(Access::WRITE) || self.host.registered.is_some();
+        let needs_writing = access.contains(Access::WRITE) || !self.host.powers.maps_host_read_only;
         (memory.is_host_read_only() && needs_writing).then(|| "this process itself may only read the memory".into())
     }
 

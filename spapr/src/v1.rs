@@ -1,0 +1,275 @@
+//! Containers of version 1: one window, there for as long as a group is in the container, with 4 KiB pages.
+//!
+//! Nothing is registered: the kernel pins a page when an entry shows it, and charges nothing for that. What it charges is all that could
+//! be shown, the whole window, when the container is *enabled*, however little is mapped later, and the window's table when the first map
+//! or unmap makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable, tce_iommu_create_default_window). Here both
+//! happen when the first device comes: a limit on locked memory that is too low shows before anything was promised, not at some map later.
+//!
+//! A second group is refused with `EBUSY` (tce_iommu_attach_group). When the only one leaves, the kernel disables the container.
+
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dmaspace_core::contract::{AttachPoint, Powers};
+use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::locked::{Allowance, LockedMemory};
+use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
+use zerocopy::IntoBytes;
+
+use crate::abi::{self, TceInfo};
+use crate::tce::Table;
+use crate::{entries, info, powers};
+
+/// An sPAPR TCE v1 container.
+#[derive(Debug)]
+pub struct SpaprV1 {
+    door: Arc<dyn Door>,
+    container: Handle,
+    window: Mutex<Known>,
+}
+
+/// What is known of the window.
+#[derive(Clone, Copy, Debug)]
+enum Known {
+    /// Nothing: there is no device.
+    Nothing,
+    /// It is offered, and could not be had yet.
+    Offered(Window),
+    /// The container is enabled and the table is there.
+    InForce(Window),
+}
+
+impl SpaprV1 {
+    /// Takes over `container`, which the group that joins gives to the sPAPR v1 driver. It is closed when this is dropped; the kernel
+    /// keeps what it maps until the group has left.
+    ///
+    /// Enabling it binds the container to this process for good (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a
+    /// fork, the child gets `EPERM`.
+    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
+        Self { door, container, window: Mutex::new(Known::Nothing) }
+    }
+
+    fn window(&self) -> MutexGuard<'_, Known> {
+        // Changed in single steps after the kernel agreed: right even after a panic elsewhere.
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask_for_the_window(&self) -> Result<Window, Failure> {
+        let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
+        self.door.call(self.container, Command::with_bytes(abi::TCE_GET_INFO, info.as_mut_bytes()))?;
+        info::fixed_window(&info).map_err(|why| Failure::malformed(abi::TCE_GET_INFO.name, why))
+    }
+
+    /// Enables the container and makes the table. After an error it is not enabled.
+    fn put_into_force(&self, window: Window) -> Result<(), Failure> {
+        let enabled = self.door.call(self.container, Command::bare(abi::ENABLE));
+        let made = enabled.and_then(|()| self.make_table(window));
+        made.inspect_err(|_| {
+            // A call that failed may have done its work all the same, and disabling what is not enabled does nothing (linux:
+            // tce_iommu_disable). If this fails too, the group will not stay, and when it leaves the kernel disables the container.
+            let _ = self.door.call(self.container, Command::bare(abi::DISABLE));
+        })
+    }
+
+    /// Clears an entry where none is: the kernel makes the table for that.
+    fn make_table(&self, window: Window) -> Result<(), Failure> {
+        let page = IovaRange::with_len(window.range.first(), window.granule().bytes());
+        page.map_or(Ok(()), |page| entries::clear(&*self.door, self.container, page))
+    }
+}
+
+impl Drop for SpaprV1 {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.container);
+    }
+}
+
+impl Backend for SpaprV1 {
+    fn name(&self) -> &'static str {
+        "spapr-v1"
+    }
+
+    fn powers(&self) -> Powers {
+        powers(&*self.door)
+    }
+
+    /// Charged to the process (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable, tce_iommu_create_table).
+    fn allowance(&self) -> Option<Allowance> {
+        self.door.locked_memory().map(LockedMemory::of_process)
+    }
+
+    /// The window, and its table: what a powernv host charges, where a pseries host charges half as much for the table. Such a container
+    /// does not say which it is on.
+    fn locked_at_start(&self) -> u64 {
+        let (Known::Offered(window) | Known::InForce(window)) = *self.window() else { return 0 };
+        let len = window.range.len().map_or(u64::MAX, NonZeroU64::get);
+        let table = Table::new(len, PageSize::K4, self.door.host_page(), 1);
+        len.saturating_add(table.charge_of_one_level())
+    }
+
+    fn is_real(&self) -> bool {
+        self.door.is_real()
+    }
+
+    fn attach_point(&self) -> AttachPoint {
+        AttachPoint::Container(self.container)
+    }
+
+    /// The first device brings the window.
+    fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
+        let mut known = self.window();
+        if devices == 0 {
+            *known = Known::Nothing;
+            return Ok(Windows::default());
+        }
+        let window = match *known {
+            Known::InForce(window) => window,
+            Known::Nothing | Known::Offered(_) => {
+                let window = self.ask_for_the_window()?;
+                *known = Known::Offered(window);
+                self.put_into_force(window)?;
+                *known = Known::InForce(window);
+                window
+            }
+        };
+        Ok(Windows::new(vec![window]).unwrap_or_default())
+    }
+
+    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        entries::write(&*self.door, self.container, range, memory, access)
+    }
+
+    /// The kernel does not say how much it was.
+    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+        entries::clear(&*self.door, self.container, range).map(|()| None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{MapDma, UnmapDma};
+    use crate::scripted::{Answer, Scripted};
+    use dmaspace_core::Iova;
+    use dmaspace_core::door::{self, Errno, HandleKind};
+    use zerocopy::FromBytes;
+
+    const INFO: &str = "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
+    const ENABLE: &str = "VFIO_IOMMU_ENABLE";
+    const DISABLE: &str = "VFIO_IOMMU_DISABLE";
+    const MAP: &str = "VFIO_IOMMU_MAP_DMA";
+    const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
+
+    const GIB: u64 = 1 << 30;
+
+    /// A host whose window is 1 GiB long and begins at 2 GiB.
+    fn window_at_2g(bytes: &mut [u8]) -> Result<i32, Errno> {
+        let info = TceInfo::mut_from_bytes(bytes).expect("room for the struct");
+        (info.dma32_window_start, info.dma32_window_size) = (0x8000_0000, 0x4000_0000);
+        Ok(0)
+    }
+
+    fn done(_: &mut [u8]) -> Result<i32, Errno> {
+        Ok(0)
+    }
+
+    fn no_memory(_: &mut [u8]) -> Result<i32, Errno> {
+        Err(Errno::ENOMEM)
+    }
+
+    fn container(script: &[Answer]) -> (Arc<Scripted>, SpaprV1) {
+        let door = Scripted::new(script);
+        let spapr = SpaprV1::new(door.clone(), Handle::new(1, HandleKind::Container));
+        (door, spapr)
+    }
+
+    fn range(first: u64, len: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
+    }
+
+    fn window() -> Windows {
+        Windows::new(vec![Window {
+            range: range(2 * GIB, GIB),
+            page_sizes: dmaspace_core::PageSizes::only(PageSize::K4),
+        }])
+        .expect("one window overlaps nothing")
+    }
+
+    #[test]
+    fn the_first_device_enables_the_container_and_brings_the_window_and_its_table() {
+        let (door, spapr) = container(&[window_at_2g]);
+        assert_eq!(spapr.refresh(0), Ok(Windows::default()));
+        assert_eq!(spapr.locked_at_start(), 0);
+        assert_eq!(spapr.refresh(1), Ok(window()));
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [INFO, ENABLE, UNMAP]);
+        let unmap = UnmapDma { argsz: 24, flags: 0, iova: 2 * GIB, size: 0x1000 };
+        assert_eq!(calls[2].bytes, unmap.as_bytes());
+        // 2^18 entries, and the same again for the addresses in the process.
+        assert_eq!(spapr.locked_at_start(), GIB + 2 * (2 << 20));
+    }
+
+    #[test]
+    fn it_is_enabled_once_for_as_long_as_there_is_a_device() {
+        let (door, spapr) = container(&[window_at_2g, done, done, window_at_2g]);
+        spapr.refresh(1).expect("a host as it is");
+        door.take();
+        assert_eq!(spapr.refresh(1), Ok(window()));
+        assert_eq!(door.names(), [""; 0]);
+        assert_eq!(spapr.refresh(0), Ok(Windows::default()));
+        assert_eq!(spapr.refresh(1), Ok(window()));
+        assert_eq!(door.names(), [INFO, ENABLE, UNMAP]);
+    }
+
+    #[test]
+    fn what_could_not_be_enabled_is_disabled_and_can_be_tried_again() {
+        for (script, calls) in [
+            (&[window_at_2g as Answer, no_memory][..], &[INFO, ENABLE, DISABLE][..]),
+            (&[window_at_2g, done, no_memory], &[INFO, ENABLE, UNMAP, DISABLE]),
+        ] {
+            let again: &[Answer] = &[done, window_at_2g];
+            let (door, spapr) = container(&[script, again].concat());
+            assert_eq!(spapr.refresh(1).map_err(|failure| failure.errno()), Err(Some(Errno::ENOMEM)));
+            assert_eq!(door.names(), calls);
+            assert_eq!(spapr.locked_at_start(), GIB + 2 * (2 << 20), "what was wanted");
+            assert_eq!(spapr.refresh(1), Ok(window()));
+        }
+    }
+
+    #[test]
+    fn a_host_without_a_window_is_not_enabled() {
+        let (door, spapr) = container(&[done]);
+        let failure = spapr.refresh(1).expect_err("it has no bytes");
+        assert_eq!(failure.answer, door::Answer::Malformed("its window has no bytes, or 4 GiB of them"));
+        assert_eq!(door.names(), [INFO]);
+    }
+
+    #[test]
+    fn entries_are_written_and_cleared_as_in_version_2() {
+        let (door, spapr) = container(&[window_at_2g]);
+        spapr.refresh(1).expect("a host as it is");
+        door.take();
+        let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2000).expect("not zero")).expect("no wrap");
+        spapr.map(range(2 * GIB, 0x2000), &memory, Access::READ).expect("done");
+        assert_eq!(spapr.unmap(range(2 * GIB, 0x2000)), Ok(None));
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [MAP, UNMAP]);
+        let map = MapDma { argsz: 32, flags: 1, vaddr: 0, iova: 2 * GIB, size: 0x2000 };
+        assert_eq!((calls[0].bytes.as_slice(), calls[0].attached.as_slice()), (map.as_bytes(), &[8][..]));
+    }
+
+    #[test]
+    fn it_creates_no_windows_and_registers_nothing() {
+        let (_, spapr) = container(&[]);
+        assert!(spapr.window_calls().is_none() && spapr.registration_calls().is_none());
+        assert!(!spapr.powers().maps_device_memory && !spapr.powers().maps_host_read_only);
+    }
+
+    #[test]
+    fn dropping_it_closes_the_container_and_nothing_else() {
+        let (door, spapr) = container(&[]);
+        drop(spapr);
+        assert_eq!(door.names(), ["close"]);
+    }
+}
