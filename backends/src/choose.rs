@@ -4,12 +4,15 @@
 //! does not pass through need not guess.
 //!
 //! # What is preferred
-//! On POWER there is sPAPR TCE and nothing else (linux: drivers/vfio/Kconfig, VFIO_DEVICE_CDEV depends on !SPAPR_TCE_IOMMU). Elsewhere
-//! iommufd, when the kernel has it and every device has a node of its own: it pins a page once however often it is mapped, unmaps
-//! exactly what was mapped, and is where the kernel's development goes. Else type1, which is everywhere, and which those ask for by
-//! name who want devices to reach each other's BARs: iommufd pins what it maps, and a BAR cannot be pinned.
+//! On POWER there is sPAPR TCE and nothing else (linux: drivers/vfio/Kconfig, VFIO_DEVICE_CDEV depends on !SPAPR_TCE_IOMMU): its second
+//! version, and where that cannot be had the first, which has one window below 4 GiB. Elsewhere iommufd, when the kernel has it and
+//! every device has a node of its own: it pins a page once however often it is mapped, unmaps exactly what was mapped, and is where the
+//! kernel's development goes. Else type1, which is everywhere, and which those ask for by name who want devices to reach each other's
+//! BARs: iommufd pins what it maps, and a BAR cannot be pinned.
 
 use std::fmt;
+
+use dmaspace_core::door::Failure;
 
 use crate::facts::{CONTAINER_NODE, Facts, IOMMUFD_NODE, IommuGroup, PciDevice, Platform};
 use crate::pci::PciAddress;
@@ -19,6 +22,8 @@ use crate::pci::PciAddress;
 pub enum BackendKind {
     /// POWER's TCE tables, through a VFIO container ([`dmaspace_spapr`]).
     Spapr,
+    /// The older way to them, with one window that is there already ([`dmaspace_spapr::SpaprV1`]).
+    SpaprV1,
     /// An address space of `/dev/iommu` ([`dmaspace_iommufd`]).
     Iommufd,
     /// A VFIO container of type1 ([`dmaspace_type1`]).
@@ -27,13 +32,19 @@ pub enum BackendKind {
 
 impl BackendKind {
     /// All there are, best first.
-    pub const ALL: [Self; 3] = [Self::Spapr, Self::Iommufd, Self::Type1];
+    pub const ALL: [Self; 4] = [Self::Spapr, Self::SpaprV1, Self::Iommufd, Self::Type1];
+
+    /// Whether it is one of POWER's.
+    pub fn is_of_power(self) -> bool {
+        matches!(self, Self::Spapr | Self::SpaprV1)
+    }
 }
 
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Spapr => "spapr",
+            Self::SpaprV1 => "spapr-v1",
             Self::Iommufd => "iommufd",
             Self::Type1 => "type1",
         })
@@ -118,14 +129,28 @@ pub enum Obstacle {
     NoGroupNode(u32),
     /// The device has no node of its own.
     NoDeviceNode(PciAddress),
-    /// The devices are in several groups, and this platform has one address space a group.
+    /// The devices are in several groups, and there is one address space a group: on a pseries host, and with sPAPR's first version.
     SeveralGroups(Vec<u32>),
+    /// The kernel says it has it, and refused it when it was tried.
+    Refused(Failure),
 }
 
 impl Choice {
     /// Chooses.
     pub fn of(facts: &Facts, wish: &Wish) -> Self {
-        let against = BackendKind::ALL.map(|backend| (backend, obstacles(backend, facts, wish)));
+        Self::of_remaining(facts, wish, None)
+    }
+
+    /// Chooses again after the kernel refused `backend`, which had been chosen.
+    pub fn after_refusal(facts: &Facts, wish: &Wish, backend: BackendKind, failure: Failure) -> Self {
+        Self::of_remaining(facts, wish, Some((backend, failure)))
+    }
+
+    fn of_remaining(facts: &Facts, wish: &Wish, refused: Option<(BackendKind, Failure)>) -> Self {
+        let against = BackendKind::ALL.map(|backend| {
+            let refused = refused.filter(|(refused, _)| *refused == backend).map(|(_, why)| Obstacle::Refused(why));
+            (backend, obstacles(backend, facts, wish).into_iter().chain(refused).collect::<Vec<_>>())
+        });
         let asked_for = |backend| wish.backend.is_none_or(|asked| asked == backend);
         let fit = |(backend, obstacles): &&(BackendKind, Vec<_>)| asked_for(*backend) && obstacles.is_empty();
         let chosen = against.iter().find(fit).map(|(backend, _)| *backend);
@@ -136,13 +161,13 @@ impl Choice {
 
     /// Why the chosen backend was.
     pub fn reason(&self) -> Option<&'static str> {
-        let passed_over = |obstacle: &Obstacle| matches!(obstacle, Obstacle::AskedForAnother(_));
-        let asked = self.rejected.iter().flat_map(|(_, obstacles)| obstacles).any(passed_over);
+        let any = |is: fn(&Obstacle) -> bool| self.rejected.iter().flat_map(|(_, obstacles)| obstacles).any(is);
         Some(match self.chosen? {
-            _ if asked => "it was asked for",
+            _ if any(|obstacle| matches!(obstacle, Obstacle::AskedForAnother(_))) => "it was asked for",
+            _ if any(|obstacle| matches!(obstacle, Obstacle::Refused(_))) => "the kernel refused a better one",
             BackendKind::Spapr => "POWER's IOMMU is driven through it alone",
             BackendKind::Iommufd => "it pins each page once, and the kernel has it",
-            BackendKind::Type1 => "it is the one this host can use",
+            BackendKind::SpaprV1 | BackendKind::Type1 => "it is the one this host can use",
         })
     }
 }
@@ -159,7 +184,7 @@ fn or_unwanted(obstacles: Vec<Obstacle>, wish: &Wish, chosen: Option<BackendKind
 
 /// Everything that stands against a backend.
 fn obstacles(backend: BackendKind, facts: &Facts, wish: &Wish) -> Vec<Obstacle> {
-    if facts.platform.is_power() != (backend == BackendKind::Spapr) {
+    if facts.platform.is_power() != backend.is_of_power() {
         return vec![Obstacle::Platform(facts.platform.clone())];
     }
     let mut found = of_the_kernel(backend, facts);
@@ -171,7 +196,7 @@ fn obstacles(backend: BackendKind, facts: &Facts, wish: &Wish) -> Vec<Obstacle> 
             }
         }
     }
-    found.extend(of_the_groups(facts, wish));
+    found.extend(of_the_groups(backend, facts, wish));
     found
 }
 
@@ -184,6 +209,7 @@ fn of_the_kernel(backend: BackendKind, facts: &Facts) -> Vec<Obstacle> {
         }
         BackendKind::Type1 => ("vfio_iommu_type1", facts.iommu_types.map(|types| types.type1)),
         BackendKind::Spapr => ("vfio_iommu_spapr_tce", facts.iommu_types.map(|types| types.spapr_v2)),
+        BackendKind::SpaprV1 => ("vfio_iommu_spapr_tce", facts.iommu_types.map(|types| types.spapr)),
     };
     match (facts.nodes.container, answers) {
         (false, _) => vec![Obstacle::NoNode { path: CONTAINER_NODE, module: "vfio-pci" }],
@@ -216,7 +242,9 @@ fn missing_node(backend: BackendKind, group: &IommuGroup, device: &PciDevice) ->
         BackendKind::Iommufd => {
             (device.vfio.as_ref().is_some_and(|vfio| vfio.node), Obstacle::NoDeviceNode(device.address))
         }
-        BackendKind::Type1 | BackendKind::Spapr => (group.node, Obstacle::NoGroupNode(group.number)),
+        BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => {
+            (group.node, Obstacle::NoGroupNode(group.number))
+        }
     };
     (!present).then_some(missing)
 }
@@ -236,12 +264,13 @@ fn neighbours(facts: &Facts, group: &IommuGroup, device: &PciDevice) -> Vec<Obst
 const HARMLESS: &str = "pci-stub";
 
 /// What stands against the devices' groups as a whole.
-fn of_the_groups(facts: &Facts, wish: &Wish) -> Option<Obstacle> {
+fn of_the_groups(backend: BackendKind, facts: &Facts, wish: &Wish) -> Option<Obstacle> {
     let devices = wish.devices.iter().filter_map(|address| facts.devices.get(address));
     let mut groups: Vec<_> = devices.filter_map(|device| device.group).collect();
     groups.sort_unstable();
     groups.dedup();
-    (facts.platform == Platform::Pseries && groups.len() > 1).then_some(Obstacle::SeveralGroups(groups))
+    let takes_one = facts.platform == Platform::Pseries || backend == BackendKind::SpaprV1;
+    (takes_one && groups.len() > 1).then_some(Obstacle::SeveralGroups(groups))
 }
 
 impl Obstacle {
@@ -269,6 +298,7 @@ impl Obstacle {
                 "take a kernel with CONFIG_VFIO_DEVICE_CDEV, or have /dev/vfio/devices made".to_owned()
             }
             Self::SeveralGroups(_) => "give each group an address space of its own".to_owned(),
+            Self::Refused(_) => "take a kernel that can create DMA windows on this machine".to_owned(),
         }
     }
 }
@@ -301,8 +331,9 @@ impl fmt::Display for Obstacle {
             Self::NoGroupNode(number) => write!(f, "/dev/vfio/{number} is missing"),
             Self::NoDeviceNode(address) => write!(f, "{address} has no node in /dev/vfio/devices"),
             Self::SeveralGroups(groups) => {
-                write!(f, "a pseries host has one address space a group, and the devices are in groups {groups:?}")
+                write!(f, "there is one address space a group, and the devices are in groups {groups:?}")
             }
+            Self::Refused(failure) => write!(f, "the kernel says it has it, and refuses it: {failure}"),
         }
     }
 }
@@ -328,6 +359,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use dmaspace_core::PageSize;
+    use dmaspace_core::door::{Answer, Errno};
 
     use super::*;
     use crate::facts::{IommuTypes, Limits, Nodes, VfioDevice};
@@ -397,8 +429,8 @@ mod tests {
 
     #[test]
     fn the_best_is_taken_where_it_is_there() {
-        use BackendKind::{Iommufd, Spapr, Type1};
-        let cases: [(&str, Facts, Change, Option<BackendKind>); 9] = [
+        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1};
+        let cases: [(&str, Facts, Change, Option<BackendKind>); 10] = [
             ("a PC with everything", pc(), |_| {}, Some(Iommufd)),
             ("without iommufd", pc(), |facts| facts.nodes.iommufd = false, Some(Type1)),
             ("without device nodes", pc(), |facts| each(facts, |device| device.vfio = None), Some(Type1)),
@@ -406,6 +438,12 @@ mod tests {
             ("with neither", pc(), |facts| facts.nodes = Nodes::default(), None),
             ("POWER", powernv(), |_| {}, Some(Spapr)),
             ("POWER without its module", powernv(), |facts| facts.iommu_types = Some(IommuTypes::default()), None),
+            (
+                "POWER with an old module",
+                powernv(),
+                |facts| facts.iommu_types = Some(IommuTypes { spapr: true, ..IommuTypes::default() }),
+                Some(SpaprV1),
+            ),
             ("POWER, container not opened", powernv(), |facts| facts.iommu_types = None, Some(Spapr)),
             (
                 "another machine with type1",
@@ -534,6 +572,33 @@ mod tests {
     }
 
     #[test]
+    fn the_first_version_of_spapr_has_one_address_space_a_group_everywhere() {
+        let facts = host(Platform::Powernv, &[device("00:03.0", 7), device("00:04.0", 8)]);
+        let both = wish().and(address("00:04.0")).on(BackendKind::SpaprV1);
+        let choice = Choice::of(&facts, &both);
+        assert_eq!(choice.chosen, None);
+        let why = ["there is one address space a group, and the devices are in groups [7, 8]"];
+        assert_eq!(against(&choice, BackendKind::SpaprV1), why);
+    }
+
+    #[test]
+    fn what_the_kernel_refused_is_not_chosen_again_and_the_choice_says_why() {
+        let failure = Failure { call: "VFIO_SET_IOMMU", answer: Answer::Errno(Errno::EINVAL) };
+        let choice = Choice::after_refusal(&powernv(), &wish(), BackendKind::Spapr, failure);
+        assert_eq!(choice.chosen, Some(BackendKind::SpaprV1));
+        assert_eq!(
+            choice.to_string().lines().take(2).collect::<Vec<_>>(),
+            [
+                "spapr-v1: the kernel refused a better one",
+                "not spapr: the kernel says it has it, and refuses it: VFIO_SET_IOMMU: EINVAL; \
+                 fix: take a kernel that can create DMA windows on this machine",
+            ]
+        );
+        let by_name = Choice::after_refusal(&powernv(), &wish().on(BackendKind::Spapr), BackendKind::Spapr, failure);
+        assert_eq!(by_name.chosen, None);
+    }
+
+    #[test]
     fn a_fix_can_be_pasted() {
         let obstacle = Obstacle::Unbound(address("00:03.0"), Some("e1000e".to_owned()));
         assert_eq!(
@@ -551,6 +616,7 @@ mod tests {
             Choice::of(&facts, &wish()).to_string(),
             "type1: it is the one this host can use\n\
              not spapr: x86_64 machines have none; fix: nothing: take another backend\n\
+             not spapr-v1: x86_64 machines have none; fix: nothing: take another backend\n\
              not iommufd: /dev/iommu is missing; fix: modprobe iommufd; if there is no such module, take a kernel that has it"
         );
         facts.nodes.container = false;

@@ -45,6 +45,7 @@ const fn drivers(backend: BackendKind) -> &'static [IommuType] {
     match backend {
         BackendKind::Type1 => &[IommuType::TYPE1_V2, IommuType::TYPE1],
         BackendKind::Spapr => &[IommuType::SPAPR_TCE_V2],
+        BackendKind::SpaprV1 => &[IommuType::SPAPR_TCE],
         // Has no containers.
         BackendKind::Iommufd => &[],
     }
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_type1_will_do_but_an_older_spapr_will_not() {
+    fn an_older_type1_will_do_but_an_older_spapr_is_asked_for_by_name() {
         let stage_of = |backend, driver: &str| {
             let stage = stage(backend);
             stage.door.refuse(driver, Errno::ENODEV);
@@ -267,6 +268,7 @@ mod tests {
         assert_eq!(stage_of(BackendKind::Type1, "VFIO_SET_IOMMU 3"), (true, Some("VFIO_SET_IOMMU 1".to_owned())));
         let left = Some("VFIO_GROUP_UNSET_CONTAINER".to_owned());
         assert_eq!(stage_of(BackendKind::Spapr, "VFIO_SET_IOMMU 7"), (false, left));
+        assert_eq!(stage_of(BackendKind::SpaprV1, "VFIO_SET_IOMMU 7"), (true, Some("VFIO_SET_IOMMU 2".to_owned())));
     }
 
     #[test]

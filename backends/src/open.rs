@@ -18,9 +18,9 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::reserved::Reserved;
 use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
-use dmaspace_spapr::Spapr;
+use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
-use dmaspace_type1::vfio::{API_VERSION, GET_API_VERSION};
+use dmaspace_type1::vfio::{API_VERSION, GET_API_VERSION, SET_IOMMU};
 
 use crate::choose::{BackendKind, Choice, Wish};
 use crate::device::Device;
@@ -87,12 +87,34 @@ impl Host {
 
     /// Opens a space for the devices of `wish` on the backend that [`Host::choose`] finds best, and attaches them.
     ///
+    /// sPAPR's second version is advertised by every kernel that has the module, and refused on platforms that cannot create windows: then
+    /// the first version is opened, unless the wish names a backend. [`Opened::choice`] says so.
+    ///
     /// # Errors
     /// [`OpenError::NoBackend`] before anything is opened; otherwise what went wrong, after everything is closed again.
     pub fn open(&self, wish: &Wish) -> Result<Opened, OpenError> {
         let choice = self.choose(wish);
+        let first = choice.chosen;
+        self.open_chosen(wish, choice).or_else(|error| {
+            let Some(second) = self.second_choice(wish, first, &error) else { return Err(error) };
+            log::warn!("{error}; taking {second}");
+            self.open_chosen(wish, second)
+        })
+    }
+
+    /// What to take after `error`, if that says that the kernel has not what it advertises: `EINVAL` (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group), and `EPERM` in older kernels.
+    fn second_choice(&self, wish: &Wish, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
+        let OpenError::Attach { error } = error else { return None };
+        let failure = error.failure.filter(|failure| failure.call == SET_IOMMU.name)?;
+        let is_refused = matches!(failure.errno(), Some(Errno::EINVAL | Errno::EPERM));
+        let backend = first.filter(|backend| *backend == BackendKind::Spapr && is_refused)?;
+        Some(Choice::after_refusal(&self.facts, wish, backend, failure)).filter(|choice| choice.chosen.is_some())
+    }
+
+    fn open_chosen(&self, wish: &Wish, choice: Choice) -> Result<Opened, OpenError> {
         let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
-        let mut opened = Opened { devices: Vec::new(), space: self.open_space(backend)? };
+        let mut opened = Opened { devices: Vec::new(), space: self.open_space(backend)?, choice };
         for address in &wish.devices {
             match opened.space.add(self, *address) {
                 Ok(device) => opened.devices.push(device),
@@ -112,7 +134,7 @@ impl Host {
     /// [`OpenError::Node`], [`OpenError::Version`], [`OpenError::Refused`].
     pub fn open_space(&self, backend: BackendKind) -> Result<OpenSpace, OpenError> {
         let (node, kind) = match backend {
-            BackendKind::Type1 | BackendKind::Spapr => (CONTAINER_NODE, HandleKind::Container),
+            BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => (CONTAINER_NODE, HandleKind::Container),
             BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
         let handle = open_node(&*self.door, Path::new(node), kind)?;
@@ -128,6 +150,8 @@ pub struct Opened {
     pub devices: Vec<Device>,
     /// The space.
     pub space: OpenSpace,
+    /// Why it is on this backend.
+    pub choice: Choice,
 }
 
 /// A space, and the ways devices get into it.
@@ -149,6 +173,7 @@ impl OpenSpace {
         let space: Arc<dyn PciAddressSpace> = match backend {
             BackendKind::Type1 => container_space(&*door, handle, Type1::new(door.clone(), handle))?,
             BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
+            BackendKind::SpaprV1 => container_space(&*door, handle, SpaprV1::new(door.clone(), handle))?,
             BackendKind::Iommufd => {
                 let ioas =
                     Ioas::new(door.clone(), handle).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
@@ -183,7 +208,7 @@ impl OpenSpace {
                 let reserved = device.group.map(|group| host.facts.reserved(group, &name));
                 self.add_node(node, &name, reserved.unwrap_or_default())
             }
-            (BackendKind::Type1 | BackendKind::Spapr, _, Some(group)) => {
+            (BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1, _, Some(group)) => {
                 let group_name = format!("group {}", group.number);
                 if let Some(member) = self.group(&group_name) {
                     return self.open_device(&member, &name);
@@ -399,6 +424,9 @@ fn call_advice(failure: &Failure) -> Option<&'static str> {
     let Answer::Errno(errno) = failure.answer else { return None };
     Some(match (failure.call, errno) {
         ("VFIO_GROUP_SET_CONTAINER", Errno::EPERM) => "bind all devices of the group to vfio-pci",
+        ("VFIO_GROUP_SET_CONTAINER", Errno::EBUSY) => {
+            "give the group a container of its own: one of spapr-v1 takes no second"
+        }
         ("VFIO_SET_IOMMU", Errno::ENODEV) => "modprobe vfio_iommu_type1, or on POWER vfio_iommu_spapr_tce",
         ("VFIO_SET_IOMMU", Errno::EPERM) => {
             "interrupts are not isolated here; if you trust the guest, load vfio_iommu_type1 with allow_unsafe_interrupts=1"
@@ -557,7 +585,7 @@ mod tests {
     #[test]
     fn a_device_outlives_the_space_it_was_opened_into() {
         let door = Scripted::new();
-        let Opened { mut devices, space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
+        let Opened { mut devices, space, .. } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
         drop(space);
         devices.pop();
         assert!(door.open_names().contains(&"/dev/vfio/vfio".to_owned()));
@@ -568,7 +596,7 @@ mod tests {
     #[test]
     fn the_last_device_of_a_group_takes_it_along() {
         let door = Scripted::new();
-        let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
+        let Opened { mut devices, mut space, .. } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
         let (second, first) = (devices.pop().expect("the second"), devices.pop().expect("the first"));
         assert_eq!(space.remove(first).expect("nothing fails"), None);
         let change = space.remove(second).expect("nothing fails").expect("the group left");
@@ -580,7 +608,8 @@ mod tests {
     #[test]
     fn a_device_with_a_node_is_detached_and_closed() {
         let door = Scripted::new();
-        let Opened { mut devices, mut space } = host(&door).open(&both(BackendKind::Iommufd)).expect("nothing fails");
+        let Opened { mut devices, mut space, .. } =
+            host(&door).open(&both(BackendKind::Iommufd)).expect("nothing fails");
         let second = devices.pop().expect("the second");
         assert!(space.remove(second).expect("nothing fails").is_some());
         assert!(!door.open_names().contains(&"/dev/vfio/devices/vfio1".to_owned()));

@@ -37,7 +37,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
     let (best, others): (_, &[_]) = match host {
         "vtd" => (BackendKind::Type1, &[]),
         "vtd-iommufd" => (BackendKind::Iommufd, &[BackendKind::Type1]),
-        _ => (BackendKind::Spapr, &[]),
+        _ => (BackendKind::Spapr, &[BackendKind::SpaprV1]),
     };
     let mut trials = vec![
         trial("the_best_backend_is_chosen", best, the_best_backend_is_chosen),
@@ -79,7 +79,7 @@ fn address() -> Result<PciAddress> {
 }
 
 fn open(backend: BackendKind) -> Result<(Device, OpenSpace)> {
-    let Opened { mut devices, space } = Host::this()?.open(&Wish::device(address()?).on(backend))?;
+    let Opened { mut devices, space, .. } = Host::this()?.open(&Wish::device(address()?).on(backend))?;
     Ok((devices.remove(0), space))
 }
 
@@ -197,7 +197,7 @@ fn opened_elsewhere(path: &Path) -> Result<OwnedFd> {
 /// With the last device of a container its driver goes, and the next first device has to bring it back.
 fn a_device_leaves_and_comes_back(backend: BackendKind) -> Result {
     let host = Host::this()?;
-    let Opened { mut devices, mut space } = host.open(&Wish::device(address()?).on(backend))?;
+    let Opened { mut devices, mut space, .. } = host.open(&Wish::device(address()?).on(backend))?;
     let before = space.space().windows().windows;
     let change = space.remove(devices.remove(0))?.ok_or("the group did not leave")?;
     ensure(

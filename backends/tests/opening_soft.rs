@@ -38,7 +38,7 @@ fn each_host_offers_what_its_kind_of_machine_has() {
         let (_machine, host) = boot(&profile);
         let expected: &[_] = match profile.name.as_str() {
             "vtd" => &[BackendKind::Iommufd, BackendKind::Type1],
-            _ => &[BackendKind::Spapr],
+            _ => &[BackendKind::Spapr, BackendKind::SpaprV1],
         };
         assert_eq!(backends(&host), expected, "{}", profile.name);
     }
@@ -88,7 +88,7 @@ fn a_device_can_leave_and_come_back() {
     for profile in profiles() {
         let (machine, host) = boot(&profile);
         for backend in backends(&host) {
-            let Opened { mut devices, mut space } = open(&host, backend).expect("nothing fails");
+            let Opened { mut devices, mut space, .. } = open(&host, backend).expect("nothing fails");
             let device = devices.pop().expect("one was wished for");
             space.remove(device).expect("nothing fails").expect("it was the last of its group");
             assert_eq!(machine.ledger().devices + machine.ledger().groups, 0);
@@ -119,4 +119,97 @@ fn a_group_in_a_container_stays_there_whoever_else_wants_it() {
             opened.space.open_device(&group, &name).expect("only a group in a container opens its devices");
         }
     }
+}
+
+/// POWER hosts that cannot create windows.
+fn without_windows() -> [Profile; 3] {
+    [Profile::powernv9(), Profile::powernv9_64k(), Profile::pseries()].map(Profile::with_fixed_window)
+}
+
+/// How often a container was given to an IOMMU driver.
+fn drivers_tried(machine: &SoftHost) -> u64 {
+    machine.calls().of(SET_IOMMU)
+}
+
+const SET_IOMMU: &str = "VFIO_SET_IOMMU";
+
+#[test]
+fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice_says_why() {
+    for profile in without_windows() {
+        let (machine, host) = boot(&profile);
+        let wish = Wish::device(first_device(&host));
+        assert_eq!(host.choose(&wish).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
+        let opened = host.open(&wish).expect("the older way is there");
+        assert_eq!((opened.space.backend(), opened.space.space().backend()), (BackendKind::SpaprV1, "spapr-v1"));
+        let choice = opened.choice.to_string();
+        assert!(choice.starts_with("spapr-v1: the kernel refused a better one\nnot spapr: "), "{choice}");
+        assert!(choice.contains("refuses it: VFIO_SET_IOMMU: EINVAL"), "{choice}");
+        assert_eq!(drivers_tried(&machine), 2);
+        drop(opened);
+        assert!(machine.ledger().is_clear(), "{}", profile.name);
+    }
+}
+
+#[test]
+fn whichever_call_fails_on_the_older_way_nothing_is_left() {
+    for profile in without_windows() {
+        for mode in [FaultMode::FailBefore, FaultMode::FailAfter] {
+            let (machine, host) = boot(&profile);
+            for at in 1.. {
+                machine.plan_faults(&[FaultPlan::nth(at, mode)]);
+                drop(host.open(&Wish::device(first_device(&host))));
+                let ledger = machine.ledger();
+                assert!(ledger.is_clear(), "{}, call {at} {mode:?}: {ledger:?}", profile.name);
+                if machine.faults_fired() == 0 {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn whoever_asks_for_a_backend_gets_that_or_none() {
+    let (machine, host) = boot(&Profile::powernv9().with_fixed_window());
+    let error = open(&host, BackendKind::Spapr).expect_err("it cannot be had");
+    assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");
+    assert_eq!(drivers_tried(&machine), 1);
+    let opened = open(&host, BackendKind::SpaprV1).expect("it is there");
+    assert_eq!(opened.choice.reason(), Some("it was asked for"));
+}
+
+#[test]
+fn only_a_refusal_leads_on_and_only_once() {
+    let refused_with = |errno, at| {
+        let (machine, host) = boot(&Profile::powernv9());
+        let plan = FaultPlan::nth(1, FaultMode::FailBefore).of(SET_IOMMU).with(errno);
+        let again = FaultPlan::nth(at, FaultMode::FailBefore).of(SET_IOMMU).with(errno);
+        machine.plan_faults(&[plan, again]);
+        let opened = host.open(&Wish::device(first_device(&host)));
+        (opened.map(|opened| opened.space.backend()).ok(), drivers_tried(&machine))
+    };
+    for errno in [Errno::EINVAL, Errno::EPERM] {
+        assert_eq!(refused_with(errno, 3), (Some(BackendKind::SpaprV1), 2), "{errno}");
+        assert_eq!(refused_with(errno, 2), (None, 2), "{errno}");
+    }
+    for errno in [Errno::ENODEV, Errno::ENOMEM, Errno::EIO, Errno::EBUSY] {
+        assert_eq!(refused_with(errno, 3), (None, 1), "{errno}");
+    }
+}
+
+#[test]
+fn the_older_way_takes_one_group() {
+    let (machine, host) = boot(&Profile::powernv9().with_fixed_window());
+    let mut devices = host.facts().devices.keys().copied();
+    let (first, second) = (devices.next().expect("a device"), devices.next().expect("another"));
+    let error = host.open(&Wish::device(first).and(second)).expect_err("one group at a time");
+    assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");
+    assert_eq!(drivers_tried(&machine), 1);
+    let mut opened = host.open(&Wish::device(first)).expect("it is there");
+    let error = opened.space.add(&host, second).expect_err("it has one group already");
+    let expected = "VFIO_GROUP_SET_CONTAINER: EBUSY); give the group a container of its own";
+    assert!(error.to_string().contains(expected), "{error}");
+    assert_eq!(opened.space.space().devices().len(), 1);
+    drop(opened);
+    assert!(machine.ledger().is_clear());
 }

@@ -446,6 +446,24 @@ fn a_host_that_makes_no_sense_is_bad_input() {
 }
 
 #[test]
+fn a_host_that_cannot_create_windows_is_reached_the_older_way() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let text = std::fs::read_to_string(format!("{DATA}/hosts/powernv9-with-little-locked-memory.json")).expect("data");
+    let file = directory.path().join("old.json");
+    let text = text.replace("\"windows\": 2", "\"windows\": 0").replace("1073741824", "null");
+    std::fs::write(&file, text).expect("a file");
+    let old = file.to_str().expect("a name");
+    for host in [&["--host", old][..], &["--host", "powernv9", "--backend", "spapr-v1"]] {
+        let output = replay(&[&["mtree/pseries-4g-reset.mtree", "--json"], host].concat());
+        let object = json(&output);
+        assert_eq!((status(&output), object["backend"].as_str()), (0, Some("spapr-v1")), "{output:?}");
+        assert_eq!(object["windows"][0]["last"].as_str(), Some("0x7fffffff"));
+        let output = replay(&[&["mtree/pseries-4g-two-windows.mtree", "--json"], host].concat());
+        assert_eq!((status(&output), fates(&json(&output))), (1, "window msi refused skipped".to_owned()));
+    }
+}
+
+#[test]
 fn a_backend_the_host_does_not_have_is_bad_input_with_the_reason() {
     let output = replay(&["mtree/q35-8g.mtree", "--host", "vtd", "--backend", "spapr"]);
     assert_eq!(status(&output), 2);

@@ -125,7 +125,7 @@ pub struct TceIommu {
     /// The bytes of the default 32-bit window, which begins where the first slot does.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub default_window: u64,
-    /// How many windows the kernel says there can be. It has two slots whatever it says.
+    /// How many windows the kernel says there can be. It has two slots whatever it says, but with none v2 is refused.
     pub windows: u32,
     /// How many levels a table can have.
     pub levels: u32,
@@ -361,6 +361,14 @@ impl Profile {
             eeh: false,
         };
         Self { name: "pseries".to_owned(), tce: Some(tce), groups: (0..2).map(phb).collect(), ..Self::powernv9() }
+    }
+
+    /// The same host, where no window can be created, as where firmware is old or the kernel cannot ask it: SET_IOMMU refuses v2 with
+    /// `EINVAL`, although CHECK_EXTENSION says that it is there (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
+    #[must_use]
+    pub fn with_fixed_window(mut self) -> Self {
+        self.tce.iter_mut().for_each(|tce| tce.windows = 0);
+        self
     }
 
     /// Whether a soft host can be made of it.

@@ -9,14 +9,15 @@
 
 mod common;
 
-use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, open_group, unbacked};
-use dmaspace_core::door::{Door, Errno};
+use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, open, open_group, unbacked};
+use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::profile::{KernelVersion, Limits};
-use dmaspace_soft::{DmaError, Profile};
+use dmaspace_soft::{DmaError, Profile, SoftHost};
 use dmaspace_spapr::abi::{self, DdwInfo, TceInfo};
+use dmaspace_type1::vfio::IommuType;
 
 const RW: Access = Access::READ_WRITE;
 
@@ -262,6 +263,21 @@ fn a_partitions_container_has_room_for_one_group() {
     raw::unset_container(host, second).expect("leaves");
     assert_eq!(raw::create(host, container, 16, 4 * GIB, 1), Ok((0, HIGH)), "beside the default one");
     assert_eq!(raw::set_container(host, second, container), Err(Errno::EPERM), "now there are windows");
+}
+
+#[test]
+fn where_no_window_can_be_created_v2_is_refused_although_it_is_advertised() {
+    for profile in [Profile::powernv9(), Profile::pseries()].map(Profile::with_fixed_window) {
+        let host = SoftHost::new(profile).expect("a sound profile");
+        let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
+        for version in [IommuType::SPAPR_TCE_V2, IommuType::SPAPR_TCE] {
+            assert_eq!(raw::check_extension(&*host, container, version.extension()), Ok(1));
+        }
+        let group = open_group(&host, 0);
+        raw::set_container(&*host, group, container).expect("it joins");
+        assert_eq!(raw::set_iommu(&*host, container, IommuType::SPAPR_TCE_V2), Err(Errno::EINVAL));
+        assert_eq!(raw::set_iommu(&*host, container, IommuType::SPAPR_TCE), Ok(0));
+    }
 }
 
 #[test]

@@ -115,6 +115,8 @@ pub(crate) enum Backend {
     Type1,
     /// POWER's TCE tables.
     Spapr,
+    /// The older way to them, with one window.
+    SpaprV1,
     /// /dev/iommu.
     Iommufd,
 }
@@ -124,6 +126,7 @@ impl From<BackendKind> for Backend {
         match backend {
             BackendKind::Type1 => Self::Type1,
             BackendKind::Spapr => Self::Spapr,
+            BackendKind::SpaprV1 => Self::SpaprV1,
             BackendKind::Iommufd => Self::Iommufd,
         }
     }
@@ -134,6 +137,7 @@ impl From<Backend> for BackendKind {
         match backend {
             Backend::Type1 => Self::Type1,
             Backend::Spapr => Self::Spapr,
+            Backend::SpaprV1 => Self::SpaprV1,
             Backend::Iommufd => Self::Iommufd,
         }
     }

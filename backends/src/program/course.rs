@@ -67,7 +67,7 @@ impl Course {
         match event {
             Event::Begins { front, in_force, spaces } => {
                 self.front = Some(front);
-                self.was_on_power = spaces.iter().any(|space| space.backend == "spapr");
+                self.was_on_power = spaces.iter().any(|space| space.backend.starts_with("spapr"));
                 if !in_force.is_empty() {
                     self.steps.push(Step { lines: (line, line), update: in_force, failed_there: None });
                 }
@@ -79,7 +79,7 @@ impl Course {
             }
             // One space is served, from the beginning to the end.
             Event::Joins { space, .. } => {
-                self.was_on_power |= space.backend == "spapr";
+                self.was_on_power |= space.backend.starts_with("spapr");
                 self.ignored += 1;
             }
             Event::Leaves { .. } => self.ignored += 1,

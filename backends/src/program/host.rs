@@ -126,13 +126,13 @@ mod tests {
 
     #[test]
     fn every_preset_has_a_device_and_its_backends() {
-        use BackendKind::{Iommufd, Spapr, Type1};
+        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1};
         let cases: [(&str, &[BackendKind]); 5] = [
             ("vtd", &[Iommufd, Type1]),
             ("vtd-64k", &[Iommufd, Type1]),
-            ("powernv9", &[Spapr]),
-            ("powernv9-64k", &[Spapr]),
-            ("pseries", &[Spapr]),
+            ("powernv9", &[Spapr, SpaprV1]),
+            ("powernv9-64k", &[Spapr, SpaprV1]),
+            ("pseries", &[Spapr, SpaprV1]),
         ];
         for (name, backends) in cases {
             let profile = Profile::preset(name).expect("a preset");

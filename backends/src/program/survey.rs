@@ -26,6 +26,7 @@ pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, BackendKind)> {
     })
 }
 
+/// sPAPR's first version is for hosts that refuse the second, and none of these does.
 fn kind_of(backend: Backend) -> BackendKind {
     match backend {
         Backend::Type1 => BackendKind::Type1,

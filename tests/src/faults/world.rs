@@ -37,6 +37,14 @@ pub struct Ground {
     pub backend: BackendKind,
 }
 
+impl Ground {
+    /// sPAPR's first version is where no windows can be created.
+    fn profile(self) -> Profile {
+        let profile = Profile::preset(self.preset).expect("a preset");
+        if self.backend == BackendKind::SpaprV1 { profile.with_fixed_window() } else { profile }
+    }
+}
+
 impl fmt::Display for Ground {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.preset, self.backend)
@@ -294,7 +302,7 @@ pub struct World {
 
 impl World {
     pub(super) fn new(ground: Ground) -> Self {
-        let soft = SoftHost::new(Profile::preset(ground.preset).expect("a preset")).expect("presets make sense");
+        let soft = SoftHost::new(ground.profile()).expect("presets make sense");
         let door = Arc::new(Listening { soft: soft.clone(), heard: Mutex::default() });
         Self {
             listener: Listener::new(FrontEnd::default()),
@@ -326,6 +334,15 @@ impl World {
         Ok(())
     }
 
+    /// Opens a space with the host's `n`th device, on the best backend.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open_the_best(&mut self, n: usize) -> Result<(), Trouble> {
+        self.opened.push(self.host.open(&Wish::device(self.address(n)))?);
+        Ok(())
+    }
+
     /// Opens a space with the host's `n`th device, on another backend if the host has one.
     ///
     /// # Errors
@@ -334,7 +351,7 @@ impl World {
         let backend = match self.ground.backend {
             BackendKind::Type1 => BackendKind::Iommufd,
             BackendKind::Iommufd => BackendKind::Type1,
-            BackendKind::Spapr => BackendKind::Spapr,
+            BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
         };
         self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
         Ok(())
@@ -346,7 +363,8 @@ impl World {
     /// What opening says.
     pub fn open_empty(&mut self) -> Result<(), Trouble> {
         let space = self.host.open_space(self.ground.backend)?;
-        self.opened.push(Opened { devices: Vec::new(), space });
+        let choice = self.host.choose(&Wish { devices: Vec::new(), backend: Some(self.ground.backend) });
+        self.opened.push(Opened { devices: Vec::new(), space, choice });
         Ok(())
     }
 
@@ -393,6 +411,11 @@ impl World {
     /// Whether the host creates windows and registers memory.
     pub fn creates_windows(&self) -> bool {
         self.ground.backend == BackendKind::Spapr
+    }
+
+    /// Whether there is one window, into which everything has to fit.
+    pub fn has_one_window(&self) -> bool {
+        self.ground.backend == BackendKind::SpaprV1
     }
 
     /// Has the listener serve an open space.
