@@ -127,3 +127,16 @@ fn unregistering_under_an_entry_gives_nothing_back() {
         raw::unmap(host, opened.context, window - page, 2 * page).expect("past the end, and no complaint");
     }
 }
+
+#[test]
+fn the_first_version_charges_its_window_and_a_table() {
+    for (profile, kib) in
+        [(Profile::pseries(), 1_050_624), (Profile::powernv9(), 2_105_344), (Profile::powernv9_64k(), 2_105_344)]
+    {
+        let opened = Opened::new(profile, Dialect::SpaprV1);
+        let (host, container) = (&*opened.host, opened.handle());
+        raw::enable(host, container).expect("a group is there");
+        raw::unmap(host, opened.context, 0, 0x1000).expect("nothing was mapped");
+        assert_eq!(host.ledger().locked / 1024, kib);
+    }
+}

@@ -1,7 +1,9 @@
 //! The contract, case by case: one answer where kernels give three. Each case begins with an empty space in which the first GiB can be
 //! mapped, and says nothing about the backend behind it.
 
-use dmaspace_core::contract::{Mapping, MemoryRegistration, PciAddressSpace, Swap, Unit, WindowControl, WindowRequest};
+use dmaspace_core::contract::{
+    Keeps, Mapping, MemoryRegistration, PciAddressSpace, Swap, Unit, WindowControl, WindowRequest,
+};
 use dmaspace_core::error::{Error, Kind};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 
@@ -169,7 +171,7 @@ fn a_replacement_needs_live_units(field: &Field<'_>) {
     };
     field.refuses(&Kind::NotLive(range(4 * PAGE, PAGE)), || replace(3, 8, 2));
     let swap = replace(1, 8, 2).expect("they are live");
-    let seamless = field.windows().is_some();
+    let seamless = field.space().powers().keeps == Keeps::Entries;
     assert_eq!(swap, if seamless { Swap::Seamless } else { Swap::WithGap });
     let found = field.space().lookup(Iova::new(2 * PAGE)).expect("it is live");
     assert_eq!((found.memory, found.access), (field.ram(8, 2), Access::READ));
@@ -198,7 +200,7 @@ fn a_range_must_lie_inside_one_window(field: &Field<'_>) {
     field.map(top.get() + 1 - PAGE, &field.ram(0, 1), Unit::Whole).expect("the last page is inside");
     assert_eq!(field.space().unmap(range(top.get() + 1 - PAGE, PAGE)).expect("the last page"), PAGE);
     // A PC's hole, where a write is an interrupt.
-    if field.windows().is_none() {
+    if field.space().powers().keeps == Keeps::Mappings {
         field.refuses(&outside, || field.map(0xfee0_0000, &field.ram(0, 1), Unit::Whole));
         field.refuses(&outside, || field.map(0xfedf_0000, &field.ram(0, 2), Unit::Whole));
     }
@@ -209,6 +211,12 @@ fn access_must_be_asked_for_and_be_possible(field: &Field<'_>) {
     field.refuses(&Kind::NoAccess, nothing);
     let read_only = field.ram(0, 1).host_read_only();
     field.refuses(&Kind::HostReadOnly(Access::READ_WRITE), || field.map(0, &read_only, Unit::Whole));
+    let for_reading = || field.space().map(Iova::new(0), &read_only, Access::READ, Unit::Whole);
+    if field.space().powers().maps_host_read_only {
+        for_reading().expect("it is there to be read");
+    } else {
+        field.refuses(&Kind::HostReadOnly(Access::READ_WRITE), for_reading);
+    }
 }
 
 fn a_range_must_not_wrap(field: &Field<'_>) {

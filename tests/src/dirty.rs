@@ -63,7 +63,7 @@ pub fn dirty_pages(stage: &mut Stage, exact: bool) {
     let low = stage.ram.slice(0, MIB);
     let read_only = stage.ram.slice(MIB, MIB);
     let high = stage.ram.slice(2 * MIB, 4 * MIB);
-    let (low_at, high_at, window) = (0, 8 * MIB, second_window(stage));
+    let (low_at, high_at, window) = (0, 8 * MIB, second_window(stage).0);
     let high_section = section("high", high_at, &high, Access::READ_WRITE);
     let sections = [
         section("low", low_at, &low, Access::READ_WRITE),

@@ -100,6 +100,8 @@ pub struct Host {
     pub offer: Option<WindowOffer>,
     /// Whether devices can be given other devices' memory.
     pub maps_device_memory: bool,
+    /// Whether memory that the VMM itself may only read can be mapped.
+    pub maps_host_read_only: bool,
     /// What cannot be used any more.
     pub fences: Vec<IovaRange>,
 }
@@ -111,13 +113,14 @@ impl Host {
             windows: space.windows().windows.iter().copied().collect(),
             offer: space.window_control().and_then(|control| control.offer()),
             maps_device_memory: space.powers().maps_device_memory,
+            maps_host_read_only: space.powers().maps_host_read_only,
             fences: space.fences().iter().map(|fence| fence.range).collect(),
         }
     }
 
     fn could_map(&self, memory: &HostMemory, access: Access) -> bool {
         // POWER pins for writing, whatever devices may do with the memory.
-        let writes = access.contains(Access::WRITE) || self.offer.is_some();
+        let writes = access.contains(Access::WRITE) || !self.maps_host_read_only;
         let kind_is_fine = self.maps_device_memory || !memory.is_device_memory();
         kind_is_fine && !access.is_empty() && !(memory.is_host_read_only() && writes)
     }

@@ -1,6 +1,7 @@
 //! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, sPAPR's two windows, and memory
 //! that comes and goes in blocks.
 
+use dmaspace_core::contract::Keeps;
 use dmaspace_core::listener::{CommitError, Fate, Report, Update};
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
@@ -64,12 +65,14 @@ fn flat_pc_map(stage: &mut Stage) {
     let mut listener = Listener::new(FrontEnd::pc());
     listener.attach(stage.space.clone()).expect("an empty view fits every host");
     let mut sections = flat_pc_sections(stage);
-    if let Some(reach) = reach(stage) {
-        // A pseries host: the whole map is refused before anything happens, what its window reaches is mapped.
+    let reach = reach(stage);
+    let beyond = |section: &Section| reach.is_some_and(|reach| section.range().last() > reach);
+    if sections.iter().any(|section| section.direct().is_some() && beyond(section)) {
+        // A pseries host, or a window that is there: the whole map is refused before anything happens, what is in reach is mapped.
         let refused =
             listener.commit(listener.update_to(&sections, &[])).expect_err("the map reaches beyond the window");
         assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
-        sections.retain(|section| section.range().last() <= reach);
+        sections.retain(|section| !beyond(section));
     }
     let report = listener.commit(listener.update_to(&sections, &[])).expect("the map fits");
     assert_fates(&report, &sections);
@@ -81,16 +84,17 @@ fn flat_pc_map(stage: &mut Stage) {
     }
     // The pages before and after what is mapped, and one in the middle of nowhere.
     for hole in [0xa_0000, 0xb_f000, 8 * MIB, GIB / 2, 0xfffb_f000, HIGH + 4 * MIB] {
-        stage.assert_unreached(Iova::new(hole));
+        assert_outside(stage, hole);
     }
 
     unlock_shadow_ram(stage, &mut listener, &sections);
     leave(stage, listener);
 }
 
-/// How far the window at 0 reaches, where it has an end: the listener cannot know, it is asked like anybody.
+/// How far the host's windows reach, where they have an end: the listener cannot know of windows to come, it is asked like anybody.
 fn reach(stage: &Stage) -> Option<Iova> {
-    let offer = stage.space.window_control()?.offer().expect("a device is attached");
+    let Some(control) = stage.space.window_control() else { return stage.space.windows().windows.top() };
+    let offer = control.offer().expect("a device is attached");
     let longest = offer.places.first()?.longest?;
     Some(Iova::new(longest.get() - 1))
 }
@@ -122,20 +126,25 @@ fn assert_fates(report: &Report, sections: &[Section]) {
     }
 }
 
-/// Where the second window lies: sPAPR's place where the host creates windows, a place every PC's IOMMU has elsewhere.
-pub(crate) fn second_window(stage: &Stage) -> u64 {
-    if stage.creates_windows() { 1 << 59 } else { HIGH }
+/// Where the second window lies, and how long both are: sPAPR's place where the host creates windows, a place every PC's IOMMU has
+/// elsewhere; both inside the one window where there is no other.
+pub(crate) fn second_window(stage: &Stage) -> (u64, u64) {
+    match (stage.creates_windows(), stage.space.powers().keeps) {
+        (true, _) => (1 << 59, GIB),
+        (false, Keeps::Mappings) => (HIGH, GIB),
+        (false, Keeps::Entries) => (GIB / 2, GIB / 4),
+    }
 }
 
 /// sPAPR's bus: two TCE windows and one for MSI; RAM is reached only through entries.
 fn two_windows(stage: &mut Stage) {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(stage.space.clone()).expect("an empty view fits every host");
-    let second = second_window(stage);
+    let (second, len) = second_window(stage);
     let sections = [
-        Section::translated("tce-iommu-80000000", range(0, GIB), PageSize::K4),
+        Section::translated("tce-iommu-80000000", range(0, len), PageSize::K4),
         Section::msi("msi", range(1 << 42, 0x1000)),
-        Section::translated("tce-iommu-80000001", range(second, GIB), PageSize::K64),
+        Section::translated("tce-iommu-80000001", range(second, len), PageSize::K64),
     ];
     let target =
         TargetMemory::new("spapr.ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
@@ -151,28 +160,26 @@ fn two_windows(stage: &mut Stage) {
     let low = listener.translated(Iova::new(0)).expect("the first window is in force");
     let high = listener.translated(Iova::new(second)).expect("the second window is in force");
     // Results show through an entry in the middle of the first window.
-    let scratch = Iova::new(GIB / 2);
+    let scratch = Iova::new(len / 2);
     low.put(scratch, SystemAddress::new(15 * MIB), Access::READ_WRITE).expect("RAM is there");
     stage.show_results_at(scratch, stage.ram.slice(15 * MIB, 0x1000));
 
     for (window, first, page) in [(&low, 0, 0x1000), (&high, second, 0x1_0000_u64)] {
         // The window's first, a middle and its last entry, each to another place in RAM.
-        let places = [first, first + GIB / 4, first + GIB - page];
+        let places = [first, first + len / 4, first + len - page];
         for (n, at) in (1..).zip(places) {
             let place = n * 2 * MIB;
             window.put(Iova::new(at), SystemAddress::new(place), Access::READ_WRITE).expect("RAM is there");
             stage.assert_range(range(at, page), &stage.ram.slice(place, page), true);
         }
         // Between entries, and right outside the window.
-        for hole in [first + page, first + GIB / 4 - page, first + GIB / 4 + page] {
+        for hole in [first + page, first + len / 4 - page, first + len / 4 + page] {
             stage.assert_unreached(Iova::new(hole));
         }
-        if !begins_anew_behind_its_end(stage) {
-            stage.assert_unreached(Iova::new(first + GIB));
-        }
+        assert_outside(stage, first + len);
 
         // A run of sixteen entries, read-only; then the middle is cleared.
-        let run = Iova::new(first + GIB / 8);
+        let run = Iova::new(first + len / 8);
         window.put_run(run, SystemAddress::new(9 * MIB), 16 * page, Access::READ).expect("RAM is there");
         stage.assert_range(range(run.get(), 16 * page), &stage.ram.slice(9 * MIB, 16 * page), false);
         window.clear(range(run.get() + 4 * page, 8 * page)).expect("whole entries");
@@ -184,13 +191,11 @@ fn two_windows(stage: &mut Stage) {
         window.put(run, SystemAddress::new(0), Access::READ_WRITE).expect_err("the entry is live");
         window.replace(run, SystemAddress::new(11 * MIB), page, Access::READ_WRITE).expect("the entry is live");
         stage.assert_range(range(run.get(), page), &stage.ram.slice(11 * MIB, page), true);
-        window.clear(range(first + GIB / 4, page)).expect("whole entries");
-        stage.assert_unreached(Iova::new(first + GIB / 4));
+        window.clear(range(first + len / 4, page)).expect("whole entries");
+        stage.assert_unreached(Iova::new(first + len / 4));
     }
 
-    if !begins_anew_behind_its_end(stage) {
-        stage.assert_unreached(Iova::new(second - 0x1000));
-    }
+    assert_outside(stage, second - 0x1000);
 
     // A window goes with what is in it; the other one stays as it is.
     listener.commit(Update::new().removing(sections[2].clone())).expect("a window can go");
@@ -257,10 +262,16 @@ fn discardable_blocks(stage: &mut Stage) {
     leave(stage, listener);
 }
 
-/// A PHB4 takes an address modulo its table, so right behind its end a window begins anew (qemu: hw/pci-host/pnv_phb4.c,
-/// pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes.
-fn begins_anew_behind_its_end(stage: &Stage) -> bool {
-    stage.creates_windows() && reach(stage).is_none()
+/// Nothing is mapped at `at`, as far as a device can tell: a PHB4 takes an address modulo its table, so right behind its end a window
+/// begins anew (qemu: hw/pci-host/pnv_phb4.c, pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes; a
+/// window that is there already does not tell.
+fn assert_outside(stage: &mut Stage, at: u64) {
+    let windows = stage.space.windows().windows;
+    let has_end = stage.creates_windows() && reach(stage).is_some();
+    let may_begin_anew = stage.space.powers().keeps == Keeps::Entries && !has_end;
+    if !may_begin_anew || windows.containing(Iova::new(at)).is_some() {
+        stage.assert_unreached(Iova::new(at));
+    }
 }
 
 /// A space that leaves its listener is empty.

@@ -48,7 +48,7 @@ pub fn host(preset: &str) -> Arc<SoftHost> {
 pub fn backends_of(preset: &str) -> &'static [BackendKind] {
     match preset {
         "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd],
-        _ => &[BackendKind::Spapr],
+        _ => &[BackendKind::Spapr, BackendKind::SpaprV1],
     }
 }
 

@@ -26,7 +26,7 @@ const BLOCK: PageSize = PageSize::K64;
 const AT: u64 = 4 * MIB;
 
 /// Every dialect, with small pages and large ones.
-const EVERYWHERE: [(&str, BackendKind); 7] = [
+const EVERYWHERE: [(&str, BackendKind); 9] = [
     ("vtd", BackendKind::Type1),
     ("vtd", BackendKind::Iommufd),
     ("vtd-64k", BackendKind::Type1),
@@ -34,6 +34,8 @@ const EVERYWHERE: [(&str, BackendKind); 7] = [
     ("powernv9", BackendKind::Spapr),
     ("powernv9-64k", BackendKind::Spapr),
     ("pseries", BackendKind::Spapr),
+    ("powernv9", BackendKind::SpaprV1),
+    ("powernv9-64k", BackendKind::SpaprV1),
 ];
 
 fn discardable(memory: HostMemory) -> Section {
@@ -143,7 +145,7 @@ fn a_block_is_a_mapping_and_a_discard_is_one_unmap_over_all_gaps() {
         let (opened, listener) = serving(&soft, backend);
         let handle = handle(&listener);
         handle.populate(blocks(0, 4)).expect("it fits");
-        let keeps_mappings = backend != BackendKind::Spapr;
+        let keeps_mappings = !backend.is_of_power();
         assert_eq!(soft.ledger().mappings, if keeps_mappings { 4 } else { 4 * BLOCK.bytes() / page_of(&opened) });
         handle.populate(blocks(8, 2)).expect("it fits");
         soft.reset_calls();

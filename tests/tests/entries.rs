@@ -76,8 +76,12 @@ fn meanwhile(listener: &mut Listener, work: impl FnOnce(&mut Listener)) {
     });
 }
 
-const HOSTS: [(&str, BackendKind); 3] =
-    [("vtd", BackendKind::Type1), ("vtd", BackendKind::Iommufd), ("powernv9", BackendKind::Spapr)];
+const HOSTS: [(&str, BackendKind); 4] = [
+    ("vtd", BackendKind::Type1),
+    ("vtd", BackendKind::Iommufd),
+    ("powernv9", BackendKind::Spapr),
+    ("powernv9", BackendKind::SpaprV1),
+];
 
 #[test]
 fn no_entry_points_to_memory_that_went() {

@@ -31,14 +31,19 @@ const LOGGING: Ground = Ground { preset: "vtd-ssads", backend: BackendKind::Iomm
 const POWERNV: Ground = Ground { preset: "powernv9", backend: BackendKind::Spapr };
 const POWERNV_64K: Ground = Ground { preset: "powernv9-64k", backend: BackendKind::Spapr };
 const PSERIES: Ground = Ground { preset: "pseries", backend: BackendKind::Spapr };
+const POWERNV_V1: Ground = Ground { preset: "powernv9", backend: BackendKind::SpaprV1 };
+const PSERIES_V1: Ground = Ground { preset: "pseries", backend: BackendKind::SpaprV1 };
 
-const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K, PSERIES];
+const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K, PSERIES, POWERNV_V1, PSERIES_V1];
 /// Everywhere, and where page tables are made by hand.
-const WITH_PAGE_TABLES: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES];
+const WITH_PAGE_TABLES: &[Ground] =
+    &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES, POWERNV_V1, PSERIES_V1];
 /// Hosts whose windows are fixed.
 const FIXED: &[Ground] = &[TYPE1, IOMMUFD];
 /// Hosts whose windows are created.
 const CREATED: &[Ground] = &[POWERNV, POWERNV_64K, PSERIES];
+/// Hosts with one window that is there.
+const GIVEN: &[Ground] = &[POWERNV_V1, PSERIES_V1];
 /// Hosts that take several groups into one space.
 const SHARING: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K];
 
@@ -65,6 +70,21 @@ const SEQUENCES: &[Sequence] = &[
         on: WITH_PAGE_TABLES,
         arrange: with_entries,
         operate: |world| world.add(0, 1).and_then(|()| done()),
+    },
+    Sequence {
+        name: "open_where_windows_cannot_be_created",
+        on: GIVEN,
+        arrange: |_| {},
+        operate: |world| world.open_the_best(0).and_then(|()| done()),
+    },
+    Sequence {
+        name: "attach_where_the_window_is_more_than_may_be_locked",
+        on: GIVEN,
+        arrange: |world| {
+            world.open_empty().expect("undisturbed");
+            world.limit_locked_memory(MIB);
+        },
+        operate: |world| world.add(0, 0).and_then(|()| done()),
     },
     Sequence {
         name: "attach_where_a_mapping_is_in_the_way",
@@ -644,7 +664,11 @@ const SEQUENCES: &[Sequence] = &[
         on: EVERYWHERE,
         arrange: |world| {
             with_mapped_units(world);
-            let second = if world.creates_windows() { HIGH } else { 0xfef0_0000 };
+            let second = match (world.creates_windows(), world.has_one_window()) {
+                (true, _) => HIGH,
+                (_, true) => 512 * MIB,
+                _ => 0xfef0_0000,
+            };
             world.space(0).map(Iova::new(second), &world.ram(RAM, MIB, 2 * K64), RW, UNITS).expect("undisturbed");
         },
         operate: |world| {
@@ -792,9 +816,13 @@ fn low_window(len: u64) -> Section {
     Section::translated("tce-iommu-80000000", range(0, len), PageSize::K4)
 }
 
-/// Where the second window lies: sPAPR's place where the host creates windows, one that a PC's IOMMU has elsewhere.
+/// Where the second window lies: sPAPR's place where the host creates windows, one that a PC's IOMMU has elsewhere, or beside the first.
 fn high(world: &World) -> u64 {
-    if world.creates_windows() { HIGH } else { 4096 * MIB }
+    match (world.creates_windows(), world.has_one_window()) {
+        (true, _) => HIGH,
+        (_, true) => 512 * MIB,
+        _ => 4096 * MIB,
+    }
 }
 
 fn high_window(world: &World) -> Section {

@@ -103,6 +103,24 @@ fn spapr_counts_tables_and_registered_memory() {
 }
 
 #[test]
+fn the_first_version_of_spapr_counts_all_of_its_window_and_the_table_when_the_device_comes() {
+    const WINDOW: u64 = 2 << 30;
+    const TABLE: u64 = 8 * MIB;
+    for memlock in [WINDOW - PAGE, WINDOW, WINDOW + TABLE - PAGE] {
+        let (soft, host, mut opened) = bare("powernv9", BackendKind::SpaprV1, memlock);
+        let error = attach(&soft, &host, &mut opened).expect_err("it does not fit");
+        let OpenError::Attach { error } = error else { panic!("{error}") };
+        assert_eq!(error.kind, short(WINDOW + TABLE, memlock, 0, Payer::Process), "{error}");
+        assert_eq!(soft.ledger().locked, 0);
+    }
+    let (soft, opened) = started("powernv9", BackendKind::SpaprV1, WINDOW + TABLE);
+    map(&**opened.space(), 0, &memory(WINDOW), Unit::Whole).expect("it is paid for");
+    assert_eq!(soft.ledger().locked, WINDOW + TABLE);
+    drop(opened);
+    assert!(soft.ledger().is_clear());
+}
+
+#[test]
 fn a_map_in_parts_wants_all_of_them_and_has_given_back_its_own() {
     for backend in [BackendKind::Type1, BackendKind::Iommufd] {
         let (soft, opened) = started("vtd", backend, 4 * PAGE);

@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 27] = [
+pub const REQUESTS: [&str; 29] = [
     "VFIO_GET_API_VERSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
@@ -23,6 +23,8 @@ pub const REQUESTS: [&str; 27] = [
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
     "VFIO_IOMMU_SPAPR_TCE_GET_INFO",
+    "VFIO_IOMMU_ENABLE",
+    "VFIO_IOMMU_DISABLE",
     "VFIO_IOMMU_SPAPR_REGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_TCE_CREATE",

@@ -26,7 +26,7 @@ impl World {
         let is_live = |entry: &Stretch| self.guest.entries.contains_key(&entry.range.first());
         let possible = self.entries_of(&asked, entries).filter(|new| new.iter().all(|it| is_live(it) == replaces));
         let scarce = self.served().any(|place| place.is_scarce(&self.guest));
-        let seamless = self.served().all(|place| place.stand.spec.kind.creates_windows());
+        let seamless = self.served().all(|place| place.stand.spec.kind.is_power());
         let before = self.before();
         let Asked { window, at, target, len, .. } = asked;
         let (result, fired) = self.disturbed(fault, |listener| {

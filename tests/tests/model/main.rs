@@ -29,7 +29,7 @@ use std::env;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use bus::{Arena, Upper};
-use stand::HostKind::{self, Iommufd, PSeries, PowerNv, Type1};
+use stand::HostKind::{self, Iommufd, PSeries, PowerNv, PowerNvV1, Type1};
 use world::World;
 
 /// Where a PC's memory goes on above its hole; the top of all; where POWER's second window is.
@@ -52,13 +52,23 @@ fn spapr() {
 }
 
 #[test]
+fn spapr_v1() {
+    play("spapr_v1", 10, &[&[PowerNvV1]], POWER);
+}
+
+#[test]
 fn several_spaces() {
     play("several_spaces", 20, &[&[Type1, Iommufd], &[Iommufd, Type1], &[Type1, Iommufd, Type1]], PC);
 }
 
 #[test]
 fn all_dialects() {
-    play("all_dialects", 10, &[&[PowerNv, Type1], &[Iommufd, PowerNv], &[PowerNv, PSeries]], POWER);
+    play(
+        "all_dialects",
+        10,
+        &[&[PowerNv, Type1], &[Iommufd, PowerNv], &[PowerNv, PSeries], &[PowerNvV1, PowerNv]],
+        POWER,
+    );
 }
 
 /// Plays worlds with these hosts, until so many of a hundred steps are taken.

@@ -22,7 +22,7 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) fn is_power(&self) -> bool {
-        self.hosts.iter().any(|host| host.kind.creates_windows())
+        self.hosts.iter().any(|host| host.kind.is_power())
     }
 }
 
@@ -57,8 +57,7 @@ pub(crate) fn setting(
 fn spec(kind: HostKind, bus: Bus, host_page: PageSize) -> impl Strategy<Value = Spec> {
     // 4K, 2M, 1G; 64K, 2M; everything.
     let page_sizes = select(vec![0, 0x1000, 0x4020_1000, 0x21_0000, 0x7fff_ffff_ffff_f000]);
-    let page_sizes =
-        page_sizes.prop_map(move |sizes: u64| if kind.creates_windows() { sizes & 0x7fff_f000 } else { sizes });
+    let page_sizes = page_sizes.prop_map(move |sizes: u64| if kind.is_power() { sizes & 0x7fff_f000 } else { sizes });
     let last = prop_oneof![5 => Just(u64::MAX), 1 => (1..LOWER).prop_map(move |slots| bus.last(0, slots))];
     let last = last.prop_map(move |last| if host_page.divides(last.wrapping_add(1)) { last } else { u64::MAX });
     let entries = prop_oneof![5 => Just(None), 1 => (1..24u32).prop_map(Some)];
@@ -74,7 +73,8 @@ fn spec(kind: HostKind, bus: Bus, host_page: PageSize) -> impl Strategy<Value = 
             holes,
             second_holes,
             entries,
-            memlock,
+            // What it locks it locks when the first device comes.
+            memlock: memlock.filter(|_| kind != HostKind::PowerNvV1),
             default_window: default_window * bus.unit.bytes(),
             // An older kernel's type1 does not find what ends at 2^64-1.
             modern: modern || bus.upper == Upper::Top,

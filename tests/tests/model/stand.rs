@@ -22,6 +22,8 @@ pub(crate) enum HostKind {
     PowerNv,
     /// A partition of it.
     PSeries,
+    /// POWER's bare metal, where windows cannot be created.
+    PowerNvV1,
 }
 
 impl HostKind {
@@ -31,7 +33,13 @@ impl HostKind {
             Self::Type1 => BackendKind::Type1,
             Self::Iommufd => BackendKind::Iommufd,
             Self::PowerNv | Self::PSeries => BackendKind::Spapr,
+            Self::PowerNvV1 => BackendKind::SpaprV1,
         }
+    }
+
+    /// Whether it is POWER.
+    pub(crate) fn is_power(self) -> bool {
+        self.backend().is_of_power()
     }
 
     /// Whether its windows are created.
@@ -62,7 +70,7 @@ pub(crate) struct Spec {
     pub(crate) entries: Option<u32>,
     /// How much memory may be locked.
     pub(crate) memlock: Option<u64>,
-    /// The length of a partition's default window.
+    /// The length of the default window: a partition's, or the only one there is.
     pub(crate) default_window: u64,
     /// Whether its kernel is a later one.
     pub(crate) modern: bool,
@@ -74,6 +82,7 @@ impl Spec {
             HostKind::Type1 | HostKind::Iommufd => Profile::vtd(),
             HostKind::PowerNv => Profile::powernv9(),
             HostKind::PSeries => Profile::pseries(),
+            HostKind::PowerNvV1 => Profile::powernv9().with_fixed_window(),
         };
         let reserved = |(first, last): &Hole| Reserved { first: *first, last: *last, reason: Reason::Reserved };
         profile.host_page = self.host_page.bytes();
@@ -136,7 +145,7 @@ impl Stand {
     /// Attaches the next device; whether that was possible.
     pub(crate) fn plug(&mut self) -> bool {
         let Some(address) = self.addresses.get(self.devices.len()) else { return false };
-        if self.spec.kind == HostKind::PSeries && !self.devices.is_empty() {
+        if [HostKind::PSeries, HostKind::PowerNvV1].contains(&self.spec.kind) && !self.devices.is_empty() {
             // Its groups have an address space each.
             return false;
         }
