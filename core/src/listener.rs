@@ -23,6 +23,7 @@ mod pinned;
 mod plan;
 mod recorder;
 mod report;
+mod smaller_pages;
 mod state;
 mod tracking;
 mod translated;

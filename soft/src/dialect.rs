@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) processes: BTreeMap<Pid, Process>,
     /// RLIMIT_MEMLOCK of processes to come, and of those that are there.
     pub(crate) limit: Option<u64>,
+    /// Whether memory is of the pages that whoever hands it out says.
+    pub(crate) has_huge_pages: bool,
     /// What firmware knows of each group's windows.
     firmware: BTreeMap<u32, Firmware>,
     /// What is wrong with each group's PE.
@@ -56,6 +58,7 @@ impl World {
             facts,
             processes: BTreeMap::new(),
             limit,
+            has_huge_pages: true,
             firmware: BTreeMap::new(),
             pes: BTreeMap::new(),
             released: Vec::new(),

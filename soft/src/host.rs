@@ -119,6 +119,12 @@ impl SoftHost {
         });
     }
 
+    /// From now on the memory that is registered is made of the host's page, whatever
+    /// [`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by) says of it.
+    pub fn deny_huge_pages(&self) {
+        self.machine.with(|state| state.kernel.world.has_huge_pages = false);
+    }
+
     /// fork(2): a process that holds the same descriptors, and has nothing locked or registered. A descriptor is closed when both
     /// have closed it; dropping a process's host is its end.
     pub fn fork(&self) -> Arc<Self> {

@@ -262,6 +262,28 @@ fn discardable_blocks(stage: &mut Stage) {
     leave(stage, listener);
 }
 
+/// On a host that creates windows: memory that is not made of the pages its owner says. The window's pages are small all the same, and the
+/// device reaches all of it.
+pub fn smaller_pages_than_said(stage: &mut Stage) {
+    let huge = PageSize::M2.bytes();
+    let begin = stage.ram.all().address().next_multiple_of(huge) - stage.ram.all().address();
+    let memory = |n: u64| stage.ram.slice(begin + n * huge, huge).backed_by(PageSize::M2);
+    let sections = [ram("first", 0, memory(0), Access::READ_WRITE), ram("second", 2 * huge, memory(1), Access::READ)];
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    let report = listener.commit(listener.update_to(&sections, &[])).expect("smaller pages do");
+    assert_fates(&report, &sections);
+    let window = *stage.space.windows().windows.iter().next().expect("the RAM has one");
+    assert!(window.granule() <= stage.space.powers().host_page, "{window}");
+    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(begin + 0x1_0000, 0x1000));
+    for section in &sections {
+        let (memory, access) = section.direct().expect("RAM");
+        stage.assert_range(section.range(), memory, access.contains(Access::WRITE));
+    }
+    stage.assert_unreached(Iova::new(huge));
+    leave(stage, listener);
+}
+
 /// Nothing is mapped at `at`, as far as a device can tell: a PHB4 takes an address modulo its table, so right behind its end a window
 /// begins anew (qemu: hw/pci-host/pnv_phb4.c, pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes; a
 /// window that is there already does not tell.

@@ -76,6 +76,8 @@ pub fn range(first: u64, len: u64) -> IovaRange {
 
 /// A stage on `soft` with its first device.
 pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
+    // The guest's RAM is of this process, whose pages are small.
+    soft.deny_huge_pages();
     let opened = open(soft, backend);
     let device = soft.device(opened.devices[0].name()).expect("it is there");
     let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });

@@ -278,6 +278,21 @@ const SEQUENCES: &[Sequence] = &[
             world.commit(Update::new().removing(dimm(world)).adding(other))
         },
     },
+    Sequence {
+        name: "map_memory_of_smaller_pages_than_its_owner_says",
+        on: &[POWERNV],
+        arrange: |world| {
+            with_empty_view(world, FrontEnd::default());
+            world.deny_huge_pages();
+        },
+        operate: |world| {
+            let huge = |name, at, region| {
+                let memory = world.ram(region, 0, MIB).backed_by(PageSize::K64);
+                Section::ram(name, Iova::new(at), memory, RW).expect("a section of the test")
+            };
+            world.commit(Update::new().adding(huge("pc.ram", 0, RAM)).adding(huge("dimm", DIMM_AT, DIMM)))
+        },
+    },
     // Translated windows.
     Sequence {
         name: "add_translated_windows",

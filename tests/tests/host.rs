@@ -67,6 +67,10 @@ fn trials_on(host: &str) -> Vec<Trial> {
             let before = Ledger::now();
             on_stage(*backend, |stage| locks_memory(stage, &before))
         }));
+        if *backend == BackendKind::Spapr {
+            let name = format!("{backend}::smaller_pages_than_said");
+            trials.push(Trial::test(name, move || on_stage(*backend, scenarios::smaller_pages_than_said)));
+        }
         if *backend == BackendKind::SpaprV1 {
             let name = format!("{backend}::the_window_is_charged_and_no_map");
             // An entry has 8 bytes; bare metal keeps its address in the process beside it.

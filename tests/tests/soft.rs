@@ -26,6 +26,10 @@ fn main() -> ExitCode {
                     on_stage(preset, *backend, |stage| dirty_pages(stage, true))
                 }));
             }
+            if *backend == BackendKind::Spapr {
+                let name = name("smaller_pages_than_said");
+                trials.push(Trial::test(name, || on_stage(preset, *backend, scenarios::smaller_pages_than_said)));
+            }
             if preset == "vtd" {
                 trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
                 trials.push(Trial::test(name("scattered_mappings"), || on_stage(preset, *backend, scattered)));

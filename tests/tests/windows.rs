@@ -6,7 +6,8 @@ use dmaspace::choose::BackendKind;
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
-use dmaspace_core::door::Failure;
+use dmaspace_core::contract::{Unit, WindowRequest};
+use dmaspace_core::door::{Errno, Failure};
 use dmaspace_core::listener::{CommitError, Update};
 use dmaspace_core::section::TargetMemory;
 use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress};
@@ -152,4 +153,111 @@ fn of_entries_that_cannot_all_be_replaced_none_is() {
     let border = SystemAddress::new(MIB - 0x1000);
     handle.replace(Iova::new(0), border, 0x2000, Access::READ_WRITE).expect_err("there is one entry only");
     assert_eq!(stage.space().mappings(IovaRange::all()), before);
+}
+
+/// RAM that its owner says is made of pages of 2 MiB.
+fn huge(at: u64, host: u64, len: u64) -> Section {
+    let memory = memory(host, len).backed_by(PageSize::M2);
+    Section::ram("huge", Iova::new(at), memory, Access::READ_WRITE).expect("a proper range")
+}
+
+const CREATE: &str = "VFIO_IOMMU_SPAPR_TCE_CREATE";
+
+/// The live mappings, and how each may be unmapped.
+fn live(stage: &Stage) -> Vec<(IovaRange, Unit)> {
+    let live = stage.space().mappings(IovaRange::all());
+    live.into_iter().map(|mapping| (mapping.range, mapping.unit)).collect()
+}
+
+#[test]
+fn a_window_whose_pages_prove_too_large_is_made_again_before_anybody_was_promised_them() {
+    let mut stage = Stage::new("powernv9");
+    stage.soft.deny_huge_pages();
+    let sections = [huge(0, 1 << 45, 4 * MIB), huge(8 * MIB, 1 << 46, 4 * MIB)];
+    let update = sections.iter().cloned().fold(Update::new(), Update::adding);
+    let report = stage.listener.commit(update).expect("smaller pages do");
+    let reasons: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.as_str()).collect();
+    assert_eq!(reasons, ["read-write with 4K pages"; 2]);
+    assert_eq!((report.spaces[0].pinned, report.spaces[0].disturbed), (8 * MIB, 0));
+    assert_eq!(stage.soft.calls().of(CREATE), 2);
+    let small = Unit::Pages(PageSize::K4);
+    assert_eq!(live(&stage), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
+    let table = stage
+        .space()
+        .window_control()
+        .expect("POWER")
+        .table_bytes(WindowRequest { range: range(0, 16 * MIB), page: PageSize::K4 });
+    assert_eq!(stage.soft.ledger().locked, 8 * MIB + table, "the first table was given back");
+
+    // What comes later finds a window that will do, and any page can go.
+    stage.listener.commit(Update::new().adding(huge(4 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
+    let shorter = Update::new().removing(sections[0].clone()).adding(huge(0, 1 << 45, 0x3000));
+    stage.listener.commit(shorter).expect("the window has small pages");
+    assert_eq!(stage.soft.calls().of(CREATE), 2);
+    assert_eq!(stage.listener.audit(), []);
+}
+
+#[test]
+fn what_was_mapped_before_the_pages_proved_too_large_is_mapped_again() {
+    let mut stage = Stage::new("powernv9");
+    stage.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    let update = Update::new().adding(huge(0, 1 << 45, 4 * MIB)).adding(huge(8 * MIB, 1 << 46, 4 * MIB));
+    stage.listener.commit(update).expect("smaller pages do");
+    let small = Unit::Pages(PageSize::K4);
+    assert_eq!(live(&stage), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
+    assert_eq!(stage.soft.ledger().mapped, 8 * MIB);
+}
+
+#[test]
+fn blocks_stay_blocks_in_a_window_that_is_made_again() {
+    let mut stage = Stage::new("powernv9");
+    let memory = memory(1 << 46, 4 * MIB).backed_by(PageSize::M2);
+    let section = Section::discardable("blocks", Iova::new(8 * MIB), memory, Access::READ_WRITE, PageSize::M2);
+    stage.listener.commit(Update::new().adding(section.expect("a proper range"))).expect("it fits");
+    let blocks = stage.listener.discardable(Iova::new(8 * MIB)).expect("it is in force");
+    blocks.populate(range(8 * MIB, 4 * MIB)).expect("it fits");
+    assert_eq!(live(&stage), [(range(8 * MIB, 4 * MIB), Unit::Pages(PageSize::M2))]);
+    // A larger window, in which the blocks come first.
+    stage.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    stage.listener.commit(Update::new().adding(huge(32 * MIB, 1 << 45, 2 * MIB))).expect("smaller pages do");
+    assert_eq!(stage.granule_at(0), Some(PageSize::K4));
+    let large = (range(8 * MIB, 4 * MIB), Unit::Pages(PageSize::M2));
+    assert_eq!(live(&stage), [large, (range(32 * MIB, 2 * MIB), Unit::Pages(PageSize::K4))]);
+    stage.listener.commit(Update::new().adding(huge(16 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
+    blocks.discard(range(8 * MIB, 2 * MIB)).expect("a whole block");
+}
+
+#[test]
+fn a_window_that_was_there_before_keeps_its_pages_whatever_comes() {
+    let mut stage = Stage::new("powernv9");
+    let update = Update::new().adding(huge(0, 1 << 45, 4 * MIB)).adding(huge(12 * MIB, 1 << 46, 4 * MIB));
+    stage.listener.commit(update).expect("it fits");
+    let before = live(&stage);
+    stage.soft.reset_calls();
+    stage.soft.deny_huge_pages();
+    let error = stage.listener.commit(Update::new().adding(huge(8 * MIB, 1 << 47, 2 * MIB)));
+    let error = error.expect_err("others live there");
+    assert!(error.to_string().contains("VFIO_IOMMU_MAP_DMA: EINVAL"), "{error}");
+    assert_eq!((live(&stage), stage.soft.calls().of(CREATE)), (before, 0));
+    assert_eq!(stage.granule_at(0), Some(PageSize::M2));
+}
+
+#[test]
+fn smaller_pages_are_tried_once_and_only_where_pages_may_be_at_fault() {
+    for (errno, denied, expected) in [
+        (Errno::EINVAL, 1, Some(PageSize::K4)),
+        (Errno::EINVAL, 2, None),
+        (Errno::ENOMEM, 1, None),
+        (Errno::EFAULT, 1, None),
+    ] {
+        let mut stage = Stage::new("powernv9");
+        let plans: Vec<_> =
+            (1..=denied).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(MAP).with(errno)).collect();
+        stage.soft.plan_faults(&plans);
+        let committed = stage.listener.commit(Update::new().adding(huge(0, 1 << 45, 4 * MIB)));
+        assert_eq!((committed.is_ok(), stage.granule_at(0)), (expected.is_some(), expected), "{errno}, {denied} times");
+        if committed.is_err() {
+            assert_eq!((stage.soft.ledger().locked, stage.space().fences()), (0, vec![]));
+        }
+    }
 }

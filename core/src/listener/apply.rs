@@ -6,6 +6,7 @@ use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::listener::plan::{Plan, Step};
 use crate::listener::report::{Fate, SpaceReport, Warning};
+use crate::listener::smaller_pages::SmallerPages;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
 use crate::section::Need;
@@ -72,6 +73,7 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         disturbed: plan.disturbed,
         warnings: plan.warnings,
     };
+    let mut remade = Vec::new();
     for step in plan.steps {
         log::debug!("{}: {step}", report.backend);
         match step {
@@ -82,6 +84,12 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
                     journal.done.push(Done::Fenced(error.fenced));
                 }
             },
+            Step::Map(mapping, Need::Required) => {
+                let mapping =
+                    remade.iter().fold(mapping, |mapping, smaller: &SmallerPages| smaller.of(mapping, &report));
+                let done = map_required(space, mapping, journal, &mut report, &mut remade)?;
+                journal.done.push(done);
+            }
             step => match carry_out(space, step, &mut report.pinned) {
                 Ok(done) => journal.done.push(done),
                 // Nobody needs it any more but the fence, which holds it until the space is dropped.
@@ -119,14 +127,7 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Resul
             control.create_window(request)?;
             Done::WindowCreated(request.range)
         }
-        Step::Map(mapping, _) => {
-            map(space, &mapping)?;
-            // A host that registers pinned it then.
-            if space.registration().is_none() {
-                *pinned = pinned.saturating_add(mapping.memory.len().get());
-            }
-            Done::Mapped(mapping.range)
-        }
+        Step::Map(mapping, _) => map_counting(space, &mapping, pinned)?,
         Step::Unregister(memory) => {
             let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
             registration.unregister(&memory)?;
@@ -135,12 +136,40 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Resul
     })
 }
 
+/// Maps what is required, with smaller pages if the window is of this plan and its pages prove too large: then it is among the `remade`.
+fn map_required(
+    space: &dyn PciAddressSpace,
+    mapping: Mapping,
+    journal: &Journal,
+    report: &mut SpaceReport,
+    remade: &mut Vec<SmallerPages>,
+) -> Result<Done, Error> {
+    map_counting(space, &mapping, &mut report.pinned).or_else(|error| {
+        let created = journal.window_around(mapping.range);
+        let smaller = created.and_then(|window| SmallerPages::after(&error, space, window));
+        let Some(smaller) = smaller else { return Err(error) };
+        log::warn!("{}: {error}; trying {smaller}", report.backend);
+        smaller.put_in_force(space, report)?;
+        remade.push(smaller);
+        map_counting(space, &smaller.of(mapping, report), &mut report.pinned)
+    })
+}
+
+fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, pinned: &mut u64) -> Result<Done, Error> {
+    map(space, mapping)?;
+    // A host that registers pinned it then.
+    if space.registration().is_none() {
+        *pinned = pinned.saturating_add(mapping.memory.len().get());
+    }
+    Ok(Done::Mapped(mapping.range))
+}
+
 fn map(space: &dyn PciAddressSpace, mapping: &Mapping) -> Result<(), Error> {
     space.map(mapping.range.first(), &mapping.memory, mapping.access, mapping.unit)
 }
 
 /// Plans only ask for powers the space has shown; a space that loses one meanwhile gets an error, not a panic.
-fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
+pub(super) fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
     Error::new(operation, subject, Kind::Unsupported("the space lost this power"))
 }
 
@@ -166,6 +195,14 @@ impl Journal {
     /// Live units were replaced beside a plan.
     pub(super) fn note_replaced(&mut self, old: Vec<Mapping>, page: PageSize) {
         self.done.push(Done::Replaced(old, page));
+    }
+
+    /// The window that holds `range`, if it was created here.
+    fn window_around(&self, range: IovaRange) -> Option<IovaRange> {
+        self.done.iter().find_map(|done| match done {
+            Done::WindowCreated(window) if window.covers(range) => Some(*window),
+            _ => None,
+        })
     }
 
     /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.

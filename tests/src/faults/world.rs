@@ -408,6 +408,11 @@ impl World {
         self.soft.set_memlock(Some(bytes));
     }
 
+    /// Memory is of the host's page, whatever is said of it.
+    pub fn deny_huge_pages(&self) {
+        self.soft.deny_huge_pages();
+    }
+
     /// Whether the host creates windows and registers memory.
     pub fn creates_windows(&self) -> bool {
         self.ground.backend == BackendKind::Spapr

@@ -24,7 +24,7 @@ pub(super) enum Pinned {
 
 /// mm_iommu_do_alloc: charged, then pinned for writing, and only then looked at whether it overlaps another block.
 pub(super) fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
-    let page = world.page();
+    let (page, has_huge_pages) = (world.page(), world.has_huge_pages);
     let Process { account, registry } = world.process(by);
     account.lock(size)?;
     let pinned = pin_block(memory, size, page).and_then(|pinned| match pinned {
@@ -34,7 +34,7 @@ pub(super) fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u
     match pinned {
         Ok(Ok(memory)) => {
             account.note_pins(size);
-            let largest = largest_page(&memory, page);
+            let largest = if has_huge_pages { largest_page(&memory, page) } else { page };
             Ok(Pinned::All(registry.add(memory, largest)))
         }
         Ok(Err(pages)) => {
