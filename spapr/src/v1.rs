@@ -8,17 +8,19 @@
 //! A second group is refused with `EBUSY` (tce_iommu_attach_group). When the only one leaves, the kernel disables the container.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::{AttachPoint, Powers};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::eeh::PeOperation;
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::abi::{self, TceInfo};
 use crate::tce::Table;
-use crate::{entries, info, powers};
+use crate::{eeh, entries, info, powers};
 
 /// An sPAPR TCE v1 container.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct SpaprV1 {
     door: Arc<dyn Door>,
     container: Handle,
     window: Mutex<Known>,
+    /// Whether the kernel recovers PEs, once it was asked.
+    eeh: OnceLock<bool>,
 }
 
 /// What is known of the window.
@@ -46,7 +50,7 @@ impl SpaprV1 {
     /// Enabling it binds the container to this process for good (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a
     /// fork, the child gets `EPERM`.
     pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, window: Mutex::new(Known::Nothing) }
+        Self { door, container, window: Mutex::new(Known::Nothing), eeh: OnceLock::new() }
     }
 
     fn window(&self) -> MutexGuard<'_, Known> {
@@ -143,6 +147,17 @@ impl Backend for SpaprV1 {
     /// The kernel does not say how much it was.
     fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
         entries::clear(&*self.door, self.container, range).map(|()| None)
+    }
+
+    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
+        let available = *self.eeh.get_or_init(|| eeh::is_available(&*self.door, self.container));
+        available.then_some(self as _)
+    }
+}
+
+impl EehCalls for SpaprV1 {
+    fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
+        eeh::operate(&*self.door, self.container, operation)
     }
 }
 

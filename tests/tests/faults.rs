@@ -36,8 +36,7 @@ const PSERIES_V1: Ground = Ground { preset: "pseries", backend: BackendKind::Spa
 
 const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K, PSERIES, POWERNV_V1, PSERIES_V1];
 /// Everywhere, and where page tables are made by hand.
-const WITH_PAGE_TABLES: &[Ground] =
-    &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES, POWERNV_V1, PSERIES_V1];
+const WITH_PAGE_TABLES: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES, POWERNV_V1, PSERIES_V1];
 /// Hosts whose windows are fixed.
 const FIXED: &[Ground] = &[TYPE1, IOMMUFD];
 /// Hosts whose windows are created.

@@ -81,7 +81,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
             let name = format!("{backend}::{}", scenario.name);
             trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
         }
-        if *backend == BackendKind::Spapr {
+        if backend.is_of_power() {
             let expected = host != "pseries";
             let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
             trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
