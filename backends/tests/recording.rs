@@ -369,6 +369,7 @@ fn the_state_is_json_with_whose_everything_is() {
             "mappings_left": 65_534,
             "commits": 2,
             "pinned": 8192,
+            "shared": 0,
             "disturbed": 0,
             "warnings": [],
         }],

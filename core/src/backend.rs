@@ -105,6 +105,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// The calls for holding memory, where what is pinned can be shared with other spaces of the host.
+    fn sharing_calls(&self) -> Option<&dyn SharingCalls> {
+        None
+    }
+
     /// The calls for dirty tracking, on a host that may log what devices write.
     fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
         None
@@ -145,6 +150,22 @@ pub trait RegistrationCalls: Send + Sync {
     /// # Errors
     /// What the kernel said.
     fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
+}
+
+/// Holding memory for all spaces that share what they pin. [`Backend::map`] of memory that is held pins nothing that one of them has
+/// pinned already.
+pub trait SharingCalls: Send + Sync {
+    /// Holds `memory`, which pins nothing by itself. Others may hold any part of it, and the same piece may be held more than once.
+    ///
+    /// # Errors
+    /// What the kernel said; it is not held then.
+    fn hold(&self, memory: &HostMemory) -> Result<(), Failure>;
+
+    /// Lets go of exactly what was held. What is mapped of it stays mapped. A kernel that will not let go is asked again later.
+    fn let_go(&self, memory: &HostMemory);
+
+    /// How often all of `memory` is held, this space's own holding included; 0 when a byte of it is not.
+    fn holders(&self, memory: &HostMemory) -> usize;
 }
 
 /// Logging what devices write.

@@ -196,6 +196,11 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Holding memory, where spaces of one host can share what they pin of it.
+    fn sharing(&self) -> Option<&dyn MemorySharing> {
+        None
+    }
+
     /// Telling what devices write: every host can, some only by telling everything they may.
     fn dirty_tracking(&self) -> &dyn DirtyTracking;
 
@@ -363,4 +368,32 @@ pub trait MemoryRegistration: Send + Sync {
 
     /// What is registered, ascending by host address.
     fn registered(&self) -> Vec<HostMemory>;
+}
+
+/// Holding memory, so that spaces of one host share what they pin of it: iommufd.
+///
+/// Nothing has to be held before it is mapped. Of what is held when it is mapped, each page is pinned and charged once, however many of
+/// the spaces map it; of what is not, once for each mapping. Holding pins nothing.
+pub trait MemorySharing: Send + Sync {
+    /// Holds `memory`. What is mapped of it already stays pinned by itself.
+    ///
+    /// # Errors
+    /// Before the kernel is asked: [`Kind::Unbacked`](crate::error::Kind::Unbacked),
+    /// [`Kind::DeviceMemory`](crate::error::Kind::DeviceMemory), [`Kind::Misaligned`](crate::error::Kind::Misaligned) to the host's
+    /// page, [`Kind::AlreadyHeld`](crate::error::Kind::AlreadyHeld) by this space, in whole or in part. Then what the kernel says.
+    fn hold(&self, memory: &HostMemory) -> Result<(), Error>;
+
+    /// Lets go of exactly what was held.
+    ///
+    /// # Errors
+    /// [`Kind::InUse`](crate::error::Kind::InUse) when a live mapping of this space leans on it: it would stay, but nobody could share it
+    /// any more. [`Kind::NotHeld`](crate::error::Kind::NotHeld) when it is not exactly what was held at once.
+    fn let_go(&self, memory: &HostMemory) -> Result<(), Error>;
+
+    /// What this space holds, ascending by host address.
+    fn held(&self) -> Vec<HostMemory>;
+
+    /// How many of the spaces that share hold all of `memory`: 0 when a map of it would pin it anew, 1 when it would be the first, more
+    /// when others may have pinned it already.
+    fn holders(&self, memory: &HostMemory) -> usize;
 }

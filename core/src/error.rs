@@ -27,6 +27,10 @@ pub enum Operation {
     Register,
     /// Unregister memory.
     Unregister,
+    /// Hold memory, so that its pins are shared.
+    Hold,
+    /// Let go of memory.
+    LetGo,
     /// Attach a device.
     Attach,
     /// Detach a device.
@@ -49,6 +53,8 @@ impl fmt::Display for Operation {
             Self::RemoveWindow => "remove window",
             Self::Register => "register",
             Self::Unregister => "unregister",
+            Self::Hold => "hold",
+            Self::LetGo => "let go of",
             Self::Attach => "attach",
             Self::Detach => "detach",
             Self::RecoverPe => "recover the PE of",
@@ -94,7 +100,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What was wrong. Everything down to [`Kind::NotRegistered`] is found before the kernel is asked.
+/// What was wrong. Everything down to [`Kind::NotHeld`] is found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The bounds are no range.
@@ -135,6 +141,10 @@ pub enum Kind {
     AlreadyRegistered,
     /// The memory is not registered, or not all of it.
     NotRegistered,
+    /// The memory is held already, in whole or in part.
+    AlreadyHeld,
+    /// The memory is not held, or not as one piece.
+    NotHeld,
     /// The kernel granted the window elsewhere; it was removed again.
     GrantedElsewhere(Iova),
     /// All window slots are taken.
@@ -224,6 +234,8 @@ impl fmt::Display for Kind {
             Self::InUse(live) => write!(f, "{live} is still mapped"),
             Self::AlreadyRegistered => f.write_str("the memory is already registered, in whole or in part"),
             Self::NotRegistered => f.write_str("the memory is not registered, or not all of it"),
+            Self::AlreadyHeld => f.write_str("the memory is already held, in whole or in part"),
+            Self::NotHeld => f.write_str("the memory is not held as one piece"),
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),

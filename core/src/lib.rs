@@ -49,12 +49,13 @@
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
-//! - [`door`]: the one narrow place through which kernel calls go.
+//! - [`door`]: the one narrow place through which kernel calls go; [`asking`]: asking again what must not fail.
 //! - [`error`]: what was asked, of which range, what was wrong, what the kernel said; [`locked`]: what did not fit into the limit on
 //!   locked memory.
 
 pub mod access;
 pub mod address;
+pub mod asking;
 pub mod backend;
 pub mod bar;
 pub mod contract;

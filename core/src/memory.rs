@@ -297,6 +297,13 @@ impl HostMemory {
         Some(Self { base, len: NonZeroU64::new(end - first)?, ..self.clone() })
     }
 
+    /// The whole pages in it; `None` when there is none.
+    pub(crate) fn narrowed_to(&self, page: PageSize) -> Option<Self> {
+        let offset = page.round_up(self.address())? - self.address();
+        let left = self.len.get().checked_sub(offset)?;
+        self.slice(offset, page.round_down(left))
+    }
+
     /// Copies bytes out, as a device's read would.
     ///
     /// # Errors

@@ -17,13 +17,13 @@
 //! not; what was to go is asked for until the kernel says yes, or that nothing is there. What cannot be brought back, and what nobody
 //! can vouch for, is fenced.
 
-mod asking;
 mod devices;
 mod dirty;
 mod eeh;
 mod index;
 mod ones;
 mod registrations;
+mod sharing;
 mod windows;
 
 use std::collections::BTreeMap;
@@ -32,10 +32,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use crate::access::Access;
 use crate::address::{Iova, IovaRange};
+use crate::asking::{ask, insist};
 use crate::backend::Backend;
 use crate::contract::{
-    AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit,
-    WindowChange, WindowControl,
+    AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, MemorySharing, PciAddressSpace, Powers,
+    Snapshot, Swap, Unit, WindowChange, WindowControl,
 };
 use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
@@ -46,7 +47,6 @@ use crate::memory::HostMemory;
 use crate::page::PageSize;
 use crate::reserved::Reserved;
 use crate::window::{Window, Windows};
-use asking::{ask, insist};
 use dirty::Tracking;
 use index::Index;
 
@@ -56,6 +56,7 @@ pub struct Space<B: Backend> {
     gate: RwLock<()>,
     layout: RwLock<Arc<Layout>>,
     registered: RwLock<BTreeMap<u64, HostMemory>>,
+    held: RwLock<BTreeMap<u64, HostMemory>>,
     fenced: RwLock<Vec<Fenced>>,
     devices: Mutex<Vec<Arc<dyn Attachable>>>,
     tracking: RwLock<Option<Tracking>>,
@@ -99,6 +100,7 @@ impl<B: Backend> Space<B> {
             gate: RwLock::default(),
             layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
             registered: RwLock::default(),
+            held: RwLock::default(),
             fenced: RwLock::default(),
             devices: Mutex::default(),
             tracking: RwLock::default(),
@@ -116,16 +118,23 @@ impl<B: Backend> Space<B> {
     }
 
     /// A kernel's refusal of something that would have locked `wanted` bytes.
-    fn refused(&self, operation: Operation, subject: impl Into<Subject>, failure: Failure, wanted: u64) -> Error {
+    fn refused(
+        &self,
+        operation: Operation,
+        subject: impl Into<Subject>,
+        failure: Failure,
+        wanted: impl Into<Option<u64>>,
+    ) -> Error {
         refused(&self.backend, operation, subject, failure, wanted)
     }
 
     /// What mapping `memory` locks. Entries lock nothing: the memory behind them was locked when it was registered, or all that a window
     /// could show was when the window came; and another device's memory is no memory of the kernel's (linux:
-    /// drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn).
-    fn locked_by_mapping(&self, memory: &HostMemory) -> u64 {
+    /// drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn). `None`: others hold it too, and may have pinned it.
+    fn locked_by_mapping(&self, memory: &HostMemory) -> Option<u64> {
         let locks = self.keeps() == Keeps::Mappings && !memory.is_device_memory();
-        if locks { memory.len().get() } else { 0 }
+        let locked = if locks { memory.len().get() } else { 0 };
+        (!self.is_shared(memory)).then_some(locked)
     }
 
     fn keeps(&self) -> Keeps {
@@ -466,6 +475,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.eeh_calls().map(|_| self as _)
     }
 
+    fn sharing(&self) -> Option<&dyn MemorySharing> {
+        self.backend.sharing_calls().map(|_| self as _)
+    }
+
     fn dirty_tracking(&self) -> &dyn DirtyTracking {
         self
     }
@@ -474,7 +487,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let _gate = write(&self.gate);
         let mut devices = lock(&self.devices);
         let subject = || Subject::Device(device.name());
-        let fail = |failure, wanted| self.refused(Operation::Attach, subject(), failure, wanted);
+        let fail = |failure, wanted: Option<u64>| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
         let attached = self.backend.attach(&*device);
         let attached = attached.map_err(|failure| {
@@ -483,7 +496,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         });
         attached.map_err(|error| error.fencing(self.refill_tables(Operation::Attach, devices.len())))?;
         let refreshed = self.backend.refresh(devices.len() + 1);
-        let refreshed = refreshed.map_err(|failure| fail(failure, self.backend.locked_at_start()));
+        let refreshed = refreshed.map_err(|failure| fail(failure, Some(self.backend.locked_at_start())));
         let fitting = refreshed.and_then(|windows| match self.stranded_by(&windows) {
             Some(stranded) => {
                 let over = device.reserved().into_iter().find(|reserved| reserved.range.overlaps(stranded));
@@ -597,6 +610,7 @@ impl<B: Backend> Drop for Space<B> {
                 }
             }
         }
+        self.let_go_of_everything();
         for device in lock(&self.devices).drain(..).rev() {
             if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&*device)) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
@@ -621,11 +635,11 @@ fn refused(
     operation: Operation,
     subject: impl Into<Subject>,
     failure: Failure,
-    wanted: u64,
+    wanted: impl Into<Option<u64>>,
 ) -> Error {
     let mut error = Error::from_kernel(operation, subject, failure);
     if let Kind::PinLimit(limit) = &mut error.kind {
-        *limit = PinLimit { wanted: Some(wanted), allowance: backend.allowance() };
+        *limit = PinLimit { wanted: wanted.into(), allowance: backend.allowance() };
     }
     error
 }

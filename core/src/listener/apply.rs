@@ -22,9 +22,11 @@ enum Done {
     Unmapped(Vec<Mapping>),
     WindowRemoved(WindowRequest, Vec<Mapping>),
     Registered(HostMemory),
+    Held(HostMemory),
     WindowCreated(IovaRange),
     Mapped(IovaRange),
     Unregistered(HostMemory),
+    LetGo(HostMemory),
     /// Live units of pages of this size, as they were.
     Replaced(Vec<Mapping>, PageSize),
     /// A step of something best effort failed and left these.
@@ -70,6 +72,7 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         sections: plan.sections,
         targets: plan.targets,
         pinned: 0,
+        shared: 0,
         disturbed: plan.disturbed,
         warnings: plan.warnings,
     };
@@ -90,7 +93,7 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
                 let done = map_required(space, mapping, journal, &mut report, &mut remade)?;
                 journal.done.push(done);
             }
-            step => match carry_out(space, step, &mut report.pinned) {
+            step => match carry_out(space, step, &mut report) {
                 Ok(done) => journal.done.push(done),
                 // Nobody needs it any more but the fence, which holds it until the space is dropped.
                 Err(Error { operation: Operation::Unregister, kind: Kind::Fenced(fence), .. }) => {
@@ -103,7 +106,7 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
     Ok(report)
 }
 
-fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Result<Done, Error> {
+fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) -> Result<Done, Error> {
     Ok(match step {
         Step::Unmap(range) => {
             let live = space.mappings(range);
@@ -119,19 +122,29 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, pinned: &mut u64) -> Resul
         Step::Register(memory) => {
             let registration = space.registration().ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
             registration.register(&memory)?;
-            *pinned = pinned.saturating_add(memory.len().get());
+            report.pinned = report.pinned.saturating_add(memory.len().get());
             Done::Registered(memory)
+        }
+        Step::Hold(memory) => {
+            let sharing = space.sharing().ok_or_else(|| powerless(Operation::Hold, memory.clone()))?;
+            sharing.hold(&memory)?;
+            Done::Held(memory)
         }
         Step::CreateWindow(request) => {
             let control = space.window_control().ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
             control.create_window(request)?;
             Done::WindowCreated(request.range)
         }
-        Step::Map(mapping, _) => map_counting(space, &mapping, pinned)?,
+        Step::Map(mapping, _) => map_counting(space, &mapping, report)?,
         Step::Unregister(memory) => {
             let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
             registration.unregister(&memory)?;
             Done::Unregistered(memory)
+        }
+        Step::LetGo(memory) => {
+            let sharing = space.sharing().ok_or_else(|| powerless(Operation::LetGo, memory.clone()))?;
+            sharing.let_go(&memory)?;
+            Done::LetGo(memory)
         }
     })
 }
@@ -144,22 +157,25 @@ fn map_required(
     report: &mut SpaceReport,
     remade: &mut Vec<SmallerPages>,
 ) -> Result<Done, Error> {
-    map_counting(space, &mapping, &mut report.pinned).or_else(|error| {
+    map_counting(space, &mapping, report).or_else(|error| {
         let created = journal.window_around(mapping.range);
         let smaller = created.and_then(|window| SmallerPages::after(&error, space, window));
         let Some(smaller) = smaller else { return Err(error) };
         log::warn!("{}: {error}; trying {smaller}", report.backend);
         smaller.put_in_force(space, report)?;
         remade.push(smaller);
-        map_counting(space, &smaller.of(mapping, report), &mut report.pinned)
+        map_counting(space, &smaller.of(mapping, report), report)
     })
 }
 
-fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, pinned: &mut u64) -> Result<Done, Error> {
+fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut SpaceReport) -> Result<Done, Error> {
     map(space, mapping)?;
-    // A host that registers pinned it then.
-    if space.registration().is_none() {
-        *pinned = pinned.saturating_add(mapping.memory.len().get());
+    let len = mapping.memory.len().get();
+    if space.sharing().is_some_and(|sharing| sharing.holders(&mapping.memory) > 1) {
+        report.shared = report.shared.saturating_add(len);
+    } else if space.registration().is_none() {
+        // A host that registers pinned it then.
+        report.pinned = report.pinned.saturating_add(len);
     }
     Ok(Done::Mapped(mapping.range))
 }
@@ -232,6 +248,10 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             settle(space.registration().map(|registration| registration.unregister(&memory)));
             Vec::new()
         }
+        Done::Held(memory) => {
+            settle(space.sharing().map(|sharing| sharing.let_go(&memory)));
+            Vec::new()
+        }
         Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
             Some(Err(error)) => error.fenced,
             _ => Vec::new(),
@@ -244,6 +264,10 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
         Done::Replaced(old, page) => put_back(space, old, page),
         Done::Unregistered(memory) => {
             settle(space.registration().map(|registration| registration.register(&memory)));
+            Vec::new()
+        }
+        Done::LetGo(memory) => {
+            settle(space.sharing().map(|sharing| sharing.hold(&memory)));
             Vec::new()
         }
     }
@@ -277,7 +301,7 @@ fn twice<T>(step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
     step().or_else(|error| if error.fenced.is_empty() { step() } else { Err(error) })
 }
 
-/// A registration too many, or one too few, changes nothing that devices can reach: the log is told.
+/// A registration or a holding too many, or one too few, changes nothing that devices can reach: the log is told.
 fn settle(result: Option<Result<(), Error>>) {
     if let Some(Err(error)) = result {
         log::error!("while taking back a commit: {error}");

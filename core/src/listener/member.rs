@@ -48,6 +48,8 @@ pub struct Totals {
     pub commits: u64,
     /// Bytes handed to calls that pin them; what was pinned twice counts twice.
     pub pinned: u64,
+    /// Bytes mapped of what other spaces hold too.
+    pub shared: u64,
     /// Bytes that were the same before and after a commit, but were not there in between.
     pub disturbed: u64,
 }
@@ -71,6 +73,7 @@ impl Member {
         self.note_windows();
         self.totals.commits += 1;
         self.totals.pinned = self.totals.pinned.saturating_add(report.pinned);
+        self.totals.shared = self.totals.shared.saturating_add(report.shared);
         self.totals.disturbed = self.totals.disturbed.saturating_add(report.disturbed);
         for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Mapped) {
             let lossless = verdict.lost_head == 0 && verdict.lost_tail == 0;
@@ -90,10 +93,11 @@ impl Member {
         report.warnings.retain(|warning| self.is_news(warning));
         report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
         log::info!(
-            "{}: {} sections decided, {} bytes pinned, {} disturbed",
+            "{}: {} sections decided, {} bytes pinned, {} shared, {} disturbed",
             report.backend,
             report.sections.len(),
             report.pinned,
+            report.shared,
             report.disturbed
         );
     }

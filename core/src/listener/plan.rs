@@ -6,6 +6,7 @@
 //! to whole runs.
 
 mod cutting;
+mod holding;
 mod judging;
 mod populated;
 mod registrations;
@@ -37,12 +38,16 @@ pub(super) enum Step {
     RemoveWindow(IovaRange),
     /// Register memory.
     Register(HostMemory),
+    /// Hold memory, so that its pins are shared.
+    Hold(HostMemory),
     /// Create a window.
     CreateWindow(WindowRequest),
     /// Map memory; a failure of what is best effort is reported and passed over.
     Map(Mapping, Need),
     /// Unregister memory nothing leans on any more.
     Unregister(HostMemory),
+    /// Let go of memory nothing leans on any more.
+    LetGo(HostMemory),
 }
 
 impl fmt::Display for Step {
@@ -51,9 +56,11 @@ impl fmt::Display for Step {
             Self::Unmap(range) => write!(f, "unmap {range}"),
             Self::RemoveWindow(range) => write!(f, "remove the window {range}"),
             Self::Register(memory) => write!(f, "register {memory}"),
+            Self::Hold(memory) => write!(f, "hold {memory}"),
             Self::CreateWindow(WindowRequest { range, page }) => write!(f, "create a window {range} of {page} pages"),
             Self::Map(mapping, _) => write!(f, "map {} at {}, {}", mapping.memory, mapping.range, mapping.access),
             Self::Unregister(memory) => write!(f, "unregister {memory}"),
+            Self::LetGo(memory) => write!(f, "let go of {memory}"),
         }
     }
 }
@@ -77,6 +84,7 @@ pub(super) struct Host<'a> {
     windows: Windows,
     offer: Option<WindowOffer>,
     registered: Option<Vec<HostMemory>>,
+    held: Option<Vec<HostMemory>>,
     fences: Vec<Fence>,
 }
 
@@ -88,6 +96,7 @@ impl<'a> Host<'a> {
             windows: space.windows().windows.as_ref().clone(),
             offer: space.window_control().and_then(|control| control.offer()),
             registered: space.registration().map(|registration| registration.registered()),
+            held: space.sharing().map(|sharing| sharing.held()),
             fences: space.fences(),
         }
     }
@@ -186,12 +195,15 @@ impl<'a> Planner<'a> {
         self.plan.steps.extend(self.windows.removed.iter().copied().map(Step::RemoveWindow));
         let (register, unregister) = self.registrations(&self.scope.targets);
         self.plan.steps.extend(register.into_iter().map(Step::Register));
+        let (hold, let_go) = self.holdings(&self.scope.targets);
+        self.plan.steps.extend(hold.into_iter().map(Step::Hold));
         self.plan.steps.extend(last);
         let taken: u64 = maps.iter().map(|step| self.mappings_taken_by(step)).sum();
         self.plan.more_mappings = taken.saturating_sub(self.freed);
         self.plan.steps.extend(maps);
         // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
         self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
+        self.plan.steps.extend(let_go.into_iter().map(Step::LetGo));
         self.plan.warnings = self.warnings();
         self.plan.warnings.extend(self.warnings_of_blocks());
         self.plan
@@ -365,7 +377,7 @@ impl Plan {
     /// What it would do, as a report. Nothing is pinned by a plan.
     pub(super) fn into_report(self, space: &dyn PciAddressSpace) -> SpaceReport {
         let Self { sections, targets, disturbed, warnings, .. } = self;
-        SpaceReport { backend: space.backend(), sections, targets, pinned: 0, disturbed, warnings }
+        SpaceReport { backend: space.backend(), sections, targets, pinned: 0, shared: 0, disturbed, warnings }
     }
 
     /// The kernel cannot hold all of it: nothing is tried.

@@ -13,6 +13,8 @@ pub enum Fate {
     Discardable,
     /// It is registered, so that entries may point to it.
     Registered,
+    /// It is held: what entries pin of it is shared with other spaces.
+    Held,
     /// A host window stands behind it; its entries can be put.
     Window,
     /// A write to it is an interrupt; it is never mapped.
@@ -29,6 +31,7 @@ impl fmt::Display for Fate {
             Self::Mapped => "mapped",
             Self::Discardable => "discardable",
             Self::Registered => "registered",
+            Self::Held => "held",
             Self::Window => "window",
             Self::Msi => "msi",
             Self::Skipped => "skipped",
@@ -75,6 +78,8 @@ pub struct SpaceReport {
     pub targets: Vec<Verdict<TargetMemory>>,
     /// Bytes handed to calls that pin them.
     pub pinned: u64,
+    /// Bytes mapped of what other spaces hold too: pinned once for all of them, and not counted above.
+    pub shared: u64,
     /// Bytes that are the same before and after, but were not there in between.
     pub disturbed: u64,
     /// What a user should know although the commit went well, each cause once for as long as it lasts.

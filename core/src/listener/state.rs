@@ -66,6 +66,8 @@ pub struct SpaceState {
     pub mappings: Vec<LiveMapping>,
     /// What is registered, ascending by host address.
     pub registrations: Vec<Registration>,
+    /// What is held, so that its pins are shared, ascending by host address.
+    pub held: Vec<Registration>,
     /// What cannot be used any more.
     pub fences: Vec<Fence>,
     /// How many mappings the kernel still takes, where it counts them.
@@ -85,7 +87,7 @@ pub struct LiveMapping {
     pub owners: Vec<Arc<str>>,
 }
 
-/// Registered memory and whose it is.
+/// Memory that is registered or held, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// The memory.
@@ -126,13 +128,17 @@ impl SpaceState {
             mapping,
         });
         let registered = space.registration().map(|registration| registration.registered());
-        let registrations = registered.unwrap_or_default().into_iter();
+        let held = space.sharing().map(|sharing| sharing.held());
+        let owned = |memory: Vec<HostMemory>| {
+            memory.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
+        };
         Self {
             backend: space.backend(),
             devices: space.devices(),
             windows: space.windows().windows.iter().copied().collect(),
             mappings: mappings.collect(),
-            registrations: registrations.map(|memory| Registration { owners: owners(&memory, view), memory }).collect(),
+            registrations: owned(registered.unwrap_or_default()),
+            held: owned(held.unwrap_or_default()),
             fences: space.fences(),
             mappings_left: space.mappings_left(),
             totals: member.totals,
@@ -170,10 +176,13 @@ impl fmt::Display for State {
 
 impl fmt::Display for SpaceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals { commits, pinned, disturbed } = self.totals;
+        let Totals { commits, pinned, shared, disturbed } = self.totals;
         let devices = if self.devices.is_empty() { "no device".into() } else { self.devices.join(", ") };
         writeln!(f, "{} with {devices}: {:#x} bytes in {} mappings", self.backend, self.mapped(), self.mappings.len())?;
         writeln!(f, "  {commits} commits pinned {pinned:#x} bytes and disturbed {disturbed:#x}")?;
+        if shared > 0 {
+            writeln!(f, "  {shared:#x} bytes more were mapped whose pins are shared with other spaces")?;
+        }
         if let Some(left) = self.mappings_left {
             writeln!(f, "  {left} mappings left")?;
         }
@@ -189,6 +198,9 @@ impl fmt::Display for SpaceState {
         }
         for Registration { memory, owners } in &self.registrations {
             writeln!(f, "  registered {memory}: {}", named(owners))?;
+        }
+        for Registration { memory, owners } in &self.held {
+            writeln!(f, "  held {memory}: {}", named(owners))?;
         }
         for Fence { range, cause } in &self.fences {
             writeln!(f, "  fence {range}: {cause}")?;

@@ -12,13 +12,17 @@ use crate::window::Windows;
 
 impl<B: Backend> Space<B> {
     /// What attaching the first device locks: iommufd pins what was mapped before it came (linux:
-    /// drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Whoever comes later finds it pinned.
-    pub(super) fn locked_by_attaching(&self, devices: usize) -> u64 {
+    /// drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Whoever comes later finds it pinned. `None`: others
+    /// hold some of it too, and may have pinned it.
+    pub(super) fn locked_by_attaching(&self, devices: usize) -> Option<u64> {
         if devices > 0 {
-            return 0;
+            return Some(0);
+        }
+        if read(&self.held).values().any(|memory| self.is_shared(memory)) {
+            return None;
         }
         let live = |slot: &Arc<Slot>| read(&slot.live).hull(slot.window.range).map_or(0, |(_, bytes)| bytes);
-        self.layout().slots.iter().map(live).fold(0, u64::saturating_add)
+        Some(self.layout().slots.iter().map(live).fold(0, u64::saturating_add))
     }
 
     /// Takes the windows the host offers now into force, moving what lives to where it belongs. The gate is held exclusively.

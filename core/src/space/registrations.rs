@@ -2,12 +2,12 @@
 
 use crate::access::Access;
 use crate::address::IovaRange;
+use crate::asking::{ATTEMPTS, insist};
 use crate::backend::{Backend, RegistrationCalls};
 use crate::contract::{MemoryRegistration, PciAddressSpace};
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::memory::HostMemory;
-use crate::space::asking::{ATTEMPTS, insist};
 use crate::space::{Space, read, write};
 
 impl<B: Backend> Space<B> {

@@ -5,12 +5,12 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::address::{Iova, IovaRange};
+use crate::asking::{ATTEMPTS, insist};
 use crate::backend::{Backend, WindowCalls};
 use crate::contract::{Mapping, WindowControl, WindowOffer, WindowRequest};
 use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
 use crate::page::PageSizes;
-use crate::space::asking::{ATTEMPTS, insist};
 use crate::space::{Layout, Slot, Space, write};
 use crate::window::{Window, Windows};
 

@@ -45,7 +45,7 @@ fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
 }
 
 /// Memory as few spans as possible.
-fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
+pub(super) fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
     memory.sort_by_key(HostMemory::address);
     let mut runs: Vec<HostMemory> = Vec::new();
     for span in memory {
@@ -58,7 +58,7 @@ fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
 }
 
 /// The host addresses of runs, which are ascending, first and last: disjoint even where runs of different kinds overlap.
-fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
+pub(super) fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
     let mut covered: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
     for run in runs {
         match covered.last_mut().filter(|(_, last)| run.address() <= *last) {
@@ -69,7 +69,7 @@ fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
     covered
 }
 
-fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool {
+pub(super) fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool {
     let next = covered.partition_point(|(_, last)| *last < memory.address());
     covered.get(next).is_some_and(|(first, _)| *first <= memory.last())
 }
@@ -82,7 +82,7 @@ pub(super) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [Ho
 }
 
 /// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
-fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
+pub(super) fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
     registered.iter().fold(vec![run.clone()], |parts, known| {
         let split = |part: HostMemory| match part.overlaps(known) {
             true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),

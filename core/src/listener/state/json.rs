@@ -73,10 +73,13 @@ struct Space<'a> {
     windows: Vec<recording::Window>,
     mappings: Vec<Mapping<'a>>,
     registrations: Vec<Registered<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held: Vec<Registered<'a>>,
     fences: Vec<Fenced>,
     mappings_left: Option<u64>,
     commits: u64,
     pinned: u64,
+    shared: u64,
     disturbed: u64,
     warnings: Vec<Warned<'a>>,
 }
@@ -141,10 +144,12 @@ impl<'a> Space<'a> {
             windows: state.windows.iter().map(recording::Window::of).collect(),
             mappings: state.mappings.iter().map(Mapping::of).collect(),
             registrations: state.registrations.iter().map(Registered::of).collect(),
+            held: state.held.iter().map(Registered::of).collect(),
             fences: state.fences.iter().map(Fenced::of).collect(),
             mappings_left: state.mappings_left,
             commits: state.totals.commits,
             pinned: state.totals.pinned,
+            shared: state.totals.shared,
             disturbed: state.totals.disturbed,
             warnings: state.warnings.iter().map(Warned::of).collect(),
         }

@@ -1,4 +1,4 @@
-//! Asking a kernel again, and believing it.
+//! Asking a kernel again, and believing it: for calls that take back, where a no is no way out.
 
 use crate::door::{Errno, Failure};
 
@@ -7,10 +7,13 @@ use crate::door::{Errno, Failure};
 const ABSENCES: usize = 3;
 
 /// How often the kernel is asked before its no is taken for one: enough to be told the truth so often beside two other failures.
-pub(super) const ATTEMPTS: usize = ABSENCES + 2;
+pub const ATTEMPTS: usize = ABSENCES + 2;
 
-/// Asks again when the kernel says no. The error is the first.
-pub(super) fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Asks again when the kernel says no, [`ATTEMPTS`] times in all.
+///
+/// # Errors
+/// The first there was.
+pub fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     call().or_else(|first| {
         log::debug!("{first}; asking again");
         (1..ATTEMPTS).find_map(|_| call().ok()).ok_or(first)
@@ -18,7 +21,10 @@ pub(super) fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, 
 }
 
 /// Has something taken away. `absent` is how the kernel says that there is nothing, or nothing any more. `None`: so it was.
-pub(super) fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
+///
+/// # Errors
+/// The first there was. Nobody knows then whether it is still there.
+pub fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
     let mut absences = 0;
     ask(|| {
         call().map(Some).or_else(|failure| {

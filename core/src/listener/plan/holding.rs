@@ -1,0 +1,42 @@
+//! What is to be held, where spaces share pins, in as few runs as there can be, and what need not be any more.
+//!
+//! Everything that can be mapped is held: sections, populated or not, and target memory. Holding pins nothing, so there is no reason to
+//! hold less, and what is mapped of it, here or through another space, is pinned once.
+
+use crate::listener::plan::Planner;
+use crate::listener::plan::registrations::{covered_by, covers_any_of, missing_from, near, runs_of};
+use crate::listener::report::{Fate, Verdict};
+use crate::memory::HostMemory;
+use crate::section::{Section, TargetMemory};
+
+impl Planner<'_> {
+    /// What has to be held and let go of, in runs; and the fate of target memory, if it is to be held.
+    pub(super) fn holdings(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
+        let Some(held) = &self.host.held else { return (Vec::new(), Vec::new()) };
+        self.plan.targets = targets.iter().map(judge_target).collect();
+        let page = self.host.powers.host_page;
+        let targets = self.view.targets.iter().map(TargetMemory::memory);
+        let memory = targets.chain(self.view.sections.iter().filter_map(Section::memory));
+        let memory = memory.filter(|memory| !memory.is_device_memory()).cloned().collect();
+        // A page that is not whole is not mapped either.
+        let needed: Vec<_> = runs_of(memory).iter().filter_map(|run| run.narrowed_to(page)).collect();
+        let covered = covered_by(&needed);
+        let gone = held.iter().filter(|known| !covers_any_of(&covered, known)).cloned().collect();
+        let mut new: Vec<HostMemory> = Vec::new();
+        for run in &needed {
+            // The same bytes, differently described, are one piece of memory here.
+            let known = [near(held, run), near(&new, run)].concat();
+            new.extend(missing_from(run, &known));
+        }
+        (new, gone)
+    }
+}
+
+fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
+    let (fate, reason) = if target.memory().is_device_memory() {
+        (Fate::Skipped, "another device's memory is not pinned")
+    } else {
+        (Fate::Held, "entries that point to it share what they pin with other spaces")
+    };
+    Verdict::new(target.clone(), fate, reason)
+}

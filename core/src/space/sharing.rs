@@ -1,0 +1,76 @@
+//! Memory that is held, so that spaces of one host share what they pin of it.
+
+use crate::backend::{Backend, SharingCalls};
+use crate::contract::{MemorySharing, PciAddressSpace};
+use crate::error::{Error, Kind, Operation, Subject};
+use crate::memory::HostMemory;
+use crate::space::{Space, read, write};
+
+impl<B: Backend> Space<B> {
+    fn calls_for_sharing(&self, operation: Operation, memory: &HostMemory) -> Result<&dyn SharingCalls, Error> {
+        let none = Kind::Unsupported("this space shares no pins with others");
+        let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
+        self.backend.sharing_calls().ok_or_else(none)
+    }
+
+    /// Whether others hold `memory` too: what mapping it pins depends on what they have mapped of it.
+    pub(super) fn is_shared(&self, memory: &HostMemory) -> bool {
+        self.backend.sharing_calls().is_some_and(|calls| calls.holders(memory) > 1)
+    }
+
+    /// Lets go of everything, for good.
+    pub(super) fn let_go_of_everything(&self) {
+        let Some(calls) = self.backend.sharing_calls() else { return };
+        std::mem::take(&mut *write(&self.held)).values().for_each(|memory| calls.let_go(memory));
+    }
+}
+
+impl<B: Backend> MemorySharing for Space<B> {
+    fn hold(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::Hold;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_sharing(operation, memory)?;
+        let _gate = write(&self.gate);
+        let page = self.backend.powers().host_page;
+        if memory.is_unbacked() && self.backend.is_real() {
+            return Err(fail(Kind::Unbacked));
+        }
+        if memory.is_device_memory() {
+            return Err(fail(Kind::DeviceMemory));
+        }
+        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
+            return Err(fail(Kind::Misaligned(page)));
+        }
+        let below = read(&self.held).range(..=memory.last()).next_back().map(|(_, known)| known.last());
+        if below.is_some_and(|last| last >= memory.address()) {
+            return Err(fail(Kind::AlreadyHeld));
+        }
+        calls.hold(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
+        write(&self.held).insert(memory.address(), memory.clone());
+        Ok(())
+    }
+
+    fn let_go(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::LetGo;
+        let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
+        let calls = self.calls_for_sharing(operation, memory)?;
+        let _gate = write(&self.gate);
+        if read(&self.held).get(&memory.address()) != Some(memory) {
+            return Err(fail(Kind::NotHeld));
+        }
+        if let Some(live) = self.mapping_onto(memory) {
+            return Err(fail(Kind::InUse(live)));
+        }
+        calls.let_go(memory);
+        write(&self.held).remove(&memory.address());
+        Ok(())
+    }
+
+    fn held(&self) -> Vec<HostMemory> {
+        read(&self.held).values().cloned().collect()
+    }
+
+    fn holders(&self, memory: &HostMemory) -> usize {
+        self.backend.sharing_calls().map_or(0, |calls| calls.holders(memory))
+    }
+}
