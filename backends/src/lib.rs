@@ -44,6 +44,7 @@
 //! - [`facts`]: what this host offers, read once. [`choose`]: which backend, and for every other why not and what to do about it.
 //! - [`open`]: from PCI addresses, or from descriptors handed in, to a space with its devices attached; [`group`] and [`device`] are
 //!   what is open then.
+//! - [`Pool`]: several spaces over one guest, its memory pinned once ([`Host::open_pool`], [`Host::open_in`]).
 //! - [`registry`] and [`kvm`]: telling KVM, in time.
 //! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
 //! - `recording` (feature): what a listener is told, written down as JSON lines, and read again.
@@ -89,6 +90,7 @@ pub mod recording;
 pub mod registry;
 #[cfg(test)]
 mod scripted;
+mod sharing;
 #[cfg(feature = "soft")]
 pub mod soft;
 
@@ -98,6 +100,9 @@ pub use facts::Facts;
 pub use linux::LinuxDoor;
 pub use open::{Host, OpenError, OpenSpace, Opened};
 pub use pci::PciAddress;
+
+#[doc(no_inline)]
+pub use dmaspace_iommufd::Pool;
 
 #[cfg(feature = "vm-memory")]
 #[doc(no_inline)]

@@ -114,8 +114,13 @@ impl Host {
 
     fn open_chosen(&self, wish: &Wish, choice: Choice) -> Result<Opened, OpenError> {
         let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
-        let mut opened = Opened { devices: Vec::new(), space: self.open_space(backend)?, choice };
-        for address in &wish.devices {
+        self.fill(self.open_space(backend)?, &wish.devices, choice)
+    }
+
+    /// Attaches devices to a space; if one cannot be, all is closed again.
+    pub(crate) fn fill(&self, space: OpenSpace, devices: &[PciAddress], choice: Choice) -> Result<Opened, OpenError> {
+        let mut opened = Opened { devices: Vec::new(), space, choice };
+        for address in devices {
             match opened.space.add(self, *address) {
                 Ok(device) => opened.devices.push(device),
                 Err(error) => {
@@ -138,8 +143,12 @@ impl Host {
             BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
         let handle = open_node(&*self.door, Path::new(node), kind)?;
-        let space = OpenSpace::of(self.door.clone(), backend, handle)?;
-        Ok(OpenSpace { registry: self.registry.clone(), ..space })
+        Ok(self.telling(OpenSpace::of(self.door.clone(), backend, handle)?))
+    }
+
+    /// The same space, telling this host's registry about its devices.
+    pub(crate) fn telling(&self, space: OpenSpace) -> OpenSpace {
+        OpenSpace { registry: self.registry.clone(), ..space }
     }
 }
 
@@ -180,7 +189,11 @@ impl OpenSpace {
                 Arc::new(Space::new(ioas)?)
             }
         };
-        Ok(Self { door, registry: None, backend, space, groups: Vec::new() })
+        Ok(Self::around(door, backend, space))
+    }
+
+    pub(crate) fn around(door: Arc<dyn Door>, backend: BackendKind, space: Arc<dyn PciAddressSpace>) -> Self {
+        Self { door, registry: None, backend, space, groups: Vec::new() }
     }
 
     /// The space.
@@ -322,7 +335,7 @@ fn container_space<B: Backend>(door: &dyn Door, container: Handle, backend: B) -
     }
 }
 
-fn open_node(door: &dyn Door, path: &Path, kind: HandleKind) -> Result<Handle, OpenError> {
+pub(crate) fn open_node(door: &dyn Door, path: &Path, kind: HandleKind) -> Result<Handle, OpenError> {
     door.open(path, kind).map_err(|errno| OpenError::Node { path: path.to_owned(), errno })
 }
 
@@ -387,7 +400,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    fn refused(subject: impl Into<String>, failure: Failure) -> Self {
+    pub(crate) fn refused(subject: impl Into<String>, failure: Failure) -> Self {
         Self::Refused { subject: subject.into(), failure }
     }
 }

@@ -22,21 +22,24 @@ mod page_table;
 pub mod ranges;
 #[cfg(test)]
 mod scripted;
+mod sharing;
 
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::contract::{AttachPoint, Attachable, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
-use abi::{IoasIovaRanges, IoasMap, IoasUnmap, IovaSpan};
+use abi::{IoasIovaRanges, IovaSpan};
 pub use cdev::Cdev;
 pub use object::Iommufd;
 use object::Object;
 use page_table::PageTables;
+pub use sharing::Pool;
 
 /// An I/O address space of an iommufd.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub struct Ioas {
     /// Before the address space they show.
     tables: PageTables,
     object: Object,
+    /// Last: its iommufd is closed when nothing needs it any more.
+    pool: Option<Arc<Pool>>,
 }
 
 impl Ioas {
@@ -52,15 +57,29 @@ impl Ioas {
     /// # Errors
     /// What the kernel says; the iommufd is closed then.
     pub fn new(door: Arc<dyn Door>, iommufd: Handle) -> Result<Self, Failure> {
-        Self::sharing(Iommufd::new(door, iommufd))
+        Self::within(Iommufd::new(door, iommufd))
     }
 
-    /// Makes an address space in an iommufd that has others.
+    /// Makes an address space in an iommufd that may have others. It pins what it maps by itself, whatever they have pinned.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn sharing(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
-        Ok(Self { tables: PageTables::default(), object: Object::new_ioas(iommufd)? })
+    pub fn within(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
+        Ok(Self { tables: PageTables::default(), object: Object::new_ioas(iommufd)?, pool: None })
+    }
+
+    /// Makes an address space that shares its pins with the others of the pool, as far as memory is held
+    /// ([`dmaspace_core::contract::MemorySharing`]): a listener sees to that.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn sharing(pool: Arc<Pool>) -> Result<Self, Failure> {
+        Ok(Self { pool: Some(pool.clone()), ..Self::within(pool.iommufd().clone())? })
+    }
+
+    /// The pool with which it shares its pins, if it does.
+    pub fn pool(&self) -> Option<&Arc<Pool>> {
+        self.pool.as_ref()
     }
 
     /// The iommufd it is in.
@@ -69,7 +88,7 @@ impl Ioas {
     }
 
     fn door(&self) -> &dyn Door {
-        self.iommufd().door()
+        &**self.iommufd().door()
     }
 
     fn ask_for_ranges(&self, reply: &mut IoasIovaRanges, spans: &mut [IovaSpan]) -> Result<(), Failure> {
@@ -126,22 +145,16 @@ impl Backend for Ioas {
     }
 
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
-        let mut map = IoasMap {
-            size: IoasMap::SIZE,
-            flags: map_flags(access),
-            ioas_id: self.object.id(),
-            length: memory.len().get(),
-            iova: range.first().get(),
-            ..IoasMap::default()
-        };
-        let mut address = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
-        self.iommufd().call(Command::with_bytes(abi::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
+        let copied = self.pool.as_ref().and_then(|pool| pool.copy(&self.object, range.first(), memory, access));
+        copied.unwrap_or_else(|| self.object.map(range.first(), memory, access))
     }
 
     fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        let mut unmap = unmap_of(self.object.id(), range);
-        self.iommufd().call(Command::with_bytes(abi::IOAS_UNMAP, unmap.as_mut_bytes()))?;
-        Ok(Some(unmap.length))
+        self.object.unmap(range.first().get(), unmap_length(range)).map(Some)
+    }
+
+    fn sharing_calls(&self) -> Option<&dyn SharingCalls> {
+        self.pool.as_deref().map(|pool| pool as _)
     }
 
     fn dirty_calls(&self) -> Option<&dyn dmaspace_core::backend::DirtyCalls> {
@@ -155,16 +168,15 @@ fn map_flags(access: Access) -> u32 {
     abi::MAP_FIXED_IOVA | read | write
 }
 
-fn unmap_of(ioas_id: u32, range: IovaRange) -> IoasUnmap {
-    // All 2^64 bytes do not fit the field; 2^64-1 from address 0 stands for them.
-    let length = range.len().map_or(u64::MAX, |len| len.get());
-    IoasUnmap { size: IoasUnmap::SIZE, ioas_id, iova: range.first().get(), length }
+/// All 2^64 bytes do not fit the field; 2^64-1 from address 0 stands for them.
+fn unmap_length(range: IovaRange) -> u64 {
+    range.len().map_or(u64::MAX, |len| len.get())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::Destroy;
+    use crate::abi::{Destroy, IoasMap, IoasUnmap};
     use crate::scripted::names::DESTROY;
     use crate::scripted::{IOMMUFD, Scripted, ioas};
     use dmaspace_core::Iova;
@@ -189,7 +201,7 @@ mod tests {
     #[test]
     fn a_shared_iommufd_is_closed_with_the_last_address_space() {
         let (door, first) = ioas(&[]);
-        let second = Ioas::sharing(first.iommufd().clone()).expect("made");
+        let second = Ioas::within(first.iommufd().clone()).expect("made");
         drop(first);
         assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", DESTROY]);
         drop(second);
@@ -244,7 +256,6 @@ mod tests {
     #[test]
     fn the_last_page_is_named_by_its_length_and_everything_by_the_longest() {
         let top = range(0xffff_ffff_ffff_f000, 0x1000);
-        assert_eq!(unmap_of(7, top), IoasUnmap { size: 24, ioas_id: 7, iova: 0xffff_ffff_ffff_f000, length: 0x1000 });
-        assert_eq!(unmap_of(7, IovaRange::all()), IoasUnmap { size: 24, ioas_id: 7, iova: 0, length: u64::MAX });
+        assert_eq!((unmap_length(top), unmap_length(IovaRange::all())), (0x1000, u64::MAX));
     }
 }

@@ -4,12 +4,15 @@
 //! the kernel destroys none that is in use. So whoever holds several declares them in the order in which they must go: fields are
 //! dropped from top to bottom. The iommufd itself is closed when the last object in it is gone.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
-use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc};
+use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasUnmap};
+use crate::map_flags;
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
 ///
@@ -33,8 +36,8 @@ impl Iommufd {
     }
 
     /// What it was opened through.
-    pub fn door(&self) -> &dyn Door {
-        &*self.door
+    pub fn door(&self) -> &Arc<dyn Door> {
+        &self.door
     }
 
     pub(crate) fn call(&self, command: Command<'_>) -> Result<(), Failure> {
@@ -81,6 +84,27 @@ impl Object {
         };
         ioas.iommufd.call(Command::with_bytes(abi::HWPT_ALLOC, alloc.as_mut_bytes()))?;
         Ok(Self { id: alloc.out_hwpt_id, iommufd: ioas.iommufd.clone() })
+    }
+
+    /// Maps memory in it, if it is an address space.
+    pub(crate) fn map(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        let mut map = IoasMap {
+            size: IoasMap::SIZE,
+            flags: map_flags(access),
+            ioas_id: self.id,
+            length: memory.len().get(),
+            iova: at.get(),
+            ..IoasMap::default()
+        };
+        let mut address = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
+        self.iommufd.call(Command::with_bytes(abi::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
+    }
+
+    /// Unmaps whole mappings in it, and returns how many bytes that were.
+    pub(crate) fn unmap(&self, iova: u64, length: u64) -> Result<u64, Failure> {
+        let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: self.id, iova, length };
+        self.iommufd.call(Command::with_bytes(abi::IOAS_UNMAP, unmap.as_mut_bytes()))?;
+        Ok(unmap.length)
     }
 
     pub(crate) fn id(&self) -> u32 {

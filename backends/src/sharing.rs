@@ -1,0 +1,62 @@
+//! Several address spaces over one guest that pin its memory once.
+//!
+//! A guest whose devices have address spaces of their own (one behind its vIOMMU's translation, another beside it) would have its memory
+//! pinned and charged once for each. iommufd can share what is pinned, among address spaces of one `/dev/iommu`: open the [`Pool`] first,
+//! then the spaces in it, and let one listener serve them, or several. What was shared, the reports of commits say
+//! ([`dmaspace_core::listener::SpaceReport::shared`]).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dmaspace_core::Space;
+use dmaspace_core::door::HandleKind;
+use dmaspace_iommufd::{Ioas, Iommufd, Pool};
+
+use crate::choose::{BackendKind, Wish};
+use crate::facts::IOMMUFD_NODE;
+use crate::open::{Host, OpenError, OpenSpace, Opened, open_node};
+
+impl Host {
+    /// Opens `/dev/iommu` for spaces that share what they pin.
+    ///
+    /// # Errors
+    /// [`OpenError::Node`], [`OpenError::Refused`].
+    pub fn open_pool(&self) -> Result<Arc<Pool>, OpenError> {
+        let handle = open_node(&**self.door(), Path::new(IOMMUFD_NODE), HandleKind::Iommufd)?;
+        let pool = Pool::new(Iommufd::new(self.door().clone(), handle));
+        pool.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
+    }
+
+    /// Opens a space for the devices of `wish` in a pool that this host's door opened, and attaches them. The backend is iommufd, whatever
+    /// the wish says.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_in(&self, pool: &Arc<Pool>, wish: &Wish) -> Result<Opened, OpenError> {
+        let choice = self.choose(&wish.clone().on(BackendKind::Iommufd));
+        if choice.chosen.is_none() {
+            return Err(OpenError::NoBackend(choice));
+        }
+        self.fill(self.open_space_in(pool)?, &wish.devices, choice)
+    }
+
+    /// Opens a space without a device in a pool.
+    ///
+    /// # Errors
+    /// [`OpenError::Refused`].
+    pub fn open_space_in(&self, pool: &Arc<Pool>) -> Result<OpenSpace, OpenError> {
+        Ok(self.telling(OpenSpace::sharing(pool.clone())?))
+    }
+}
+
+impl OpenSpace {
+    /// Makes a space in a pool.
+    ///
+    /// # Errors
+    /// [`OpenError::Refused`].
+    pub fn sharing(pool: Arc<Pool>) -> Result<Self, OpenError> {
+        let door = pool.iommufd().door().clone();
+        let ioas = Ioas::sharing(pool).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
+        Ok(Self::around(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?)))
+    }
+}
