@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::abi::{Destroy, IoasMap, IoasUnmap};
     use crate::scripted::names::DESTROY;
-    use crate::scripted::{IOMMUFD, Scripted, ioas};
+    use crate::scripted::{IOMMUFD, Scripted, ioas, seventh};
     use dmaspace_core::Iova;
     use dmaspace_core::door::Errno;
     use std::num::NonZeroU64;
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_shared_iommufd_is_closed_with_the_last_address_space() {
-        let (door, first) = ioas(&[]);
+        let (door, first) = ioas(&[seventh]);
         let second = Ioas::within(first.iommufd().clone()).expect("made");
         drop(first);
         assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", DESTROY]);

@@ -7,7 +7,8 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::asking::insist;
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
@@ -52,9 +53,6 @@ impl Drop for Iommufd {
     }
 }
 
-/// How often the kernel is asked to destroy an object.
-const ATTEMPTS: usize = 3;
-
 /// An object of an iommufd, destroyed when dropped.
 #[derive(Debug)]
 pub(crate) struct Object {
@@ -67,7 +65,11 @@ impl Object {
     pub(crate) fn new_ioas(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
         let mut alloc = IoasAlloc { size: IoasAlloc::SIZE, ..IoasAlloc::default() };
         iommufd.call(Command::with_bytes(abi::IOAS_ALLOC, alloc.as_mut_bytes()))?;
-        Ok(Self { id: alloc.out_ioas_id, iommufd })
+        match alloc.out_ioas_id {
+            // Ids begin with 1 (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
+            0 => Err(Failure::malformed(abi::IOAS_ALLOC.name, "nothing has the id 0")),
+            id => Ok(Self { id, iommufd }),
+        }
     }
 
     /// Makes a page table that shows an address space, for a device and others like it, and logs what they write.
@@ -118,10 +120,12 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        // Refused while a device is attached to it; closing the iommufd ends it then.
-        let _ = (0..ATTEMPTS).any(|_| {
-            let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
-            self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())).is_ok()
-        });
+        let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
+        // Refused while a device is attached to it; closing the iommufd ends it then. Until that, others may have it open.
+        let destroyed =
+            insist(Errno::ENOENT, || self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())));
+        if let Err(failure) = destroyed {
+            log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id);
+        }
     }
 }

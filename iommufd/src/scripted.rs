@@ -118,7 +118,7 @@ pub(crate) fn ioas(script: &[Answer]) -> (Arc<Scripted>, Ioas) {
 
 pub(crate) const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
 
-fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
+pub(crate) fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
     IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = 7;
     Ok(0)
 }

@@ -25,6 +25,8 @@ use crate::object::{Iommufd, Object};
 
 /// What address spaces of one iommufd hold, so that each page of it is pinned and charged once, however many of them map it.
 ///
+/// Memory is held, and pinned, for writing, unless it is said to be [`HostMemory::host_read_only`].
+///
 /// Pins are saved at the price of one map call more for each run of memory that is held. In a second address space a copy is the cheaper
 /// way, too, where memory is made of small pages; of huge ones, mapping again takes fewer instructions, and pins everything again
 /// ([`crate::Ioas::within`]).
@@ -67,7 +69,9 @@ impl Pool {
     ) -> Option<Result<(), Failure>> {
         // What is held stays held until the copy is made.
         let pieces = self.pieces.read().unwrap_or_else(PoisonError::into_inner);
-        if holders(&pieces, memory) == 0 {
+        let cover = Cover::of(&pieces, memory)?;
+        if access.contains(Access::WRITE) && !cover.is_writable {
+            log::warn!("{memory} was held for reading, and is pinned once more for {access}");
             return None;
         }
         let mut copy = IoasCopy {
@@ -79,20 +83,7 @@ impl Pool {
             dst_iova: at.get(),
             src_iova: memory.address(),
         };
-        let copied = self.iommufd().call(Command::with_bytes(abi::IOAS_COPY, copy.as_mut_bytes()));
-        let lacks_rights = |failure: &Failure| match failure.errno() {
-            Some(Errno::EPERM) => true,
-            // It is held for writing, and pinned for that whoever asks: perhaps it may only be read.
-            Some(Errno::EFAULT) => !access.contains(Access::WRITE),
-            _ => false,
-        };
-        match copied {
-            Err(failure) if lacks_rights(&failure) => {
-                log::warn!("{memory} is pinned by itself, for {access}: {failure}");
-                None
-            }
-            result => Some(result),
-        }
+        Some(self.iommufd().call(Command::with_bytes(abi::IOAS_COPY, copy.as_mut_bytes())))
     }
 
     /// Unmaps a piece, if it is there.
@@ -152,7 +143,8 @@ impl SharingCalls for Pool {
     }
 
     fn holders(&self, memory: &HostMemory) -> usize {
-        holders(&self.pieces.read().unwrap_or_else(PoisonError::into_inner), memory)
+        let pieces = self.pieces.read().unwrap_or_else(PoisonError::into_inner);
+        Cover::of(&pieces, memory).map_or(0, |cover| cover.holders)
     }
 }
 
@@ -185,17 +177,121 @@ fn gaps(pieces: &mut Pieces, memory: &HostMemory) -> Vec<HostMemory> {
     gaps
 }
 
-/// How often all of `memory` is held.
-fn holders(pieces: &Pieces, memory: &HostMemory) -> usize {
-    let mut fewest = usize::MAX;
-    let mut next = memory.address();
-    loop {
-        let holding = pieces.range(..=next).next_back().filter(|(_, piece)| piece.memory.last() >= next);
-        let Some((_, piece)) = holding else { return 0 };
-        fewest = fewest.min(piece.holders);
-        match piece.memory.last().checked_add(1) {
-            Some(after) if after <= memory.last() => next = after,
-            _ => return fewest,
+/// What is known of memory all of which is held.
+struct Cover {
+    /// How often.
+    holders: usize,
+    is_writable: bool,
+}
+
+impl Cover {
+    fn of(pieces: &Pieces, memory: &HostMemory) -> Option<Self> {
+        let mut cover = Self { holders: usize::MAX, is_writable: true };
+        let mut next = memory.address();
+        loop {
+            let holding = pieces.range(..=next).next_back().map(|(_, piece)| piece);
+            let piece = holding.filter(|piece| piece.holders > 0 && piece.memory.last() >= next)?;
+            cover.holders = cover.holders.min(piece.holders);
+            cover.is_writable &= !piece.memory.is_host_read_only();
+            match piece.memory.last().checked_add(1) {
+                Some(after) if after <= memory.last() => next = after,
+                _ => return Some(cover),
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Ioas;
+    use crate::abi::{Destroy, IoasAlloc, IoasMap};
+    use crate::scripted::{Answer, Scripted};
+    use dmaspace_core::door::{Handle, HandleKind};
+    use dmaspace_core::{Backend, IovaRange};
+    use std::num::NonZeroU64;
+    use zerocopy::FromBytes;
+
+    const ADDRESS: u64 = 0x7000_0000;
+
+    fn with_id(bytes: &mut [u8], id: u32) -> Result<i32, Errno> {
+        IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = id;
+        Ok(0)
+    }
+
+    /// A pool, whose hidden address space is number 7, and number 8 in it.
+    fn pooled() -> (Arc<Scripted>, Arc<Pool>, Ioas) {
+        let ids: [Answer; 2] = [|bytes| with_id(bytes, 7), |bytes| with_id(bytes, 8)];
+        let door = Scripted::new(&ids);
+        let pool = Pool::new(Iommufd::new(door.clone(), Handle::new(1, HandleKind::Iommufd))).expect("made");
+        let ioas = Ioas::sharing(pool.clone()).expect("made");
+        door.take();
+        (door, pool, ioas)
+    }
+
+    fn memory(offset: u64, len: u64) -> HostMemory {
+        HostMemory::unbacked(ADDRESS + offset, NonZeroU64::new(len).expect("not zero")).expect("no wrap")
+    }
+
+    fn range(first: u64, len: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
+    }
+
+    #[test]
+    fn what_is_held_lies_where_it_lies_in_this_process_and_is_copied_from_there() {
+        let (door, pool, ioas) = pooled();
+        pool.hold(&memory(0, 0x4_0000)).expect("held");
+        ioas.map(range(0x10_0000, 0x1_0000), &memory(0x2_0000, 0x1_0000), Access::READ).expect("copied");
+        ioas.map(range(0x20_0000, 0x2_0000), &memory(0x3_0000, 0x2_0000), Access::READ).expect("mapped");
+        let calls = door.take();
+        let held = IoasMap { size: 40, flags: 7, ioas_id: 7, length: 0x4_0000, iova: ADDRESS, ..IoasMap::default() };
+        assert_eq!((calls[0].name, calls[0].bytes.as_slice()), ("IOMMU_IOAS_MAP", held.as_bytes()));
+        let copied = IoasCopy {
+            size: 40,
+            flags: 5,
+            dst_ioas_id: 8,
+            src_ioas_id: 7,
+            length: 0x1_0000,
+            dst_iova: 0x10_0000,
+            src_iova: ADDRESS + 0x2_0000,
+        };
+        assert_eq!((calls[1].name, calls[1].bytes.as_slice()), ("IOMMU_IOAS_COPY", copied.as_bytes()));
+        assert_eq!(calls[2].name, "IOMMU_IOAS_MAP", "not all of it is held");
+    }
+
+    #[test]
+    fn memory_of_this_process_that_is_read_only_is_held_so_and_not_copied_for_writing() {
+        let (door, pool, ioas) = pooled();
+        pool.hold(&memory(0, 0x1_0000).host_read_only()).expect("held");
+        ioas.map(range(0, 0x1_0000), &memory(0, 0x1_0000), Access::WRITE).expect("mapped");
+        ioas.map(range(0x1_0000, 0x1_0000), &memory(0, 0x1_0000), Access::READ).expect("copied");
+        let calls = door.take();
+        assert_eq!(IoasMap::read_from_bytes(&calls[0].bytes).expect("the struct").flags, 5);
+        let names: Vec<_> = calls.iter().map(|call| call.name).collect();
+        assert_eq!(names, ["IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP", "IOMMU_IOAS_COPY"]);
+    }
+
+    #[test]
+    fn the_hidden_address_space_goes_after_all_others_and_before_the_iommufd() {
+        let (door, pool, ioas) = pooled();
+        drop(pool);
+        assert_eq!(door.names(), [""; 0]);
+        drop(ioas);
+        let calls = door.take();
+        let destroyed = |n: usize| Destroy::read_from_bytes(&calls[n].bytes).expect("the struct").id;
+        assert_eq!((destroyed(0), destroyed(1), calls[2].name), (8, 7, "close"));
+    }
+
+    #[test]
+    fn the_last_page_there_is_can_be_held() {
+        let (_, pool, _) = pooled();
+        let top = HostMemory::unbacked(u64::MAX - 0xffff, NonZeroU64::new(0x1_0000).expect("not zero"));
+        let top = top.expect("no wrap");
+        pool.hold(&top).expect("held");
+        pool.hold(&top).expect("held twice");
+        assert_eq!(pool.holders(&top), 2);
+        pool.let_go(&top);
+        pool.let_go(&top);
+        assert_eq!(pool.holders(&top), 0);
     }
 }

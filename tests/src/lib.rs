@@ -13,6 +13,7 @@ pub mod model;
 pub mod ram;
 pub mod recovery;
 pub mod scenarios;
+pub mod sharing;
 pub mod soft;
 pub mod spapr_guest;
 pub mod stage;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
-use dmaspace::open::Host;
+use dmaspace::open::{Host, OpenError};
 use dmaspace::pci::PciAddress;
 #[cfg(target_arch = "x86_64")]
 use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
@@ -23,6 +23,7 @@ use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
 use dmaspace_tests::logged;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::scenarios;
+use dmaspace_tests::sharing;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -91,6 +92,11 @@ fn trials_on(host: &str) -> Vec<Trial> {
             trials.push(Trial::test(format!("{backend}::q35_boot"), move || on_stage(*backend, q35_boot)));
             trials.push(Trial::test(format!("{backend}::scattered_mappings"), move || on_stage(*backend, scattered)));
         }
+        if *backend == BackendKind::Iommufd {
+            trials.push(Trial::test("iommufd::a_pool_pins_once", || with_two_devices(sharing::a_pool_pins_once)));
+            let name = "iommufd::mapping_again_pins_twice";
+            trials.push(Trial::test(name, || with_two_devices(sharing::mapping_again_pins_twice)));
+        }
         for case in contract::ALL {
             let name = format!("{backend}::contract::{}", case.name);
             trials.push(Trial::test(name, move || on_stage(*backend, |stage| (case.check)(&Field::new(stage)))));
@@ -139,10 +145,20 @@ fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), F
 }
 
 fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+    leaving_nothing_behind(|| {
+        play(&mut open()?);
+        Ok(())
+    })
+}
+
+/// Plays with the host's first two devices.
+fn with_two_devices(play: fn(&Host, [PciAddress; 2]) -> Result<(), OpenError>) -> Result<(), Failed> {
+    leaving_nothing_behind(|| Ok(play(&Host::this()?, [device(0)?, device(1)?])?))
+}
+
+fn leaving_nothing_behind(play: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
     let before = Ledger::now();
-    let mut stage = open()?;
-    play(&mut stage);
-    drop(stage);
+    play()?;
     let after = Ledger::now();
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
 }
@@ -199,7 +215,11 @@ fn reaches_memory(stage: &mut Stage) {
 }
 
 fn first_device() -> Result<PciAddress, Failed> {
+    device(0)
+}
+
+fn device(n: usize) -> Result<PciAddress, Failed> {
     let devices = std::env::var("EMULATED_DEVICES").map_err(|_| "the host names no devices: EMULATED_DEVICES")?;
-    let first = devices.split_whitespace().next().ok_or("the host has no device: EMULATED_DEVICES is empty")?;
-    Ok(first.parse()?)
+    let device = devices.split_whitespace().nth(n).ok_or("the host has too few devices: EMULATED_DEVICES")?;
+    Ok(device.parse()?)
 }

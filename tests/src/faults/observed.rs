@@ -28,6 +28,11 @@ struct Leeway {
     /// The kernel would not register, or unregister, however often it was asked. No device sees the difference, and the next commit
     /// makes up for it.
     registrations: bool,
+    /// The kernel would not unmap, and what nobody holds any more may still be there in a pool. No device is attached to that, and the
+    /// next who needs its place has it unmapped.
+    pool: bool,
+    /// The kernel would not destroy an address space, or made one and did not tell which, and a pool keeps its iommufd open.
+    objects: bool,
     /// The kernel would not tell its windows after a device had left, or they did not change. They are no smaller than they were.
     windows: bool,
     /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there is no page
@@ -48,6 +53,7 @@ pub(super) struct Space {
     pub(super) mappings: Vec<Seen>,
     pub(super) windows: Vec<Window>,
     registered: Vec<Place>,
+    held: Vec<Place>,
 }
 
 /// A mapping.
@@ -102,6 +108,8 @@ impl World {
         Leeway {
             tables: failed("VFIO_IOMMU_SPAPR_TCE_CREATE") > 0,
             registrations: refused("VFIO_IOMMU_SPAPR_REGISTER_MEMORY") || refused("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"),
+            pool: self.pool.strong_count() > 0 && refused("IOMMU_IOAS_UNMAP"),
+            objects: self.pool.strong_count() > 0 && (failed("IOMMU_IOAS_ALLOC") > 0 || refused("IOMMU_DESTROY")),
             windows: refused("IOMMU_IOAS_IOVA_RANGES") || leftovers,
             pins: refused("VFIO_DEVICE_DETACH_IOMMUFD_PT"),
             leftovers,
@@ -111,13 +119,16 @@ impl World {
     }
 
     fn observe_space(&self, space: &dyn PciAddressSpace) -> Space {
-        let registered = space.registration().map(|registration| registration.registered()).unwrap_or_default();
-        let mut registered: Vec<_> = registered.iter().map(|memory| self.place_of(memory)).collect();
-        registered.sort();
+        let places = |memory: Vec<HostMemory>| {
+            let mut places: Vec<_> = memory.iter().map(|memory| self.place_of(memory)).collect();
+            places.sort();
+            places
+        };
         Space {
             mappings: space.mappings(IovaRange::all()).iter().map(|mapping| self.seen(mapping)).collect(),
             windows: space.windows().windows.iter().copied().collect(),
-            registered,
+            registered: places(space.registration().map(|it| it.registered()).unwrap_or_default()),
+            held: places(space.sharing().map(|it| it.held()).unwrap_or_default()),
         }
     }
 
@@ -201,7 +212,8 @@ impl Space {
         let windows = not(&self.windows, &expected.windows).map(|difference| format!("the windows {difference}"));
         let registered =
             not(&self.registered, &expected.registered).map(|difference| format!("registered {difference}"));
-        mappings.or(windows).or(registered)
+        let held = not(&self.held, &expected.held).map(|difference| format!("held {difference}"));
+        mappings.or(windows).or(registered).or(held)
     }
 
     fn without(&self, exempt: &[IovaRange]) -> Self {
@@ -211,6 +223,7 @@ impl Space {
             windows: self.windows.iter().filter(untouched).copied().collect(),
             // What leans on memory behind a fence cannot be seen from here.
             registered: if exempt.is_empty() { self.registered.clone() } else { Vec::new() },
+            held: if exempt.is_empty() { self.held.clone() } else { Vec::new() },
         }
     }
 }
@@ -275,6 +288,13 @@ impl Observed {
             held.pinned = expected.pinned;
             held.objects = expected.objects;
         }
+        if self.leeway.pool {
+            held.mapped = expected.mapped;
+            held.mappings = expected.mappings;
+        }
+        if self.leeway.objects {
+            held.objects = expected.objects;
+        }
         if self.leeway.own_tables && held.objects == expected.objects + 1 {
             held.objects = expected.objects;
         }
@@ -286,10 +306,12 @@ impl Observed {
 
     /// What the host counts as mapped beside what is known to be, if that is more than fits behind the fences.
     fn miscounted(&self, fences: &[Vec<IovaRange>]) -> Option<String> {
-        let known: u64 = self.spaces.iter().flat_map(|space| &space.mappings).map(|seen| seen.place.len).sum();
+        let seen: u64 = self.spaces.iter().flat_map(|space| &space.mappings).map(|seen| seen.place.len).sum();
+        let held: BTreeSet<_> = self.spaces.iter().flat_map(|space| &space.held).collect();
+        let known = seen + held.into_iter().map(|place| place.len).sum::<u64>();
         let fenced: u128 = fences.iter().flatten().map(|fence| fence.bytes()).sum();
         let mapped = self.held.mapped;
-        let fits = known <= mapped && u128::from(mapped - known) <= fenced;
+        let fits = known <= mapped && (u128::from(mapped - known) <= fenced || self.leeway.pool);
         (!fits).then(|| {
             format!("the host has {mapped:#x} bytes mapped, the spaces know {known:#x}, {fenced:#x} are fenced")
         })

@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 29] = [
+pub const REQUESTS: [&str; 30] = [
     "VFIO_GET_API_VERSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
@@ -32,6 +32,7 @@ pub const REQUESTS: [&str; 29] = [
     "IOMMU_IOAS_ALLOC",
     "IOMMU_IOAS_IOVA_RANGES",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
     "IOMMU_GET_HW_INFO",
@@ -44,7 +45,7 @@ pub const REQUESTS: [&str; 29] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 16] = [
+pub const BELIEVED: [&str; 17] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
@@ -53,6 +54,7 @@ pub const BELIEVED: [&str; 16] = [
     "VFIO_IOMMU_SPAPR_TCE_CREATE",
     "VFIO_IOMMU_SPAPR_TCE_REMOVE",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
     "IOMMU_GET_HW_INFO",
@@ -181,7 +183,7 @@ fn errnos_of(name: &str) -> &'static [Errno] {
             Errno::EINTR,
             Errno::ENODEV,
         ],
-        TYPE1_OR_SPAPR_MAP | "IOMMU_IOAS_MAP" => &[
+        TYPE1_OR_SPAPR_MAP | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" => &[
             Errno::EIO,
             Errno::ENOMEM,
             Errno::EFAULT,

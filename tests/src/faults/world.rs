@@ -13,7 +13,7 @@ use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::pci::PciAddress;
-use dmaspace_core::contract::{Attachable, MemoryRegistration, WindowControl};
+use dmaspace_core::contract::{Attachable, MemoryRegistration, MemorySharing, WindowControl};
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
 use dmaspace_core::listener::{
@@ -22,6 +22,7 @@ use dmaspace_core::listener::{
 use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
+use dmaspace_iommufd::Pool;
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 use dmaspace_spapr::guest::{PciHostBridge, WindowError};
 use dmaspace_tests::dirty::{Told, page_of};
@@ -289,6 +290,8 @@ pub struct World {
     pub attached: Vec<Arc<dyn Attachable>>,
     /// Spaces, each with its devices.
     pub opened: Vec<Opened>,
+    /// What some of them share their pins in.
+    pub(super) pool: Weak<Pool>,
     pub(super) regions: Vec<Region>,
     /// What was told of devices' writes.
     told: Arc<Told>,
@@ -309,6 +312,7 @@ impl World {
             bridge: None,
             attached: Vec::new(),
             opened: Vec::new(),
+            pool: Weak::new(),
             regions: (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect(),
             told: Arc::default(),
             written: BTreeSet::new(),
@@ -357,6 +361,17 @@ impl World {
         Ok(())
     }
 
+    /// Opens a space with the host's `n`th device that shares its pins with the others opened so.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open_sharing(&mut self, n: usize) -> Result<(), Trouble> {
+        let pool = self.pool.upgrade().map_or_else(|| self.host.open_pool(), Ok)?;
+        self.opened.push(self.host.open_in(&pool, &Wish::device(self.address(n)))?);
+        self.pool = Arc::downgrade(&pool);
+        Ok(())
+    }
+
     /// Opens a space without a device.
     ///
     /// # Errors
@@ -401,6 +416,11 @@ impl World {
     /// The first space's registrations, on a host that wants them.
     pub fn registration<T>(&self, work: impl FnOnce(&dyn MemoryRegistration) -> T) -> T {
         work(self.space(0).registration().expect("a host that registers"))
+    }
+
+    /// What a space holds, if it shares pins.
+    pub fn sharing<T>(&self, space: usize, work: impl FnOnce(&dyn MemorySharing) -> T) -> T {
+        work(self.space(space).sharing().expect("a space in a pool"))
     }
 
     /// Limits the memory the VMM may lock.
