@@ -1,7 +1,8 @@
 //! What is to be held, where spaces share pins, in as few runs as there can be, and what need not be any more.
 //!
 //! Everything that can be mapped is held: sections, populated or not, and target memory. Holding pins nothing, so there is no reason to
-//! hold less, and what is mapped of it, here or through another space, is pinned once.
+//! hold less, and what is mapped of it, here or through another space, is pinned once. What is new costs what is new; only when something
+//! goes, everything is looked at.
 
 use crate::listener::plan::Planner;
 use crate::listener::plan::registrations::{covered_by, covers_any_of, missing_from, near, runs_of};
@@ -14,14 +15,14 @@ impl Planner<'_> {
     pub(super) fn holdings(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
         let Some(held) = &self.host.held else { return (Vec::new(), Vec::new()) };
         self.plan.targets = targets.iter().map(judge_target).collect();
-        let page = self.host.powers.host_page;
-        let targets = self.view.targets.iter().map(TargetMemory::memory);
-        let memory = targets.chain(self.view.sections.iter().filter_map(Section::memory));
-        let memory = memory.filter(|memory| !memory.is_device_memory()).cloned().collect();
-        // A page that is not whole is not mapped either.
-        let needed: Vec<_> = runs_of(memory).iter().filter_map(|run| run.narrowed_to(page)).collect();
-        let covered = covered_by(&needed);
-        let gone = held.iter().filter(|known| !covers_any_of(&covered, known)).cloned().collect();
+        let sections = self.scope.touched.iter().flat_map(|range| self.view.sections.within(*range));
+        let needed = self.holdable(sections, targets.iter());
+        let gone = if self.scope.withdraws {
+            let covered = covered_by(&self.holdable(self.view.sections.iter(), self.view.targets.iter()));
+            held.iter().filter(|known| !covers_any_of(&covered, known)).cloned().collect()
+        } else {
+            Vec::new()
+        };
         let mut new: Vec<HostMemory> = Vec::new();
         for run in &needed {
             // The same bytes, differently described, are one piece of memory here.
@@ -29,6 +30,17 @@ impl Planner<'_> {
             new.extend(missing_from(run, &known));
         }
         (new, gone)
+    }
+
+    /// What can be held, in runs. A page that is not whole is not mapped either.
+    fn holdable<'b>(
+        &self,
+        sections: impl Iterator<Item = &'b Section>,
+        targets: impl Iterator<Item = &'b TargetMemory>,
+    ) -> Vec<HostMemory> {
+        let memory = sections.filter_map(Section::memory).chain(targets.map(TargetMemory::memory));
+        let memory = memory.filter(|memory| !memory.is_device_memory()).cloned().collect();
+        runs_of(memory).iter().filter_map(|run| run.narrowed_to(self.host.powers.host_page)).collect()
     }
 }
 

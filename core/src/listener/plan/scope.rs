@@ -13,20 +13,28 @@ pub(in crate::listener) struct Scope {
     pub(super) removed: Vec<IovaRange>,
     /// The target memory whose fate is asked for.
     pub(super) targets: Vec<TargetMemory>,
+    /// Whether anything goes.
+    pub(super) withdraws: bool,
 }
 
 impl Scope {
     /// Everything in `view`.
     pub(in crate::listener) fn all(view: &View) -> Self {
         let targets = view.targets.iter().cloned().collect();
-        Self { touched: vec![IovaRange::all()], removed: Vec::new(), targets }
+        Self { touched: vec![IovaRange::all()], removed: Vec::new(), targets, withdraws: true }
     }
 
     /// What the removals of `update` touch in the view without the update: a section that goes leaves the run it was in.
     pub(in crate::listener) fn of_removals(update: &Update, before: &View) -> Self {
         let mut removed: Vec<_> = update.removed.iter().map(Section::range).collect();
         removed.sort();
-        Self { touched: all_widened(before, &update.removed), removed, targets: update.added_targets.clone() }
+        let withdraws = !(update.removed.is_empty() && update.removed_targets.is_empty());
+        Self {
+            touched: all_widened(before, &update.removed),
+            removed,
+            targets: update.added_targets.clone(),
+            withdraws,
+        }
     }
 
     /// The same update, for a space whose windows changed meanwhile: everything is looked at.
