@@ -289,19 +289,12 @@ impl HostMemory {
     }
 
     /// The whole pages that hold it, for kernels that pin whole pages. The bytes around it are mapped, as pages are, but nobody vouched
-    /// for copying them: for registration only.
+    /// for copying them: for registration and holding only.
     pub(crate) fn widened_to(&self, page: PageSize) -> Option<Self> {
         let first = page.round_down(self.address());
         let end = page.round_up(self.last().checked_add(1)?)?;
         let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
         Some(Self { base, len: NonZeroU64::new(end - first)?, ..self.clone() })
-    }
-
-    /// The whole pages in it; `None` when there is none.
-    pub(crate) fn narrowed_to(&self, page: PageSize) -> Option<Self> {
-        let offset = page.round_up(self.address())? - self.address();
-        let left = self.len.get().checked_sub(offset)?;
-        self.slice(offset, page.round_down(left))
     }
 
     /// Copies bytes out, as a device's read would.

@@ -29,7 +29,7 @@ use std::env;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use bus::{Arena, Upper};
-use stand::HostKind::{self, Iommufd, PSeries, PowerNv, PowerNvV1, Type1};
+use stand::HostKind::{self, Iommufd, PSeries, Pool, PowerNv, PowerNvV1, Type1};
 use world::World;
 
 /// Where a PC's memory goes on above its hole; the top of all; where POWER's second window is.
@@ -44,6 +44,11 @@ fn type1() {
 #[test]
 fn iommufd() {
     play("iommufd", 20, &[&[Iommufd]], PC);
+}
+
+#[test]
+fn pool() {
+    play("pool", 15, &[&[Pool], &[Pool, Pool], &[Type1, Pool]], PC);
 }
 
 #[test]

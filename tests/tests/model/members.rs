@@ -1,5 +1,6 @@
 //! Spaces that the listener serves, or no longer, and devices that come to them and go.
 
+use dmaspace::choose::BackendKind;
 use dmaspace_core::listener::CommitError;
 use dmaspace_tests::model::{Change, Reached, page_of_entries};
 use proptest::prelude::*;
@@ -7,7 +8,6 @@ use proptest::test_runner::TestCaseResult;
 
 use crate::entries::fits;
 use crate::place::Place;
-use crate::stand::HostKind;
 use crate::step::Fault;
 use crate::world::World;
 
@@ -92,7 +92,7 @@ impl World {
         let before = self.windows_of(n);
         let place = &mut self.places[n];
         place.stand.unplug();
-        if place.stand.devices() == 0 && place.stand.spec.kind != HostKind::Iommufd {
+        if place.stand.devices() == 0 && place.stand.spec.kind.backend() != BackendKind::Iommufd {
             // The kernel forgot everything.
             place.live = Reached::default();
         }

@@ -88,6 +88,11 @@ impl Place {
         self.space().registration().map(|registration| registration.registered()).unwrap_or_default()
     }
 
+    /// In a pool: what is held.
+    pub(crate) fn held(&self) -> Vec<HostMemory> {
+        self.space().sharing().map(|sharing| sharing.held()).unwrap_or_default()
+    }
+
     /// Required sections that cannot be served.
     pub(crate) fn objections(&self, guest: &Guest) -> Vec<(Section, &'static str)> {
         if self.is_idle() { Vec::new() } else { guest.objections(&self.host()) }

@@ -18,6 +18,8 @@ pub(crate) enum HostKind {
     Type1,
     /// A PC, through `/dev/iommu`.
     Iommufd,
+    /// The same, in a pool.
+    Pool,
     /// POWER's bare metal.
     PowerNv,
     /// A partition of it.
@@ -31,7 +33,7 @@ impl HostKind {
     pub(crate) fn backend(self) -> BackendKind {
         match self {
             Self::Type1 => BackendKind::Type1,
-            Self::Iommufd => BackendKind::Iommufd,
+            Self::Iommufd | Self::Pool => BackendKind::Iommufd,
             Self::PowerNv | Self::PSeries => BackendKind::Spapr,
             Self::PowerNvV1 => BackendKind::SpaprV1,
         }
@@ -79,7 +81,7 @@ pub(crate) struct Spec {
 impl Spec {
     fn profile(&self) -> Profile {
         let mut profile = match self.kind {
-            HostKind::Type1 | HostKind::Iommufd => Profile::vtd(),
+            HostKind::Type1 | HostKind::Iommufd | HostKind::Pool => Profile::vtd(),
             HostKind::PowerNv => Profile::powernv9(),
             HostKind::PSeries => Profile::pseries(),
             HostKind::PowerNvV1 => Profile::powernv9().with_fixed_window(),
@@ -123,7 +125,11 @@ impl Stand {
     pub(crate) fn new(spec: Spec) -> Self {
         let soft = SoftHost::new(spec.profile()).expect("a sound profile");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let opened = host.open_space(spec.kind.backend()).expect("the soft host has it");
+        let opened = match spec.kind {
+            HostKind::Pool => host.open_pool().and_then(|pool| host.open_space_in(&pool)),
+            kind => host.open_space(kind.backend()),
+        };
+        let opened = opened.expect("the soft host has it");
         let devices = soft.profile().groups.iter().flat_map(|group| &group.devices);
         let names: Vec<String> = devices.map(|device| device.address.clone()).collect();
         let dma = soft.device(&names[0]).expect("it is there");

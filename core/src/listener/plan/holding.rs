@@ -32,15 +32,15 @@ impl Planner<'_> {
         (new, gone)
     }
 
-    /// What can be held, in runs. A page that is not whole is not mapped either.
+    /// What can be held, in runs of whole pages.
     fn holdable<'b>(
         &self,
         sections: impl Iterator<Item = &'b Section>,
         targets: impl Iterator<Item = &'b TargetMemory>,
     ) -> Vec<HostMemory> {
         let memory = sections.filter_map(Section::memory).chain(targets.map(TargetMemory::memory));
-        let memory = memory.filter(|memory| !memory.is_device_memory()).cloned().collect();
-        runs_of(memory).iter().filter_map(|run| run.narrowed_to(self.host.powers.host_page)).collect()
+        let memory = memory.filter(|memory| !memory.is_device_memory());
+        runs_of(memory.filter_map(|memory| memory.widened_to(self.host.powers.host_page)).collect())
     }
 }
 
