@@ -212,11 +212,13 @@ const IOMMUFD: &[Rule] = &[
             .with(offset_of!(iommufd::IoasMap, user_va), Holds::Memory { len_at: offset_of!(iommufd::IoasMap, length) })
             .shape(),
     ),
-    // Where others have flags, these three have an id.
+    // Where others have flags, these have an id, or an option's number.
     Rule::new(iommufd::IOAS_UNMAP, exactly(iommufd::IoasUnmap::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_IOVA_RANGES, iova_ranges().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_ALLOW_IOVAS, allow_iovas().allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::OPTION, exactly(iommufd::IommuOption::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_ALLOC, exactly(iommufd::IoasAlloc::SIZE).shape()),
     Rule::new(iommufd::HWPT_GET_DIRTY_BITMAP, written().allowing(ANY_FLAGS).shape()),
     Rule::new(
@@ -257,6 +259,13 @@ const fn iova_ranges() -> Layout {
     let each = size_of::<iommufd::IovaSpan>() as u64;
     exactly(iommufd::IoasIovaRanges::SIZE)
         .with(offset_of!(iommufd::IoasIovaRanges, allowed_iovas), Holds::Array { count_at, each })
+}
+
+const fn allow_iovas() -> Layout {
+    let count_at = offset_of!(iommufd::IoasAllowIovas, num_iovas);
+    let each = size_of::<iommufd::IovaSpan>() as u64;
+    exactly(iommufd::IoasAllowIovas::SIZE)
+        .with(offset_of!(iommufd::IoasAllowIovas, allowed_iovas), Holds::Array { count_at, each })
 }
 
 /// The flags of IOAS_MAP and IOAS_COPY.

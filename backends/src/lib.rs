@@ -43,7 +43,7 @@
 //! # The way through
 //! - [`facts`]: what this host offers, read once. [`choose`]: which backend, and for every other why not and what to do about it.
 //! - [`open`]: from PCI addresses, or from descriptors handed in, to a space with its devices attached; [`group`] and [`device`] are
-//!   what is open then.
+//!   what is open then; [`options`]: how, where there is a choice.
 //! - [`Pool`]: several spaces over one guest, its memory pinned once ([`Host::open_pool`], [`Host::open_in`]).
 //! - [`registry`] and [`kvm`]: telling KVM, in time.
 //! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
@@ -84,6 +84,7 @@ pub mod group;
 pub mod kvm;
 pub mod linux;
 pub mod open;
+pub mod options;
 pub mod pci;
 #[cfg(feature = "recording")]
 pub mod recording;
@@ -99,6 +100,7 @@ pub use device::Device;
 pub use facts::Facts;
 pub use linux::LinuxDoor;
 pub use open::{Host, OpenError, OpenSpace, Opened};
+pub use options::OpenOptions;
 pub use pci::PciAddress;
 
 #[doc(no_inline)]

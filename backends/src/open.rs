@@ -27,6 +27,7 @@ use crate::device::Device;
 use crate::facts::{CONTAINER_NODE, Facts, FactsError, IOMMUFD_NODE};
 use crate::group::VfioGroup;
 use crate::linux::LinuxDoor;
+use crate::options::OpenOptions;
 use crate::pci::PciAddress;
 use crate::registry::{Entry, Registry};
 
@@ -36,6 +37,7 @@ pub struct Host {
     door: Arc<dyn Door>,
     facts: Facts,
     registry: Option<Arc<dyn Registry>>,
+    options: OpenOptions,
 }
 
 impl Host {
@@ -53,7 +55,7 @@ impl Host {
 
     /// A host behind any door.
     pub fn new(door: Arc<dyn Door>, facts: Facts) -> Self {
-        Self { door, facts, registry: None }
+        Self { door, facts, registry: None, options: OpenOptions::default() }
     }
 
     /// The same host after a new look, when devices were plugged or bound to other drivers.
@@ -63,11 +65,23 @@ impl Host {
         self
     }
 
+    /// Opens spaces like that from now on.
+    #[must_use]
+    pub fn with_options(mut self, options: OpenOptions) -> Self {
+        self.options = options;
+        self
+    }
+
     /// Tells `registry` about every group and device before it is used.
     #[must_use]
     pub fn registering_with(mut self, registry: Arc<dyn Registry>) -> Self {
         self.registry = Some(registry);
         self
+    }
+
+    /// How it opens spaces.
+    pub(crate) fn options(&self) -> &OpenOptions {
+        &self.options
     }
 
     /// The door.
@@ -136,14 +150,15 @@ impl Host {
     /// Opens a space without a device.
     ///
     /// # Errors
-    /// [`OpenError::Node`], [`OpenError::Version`], [`OpenError::Refused`].
+    /// [`OpenError::NoChoice`], [`OpenError::Node`], [`OpenError::Version`], [`OpenError::Refused`].
     pub fn open_space(&self, backend: BackendKind) -> Result<OpenSpace, OpenError> {
         let (node, kind) = match backend {
             BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => (CONTAINER_NODE, HandleKind::Container),
             BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
+        self.options.check(backend)?;
         let handle = open_node(&*self.door, Path::new(node), kind)?;
-        Ok(self.telling(OpenSpace::of(self.door.clone(), backend, handle)?))
+        Ok(self.telling(OpenSpace::opened(self.door.clone(), backend, handle, &self.options)?))
     }
 
     /// The same space, telling this host's registry about its devices.
@@ -179,14 +194,22 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError::Version`], [`OpenError::Refused`].
     pub fn of(door: Arc<dyn Door>, backend: BackendKind, handle: Handle) -> Result<Self, OpenError> {
+        Self::opened(door, backend, handle, &OpenOptions::default())
+    }
+
+    fn opened(
+        door: Arc<dyn Door>,
+        backend: BackendKind,
+        handle: Handle,
+        options: &OpenOptions,
+    ) -> Result<Self, OpenError> {
         let space: Arc<dyn PciAddressSpace> = match backend {
             BackendKind::Type1 => container_space(&*door, handle, Type1::new(door.clone(), handle))?,
             BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
             BackendKind::SpaprV1 => container_space(&*door, handle, SpaprV1::new(door.clone(), handle))?,
             BackendKind::Iommufd => {
-                let ioas =
-                    Ioas::new(door.clone(), handle).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
-                Arc::new(Space::new(ioas)?)
+                let iommufd = options.iommufd(door.clone(), handle)?;
+                Arc::new(Space::new(options.prepare(Ioas::within(iommufd))?)?)
             }
         };
         Ok(Self::around(door, backend, space))
@@ -348,6 +371,14 @@ pub enum OpenError {
     /// No backend will do; the choice says why not, and what to do.
     #[error("{0}")]
     NoBackend(Choice),
+    /// The backend does not do what the options ask for, and leaves no choice.
+    #[error("{backend} {why}")]
+    NoChoice {
+        /// The backend.
+        backend: BackendKind,
+        /// What it does instead.
+        why: &'static str,
+    },
     /// A node could not be opened.
     #[error("open {path}: {errno}{fix}", path = .path.display(), fix = Fix(node_advice(*.errno)))]
     Node {
@@ -453,7 +484,14 @@ fn call_advice(failure: &Failure) -> Option<&'static str> {
             "another process, or another space of this one, has the device open"
         }
         ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", Errno::EADDRINUSE) => {
-            "unmap what lies in the device's reserved regions first"
+            "unmap what lies in the device's reserved regions first, and promise none of them"
+        }
+        ("IOMMU_OPTION", Errno::EPERM) => "grant CAP_SYS_RESOURCE, or let the user be charged",
+        ("IOMMU_OPTION", Errno::EBUSY) => "who is charged is settled with the first object: ask right after opening",
+        ("IOMMU_OPTION", Errno::EOPNOTSUPP) => "this kernel's iommufd has no such option",
+        ("IOMMU_IOAS_ALLOW_IOVAS", Errno::EINVAL) => "promise ranges that share no byte and are longer than one",
+        ("IOMMU_IOAS_ALLOW_IOVAS", Errno::EADDRINUSE) => {
+            "a device that is attached does not reach all of it: promise less"
         }
         ("VFIO_GROUP_GET_DEVICE_FD", Errno::ENODEV) => "look whether the device is still bound to vfio-pci",
         _ => return None,

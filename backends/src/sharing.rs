@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use dmaspace_core::Space;
 use dmaspace_core::door::HandleKind;
-use dmaspace_iommufd::{Ioas, Iommufd, Pool};
+use dmaspace_iommufd::{Ioas, Pool};
 
 use crate::choose::{BackendKind, Wish};
 use crate::facts::IOMMUFD_NODE;
 use crate::open::{Host, OpenError, OpenSpace, Opened, open_node};
+use crate::options::OpenOptions;
 
 impl Host {
     /// Opens `/dev/iommu` for spaces that share what they pin.
@@ -23,7 +24,7 @@ impl Host {
     /// [`OpenError::Node`], [`OpenError::Refused`].
     pub fn open_pool(&self) -> Result<Arc<Pool>, OpenError> {
         let handle = open_node(&**self.door(), Path::new(IOMMUFD_NODE), HandleKind::Iommufd)?;
-        let pool = Pool::new(Iommufd::new(self.door().clone(), handle));
+        let pool = Pool::new(self.options().iommufd(self.door().clone(), handle)?);
         pool.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
     }
 
@@ -45,7 +46,7 @@ impl Host {
     /// # Errors
     /// [`OpenError::Refused`].
     pub fn open_space_in(&self, pool: &Arc<Pool>) -> Result<OpenSpace, OpenError> {
-        Ok(self.telling(OpenSpace::sharing(pool.clone())?))
+        Ok(self.telling(OpenSpace::shared(pool.clone(), self.options())?))
     }
 }
 
@@ -55,8 +56,12 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError::Refused`].
     pub fn sharing(pool: Arc<Pool>) -> Result<Self, OpenError> {
+        Self::shared(pool, &OpenOptions::default())
+    }
+
+    fn shared(pool: Arc<Pool>, options: &OpenOptions) -> Result<Self, OpenError> {
         let door = pool.iommufd().door().clone();
-        let ioas = Ioas::sharing(pool).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
+        let ioas = options.prepare(Ioas::sharing(pool))?;
         Ok(Self::around(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?)))
     }
 }

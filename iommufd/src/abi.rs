@@ -238,8 +238,13 @@ macro_rules! laid_out_as {
     (@offset $header:ident::$kernel:ident, $field:ident) => { offset_of!($header::$kernel, $field) };
 }
 
+mod option;
 mod page_table;
 
+pub use option::{
+    IOAS_ALLOW_IOVAS, IoasAllowIovas, IommuOption, OPTION, OPTION_HUGE_PAGES, OPTION_OP_GET, OPTION_OP_SET,
+    OPTION_RLIMIT_MODE,
+};
 pub use page_table::{
     CAP_DIRTY_TRACKING, DIRTY_TRACKING_ENABLE, GET_DIRTY_BITMAP_NO_CLEAR, HWPT_ALLOC_DIRTY_TRACKING, HwInfo, HwptAlloc,
     HwptGetDirtyBitmap, HwptSetDirtyTracking,

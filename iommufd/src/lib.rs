@@ -18,6 +18,7 @@ pub mod abi;
 mod cdev;
 mod dirty;
 mod object;
+mod option;
 mod page_table;
 pub mod ranges;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::contract::{AttachPoint, Attachable, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
-use dmaspace_core::locked::{Allowance, LockedMemory};
+use dmaspace_core::locked::{Allowance, LockedMemory, Payer};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
@@ -87,6 +88,10 @@ impl Ioas {
         self.object.iommufd()
     }
 
+    fn id(&self) -> u32 {
+        self.object.id()
+    }
+
     fn door(&self) -> &dyn Door {
         &**self.iommufd().door()
     }
@@ -116,10 +121,14 @@ impl Backend for Ioas {
         }
     }
 
-    /// Charged to the user, which nobody can read; this process's part of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c,
+    /// Unless asked otherwise, charged to the user, which nobody can read; this process's part of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c,
     /// do_update_pinned).
     fn allowance(&self) -> Option<Allowance> {
-        self.door().locked_memory().map(LockedMemory::of_user)
+        let locked = self.door().locked_memory()?;
+        Some(match self.iommufd().charged() {
+            Payer::Process => LockedMemory::of_process(locked),
+            Payer::User => LockedMemory::of_user(locked),
+        })
     }
 
     fn is_real(&self) -> bool {

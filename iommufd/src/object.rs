@@ -6,9 +6,11 @@
 
 use std::mem::offset_of;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_core::asking::insist;
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
+use dmaspace_core::locked::Payer;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
@@ -23,12 +25,14 @@ use crate::map_flags;
 pub struct Iommufd {
     door: Arc<dyn Door>,
     handle: Handle,
+    /// Whether this process alone is charged for what is pinned.
+    charges_process: AtomicBool,
 }
 
 impl Iommufd {
     /// Takes over `handle`.
     pub fn new(door: Arc<dyn Door>, handle: Handle) -> Arc<Self> {
-        Arc::new(Self { door, handle })
+        Arc::new(Self { door, handle, charges_process: AtomicBool::new(false) })
     }
 
     /// The handle, for binding devices.
@@ -39,6 +43,15 @@ impl Iommufd {
     /// What it was opened through.
     pub fn door(&self) -> &Arc<dyn Door> {
         &self.door
+    }
+
+    /// Who is charged, as far as it was asked for here.
+    pub(crate) fn charged(&self) -> Payer {
+        if self.charges_process.load(Ordering::Relaxed) { Payer::Process } else { Payer::User }
+    }
+
+    pub(crate) fn remember_payer(&self, payer: Payer) {
+        self.charges_process.store(payer == Payer::Process, Ordering::Relaxed);
     }
 
     pub(crate) fn call(&self, command: Command<'_>) -> Result<(), Failure> {

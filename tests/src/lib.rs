@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod logged;
 pub mod mock;
 pub mod model;
+pub mod options;
 pub mod ram;
 pub mod recovery;
 pub mod scenarios;

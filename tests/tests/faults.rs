@@ -65,6 +65,18 @@ const SEQUENCES: &[Sequence] = &[
         operate: |world| world.open(0).and_then(|()| done()),
     },
     Sequence {
+        name: "open_a_device_and_ask_for_more",
+        on: &[IOMMUFD],
+        arrange: |_| {},
+        operate: |world| world.open_asking(0, range(0, 512 * MIB)).and_then(|()| done()),
+    },
+    Sequence {
+        name: "open_a_device_that_does_not_reach_what_is_promised",
+        on: &[IOMMUFD],
+        arrange: |_| {},
+        operate: |world| world.open_asking(0, range(0, 4096 * MIB)).and_then(|()| done()),
+    },
+    Sequence {
         name: "attach_a_second_device",
         on: WITH_PAGE_TABLES,
         arrange: with_entries,

@@ -23,8 +23,8 @@ use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
 use dmaspace_tests::logged;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::scenarios;
-use dmaspace_tests::sharing;
 use dmaspace_tests::stage::Stage;
+use dmaspace_tests::{options, sharing};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -94,6 +94,10 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
         if *backend == BackendKind::Iommufd {
             trials.push(Trial::test("iommufd::a_pool_pins_once", || with_two_devices(sharing::a_pool_pins_once)));
+            let name = "iommufd::options_are_kept";
+            trials.push(Trial::test(name, || with_a_device(options::options_are_kept)));
+            let name = "iommufd::what_the_kernel_says_to_options";
+            trials.push(Trial::test(name, || with_a_device(options::what_the_kernel_says_to_options)));
             let name = "iommufd::mapping_again_pins_twice";
             trials.push(Trial::test(name, || with_two_devices(sharing::mapping_again_pins_twice)));
         }
@@ -149,6 +153,11 @@ fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&
         play(&mut open()?);
         Ok(())
     })
+}
+
+/// Plays with the host's first device.
+fn with_a_device(play: fn(&Host, PciAddress) -> Result<(), OpenError>) -> Result<(), Failed> {
+    leaving_nothing_behind(|| Ok(play(&Host::this()?, first_device()?)?))
 }
 
 /// Plays with the host's first two devices.

@@ -4,10 +4,12 @@
 //! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
 //! one and stops at the first that it would cut, without bringing back the ones before.
 //!
-//! Edges: page tables the kernel manages only. Promises (IOMMU_IOAS_ALLOW_IOVAS), options and files answer `ENOTTY`.
+//! Edges: page tables the kernel manages only. Files (IOMMU_IOAS_MAP_FILE) and moves to another process
+//! (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as kernels before 6.14 do.
 
 mod devices;
 mod ioas;
+mod option;
 mod page_table;
 mod pages;
 
@@ -96,6 +98,8 @@ impl Context {
             number if number == abi::IOAS_MAP.number => self.map(world, call),
             number if number == abi::IOAS_COPY.number => self.copy(world, call),
             number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
+            number if number == abi::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
+            number if number == abi::OPTION.number => self.option(world, call),
             number if number == abi::GET_HW_INFO.number => self.hw_info(world, call),
             number if number == abi::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
             number if number == abi::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),

@@ -1,7 +1,7 @@
 //! What one process has locked and pinned, as `/proc/<pid>/status` would say.
 //!
-//! `VmLck` (linux: mm/util.c, __account_locked_vm) is charged by type1 and sPAPR, `VmPin` by iommufd, which also charges the user
-//! (linux: drivers/iommu/iommufd/pages.c, do_update_pinned). There is one user here, so his count is the sum over his processes; the
+//! `VmLck` (linux: mm/util.c, __account_locked_vm) is charged by type1 and sPAPR, `VmPin` by iommufd, which also charges the user, or
+//! `VmLck` if it is asked to (linux: drivers/iommu/iommufd/pages.c, do_update_pinned). There is one user here, so his count is the sum over his processes; the
 //! only limit is RLIMIT_MEMLOCK, and a process without one has CAP_IPC_LOCK.
 
 use dmaspace_core::PageSize;
@@ -70,6 +70,13 @@ impl Account {
     /// Charges `bytes` to `VmPin`.
     pub(crate) fn pin(&mut self, bytes: u64) -> Result<(), Errno> {
         self.admit(self.pinned.now, bytes)?;
+        self.pinned.rise(bytes);
+        Ok(())
+    }
+
+    /// Charges `bytes` to `VmLck`, and counts them in `VmPin`.
+    pub(crate) fn lock_pinned(&mut self, bytes: u64) -> Result<(), Errno> {
+        self.lock(bytes)?;
         self.pinned.rise(bytes);
         Ok(())
     }

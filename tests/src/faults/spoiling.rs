@@ -31,6 +31,8 @@ pub const REQUESTS: [&str; 30] = [
     "VFIO_IOMMU_SPAPR_TCE_REMOVE",
     "IOMMU_IOAS_ALLOC",
     "IOMMU_IOAS_IOVA_RANGES",
+    "IOMMU_OPTION",
+    "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
@@ -45,7 +47,7 @@ pub const REQUESTS: [&str; 30] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 17] = [
+pub const BELIEVED: [&str; 19] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
@@ -53,6 +55,8 @@ pub const BELIEVED: [&str; 17] = [
     "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY",
     "VFIO_IOMMU_SPAPR_TCE_CREATE",
     "VFIO_IOMMU_SPAPR_TCE_REMOVE",
+    "IOMMU_OPTION",
+    "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",

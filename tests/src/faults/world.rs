@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
+use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::{Attachable, MemoryRegistration, MemorySharing, WindowControl};
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
@@ -19,7 +20,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::listener::{
     BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
 };
-use dmaspace_core::locked::LockedMemory;
+use dmaspace_core::locked::{LockedMemory, Payer};
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_iommufd::Pool;
@@ -358,6 +359,17 @@ impl World {
             BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
         };
         self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
+        Ok(())
+    }
+
+    /// Opens a space with the host's `n`th device, asking for everything there is to ask for.
+    ///
+    /// # Errors
+    /// What opening says.
+    pub fn open_asking(&mut self, n: usize, promised: IovaRange) -> Result<(), Trouble> {
+        let options = OpenOptions::new().charging(Payer::Process).without_huge_pages().promising(promised);
+        let wish = Wish::device(self.address(n)).on(self.ground.backend);
+        self.opened.push(self.host.clone().with_options(options).open(&wish)?);
         Ok(())
     }
 

@@ -29,6 +29,10 @@ pub(super) struct Ioas {
     /// The page tables that show it.
     pub(super) page_tables: BTreeMap<u32, PageTable>,
     reserved: Vec<(IovaRange, Owner)>,
+    /// What nobody may reserve.
+    promised: Vec<IovaRange>,
+    /// What bus addresses must be multiples of without a page table: a page where huge pages are forbidden.
+    smallest: PageSize,
 }
 
 /// Who reserved a range.
@@ -47,7 +51,14 @@ pub(super) enum Place {
 
 impl Default for Ioas {
     fn default() -> Self {
-        Self { table: Table::default(), alignment: BYTE, page_tables: BTreeMap::new(), reserved: Vec::new() }
+        Self {
+            table: Table::default(),
+            alignment: BYTE,
+            page_tables: BTreeMap::new(),
+            reserved: Vec::new(),
+            promised: Vec::new(),
+            smallest: BYTE,
+        }
     }
 }
 
@@ -62,9 +73,36 @@ impl Ioas {
         usable
     }
 
-    /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping in the way is `EADDRINUSE`.
+    pub(super) fn has_huge_pages(&self) -> bool {
+        self.smallest == BYTE
+    }
+
+    /// iopt_enable_large_pages and iopt_disable_large_pages.
+    pub(super) fn allow_huge_pages(&mut self, page: PageSize, allowed: bool) -> Result<(), Errno> {
+        if allowed == self.has_huge_pages() {
+            return Ok(());
+        }
+        if !allowed {
+            require(self.page_tables.is_empty() || self.table.iter().next().is_none(), Errno::EINVAL)?;
+            require(self.table.iter().all(|run| is_aligned(run, page, page)), Errno::EADDRINUSE)?;
+        }
+        self.smallest = if allowed { BYTE } else { page };
+        self.alignment = if self.page_tables.is_empty() { self.smallest } else { self.alignment.max(self.smallest) };
+        Ok(())
+    }
+
+    /// iopt_set_allow_iova: what is promised takes the place of what was.
+    pub(super) fn promise(&mut self, promised: Vec<IovaRange>) -> Result<(), Errno> {
+        let taken = |range: &IovaRange| self.reserved.iter().any(|(reserved, _)| reserved.overlaps(*range));
+        require(!promised.iter().any(taken), Errno::EADDRINUSE)?;
+        self.promised = promised;
+        Ok(())
+    }
+
+    /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping or a promise in the way is `EADDRINUSE`.
     pub(super) fn reserve(&mut self, ranges: &[IovaRange], owner: Owner) -> Result<(), Errno> {
-        let free = !ranges.iter().any(|range| self.table.overlaps(*range));
+        let promised = |range: &IovaRange| self.promised.iter().any(|promised| promised.overlaps(*range));
+        let free = !ranges.iter().any(|range| self.table.overlaps(*range) || promised(range));
         require(free, Errno::EADDRINUSE)?;
         self.reserved.extend(ranges.iter().map(|range| (*range, owner)));
         Ok(())
@@ -103,7 +141,7 @@ impl Ioas {
         self.unreserve(Owner::PageTable(id));
         if self.page_tables.is_empty() {
             self.table.iter().for_each(|run| pages.unpin(world, run));
-            self.alignment = BYTE;
+            self.alignment = self.smallest;
         }
     }
 

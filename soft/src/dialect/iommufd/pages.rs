@@ -34,6 +34,8 @@ struct Pages {
     writable: bool,
     pinned: Coverage,
     users: u64,
+    /// Whether the process is charged, not its user.
+    charges_process: bool,
 }
 
 /// All pages of one iommufd.
@@ -41,6 +43,8 @@ struct Pages {
 pub(super) struct PagesStore {
     all: BTreeMap<u64, Pages>,
     last: u64,
+    /// Who is charged for what comes.
+    pub(super) charges_process: bool,
 }
 
 impl PagesStore {
@@ -58,8 +62,12 @@ impl PagesStore {
         address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
         let whole = memory.pinnable(length, false);
         let there = if memory.is_device_memory() { 0 } else { memory.pinnable_bytes(length, writable) };
+        let charges_process = self.charges_process;
         self.last += 1;
-        self.all.insert(self.last, Pages { by, address, there, writable, pinned: Coverage::default(), users: 1 });
+        self.all.insert(
+            self.last,
+            Pages { by, address, there, writable, pinned: Coverage::default(), users: 1, charges_process },
+        );
         // What is not there can be mapped as long as nobody pins it.
         let nothing = || HostMemory::unbacked(address, NonZeroU64::new(length)?);
         Ok(Piece { pages: self.last, memory: whole.or_else(nothing).ok_or(Errno::EOVERFLOW)? })
@@ -95,7 +103,12 @@ impl PagesStore {
         let fresh = pages.pinned.unused(first, end);
         let there = run.memory.last() - pages.address < pages.there;
         require(there || fresh == 0, Errno::EFAULT)?;
-        world.account(pages.by).pin(fresh << page.shift())?;
+        let (account, bytes) = (world.account(pages.by), fresh << page.shift());
+        if pages.charges_process {
+            account.lock_pinned(bytes)?
+        } else {
+            account.pin(bytes)?
+        }
         pages.pinned.add(first, end);
         Ok(fresh << page.shift())
     }
@@ -113,7 +126,11 @@ impl PagesStore {
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
-        world.give_back(pages.by, |account| account.unpin(stale << page.shift()));
+        let charges_process = pages.charges_process;
+        world.give_back(pages.by, |account| {
+            account.unpin(stale << page.shift());
+            account.unlock(if charges_process { stale << page.shift() } else { 0 });
+        });
     }
 }
 

@@ -1,0 +1,154 @@
+//! What whoever opens may ask for: who is charged, whether huge pages are used, which ranges devices must not take away.
+
+use std::mem::offset_of;
+
+use dmaspace_core::IovaRange;
+use dmaspace_core::door::{Attached, Attachment, Command, Failure};
+use dmaspace_core::locked::Payer;
+use zerocopy::IntoBytes;
+
+use crate::Ioas;
+use crate::abi::{self, IoasAllowIovas, IommuOption, IovaSpan};
+use crate::object::Iommufd;
+
+impl Iommufd {
+    /// Has what is pinned from now on charged to `payer`: the user (as it is unless asked otherwise), whose processes then share one
+    /// limit, or this process alone, as type1 does. Before anything else: an iommufd with objects keeps charging as it did.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_RESOURCE, `EBUSY` when there is an object already (linux: drivers/iommu/iommufd/ioas.c,
+    /// iommufd_option_rlimit_mode), or what else the kernel says. Nothing changed then.
+    pub fn charge(&self, payer: Payer) -> Result<(), Failure> {
+        let per_process = payer == Payer::Process;
+        self.set(abi::OPTION_RLIMIT_MODE, 0, per_process)?;
+        self.remember_payer(payer);
+        Ok(())
+    }
+
+    /// Who is charged for what is pinned. Asks the kernel.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn payer(&self) -> Result<Payer, Failure> {
+        let per_process = self.get(abi::OPTION_RLIMIT_MODE, 0)?;
+        Ok(if per_process { Payer::Process } else { Payer::User })
+    }
+
+    fn set(&self, option: u32, object: u32, value: bool) -> Result<(), Failure> {
+        self.option(option, abi::OPTION_OP_SET, object, value.into()).map(drop)
+    }
+
+    fn get(&self, option: u32, object: u32) -> Result<bool, Failure> {
+        match self.option(option, abi::OPTION_OP_GET, object, 0)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Failure::malformed(abi::OPTION.name, "neither yes nor no")),
+        }
+    }
+
+    fn option(&self, option_id: u32, op: u16, object_id: u32, val64: u64) -> Result<u64, Failure> {
+        let mut option = IommuOption { size: IommuOption::SIZE, option_id, op, reserved: 0, object_id, val64 };
+        self.call(Command::with_bytes(abi::OPTION, option.as_mut_bytes()))?;
+        Ok(option.val64)
+    }
+}
+
+impl Ioas {
+    /// Allows or forbids huge pages in the page tables of this address space. They are allowed unless asked otherwise; without them every
+    /// translation costs more, and pages can be logged one by one from the start.
+    ///
+    /// # Errors
+    /// `EINVAL` when a device is attached and something mapped (linux: drivers/iommu/iommufd/io_pagetable.c,
+    /// iopt_disable_large_pages), `EADDRINUSE` when a mapping is less than a page, or what else the kernel says. Nothing changed then.
+    pub fn allow_huge_pages(&self, allowed: bool) -> Result<(), Failure> {
+        self.iommufd().set(abi::OPTION_HUGE_PAGES, self.id(), allowed)
+    }
+
+    /// Whether huge pages are allowed. Asks the kernel.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn allows_huge_pages(&self) -> Result<bool, Failure> {
+        self.iommufd().get(abi::OPTION_HUGE_PAGES, self.id())
+    }
+
+    /// Has the kernel promise that these ranges can always be mapped, in the place of what it promised before: a device that does not reach
+    /// one of them is refused with `EADDRINUSE`, whoever attaches it. Mappings elsewhere are possible as before.
+    ///
+    /// # Errors
+    /// `EADDRINUSE` when a device is attached that does not reach one of them, `EINVAL` when two share a byte or one is a single byte long
+    /// (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_load_iovas), or what else the kernel says. What was promised before
+    /// stands then.
+    pub fn promise(&self, ranges: &[IovaRange]) -> Result<(), Failure> {
+        let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
+        let mut spans: Vec<_> = ranges.iter().map(span).collect();
+        let too_many = Failure::malformed(abi::IOAS_ALLOW_IOVAS.name, "more ranges than can be counted");
+        let mut allow = IoasAllowIovas {
+            size: IoasAllowIovas::SIZE,
+            ioas_id: self.id(),
+            num_iovas: u32::try_from(spans.len()).map_err(|_| too_many)?,
+            ..IoasAllowIovas::default()
+        };
+        let array = Attached::Buffer(spans.as_mut_slice().as_mut_bytes());
+        let mut array = [Attachment { offset: offset_of!(IoasAllowIovas, allowed_iovas), what: array }];
+        let command = Command::with_bytes(abi::IOAS_ALLOW_IOVAS, allow.as_mut_bytes());
+        self.iommufd().call(command.attaching(&mut array))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{Answer, IOMMUFD, Scripted, ioas};
+    use dmaspace_core::Iova;
+    use dmaspace_core::door::Errno;
+    use zerocopy::FromBytes;
+
+    fn yes(bytes: &mut [u8]) -> Result<i32, Errno> {
+        IommuOption::mut_from_bytes(bytes).expect("room for the struct").val64 = 1;
+        Ok(0)
+    }
+
+    fn option(option_id: u32, op: u16, object_id: u32, val64: u64) -> Vec<u8> {
+        IommuOption { size: 24, option_id, op, reserved: 0, object_id, val64 }.as_bytes().to_vec()
+    }
+
+    #[test]
+    fn who_is_charged_is_asked_of_the_iommufd_and_remembered() {
+        let door = Scripted::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Answer]);
+        let iommufd = Iommufd::new(door.clone(), IOMMUFD);
+        let refused = iommufd.charge(Payer::Process).expect_err("without CAP_SYS_RESOURCE");
+        assert_eq!((refused.errno(), iommufd.charged()), (Some(Errno::EPERM), Payer::User));
+        iommufd.charge(Payer::Process).expect("done");
+        assert_eq!((iommufd.charged(), iommufd.payer()), (Payer::Process, Ok(Payer::Process)));
+        let asked: Vec<_> = door.take().into_iter().map(|call| call.bytes).collect();
+        assert_eq!(asked, [option(0, 0, 0, 1), option(0, 0, 0, 1), option(0, 1, 0, 0)]);
+    }
+
+    #[test]
+    fn huge_pages_are_asked_of_the_address_space() {
+        let two: Answer = |bytes| {
+            IommuOption::mut_from_bytes(bytes).expect("room for the struct").val64 = 2;
+            Ok(0)
+        };
+        let (door, ioas) = ioas(&[|_| Ok(0), yes, two]);
+        ioas.allow_huge_pages(false).expect("done");
+        assert_eq!(ioas.allows_huge_pages(), Ok(true));
+        ioas.allows_huge_pages().expect_err("neither yes nor no");
+        let asked: Vec<_> = door.take().into_iter().map(|call| call.bytes).collect();
+        assert_eq!(asked, [option(1, 0, 7, 0), option(1, 1, 7, 0), option(1, 1, 7, 0)]);
+    }
+
+    #[test]
+    fn promises_are_ranges_with_their_last_byte() {
+        let (door, ioas) = ioas(&[]);
+        let all = IovaRange::all();
+        let low = IovaRange::with_len(Iova::new(0), 0x1000).expect("a range of the test");
+        ioas.promise(&[low, all]).expect("the kernel decides");
+        ioas.promise(&[]).expect("nothing is promised any more");
+        let calls = door.take();
+        let allow = |n: usize| IoasAllowIovas::read_from_bytes(&calls[n].bytes).expect("the struct");
+        let expected = IoasAllowIovas { size: 24, ioas_id: 7, num_iovas: 2, reserved: 0, allowed_iovas: 0 };
+        assert_eq!((allow(0), allow(1).num_iovas, calls[0].attached.as_slice()), (expected, 0, &[16][..]));
+    }
+}

@@ -1,0 +1,82 @@
+//! Options, and promises of ranges (linux: drivers/iommu/iommufd/main.c, drivers/iommu/iommufd/ioas.c).
+
+use std::mem::offset_of;
+
+use dmaspace_core::door::Errno;
+use dmaspace_core::{Iova, IovaRange};
+use dmaspace_iommufd::abi::{self, IoasAllowIovas, IommuOption, IovaSpan};
+use zerocopy::FromBytes;
+
+use super::{Context, ioas_of, read};
+use crate::dialect::call::Call;
+use crate::dialect::{World, require};
+
+impl Context {
+    /// iommufd_option.
+    pub(super) fn option(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut option: IommuOption = read(call)?;
+        require(option.reserved == 0, Errno::EOPNOTSUPP)?;
+        option.val64 = match option.option_id {
+            abi::OPTION_RLIMIT_MODE => self.rlimit_mode(world, call, &option)?,
+            abi::OPTION_HUGE_PAGES => self.huge_pages(world, &option)?,
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        call.write(&option);
+        Ok(())
+    }
+
+    /// iommufd_option_rlimit_mode. Whom no limit binds has CAP_SYS_RESOURCE too.
+    fn rlimit_mode(&mut self, world: &mut World, call: &Call<'_, '_>, option: &IommuOption) -> Result<u64, Errno> {
+        require(option.object_id == 0, Errno::EOPNOTSUPP)?;
+        match option.op {
+            abi::OPTION_OP_GET => Ok(self.pages.charges_process.into()),
+            abi::OPTION_OP_SET => {
+                require(world.account(call.by).limit.is_none(), Errno::EPERM)?;
+                require(self.objects.is_empty(), Errno::EBUSY)?;
+                self.pages.charges_process = yes_or_no(option.val64)?;
+                Ok(option.val64)
+            }
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// iommufd_ioas_option.
+    fn huge_pages(&mut self, world: &World, option: &IommuOption) -> Result<u64, Errno> {
+        let ioas = ioas_of(&mut self.objects, option.object_id)?;
+        match option.op {
+            abi::OPTION_OP_GET => Ok(ioas.has_huge_pages().into()),
+            abi::OPTION_OP_SET => {
+                ioas.allow_huge_pages(world.page(), yes_or_no(option.val64)?)?;
+                Ok(option.val64)
+            }
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// iommufd_ioas_allow_iovas.
+    pub(super) fn allow_iovas(&mut self, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let allow: IoasAllowIovas = read(call)?;
+        require(allow.reserved == 0, Errno::EOPNOTSUPP)?;
+        let ioas = ioas_of(&mut self.objects, allow.ioas_id)?;
+        let mut promised: Vec<IovaRange> = Vec::new();
+        for n in 0..allow.num_iovas as usize {
+            let array = call.buffer(offset_of!(IoasAllowIovas, allowed_iovas)).ok_or(Errno::EFAULT)?;
+            let at = n * size_of::<IovaSpan>();
+            let element = array.get(at..at + size_of::<IovaSpan>()).ok_or(Errno::EFAULT)?;
+            let span = IovaSpan::read_from_bytes(element).map_err(|_| Errno::EFAULT)?;
+            require(span.start < span.last, Errno::EINVAL)?;
+            let range = IovaRange::new(Iova::new(span.start), Iova::new(span.last)).map_err(|_| Errno::EINVAL)?;
+            require(!promised.iter().any(|other| other.overlaps(range)), Errno::EINVAL)?;
+            promised.push(range);
+        }
+        ioas.promise(promised)
+    }
+}
+
+fn yes_or_no(value: u64) -> Result<bool, Errno> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Errno::EINVAL),
+    }
+}

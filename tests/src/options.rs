@@ -1,0 +1,102 @@
+//! What may be asked for when an iommufd is opened, and what the kernel makes of it: the same on the soft host and on real ones.
+
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::open::{Host, OpenError};
+use dmaspace::options::OpenOptions;
+use dmaspace::pci::PciAddress;
+use dmaspace_core::contract::{Attachable, Unit};
+use dmaspace_core::door::{Errno, Failure, HandleKind};
+use dmaspace_core::locked::Payer;
+use dmaspace_core::{Access, Iova, IovaRange, PciAddressSpace, Space};
+use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
+
+use crate::ram::Ram;
+use crate::soft::range;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// `VmLck` and `VmPin`.
+fn locked(host: &Host) -> (u64, u64) {
+    let locked = host.door().locked_memory().expect("the door can tell");
+    (locked.locked, locked.pinned)
+}
+
+fn errno(result: Result<(), Failure>) -> Option<Errno> {
+    result.expect_err("it cannot be").errno()
+}
+
+/// Who is charged, whether huge pages are used, what is promised.
+///
+/// # Errors
+/// What opening says.
+pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError> {
+    let wish = Wish::device(device).on(BackendKind::Iommufd);
+    let ram = Ram::new(1 << 21);
+    let none = locked(host);
+    for (payer, locks) in [(Payer::User, 0), (Payer::Process, MIB)] {
+        let opened = host.clone().with_options(OpenOptions::new().charging(payer)).open(&wish)?;
+        let space = opened.space.space();
+        space.map(Iova::new(0), &ram.slice(0, MIB), Access::READ_WRITE, Unit::Whole).expect("it fits");
+        assert_eq!(locked(host), (none.0 + locks, none.1 + MIB), "{payer:?} is charged");
+        drop(opened);
+        assert_eq!(locked(host), none);
+    }
+
+    // A device that does not reach what was promised stays out, one that does comes in.
+    let host = host.clone().with_options(OpenOptions::new().without_huge_pages().promising(range(0, 4 * GIB)));
+    let refused = host.open(&wish).expect_err("writes to 0xfee00000 are interrupts").to_string();
+    assert!(refused.contains("EADDRINUSE") && refused.contains("promise none of them"), "{refused}");
+    let host = host.with_options(OpenOptions::new().without_huge_pages().promising(range(0, GIB)));
+    let opened = host.open(&wish)?;
+    let windows = opened.space.space().windows().windows;
+    assert!(windows.covering(range(0, GIB)).is_some(), "{windows:?}");
+    Ok(())
+}
+
+/// The same, call by call.
+///
+/// # Errors
+/// What opening says.
+pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Result<(), OpenError> {
+    let open = |path: &std::path::Path, kind| host.door().open(path, kind).expect("the node is there");
+    let iommufd = Iommufd::new(host.door().clone(), open("/dev/iommu".as_ref(), HandleKind::Iommufd));
+    assert_eq!(iommufd.payer(), Ok(Payer::User));
+    iommufd.charge(Payer::Process).expect("nothing is there yet");
+    assert_eq!(iommufd.payer(), Ok(Payer::Process));
+    let space = Ioas::within(iommufd.clone()).map(Space::new).expect("made").expect("it has windows");
+    let ioas = space.backend_ref();
+    assert_eq!(errno(iommufd.charge(Payer::User)), Some(Errno::EBUSY));
+
+    assert_eq!(ioas.allows_huge_pages(), Ok(true));
+    ioas.allow_huge_pages(false).expect("nothing is mapped");
+    assert_eq!(ioas.allows_huge_pages(), Ok(false));
+    ioas.allow_huge_pages(true).expect("always possible");
+
+    let byte = range(0, 1);
+    assert_eq!(errno(ioas.promise(&[byte])), Some(Errno::EINVAL));
+    assert_eq!(errno(ioas.promise(&[range(0, 2 * MIB), range(MIB, 2 * MIB)])), Some(Errno::EINVAL));
+    ioas.promise(&[IovaRange::all()]).expect("a fresh address space is everything");
+    let vfio = host.facts().devices[&device].vfio.clone().expect("bound to vfio-pci");
+    let node = Cdev::new(host.door().clone(), open(&vfio.path(), HandleKind::Device), device.to_string());
+    let node: Arc<dyn Attachable> = Arc::new(node);
+    let refused = space.attach(node.clone()).expect_err("no device reaches all of it");
+    assert_eq!(refused.errno(), Some(Errno::EADDRINUSE));
+    ioas.promise(&[range(0, GIB), range(2 * GIB, GIB)]).expect("this takes the place of that");
+    space.attach(node).expect("it reaches that");
+    assert_eq!(errno(ioas.promise(&[range(0, 4 * GIB)])), Some(Errno::EADDRINUSE));
+    ioas.promise(&[]).expect("nothing need be promised");
+
+    let ram = Ram::new(1 << 21);
+    let map = |at: u64| {
+        let memory = ram.slice(0, MIB);
+        space.map(Iova::new(at), &memory, Access::READ_WRITE, Unit::Whole)
+    };
+    ioas.allow_huge_pages(false).expect("nothing is mapped");
+    map(0).expect("it fits");
+    ioas.allow_huge_pages(true).expect("always possible");
+    assert_eq!(errno(ioas.allow_huge_pages(false)), Some(Errno::EINVAL));
+    Ok(())
+}
