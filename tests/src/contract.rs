@@ -51,11 +51,14 @@ pub struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// Prepares the stage: on hosts that want it, the RAM is registered and a window created.
+    /// Prepares the stage: on hosts that want it, the RAM is registered and a window created; in a pool, the RAM is held.
     pub fn new(stage: &'a Stage) -> Self {
         let field = Self { stage };
         if let Some(registration) = field.registration() {
             registration.register(stage.ram.all()).expect("the guest's RAM can be registered");
+        }
+        if let Some(sharing) = field.space().sharing() {
+            sharing.hold(stage.ram.all()).expect("the guest's RAM can be held");
         }
         if let Some(control) = field.windows() {
             let request = WindowRequest { range: range(0, GIB), page: PageSize::K4 };

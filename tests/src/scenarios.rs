@@ -154,8 +154,12 @@ fn two_windows(stage: &mut Stage) {
         let expected = if verdict.piece.name() == "msi" { Fate::Msi } else { Fate::Window };
         assert_eq!(verdict.fate, expected, "{verdict}");
     }
-    let registered = if stage.creates_windows() { Fate::Registered } else { Fate::Skipped };
-    assert_eq!(report.spaces[0].targets[0].fate, registered);
+    let fate = match (stage.space.registration(), stage.space.sharing()) {
+        (Some(_), _) => Fate::Registered,
+        (None, Some(_)) => Fate::Held,
+        (None, None) => Fate::Skipped,
+    };
+    assert_eq!(report.spaces[0].targets[0].fate, fate);
 
     let low = listener.translated(Iova::new(0)).expect("the first window is in force");
     let high = listener.translated(Iova::new(second)).expect("the second window is in force");
@@ -303,4 +307,5 @@ fn leave(stage: &Stage, mut listener: Listener) {
     assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
     let registered = space.registration().map_or(0, |registration| registration.registered().len());
     assert_eq!(registered, 0, "a space that left has nothing registered");
+    assert_eq!(space.sharing().map_or(0, |sharing| sharing.held().len()), 0, "a space that left holds no memory");
 }

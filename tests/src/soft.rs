@@ -76,9 +76,20 @@ pub fn range(first: u64, len: u64) -> IovaRange {
 
 /// A stage on `soft` with its first device.
 pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
+    stage_of(soft, open(soft, backend))
+}
+
+/// A stage on `soft` with its first device, in a pool.
+pub fn stage_in_a_pool(soft: &Arc<SoftHost>) -> Stage {
+    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+    let pool = host.open_pool().expect("the soft host has it");
+    stage_of(soft, host.open_in(&pool, &Wish::device(device)).expect("the soft host opens its device"))
+}
+
+fn stage_of(soft: &Arc<SoftHost>, opened: Opened) -> Stage {
     // The guest's RAM is of this process, whose pages are small.
     soft.deny_huge_pages();
-    let opened = open(soft, backend);
     let device = soft.device(opened.devices[0].name()).expect("it is there");
     let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
     Stage::new(opened.space.space().clone(), device).keeping(opened)

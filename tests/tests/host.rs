@@ -93,6 +93,16 @@ fn trials_on(host: &str) -> Vec<Trial> {
             trials.push(Trial::test(format!("{backend}::scattered_mappings"), move || on_stage(*backend, scattered)));
         }
         if *backend == BackendKind::Iommufd {
+            for scenario in scenarios::ALL {
+                let name = format!("pool::{}", scenario.name);
+                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, scenario.play)));
+            }
+            trials.push(Trial::test("pool::q35_boot", || on_stage_of(open_in_a_pool, q35_boot)));
+            for case in contract::ALL {
+                let play = |stage: &mut Stage| (case.check)(&Field::new(stage));
+                let name = format!("pool::contract::{}", case.name);
+                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, play)));
+            }
             trials.push(Trial::test("iommufd::a_pool_pins_once", || with_two_devices(sharing::a_pool_pins_once)));
             let name = "iommufd::options_are_kept";
             trials.push(Trial::test(name, || with_a_device(options::options_are_kept)));
@@ -192,6 +202,13 @@ fn charges_the_window(stage: &mut Stage, entry: u128) {
 
 fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
     let mut opened = host.open(&Wish::device(first_device()?).on(backend))?;
+    let device = Edu::new(opened.devices.remove(0));
+    Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+}
+
+fn open_in_a_pool() -> Result<Stage, Failed> {
+    let host = Host::this()?;
+    let mut opened = host.open_in(&host.open_pool()?, &Wish::device(first_device()?))?;
     let device = Edu::new(opened.devices.remove(0));
     Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
 }

@@ -1,14 +1,15 @@
 //! Everything that is played on real kernels, on the soft host: the same scenarios, the same contract, the same answers.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
-use dmaspace_soft::Profile;
+use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::dirty::{dirty_pages, scattered};
 use dmaspace_tests::scenarios;
-use dmaspace_tests::soft::{backends_of, host, stage};
+use dmaspace_tests::soft::{backends_of, host, stage, stage_in_a_pool};
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -40,13 +41,35 @@ fn main() -> ExitCode {
             }
         }
     }
+    trials.extend(trials_in_a_pool());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// An address space that gets its mappings as copies is one like any other.
+fn trials_in_a_pool() -> Vec<Trial> {
+    let trial = |what: &str, play: fn(&mut Stage)| {
+        Trial::test(format!("vtd::pool::{what}"), move || on_stage_of(&host("vtd"), stage_in_a_pool, play))
+    };
+    let mut trials = vec![trial("q35_boot", q35_boot), trial("scattered_mappings", scattered)];
+    trials.extend(scenarios::ALL.iter().map(|scenario| trial(scenario.name, scenario.play)));
+    trials.extend(contract::ALL.iter().map(|case| {
+        let play = move || on_stage_of(&host("vtd"), stage_in_a_pool, |stage| (case.check)(&Field::new(stage)));
+        Trial::test(format!("vtd::pool::contract::{}", case.name), play)
+    }));
+    trials
 }
 
 /// Plays on a fresh host, and sees that nothing is left on it.
 fn on_stage(preset: &str, backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
-    let host = host(preset);
-    let mut stage = stage(&host, backend);
+    on_stage_of(&host(preset), |host| stage(host, backend), play)
+}
+
+fn on_stage_of(
+    host: &Arc<SoftHost>,
+    set: impl FnOnce(&Arc<SoftHost>) -> Stage,
+    play: impl FnOnce(&mut Stage),
+) -> Result<(), Failed> {
+    let mut stage = set(host);
     play(&mut stage);
     drop(stage);
     let ledger = host.ledger();
