@@ -164,7 +164,7 @@ pub trait SharingCalls: Send + Sync {
     /// Lets go of exactly what was held. What is mapped of it stays mapped. A kernel that will not let go is asked again later.
     fn let_go(&self, memory: &HostMemory);
 
-    /// How often all of `memory` is held, this space's own holding included; 0 when a byte of it is not.
+    /// How often all of `memory` is held, this space's own holding included; 0 when a byte of it is not. Makes no call.
     fn holders(&self, memory: &HostMemory) -> usize;
 }
 

@@ -374,6 +374,9 @@ pub trait MemoryRegistration: Send + Sync {
 ///
 /// Nothing has to be held before it is mapped. Of what is held when it is mapped, each page is pinned and charged once, however many of
 /// the spaces map it; of what is not, once for each mapping. Holding pins nothing.
+///
+/// A page stays pinned while one of the spaces maps it, and whoever maps it again gets that page. So before a page is dropped (discarded,
+/// ballooned) it must be unmapped in all of them: a listener does that for those it serves, and for no other.
 pub trait MemorySharing: Send + Sync {
     /// Holds `memory`. What is mapped of it already stays pinned by itself.
     ///

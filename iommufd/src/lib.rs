@@ -121,8 +121,8 @@ impl Backend for Ioas {
         }
     }
 
-    /// Unless asked otherwise, charged to the user, which nobody can read; this process's part of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c,
-    /// do_update_pinned).
+    /// Charged to the user, which nobody can read, unless asked otherwise ([`Iommufd::charge`]); this process's part of it shows as `VmPin`
+    /// (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
     fn allowance(&self) -> Option<Allowance> {
         let locked = self.door().locked_memory()?;
         Some(match self.iommufd().charged() {

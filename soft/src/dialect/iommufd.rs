@@ -5,7 +5,7 @@
 //! one and stops at the first that it would cut, without bringing back the ones before.
 //!
 //! Edges: page tables the kernel manages only. Files (IOMMU_IOAS_MAP_FILE) and moves to another process
-//! (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as kernels before 6.14 do.
+//! (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as Linux 6.12 does.
 
 mod devices;
 mod ioas;
