@@ -68,7 +68,7 @@ impl OpenOptions {
                 no_choice("has huge pages for all or for nobody; load vfio_iommu_type1 with disable_hugepages=1")
             }
             BackendKind::Spapr if !self.huge_pages => no_choice("has the pages each window is created with"),
-            BackendKind::Type1 | BackendKind::Spapr => Ok(()),
+            BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => Ok(()),
         }
     }
 
