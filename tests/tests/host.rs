@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 #[cfg(target_arch = "x86_64")]
-use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
+use dmaspace::{facts::Facts, kvm::KvmVfio};
 #[cfg(target_arch = "x86_64")]
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Row};
@@ -19,9 +20,11 @@ use dmaspace_tests::conformance;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::dirty::scattered;
 use dmaspace_tests::edu::Edu;
-use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
+use dmaspace_tests::ledger::{Ledger, MemlockLimit, have_locked_memory_counted};
+use dmaspace_tests::limits::limit_met_in_the_middle_of_a_commit;
 use dmaspace_tests::logged;
 use dmaspace_tests::recovery::pe_is_recovered;
+use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::scenarios;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -64,6 +67,17 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
         let name = format!("{backend}::locked_memory_is_counted_and_given_back");
         trials.push(Trial::test(name, move || on_stage(*backend, locks_memory)));
+        let name = format!("{backend}::limit_met_in_the_middle_of_a_commit");
+        trials.push(Trial::test(name, move || meets_limit(*backend)));
+        if *backend == BackendKind::Iommufd {
+            let name = format!("{backend}::device_refused_while_memory_lies_over_its_interrupts");
+            trials.push(Trial::test(name, || {
+                leaving_nothing(|| {
+                    device_refused_while_memory_lies_over_its_interrupts(&Host::this()?, first_device()?);
+                    Ok(())
+                })
+            }));
+        }
         for scenario in scenarios::ALL {
             let name = format!("{backend}::{}", scenario.name);
             trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
@@ -126,12 +140,26 @@ fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), F
 }
 
 fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+    leaving_nothing(|| {
+        let mut stage = open()?;
+        play(&mut stage);
+        Ok(())
+    })
+}
+
+/// Sees that nothing is left of what was done.
+fn leaving_nothing(act: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
     let before = Ledger::now();
-    let mut stage = open()?;
-    play(&mut stage);
-    drop(stage);
+    act()?;
     let after = Ledger::now();
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
+}
+
+fn meets_limit(backend: BackendKind) -> Result<(), Failed> {
+    on_stage(backend, |stage| {
+        let limit = MemlockLimit;
+        limit_met_in_the_middle_of_a_commit(stage, &LinuxDoor::new(), &|bytes| limit.set(bytes));
+    })
 }
 
 /// The measure itself: if nothing were counted, giving it back would prove nothing.

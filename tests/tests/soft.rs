@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use dmaspace::choose::BackendKind;
-use dmaspace_soft::Profile;
+use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::contract::{self, Field};
 use dmaspace_tests::dirty::{dirty_pages, scattered};
+use dmaspace_tests::limits::limit_met_in_the_middle_of_a_commit;
 use dmaspace_tests::scenarios;
 use dmaspace_tests::soft::{backends_of, host, stage};
 use dmaspace_tests::stage::Stage;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
                     on_stage(preset, *backend, |stage| dirty_pages(stage, true))
                 }));
             }
+            trials.push(Trial::test(name("limit_met_in_the_middle_of_a_commit"), || meets_limit(preset, *backend)));
             if preset == "vtd" {
                 trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
                 trials.push(Trial::test(name("scattered_mappings"), || on_stage(preset, *backend, scattered)));
@@ -39,11 +41,21 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Plays on a fresh host, and sees that nothing is left on it.
 fn on_stage(preset: &str, backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+    on_stage_of(preset, backend, |stage, _| play(stage))
+}
+
+fn meets_limit(preset: &str, backend: BackendKind) -> Result<(), Failed> {
+    on_stage_of(preset, backend, |stage, host| {
+        limit_met_in_the_middle_of_a_commit(stage, host, &|bytes| host.set_memlock(Some(bytes)));
+    })
+}
+
+/// Plays on a fresh host, and sees that nothing is left on it.
+fn on_stage_of(preset: &str, backend: BackendKind, play: impl FnOnce(&mut Stage, &SoftHost)) -> Result<(), Failed> {
     let host = host(preset);
     let mut stage = stage(&host, backend);
-    play(&mut stage);
+    play(&mut stage, &host);
     drop(stage);
     let ledger = host.ledger();
     if ledger.is_clear() { Ok(()) } else { Err(format!("left behind: {ledger:?}").into()) }
