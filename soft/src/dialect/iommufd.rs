@@ -6,6 +6,7 @@
 //!
 //! Edges: page tables the kernel manages only. Promises (IOMMU_IOAS_ALLOW_IOVAS), options and files answer `ENOTTY`.
 
+mod container;
 mod devices;
 mod ioas;
 mod page_table;
@@ -33,6 +34,8 @@ pub(crate) type DeviceIndex = usize;
 pub(crate) struct Context {
     objects: BTreeMap<u32, Object>,
     pages: PagesStore,
+    /// The address space that is meant when this stands in for a container.
+    container: Option<u32>,
     /// What each group is attached to, through which devices.
     groups: BTreeMap<u32, Attachment>,
 }
@@ -100,7 +103,7 @@ impl Context {
             number if number == abi::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
             number if number == abi::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
             number if number == abi::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
-            _ => Err(Errno::ENOTTY),
+            _ => return self.container_ioctl(world, call),
         }
         .map(|()| 0)
     }
@@ -117,6 +120,7 @@ impl Context {
             Object::PageTable(_) if !in_use => self.remove_page_table(world, destroy.id),
             Object::Ioas(_) | Object::PageTable(_) | Object::Device(_) => return Err(Errno::EBUSY),
         }
+        self.container = self.container.filter(|id| *id != destroy.id);
         Ok(())
     }
 
