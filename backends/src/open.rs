@@ -113,7 +113,7 @@ impl Host {
     pub fn open_space(&self, backend: BackendKind) -> Result<OpenSpace, OpenError> {
         let (node, kind) = match backend {
             BackendKind::Type1 | BackendKind::Spapr => (CONTAINER_NODE, HandleKind::Container),
-            BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
+            BackendKind::Iommufd | BackendKind::Type1OnIommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
         let handle = open_node(&*self.door, Path::new(node), kind)?;
         let space = OpenSpace::of(self.door.clone(), backend, handle)?;
@@ -141,13 +141,20 @@ pub struct OpenSpace {
 }
 
 impl OpenSpace {
-    /// Makes a space of `handle`, an open container or iommufd, which is closed with it or on failure.
+    /// Makes a space of `handle`, an open container or iommufd, which is closed with it or on failure. An iommufd that is to be a
+    /// container of type1 takes the place of one: [`BackendKind::Type1OnIommufd`].
     ///
     /// # Errors
     /// [`OpenError::Version`], [`OpenError::Refused`].
     pub fn of(door: Arc<dyn Door>, backend: BackendKind, handle: Handle) -> Result<Self, OpenError> {
+        let backend = match (backend, handle.kind()) {
+            (BackendKind::Type1, HandleKind::Iommufd) => BackendKind::Type1OnIommufd,
+            _ => backend,
+        };
         let space: Arc<dyn PciAddressSpace> = match backend {
-            BackendKind::Type1 => container_space(&*door, handle, Type1::new(door.clone(), handle))?,
+            BackendKind::Type1 | BackendKind::Type1OnIommufd => {
+                container_space(&*door, handle, Type1::new(door.clone(), handle))?
+            }
             BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
             BackendKind::Iommufd => {
                 let ioas =
@@ -183,7 +190,7 @@ impl OpenSpace {
                 let reserved = device.group.map(|group| host.facts.reserved(group, &name));
                 self.add_node(node, &name, reserved.unwrap_or_default())
             }
-            (BackendKind::Type1 | BackendKind::Spapr, _, Some(group)) => {
+            (BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::Spapr, _, Some(group)) => {
                 let group_name = format!("group {}", group.number);
                 if let Some(member) = self.group(&group_name) {
                     return self.open_device(&member, &name);
@@ -197,7 +204,8 @@ impl OpenSpace {
         }
     }
 
-    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors.
+    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors. To an iommufd in a
+    /// container's place it is attached with its first device.
     ///
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
@@ -215,7 +223,9 @@ impl OpenSpace {
             return Err(OpenError::NotViable { group: name.to_owned() });
         }
         let member = Arc::new(member);
-        self.space.attach(member.clone())?;
+        if self.backend != BackendKind::Type1OnIommufd {
+            self.space.attach(member.clone())?;
+        }
         self.groups.push(member.clone());
         Ok(member)
     }
@@ -223,8 +233,12 @@ impl OpenSpace {
     /// Opens a device of an attached group, by the name sysfs has for it.
     ///
     /// # Errors
-    /// [`OpenError::Refused`].
+    /// [`OpenError::Refused`]; where an iommufd is in the container's place, [`OpenError::Attach`].
     pub fn open_device(&self, group: &Arc<VfioGroup>, name: &str) -> Result<Device, OpenError> {
+        if self.backend == BackendKind::Type1OnIommufd && !self.is_attached(group) {
+            group.come_with(name);
+            self.space.attach(group.clone())?;
+        }
         let device = group.open_device(name).map_err(|failure| OpenError::refused(name, failure))?;
         Ok(device.holding(self.space.clone()))
     }
@@ -274,11 +288,19 @@ impl OpenSpace {
         self.groups.iter().find(|group| group.name() == name).cloned()
     }
 
+    fn is_attached(&self, group: &VfioGroup) -> bool {
+        self.space.devices().contains(&group.name())
+    }
+
     /// Detaches a group whose device could not be opened for `cause`.
     fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
+        if !self.is_attached(group) {
+            self.groups.retain(|member| !Arc::ptr_eq(member, group));
+            return cause;
+        }
         let attached: Arc<dyn Attachable> = group.clone();
         let detached = self.space.detach(&attached);
-        if !self.space.devices().contains(&group.name()) {
+        if !self.is_attached(group) {
             self.groups.retain(|member| !Arc::ptr_eq(member, group));
         }
         match detached {
@@ -398,7 +420,9 @@ fn attach_advice(error: &Error) -> Option<&'static str> {
 fn call_advice(failure: &Failure) -> Option<&'static str> {
     let Answer::Errno(errno) = failure.answer else { return None };
     Some(match (failure.call, errno) {
-        ("VFIO_GROUP_SET_CONTAINER", Errno::EPERM) => "bind all devices of the group to vfio-pci",
+        ("VFIO_GROUP_SET_CONTAINER" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EPERM) => {
+            "bind all devices of the group to vfio-pci"
+        }
         ("VFIO_SET_IOMMU", Errno::ENODEV) => "modprobe vfio_iommu_type1, or on POWER vfio_iommu_spapr_tce",
         ("VFIO_SET_IOMMU", Errno::EPERM) => {
             "interrupts are not isolated here; if you trust the guest, load vfio_iommu_type1 with allow_unsafe_interrupts=1"
@@ -411,7 +435,7 @@ fn call_advice(failure: &Failure) -> Option<&'static str> {
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EINVAL) => {
             "another process, or another space of this one, has the device open"
         }
-        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", Errno::EADDRINUSE) => {
+        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EADDRINUSE) => {
             "unmap what lies in the device's reserved regions first"
         }
         ("VFIO_GROUP_GET_DEVICE_FD", Errno::ENODEV) => "look whether the device is still bound to vfio-pci",

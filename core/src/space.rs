@@ -34,8 +34,8 @@ use crate::access::Access;
 use crate::address::{Iova, IovaRange};
 use crate::backend::Backend;
 use crate::contract::{
-    AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit,
-    WindowChange, WindowControl,
+    Attachable, Fence, Keeps, Mapping, MemoryRegistration, PciAddressSpace, Powers, Snapshot, Swap, Unit, WindowChange,
+    WindowControl,
 };
 use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
@@ -505,7 +505,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         insist(Errno::EINVAL, || self.backend.detach(&**device)).map_err(fail)?;
         devices.remove(place);
         self.tell_all();
-        if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
+        if devices.is_empty() && self.backend.forgets_with_the_last_device() {
             self.forget_everything();
         }
         // Windows only grow when a device leaves: those there were will do.

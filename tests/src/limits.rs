@@ -69,7 +69,8 @@ struct Held {
 impl Held {
     fn by(stage: &Stage, door: &dyn Door) -> Self {
         let locked = door.locked_memory().expect("the door tells");
-        let account = if stage.space.backend() == "iommufd" { LockedMemory::of_user } else { LockedMemory::of_process };
+        let on_iommufd = stage.space.backend().ends_with("iommufd");
+        let account = if on_iommufd { LockedMemory::of_user } else { LockedMemory::of_process };
         let Allowance { taken, payer, .. } = account(locked);
         Self {
             taken,

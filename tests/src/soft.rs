@@ -47,7 +47,7 @@ pub fn host(preset: &str) -> Arc<SoftHost> {
 /// The backends of that preset.
 pub fn backends_of(preset: &str) -> &'static [BackendKind] {
     match preset {
-        "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd],
+        "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
         _ => &[BackendKind::Spapr],
     }
 }

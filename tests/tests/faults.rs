@@ -28,19 +28,20 @@ const TYPE1: Ground = Ground { preset: "vtd", backend: BackendKind::Type1 };
 const IOMMUFD: Ground = Ground { preset: "vtd", backend: BackendKind::Iommufd };
 /// Two IOMMUs that log what devices write, the third device behind the second.
 const LOGGING: Ground = Ground { preset: "vtd-ssads", backend: BackendKind::Iommufd };
+const COMPAT: Ground = Ground { preset: "vtd", backend: BackendKind::Type1OnIommufd };
 const POWERNV: Ground = Ground { preset: "powernv9", backend: BackendKind::Spapr };
 const POWERNV_64K: Ground = Ground { preset: "powernv9-64k", backend: BackendKind::Spapr };
 const PSERIES: Ground = Ground { preset: "pseries", backend: BackendKind::Spapr };
 
-const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, POWERNV, POWERNV_64K, PSERIES];
+const EVERYWHERE: &[Ground] = &[TYPE1, IOMMUFD, COMPAT, POWERNV, POWERNV_64K, PSERIES];
 /// Everywhere, and where page tables are made by hand.
-const WITH_PAGE_TABLES: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K, PSERIES];
+const WITH_PAGE_TABLES: &[Ground] = &[TYPE1, IOMMUFD, COMPAT, LOGGING, POWERNV, POWERNV_64K, PSERIES];
 /// Hosts whose windows are fixed.
-const FIXED: &[Ground] = &[TYPE1, IOMMUFD];
+const FIXED: &[Ground] = &[TYPE1, IOMMUFD, COMPAT];
 /// Hosts whose windows are created.
 const CREATED: &[Ground] = &[POWERNV, POWERNV_64K, PSERIES];
 /// Hosts that take several groups into one space.
-const SHARING: &[Ground] = &[TYPE1, IOMMUFD, LOGGING, POWERNV, POWERNV_64K];
+const SHARING: &[Ground] = &[TYPE1, IOMMUFD, COMPAT, LOGGING, POWERNV, POWERNV_64K];
 
 /// The regions of the guest's memory: 2 MiB, 1 MiB, 64 KiB.
 const RAM: usize = 0;

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 fn backends_of(host: &str) -> &'static [BackendKind] {
     match host {
         "vtd" => &[BackendKind::Type1],
-        "vtd-iommufd" => &[BackendKind::Type1, BackendKind::Iommufd],
+        "vtd-iommufd" => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
         "powernv9" | "powernv9-64k" | "pseries" => &[BackendKind::Spapr],
         other => panic!("nobody said what the host {other} has"),
     }
@@ -122,7 +122,7 @@ fn mock_trials() -> Vec<Trial> {
 fn conformance(host: &str) -> Vec<Trial> {
     let (dialects, platform): (&[Dialect], _) = match host {
         "vtd" => (&[Dialect::Type1, Dialect::Type1V1], None),
-        "vtd-iommufd" => (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas], None),
+        "vtd-iommufd" => (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas, Dialect::Compat, Dialect::CompatV1], None),
         "pseries" => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PSeries)),
         _ => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PowerNv)),
     };

@@ -104,7 +104,7 @@ fn spapr_counts_tables_and_registered_memory() {
 
 #[test]
 fn a_map_in_parts_wants_all_of_them_and_has_given_back_its_own() {
-    for backend in [BackendKind::Type1, BackendKind::Iommufd] {
+    for backend in [BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd] {
         let (soft, opened) = started("vtd", backend, 4 * PAGE);
         map(&**opened.space(), MIB, &memory(PAGE), Unit::Whole).expect("it fits");
         let error = map(&**opened.space(), 2 * MIB, &memory(8 * PAGE), Unit::Pages(PageSize::K4));

@@ -15,7 +15,7 @@ use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrup
 use dmaspace_tests::soft;
 
 const MIB: u64 = 1 << 20;
-const ON_A_PC: [BackendKind; 2] = [BackendKind::Type1, BackendKind::Iommufd];
+const ON_A_PC: [BackendKind; 3] = [BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd];
 
 /// A PC whose IOMMU is AMD's, and whose second device has a region of its own.
 fn profile() -> Profile {

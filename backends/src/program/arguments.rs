@@ -117,6 +117,8 @@ pub(crate) enum Backend {
     Spapr,
     /// /dev/iommu.
     Iommufd,
+    /// /dev/iommu in the place of a type1 container.
+    Type1OnIommufd,
 }
 
 impl From<BackendKind> for Backend {
@@ -125,6 +127,7 @@ impl From<BackendKind> for Backend {
             BackendKind::Type1 => Self::Type1,
             BackendKind::Spapr => Self::Spapr,
             BackendKind::Iommufd => Self::Iommufd,
+            BackendKind::Type1OnIommufd => Self::Type1OnIommufd,
         }
     }
 }
@@ -135,6 +138,7 @@ impl From<Backend> for BackendKind {
             Backend::Type1 => Self::Type1,
             Backend::Spapr => Self::Spapr,
             Backend::Iommufd => Self::Iommufd,
+            Backend::Type1OnIommufd => Self::Type1OnIommufd,
         }
     }
 }

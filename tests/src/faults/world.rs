@@ -334,6 +334,7 @@ impl World {
         let backend = match self.ground.backend {
             BackendKind::Type1 => BackendKind::Iommufd,
             BackendKind::Iommufd => BackendKind::Type1,
+            BackendKind::Type1OnIommufd => BackendKind::Iommufd,
             BackendKind::Spapr => BackendKind::Spapr,
         };
         self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
