@@ -2,8 +2,13 @@
 
 use std::fs;
 
+use dmaspace::linux::LinuxDoor;
+use dmaspace_core::door::Door;
+use dmaspace_core::locked::LockedMemory;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use crate::limits::Purse;
 
 /// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the counting too (linux:
 /// drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is large enough takes its place.
@@ -23,18 +28,21 @@ fn limit_to(bytes: u64) {
     setrlimit(Resource::Memlock, limits).expect("root sets its own limits");
 }
 
-/// A lower limit on what may be locked, until it is dropped.
+/// What this process may lock. A limit that was set lasts as long as this.
 #[derive(Debug)]
-pub struct MemlockLimit;
+pub struct OfThisProcess;
 
-impl MemlockLimit {
-    /// From now on so many bytes.
-    pub fn set(&self, bytes: u64) {
+impl Purse for OfThisProcess {
+    fn locked(&self) -> LockedMemory {
+        LinuxDoor::new().locked_memory().expect("procfs is mounted")
+    }
+
+    fn limit(&self, bytes: u64) {
         limit_to(bytes);
     }
 }
 
-impl Drop for MemlockLimit {
+impl Drop for OfThisProcess {
     fn drop(&mut self) {
         limit_to(LIMIT);
     }

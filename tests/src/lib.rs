@@ -11,6 +11,7 @@ pub mod limits;
 pub mod logged;
 pub mod mock;
 pub mod model;
+pub mod plays;
 pub mod ram;
 pub mod recovery;
 pub mod reserved;

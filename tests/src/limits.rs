@@ -2,7 +2,6 @@
 //! as it was, in the space and in the kernel's count.
 
 use dmaspace_core::contract::{Mapping, Snapshot};
-use dmaspace_core::door::Door;
 use dmaspace_core::error::Kind;
 use dmaspace_core::listener::{CommitError, Update};
 use dmaspace_core::locked::{Allowance, LockedMemory, Payer, PinLimit};
@@ -19,8 +18,17 @@ const FIRST: u64 = 15 * MIB;
 /// What comes in one commit, a MiB each. Between them lies memory that is not the guest's, or POWER would register them in one go.
 const MORE: [u64; 3] = [0, 2 * MIB, 4 * MIB];
 
-/// Three sections come where two can be locked. `door` tells what is locked, `limit` sets how much may be.
-pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage, door: &dyn Door, limit: &dyn Fn(u64)) {
+/// What a process may lock.
+pub trait Purse {
+    /// What it may lock and has locked, as its kernel counts.
+    fn locked(&self) -> LockedMemory;
+
+    /// From now on it may lock so many bytes.
+    fn limit(&self, bytes: u64);
+}
+
+/// Three sections come where two can be locked.
+pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage) {
     let ram = stage.ram.clone();
     let section = |at: u64| {
         Section::ram("ram", Iova::new(at), ram.slice(at, MIB), Access::READ_WRITE).expect("a section of the scenario")
@@ -30,9 +38,9 @@ pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage, door: &dyn Door, l
     listener.attach(stage.space.clone()).expect("an empty view fits every host");
     listener.commit(Update::new().adding(section(FIRST))).expect("nothing is in its way");
 
-    let before = Held::by(stage, door);
+    let before = Held::by(stage);
     let allowed = before.taken + 3 * MIB - 0x1_0000;
-    limit(allowed);
+    stage.purse.limit(allowed);
     let refusal = listener.commit(all.clone()).expect_err("two of three fit");
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
     let (taken, payer) = (before.taken + 2 * MIB, before.payer);
@@ -41,13 +49,13 @@ pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage, door: &dyn Door, l
     let short = format!("{MIB} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK)");
     assert!(error.to_string().contains(&format!("{short}, {taken} of them taken")), "{error}");
     assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{error}");
-    assert_eq!(Held::by(stage, door), before, "after {error}");
+    assert_eq!(Held::by(stage), before, "after {error}");
 
     stage.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));
     stage.assert_range(section(FIRST).range(), &ram.slice(FIRST, MIB), true);
     MORE.iter().for_each(|at| stage.assert_unreached(Iova::new(*at)));
 
-    limit(allowed + 0x1_0000);
+    stage.purse.limit(allowed + 0x1_0000);
     listener.commit(all).expect("all of it fits");
     for at in MORE {
         stage.assert_range(section(at).range(), &ram.slice(at, MIB), true);
@@ -67,8 +75,8 @@ struct Held {
 }
 
 impl Held {
-    fn by(stage: &Stage, door: &dyn Door) -> Self {
-        let locked = door.locked_memory().expect("the door tells");
+    fn by(stage: &Stage) -> Self {
+        let locked = stage.purse.locked();
         let on_iommufd = stage.space.backend().ends_with("iommufd");
         let account = if on_iommufd { LockedMemory::of_user } else { LockedMemory::of_process };
         let Allowance { taken, payer, .. } = account(locked);

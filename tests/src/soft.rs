@@ -6,10 +6,13 @@ use std::sync::Arc;
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
+use dmaspace_core::door::Door;
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Section};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 use crate::device::TestDevice;
+use crate::limits::Purse;
 use crate::ram::SPOT;
 use crate::stage::Stage;
 
@@ -36,6 +39,19 @@ impl TestDevice for BufferedDevice {
         if let Some((to, len)) = self.under_way.take() {
             let _ = self.device.dma_write(to, &self.buffer[..len]);
         }
+    }
+}
+
+/// What may be locked on a soft host.
+struct OfSoftProcess(Arc<SoftHost>);
+
+impl Purse for OfSoftProcess {
+    fn locked(&self) -> LockedMemory {
+        self.0.locked_memory().expect("a soft host tells")
+    }
+
+    fn limit(&self, bytes: u64) {
+        self.0.set_memlock(Some(bytes));
     }
 }
 
@@ -79,5 +95,5 @@ pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
     let opened = open(soft, backend);
     let device = soft.device(opened.devices[0].name()).expect("it is there");
     let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
-    Stage::new(opened.space.space().clone(), device).keeping(opened)
+    Stage::new(opened.space.space().clone(), device, Box::new(OfSoftProcess(soft.clone()))).keeping(opened)
 }

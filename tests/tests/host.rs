@@ -6,26 +6,22 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
-use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 #[cfg(target_arch = "x86_64")]
-use dmaspace::{facts::Facts, kvm::KvmVfio};
+use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
 #[cfg(target_arch = "x86_64")]
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Row};
 use dmaspace_soft::profile::Platform;
-use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::conformance;
-use dmaspace_tests::contract::{self, Field};
-use dmaspace_tests::dirty::scattered;
+use dmaspace_tests::contract::Field;
 use dmaspace_tests::edu::Edu;
-use dmaspace_tests::ledger::{Ledger, MemlockLimit, have_locked_memory_counted};
-use dmaspace_tests::limits::limit_met_in_the_middle_of_a_commit;
+use dmaspace_tests::ledger::{Ledger, OfThisProcess, have_locked_memory_counted};
 use dmaspace_tests::logged;
+use dmaspace_tests::plays;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
-use dmaspace_tests::scenarios;
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -67,8 +63,6 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
         let name = format!("{backend}::locked_memory_is_counted_and_given_back");
         trials.push(Trial::test(name, move || on_stage(*backend, locks_memory)));
-        let name = format!("{backend}::limit_met_in_the_middle_of_a_commit");
-        trials.push(Trial::test(name, move || meets_limit(*backend)));
         if *backend == BackendKind::Iommufd {
             let name = format!("{backend}::device_refused_while_memory_lies_over_its_interrupts");
             trials.push(Trial::test(name, || {
@@ -78,23 +72,14 @@ fn trials_on(host: &str) -> Vec<Trial> {
                 })
             }));
         }
-        for scenario in scenarios::ALL {
-            let name = format!("{backend}::{}", scenario.name);
-            trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
-        }
         if *backend == BackendKind::Spapr {
             let expected = host != "pseries";
             let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
             trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
         }
-        // On POWER the window over all RAM would be made anew whenever RAM comes above it.
-        if *backend != BackendKind::Spapr {
-            trials.push(Trial::test(format!("{backend}::q35_boot"), move || on_stage(*backend, q35_boot)));
-            trials.push(Trial::test(format!("{backend}::scattered_mappings"), move || on_stage(*backend, scattered)));
-        }
-        for case in contract::ALL {
-            let name = format!("{backend}::contract::{}", case.name);
-            trials.push(Trial::test(name, move || on_stage(*backend, |stage| (case.check)(&Field::new(stage)))));
+        for play in plays::on(*backend) {
+            let name = format!("{backend}::{}", play.name);
+            trials.push(Trial::test(name, move || on_stage(*backend, |stage| play.play(stage))));
         }
     }
     trials
@@ -155,13 +140,6 @@ fn leaving_nothing(act: impl FnOnce() -> Result<(), Failed>) -> Result<(), Faile
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
 }
 
-fn meets_limit(backend: BackendKind) -> Result<(), Failed> {
-    on_stage(backend, |stage| {
-        let limit = MemlockLimit;
-        limit_met_in_the_middle_of_a_commit(stage, &LinuxDoor::new(), &|bytes| limit.set(bytes));
-    })
-}
-
 /// The measure itself: if nothing were counted, giving it back would prove nothing.
 fn locks_memory(stage: &mut Stage) {
     let before = Ledger::now();
@@ -172,7 +150,8 @@ fn locks_memory(stage: &mut Stage) {
 fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
     let mut opened = host.open(&Wish::device(first_device()?).on(backend))?;
     let device = Edu::new(opened.devices.remove(0));
-    Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+    let space = opened.space.space().clone();
+    Ok(Stage::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }
 
 /// Debian's kernel for the PC comes without its KVM modules loaded; the small one has KVM built in.

@@ -1,0 +1,72 @@
+//! What is played on a stage, by name: the same on real kernels and on the soft host.
+
+use dmaspace::choose::BackendKind;
+
+use crate::boot::q35_boot;
+use crate::contract::{self, Case, Field};
+use crate::dirty::{dirty_pages, scattered};
+use crate::scenarios;
+use crate::stage::Stage;
+
+/// Something that is played.
+pub struct Play {
+    /// Its name in lists, behind the backend's.
+    pub name: String,
+    what: What,
+}
+
+enum What {
+    Scenario(fn(&mut Stage)),
+    Case(&'static Case),
+}
+
+impl Play {
+    fn scenario(name: &str, play: fn(&mut Stage)) -> Self {
+        Self { name: name.to_owned(), what: What::Scenario(play) }
+    }
+
+    fn case(case: &'static Case) -> Self {
+        Self { name: format!("contract::{}", case.name), what: What::Case(case) }
+    }
+
+    /// Plays it.
+    pub fn play(&self, stage: &mut Stage) {
+        match self.what {
+            What::Scenario(play) => play(stage),
+            What::Case(case) => (case.check)(&Field::new(stage)),
+        }
+    }
+}
+
+/// What is played on a real kernel.
+pub fn on(backend: BackendKind) -> Vec<Play> {
+    let scenarios = scenarios::ALL.iter().map(|scenario| Play::scenario(scenario.name, scenario.play));
+    scenarios.chain(long_ones(backend)).chain(cases(backend)).collect()
+}
+
+/// What is played on a soft host.
+pub fn on_soft(preset: &str, backend: BackendKind) -> Vec<Play> {
+    // The guests of the scenarios have pages of 4 KiB.
+    let scenarios = scenarios::ALL.iter().filter(|_| preset != "vtd-64k");
+    let mut plays: Vec<_> = scenarios.map(|scenario| Play::scenario(scenario.name, scenario.play)).collect();
+    if preset == "vtd" {
+        plays.extend(long_ones(backend));
+    }
+    if preset == "vtd-ssads" && backend == BackendKind::Iommufd {
+        plays.push(Play::scenario("exactly_the_dirty_pages", |stage| dirty_pages(stage, true)));
+    }
+    plays.extend(cases(backend));
+    plays
+}
+
+/// On POWER the window over all RAM would be made anew whenever RAM comes above it.
+fn long_ones(backend: BackendKind) -> Vec<Play> {
+    if backend == BackendKind::Spapr {
+        return Vec::new();
+    }
+    vec![Play::scenario("q35_boot", q35_boot), Play::scenario("scattered_mappings", scattered)]
+}
+
+fn cases(backend: BackendKind) -> impl Iterator<Item = Play> {
+    contract::ALL.iter().filter(move |case| case.applies_to(backend)).map(Play::case)
+}
