@@ -94,6 +94,7 @@ fn mock_trials() -> Vec<Trial> {
         })
     };
     vec![
+        trial("what_is_mapped_is_found_where_it_is", logged::what_is_mapped_is_found_where_it_is),
         trial("k1_a_question_over_a_hole_loses_pages", logged::k1_a_question_over_a_hole_loses_pages),
         trial("exactly_what_was_written_is_told", logged::exactly_what_was_written_is_told),
         trial(
