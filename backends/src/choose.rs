@@ -8,7 +8,8 @@
 //! version, and where that cannot be had the first, which has one window below 4 GiB. Elsewhere iommufd, when the kernel has it and
 //! every device has a node of its own: it pins a page once however often it is mapped, unmaps exactly what was mapped, and is where the
 //! kernel's development goes. Else type1, which is everywhere, and which those ask for by name who want devices to reach each other's
-//! BARs: iommufd pins what it maps, and a BAR cannot be pinned.
+//! BARs: iommufd pins what it maps, and a BAR cannot be pinned. Last, for the kernel that has neither containers nor nodes for devices,
+//! iommufd in a container's place.
 
 use std::fmt;
 
@@ -28,11 +29,14 @@ pub enum BackendKind {
     Iommufd,
     /// A VFIO container of type1 ([`dmaspace_type1`]).
     Type1,
+    /// `/dev/iommu` in the place of such a container: type1's calls, iommufd's way of pinning. For kernels that have neither containers nor
+    /// nodes for devices, and for VMMs that are handed such a descriptor.
+    Type1OnIommufd,
 }
 
 impl BackendKind {
     /// All there are, best first.
-    pub const ALL: [Self; 4] = [Self::Spapr, Self::SpaprV1, Self::Iommufd, Self::Type1];
+    pub const ALL: [Self; 5] = [Self::Spapr, Self::SpaprV1, Self::Iommufd, Self::Type1, Self::Type1OnIommufd];
 
     /// Whether it is one of POWER's.
     pub fn is_of_power(self) -> bool {
@@ -47,6 +51,7 @@ impl fmt::Display for BackendKind {
             Self::SpaprV1 => "spapr-v1",
             Self::Iommufd => "iommufd",
             Self::Type1 => "type1",
+            Self::Type1OnIommufd => "type1-on-iommufd",
         })
     }
 }
@@ -86,7 +91,8 @@ impl Wish {
 pub struct Choice {
     /// The backend, if one will do.
     pub chosen: Option<BackendKind>,
-    /// Those that were not chosen, best first, with everything that stood against each.
+    /// Those that were not chosen, best first, with everything that stood against each. iommufd in a container's place is a word only to
+    /// whoever asked for it: what stands against it stands against others.
     pub rejected: Vec<(BackendKind, Vec<Obstacle>)>,
 }
 
@@ -154,7 +160,8 @@ impl Choice {
         let asked_for = |backend| wish.backend.is_none_or(|asked| asked == backend);
         let fit = |(backend, obstacles): &&(BackendKind, Vec<_>)| asked_for(*backend) && obstacles.is_empty();
         let chosen = against.iter().find(fit).map(|(backend, _)| *backend);
-        let others = against.into_iter().filter(|(backend, _)| Some(*backend) != chosen);
+        let of_interest = |backend| backend != BackendKind::Type1OnIommufd || wish.backend == Some(backend);
+        let others = against.into_iter().filter(|(backend, _)| Some(*backend) != chosen && of_interest(*backend));
         let rejected = others.map(|(backend, obstacles)| (backend, or_unwanted(obstacles, wish, chosen))).collect();
         Self { chosen, rejected }
     }
@@ -168,6 +175,7 @@ impl Choice {
             BackendKind::Spapr => "POWER's IOMMU is driven through it alone",
             BackendKind::Iommufd => "it pins each page once, and the kernel has it",
             BackendKind::SpaprV1 | BackendKind::Type1 => "it is the one this host can use",
+            BackendKind::Type1OnIommufd => "the kernel has no containers, and devices no nodes of their own",
         })
     }
 }
@@ -203,7 +211,7 @@ fn obstacles(backend: BackendKind, facts: &Facts, wish: &Wish) -> Vec<Obstacle> 
 /// What the kernel lacks.
 fn of_the_kernel(backend: BackendKind, facts: &Facts) -> Vec<Obstacle> {
     let (driver, answers) = match backend {
-        BackendKind::Iommufd => {
+        BackendKind::Iommufd | BackendKind::Type1OnIommufd => {
             let missing = Obstacle::NoNode { path: IOMMUFD_NODE, module: "iommufd" };
             return if facts.nodes.iommufd { Vec::new() } else { vec![missing] };
         }
@@ -242,7 +250,7 @@ fn missing_node(backend: BackendKind, group: &IommuGroup, device: &PciDevice) ->
         BackendKind::Iommufd => {
             (device.vfio.as_ref().is_some_and(|vfio| vfio.node), Obstacle::NoDeviceNode(device.address))
         }
-        BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => {
+        BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::Spapr | BackendKind::SpaprV1 => {
             (group.node, Obstacle::NoGroupNode(group.number))
         }
     };
@@ -429,12 +437,21 @@ mod tests {
 
     #[test]
     fn the_best_is_taken_where_it_is_there() {
-        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1};
-        let cases: [(&str, Facts, Change, Option<BackendKind>); 10] = [
+        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1, Type1OnIommufd};
+        let cases: [(&str, Facts, Change, Option<BackendKind>); 11] = [
             ("a PC with everything", pc(), |_| {}, Some(Iommufd)),
             ("without iommufd", pc(), |facts| facts.nodes.iommufd = false, Some(Type1)),
             ("without device nodes", pc(), |facts| each(facts, |device| device.vfio = None), Some(Type1)),
             ("without containers", pc(), |facts| facts.nodes.container = false, Some(Iommufd)),
+            (
+                "with neither containers nor device nodes",
+                pc(),
+                |facts| {
+                    facts.nodes.container = false;
+                    each(facts, |device| device.vfio = None);
+                },
+                Some(Type1OnIommufd),
+            ),
             ("with neither", pc(), |facts| facts.nodes = Nodes::default(), None),
             ("POWER", powernv(), |_| {}, Some(Spapr)),
             ("POWER without its module", powernv(), |facts| facts.iommu_types = Some(IommuTypes::default()), None),
@@ -524,6 +541,20 @@ mod tests {
             change(&mut facts);
             assert_eq!(against(&Choice::of(&facts, &wish().on(backend)), backend), expected);
         }
+    }
+
+    #[test]
+    fn iommufd_in_a_containers_place_is_taken_when_asked_for_and_explained_then_only() {
+        let asked = wish().on(BackendKind::Type1OnIommufd);
+        assert_eq!(Choice::of(&pc(), &asked).chosen, Some(BackendKind::Type1OnIommufd));
+        let mut facts = pc();
+        facts.nodes.iommufd = false;
+        facts.groups.values_mut().for_each(|group| group.node = false);
+        let expected = ["/dev/iommu is missing", "/dev/vfio/7 is missing"];
+        assert_eq!(against(&Choice::of(&facts, &asked), BackendKind::Type1OnIommufd), expected);
+        assert!(
+            Choice::of(&facts, &wish()).rejected.iter().all(|(backend, _)| *backend != asked.backend.expect("set"))
+        );
     }
 
     fn unbind(device: &mut PciDevice) {

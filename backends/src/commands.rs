@@ -125,14 +125,8 @@ impl Layout {
 
 /// On `/dev/vfio/vfio`. What is called most comes first.
 const CONTAINER: &[Rule] = &[
-    Rule::new(
-        type1::MAP_DMA,
-        exactly(type1::MapDma::SIZE)
-            .allowing(type1::MAP_READ | type1::MAP_WRITE)
-            .with(offset_of!(type1::MapDma, vaddr), Holds::Memory { len_at: offset_of!(type1::MapDma, size) })
-            .shape(),
-    ),
-    Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL).shape()),
+    MAP_DMA,
+    UNMAP_DMA,
     Rule::new(type1::UNMAP_DMA, unmap_telling().shape()),
     // This and DIRTY_PAGES are one number. The one never has a flag and the other always has, and each driver refuses the other's.
     Rule::new(spapr::REGISTER_MEMORY, registration().shape()),
@@ -147,12 +141,25 @@ const CONTAINER: &[Rule] = &[
     Rule::new(spapr::EEH_PE_OP, exactly(spapr::EehPeOp::SIZE).shape()),
     Rule::new(spapr::ENABLE, Shape::Nothing),
     Rule::new(spapr::DISABLE, Shape::Nothing),
-    // The same number as TCE_GET_INFO. Each driver asks for 16 bytes at least.
-    Rule::new(type1::GET_INFO, reply(16).shape()),
-    Rule::new(vfio::GET_API_VERSION, Shape::Nothing),
-    Rule::new(vfio::CHECK_EXTENSION, Shape::Value),
-    Rule::new(vfio::SET_IOMMU, Shape::Value),
+    GET_INFO,
+    GET_API_VERSION,
+    CHECK_EXTENSION,
+    SET_IOMMU,
 ];
+
+const MAP_DMA: Rule = Rule::new(
+    type1::MAP_DMA,
+    exactly(type1::MapDma::SIZE)
+        .allowing(type1::MAP_READ | type1::MAP_WRITE)
+        .with(offset_of!(type1::MapDma, vaddr), Holds::Memory { len_at: offset_of!(type1::MapDma, size) })
+        .shape(),
+);
+const UNMAP_DMA: Rule = Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL).shape());
+/// The same number as sPAPR's TCE_GET_INFO. Each driver asks for 16 bytes at least.
+const GET_INFO: Rule = Rule::new(type1::GET_INFO, reply(16).shape());
+const GET_API_VERSION: Rule = Rule::new(vfio::GET_API_VERSION, Shape::Nothing);
+const CHECK_EXTENSION: Rule = Rule::new(vfio::CHECK_EXTENSION, Shape::Value);
+const SET_IOMMU: Rule = Rule::new(vfio::SET_IOMMU, Shape::Value);
 
 /// The struct of REGISTER_MEMORY and UNREGISTER_MEMORY.
 const fn registration() -> Layout {
@@ -203,7 +210,7 @@ const DEVICE: &[Rule] = &[
     Rule::new(iommufd::DEVICE_DETACH_IOMMUFD_PT, exactly(iommufd::DetachIommufdPt::SIZE).shape()),
 ];
 
-/// On `/dev/iommu`.
+/// On `/dev/iommu`, which understands what a type1 container does, too (linux: drivers/iommu/iommufd/vfio_compat.c).
 const IOMMUFD: &[Rule] = &[
     Rule::new(
         iommufd::IOAS_MAP,
@@ -245,6 +252,12 @@ const IOMMUFD: &[Rule] = &[
             )
             .shape(),
     ),
+    MAP_DMA,
+    UNMAP_DMA,
+    GET_INFO,
+    GET_API_VERSION,
+    CHECK_EXTENSION,
+    SET_IOMMU,
 ];
 
 const fn written() -> Layout {
@@ -543,7 +556,7 @@ mod tests {
             (HandleKind::Group, type1::MAP_DMA),
             (HandleKind::Device, type1::MAP_DMA),
             (HandleKind::Container, iommufd::IOAS_MAP),
-            (HandleKind::Iommufd, vfio::GET_API_VERSION),
+            (HandleKind::Iommufd, spapr::ENABLE),
             (
                 HandleKind::Container,
                 Request { number: type1::MAP_DMA.number ^ 0x2000_0000, name: "the other architecture's" },

@@ -285,10 +285,11 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         // A device with a node of its own is closed by who holds it last.
-        if let Way::Group(_) = self.way {
+        if let Way::Group(group) = &self.way {
             if let Err(errno) = self.door.close(self.handle) {
                 log::warn!("closing {}: {errno}", self.name);
             }
+            group.note_closed();
         }
     }
 }

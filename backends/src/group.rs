@@ -4,9 +4,15 @@
 //! joins a container ([`Attachable::attach_to`]), which the first group there gives to an IOMMU driver; its devices are opened through
 //! it ([`VfioGroup::open_device`]) and must be closed before it leaves. When the last group has left, the container has no driver
 //! any more, and the next one gives it away again.
+//!
+//! An iommufd in a container's place is another matter (linux: drivers/vfio/group.c, vfio_df_group_open): there a device is attached
+//! when it is first opened, detached when it is last closed, and its group may leave before that. So a group comes with one of its devices
+//! ([`VfioGroup::come_with`]), keeps it open until it leaves, and does not leave while others have devices of it open. What of a device is
+//! still mapped keeps it attached even so, and no call tells.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{
@@ -33,8 +39,20 @@ pub struct VfioGroup {
     drivers: &'static [IommuType],
     /// Where its devices do not reach memory.
     reserved: Vec<Reserved>,
+    /// The device it comes with.
+    companion: Mutex<Companion>,
+    /// How many of its devices are open, the companion not counted.
+    open_devices: AtomicUsize,
     /// `Some` until the group is closed, if anybody wanted to know of it.
     entry: Option<Entry>,
+}
+
+/// The device a group comes to an iommufd with.
+#[derive(Debug, Default)]
+struct Companion {
+    name: String,
+    /// `Some` while the group is there.
+    handle: Option<Handle>,
 }
 
 /// How often a group is told to leave a container it should not be in.
@@ -44,6 +62,7 @@ const ATTEMPTS: usize = 3;
 const fn drivers(backend: BackendKind) -> &'static [IommuType] {
     match backend {
         BackendKind::Type1 => &[IommuType::TYPE1_V2, IommuType::TYPE1],
+        BackendKind::Type1OnIommufd => &[IommuType::TYPE1_V2],
         BackendKind::Spapr => &[IommuType::SPAPR_TCE_V2],
         BackendKind::SpaprV1 => &[IommuType::SPAPR_TCE],
         // Has no containers.
@@ -57,7 +76,16 @@ impl VfioGroup {
     ///
     /// A node is opened once: a second opener gets `EBUSY` (linux: drivers/vfio/group.c, vfio_group_fops_open).
     pub fn new(door: Arc<dyn Door>, handle: Handle, name: impl Into<String>, backend: BackendKind) -> Self {
-        Self { door, handle, name: name.into(), drivers: drivers(backend), reserved: Vec::new(), entry: None }
+        Self {
+            door,
+            handle,
+            name: name.into(),
+            drivers: drivers(backend),
+            reserved: Vec::new(),
+            companion: Mutex::default(),
+            open_devices: AtomicUsize::new(0),
+            entry: None,
+        }
     }
 
     /// Adds the group to a registry, until it is closed.
@@ -74,6 +102,16 @@ impl VfioGroup {
     pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
         self.reserved = reserved;
         self
+    }
+
+    /// Says which of its devices is opened when the group joins an iommufd that is in a container's place. Without one the group joins,
+    /// but nothing of it is attached until somebody opens a device.
+    pub fn come_with(&self, device: &str) {
+        device.clone_into(&mut self.companion().name);
+    }
+
+    fn companion(&self) -> MutexGuard<'_, Companion> {
+        self.companion.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The group's handle.
@@ -95,11 +133,21 @@ impl VfioGroup {
     /// # Errors
     /// What the kernel says: `EINVAL` for a group that is in no container, `ENODEV` for a name that is not in the group.
     pub fn open_device(self: &Arc<Self>, name: &str) -> Result<Device, Failure> {
+        let handle = self.opened(name)?;
+        self.open_devices.fetch_add(1, Ordering::Relaxed);
+        Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
+    }
+
+    /// A device of the group was closed.
+    pub(crate) fn note_closed(&self) {
+        self.open_devices.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn opened(&self, name: &str) -> Result<Handle, Failure> {
         let mut text = [name.as_bytes(), b"\0"].concat();
         let mut command = Command::with_bytes(GROUP_GET_DEVICE_FD, &mut text);
         let opened = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Device);
-        let handle = opened.map_err(|errno| refusal(GROUP_GET_DEVICE_FD, errno))?;
-        Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
+        opened.map_err(|errno| refusal(GROUP_GET_DEVICE_FD, errno))
     }
 
     fn status(&self) -> Result<u32, Failure> {
@@ -128,6 +176,36 @@ impl VfioGroup {
         !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. }))
     }
 
+    /// Attaches the device the group comes with.
+    fn open_companion(&self, iommufd: Handle) -> Result<(), Failure> {
+        self.give_driver(iommufd)?;
+        let mut companion = self.companion();
+        if !companion.name.is_empty() {
+            companion.handle = Some(self.opened(&companion.name)?);
+        }
+        Ok(())
+    }
+
+    fn close_companion(&self) {
+        if let Some(handle) = self.companion().handle.take() {
+            // Closed whatever the kernel says.
+            let _ = self.door.close(handle);
+        }
+    }
+
+    /// Leaves an iommufd, which would let it go with devices open. `EINVAL`: it was not there, perhaps because an earlier call that failed
+    /// had done its work.
+    fn leave_iommufd(&self) -> Result<(), Failure> {
+        if self.open_devices.load(Ordering::Relaxed) > 0 {
+            return Err(refusal(GROUP_UNSET_CONTAINER, Errno::EBUSY));
+        }
+        let left = self.leave();
+        if matches!(left, Ok(()) | Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. })) {
+            self.close_companion();
+        }
+        left
+    }
+
     /// Gives the container to the best driver the kernel has. One it does not have is `ENODEV`.
     fn give_driver(&self, container: Handle) -> Result<(), Failure> {
         let mut answer = Err(refusal(SET_IOMMU, Errno::ENODEV));
@@ -150,16 +228,18 @@ impl Attachable for VfioGroup {
         self.reserved.clone()
     }
 
-    /// Joins the container and, as the first group there, gives it to an IOMMU driver. From VFIO_GROUP_SET_CONTAINER: `EPERM`, the group
+    /// Joins the container and, as the first group there, gives it to an IOMMU driver; in an iommufd that takes a container's place it has
+    /// the device it comes with attached, which is `EADDRINUSE` over a live mapping. From VFIO_GROUP_SET_CONTAINER: `EPERM`, the group
     /// is not viable ([`VfioGroup::is_viable`]); `EINVAL`, it is in a container already, and stays there.
     fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
         let container = container_of(point, GROUP_SET_CONTAINER)?;
         if self.status()? & GROUP_CONTAINER_SET != 0 {
             return Err(refusal(GROUP_SET_CONTAINER, Errno::EINVAL));
         }
-        let joined = self.join(container).and_then(|()| match self.has_driver(container) {
-            true => Ok(()),
-            false => self.give_driver(container),
+        let joined = self.join(container).and_then(|()| match container.kind() {
+            HandleKind::Iommufd => self.open_companion(container),
+            _ if self.has_driver(container) => Ok(()),
+            _ => self.give_driver(container),
         });
         // A call that failed may have done its work all the same. On POWER a group that leaves takes the entries of others along: it must
         // be gone when this returns, not only when it is closed, however often the kernel says that it is in no container.
@@ -170,13 +250,16 @@ impl Attachable for VfioGroup {
 
     /// Leaves the container. `EBUSY`: one of its devices is still open, perhaps because a part of it is still mapped.
     fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
-        container_of(point, GROUP_UNSET_CONTAINER)?;
-        self.leave()
+        match container_of(point, GROUP_UNSET_CONTAINER)?.kind() {
+            HandleKind::Iommufd => self.leave_iommufd(),
+            _ => self.leave(),
+        }
     }
 }
 
 impl Drop for VfioGroup {
     fn drop(&mut self) {
+        self.close_companion();
         // Out of the registry while the descriptor still exists.
         self.entry = None;
         if let Err(errno) = self.door.close(self.handle) {
@@ -269,6 +352,33 @@ mod tests {
         let left = Some("VFIO_GROUP_UNSET_CONTAINER".to_owned());
         assert_eq!(stage_of(BackendKind::Spapr, "VFIO_SET_IOMMU 7"), (false, left));
         assert_eq!(stage_of(BackendKind::SpaprV1, "VFIO_SET_IOMMU 7"), (true, Some("VFIO_SET_IOMMU 2".to_owned())));
+    }
+
+    #[test]
+    fn to_an_iommufd_a_group_comes_with_a_device_and_leaves_only_when_no_other_is_open() {
+        let door = Scripted::new();
+        let iommufd = door.open(Path::new("/dev/iommu"), HandleKind::Iommufd).expect("opens");
+        let handle = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
+        let group = Arc::new(VfioGroup::new(door.clone(), handle, "group 7", BackendKind::Type1OnIommufd));
+        group.come_with("0000:00:03.0");
+        door.calls();
+        let point = AttachPoint::Container(iommufd);
+        group.attach_to(point).expect("nothing refuses");
+        let calls = [
+            "VFIO_GROUP_GET_STATUS",
+            "VFIO_GROUP_SET_CONTAINER",
+            "VFIO_SET_IOMMU 3",
+            "VFIO_GROUP_GET_DEVICE_FD 0000:00:03.0",
+        ];
+        assert_eq!(door.calls(), calls);
+        let device = group.open_device("0000:00:03.0").expect("opens");
+        door.calls();
+        assert_eq!(group.detach_from(point).expect_err("a device is open").errno(), Some(Errno::EBUSY));
+        assert_eq!(door.calls(), Vec::<String>::new(), "the kernel would say yes");
+        drop(device);
+        door.calls();
+        group.detach_from(point).expect("nothing is open any more");
+        assert_eq!(door.calls(), ["VFIO_GROUP_UNSET_CONTAINER", "close 0000:00:03.0"]);
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Host {
     pub fn open_space(&self, backend: BackendKind) -> Result<OpenSpace, OpenError> {
         let (node, kind) = match backend {
             BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => (CONTAINER_NODE, HandleKind::Container),
-            BackendKind::Iommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
+            BackendKind::Iommufd | BackendKind::Type1OnIommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
         self.options.check(backend)?;
         let handle = open_node(&*self.door, Path::new(node), kind)?;
@@ -189,7 +189,8 @@ pub struct OpenSpace {
 }
 
 impl OpenSpace {
-    /// Makes a space of `handle`, an open container or iommufd, which is closed with it or on failure.
+    /// Makes a space of `handle`, an open container or iommufd, which is closed with it or on failure. An iommufd that is to be a
+    /// container of type1 takes the place of one: [`BackendKind::Type1OnIommufd`].
     ///
     /// # Errors
     /// [`OpenError::Version`], [`OpenError::Refused`].
@@ -203,8 +204,14 @@ impl OpenSpace {
         handle: Handle,
         options: &OpenOptions,
     ) -> Result<Self, OpenError> {
+        let backend = match (backend, handle.kind()) {
+            (BackendKind::Type1, HandleKind::Iommufd) => BackendKind::Type1OnIommufd,
+            _ => backend,
+        };
         let space: Arc<dyn PciAddressSpace> = match backend {
-            BackendKind::Type1 => container_space(&*door, handle, Type1::new(door.clone(), handle))?,
+            BackendKind::Type1 | BackendKind::Type1OnIommufd => {
+                container_space(&*door, handle, Type1::new(door.clone(), handle))?
+            }
             BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
             BackendKind::SpaprV1 => container_space(&*door, handle, SpaprV1::new(door.clone(), handle))?,
             BackendKind::Iommufd => {
@@ -244,7 +251,11 @@ impl OpenSpace {
                 let reserved = device.group.map(|group| host.facts.reserved(group, &name));
                 self.add_node(node, &name, reserved.unwrap_or_default())
             }
-            (BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1, _, Some(group)) => {
+            (
+                BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::Spapr | BackendKind::SpaprV1,
+                _,
+                Some(group),
+            ) => {
                 let group_name = format!("group {}", group.number);
                 if let Some(member) = self.group(&group_name) {
                     return self.open_device(&member, &name);
@@ -258,7 +269,8 @@ impl OpenSpace {
         }
     }
 
-    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors.
+    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors. To an iommufd in a
+    /// container's place it is attached with its first device.
     ///
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
@@ -276,7 +288,9 @@ impl OpenSpace {
             return Err(OpenError::NotViable { group: name.to_owned() });
         }
         let member = Arc::new(member);
-        self.space.attach(member.clone())?;
+        if self.backend != BackendKind::Type1OnIommufd {
+            self.space.attach(member.clone())?;
+        }
         self.groups.push(member.clone());
         Ok(member)
     }
@@ -284,8 +298,12 @@ impl OpenSpace {
     /// Opens a device of an attached group, by the name sysfs has for it.
     ///
     /// # Errors
-    /// [`OpenError::Refused`].
+    /// [`OpenError::Refused`]; where an iommufd is in the container's place, [`OpenError::Attach`].
     pub fn open_device(&self, group: &Arc<VfioGroup>, name: &str) -> Result<Device, OpenError> {
+        if self.backend == BackendKind::Type1OnIommufd && !self.is_attached(group) {
+            group.come_with(name);
+            self.space.attach(group.clone())?;
+        }
         let device = group.open_device(name).map_err(|failure| OpenError::refused(name, failure))?;
         Ok(device.holding(self.space.clone()))
     }
@@ -335,11 +353,19 @@ impl OpenSpace {
         self.groups.iter().find(|group| group.name() == name).cloned()
     }
 
+    fn is_attached(&self, group: &VfioGroup) -> bool {
+        self.space.devices().contains(&group.name())
+    }
+
     /// Detaches a group whose device could not be opened for `cause`.
     fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
+        if !self.is_attached(group) {
+            self.groups.retain(|member| !Arc::ptr_eq(member, group));
+            return cause;
+        }
         let attached: Arc<dyn Attachable> = group.clone();
         let detached = self.space.detach(&attached);
-        if !self.space.devices().contains(&group.name()) {
+        if !self.is_attached(group) {
             self.groups.retain(|member| !Arc::ptr_eq(member, group));
         }
         match detached {
@@ -467,7 +493,9 @@ fn attach_advice(error: &Error) -> Option<&'static str> {
 fn call_advice(failure: &Failure) -> Option<&'static str> {
     let Answer::Errno(errno) = failure.answer else { return None };
     Some(match (failure.call, errno) {
-        ("VFIO_GROUP_SET_CONTAINER", Errno::EPERM) => "bind all devices of the group to vfio-pci",
+        ("VFIO_GROUP_SET_CONTAINER" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EPERM) => {
+            "bind all devices of the group to vfio-pci"
+        }
         ("VFIO_GROUP_SET_CONTAINER", Errno::EBUSY) => {
             "give the group a container of its own: one of spapr-v1 takes no second"
         }
@@ -483,7 +511,7 @@ fn call_advice(failure: &Failure) -> Option<&'static str> {
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EINVAL) => {
             "another process, or another space of this one, has the device open"
         }
-        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", Errno::EADDRINUSE) => {
+        ("VFIO_DEVICE_ATTACH_IOMMUFD_PT" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EADDRINUSE) => {
             "unmap what lies in the device's reserved regions first, and promise none of them"
         }
         ("IOMMU_OPTION", Errno::EPERM) => "grant CAP_SYS_RESOURCE, or let the user be charged",

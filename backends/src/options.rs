@@ -67,8 +67,9 @@ impl OpenOptions {
             BackendKind::Type1 if !self.huge_pages => {
                 no_choice("has huge pages for all or for nobody; load vfio_iommu_type1 with disable_hugepages=1")
             }
+            BackendKind::Type1OnIommufd if !self.huge_pages => no_choice("has huge pages for all"),
             BackendKind::Spapr if !self.huge_pages => no_choice("has the pages each window is created with"),
-            BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => Ok(()),
+            BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::Spapr | BackendKind::SpaprV1 => Ok(()),
         }
     }
 

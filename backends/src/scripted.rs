@@ -25,6 +25,8 @@ struct State {
     handles: u64,
     open: BTreeMap<u64, String>,
     groups_in_container: usize,
+    /// An iommufd, which lets groups go whose devices are open.
+    in_an_iommufd: bool,
     devices_of_group: usize,
     driver: Option<u64>,
     /// What these calls answer, instead of success.
@@ -88,8 +90,15 @@ impl State {
     fn answer(&mut self, command: &mut Command<'_>) -> Result<i32, Errno> {
         match (command.request.name, &mut command.argument) {
             ("VFIO_GROUP_GET_STATUS", Argument::Bytes(bytes)) => put(bytes, 4, 1),
-            ("VFIO_GROUP_SET_CONTAINER", _) => self.groups_in_container += 1,
-            ("VFIO_GROUP_UNSET_CONTAINER", _) if self.devices_of_group > 0 => return Err(Errno::EBUSY),
+            ("VFIO_GROUP_SET_CONTAINER", _) => {
+                self.groups_in_container += 1;
+                self.in_an_iommufd = command.attachments.iter().any(
+                    |attachment| matches!(attachment.what, Attached::Handle(handle) if handle.kind() == HandleKind::Iommufd),
+                );
+            }
+            ("VFIO_GROUP_UNSET_CONTAINER", _) if self.devices_of_group > 0 && !self.in_an_iommufd => {
+                return Err(Errno::EBUSY);
+            }
             ("VFIO_GROUP_UNSET_CONTAINER", _) if self.groups_in_container == 0 => return Err(Errno::EINVAL),
             ("VFIO_GROUP_UNSET_CONTAINER", _) => {
                 self.groups_in_container -= 1;

@@ -65,6 +65,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         device.detach_from(self.attach_point())
     }
 
+    /// Whether the kernel forgets what is mapped when the last device leaves, as containers do.
+    fn forgets_with_the_last_device(&self) -> bool {
+        matches!(self.attach_point(), AttachPoint::Container(_))
+    }
+
     /// Asks the host what it offers now. Called after a device came or went; `devices` is how many are attached.
     ///
     /// # Errors

@@ -212,7 +212,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error>;
 
     /// Detaches a device. When the last one leaves a VFIO container, the kernel forgets all mappings, windows and registrations,
-    /// and so does the space.
+    /// and so does the space. An address space of an iommufd keeps them, also one that is in a container's place.
     ///
     /// # Errors
     /// [`Kind::NotAttached`](crate::error::Kind::NotAttached), or what the kernel says (`EBUSY`: its descriptor is still open).
@@ -231,7 +231,7 @@ pub struct WindowChange {
 /// Where a device can be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachPoint {
-    /// A VFIO container.
+    /// A VFIO container, or an iommufd in its place.
     Container(Handle),
     /// An I/O address space of an iommufd.
     Ioas {

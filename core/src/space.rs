@@ -35,8 +35,8 @@ use crate::address::{Iova, IovaRange};
 use crate::asking::{ask, insist};
 use crate::backend::Backend;
 use crate::contract::{
-    AttachPoint, Attachable, Fence, Keeps, Mapping, MemoryRegistration, MemorySharing, PciAddressSpace, Powers,
-    Snapshot, Swap, Unit, WindowChange, WindowControl,
+    Attachable, Fence, Keeps, Mapping, MemoryRegistration, MemorySharing, PciAddressSpace, Powers, Snapshot, Swap,
+    Unit, WindowChange, WindowControl,
 };
 use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
@@ -522,7 +522,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         insist(Errno::EINVAL, || self.backend.detach(&**device)).map_err(fail)?;
         devices.remove(place);
         self.tell_all();
-        if devices.is_empty() && matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
+        if devices.is_empty() && self.backend.forgets_with_the_last_device() {
             self.forget_everything();
         }
         // Windows only grow when a device leaves: those there were will do.

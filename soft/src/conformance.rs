@@ -45,6 +45,10 @@ pub enum Dialect {
     SpaprV1,
     /// An address space with a device attached.
     Ioas,
+    /// An iommufd in the place of a type1 v2 container, with a device open.
+    Compat,
+    /// An iommufd in the place of a type1 v1 container, with a device open.
+    CompatV1,
 }
 
 /// Where a row holds.
@@ -235,12 +239,13 @@ pub struct Mismatch {
 impl Row {
     /// Whether the row can be played there.
     pub fn applies_to(&self, site: &Site<'_>) -> bool {
-        let dialect = match (self.dialect, site.context) {
-            (Dialect::Type1 | Dialect::Type1V1, Context::Type1(_)) => true,
-            (Dialect::Spapr | Dialect::SpaprV1, Context::Spapr(_)) => true,
-            (Dialect::Ioas, Context::Ioas { .. }) => true,
-            (Dialect::Type1 | Dialect::Type1V1 | Dialect::Spapr | Dialect::SpaprV1 | Dialect::Ioas, _) => false,
-        };
+        let dialect = matches!(
+            (self.dialect, site.context),
+            (Dialect::Type1 | Dialect::Type1V1, Context::Type1(_))
+                | (Dialect::Compat | Dialect::CompatV1, Context::Compat(_))
+                | (Dialect::Spapr | Dialect::SpaprV1, Context::Spapr(_))
+                | (Dialect::Ioas, Context::Ioas { .. })
+        );
         dialect
             && match self.only {
                 Only::Anywhere => true,
@@ -393,7 +398,7 @@ impl Site<'_> {
     fn on_container(&self, request: impl FnOnce(Handle) -> Result<i32, Errno>) -> Found {
         match self.context {
             Context::Type1(container) | Context::Spapr(container) => plain(request(container)),
-            Context::Ioas { .. } => NOT_MEANT,
+            Context::Compat(_) | Context::Ioas { .. } => NOT_MEANT,
         }
     }
 
@@ -401,14 +406,14 @@ impl Site<'_> {
     fn on_type1(&self, request: impl FnOnce(Handle) -> Result<(i32, u64), Errno>) -> Found {
         match self.context {
             Context::Type1(container) => sized(request(container)),
-            Context::Spapr(_) | Context::Ioas { .. } => NOT_MEANT,
+            Context::Compat(_) | Context::Spapr(_) | Context::Ioas { .. } => NOT_MEANT,
         }
     }
 
     fn on_ioas(&self, request: impl FnOnce(Handle, u32) -> Result<i32, Errno>) -> Found {
         match self.context {
             Context::Ioas { iommufd, id } => plain(request(iommufd, id)),
-            Context::Type1(_) | Context::Spapr(_) => NOT_MEANT,
+            Context::Type1(_) | Context::Compat(_) | Context::Spapr(_) => NOT_MEANT,
         }
     }
 

@@ -121,7 +121,7 @@ impl Kernel {
                 self.containers.insert(id, Container::new());
                 File::Container(id)
             }
-            Node::Group(number) if containers => self.open_group(number)?,
+            Node::Group(number) if containers || self.has(Backend::Iommufd) => self.open_group(number)?,
             Node::Iommufd if self.has(Backend::Iommufd) => {
                 self.contexts.insert(id, Context::default());
                 File::Iommufd(id)
@@ -196,14 +196,16 @@ impl Kernel {
         }
     }
 
-    /// An iommufd goes when neither a descriptor nor a bound device holds it.
+    /// An iommufd goes when neither a descriptor nor a group nor a bound device holds it.
     pub(crate) fn put_context(&mut self, id: ContextId) {
         let holds = |file: &OpenFile| match file.file {
             File::Iommufd(context) => context == id,
             File::Node(NodeFile { bound: Some((context, _)), .. }) => context == id,
             _ => false,
         };
-        if self.files.values().any(holds) {
+        let is_used_by_groups = self.groups.values().any(|group| group.context == Some(id));
+        let bound = |device: &Device| matches!(device.bound, Some((context, _)) if context == id);
+        if self.files.values().any(holds) || is_used_by_groups || self.devices.iter().any(bound) {
             return;
         }
         if let Some(mut context) = self.contexts.remove(&id) {

@@ -72,7 +72,15 @@ fn rows_are_told_apart_by_dialect_and_name() {
         let same = |other: &&Row| other.name == row.name && other.dialect == row.dialect;
         assert_eq!(ROWS.iter().skip(n).filter(same).count(), 1, "{}", row.name);
     }
-    let all = [Dialect::Type1, Dialect::Type1V1, Dialect::Spapr, Dialect::SpaprV1, Dialect::Ioas];
+    let all = [
+        Dialect::Type1,
+        Dialect::Type1V1,
+        Dialect::Spapr,
+        Dialect::SpaprV1,
+        Dialect::Ioas,
+        Dialect::Compat,
+        Dialect::CompatV1,
+    ];
     for dialect in all {
         assert!(ROWS.iter().any(|row| row.dialect == dialect));
     }

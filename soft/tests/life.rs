@@ -146,8 +146,9 @@ fn everything_can_be_closed_in_any_order() {
         for dialect in common::dialects(&profile) {
             for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
                 let opened = Opened::new(profile.clone(), dialect);
-                let mut handles = vec![opened.handle(), opened.members[0]];
-                if dialect != Dialect::Ioas {
+                let mut handles = vec![opened.handle()];
+                handles.extend(&opened.members);
+                if !matches!(dialect, Dialect::Ioas | Dialect::Compat | Dialect::CompatV1) {
                     handles.push(
                         raw::open_device(&*opened.host, opened.members[0], opened.device().address()).expect("opens"),
                     );

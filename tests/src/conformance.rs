@@ -102,7 +102,17 @@ fn open(
         raw::set_iommu(door, container, version)?;
         Ok((container, vec![container, member]))
     };
+    let compat = |version: IommuType| {
+        let iommufd = door.open("/dev/iommu".as_ref(), HandleKind::Iommufd)?;
+        let member = door.open(&group.path(), HandleKind::Group)?;
+        raw::set_container(door, member, iommufd)?;
+        raw::set_iommu(door, iommufd, version)?;
+        let opened = raw::open_device(door, member, &address.to_string())?;
+        Ok((Context::Compat(iommufd), vec![iommufd, member, opened]))
+    };
     match dialect {
+        Dialect::Compat => compat(IommuType::TYPE1_V2),
+        Dialect::CompatV1 => compat(IommuType::TYPE1),
         Dialect::Type1 => container(IommuType::TYPE1_V2).map(|(at, handles)| (Context::Type1(at), handles)),
         Dialect::Type1V1 => container(IommuType::TYPE1).map(|(at, handles)| (Context::Type1(at), handles)),
         Dialect::Spapr => container(IommuType::SPAPR_TCE_V2).map(|(at, handles)| (Context::Spapr(at), handles)),

@@ -1,6 +1,7 @@
 //! The contract, case by case: one answer where kernels give three. Each case begins with an empty space in which the first GiB can be
 //! mapped, and says nothing about the backend behind it.
 
+use dmaspace::choose::BackendKind;
 use dmaspace_core::contract::{
     Keeps, Mapping, MemoryRegistration, PciAddressSpace, Swap, Unit, WindowControl, WindowRequest,
 };
@@ -13,18 +14,41 @@ use crate::stage::Stage;
 pub struct Case {
     /// The name in reports.
     pub name: &'static str,
+    /// Where there is something to check.
+    on: On,
     /// What is checked.
     pub check: fn(&Field<'_>),
 }
 
+/// The backends that a case is about.
+enum On {
+    Every,
+    /// Those that cannot map another device's memory.
+    ThoseThatPin,
+    /// Those that register memory and create windows.
+    Spapr,
+}
+
+impl Case {
+    /// Whether there is something to check on `backend`.
+    pub fn applies_to(&self, backend: BackendKind) -> bool {
+        match self.on {
+            On::Every => true,
+            On::ThoseThatPin => backend != BackendKind::Type1,
+            On::Spapr => backend == BackendKind::Spapr,
+        }
+    }
+}
+
 macro_rules! cases {
-    ($($name:ident)*) => {
+    ($($on:ident: $($name:ident)*;)*) => {
         /// All there are.
-        pub const ALL: &[Case] = &[$(Case { name: stringify!($name), check: $name }),*];
+        pub const ALL: &[Case] = &[$($(Case { name: stringify!($name), on: On::$on, check: $name }),*),*];
     };
 }
 
 cases! {
+    Every:
     what_is_mapped_is_found_until_it_is_unmapped
     a_map_over_a_live_unit_is_refused
     unmapping_nothing_is_no_error
@@ -35,11 +59,13 @@ cases! {
     bounds_and_host_address_must_be_aligned
     a_range_must_lie_inside_one_window
     access_must_be_asked_for_and_be_possible
-    a_range_must_not_wrap
-    device_memory_is_refused_where_it_cannot_be_mapped
-    unregistered_memory_is_refused_where_registration_is_wanted
+    a_range_must_not_wrap;
+    ThoseThatPin:
+    device_memory_is_refused;
+    Spapr:
+    unregistered_memory_is_refused
     registered_memory_stays_while_it_is_used
-    windows_are_created_and_removed_exactly
+    windows_are_created_and_removed_exactly;
 }
 
 const GIB: u64 = 1 << 30;
@@ -227,14 +253,12 @@ fn a_range_must_not_wrap(field: &Field<'_>) {
     field.refuses(&overflow, || field.map(u64::MAX - PAGE + 1, &field.ram(0, 2), Unit::Whole));
 }
 
-fn device_memory_is_refused_where_it_cannot_be_mapped(field: &Field<'_>) {
-    if !field.space().powers().maps_device_memory {
-        field.refuses(&Kind::DeviceMemory, || field.map(0, &field.ram(0, 1).device_memory(), Unit::Whole));
-    }
+fn device_memory_is_refused(field: &Field<'_>) {
+    field.refuses(&Kind::DeviceMemory, || field.map(0, &field.ram(0, 1).device_memory(), Unit::Whole));
 }
 
-fn unregistered_memory_is_refused_where_registration_is_wanted(field: &Field<'_>) {
-    let Some(registration) = field.registration() else { return };
+fn unregistered_memory_is_refused(field: &Field<'_>) {
+    let registration = field.registration().expect("this backend registers memory");
     let all = field.stage.ram.all();
     registration.unregister(all).expect("nothing leans on it");
     registration.register(&field.ram(0, 4)).expect("a part of it");
@@ -247,7 +271,7 @@ fn unregistered_memory_is_refused_where_registration_is_wanted(field: &Field<'_>
 }
 
 fn registered_memory_stays_while_it_is_used(field: &Field<'_>) {
-    let Some(registration) = field.registration() else { return };
+    let registration = field.registration().expect("this backend registers memory");
     let all = field.stage.ram.all();
     field.map(0, &field.ram(3, 2), PAGES).expect("it fits");
     field.refuses(&Kind::InUse(range(0, 2 * PAGE)), || registration.unregister(all));
@@ -258,7 +282,7 @@ fn registered_memory_stays_while_it_is_used(field: &Field<'_>) {
 }
 
 fn windows_are_created_and_removed_exactly(field: &Field<'_>) {
-    let Some(control) = field.windows() else { return };
+    let control = field.windows().expect("this backend creates windows");
     let offer = control.offer().expect("a device is attached");
     let second = WindowRequest { range: range(1 << 59, GIB), page: PageSize::K4 };
     let granted = control.create_window(second).expect("a second window");

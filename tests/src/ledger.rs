@@ -2,14 +2,18 @@
 
 use std::fs;
 
+use dmaspace::linux::LinuxDoor;
+use dmaspace_core::door::Door;
+use dmaspace_core::locked::LockedMemory;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use crate::limits::Purse;
 
 /// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the counting too (linux:
 /// drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is large enough takes its place.
 pub fn have_locked_memory_counted() {
-    let enough = Some(LIMIT);
-    setrlimit(Resource::Memlock, Rlimit { current: enough, maximum: enough }).expect("root sets its own limits");
+    limit_to(LIMIT);
     let mut sets = capabilities(None).expect("every thread has capabilities");
     sets.effective.remove(CapabilitySet::IPC_LOCK);
     sets.permitted.remove(CapabilitySet::IPC_LOCK);
@@ -18,6 +22,31 @@ pub fn have_locked_memory_counted() {
 
 /// sPAPR v1 charges its whole window, 2 GiB on powernv, before anything is mapped.
 const LIMIT: u64 = 8 << 30;
+
+fn limit_to(bytes: u64) {
+    let limits = Rlimit { current: Some(bytes), maximum: Some(LIMIT) };
+    setrlimit(Resource::Memlock, limits).expect("root sets its own limits");
+}
+
+/// What this process may lock. A limit that was set lasts as long as this.
+#[derive(Debug)]
+pub struct OfThisProcess;
+
+impl Purse for OfThisProcess {
+    fn locked(&self) -> LockedMemory {
+        LinuxDoor::new().locked_memory().expect("procfs is mounted")
+    }
+
+    fn limit(&self, bytes: u64) {
+        limit_to(bytes);
+    }
+}
+
+impl Drop for OfThisProcess {
+    fn drop(&mut self) {
+        limit_to(LIMIT);
+    }
+}
 
 /// Locked memory and descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -71,6 +71,26 @@ impl Scene {
     }
 }
 
+/// The windows are those of the mock IOMMU, and what is mapped is found where it was mapped, and nowhere else.
+pub fn what_is_mapped_is_found_where_it_is() {
+    const LAST: u64 = (2 << 30) - 1;
+    let (door, space) = address_space();
+    let device = device_of(&door, &space, true);
+    let windows: Vec<_> = space.windows().windows.iter().map(|window| window.range).collect();
+    assert_eq!(windows, [IovaRange::new(Iova::new(FIRST), Iova::new(LAST)).expect("a proper range")]);
+
+    let ram = Ram::new(4 << 20);
+    let memory = ram.slice(8 * PAGE, 32 * PAGE);
+    let places = [FIRST, LAST + 1 - 32 * PAGE];
+    for at in places {
+        space.map(Iova::new(at), &memory, Access::READ_WRITE, Unit::Whole).expect("it lies in the window");
+        assert!(device.finds(at, &memory) && !device.finds(at, &ram.slice(0, 32 * PAGE)), "another memory");
+    }
+    assert!(!device.finds(FIRST + 32 * PAGE, &memory), "nothing is mapped there");
+    space.unmap(range(0, 32)).expect("no unit is cut");
+    assert!(!device.finds(places[0], &memory) && device.finds(places[1], &memory));
+}
+
 /// The kernel's own answer ends at the hole, and is a success (K1); the library's does not.
 pub fn k1_a_question_over_a_hole_loses_pages() {
     let scene = tracked();

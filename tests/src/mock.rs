@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace::linux::LinuxDoor;
+use dmaspace_core::HostMemory;
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request};
 use dmaspace_iommufd::abi;
@@ -13,6 +14,7 @@ use zerocopy::IntoBytes;
 
 /// `IOMMU_TEST_CMD`.
 const TEST: Request = Request::vfio(0xa0, "IOMMU_TEST_CMD");
+const CHECK_MAP: u32 = 3;
 const MOCK_DOMAIN_REPLACE: u32 = 10;
 const MOCK_DOMAIN_FLAGS: u32 = 12;
 const DIRTY: u32 = 13;
@@ -89,6 +91,17 @@ impl MockDevice {
         written[5]
     }
 
+    /// Whether it finds all of `memory` at `iova`, byte for byte.
+    ///
+    /// # Panics
+    /// When it is attached nowhere.
+    pub fn finds(&self, iova: u64, memory: &HostMemory) -> bool {
+        let table = self.at.lock().unwrap_or_else(PoisonError::into_inner).expect("it is attached");
+        // iova, length, uptr.
+        let words = [iova, memory.len().get(), memory.address(), 0, 0, 0];
+        make(&self.door, self.iommufd, CHECK_MAP, table, words).is_ok()
+    }
+
     fn move_to(&self, place: u32) -> Result<(), Failure> {
         let moved = make(&self.door, self.iommufd, MOCK_DOMAIN_REPLACE, self.object, [u64::from(place), 0, 0, 0, 0, 0]);
         moved.map(drop).map_err(|errno| Failure { call: "MOCK_DOMAIN_REPLACE", answer: Answer::Errno(errno) })
@@ -140,8 +153,8 @@ fn make(door: &LinuxDoor, iommufd: Handle, op: u32, id: u32, words: [u64; 6]) ->
     let size = u32::try_from(size_of::<TestCommand>()).expect("a small struct");
     let mut command = TestCommand { size, op, id, words, ..TestCommand::default() };
     let called = door.with_descriptor(iommufd, |descriptor| {
-        // SAFETY: the struct is the kernel's, as long as it says; the callers' only address is of a bitmap that DIRTY reads, and that
-        // is there until the call returns.
+        // SAFETY: the struct is the kernel's, as long as it says; the callers' only addresses are of a bitmap that DIRTY reads, and that
+        // is there until the call returns, and of memory that CHECK_MAP looks up in page tables and does not touch.
         unsafe { libc::ioctl(descriptor.as_raw_fd(), TEST.number.into(), &raw mut command) }
     })?;
     if called < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(command.words) }

@@ -7,6 +7,7 @@ use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 
 use crate::dirty::dirty_pages;
+use crate::limits::limit_met_in_the_middle_of_a_commit;
 use crate::ram::Droppable;
 use crate::stage::Stage;
 
@@ -23,6 +24,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "dirty_pages", play: |stage| dirty_pages(stage, false) },
     Scenario { name: "discardable_blocks", play: discardable_blocks },
     Scenario { name: "flat_pc_map", play: flat_pc_map },
+    Scenario { name: "limit_met_in_the_middle_of_a_commit", play: limit_met_in_the_middle_of_a_commit },
     Scenario { name: "two_windows", play: two_windows },
 ];
 

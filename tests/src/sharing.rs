@@ -13,6 +13,7 @@ use dmaspace_core::{Access, FrontEnd, Iova, Listener, PageSize, PciAddressSpace,
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
 
 use crate::edu::Edu;
+use crate::ledger::OfThisProcess;
 use crate::soft::range;
 use crate::stage::{RAM, Stage};
 
@@ -40,7 +41,7 @@ fn listener_of(space: &Arc<dyn PciAddressSpace>) -> Listener {
 /// The stage of a device, over RAM that another may share.
 fn stage_of(mut opened: Opened) -> Stage {
     let device = Edu::new(opened.devices.remove(0));
-    Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened)
+    Stage::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened)
 }
 
 /// Devices in a pool pin the guest's RAM once, whoever comes, goes, or stands behind a vIOMMU.

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
+use dmaspace_core::door::Door;
+use dmaspace_core::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Section};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 use crate::device::TestDevice;
+use crate::limits::Purse;
 use crate::ram::SPOT;
 use crate::stage::Stage;
 
@@ -39,6 +42,19 @@ impl TestDevice for BufferedDevice {
     }
 }
 
+/// What may be locked on a soft host.
+struct OfSoftProcess(Arc<SoftHost>);
+
+impl Purse for OfSoftProcess {
+    fn locked(&self) -> LockedMemory {
+        self.0.locked_memory().expect("a soft host tells")
+    }
+
+    fn limit(&self, bytes: u64) {
+        self.0.set_memlock(Some(bytes));
+    }
+}
+
 /// A soft host of that preset.
 pub fn host(preset: &str) -> Arc<SoftHost> {
     SoftHost::new(Profile::preset(preset).expect("a preset of the soft host")).expect("presets make sense")
@@ -47,7 +63,7 @@ pub fn host(preset: &str) -> Arc<SoftHost> {
 /// The backends of that preset.
 pub fn backends_of(preset: &str) -> &'static [BackendKind] {
     match preset {
-        "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd],
+        "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
         _ => &[BackendKind::Spapr, BackendKind::SpaprV1],
     }
 }
@@ -92,5 +108,5 @@ fn stage_of(soft: &Arc<SoftHost>, opened: Opened) -> Stage {
     soft.deny_huge_pages();
     let device = soft.device(opened.devices[0].name()).expect("it is there");
     let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
-    Stage::new(opened.space.space().clone(), device).keeping(opened)
+    Stage::new(opened.space.space().clone(), device, Box::new(OfSoftProcess(soft.clone()))).keeping(opened)
 }

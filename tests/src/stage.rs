@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace};
 
 use crate::device::TestDevice;
+use crate::limits::Purse;
 use crate::ram::{Ram, SPOT, pattern};
 
 /// How much RAM the guests of the scenarios have.
@@ -17,6 +18,8 @@ pub struct Stage {
     pub device: Box<dyn TestDevice>,
     /// The space the device is attached to.
     pub space: Arc<dyn PciAddressSpace>,
+    /// What this process may lock.
+    pub purse: Box<dyn Purse>,
     /// The guest's RAM.
     pub ram: Ram,
     seed: u64,
@@ -34,8 +37,8 @@ pub struct Transfer {
 
 impl Stage {
     /// Sets the stage.
-    pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>) -> Self {
-        Self { device, space, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
+    pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>, purse: Box<dyn Purse>) -> Self {
+        Self { device, space, purse, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
     }
 
     /// Keeps something open for as long as the stage stands.

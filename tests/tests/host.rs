@@ -14,15 +14,14 @@ use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Row};
 use dmaspace_soft::profile::Platform;
-use dmaspace_tests::boot::q35_boot;
 use dmaspace_tests::conformance;
-use dmaspace_tests::contract::{self, Field};
-use dmaspace_tests::dirty::scattered;
+use dmaspace_tests::contract::Field;
 use dmaspace_tests::edu::Edu;
-use dmaspace_tests::ledger::{Ledger, have_locked_memory_counted};
+use dmaspace_tests::ledger::{Ledger, OfThisProcess, have_locked_memory_counted};
 use dmaspace_tests::logged;
+use dmaspace_tests::plays;
 use dmaspace_tests::recovery::pe_is_recovered;
-use dmaspace_tests::scenarios;
+use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::stage::Stage;
 use dmaspace_tests::{options, sharing};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
 fn backends_of(host: &str) -> &'static [BackendKind] {
     match host {
         "vtd" => &[BackendKind::Type1],
-        "vtd-iommufd" => &[BackendKind::Type1, BackendKind::Iommufd],
+        "vtd-iommufd" => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
         "powernv9" | "powernv9-64k" | "pseries" => &[BackendKind::Spapr, BackendKind::SpaprV1],
         other => panic!("nobody said what the host {other} has"),
     }
@@ -68,40 +67,30 @@ fn trials_on(host: &str) -> Vec<Trial> {
             let before = Ledger::now();
             on_stage(*backend, |stage| locks_memory(stage, &before))
         }));
-        if *backend == BackendKind::Spapr {
-            let name = format!("{backend}::smaller_pages_than_said");
-            trials.push(Trial::test(name, move || on_stage(*backend, scenarios::smaller_pages_than_said)));
-        }
         if *backend == BackendKind::SpaprV1 {
             let name = format!("{backend}::the_window_is_charged_and_no_map");
             // An entry has 8 bytes; bare metal keeps its address in the process beside it.
             let entry = if host == "pseries" { 8 } else { 16 };
             trials.push(Trial::test(name, move || on_stage(*backend, |stage| charges_the_window(stage, entry))));
         }
-        for scenario in scenarios::ALL {
-            let name = format!("{backend}::{}", scenario.name);
-            trials.push(Trial::test(name, move || on_stage(*backend, scenario.play)));
+        if *backend == BackendKind::Iommufd {
+            let name = format!("{backend}::device_refused_while_memory_lies_over_its_interrupts");
+            trials.push(Trial::test(name, || {
+                leaving_nothing(|| {
+                    device_refused_while_memory_lies_over_its_interrupts(&Host::this()?, first_device()?);
+                    Ok(())
+                })
+            }));
         }
         if backend.is_of_power() {
             let expected = host != "pseries";
             let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
             trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
         }
-        // On POWER the window over all RAM would be made anew whenever RAM comes above it, or there is one that does not reach all RAM.
-        if !backend.is_of_power() {
-            trials.push(Trial::test(format!("{backend}::q35_boot"), move || on_stage(*backend, q35_boot)));
-            trials.push(Trial::test(format!("{backend}::scattered_mappings"), move || on_stage(*backend, scattered)));
-        }
         if *backend == BackendKind::Iommufd {
-            for scenario in scenarios::ALL {
-                let name = format!("pool::{}", scenario.name);
-                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, scenario.play)));
-            }
-            trials.push(Trial::test("pool::q35_boot", || on_stage_of(open_in_a_pool, q35_boot)));
-            for case in contract::ALL {
-                let play = |stage: &mut Stage| (case.check)(&Field::new(stage));
-                let name = format!("pool::contract::{}", case.name);
-                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, play)));
+            for play in plays::on(*backend) {
+                let name = format!("pool::{}", play.name);
+                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, |stage| play.play(stage))));
             }
             trials.push(Trial::test("iommufd::a_pool_pins_once", || with_two_devices(sharing::a_pool_pins_once)));
             let name = "iommufd::options_are_kept";
@@ -111,9 +100,9 @@ fn trials_on(host: &str) -> Vec<Trial> {
             let name = "iommufd::mapping_again_pins_twice";
             trials.push(Trial::test(name, || with_two_devices(sharing::mapping_again_pins_twice)));
         }
-        for case in contract::ALL {
-            let name = format!("{backend}::contract::{}", case.name);
-            trials.push(Trial::test(name, move || on_stage(*backend, |stage| (case.check)(&Field::new(stage)))));
+        for play in plays::on(*backend) {
+            let name = format!("{backend}::{}", play.name);
+            trials.push(Trial::test(name, move || on_stage(*backend, |stage| play.play(stage))));
         }
     }
     trials
@@ -128,6 +117,7 @@ fn mock_trials() -> Vec<Trial> {
         })
     };
     vec![
+        trial("what_is_mapped_is_found_where_it_is", logged::what_is_mapped_is_found_where_it_is),
         trial("k1_a_question_over_a_hole_loses_pages", logged::k1_a_question_over_a_hole_loses_pages),
         trial("exactly_what_was_written_is_told", logged::exactly_what_was_written_is_told),
         trial(
@@ -141,7 +131,7 @@ fn mock_trials() -> Vec<Trial> {
 fn conformance(host: &str) -> Vec<Trial> {
     let (dialects, platform): (&[Dialect], _) = match host {
         "vtd" => (&[Dialect::Type1, Dialect::Type1V1], None),
-        "vtd-iommufd" => (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas], None),
+        "vtd-iommufd" => (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas, Dialect::Compat, Dialect::CompatV1], None),
         "pseries" => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PSeries)),
         _ => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PowerNv)),
     };
@@ -159,7 +149,7 @@ fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), F
 }
 
 fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
-    leaving_nothing_behind(|| {
+    leaving_nothing(|| {
         play(&mut open()?);
         Ok(())
     })
@@ -167,17 +157,18 @@ fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&
 
 /// Plays with the host's first device.
 fn with_a_device(play: fn(&Host, PciAddress) -> Result<(), OpenError>) -> Result<(), Failed> {
-    leaving_nothing_behind(|| Ok(play(&Host::this()?, first_device()?)?))
+    leaving_nothing(|| Ok(play(&Host::this()?, first_device()?)?))
 }
 
 /// Plays with the host's first two devices.
 fn with_two_devices(play: fn(&Host, [PciAddress; 2]) -> Result<(), OpenError>) -> Result<(), Failed> {
-    leaving_nothing_behind(|| Ok(play(&Host::this()?, [device(0)?, device(1)?])?))
+    leaving_nothing(|| Ok(play(&Host::this()?, [device(0)?, device(1)?])?))
 }
 
-fn leaving_nothing_behind(play: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
+/// Sees that nothing is left of what was done.
+fn leaving_nothing(act: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
     let before = Ledger::now();
-    play()?;
+    act()?;
     let after = Ledger::now();
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
 }
@@ -203,14 +194,15 @@ fn charges_the_window(stage: &mut Stage, entry: u128) {
 fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
     let mut opened = host.open(&Wish::device(first_device()?).on(backend))?;
     let device = Edu::new(opened.devices.remove(0));
-    Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+    let space = opened.space.space().clone();
+    Ok(Stage::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }
 
 fn open_in_a_pool() -> Result<Stage, Failed> {
     let host = Host::this()?;
     let mut opened = host.open_in(&host.open_pool()?, &Wish::device(first_device()?))?;
     let device = Edu::new(opened.devices.remove(0));
-    Ok(Stage::new(opened.space.space().clone(), Box::new(device)).keeping(opened))
+    Ok(Stage::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }
 
 /// Debian's kernel for the PC comes without its KVM modules loaded; the small one has KVM built in.

@@ -122,7 +122,7 @@ fn the_first_version_of_spapr_counts_all_of_its_window_and_the_table_when_the_de
 
 #[test]
 fn a_map_in_parts_wants_all_of_them_and_has_given_back_its_own() {
-    for backend in [BackendKind::Type1, BackendKind::Iommufd] {
+    for backend in [BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd] {
         let (soft, opened) = started("vtd", backend, 4 * PAGE);
         map(&**opened.space(), MIB, &memory(PAGE), Unit::Whole).expect("it fits");
         let error = map(&**opened.space(), 2 * MIB, &memory(8 * PAGE), Unit::Pages(PageSize::K4));

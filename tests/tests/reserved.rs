@@ -11,10 +11,11 @@ use dmaspace_core::listener::{Fate, Update};
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, PciAddressSpace, Section};
 use dmaspace_soft::profile::{Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
+use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::soft;
 
 const MIB: u64 = 1 << 20;
-const ON_A_PC: [BackendKind; 2] = [BackendKind::Type1, BackendKind::Iommufd];
+const ON_A_PC: [BackendKind; 3] = [BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd];
 
 /// A PC whose IOMMU is AMD's, and whose second device has a region of its own.
 fn profile() -> Profile {
@@ -165,4 +166,13 @@ fn what_the_firmware_can_do_without_is_in_nobodys_way() {
         stage.attach_second().expect("it is in nobody's way");
         assert!(stage.space().reserved().iter().all(|reserved| reserved.range.first() != at));
     }
+}
+
+#[test]
+fn a_device_over_whose_interrupts_memory_is_mapped_is_refused_until_it_is_unmapped() {
+    let soft = soft::host("vtd");
+    let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+    let address = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+    device_refused_while_memory_lies_over_its_interrupts(&host, address);
+    assert!(soft.ledger().is_clear());
 }

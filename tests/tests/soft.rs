@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace_soft::{Profile, SoftHost};
-use dmaspace_tests::boot::q35_boot;
-use dmaspace_tests::contract::{self, Field};
-use dmaspace_tests::dirty::{dirty_pages, scattered};
-use dmaspace_tests::scenarios;
+use dmaspace_tests::plays;
 use dmaspace_tests::soft::{backends_of, host, stage, stage_in_a_pool};
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,27 +14,9 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for preset in Profile::PRESETS {
         for backend in backends_of(preset) {
-            let name = |what: &str| format!("{preset}::{backend}::{what}");
-            // The guests of the scenarios have pages of 4 KiB.
-            for scenario in scenarios::ALL.iter().filter(|_| preset != "vtd-64k") {
-                trials.push(Trial::test(name(scenario.name), || on_stage(preset, *backend, scenario.play)));
-            }
-            if preset == "vtd-ssads" && *backend == BackendKind::Iommufd {
-                trials.push(Trial::test(name("exactly_the_dirty_pages"), || {
-                    on_stage(preset, *backend, |stage| dirty_pages(stage, true))
-                }));
-            }
-            if *backend == BackendKind::Spapr {
-                let name = name("smaller_pages_than_said");
-                trials.push(Trial::test(name, || on_stage(preset, *backend, scenarios::smaller_pages_than_said)));
-            }
-            if preset == "vtd" {
-                trials.push(Trial::test(name("q35_boot"), || on_stage(preset, *backend, q35_boot)));
-                trials.push(Trial::test(name("scattered_mappings"), || on_stage(preset, *backend, scattered)));
-            }
-            for case in contract::ALL {
-                let name = name(&format!("contract::{}", case.name));
-                trials.push(Trial::test(name, || on_stage(preset, *backend, |stage| (case.check)(&Field::new(stage)))));
+            for play in plays::on_soft(preset, *backend) {
+                let name = format!("{preset}::{backend}::{}", play.name);
+                trials.push(Trial::test(name, move || on_stage(preset, *backend, |stage| play.play(stage))));
             }
         }
     }
@@ -46,17 +25,11 @@ fn main() -> ExitCode {
 }
 
 /// An address space that gets its mappings as copies is one like any other.
-fn trials_in_a_pool() -> Vec<Trial> {
-    let trial = |what: &str, play: fn(&mut Stage)| {
-        Trial::test(format!("vtd::pool::{what}"), move || on_stage_of(&host("vtd"), stage_in_a_pool, play))
-    };
-    let mut trials = vec![trial("q35_boot", q35_boot), trial("scattered_mappings", scattered)];
-    trials.extend(scenarios::ALL.iter().map(|scenario| trial(scenario.name, scenario.play)));
-    trials.extend(contract::ALL.iter().map(|case| {
-        let play = move || on_stage_of(&host("vtd"), stage_in_a_pool, |stage| (case.check)(&Field::new(stage)));
-        Trial::test(format!("vtd::pool::contract::{}", case.name), play)
-    }));
-    trials
+fn trials_in_a_pool() -> impl Iterator<Item = Trial> {
+    plays::on_soft("vtd", BackendKind::Iommufd).into_iter().map(|play| {
+        let name = format!("vtd::pool::{}", play.name);
+        Trial::test(name, move || on_stage_of(&host("vtd"), stage_in_a_pool, |stage| play.play(stage)))
+    })
 }
 
 /// Plays on a fresh host, and sees that nothing is left on it.

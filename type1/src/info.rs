@@ -103,7 +103,7 @@ fn offer(info: &Info, used: &[u8]) -> Result<Offer, &'static str> {
         // Only emulated devices, or a kernel that does not say: any range can be tried.
         None => vec![IovaRange::all()],
     };
-    let mappings_left = find(&capabilities, abi::CAP_DMA_AVAIL).map(mappings_left).transpose()?;
+    let mappings_left = find(&capabilities, abi::CAP_DMA_AVAIL).map(mappings_left).transpose()?.flatten();
     let dirty = find(&capabilities, abi::CAP_MIGRATION).map(dirty_limits).transpose()?.flatten();
     Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left, dirty })
 }
@@ -132,10 +132,12 @@ fn ranges(capability: &Capability<'_>) -> Result<Vec<IovaRange>, &'static str> {
     Ok(ranges)
 }
 
-fn mappings_left(capability: &Capability<'_>) -> Result<u64, &'static str> {
+/// `None`: as many as there is memory for, which is what iommufd says in a container's place (linux:
+/// drivers/iommu/iommufd/vfio_compat.c, iommufd_fill_cap_dma_avail).
+fn mappings_left(capability: &Capability<'_>) -> Result<Option<u64>, &'static str> {
     let (available, _) =
         DmaAvailable::read_from_prefix(capability.bytes).map_err(|_| "its number of free mappings is cut off")?;
-    Ok(u64::from(available.avail))
+    Ok(Some(available.avail).filter(|left| *left != u32::MAX).map(u64::from))
 }
 
 /// A mask without a page, or no room for a bitmap, is a kernel that cannot log after all.
@@ -225,6 +227,12 @@ mod tests {
 
     fn spans(offer: &Offer) -> Vec<(u64, u64)> {
         offer.windows.iter().map(|window| (window.range.first().get(), window.range.last().get())).collect()
+    }
+
+    #[test]
+    fn as_many_mappings_as_fit_into_the_number_are_as_many_as_one_likes() {
+        assert_eq!(complete(&reply(&[dma_available(u32::MAX), vtd()])).mappings_left, None);
+        assert_eq!(complete(&reply(&[dma_available(u32::MAX - 1), vtd()])).mappings_left, Some(0xffff_fffe));
     }
 
     #[test]

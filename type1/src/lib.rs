@@ -7,6 +7,9 @@
 //! Windows are fixed, but not for ever: each device that joins may take ranges and page sizes away, each that leaves may give
 //! some back (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions of type1 are served. The older one
 //! unmaps a mapping that is only touched; since whole mappings are all that is ever unmapped here, nobody sees the difference.
+//!
+//! `/dev/iommu` can take a container's place (linux: drivers/iommu/iommufd/vfio_compat.c): it understands the same requests, but pins as
+//! iommufd does, refuses another device's memory, counts no mappings, and keeps what is mapped when the last device has left.
 
 pub mod abi;
 pub mod chain;
@@ -14,11 +17,12 @@ pub mod dirty;
 pub mod info;
 pub mod vfio;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace_core::backend::DirtyCalls;
 use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
@@ -27,24 +31,32 @@ use abi::{MapDma, UnmapDma};
 use dirty::DirtyLimits;
 use info::Offer;
 
-/// A type1 container.
+/// A type1 container, or an iommufd in its place.
 #[derive(Debug)]
 pub struct Type1 {
     door: Arc<dyn Door>,
     container: Handle,
     /// As the container said when its groups changed last.
     dirty: Mutex<Option<DirtyLimits>>,
+    /// Whether there has been somebody to answer: a driver comes with the first group.
+    has_answered: AtomicBool,
 }
 
 impl Type1 {
     /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is closed when this is
     /// dropped; the kernel keeps what it maps until its last group has left.
+    ///
+    /// A handle of the kind [`HandleKind::Iommufd`] is an iommufd in a container's place.
     pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, dirty: Mutex::default() }
+        Self { door, container, dirty: Mutex::default(), has_answered: AtomicBool::new(false) }
     }
 
     fn dirty_limits(&self) -> Option<DirtyLimits> {
         *self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_iommufd(&self) -> bool {
+        self.container.kind() == HandleKind::Iommufd
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
@@ -61,15 +73,15 @@ impl Drop for Type1 {
 
 impl Backend for Type1 {
     fn name(&self) -> &'static str {
-        "type1"
+        if self.is_iommufd() { "type1-on-iommufd" } else { "type1" }
     }
 
-    /// Another device's memory can be mapped, unless iommufd stands in for the container: it says `EFAULT` then (linux:
-    /// drivers/iommu/iommufd/vfio_compat.c).
+    /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and says `EFAULT`
+    /// (linux: drivers/iommu/iommufd/pages.c).
     fn powers(&self) -> Powers {
         Powers {
             keeps: Keeps::Mappings,
-            maps_device_memory: true,
+            maps_device_memory: !self.is_iommufd(),
             maps_host_read_only: true,
             host_page: self.door.host_page(),
         }
@@ -79,10 +91,12 @@ impl Backend for Type1 {
         self.offer().ok()?.mappings_left
     }
 
-    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote); by
-    /// iommufd in place of the container, too (drivers/iommu/iommufd/main.c, iommufd_fops_open).
+    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote); by an
+    /// iommufd in the container's place to its user, as ever, unless it was opened under the container's name (linux:
+    /// drivers/iommu/iommufd/main.c, iommufd_fops_open).
     fn allowance(&self) -> Option<Allowance> {
-        self.door.locked_memory().map(LockedMemory::of_process)
+        let account = if self.is_iommufd() { LockedMemory::of_user } else { LockedMemory::of_process };
+        self.door.locked_memory().map(account)
     }
 
     fn is_real(&self) -> bool {
@@ -93,9 +107,15 @@ impl Backend for Type1 {
         AttachPoint::Container(self.container)
     }
 
+    fn forgets_with_the_last_device(&self) -> bool {
+        !self.is_iommufd()
+    }
+
     fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
-        // Without a group the container has no driver that could answer.
-        let offer = if devices == 0 { None } else { Some(self.offer()?) };
+        // Without a group the container has no driver that could answer; an iommufd goes on answering without one.
+        let is_answered = devices > 0 || (self.is_iommufd() && self.has_answered.load(Ordering::Relaxed));
+        let offer = if is_answered { Some(self.offer()?) } else { None };
+        self.has_answered.fetch_or(is_answered, Ordering::Relaxed);
         *self.dirty.lock().unwrap_or_else(PoisonError::into_inner) = offer.as_ref().and_then(|offer| offer.dirty);
         Ok(offer.map(|offer| offer.windows).unwrap_or_default())
     }
@@ -114,8 +134,11 @@ impl Backend for Type1 {
     }
 
     /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on VT-d); one that
-    /// refuses to lock more does not. One entry is there with its mapping, or not at all.
+    /// refuses to lock more does not. One entry is there with its mapping, or not at all. iommufd takes all of them back.
     fn may_leave_entries(&self, len: u64, failure: &Failure) -> bool {
+        if self.is_iommufd() {
+            return false;
+        }
         let limit_reached = || self.allowance().is_some_and(|allowance| !allowance.admits(len));
         failure.errno() == Some(Errno::ENOMEM) && len > self.door.host_page().bytes() && !limit_reached()
     }

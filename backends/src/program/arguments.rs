@@ -119,6 +119,8 @@ pub(crate) enum Backend {
     SpaprV1,
     /// /dev/iommu.
     Iommufd,
+    /// /dev/iommu in the place of a type1 container.
+    Type1OnIommufd,
 }
 
 impl From<BackendKind> for Backend {
@@ -128,6 +130,7 @@ impl From<BackendKind> for Backend {
             BackendKind::Spapr => Self::Spapr,
             BackendKind::SpaprV1 => Self::SpaprV1,
             BackendKind::Iommufd => Self::Iommufd,
+            BackendKind::Type1OnIommufd => Self::Type1OnIommufd,
         }
     }
 }
@@ -139,6 +142,7 @@ impl From<Backend> for BackendKind {
             Backend::Spapr => Self::Spapr,
             Backend::SpaprV1 => Self::SpaprV1,
             Backend::Iommufd => Self::Iommufd,
+            Backend::Type1OnIommufd => Self::Type1OnIommufd,
         }
     }
 }

@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn every_preset_has_a_device_and_its_backends() {
-        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1};
+        use BackendKind::{Iommufd, Spapr, SpaprV1, Type1, Type1OnIommufd};
         let cases: [(&str, &[BackendKind]); 5] = [
-            ("vtd", &[Iommufd, Type1]),
-            ("vtd-64k", &[Iommufd, Type1]),
+            ("vtd", &[Iommufd, Type1, Type1OnIommufd]),
+            ("vtd-64k", &[Iommufd, Type1, Type1OnIommufd]),
             ("powernv9", &[Spapr, SpaprV1]),
             ("powernv9-64k", &[Spapr, SpaprV1]),
             ("pseries", &[Spapr, SpaprV1]),

@@ -17,6 +17,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub enum Context {
     /// A container that was given to type1.
     Type1(Handle),
+    /// An iommufd that stands in for a container of type1.
+    Compat(Handle),
     /// A container that was given to the sPAPR driver.
     Spapr(Handle),
     /// An address space.
@@ -41,7 +43,7 @@ pub fn map(
     access: Access,
 ) -> Result<i32, Errno> {
     match on {
-        Context::Type1(container) => {
+        Context::Type1(container) | Context::Compat(container) => {
             let flags = vfio_flags(access);
             let mut map = type1::MapDma { argsz: type1::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
             with_memory(door, container, type1::MAP_DMA, &mut map, offset_of!(type1::MapDma, vaddr), memory)
@@ -72,7 +74,7 @@ pub fn map(
 /// The kernel's errno.
 pub fn unmap(door: &dyn Door, on: Context, at: u64, size: u64) -> Result<(i32, u64), Errno> {
     match on {
-        Context::Type1(container) => unmap_type1(door, container, 0, at, size),
+        Context::Type1(container) | Context::Compat(container) => unmap_type1(door, container, 0, at, size),
         Context::Spapr(container) => {
             let mut unmap = spapr::UnmapDma { argsz: spapr::UnmapDma::SIZE, iova: at, size, ..Default::default() };
             Ok((ask(door, container, spapr::UNMAP_DMA, &mut unmap)?, unmap.size))
@@ -90,7 +92,7 @@ pub fn unmap(door: &dyn Door, on: Context, at: u64, size: u64) -> Result<(i32, u
 /// The kernel's errno.
 pub fn unmap_all(door: &dyn Door, on: Context) -> Result<(i32, u64), Errno> {
     match on {
-        Context::Type1(container) => unmap_type1(door, container, type1::UNMAP_ALL, 0, 0),
+        Context::Type1(container) | Context::Compat(container) => unmap_type1(door, container, type1::UNMAP_ALL, 0, 0),
         Context::Spapr(container) => Ok((remove(door, container, 0)?, 0)),
         Context::Ioas { .. } => unmap(door, on, 0, u64::MAX),
     }

@@ -5,7 +5,7 @@ use dmaspace_core::door::Errno;
 use dmaspace_type1::abi::{DIRTY_START, DIRTY_STOP};
 
 use super::Answer::{Arrives, Bits, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
-use super::Dialect::{Ioas, Spapr, SpaprV1, Type1, Type1V1};
+use super::Dialect::{Compat, CompatV1, Ioas, Spapr, SpaprV1, Type1, Type1V1};
 use super::Length::Bytes;
 use super::Memory::{Absent, Both, Empty, Holed, Page, Part, ReadOnly};
 use super::Only::{Anywhere, WithDevice};
@@ -291,6 +291,104 @@ pub const ROWS: &[Row] = &[
     row("a map must be whole pages, and some", Ioas, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Ioas, READ_ONLY).only(WithDevice),
+    // iommufd in a container's place: type1's requests, iommufd's answers.
+    row(
+        "a map over a live mapping is refused",
+        Compat,
+        &[
+            map(0, Page(0), Done),
+            map(0, Page(1), Fails(Errno::EEXIST)),
+            map(0, Both, Fails(Errno::EEXIST)),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row("an unmap of nothing succeeds and says so", Compat, &[unmap(0, 1, Pages(0))]),
+    row(
+        "an unmap inside a mapping fails",
+        Compat,
+        &[
+            map(0, Both, Done),
+            unmap(0, 1, Fails(Errno::ENOENT)),
+            unmap(1, 1, Fails(Errno::ENOENT)),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "an unmap of one mapping and half of the next fails, and the first is gone",
+        Compat,
+        &[
+            map(0, Page(0), Done),
+            map(1, Both, Done),
+            unmap(0, 2, Fails(Errno::ENOENT)),
+            map(0, Page(1), Done),
+            unmap(0, 3, Pages(3)),
+        ],
+    ),
+    row(
+        "an unmap over mappings and holes says how much there was",
+        Compat,
+        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
+    ),
+    row(
+        "everything can be unmapped at once, even when it is nothing",
+        Compat,
+        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
+    ),
+    row(
+        "an unmap need not be whole pages, but some",
+        Compat,
+        &[
+            act(Act::Unmap(Inside(0, 0x10), Length::Pages(1)), Pages(0)),
+            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Pages(0)),
+            unmap(0, 0, Fails(Errno::EINVAL)),
+            act(Act::Unmap(BelowTop(1), Length::Pages(2)), Fails(Errno::EOVERFLOW)),
+        ],
+    ),
+    row(
+        "reserved ranges and what no page table reaches cannot be mapped",
+        Compat,
+        &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
+    ),
+    row("a map that wraps around is refused", Compat, &[map_at(BelowTop(1), Both, Fails(Errno::EOVERFLOW))]),
+    row(
+        "a map of memory that is not there leaves nothing behind",
+        Compat,
+        &[
+            map(0, Absent, Fails(Errno::EFAULT)),
+            map(0, Holed, Fails(Errno::EFAULT)),
+            map(0, Both, Done),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "memory the process may only read can be mapped for reading",
+        Compat,
+        &[
+            map(0, ReadOnly, Fails(Errno::EFAULT)),
+            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
+    row("a map must allow something", Compat, NO_RIGHTS),
+    row("a map must be whole pages, and some", Compat, MISALIGNED),
+    row("what is mapped is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),
+    row("a mapping for reading refuses writes", Compat, READ_ONLY).only(WithDevice),
+    row(
+        "v1: an unmap inside a mapping takes just that",
+        CompatV1,
+        &[map(0, Both, Done), unmap(1, 1, Pages(1)), unmap(0, 2, Pages(1))],
+    ),
+    row(
+        "v1: an unmap of one mapping and half of the next takes just that",
+        CompatV1,
+        &[
+            map(0, Page(0), Done),
+            map(1, Both, Done),
+            unmap(0, 2, Pages(2)),
+            map(1, Page(1), Done),
+            unmap(0, 3, Pages(2)),
+        ],
+    ),
     // sPAPR v2.
     row(
         "nothing can be mapped before something is registered",

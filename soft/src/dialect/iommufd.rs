@@ -7,6 +7,7 @@
 //! Edges: page tables the kernel manages only. Files (IOMMU_IOAS_MAP_FILE) and moves to another process
 //! (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as Linux 6.12 does.
 
+mod container;
 mod devices;
 mod ioas;
 mod option;
@@ -35,6 +36,8 @@ pub(crate) type DeviceIndex = usize;
 pub(crate) struct Context {
     objects: BTreeMap<u32, Object>,
     pages: PagesStore,
+    /// The address space that is meant when this stands in for a container.
+    container: Option<u32>,
     /// What each group is attached to, through which devices.
     groups: BTreeMap<u32, Attachment>,
 }
@@ -104,7 +107,7 @@ impl Context {
             number if number == abi::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
             number if number == abi::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
             number if number == abi::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
-            _ => Err(Errno::ENOTTY),
+            _ => return self.container_ioctl(world, call),
         }
         .map(|()| 0)
     }
@@ -121,6 +124,7 @@ impl Context {
             Object::PageTable(_) if !in_use => self.remove_page_table(world, destroy.id),
             Object::Ioas(_) | Object::PageTable(_) | Object::Device(_) => return Err(Errno::EBUSY),
         }
+        self.container = self.container.filter(|id| *id != destroy.id);
         Ok(())
     }
 

@@ -297,7 +297,7 @@ fn forget(world: &mut World, run: Run) {
 }
 
 /// The IOMMU's pages, sizes below the host's page hidden behind it (linux: vfio_update_pgsize_bitmap).
-fn page_sizes(world: &World) -> u64 {
+pub(crate) fn page_sizes(world: &World) -> u64 {
     let mask = world.facts.fixed.as_ref().map_or(0, |fixed| fixed.page_sizes.mask());
     let below = world.page().bytes() - 1;
     if mask & below == 0 { mask } else { mask & !below | world.page().bytes() }
@@ -318,7 +318,7 @@ fn usable_ranges(world: &World, groups: &[u32]) -> Vec<IovaRange> {
     ranges
 }
 
-fn access(flags: u32) -> Access {
+pub(crate) fn access(flags: u32) -> Access {
     let mut access = Access::empty();
     access.set(Access::READ, flags & abi::MAP_READ != 0);
     access.set(Access::WRITE, flags & abi::MAP_WRITE != 0);
@@ -327,7 +327,7 @@ fn access(flags: u32) -> Access {
 
 /// Lines capabilities up behind an info struct, padded to eight bytes each, `next` counted from the struct's start
 /// (linux: drivers/vfio/vfio_main.c, vfio_info_cap_add, vfio_info_cap_shift).
-fn chain_of(capabilities: &[&[&[u8]]]) -> Vec<u8> {
+pub(crate) fn chain_of(capabilities: &[&[&[u8]]]) -> Vec<u8> {
     let mut chain = Vec::new();
     let mut previous: Option<usize> = None;
     for capability in capabilities {

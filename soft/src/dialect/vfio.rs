@@ -96,6 +96,8 @@ pub(crate) struct Group {
     pub(crate) users: u32,
     /// The container it is in.
     pub(crate) container: Option<ContainerId>,
+    /// The iommufd it is in, in a container's place.
+    pub(crate) context: Option<ContextId>,
     /// How many of its devices were opened by nodes of their own and bound.
     pub(crate) bound: u32,
 }
@@ -114,7 +116,12 @@ pub(crate) enum Claim {
 impl Group {
     pub(crate) fn new(held_by_kernel: bool) -> Self {
         let claim = if held_by_kernel { Claim::Kernel } else { Claim::Nobody };
-        Self { claim, users: 0, container: None, bound: 0 }
+        Self { claim, users: 0, container: None, context: None, bound: 0 }
+    }
+
+    /// vfio_group_has_iommu.
+    fn is_in_a_container(&self) -> bool {
+        self.container.is_some() || self.context.is_some()
     }
 
     /// iommu_device_claim_dma_owner: one iommufd can own several devices of a group.
@@ -204,22 +211,27 @@ impl Kernel {
         let mut status: GroupStatus = call.read()?;
         require(status.argsz >= GroupStatus::SIZE, Errno::EINVAL)?;
         let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
-        status.flags = match (group.container, group.claim) {
-            (Some(_), _) => vfio::GROUP_VIABLE | vfio::GROUP_CONTAINER_SET,
-            (None, Claim::Nobody) => vfio::GROUP_VIABLE,
-            (None, Claim::Kernel | Claim::Container | Claim::Context(..)) => 0,
+        status.flags = match group.claim {
+            _ if group.is_in_a_container() => vfio::GROUP_VIABLE | vfio::GROUP_CONTAINER_SET,
+            Claim::Nobody => vfio::GROUP_VIABLE,
+            Claim::Kernel | Claim::Container | Claim::Context(..) => 0,
         };
         call.write(&status);
         Ok(0)
     }
 
-    /// vfio_group_ioctl_set_container. An iommufd in a container's place (CONFIG_IOMMUFD_VFIO_CONTAINER) is not to be had here.
+    /// vfio_group_ioctl_set_container. An iommufd asks for nothing but that the group is in no other place.
     fn set_container(&mut self, number: u32, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let handle = call.handle(offset_of!(SetContainer, container)).ok_or(Errno::EBADF)?;
         let file = self.file(call.by, handle)?;
-        let Self { world, containers, groups, .. } = self;
+        let Self { world, containers, contexts, groups, .. } = self;
         let group = groups.get_mut(&number).ok_or(Errno::ENODEV)?;
-        require(group.container.is_none(), Errno::EINVAL)?;
+        require(!group.is_in_a_container(), Errno::EINVAL)?;
+        if let File::Iommufd(id) = file {
+            contexts.get_mut(&id).ok_or(Errno::EBADF)?.join();
+            group.context = Some(id);
+            return Ok(0);
+        }
         let File::Container(id) = file else { return Err(Errno::EBADFD) };
         let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
         require(group.claim == Claim::Nobody, Errno::EPERM)?;
@@ -231,19 +243,22 @@ impl Kernel {
         Ok(0)
     }
 
-    /// vfio_group_ioctl_unset_container: not while a device is open.
+    /// vfio_group_ioctl_unset_container: not while a device is open, which only an iommufd does not mind.
     fn unset_container(&mut self, number: u32) -> Result<i32, Errno> {
         let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
-        require(group.container.is_some(), Errno::EINVAL)?;
-        require(self.devices_open_through(number) == 0, Errno::EBUSY)?;
+        require(group.is_in_a_container(), Errno::EINVAL)?;
+        require(group.container.is_none() || self.devices_open_through(number) == 0, Errno::EBUSY)?;
         self.leave_container(number);
         Ok(0)
     }
 
-    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along.
+    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along; an iommufd keeps it.
     fn leave_container(&mut self, number: u32) {
         let Self { world, containers, groups, .. } = self;
         let Some(group) = groups.get_mut(&number) else { return };
+        if let Some(id) = group.context.take() {
+            return self.put_context(id);
+        }
         let Some(id) = group.container.take() else { return };
         group.claim = Claim::Nobody;
         let Some(container) = containers.get_mut(&id) else { return };
@@ -267,12 +282,35 @@ impl Kernel {
         let named = |device: &Device| device.group == number && device.address.as_bytes() == name;
         let index = self.devices.iter().position(named).ok_or(Errno::ENODEV)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
+        if let Some(context) = group.context {
+            return self.open_through_iommufd(index, context);
+        }
         let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
         require(container.driver.is_some(), Errno::EINVAL)?;
         if let Some(device) = self.devices.get_mut(index) {
             group.users += u32::from(device.opened == 0);
             device.opened += 1;
         }
+        Ok(Reply::Opened(File::DeviceOfGroup(index)))
+    }
+
+    /// vfio_df_group_open, where an iommufd stands in for the container: the first descriptor of a device binds and attaches it.
+    fn open_through_iommufd(&mut self, index: DeviceIndex, id: ContextId) -> Result<Reply, Errno> {
+        let Self { world, contexts, groups, devices, .. } = self;
+        let device = devices.get_mut(index).ok_or(Errno::ENODEV)?;
+        let group = groups.get_mut(&device.group).ok_or(Errno::ENODEV)?;
+        let context = contexts.get_mut(&id).ok_or(Errno::ENODEV)?;
+        if device.opened == 0 {
+            group.claim_for(id)?;
+            let devid = context.bind(device.group);
+            if let Err(errno) = context.attach_opened(world, index, device.group) {
+                context.unbind(world, devid, index, device.group);
+                group.unclaim_for_context();
+                return Err(errno);
+            }
+            device.bound = Some((id, devid));
+        }
+        device.opened += 1;
         Ok(Reply::Opened(File::DeviceOfGroup(index)))
     }
 
@@ -310,10 +348,19 @@ impl Kernel {
     pub(crate) fn close_device_of_group(&mut self, index: DeviceIndex) {
         let Some(device) = self.devices.get_mut(index) else { return };
         device.opened = device.opened.saturating_sub(1);
-        let (opened, group) = (device.opened, device.group);
-        if opened == 0 {
-            self.put_group(group);
+        if device.opened > 0 {
+            return;
         }
+        let number = device.group;
+        let Some((id, devid)) = device.bound.take() else { return self.put_group(number) };
+        let Self { world, contexts, groups, .. } = self;
+        if let Some(context) = contexts.get_mut(&id) {
+            context.unbind(world, devid, index, number);
+        }
+        if let Some(group) = groups.get_mut(&number) {
+            group.unclaim_for_context();
+        }
+        self.put_context(id);
     }
 }
 
@@ -329,6 +376,8 @@ pub(crate) struct Device {
     pub(crate) node: Option<u32>,
     /// How many descriptors use it: opened through its group, or bound.
     pub(crate) opened: u32,
+    /// The iommufd it was given to when it was opened through its group, and its id there.
+    pub(crate) bound: Option<(ContextId, u32)>,
 }
 
 impl Device {
@@ -341,6 +390,7 @@ impl Device {
                 group: number,
                 node: device.node,
                 opened: 0,
+                bound: None,
             };
             group.devices.iter().map(device).collect::<Vec<_>>()
         };

@@ -41,6 +41,8 @@ impl Opened {
             Dialect::Spapr => Self::container(host, IommuType::SPAPR_TCE_V2, members),
             Dialect::SpaprV1 => Self::container(host, IommuType::SPAPR_TCE, members),
             Dialect::Ioas => Self::ioas(host, members),
+            Dialect::Compat => Self::compat(host, IommuType::TYPE1_V2, members),
+            Dialect::CompatV1 => Self::compat(host, IommuType::TYPE1, members),
         }
     }
 
@@ -57,6 +59,20 @@ impl Opened {
         let spapr = matches!(version, IommuType::SPAPR_TCE | IommuType::SPAPR_TCE_V2);
         let context = if spapr { Context::Spapr(container) } else { Context::Type1(container) };
         Self { host, context, members }
+    }
+
+    /// An iommufd in a container's place: groups that joined, and the first device of each.
+    fn compat(host: Arc<SoftHost>, version: IommuType, members: usize) -> Self {
+        let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
+        let join = |group: &dmaspace_soft::profile::Group| {
+            let member = open_group(&host, group.number);
+            raw::set_container(&*host, member, iommufd).expect("the group joins");
+            raw::set_iommu(&*host, iommufd, version).expect("it is as good as a container");
+            let device = raw::open_device(&*host, member, &group.devices[0].address).expect("the device is attached");
+            [device, member]
+        };
+        let members = host.profile().groups.iter().take(members).flat_map(join).collect();
+        Self { host, context: Context::Compat(iommufd), members }
     }
 
     fn ioas(host: Arc<SoftHost>, members: usize) -> Self {
@@ -77,7 +93,10 @@ impl Opened {
     /// The container, or `/dev/iommu`.
     pub(crate) fn handle(&self) -> Handle {
         match self.context {
-            Context::Type1(handle) | Context::Spapr(handle) | Context::Ioas { iommufd: handle, .. } => handle,
+            Context::Type1(handle)
+            | Context::Compat(handle)
+            | Context::Spapr(handle)
+            | Context::Ioas { iommufd: handle, .. } => handle,
         }
     }
 
@@ -133,7 +152,7 @@ pub(crate) fn dialects(profile: &Profile) -> Vec<Dialect> {
         dialects.extend([Dialect::Spapr, Dialect::SpaprV1]);
     }
     if profile.has(Backend::Iommufd) {
-        dialects.push(Dialect::Ioas);
+        dialects.extend([Dialect::Ioas, Dialect::Compat, Dialect::CompatV1]);
     }
     dialects
 }

@@ -357,6 +357,7 @@ impl World {
             BackendKind::Type1 => BackendKind::Iommufd,
             BackendKind::Iommufd => BackendKind::Type1,
             BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
+            BackendKind::Type1OnIommufd => BackendKind::Iommufd,
         };
         self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
         Ok(())

@@ -33,6 +33,8 @@ pub(super) struct Ioas {
     promised: Vec<IovaRange>,
     /// What bus addresses must be multiples of without a page table: a page where huge pages are forbidden.
     smallest: PageSize,
+    /// Whether mappings can be cut, because none of them is made of large pages.
+    cuts: bool,
 }
 
 /// Who reserved a range.
@@ -58,6 +60,7 @@ impl Default for Ioas {
             reserved: Vec::new(),
             promised: Vec::new(),
             smallest: BYTE,
+            cuts: false,
         }
     }
 }
@@ -183,6 +186,8 @@ impl Ioas {
         };
         let runs = self.runs_of(pages, &pieces, at, access, world.page())?;
         if !self.page_tables.is_empty() {
+            // There is no entry without rights (linux: drivers/iommu/intel/iommu.c, __domain_mapping).
+            require(!access.is_empty(), Errno::EINVAL)?;
             pin_each(world, pages, &runs)?;
         }
         pieces.iter().for_each(|piece| pages.get(piece));
@@ -217,6 +222,33 @@ impl Ioas {
             world.cut.take().map_or(Ok(()), Err)?;
         }
         Ok(bytes)
+    }
+
+    /// iopt_disable_large_pages.
+    pub(super) fn disable_large_pages(&mut self) -> Result<(), Errno> {
+        require(self.cuts || self.page_tables.is_empty() || self.table.len() == 0, Errno::EINVAL)?;
+        self.cuts = true;
+        Ok(())
+    }
+
+    /// iopt_cut_iova: mappings that lie across an end of `range` become two each, where that can be.
+    pub(super) fn cut_at_ends(&mut self, pages: &mut PagesStore, range: IovaRange) -> Result<(), Errno> {
+        if !self.cuts {
+            return Ok(());
+        }
+        for at in range.end().into_iter().chain([range.first()]) {
+            let Some(run) = self.table.at(at).filter(|run| run.range.first() < at).cloned() else { continue };
+            require(self.alignment.divides(at.get()), Errno::EINVAL)?;
+            let below = run.range.offset_of(at);
+            let (lower, upper) = (run.memory.slice(0, below), run.memory.slice(below, run.bytes() - below));
+            let (Some(lower), Some(upper)) = (lower, upper) else { continue };
+            pages.get(&Piece { pages: run.source, memory: upper.clone() });
+            self.table.remove(run.range.first());
+            let parts = [(run.range.first(), lower), (at, upper)];
+            let parts = parts.into_iter().filter_map(|(at, memory)| Run::new(at, memory, run.access, run.source));
+            parts.for_each(|part| self.table.insert(part));
+        }
+        Ok(())
     }
 
     /// iopt_unmap_all.

@@ -1,0 +1,91 @@
+//! A limit on locked memory that is met in the middle of a commit: the error says what was wanted, allowed and taken, and everything is
+//! as it was, in the space and in the kernel's count.
+
+use dmaspace_core::contract::{Mapping, Snapshot};
+use dmaspace_core::error::Kind;
+use dmaspace_core::listener::{CommitError, Update};
+use dmaspace_core::locked::{Allowance, LockedMemory, Payer, PinLimit};
+use dmaspace_core::section::FrontEnd;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, Section};
+
+use crate::stage::Stage;
+
+const MIB: u64 = 1 << 20;
+
+/// What is in force before the limit is met. It comes last on the bus: on POWER its window has room for the others below it.
+const FIRST: u64 = 15 * MIB;
+
+/// What comes in one commit, a MiB each. Between them lies memory that is not the guest's, or POWER would register them in one go.
+const MORE: [u64; 3] = [0, 2 * MIB, 4 * MIB];
+
+/// What a process may lock.
+pub trait Purse {
+    /// What it may lock and has locked, as its kernel counts.
+    fn locked(&self) -> LockedMemory;
+
+    /// From now on it may lock so many bytes.
+    fn limit(&self, bytes: u64);
+}
+
+/// Three sections come where two can be locked.
+pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage) {
+    let ram = stage.ram.clone();
+    let section = |at: u64| {
+        Section::ram("ram", Iova::new(at), ram.slice(at, MIB), Access::READ_WRITE).expect("a section of the scenario")
+    };
+    let all = MORE.iter().fold(Update::new(), |update, at| update.adding(section(*at)));
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    listener.commit(Update::new().adding(section(FIRST))).expect("nothing is in its way");
+
+    let before = Held::by(stage);
+    let allowed = before.taken + 3 * MIB - 0x1_0000;
+    stage.purse.limit(allowed);
+    let refusal = listener.commit(all.clone()).expect_err("two of three fit");
+    let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
+    let (taken, payer) = (before.taken + 2 * MIB, before.payer);
+    let allowance = Some(Allowance { limit: Some(allowed), taken, payer });
+    assert_eq!(error.kind, Kind::PinLimit(PinLimit { wanted: Some(MIB), allowance }), "{error}");
+    let short = format!("{MIB} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK)");
+    assert!(error.to_string().contains(&format!("{short}, {taken} of them taken")), "{error}");
+    assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{error}");
+    assert_eq!(Held::by(stage), before, "after {error}");
+
+    stage.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));
+    stage.assert_range(section(FIRST).range(), &ram.slice(FIRST, MIB), true);
+    MORE.iter().for_each(|at| stage.assert_unreached(Iova::new(*at)));
+
+    stage.purse.limit(allowed + 0x1_0000);
+    listener.commit(all).expect("all of it fits");
+    for at in MORE {
+        stage.assert_range(section(at).range(), &ram.slice(at, MIB), true);
+    }
+    let space = stage.space.clone();
+    listener.detach(&space).expect("everything can be taken out");
+}
+
+/// What a space holds, and what the kernel counts for it.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    taken: u64,
+    payer: Payer,
+    mappings: Vec<Mapping>,
+    windows: Snapshot,
+    registered: Vec<HostMemory>,
+}
+
+impl Held {
+    fn by(stage: &Stage) -> Self {
+        let locked = stage.purse.locked();
+        let on_iommufd = stage.space.backend().ends_with("iommufd");
+        let account = if on_iommufd { LockedMemory::of_user } else { LockedMemory::of_process };
+        let Allowance { taken, payer, .. } = account(locked);
+        Self {
+            taken,
+            payer,
+            mappings: stage.space.mappings(IovaRange::all()),
+            windows: stage.space.windows(),
+            registered: stage.space.registration().map(|power| power.registered()).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The docs say what is tested where: docs/contract.md is what these tests make of the lists.
+//!
+//! `UPDATE_DOCS=1 cargo test --package dmaspace-tests --test docs` writes it anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use dmaspace::choose::BackendKind;
+use dmaspace_soft::Profile;
+use dmaspace_soft::conformance::ROWS;
+use dmaspace_tests::{plays, soft};
+
+const HEADING: &str = "\
+# What is tested where
+
+Every backend is held to one contract, by the same tests: on the soft host's presets, and on the real kernels of the emulated hosts. A
+**yes** under a preset is a test that runs there with every `cargo test`; one under a kernel is a test that `ci/check hosts` saw pass there,
+or it would fail (`ci/tests-on`). Where nothing is said, the backend, the host or its pages have nothing to check.
+";
+
+/// By host, what its list names.
+type Lists = BTreeMap<String, BTreeSet<String>>;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The tests that pass on each emulated host.
+fn lists() -> Lists {
+    let files = std::fs::read_dir(repository().join("ci/tests-on")).expect("the lists are there").flatten();
+    let list = |path: &Path| {
+        let text = std::fs::read_to_string(path).expect("a list is text");
+        text.lines().map(str::to_owned).collect()
+    };
+    let name = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
+    files.map(|file| file.path()).map(|path| (name(&path), list(&path))).collect()
+}
+
+/// A host in a column: what it is called, and what is played there.
+struct Column {
+    heading: String,
+    plays: BTreeSet<String>,
+}
+
+fn columns(backend: BackendKind, lists: &Lists) -> Vec<Column> {
+    let presets = Profile::PRESETS.into_iter().filter(|preset| soft::backends_of(preset).contains(&backend));
+    let on_preset = |preset: &str| Column {
+        heading: format!("soft {preset}"),
+        plays: plays::on_soft(preset, backend).into_iter().map(|play| play.name).collect(),
+    };
+    let prefix = format!("{backend}::");
+    let on_kernel = |(host, list): (&String, &BTreeSet<String>)| Column {
+        heading: format!("real {host}"),
+        plays: list.iter().filter_map(|test| test.strip_prefix(&prefix)).map(str::to_owned).collect(),
+    };
+    let kernels = lists.iter().map(on_kernel).filter(|column| !column.plays.is_empty());
+    presets.map(on_preset).chain(kernels).collect()
+}
+
+/// The table of one backend: the contract first, then what else is played.
+fn table(backend: BackendKind, lists: &Lists) -> String {
+    let columns = columns(backend, lists);
+    let all: BTreeSet<_> = columns.iter().flat_map(|column| &column.plays).collect();
+    let (cases, others): (Vec<&String>, Vec<&String>) =
+        all.into_iter().partition(|name| name.starts_with("contract::"));
+    let cells = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
+    let headings = columns.iter().map(|column| column.heading.as_str());
+    let mut text = format!("\n## {backend}\n\n");
+    text += &cells([""].into_iter().chain(headings).collect());
+    text += &cells(vec!["---"; columns.len() + 1]);
+    for name in cases.into_iter().chain(others) {
+        let words = name.replace("::", ": ").replace('_', " ");
+        let played = columns.iter().map(|column| if column.plays.contains(name) { "yes" } else { "" });
+        text += &cells([words.as_str()].into_iter().chain(played).collect());
+    }
+    text
+}
+
+/// How many rows of the conformance table each kernel was asked, of those there are for the soft host.
+fn conformance(lists: &Lists) -> String {
+    let mut dialects: Vec<String> = ROWS.iter().map(|row| format!("{:?}", row.dialect)).collect();
+    dialects.dedup();
+    let mut text = "\n## What kernels answer\n\nThe soft host is held to every row of the conformance table, and each kernel to those that a \
+                    call shows and none leaks by.\n\n"
+        .to_owned();
+    let hosts: Vec<&str> = lists.keys().map(String::as_str).collect();
+    let _ = writeln!(text, "| | soft | real {} |\n|---|---|{}", hosts.join(" | real "), "---|".repeat(hosts.len()));
+    for dialect in dialects {
+        let prefix = format!("conformance::{dialect}::");
+        let rows = ROWS.iter().filter(|row| format!("{:?}", row.dialect) == dialect).count();
+        let asked = lists.values().map(|list| list.iter().filter(|test| test.starts_with(&prefix)).count());
+        let asked = asked.map(|count| if count == 0 { String::new() } else { count.to_string() });
+        let _ = writeln!(text, "| {dialect} | {rows} | {} |", asked.collect::<Vec<_>>().join(" | "));
+    }
+    text
+}
+
+#[test]
+fn the_docs_say_which_test_of_the_contract_runs_where() {
+    let lists = lists();
+    let tables = BackendKind::ALL.map(|backend| table(backend, &lists));
+    let text = [HEADING, &tables.concat(), &conformance(&lists)].concat();
+    let docs = repository().join("docs/contract.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&docs, &text).expect("the docs can be written");
+    }
+    let known = std::fs::read_to_string(docs).unwrap_or_default();
+    let hint = "UPDATE_DOCS=1 cargo test --package dmaspace-tests --test docs";
+    assert!(text == known, "docs/contract.md says otherwise; if that is as it should be: {hint}");
+}
+
+#[test]
+fn nothing_in_a_list_is_unknown() {
+    let known: BTreeSet<String> = BackendKind::ALL.iter().map(ToString::to_string).collect();
+    for (host, list) in lists() {
+        for test in list {
+            let (first, _) = test.split_once("::").expect("a test's name has parts");
+            assert!(["conformance", "mock", "pool"].contains(&first) || known.contains(first), "{host}: {test}");
+        }
+    }
+}
