@@ -13,6 +13,7 @@ pub mod mock;
 pub mod model;
 pub mod options;
 pub mod plays;
+pub mod power;
 pub mod ram;
 pub mod recovery;
 pub mod reserved;

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::door::Door;
@@ -22,6 +23,8 @@ struct BufferedDevice {
     buffer: [u8; SPOT],
     /// A write under way: one that takes its time reaches memory when it begins and when it ends.
     under_way: Option<(Iova, usize)>,
+    /// Its descriptor, open for as long as it is used.
+    _open: Device,
 }
 
 impl TestDevice for BufferedDevice {
@@ -103,10 +106,20 @@ pub fn stage_in_a_pool(soft: &Arc<SoftHost>) -> Stage {
     stage_of(soft, host.open_in(&pool, &Wish::device(device)).expect("the soft host opens its device"))
 }
 
-fn stage_of(soft: &Arc<SoftHost>, opened: Opened) -> Stage {
+fn stage_of(soft: &Arc<SoftHost>, mut opened: Opened) -> Stage {
     // The guest's RAM is of this process, whose pages are small.
     soft.deny_huge_pages();
-    let device = soft.device(opened.devices[0].name()).expect("it is there");
-    let device = Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None });
-    Stage::new(opened.space.space().clone(), device, Box::new(OfSoftProcess(soft.clone()))).keeping(opened)
+    let device = buffered(soft, opened.devices.remove(0));
+    Stage::new(opened.space.space().clone(), device, purse(soft)).keeping(opened)
+}
+
+/// The device of `soft` that was opened.
+pub fn buffered(soft: &SoftHost, opened: Device) -> Box<dyn TestDevice> {
+    let device = soft.device(opened.name()).expect("it is there");
+    Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None, _open: opened })
+}
+
+/// What may be locked on `soft`.
+pub fn purse(soft: &Arc<SoftHost>) -> Box<dyn Purse> {
+    Box::new(OfSoftProcess(soft.clone()))
 }

@@ -20,6 +20,7 @@ use dmaspace_tests::edu::Edu;
 use dmaspace_tests::ledger::{Ledger, OfThisProcess, have_locked_memory_counted};
 use dmaspace_tests::logged;
 use dmaspace_tests::plays;
+use dmaspace_tests::power::{self, Machine};
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::stage::Stage;
@@ -87,6 +88,9 @@ fn trials_on(host: &str) -> Vec<Trial> {
             let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
             trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
         }
+        if *backend == BackendKind::Spapr {
+            trials.extend(power_trials());
+        }
         if *backend == BackendKind::Iommufd {
             for play in plays::on(*backend) {
                 let name = format!("pool::{}", play.name);
@@ -106,6 +110,17 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
     }
     trials
+}
+
+fn power_trials() -> impl Iterator<Item = Trial> {
+    let trial = |trial: &'static power::Trial| {
+        let act = || {
+            (trial.play)(&Machine::real(Host::this()?, vec![device(0)?, device(1)?]));
+            Ok(())
+        };
+        Trial::test(format!("power::{}", trial.name), move || leaving_nothing(act))
+    };
+    power::ALL.iter().map(trial)
 }
 
 /// A kernel with a mock device and no other.

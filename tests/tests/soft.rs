@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dmaspace::choose::BackendKind;
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::plays;
+use dmaspace_tests::power::{self, Machine};
 use dmaspace_tests::soft::{backends_of, host, stage, stage_in_a_pool};
 use dmaspace_tests::stage::Stage;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -17,6 +18,12 @@ fn main() -> ExitCode {
             for play in plays::on_soft(preset, *backend) {
                 let name = format!("{preset}::{backend}::{}", play.name);
                 trials.push(Trial::test(name, move || on_stage(preset, *backend, |stage| play.play(stage))));
+            }
+        }
+        if backends_of(preset).contains(&BackendKind::Spapr) {
+            for trial in power::ALL {
+                let name = format!("{preset}::power::{}", trial.name);
+                trials.push(Trial::test(name, || on_machine(preset, trial.play)));
             }
         }
     }
@@ -42,9 +49,17 @@ fn on_stage_of(
     set: impl FnOnce(&Arc<SoftHost>) -> Stage,
     play: impl FnOnce(&mut Stage),
 ) -> Result<(), Failed> {
-    let mut stage = set(host);
-    play(&mut stage);
-    drop(stage);
+    play(&mut set(host));
+    cleared(host)
+}
+
+fn on_machine(preset: &str, play: fn(&Machine)) -> Result<(), Failed> {
+    let host = host(preset);
+    play(&Machine::soft(&host));
+    cleared(&host)
+}
+
+fn cleared(host: &SoftHost) -> Result<(), Failed> {
     let ledger = host.ledger();
     if ledger.is_clear() { Ok(()) } else { Err(format!("left behind: {ledger:?}").into()) }
 }

@@ -1,0 +1,39 @@
+//! What only POWER hosts have, tried on their real kernels and on the soft host: windows that come and go, memory that is registered,
+//! groups that join a container and leave it. Each trial opens what it needs and gives all of it back.
+
+mod cycles;
+mod groups;
+mod limit;
+mod machine;
+mod registration;
+mod windows;
+
+pub use machine::Machine;
+
+/// A trial by name.
+pub struct Trial {
+    /// The name in reports.
+    pub name: &'static str,
+    /// What is tried.
+    pub play: fn(&Machine),
+}
+
+macro_rules! trials {
+    ($($room:ident::$name:ident)*) => {
+        /// All there are.
+        pub const ALL: &[Trial] = &[$(Trial { name: stringify!($name), play: $room::$name }),*];
+    };
+}
+
+trials! {
+    windows::windows_are_made_of_every_page_the_host_has
+    windows::a_third_window_is_refused_and_two_go_on
+    windows::a_window_goes_with_its_entries_and_they_can_come_back
+    limit::a_window_too_big_for_the_limit_changes_nothing
+    registration::adjacent_blocks_are_one_registration
+    groups::a_group_that_left_comes_back
+    groups::two_groups_share_a_space_where_the_host_lets_them
+    groups::two_spaces_follow_one_listener
+    cycles::many_cycles_leave_nothing_behind
+    cycles::cycles_with_an_open_device_leave_nothing_behind
+}

@@ -1,0 +1,178 @@
+//! Groups that join a container and leave it, and what that does to those that stay.
+
+use dmaspace_core::contract::Attachable;
+use dmaspace_core::door::{Command, Kernel};
+use dmaspace_core::listener::Update;
+use dmaspace_core::section::{FrontEnd, TargetMemory};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_type1::vfio::GROUP_UNSET_CONTAINER;
+
+use crate::power::machine::{Machine, leave, rejoin};
+use crate::power::windows::{GIB, MIB, PAGE, TOP, registration};
+use crate::ram::Ram;
+use crate::soft::range;
+use crate::stage::{RAM, Stage};
+
+/// Two windows over all of `ram`.
+fn two_windows(ram: &Ram) -> Update {
+    let target = TargetMemory::new("ram", SystemAddress::new(0), ram.all().clone()).expect("a proper range");
+    Update::new()
+        .adding(Section::translated("low", range(0, GIB), PageSize::K4))
+        .adding(Section::translated("high", range(TOP, GIB), PageSize::K4))
+        .adding_target(target)
+}
+
+/// Where entries are: the last page of each window, and in the first one where results show.
+const LOW: u64 = GIB - PAGE;
+const HIGH: u64 = TOP + GIB - PAGE;
+const SCRATCH: u64 = 0;
+
+/// What the entries at `at` point to.
+fn target(at: u64) -> u64 {
+    match at {
+        LOW => MIB,
+        HIGH => 2 * MIB,
+        _ => 0,
+    }
+}
+
+fn piece(ram: &Ram, at: u64) -> HostMemory {
+    ram.slice(target(at), PAGE)
+}
+
+fn put_entries(listener: &Listener) {
+    for (window, at) in [(0, SCRATCH), (0, LOW), (TOP, HIGH)] {
+        let window = listener.translated(Iova::new(window)).expect("the window is in force");
+        let target = SystemAddress::new(target(at));
+        window.put_run(Iova::new(at), target, PAGE, Access::READ_WRITE).expect("RAM is there");
+    }
+}
+
+/// The device on the stage reads through one window and writes through the other.
+fn assert_reaches(stage: &mut Stage, ram: &Ram) {
+    stage.show_results_at(Iova::new(SCRATCH), piece(ram, SCRATCH));
+    stage.assert_readable(Iova::new(LOW), &piece(ram, LOW));
+    stage.assert_writable(Iova::new(HIGH), &piece(ram, HIGH));
+}
+
+/// The only group leaves its container, whose windows, registrations and charges go with it, and comes back: the next sync brings all but
+/// the guest's entries, and the guest puts those again.
+pub(super) fn a_group_that_left_comes_back(machine: &Machine) {
+    let ram = Ram::new(RAM);
+    let mut open = machine.space();
+    let space = open.space().clone();
+    let group = machine.join(&mut open, 0).expect("the first group joins");
+    let empty = machine.locked();
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(space.clone()).expect("an empty view fits");
+    listener.commit(two_windows(&ram)).expect("two windows fit");
+    let full = (machine.locked(), space.windows().windows, registration(&*space).registered());
+    for _ in 0..2 {
+        put_entries(&listener);
+        let mut stage = machine.stage_of(&open, machine.device(&open, &group, 0));
+        assert_reaches(&mut stage, &ram);
+        drop(stage);
+
+        let change = leave(&open, &group);
+        assert!(change.after.windows.is_empty() && space.mappings(IovaRange::all()).is_empty());
+        assert_eq!((registration(&*space).registered(), machine.locked()), (Vec::new(), empty));
+        listener.sync().expect("a space without a device is left alone");
+        rejoin(&open, &group);
+        listener.sync().expect("there is room as before");
+        assert_eq!((machine.locked(), space.windows().windows, registration(&*space).registered()), full);
+        assert_eq!(listener.audit(), []);
+    }
+    listener.detach(&space).expect("everything can be taken out");
+}
+
+/// Two groups in one container, where the host can. When one leaves, the kernel clears the entries of the one that stays (linux:
+/// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership), and the space puts them again. Where the host cannot, the second
+/// group is refused and the first goes on.
+pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machine) {
+    let ram = Ram::new(RAM);
+    let mut open = machine.space();
+    let space = open.space().clone();
+    let first = machine.join(&mut open, 0).expect("the first group joins");
+    let mut stage = machine.stage_of(&open, machine.device(&open, &first, 0));
+    stage.ram = ram.clone();
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(space.clone()).expect("an empty view fits");
+    listener.commit(two_windows(&ram)).expect("two windows fit");
+    put_entries(&listener);
+    let state = || (machine.locked(), space.windows(), space.mappings(IovaRange::all()), space.fences());
+    let before = state();
+
+    let second = match machine.join(&mut open, 1) {
+        Ok(_) if machine.is_pseries() => panic!("a pseries host takes one group a container"),
+        Ok(second) => second,
+        Err(refusal) => {
+            assert!(machine.is_pseries(), "{refusal}");
+            assert_eq!((state(), space.devices().len()), (before, 1), "after {refusal}");
+            assert_reaches(&mut stage, &ram);
+            return listener.detach(&space).expect("everything can be taken out");
+        }
+    };
+    assert_eq!(state(), before, "the second group finds what the first has");
+    let mut device = machine.device(&open, &second, 1);
+    assert_reaches(&mut stage, &ram);
+    std::mem::swap(&mut stage.device, &mut device);
+    assert_reaches(&mut stage, &ram);
+    std::mem::swap(&mut stage.device, &mut device);
+    drop(device);
+
+    // Behind the space's back, to see what the kernel does.
+    let door = machine.host().door();
+    door.call(second.handle(), Command::bare(GROUP_UNSET_CONTAINER)).expect("its device is closed");
+    stage.assert_unreached(Iova::new(LOW));
+    stage.assert_unreached(Iova::new(HIGH));
+    leave(&open, &second);
+    assert_eq!(state(), before, "what lives was put again");
+    assert_reaches(&mut stage, &ram);
+
+    // By the space.
+    rejoin(&open, &second);
+    leave(&open, &second);
+    assert_eq!(state(), before, "what lives was put again");
+    assert_reaches(&mut stage, &ram);
+    assert_eq!(listener.audit(), []);
+    listener.detach(&space).expect("everything can be taken out");
+}
+
+/// Two containers with a group each follow one listener. One's group leaves: the other goes on. It comes back: its space gets what the
+/// other has, the guest's entries too.
+pub(super) fn two_spaces_follow_one_listener(machine: &Machine) {
+    let ram = Ram::new(RAM);
+    let mut opens = [machine.space(), machine.space()];
+    let groups = [0, 1].map(|n| machine.join(&mut opens[n], n).expect("a group for each container"));
+    let spaces = [0, 1].map(|n| opens[n].space().clone());
+    let mut listener = Listener::new(FrontEnd::default());
+    spaces.iter().for_each(|space| drop(listener.attach(space.clone()).expect("an empty view fits")));
+    let report = listener.commit(two_windows(&ram)).expect("two windows fit in each");
+    assert_eq!(report.spaces.iter().map(|space| space.backend).collect::<Vec<_>>(), ["spapr"; 2]);
+    put_entries(&listener);
+    let mut stage = machine.stage_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
+    let mut device = machine.device(&opens[1], &groups[1], 1);
+    for _ in 0..2 {
+        assert_reaches(&mut stage, &ram);
+        std::mem::swap(&mut stage.device, &mut device);
+    }
+    drop(device);
+
+    leave(&opens[1], &groups[1]);
+    assert_reaches(&mut stage, &ram);
+    listener.detach(&spaces[1]).expect("there is nothing left in it");
+    rejoin(&opens[1], &groups[1]);
+    listener.attach(spaces[1].clone()).expect("there is room as before");
+    let live = |n: usize| spaces[n].mappings(IovaRange::all());
+    assert_eq!(live(1), live(0));
+    let mut device = machine.device(&opens[1], &groups[1], 1);
+    std::mem::swap(&mut stage.device, &mut device);
+    assert_reaches(&mut stage, &ram);
+    assert_eq!(listener.audit(), []);
+    drop(device);
+    let [first, second] = &spaces;
+    assert_eq!(second.devices(), [groups[1].name()]);
+    listener.detach(first).expect("everything can be taken out");
+    assert_reaches(&mut stage, &ram);
+    listener.detach(second).expect("everything can be taken out");
+}

@@ -1,0 +1,60 @@
+//! A window whose table is too big for the limit on locked memory.
+
+use dmaspace_core::contract::WindowRequest;
+use dmaspace_core::error::{Kind, Operation};
+use dmaspace_core::listener::{CommitError, Update};
+use dmaspace_core::locked::{Allowance, Payer, PinLimit};
+use dmaspace_core::section::{FrontEnd, TargetMemory};
+use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+
+use crate::power::machine::Machine;
+use crate::power::windows::{GIB, PAGE, TOP, control, registration};
+use crate::soft::range;
+
+/// The error says what was wanted, allowed and taken; nothing changed, in the space and in the kernel's count; what was in force goes on.
+/// When just as much may be locked as was wanted, the window comes.
+pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) {
+    let mut stage = machine.stage();
+    let space = stage.space.clone();
+    let low = Section::translated("low", range(0, GIB), PageSize::K4);
+    let high = Section::translated("high", range(TOP, 4 * GIB), PageSize::K4);
+    let target = TargetMemory::new("ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(space.clone()).expect("an empty view fits");
+    listener.commit(Update::new().adding(low).adding_target(target)).expect("one window fits");
+    let window = listener.translated(Iova::new(0)).expect("the window is in force");
+    window.put_run(Iova::new(0), SystemAddress::new(0), 2 * PAGE, Access::READ_WRITE).expect("RAM is there");
+    stage.show_results_at(Iova::new(PAGE), stage.ram.slice(PAGE, PAGE));
+
+    let registered = || registration(&*space).registered();
+    let taken = machine.locked();
+    let before = (space.windows(), space.mappings(IovaRange::all()), registered());
+    let wanted = control(&*space).table_bytes(WindowRequest { range: high.range(), page: PageSize::K4 });
+    let allowed = taken + wanted - PAGE;
+    let limited = machine.limited_to(allowed);
+    let refusal = listener.commit(Update::new().adding(high.clone())).expect_err("its table does not fit");
+    let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
+    let allowance = Some(Allowance { limit: Some(allowed), taken, payer: Payer::Process });
+    let kind = Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance });
+    assert_eq!((error.operation, &error.kind), (Operation::CreateWindow, &kind), "{error}");
+    let words = format!(
+        "{wanted} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them taken"
+    );
+    assert!(refusal.to_string().contains(&words), "{refusal}");
+    assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{refusal}");
+    assert_eq!(machine.locked(), taken, "the kernel keeps a charge after {refusal}");
+    assert_eq!((space.windows(), space.mappings(IovaRange::all()), registered()), before, "after {refusal}");
+    stage.assert_writable(Iova::new(0), &stage.ram.slice(0, PAGE));
+    drop(limited);
+
+    let limited = machine.limited_to(taken + wanted);
+    listener.commit(Update::new().adding(high)).expect("its table just fits");
+    assert_eq!(machine.locked(), taken + wanted);
+    drop(limited);
+    let last = Iova::new(TOP + 4 * GIB - PAGE);
+    let window = listener.translated(Iova::new(TOP)).expect("the window is in force");
+    window.put_run(last, SystemAddress::new(2 * PAGE), PAGE, Access::READ_WRITE).expect("RAM is there");
+    stage.assert_readable(last, &stage.ram.slice(2 * PAGE, PAGE));
+    stage.assert_writable(last, &stage.ram.slice(2 * PAGE, PAGE));
+    listener.detach(&space).expect("everything can be taken out");
+}

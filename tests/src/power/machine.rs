@@ -1,0 +1,161 @@
+//! A POWER host with devices, each in a group of its own: real, or in software.
+
+use std::sync::Arc;
+
+use dmaspace::choose::BackendKind;
+use dmaspace::device::Device;
+use dmaspace::facts::{Facts, Platform};
+use dmaspace::group::VfioGroup;
+use dmaspace::open::{Host, OpenError, OpenSpace};
+use dmaspace::pci::PciAddress;
+use dmaspace_core::contract::{Attachable, WindowChange};
+use dmaspace_core::door::HandleKind;
+use dmaspace_soft::SoftHost;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::device::TestDevice;
+use crate::edu::Edu;
+use crate::ledger::{Ledger, OfThisProcess};
+use crate::limits::Purse;
+use crate::soft::{buffered, purse};
+use crate::stage::Stage;
+
+/// A host and the devices of it that a trial may use.
+pub struct Machine {
+    host: Host,
+    devices: Vec<PciAddress>,
+    kind: Kind,
+}
+
+enum Kind {
+    Real,
+    Soft(Arc<SoftHost>),
+}
+
+impl Machine {
+    /// The host this process runs on, with these devices.
+    pub fn real(host: Host, devices: Vec<PciAddress>) -> Self {
+        Self { host, devices, kind: Kind::Real }
+    }
+
+    /// A soft host with its devices, of which each group has one.
+    pub fn soft(soft: &Arc<SoftHost>) -> Self {
+        // The guest's RAM is of this process, whose pages are small.
+        soft.deny_huge_pages();
+        let address = |group: &dmaspace_soft::profile::Group| group.devices[0].address.parse().expect("a PCI address");
+        let devices = soft.profile().groups.iter().map(address).collect();
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        Self { host, devices, kind: Kind::Soft(soft.clone()) }
+    }
+
+    /// The host.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Whether its tables are a hypervisor's: one group a container then.
+    pub(super) fn is_pseries(&self) -> bool {
+        self.host.facts().platform == Platform::Pseries
+    }
+
+    /// A space without a group.
+    pub(super) fn space(&self) -> OpenSpace {
+        self.host.open_space(BackendKind::Spapr).expect("a container opens")
+    }
+
+    /// The group of the `n`-th device joins a space.
+    pub(super) fn join(&self, space: &mut OpenSpace, n: usize) -> Result<Arc<VfioGroup>, OpenError> {
+        let facts = self.host.facts();
+        let number = facts.devices[&self.devices[n]].group.expect("the device is behind an IOMMU");
+        let node = self.host.door().open(&facts.groups[&number].path(), HandleKind::Group);
+        space.add_group(node.expect("the group's node opens"), &format!("group {number}"))
+    }
+
+    /// Opens and readies the `n`-th device, whose group is in a space.
+    pub(super) fn device(&self, space: &OpenSpace, group: &Arc<VfioGroup>, n: usize) -> Box<dyn TestDevice> {
+        let device = space.open_device(group, &self.devices[n].to_string()).expect("the device opens");
+        self.bring_up(device)
+    }
+
+    fn bring_up(&self, device: Device) -> Box<dyn TestDevice> {
+        match &self.kind {
+            Kind::Real => Box::new(Edu::new(device)),
+            Kind::Soft(soft) => buffered(soft, device),
+        }
+    }
+
+    /// A stage with the first device.
+    pub(super) fn stage(&self) -> Stage {
+        let mut space = self.space();
+        let group = self.join(&mut space, 0).expect("the first group joins");
+        let device = self.device(&space, &group, 0);
+        self.stage_of(&space, device).keeping(space)
+    }
+
+    /// A stage with this device, which is in this space.
+    pub(super) fn stage_of(&self, space: &OpenSpace, device: Box<dyn TestDevice>) -> Stage {
+        let purse: Box<dyn Purse> = match &self.kind {
+            Kind::Real => Box::new(OfThisProcess),
+            Kind::Soft(soft) => purse(soft),
+        };
+        Stage::new(space.space().clone(), device, purse)
+    }
+
+    /// The locked memory this process is charged for: `VmLck`.
+    pub(super) fn locked(&self) -> u64 {
+        self.host.door().locked_memory().expect("the door can tell").locked
+    }
+
+    /// What this process holds of the kernel's, in words.
+    pub(super) fn held(&self) -> String {
+        match &self.kind {
+            Kind::Real => format!("{:?}", Ledger::now()),
+            Kind::Soft(soft) => {
+                let ledger = soft.ledger();
+                let descriptors = (ledger.containers, ledger.groups, ledger.devices);
+                let inside = (ledger.windows, ledger.registrations, ledger.mappings);
+                format!("{} locked, {descriptors:?} open, {inside:?} in there", ledger.locked)
+            }
+        }
+    }
+
+    /// So many bytes may be locked for as long as the result lasts.
+    pub(super) fn limited_to(&self, bytes: u64) -> Limited<'_> {
+        let before = getrlimit(Resource::Memlock);
+        match &self.kind {
+            Kind::Real => limit_this_process(Rlimit { current: Some(bytes), ..before }),
+            Kind::Soft(soft) => soft.set_memlock(Some(bytes)),
+        }
+        Limited { machine: self, before }
+    }
+}
+
+fn limit_this_process(limit: Rlimit) {
+    setrlimit(Resource::Memlock, limit).expect("nothing is raised above the ceiling");
+}
+
+/// While this lasts, little may be locked.
+pub(super) struct Limited<'a> {
+    machine: &'a Machine,
+    before: Rlimit,
+}
+
+impl Drop for Limited<'_> {
+    fn drop(&mut self) {
+        match &self.machine.kind {
+            Kind::Real => limit_this_process(self.before),
+            Kind::Soft(soft) => soft.set_memlock(soft.profile().limits.memlock),
+        }
+    }
+}
+
+/// A group leaves its space.
+pub(super) fn leave(space: &OpenSpace, group: &Arc<VfioGroup>) -> WindowChange {
+    let group: Arc<dyn Attachable> = group.clone();
+    space.space().detach(&group).expect("a group without an open device can leave")
+}
+
+/// A group that left joins again.
+pub(super) fn rejoin(space: &OpenSpace, group: &Arc<VfioGroup>) -> WindowChange {
+    space.space().attach(group.clone()).expect("a group that left can join")
+}
