@@ -19,7 +19,4 @@ pub trait TestDevice {
 
     /// Waits for the end of the write under way.
     fn finish(&mut self);
-
-    /// Readies the device again after its bus was reset.
-    fn wake(&mut self) {}
 }

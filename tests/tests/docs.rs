@@ -116,7 +116,10 @@ fn nothing_in_a_list_is_unknown() {
     for (host, list) in lists() {
         for test in list {
             let (first, _) = test.split_once("::").expect("a test's name has parts");
-            assert!(["conformance", "mock", "pool"].contains(&first) || known.contains(first), "{host}: {test}");
+            assert!(
+                ["conformance", "mock", "pool", "power"].contains(&first) || known.contains(first),
+                "{host}: {test}"
+            );
         }
     }
 }
