@@ -152,7 +152,11 @@ impl Listener {
     }
 
     /// Brings every space in step again after its windows changed: a device came to it or went. Entries of translated windows that
-    /// a space lost with its last device are the guest's to put again.
+    /// the only space lost with its last device are the guest's to put again.
+    ///
+    /// Where there are several spaces, one that is about to lose its last device is detached before, and attached again when there is one
+    /// ([`Listener::attach`]): it gets what the others have then. Left attached it lacks those entries, and what is put meanwhile is
+    /// refused for all.
     ///
     /// # Errors
     /// As [`Listener::commit`].
