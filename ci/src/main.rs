@@ -9,7 +9,7 @@
 //! starts the [`host`]'s machine ([`qemu`]), passes on what the test says ([`console`]) and judges how
 //! it ended ([`verdict`]). Kernels come from Debian's packages ([`apt`]) and are kept in a [`cache`].
 //!
-//! Environment: `EMULATED_HOST_TIMEOUT` (seconds, default 300), `EMULATED_HOST_QEMU` (more arguments for
+//! Environment: `EMULATED_HOST_TIMEOUT` (seconds, default 900), `EMULATED_HOST_QEMU` (more arguments for
 //! QEMU), `EMULATED_HOST_KERNEL` (more for the kernel's command line), `EMULATED_HOST_CONSOLE=1` (shows
 //! firmware and kernel too). `RUST_BACKTRACE`, `RUST_LOG`, and what starts with `DMASPACE_` or
 //! `PROPTEST_` reach the binary.
@@ -48,7 +48,7 @@ const USAGE: &str = "usage: emulated-host run HOST BINARY [ARGUMENT]…
 
 const INIT: &[u8] = include_bytes!("init.sh");
 
-const DEFAULT_TIME_LIMIT: u64 = 300;
+const DEFAULT_TIME_LIMIT: u64 = 900;
 
 /// Older ones were not tried.
 const OLDEST_QEMU: &str = "1:10";
