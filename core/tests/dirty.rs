@@ -287,6 +287,17 @@ fn a_question_allocates_nothing() {
 }
 
 #[test]
+fn a_question_as_large_as_the_bitmap_does_not_make_it_grow() {
+    let scene = scene(IN_PARTS, false, 0);
+    scene.map(0, 16 << 20, Unit::Whole);
+    let counted = allocation_counter::measure(|| {
+        scene.space.sync(IovaRange::all()).expect("it answers");
+        scene.space.sync(IovaRange::all()).expect("it answers");
+    });
+    assert_eq!((counted.count_total, scene.questions()), (0, 4));
+}
+
+#[test]
 fn a_mapping_larger_than_the_bitmap_is_asked_about_in_parts_or_with_a_larger_bitmap() {
     // 64 GiB: twice of what the first bitmap covers.
     const PAGES: u64 = 16 << 20;

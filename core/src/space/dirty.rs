@@ -197,9 +197,9 @@ impl<B: Backend> Space<B> {
     fn sync_slot(&self, tracking: &Tracking, slot: &Slot, range: IovaRange, trouble: &mut Option<Failure>) -> u64 {
         let Some(log) = self.log_of(tracking) else { return tracking.tell_everything(&read(&slot.live), range) };
         let mut bitmap = lock(&tracking.bitmap);
+        let room = (bitmap.len().saturating_sub(self.spare_words()) as u64).saturating_mul(64 << log.page.shift());
         let (mut told, mut rest) = (0_u64, Some(range));
         while let Some(left) = rest {
-            let room = (bitmap.len() as u64).saturating_mul(64 << log.page.shift());
             let Some(question) = next_question(&read(&slot.live), left, &log, room) else { break };
             told = told.saturating_add(match self.fetch(&log, question, &mut bitmap) {
                 Ok(()) => tracking.tell_logged(&read(&slot.live), question, log.page, &bitmap),
@@ -213,13 +213,17 @@ impl<B: Backend> Space<B> {
         told
     }
 
+    /// The rest of the page that a bitmap ends in is the kernel's too.
+    fn spare_words(&self) -> usize {
+        usize::try_from(self.backend.powers().host_page.bytes() / 8).unwrap_or(0)
+    }
+
     fn fetch(&self, log: &Log<'_>, question: IovaRange, bitmap: &mut Vec<u64>) -> Result<(), Failure> {
         let words = words(question, log.page);
         if words > log.reach.longest_bitmap / size_of::<u64>() {
             return Err(Failure::malformed("dirty bitmap", "a mapping is larger than any bitmap of it can be"));
         }
-        // The rest of the page that the bitmap ends in is the kernel's too.
-        let words = words + usize::try_from(self.backend.powers().host_page.bytes() / 8).unwrap_or(0);
+        let words = words + self.spare_words();
         if bitmap.len() < words {
             bitmap.resize(words, 0);
         }
@@ -240,7 +244,8 @@ impl<B: Backend> DirtyTracking for Space<B> {
         let logging = self.begin_to_log(lock(&self.devices).len());
         let logging =
             logging.map_err(|failure| Error::from_kernel(Operation::TrackDirty, IovaRange::all(), failure))?;
-        let tracking = tracking.insert(Tracking { sink, logging, bitmap: Mutex::new(vec![0; WORDS]) });
+        let bitmap = Mutex::new(vec![0; WORDS + self.spare_words()]);
+        let tracking = tracking.insert(Tracking { sink, logging, bitmap });
         Ok(self.precision_of(tracking))
     }
 
