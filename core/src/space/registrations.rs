@@ -1,5 +1,7 @@
 //! Memory that is registered before it is mapped.
 
+use std::collections::BTreeMap;
+
 use crate::access::Access;
 use crate::address::IovaRange;
 use crate::asking::{ATTEMPTS, insist};
@@ -19,6 +21,28 @@ impl<B: Backend> Space<B> {
         let none = Kind::Unsupported("this host maps without registration");
         let none = || Error::new(operation, Subject::Memory(memory.clone()), none);
         self.backend.registration_calls().ok_or_else(none)
+    }
+
+    /// What memory must be like to be handed over in one block, beside the blocks there are.
+    pub(super) fn check_block(
+        &self,
+        memory: &HostMemory,
+        known: &BTreeMap<u64, HostMemory>,
+        already: Kind,
+    ) -> Result<(), Kind> {
+        let page = self.backend.powers().host_page;
+        let below = known.range(..=memory.last()).next_back();
+        if memory.is_unbacked() && self.backend.is_real() {
+            Err(Kind::Unbacked)
+        } else if memory.is_device_memory() {
+            Err(Kind::DeviceMemory)
+        } else if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
+            Err(Kind::Misaligned(page))
+        } else if below.is_some_and(|(_, below)| below.last() >= memory.address()) {
+            Err(already)
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn check_registered(
@@ -59,22 +83,9 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_registration(operation, memory)?;
         let _gate = write(&self.gate);
-        let page = self.backend.powers().host_page;
-        if memory.is_unbacked() && self.backend.is_real() {
-            return Err(fail(Kind::Unbacked));
-        }
-        if memory.is_device_memory() {
-            return Err(fail(Kind::DeviceMemory));
-        }
+        self.check_block(memory, &read(&self.registered), Kind::AlreadyRegistered).map_err(fail)?;
         if memory.is_host_read_only() {
             return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
-        }
-        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
-            return Err(fail(Kind::Misaligned(page)));
-        }
-        let below = read(&self.registered).range(..=memory.last()).next_back().map(|(_, known)| known.last());
-        if below.is_some_and(|last| last >= memory.address()) {
-            return Err(fail(Kind::AlreadyRegistered));
         }
         register_surely(calls, memory)
             .map_err(|failure| self.refused(operation, memory.clone(), failure, memory.len().get()))?;

@@ -31,20 +31,7 @@ impl<B: Backend> MemorySharing for Space<B> {
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_sharing(operation, memory)?;
         let _gate = write(&self.gate);
-        let page = self.backend.powers().host_page;
-        if memory.is_unbacked() && self.backend.is_real() {
-            return Err(fail(Kind::Unbacked));
-        }
-        if memory.is_device_memory() {
-            return Err(fail(Kind::DeviceMemory));
-        }
-        if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
-            return Err(fail(Kind::Misaligned(page)));
-        }
-        let below = read(&self.held).range(..=memory.last()).next_back().map(|(_, known)| known.last());
-        if below.is_some_and(|last| last >= memory.address()) {
-            return Err(fail(Kind::AlreadyHeld));
-        }
+        self.check_block(memory, &read(&self.held), Kind::AlreadyHeld).map_err(fail)?;
         calls.hold(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
         write(&self.held).insert(memory.address(), memory.clone());
         Ok(())

@@ -15,16 +15,7 @@ use super::{Act, Answer, Dialect, Leaves, Length, Memory, Only, Place, Row, Step
 /// Every row.
 pub const ROWS: &[Row] = &[
     // type1: what is alike in both versions is played on v2.
-    row(
-        "a map over a live mapping is refused",
-        Type1,
-        &[
-            map(0, Page(0), Done),
-            map(0, Page(1), Fails(Errno::EEXIST)),
-            map(0, Both, Fails(Errno::EEXIST)),
-            unmap(0, 1, Pages(1)),
-        ],
-    ),
+    row("a map over a live mapping is refused", Type1, OVER_LIVE),
     row("an unmap of nothing succeeds and says so", Type1, &[unmap(0, 1, Pages(0))]),
     row(
         "an unmap inside a mapping changes nothing",
@@ -47,16 +38,8 @@ pub const ROWS: &[Row] = &[
             unmap(0, 3, Pages(3)),
         ],
     ),
-    row(
-        "an unmap over mappings and holes says how much there was",
-        Type1,
-        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
-    ),
-    row(
-        "everything can be unmapped at once",
-        Type1,
-        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
-    ),
+    row("an unmap over mappings and holes says how much there was", Type1, WITH_HOLES),
+    row("everything can be unmapped at once", Type1, ALL_AT_ONCE),
     row(
         "an unmap must be whole pages, and some",
         Type1,
@@ -184,48 +167,12 @@ pub const ROWS: &[Row] = &[
         &[map(0, Both, Done), unmap(0, 1, Pages(2)), unmap(0, 2, Pages(0))],
     ),
     // iommufd.
-    row(
-        "a map over a live mapping is refused",
-        Ioas,
-        &[
-            map(0, Page(0), Done),
-            map(0, Page(1), Fails(Errno::EEXIST)),
-            map(0, Both, Fails(Errno::EEXIST)),
-            unmap(0, 1, Pages(1)),
-        ],
-    ),
+    row("a map over a live mapping is refused", Ioas, OVER_LIVE),
     row("an unmap of nothing fails", Ioas, &[unmap(0, 1, Fails(Errno::ENOENT))]),
-    row(
-        "an unmap inside a mapping fails",
-        Ioas,
-        &[
-            map(0, Both, Done),
-            unmap(0, 1, Fails(Errno::ENOENT)),
-            unmap(1, 1, Fails(Errno::ENOENT)),
-            unmap(0, 2, Pages(2)),
-        ],
-    ),
-    row(
-        "an unmap of one mapping and half of the next fails, and the first is gone",
-        Ioas,
-        &[
-            map(0, Page(0), Done),
-            map(1, Both, Done),
-            unmap(0, 2, Fails(Errno::ENOENT)),
-            map(0, Page(1), Done),
-            unmap(0, 3, Pages(3)),
-        ],
-    ),
-    row(
-        "an unmap over mappings and holes says how much there was",
-        Ioas,
-        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
-    ),
-    row(
-        "everything can be unmapped at once, even when it is nothing",
-        Ioas,
-        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
-    ),
+    row("an unmap inside a mapping fails", Ioas, INSIDE_FAILS),
+    row("an unmap of one mapping and half of the next fails, and the first is gone", Ioas, HALF_FAILS),
+    row("an unmap over mappings and holes says how much there was", Ioas, WITH_HOLES),
+    row("everything can be unmapped at once, even when it is nothing", Ioas, ALL_AT_ONCE),
     row(
         "an unmap must be of something that fits",
         Ioas,
@@ -292,48 +239,12 @@ pub const ROWS: &[Row] = &[
     row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Ioas, READ_ONLY).only(WithDevice),
     // iommufd in a container's place: type1's requests, iommufd's answers.
-    row(
-        "a map over a live mapping is refused",
-        Compat,
-        &[
-            map(0, Page(0), Done),
-            map(0, Page(1), Fails(Errno::EEXIST)),
-            map(0, Both, Fails(Errno::EEXIST)),
-            unmap(0, 1, Pages(1)),
-        ],
-    ),
+    row("a map over a live mapping is refused", Compat, OVER_LIVE),
     row("an unmap of nothing succeeds and says so", Compat, &[unmap(0, 1, Pages(0))]),
-    row(
-        "an unmap inside a mapping fails",
-        Compat,
-        &[
-            map(0, Both, Done),
-            unmap(0, 1, Fails(Errno::ENOENT)),
-            unmap(1, 1, Fails(Errno::ENOENT)),
-            unmap(0, 2, Pages(2)),
-        ],
-    ),
-    row(
-        "an unmap of one mapping and half of the next fails, and the first is gone",
-        Compat,
-        &[
-            map(0, Page(0), Done),
-            map(1, Both, Done),
-            unmap(0, 2, Fails(Errno::ENOENT)),
-            map(0, Page(1), Done),
-            unmap(0, 3, Pages(3)),
-        ],
-    ),
-    row(
-        "an unmap over mappings and holes says how much there was",
-        Compat,
-        &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))],
-    ),
-    row(
-        "everything can be unmapped at once, even when it is nothing",
-        Compat,
-        &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))],
-    ),
+    row("an unmap inside a mapping fails", Compat, INSIDE_FAILS),
+    row("an unmap of one mapping and half of the next fails, and the first is gone", Compat, HALF_FAILS),
+    row("an unmap over mappings and holes says how much there was", Compat, WITH_HOLES),
+    row("everything can be unmapped at once, even when it is nothing", Compat, ALL_AT_ONCE),
     row(
         "an unmap need not be whole pages, but some",
         Compat,
@@ -804,6 +715,29 @@ const MISALIGNED: &[Step] = &[
     map(0, Part(0, 0x10), Fails(Errno::EINVAL)),
     map(0, Empty, Fails(Errno::EINVAL)),
 ];
+
+const OVER_LIVE: &[Step] = &[
+    map(0, Page(0), Done),
+    map(0, Page(1), Fails(Errno::EEXIST)),
+    map(0, Both, Fails(Errno::EEXIST)),
+    unmap(0, 1, Pages(1)),
+];
+
+const INSIDE_FAILS: &[Step] =
+    &[map(0, Both, Done), unmap(0, 1, Fails(Errno::ENOENT)), unmap(1, 1, Fails(Errno::ENOENT)), unmap(0, 2, Pages(2))];
+
+const HALF_FAILS: &[Step] = &[
+    map(0, Page(0), Done),
+    map(1, Both, Done),
+    unmap(0, 2, Fails(Errno::ENOENT)),
+    map(0, Page(1), Done),
+    unmap(0, 3, Pages(3)),
+];
+
+const WITH_HOLES: &[Step] = &[map(0, Page(0), Done), map(5, Both, Done), unmap(0, 16, Pages(3))];
+
+const ALL_AT_ONCE: &[Step] =
+    &[map(0, Page(0), Done), map(5, Both, Done), act(Act::UnmapAll, Pages(3)), act(Act::UnmapAll, Pages(0))];
 
 const REACHED: &[Step] = &[
     map(0, Page(1), Done),
