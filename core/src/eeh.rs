@@ -94,8 +94,8 @@ pub trait Eeh: Send + Sync {
     /// Does something to the PE.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`](crate::error::Kind::Unsupported) with no or several groups attached, or on a host without EEH; else what the
-    /// kernel says.
+    /// [`Kind::NotAttached`](crate::error::Kind::NotAttached) without a group, [`Kind::Unsupported`](crate::error::Kind::Unsupported) with
+    /// several; else what the kernel says.
     fn operate(&self, operation: PeOperation) -> Result<(), Error>;
 
     /// What the PE is doing.

@@ -67,6 +67,18 @@ fn a_watch_forgets_nothing_when_the_kernel_fails() {
 }
 
 #[test]
+fn a_state_that_nobody_knows_is_no_state() {
+    let soft = host("powernv9");
+    let opened = open(&soft, BackendKind::Spapr);
+    let eeh = opened.space.space().eeh().expect("powernv recovers PEs");
+    soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
+    assert_eq!(eeh.state().expect_err("3 means nothing").kind, Kind::BadReply);
+    soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
+    eeh.operate(PeOperation::Configure).expect_err("only a state is a positive result");
+    assert_eq!(eeh.state(), Ok(PeState::Normal));
+}
+
+#[test]
 fn where_several_groups_share_a_space_nobody_can_say_whose_pe_is_meant() {
     let soft = host("powernv9");
     let mut opened = open(&soft, BackendKind::Spapr);

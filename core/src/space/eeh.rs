@@ -1,7 +1,7 @@
 //! Recovering the PE of the one group that is attached.
 
 use crate::backend::Backend;
-use crate::door::{Answer, Failure};
+use crate::door::Failure;
 use crate::eeh::{Eeh, PeOperation, PeState};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::{Space, lock, read};
@@ -40,11 +40,10 @@ impl<B: Backend> Eeh for Space<B> {
             2 => Ok(PeState::Stopped),
             4 => Ok(PeState::StoppedDma),
             5 => Ok(PeState::Unavailable),
-            other => {
-                let failure = Failure { call: "VFIO_EEH_PE_OP", answer: Answer::Positive(other) };
+            _ => {
+                let failure = Failure::malformed("VFIO_EEH_PE_OP", "a state that nobody knows");
                 let device = lock(&self.devices).first().map_or_else(String::new, |device| device.name());
-                let error = Error::from_kernel(Operation::RecoverPe, Subject::Device(device), failure);
-                Err(Error { kind: Kind::BadReply, ..error })
+                Err(Error::from_kernel(Operation::RecoverPe, Subject::Device(device), failure))
             }
         }
     }
