@@ -113,5 +113,5 @@ pub use dmaspace_core::vm_memory;
 pub use dmaspace_core::{
     Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
     SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, listener, locked,
-    memory, page, reserved, section, window,
+    memory, page, reserved, runs, section, window,
 };

@@ -22,6 +22,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::locked::LockedMemory;
+use dmaspace_core::runs::Runs;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::commands;
@@ -35,6 +36,7 @@ use crate::facts::locked_memory;
 pub struct LinuxDoor {
     /// By handle number. Numbers are never used again, so this only grows: by a few bytes for every handle ever opened.
     open: RwLock<Vec<Option<Open>>>,
+    runs: Runs,
 }
 
 /// An open descriptor.
@@ -280,6 +282,10 @@ impl Door for LinuxDoor {
 
     fn locked_memory(&self) -> Option<LockedMemory> {
         locked_memory()
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     fn is_real(&self) -> bool {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::runs::Runs;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::registry::Registry;
@@ -17,6 +18,7 @@ use crate::registry::Registry;
 #[derive(Debug, Default)]
 pub(crate) struct Scripted {
     state: Mutex<State>,
+    runs: Runs,
 }
 
 #[derive(Debug, Default)]
@@ -205,6 +207,10 @@ impl Door for Scripted {
 
     fn host_page(&self) -> PageSize {
         PageSize::K4
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     fn is_real(&self) -> bool {

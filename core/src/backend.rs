@@ -13,6 +13,7 @@ use crate::eeh::PeOperation;
 use crate::locked::Allowance;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
+use crate::runs::Runs;
 use crate::window::{Window, Windows};
 
 /// One host IOMMU context: a VFIO container, an IOAS.
@@ -155,6 +156,9 @@ pub trait RegistrationCalls: Send + Sync {
     /// # Errors
     /// What the kernel said.
     fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
+
+    /// What the process has registered, through whichever space. [`crate::Space`] keeps it.
+    fn runs(&self) -> &Runs;
 }
 
 /// Holding memory for all spaces that share what they pin. [`Backend::map`] of memory that is held pins nothing that one of them has

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
 use crate::reserved::Reserved;
+use crate::runs::Runs;
 use crate::window::{Window, Windows};
 
 /// The smallest part of a mapping that can be unmapped by itself.
@@ -354,7 +355,8 @@ pub trait MemoryRegistration: Send + Sync {
     /// Before the kernel is asked: [`Kind::Unbacked`](crate::error::Kind::Unbacked),
     /// [`Kind::DeviceMemory`](crate::error::Kind::DeviceMemory), [`Kind::HostReadOnly`](crate::error::Kind::HostReadOnly),
     /// [`Kind::Misaligned`](crate::error::Kind::Misaligned) to the host's page,
-    /// [`Kind::AlreadyRegistered`](crate::error::Kind::AlreadyRegistered). Then
+    /// [`Kind::AlreadyRegistered`](crate::error::Kind::AlreadyRegistered) by this space in whole or in part, or by another space of the
+    /// process as part of something else ([`MemoryRegistration::runs`]). Then
     /// [`Kind::PinLimit`](crate::error::Kind::PinLimit), [`Kind::BadAddress`](crate::error::Kind::BadAddress).
     fn register(&self, memory: &HostMemory) -> Result<(), Error>;
 
@@ -368,6 +370,10 @@ pub trait MemoryRegistration: Send + Sync {
 
     /// What is registered, ascending by host address.
     fn registered(&self) -> Vec<HostMemory>;
+
+    /// What the process has registered, through this space or others. What overlaps one of these runs can only be registered by
+    /// registering exactly that, which pins and charges nothing more. `None` where there is nothing of that kind.
+    fn runs(&self) -> Option<&Runs>;
 }
 
 /// Holding memory, so that spaces of one host share what they pin of it: iommufd.

@@ -16,6 +16,7 @@ use crate::access::Access;
 use crate::locked::LockedMemory;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
+use crate::runs::Runs;
 
 /// What a descriptor is. VFIO's numbers mean different things on different kinds (linux: include/uapi/linux/vfio.h: 0x3b71 is
 /// MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always knows its kind.
@@ -264,6 +265,10 @@ pub trait Door: Send + Sync + fmt::Debug {
     fn locked_memory(&self) -> Option<LockedMemory> {
         None
     }
+
+    /// What this process has registered of its memory, for all spaces behind this door: those on POWER agree by it on what they register.
+    /// A process has one list in the kernel, and so should have one door.
+    fn runs(&self) -> &Runs;
 
     /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
     fn is_real(&self) -> bool;

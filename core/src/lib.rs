@@ -49,7 +49,8 @@
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
-//! - [`door`]: the one narrow place through which kernel calls go; [`asking`]: asking again what must not fail.
+//! - [`door`]: the one narrow place through which kernel calls go; [`asking`]: asking again what must not fail; [`runs`]: what a process
+//!   has registered of its memory.
 //! - [`error`]: what was asked, of which range, what was wrong, what the kernel said; [`locked`]: what did not fit into the limit on
 //!   locked memory.
 
@@ -70,6 +71,7 @@ pub mod page;
 #[cfg(feature = "serde")]
 pub mod recording;
 pub mod reserved;
+pub mod runs;
 pub mod section;
 pub mod space;
 #[cfg(feature = "vm-memory")]

@@ -18,6 +18,7 @@ mod apply;
 mod audit;
 mod blocks;
 mod discardable;
+mod longer_runs;
 mod member;
 mod pinned;
 mod plan;
@@ -261,7 +262,12 @@ impl Listener {
         let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
         let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
         let plans = self.plans(&self.view, &self.members, scope);
-        let mut report = match plans.and_then(|plans| apply_to(&self.members, plans)) {
+        let grows = !(update.added.is_empty() && update.added_targets.is_empty());
+        let applied = plans.and_then(|plans| match grows {
+            true => self.apply_growing(plans, scope, &closing),
+            false => apply_to(&self.members, plans),
+        });
+        let mut report = match applied {
             Ok(report) => report,
             Err(error) => {
                 // Windows that were removed and created again are the ones there were.
@@ -281,6 +287,29 @@ impl Listener {
         self.open_sections(&update.added);
         self.members.iter_mut().zip(&mut report.spaces).for_each(|(member, report)| member.note(report));
         Ok(report)
+    }
+
+    /// Applies `plans`, or those there are once runs that can grow were given up. The gates of windows that are `closing` are held already.
+    fn apply_growing(&self, plans: Vec<Plan>, scope: &Scope, closing: &[Arc<Shared>]) -> Result<Report, CommitError> {
+        if longer_runs::in_the_way(&self.view, &self.members).is_empty() {
+            return apply_to(&self.members, plans);
+        }
+        // No entry may come that leans on one meanwhile.
+        let is_held = |window: &&Arc<Shared>| closing.iter().any(|closing| Arc::ptr_eq(closing, window));
+        let _gates: Vec<_> =
+            self.windows.values().filter(|window| !is_held(window)).map(|window| window.hold()).collect();
+        let given_up = match longer_runs::give_up(longer_runs::in_the_way(&self.view, &self.members)) {
+            Ok(given_up) => given_up,
+            Err(error) => {
+                log::warn!("registrations do not grow: {error}");
+                return apply_to(&self.members, plans);
+            }
+        };
+        let result = self.plans(&self.view, &self.members, scope).and_then(|plans| apply_to(&self.members, plans));
+        if result.is_err() {
+            longer_runs::take_back(given_up);
+        }
+        result
     }
 
     /// Serves one more space: what is in force is planned for it, populated blocks included, and entries that are live are put there

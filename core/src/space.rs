@@ -604,12 +604,15 @@ impl<B: Backend> Drop for Space<B> {
         // Under live entries the kernel would say yes and keep the pins; it lets go of them itself when the container goes.
         if let Some(calls) = self.backend.registration_calls().filter(|_| !in_doubt) {
             for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
-                if let Err(failure) = insist(Errno::ENOENT, || calls.unregister(&memory)) {
+                let left = calls.runs().leave(&memory, || insist(Errno::ENOENT, || calls.unregister(&memory)));
+                if let Err(failure) = left {
+                    calls.runs().forget(&memory);
                     log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
                     std::mem::forget(memory);
                 }
             }
         }
+        self.forget_registrations();
         self.let_go_of_everything();
         for device in lock(&self.devices).drain(..).rev() {
             if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&*device)) {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::runs::Runs;
 use dmaspace_core::{Access, HostMemory, PageSize};
 use zerocopy::FromBytes;
 
@@ -29,11 +30,12 @@ pub(crate) struct Scripted {
     calls: Mutex<Vec<Call>>,
     /// What to answer, in order; then 0.
     script: Mutex<VecDeque<Answer>>,
+    runs: Runs,
 }
 
 impl Scripted {
     pub(crate) fn new(script: &[Answer]) -> Arc<Self> {
-        Arc::new(Self { calls: Mutex::default(), script: Mutex::new(script.iter().copied().collect()) })
+        Arc::new(Self { script: Mutex::new(script.iter().copied().collect()), ..Self::default() })
     }
 
     /// What it was asked since the last time.
@@ -64,6 +66,10 @@ impl Door for Scripted {
 
     fn host_page(&self) -> PageSize {
         PageSize::K64
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     fn is_real(&self) -> bool {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::locked::LockedMemory;
+use dmaspace_core::runs::Runs;
 use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_iommufd::abi as iommufd;
 use dmaspace_spapr::abi as spapr;
@@ -29,6 +30,7 @@ use crate::profile::{BadProfile, Profile};
 pub struct SoftHost {
     machine: Arc<Machine>,
     process: Pid,
+    runs: Runs,
 }
 
 /// What all processes of a host share.
@@ -72,7 +74,7 @@ impl SoftHost {
         let process = kernel.spawn();
         let page = kernel.world.page();
         let state = Mutex::new(State { kernel, calls: Calls::default(), faults: Faults::default() });
-        Ok(Arc::new(Self { machine: Arc::new(Machine { profile, page, state }), process }))
+        Ok(Arc::new(Self { machine: Arc::new(Machine { profile, page, state }), process, runs: Runs::default() }))
     }
 
     /// What it was made of.
@@ -129,7 +131,7 @@ impl SoftHost {
     /// have closed it; dropping a process's host is its end.
     pub fn fork(&self) -> Arc<Self> {
         let process = self.machine.with(|state| state.kernel.fork(self.process));
-        Arc::new(Self { machine: self.machine.clone(), process })
+        Arc::new(Self { machine: self.machine.clone(), process, runs: Runs::default() })
     }
 
     /// A call other than an ioctl: there is no way of spoiling it but to fail.
@@ -300,6 +302,10 @@ impl Door for SoftHost {
             let (locked, pinned) = account.map_or((0, 0), |account| (account.locked.now, account.pinned.now));
             Some(LockedMemory { limit: world.limit, locked, pinned })
         })
+    }
+
+    fn runs(&self) -> &Runs {
+        &self.runs
     }
 
     fn is_real(&self) -> bool {

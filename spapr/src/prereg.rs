@@ -5,7 +5,8 @@
 //! - unregistering memory that a table entry still points to succeeds, and leaks the pins (linux:
 //!   drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_unregister_pages);
 //! - registrations belong to the process: one that overlaps another, of whatever container, is refused only after pinning (linux:
-//!   arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc);
+//!   arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc), so that all containers have to register the same runs
+//!   ([`dmaspace_core::runs`]);
 //! - a map that meets an unregistration ends early and says nothing (tce_iommu_build_v2).
 //!
 //! A fourth is caught here: registering over a hole answers with the number of pages before it, a positive number, and
@@ -16,6 +17,7 @@ use std::mem::offset_of;
 use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel, Request};
+use dmaspace_core::runs::Runs;
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
@@ -28,6 +30,10 @@ impl RegistrationCalls for Spapr {
 
     fn unregister(&self, memory: &HostMemory) -> Result<(), Failure> {
         self.call_about(abi::UNREGISTER_MEMORY, memory)
+    }
+
+    fn runs(&self) -> &Runs {
+        self.door.runs()
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
+use dmaspace::runs::Runs;
 use dmaspace::{Access, HostMemory, PageSize};
 use serde::Serialize;
 
@@ -154,6 +155,10 @@ impl Door for CountingDoor {
 
     fn locked_memory(&self) -> Option<LockedMemory> {
         self.door.locked_memory()
+    }
+
+    fn runs(&self) -> &Runs {
+        self.door.runs()
     }
 
     fn is_real(&self) -> bool {

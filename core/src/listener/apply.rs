@@ -122,7 +122,9 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) 
         Step::Register(memory) => {
             let registration = space.registration().ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
             registration.register(&memory)?;
-            report.pinned = report.pinned.saturating_add(memory.len().get());
+            let is_shared = registration.runs().is_some_and(|runs| runs.users(&memory) > 1);
+            let pinned = if is_shared { &mut report.shared } else { &mut report.pinned };
+            *pinned = pinned.saturating_add(memory.len().get());
             Done::Registered(memory)
         }
         Step::Hold(memory) => {
@@ -198,6 +200,14 @@ fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
 }
 
 impl Journal {
+    /// Unregisters memory beside a plan.
+    pub(super) fn unregister(&mut self, space: &dyn PciAddressSpace, memory: HostMemory) -> Result<(), Error> {
+        let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
+        registration.unregister(&memory)?;
+        self.done.push(Done::Unregistered(memory));
+        Ok(())
+    }
+
     /// Something was mapped beside the plan.
     pub(super) fn note_mapped(&mut self, range: IovaRange) {
         self.done.push(Done::Mapped(range));
@@ -263,7 +273,7 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
         Done::Fenced(fenced) => fenced,
         Done::Replaced(old, page) => put_back(space, old, page),
         Done::Unregistered(memory) => {
-            settle(space.registration().map(|registration| registration.register(&memory)));
+            settle(space.registration().map(|registration| twice(|| registration.register(&memory))));
             Vec::new()
         }
         Done::LetGo(memory) => {

@@ -48,7 +48,7 @@ pub struct Totals {
     pub commits: u64,
     /// Bytes handed to calls that pin them; what was pinned twice counts twice.
     pub pinned: u64,
-    /// Bytes mapped of what other spaces hold too.
+    /// Bytes mapped of what other spaces hold too, or registered as they have it.
     pub shared: u64,
     /// Bytes that were the same before and after a commit, but were not there in between.
     pub disturbed: u64,

@@ -23,9 +23,11 @@ use crate::listener::update::View;
 use crate::listener::windows::{self, WindowPlan};
 use crate::memory::HostMemory;
 use crate::page::PageSize;
+use crate::runs::Runs;
 use crate::section::{Backing, FrontEnd, Need, Section, TargetMemory};
 use crate::window::{Window, Windows};
 use cutting::Cutting;
+pub(super) use registrations::{missing_from, near, needed_runs};
 use scope::disjoint;
 pub(super) use scope::{Scope, continues};
 
@@ -84,6 +86,8 @@ pub(super) struct Host<'a> {
     windows: Windows,
     offer: Option<WindowOffer>,
     registered: Option<Vec<HostMemory>>,
+    /// What the process has registered, through whichever space.
+    runs: Vec<HostMemory>,
     held: Option<Vec<HostMemory>>,
     fences: Vec<Fence>,
 }
@@ -96,6 +100,7 @@ impl<'a> Host<'a> {
             windows: space.windows().windows.as_ref().clone(),
             offer: space.window_control().and_then(|control| control.offer()),
             registered: space.registration().map(|registration| registration.registered()),
+            runs: space.registration().and_then(|registration| registration.runs()).map(Runs::all).unwrap_or_default(),
             held: space.sharing().map(|sharing| sharing.held()),
             fences: space.fences(),
         }

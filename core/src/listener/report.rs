@@ -78,7 +78,7 @@ pub struct SpaceReport {
     pub targets: Vec<Verdict<TargetMemory>>,
     /// Bytes handed to calls that pin them.
     pub pinned: u64,
-    /// Bytes mapped of what other spaces hold too: pinned once for all of them, and not counted above.
+    /// Bytes mapped of what other spaces hold too, or registered as they have it: pinned once for all of them, and not counted above.
     pub shared: u64,
     /// Bytes that are the same before and after, but were not there in between.
     pub disturbed: u64,

@@ -65,7 +65,7 @@ impl<B: Backend> Space<B> {
     /// Forgets what the kernel forgot when the last device left its container.
     pub(super) fn forget_everything(&self) {
         self.layout().slots.iter().for_each(|slot| drop(write(&slot.live).drain()));
-        write(&self.registered).clear();
+        self.forget_registrations();
     }
 
     /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.

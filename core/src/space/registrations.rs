@@ -10,6 +10,7 @@ use crate::contract::{MemoryRegistration, PciAddressSpace};
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::memory::HostMemory;
+use crate::runs::Runs;
 use crate::space::{Space, read, write};
 
 impl<B: Backend> Space<B> {
@@ -66,6 +67,14 @@ impl<B: Backend> Space<B> {
         Ok(())
     }
 
+    /// Forgets what is registered, all of which the kernel lets go of by itself.
+    pub(super) fn forget_registrations(&self) {
+        let registered = std::mem::take(&mut *write(&self.registered));
+        if let Some(calls) = self.backend.registration_calls() {
+            registered.values().for_each(|memory| calls.runs().forget(memory));
+        }
+    }
+
     /// The fence in a window that is there whose memory shares bytes with `memory`: entries behind it may still point there.
     pub(super) fn fence_leaning_on(&self, memory: &HostMemory) -> Option<IovaRange> {
         let windows = self.layout().windows.clone();
@@ -87,7 +96,9 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         if memory.is_host_read_only() {
             return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
         }
-        register_surely(calls, memory)
+        let entered = calls.runs().enter(memory, || register_surely(calls, memory));
+        entered
+            .map_err(|_| fail(Kind::AlreadyRegistered))?
             .map_err(|failure| self.refused(operation, memory.clone(), failure, memory.len().get()))?;
         write(&self.registered).insert(memory.address(), memory.clone());
         Ok(())
@@ -107,7 +118,9 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         if let Some(fence) = self.fence_leaning_on(memory) {
             return Err(fail(Kind::Fenced(fence)));
         }
-        insist(Errno::ENOENT, || calls.unregister(memory))
+        calls
+            .runs()
+            .leave(memory, || insist(Errno::ENOENT, || calls.unregister(memory)))
             .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
         write(&self.registered).remove(&memory.address());
         Ok(())
@@ -115,6 +128,10 @@ impl<B: Backend> MemoryRegistration for Space<B> {
 
     fn registered(&self) -> Vec<HostMemory> {
         read(&self.registered).values().cloned().collect()
+    }
+
+    fn runs(&self) -> Option<&Runs> {
+        self.backend.registration_calls().map(RegistrationCalls::runs)
     }
 }
 

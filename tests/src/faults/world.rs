@@ -21,6 +21,7 @@ use dmaspace_core::listener::{
     BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
 };
 use dmaspace_core::locked::{LockedMemory, Payer};
+use dmaspace_core::runs::Runs;
 use dmaspace_core::section::{Backing, FrontEnd};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
 use dmaspace_iommufd::Pool;
@@ -274,6 +275,10 @@ impl Door for Listening {
 
     fn locked_memory(&self) -> Option<LockedMemory> {
         self.soft.locked_memory()
+    }
+
+    fn runs(&self) -> &Runs {
+        self.soft.runs()
     }
 
     fn is_real(&self) -> bool {

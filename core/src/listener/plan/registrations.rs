@@ -1,8 +1,12 @@
 //! What has to be registered, in as few runs as there can be, and what need not be any more.
 
+use std::collections::BTreeSet;
+
 use crate::listener::plan::Planner;
 use crate::listener::report::{Fate, Verdict};
+use crate::listener::update::View;
 use crate::memory::HostMemory;
+use crate::page::PageSize;
 use crate::section::TargetMemory;
 
 impl Planner<'_> {
@@ -15,21 +19,23 @@ impl Planner<'_> {
             return (Vec::new(), Vec::new());
         };
         self.plan.targets = targets.iter().map(judge_target).collect();
-        let page = self.host.powers.host_page;
-        let targets = self.view.targets.iter().map(TargetMemory::memory);
-        let sections = self.view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
-        let pinnable = |memory: &&HostMemory| !memory.is_device_memory() && !memory.is_host_read_only();
-        let needed: Vec<_> =
-            targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(page)).collect();
-        let needed = runs_of(needed);
+        let needed = needed_runs(self.view, self.host.powers.host_page);
         let blocks = self.populated_blocks();
         let covered = covered_by(&needed);
         let unneeded = |known: &&HostMemory| !covers_any_of(&covered, known) && near(&blocks, known).is_empty();
         let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
         // Blocks are never part of a run: what is registered together can only be let go of together.
-        let new = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run))).collect();
-        (new, gone)
+        let missing = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run)));
+        (as_others_have_it(missing.collect(), &self.host.runs), gone)
     }
+}
+
+/// What `view` needs to be registered, as few runs as possible, on a host with such pages.
+pub(in crate::listener) fn needed_runs(view: &View, host_page: PageSize) -> Vec<HostMemory> {
+    let targets = view.targets.iter().map(TargetMemory::memory);
+    let sections = view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
+    let pinnable = |memory: &&HostMemory| !memory.is_device_memory() && !memory.is_host_read_only();
+    runs_of(targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(host_page)).collect())
 }
 
 /// POWER pins for writing, always (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
@@ -75,14 +81,27 @@ pub(super) fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool
 }
 
 /// Those of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
-pub(super) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [HostMemory] {
+pub(in crate::listener) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [HostMemory] {
     let first = pieces.partition_point(|piece| piece.last() < memory.address());
     let end = pieces.partition_point(|piece| piece.address() <= memory.last());
     pieces.get(first..end).unwrap_or_default()
 }
 
+/// What to register for all of `missing` to be: the runs that other spaces of the process have registered are taken as they are, since the
+/// kernel refuses all that overlaps them otherwise, and what they leave is registered anew.
+fn as_others_have_it(missing: Vec<HostMemory>, runs: &[HostMemory]) -> Vec<HostMemory> {
+    let mut taken = BTreeSet::new();
+    let mut wanted = Vec::new();
+    for part in &missing {
+        let theirs = near(runs, part);
+        wanted.extend(theirs.iter().filter(|run| taken.insert(run.address())).cloned());
+        wanted.extend(missing_from(part, theirs));
+    }
+    wanted
+}
+
 /// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
-pub(super) fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
+pub(in crate::listener) fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
     registered.iter().fold(vec![run.clone()], |parts, known| {
         let split = |part: HostMemory| match part.overlaps(known) {
             true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),
