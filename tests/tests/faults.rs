@@ -350,6 +350,29 @@ const SEQUENCES: &[Sequence] = &[
         operate: |world| world.commit(Update::new().adding_target(target(world, DIMM))),
     },
     Sequence {
+        name: "grow_a_run_of_two_spaces",
+        on: CREATED,
+        arrange: |world| {
+            with_two_spaces(world);
+            let update = Update::new().adding(low_window(256 * MIB)).adding_target(half(world, 0));
+            world.commit(update).expect("undisturbed");
+        },
+        operate: |world| world.commit(Update::new().adding_target(half(world, 1))),
+    },
+    Sequence {
+        name: "join_late_beside_runs_that_could_not_grow",
+        on: CREATED,
+        arrange: |world| {
+            with_empty_view(world, FrontEnd::default());
+            let update = Update::new().adding(low_window(256 * MIB)).adding_target(half(world, 0));
+            world.commit(update).expect("undisturbed");
+            world.window(0).put(Iova::new(MIB), SystemAddress::new(0), RW).expect("undisturbed");
+            world.commit(Update::new().adding_target(half(world, 1))).expect("undisturbed");
+            world.open(1).expect("undisturbed");
+        },
+        operate: |world| world.join(1),
+    },
+    Sequence {
         name: "remove_target_memory",
         on: CREATED,
         arrange: |world| {
@@ -991,6 +1014,12 @@ fn high_window(world: &World) -> Section {
 fn target(world: &World, region: usize) -> TargetMemory {
     let (at, len) = if region == RAM { (0, 2 * MIB) } else { (2 * MIB, MIB) };
     TargetMemory::new("spapr.ram", SystemAddress::new(at), world.ram(region, 0, len)).expect("a piece of the test")
+}
+
+/// A half of the first region.
+fn half(world: &World, n: u64) -> TargetMemory {
+    let memory = world.ram(RAM, n * MIB, MIB);
+    TargetMemory::new("spapr.ram", SystemAddress::new(n * MIB), memory).expect("a piece of the test")
 }
 
 /// sPAPR's bus: two windows, and RAM that is reached only through entries.

@@ -98,27 +98,36 @@ fn growing(view: &View, member: &Member, runs: &Runs, sharing: &[Sharer<'_>]) ->
     for wanted in needed_runs(view, member.space.powers().host_page) {
         let inside = near(&known, &wanted);
         let fresh = missing_from(&wanted, inside);
-        let bytes = fresh.iter().map(|part| part.len().get()).fold(0, u64::saturating_add);
-        let can_grow = |run: &&HostMemory| {
-            let all_have_it = || sharing.iter().filter(|sharer| sharer.has(run)).count() == runs.users(run);
-            let is_of_it = wanted.address() <= run.address() && run.last() <= wanted.last();
-            let is_worth_it = run.len().get() / PART <= bytes;
-            is_of_it && is_worth_it && all_have_it() && !sharing.iter().any(|sharer| sharer.leans_on(run))
-        };
-        if !fresh.is_empty() {
-            let free: Vec<_> = inside.iter().filter(can_grow).cloned().collect();
-            growing.extend(reaching(&fresh, free));
+        if fresh.is_empty() {
+            continue;
         }
+        let is_free = |run: &&HostMemory| {
+            let is_of_it = wanted.address() <= run.address() && run.last() <= wanted.last();
+            let all_have_it = || sharing.iter().filter(|sharer| sharer.has(run)).count() == runs.users(run);
+            is_of_it && all_have_it() && !sharing.iter().any(|sharer| sharer.leans_on(run))
+        };
+        growing.extend(worth_it(&fresh, inside.iter().filter(is_free).cloned().collect()));
     }
     growing
 }
 
-/// Those of `free`, ascending, that touch what is fresh, directly or through others.
-fn reaching(fresh: &[HostMemory], free: Vec<HostMemory>) -> Vec<HostMemory> {
-    let touches = |a: &HostMemory, b: &HostMemory| {
-        a.last().checked_add(1) == Some(b.address()) || b.last().checked_add(1) == Some(a.address())
+/// Those of `free`, ascending, that grow by enough: by what is fresh, and by those that grow themselves and touch it.
+fn worth_it(fresh: &[HostMemory], mut free: Vec<HostMemory>) -> Vec<HostMemory> {
+    let mut growing: Vec<HostMemory> = Vec::new();
+    let mut bytes = fresh.iter().map(|part| part.len().get()).fold(0, u64::saturating_add);
+    let next = |free: &[HostMemory], growing: &[HostMemory], bytes: u64| {
+        let touches = |run: &HostMemory| fresh.iter().chain(growing).any(|part| touch(part, run));
+        let is_worth_it = |run: &&HostMemory| run.len().get() / PART <= bytes && touches(run);
+        free.iter().position(|run| is_worth_it(&run))
     };
-    let touches_fresh = |run: &HostMemory| fresh.iter().any(|part| touches(part, run));
-    let chains = free.chunk_by(|before, after| touches(before, after));
-    chains.filter(|chain| chain.iter().any(touches_fresh)).flatten().cloned().collect()
+    while let Some(place) = next(&free, &growing, bytes) {
+        let run = free.remove(place);
+        bytes = bytes.saturating_add(run.len().get());
+        growing.push(run);
+    }
+    growing
+}
+
+fn touch(a: &HostMemory, b: &HostMemory) -> bool {
+    a.last().checked_add(1) == Some(b.address()) || b.last().checked_add(1) == Some(a.address())
 }
