@@ -261,7 +261,7 @@ pub trait Door: Send + Sync + fmt::Debug {
     fn host_page(&self) -> PageSize;
 
     /// What this process may lock and has locked, or `None` where the door cannot tell. Asked after a call has failed: it tells a limit
-    /// that was reached from a kernel that ran out of memory, since both are `ENOMEM`.
+    /// that was reached from a kernel that ran out of memory, since both are `ENOMEM`; and before a window is created.
     fn locked_memory(&self) -> Option<LockedMemory> {
         None
     }

@@ -358,11 +358,9 @@ impl Listener {
         self.track_joining(&space).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
         let live: Vec<_> = windows.iter().flat_map(|window| window.entries()).chain(entries).collect();
         let mut journal = Journal::default();
-        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
-            for entry in live {
-                space.map(entry.range.first(), &entry.memory, entry.access, entry.unit)?;
-                journal.note_mapped(entry.range);
-            }
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|mut report| {
+            let mut put = |entry| apply::map_entry(space.as_ref(), entry, &mut journal, &mut report);
+            live.iter().try_for_each(&mut put)?;
             Ok(report)
         });
         let mut report = replayed.map_err(|error| {

@@ -2,7 +2,8 @@
 //!
 //! Pinned memory counts against RLIMIT_MEMLOCK, but not everywhere in the same account: type1 and sPAPR charge the process
 //! ([`LockedMemory::of_process`]), iommufd its user ([`LockedMemory::of_user`]). All of them say `ENOMEM` when the limit is reached, and
-//! when the kernel itself runs out of memory; the numbers tell which. They are read after a call has failed, never before.
+//! when the kernel itself runs out of memory; the numbers tell which. They are read after a call has failed, and before a window is created
+//! whose table is charged.
 
 use std::fmt;
 
@@ -56,7 +57,7 @@ impl Allowance {
     }
 }
 
-/// What a kernel that said `ENOMEM` had no memory for. All of it is unknown until whoever made the call says more.
+/// What there was no memory for, when a kernel said `ENOMEM` or would have. All of it is unknown until whoever made the call says more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PinLimit {
     /// The bytes the operation would have locked, all of it together; `None` where that is not known.

@@ -1,15 +1,18 @@
 //! TCE tables: how many levels, how large, how much locked memory. Arithmetic without a descriptor in sight.
 //!
 //! A window's table has one entry of 8 bytes for each of its pages. It can be one block, or a tree of *levels* whose blocks are
-//! smaller; the caller says how many levels and the kernel divides the entries evenly between them. A table gets as many levels as
-//! keep its blocks within a size that every kernel can allocate in principle, and more if such a block was not to be had: on a host
-//! that has been up for a while, large ones are rare.
+//! smaller; the caller says how many levels and the kernel divides the entries evenly between them. One level is best: the hardware finds
+//! an entry in one step. A table gets more only where the platform takes more, and only as many as keep its blocks within a size that every
+//! kernel can allocate in principle; and more than those if such a block was not to be had: on a host that has been up for a while, large
+//! ones are rare, and the kernel does not wait for them (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_alloc_tce_level:
+//! GFP_ATOMIC).
 //!
 //! # Failed attempts cost
 //! The kernel charges a table before it allocates it and does not take the charge back when that fails (linux:
 //! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table): the process loses that much of its limit for good. So
 //! an attempt is made only where it can end differently from the one before: with smaller blocks, and within what the platform
-//! accepts. On a pseries host that is one attempt: it refuses every number of levels but one, having charged 4 GiB (linux:
+//! accepts. To begin with one level whatever its block and raise the number after a failure, as one might, would leak the whole charge of a
+//! large table each time. On a pseries host that is one attempt: it refuses every number of levels but one, having charged 4 GiB (linux:
 //! arch/powerpc/platforms/pseries/iommu.c, spapr_tce_get_table_size).
 //!
 //! Numbers are u128 where a table could outgrow 64 bits: windows of 2^63 bytes in pages of one byte are asked for by nobody, and
@@ -34,9 +37,9 @@ pub struct Table {
 /// The bytes of an entry, as a power of two.
 const ENTRY_SHIFT: u32 = 3;
 
-/// Blocks of up to 2^8 host pages can be allocated on every kernel: the lowest limit of any (linux: arch/powerpc/Kconfig,
-/// ARCH_FORCE_MAX_ORDER).
-const BLOCK_PAGES_SHIFT: u32 = 8;
+/// Blocks of up to 2^7 host pages can be allocated on every kernel: the lowest limit of any (linux: arch/powerpc/Kconfig,
+/// ARCH_FORCE_MAX_ORDER: 7 or 8 with pages of 64 KiB, more with smaller ones).
+const BLOCK_PAGES_SHIFT: u32 = 7;
 
 /// powernv refuses, once it has charged it, a table whose levels if all were full would span 2^55 bytes of bus addresses or more
 /// (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_pci_ioda2_table_alloc_pages).
@@ -191,6 +194,19 @@ mod tests {
             let table = Table::new(window, page, host_page, POWERNV);
             assert_eq!(attempts(table, Errno::ENOMEM), levels, "{table:?}");
             assert_eq!(table.charge(), kib * KIB, "{table:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_has_one_level_as_long_as_every_kernel_can_allocate_its_block() {
+        let levels = |entries: u64, host_page| {
+            let table = Table::new(entries * PageSize::K4.bytes(), PageSize::K4, host_page, POWERNV);
+            (table.first_levels(), table.charge() > table.charge_of_one_level())
+        };
+        // Blocks of 8 MiB and of 512 KiB.
+        for (host_page, most) in [(PageSize::K64, 1 << 20), (PageSize::K4, 1 << 16)] {
+            assert_eq!(levels(most, host_page), (1, false));
+            assert_eq!(levels(2 * most, host_page), (2, true));
         }
     }
 

@@ -393,6 +393,22 @@ const SEQUENCES: &[Sequence] = &[
         },
     },
     Sequence {
+        name: "put_the_first_entry_of_smaller_pages_than_their_owner_says",
+        on: &[POWERNV],
+        arrange: |world| {
+            with_empty_view(world, FrontEnd::default());
+            let memory = world.ram(RAM, 0, 2 * MIB).backed_by(PageSize::K64);
+            let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), memory).expect("a piece of the test");
+            let large = Section::translated("tce-iommu-80000000", range(0, 256 * MIB), PageSize::K64);
+            world.deny_huge_pages();
+            world.commit(Update::new().adding(large).adding_target(target)).expect("undisturbed");
+        },
+        operate: |world| {
+            world.window(0).put_run(Iova::new(MIB), SystemAddress::new(0), 2 * K64, RW)?;
+            done()
+        },
+    },
+    Sequence {
         name: "put_a_run",
         on: EVERYWHERE,
         arrange: with_entries,

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use dmaspace::choose::BackendKind;
+use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
 use dmaspace_core::contract::{Unit, WindowRequest};
 use dmaspace_core::door::{Errno, Failure};
-use dmaspace_core::listener::{CommitError, Update};
+use dmaspace_core::listener::{CommitError, EntryError, Update};
 use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress};
+use dmaspace_core::{
+    Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress, Window,
+};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{host, memory, ram, range};
 
@@ -259,5 +261,101 @@ fn smaller_pages_are_tried_once_and_only_where_pages_may_be_at_fault() {
         if committed.is_err() {
             assert_eq!((stage.soft.ledger().locked, stage.space().fences()), (0, vec![]));
         }
+    }
+}
+
+/// A translated window of huge pages, and a target that is said to be made of such.
+fn translated_huge(at: u64) -> Update {
+    let target = TargetMemory::new("ram", SystemAddress::new(0), memory(1 << 45, 16 * MIB).backed_by(PageSize::M2));
+    let section = Section::translated("window", range(at, 64 * MIB), PageSize::M2);
+    Update::new().adding(section).adding_target(target.expect("a proper range"))
+}
+
+fn put(stage: &Stage, at: u64, target: u64) -> Result<(), EntryError> {
+    let window = stage.listener.translated(Iova::new(at & HIGH)).expect("it is in force");
+    window.put_run(Iova::new(at), SystemAddress::new(target), 4 * MIB, Access::READ_WRITE)
+}
+
+#[test]
+fn a_window_is_made_again_when_its_first_entry_shows_that_its_pages_are_too_large() {
+    let mut stage = Stage::new("powernv9");
+    stage.soft.deny_huge_pages();
+    stage.listener.commit(translated_huge(0)).expect("it fits");
+    assert_eq!(stage.granule_at(0), Some(PageSize::M2));
+    stage.soft.reset_calls();
+    put(&stage, 0, 0).expect("smaller pages do");
+    assert_eq!((stage.granule_at(0), stage.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
+    put(&stage, 8 * MIB, 4 * MIB).expect("the window has small pages");
+    let large = Unit::Pages(PageSize::M2);
+    assert_eq!(live(&stage), [(range(0, 4 * MIB), large), (range(8 * MIB, 4 * MIB), large)]);
+    let calls = stage.soft.calls();
+    assert_eq!((calls.of(CREATE), calls.of(REMOVE), calls.of(MAP)), (1, 1, 3));
+    // The next commit finds a window that will do.
+    stage.listener.sync().expect("nothing is to be done");
+    assert_eq!((stage.granule_at(0), stage.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
+    assert_eq!(stage.listener.audit(), []);
+}
+
+#[test]
+fn a_window_with_entries_stays_as_it_is_and_the_error_says_so() {
+    let mut stage = Stage::new("powernv9");
+    stage.listener.commit(translated_huge(0)).expect("it fits");
+    put(&stage, 0, 0).expect("the memory is of huge pages so far");
+    let before = live(&stage);
+    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    let refused = put(&stage, 8 * MIB, 4 * MIB).expect_err("there are entries");
+    assert!(matches!(refused, EntryError::PagesTooLarge(_, PageSize::M2)), "{refused}");
+    let words =
+        "the host's window is of 2M pages, which may be larger than the memory's, and cannot be made again as it is";
+    assert!(refused.to_string().ends_with(words), "{refused}");
+    assert_eq!((live(&stage), stage.granule_at(0), stage.soft.calls().of(CREATE)), (before, Some(PageSize::M2), 1));
+}
+
+#[test]
+fn a_window_that_the_platform_would_put_elsewhere_is_not_made_again() {
+    let mut stage = Stage::new("powernv9");
+    let low = Section::translated("low", range(0, 64 * MIB), PageSize::K4);
+    stage.soft.deny_huge_pages();
+    stage.listener.commit(translated_huge(HIGH).adding(low.clone())).expect("both fit");
+    stage.listener.commit(Update::new().removing(low)).expect("it can go");
+    let refused = put(&stage, HIGH, 0).expect_err("the lower place is free");
+    assert!(matches!(refused, EntryError::PagesTooLarge(_, PageSize::M2)), "{refused}");
+    assert_eq!((stage.granule_at(HIGH), stage.space().fences()), (Some(PageSize::M2), vec![]));
+}
+
+#[test]
+fn every_space_gets_the_pages_it_needs_and_so_does_one_that_joins_late() {
+    let mut stage = Stage::new("powernv9");
+    let open = |n: usize| {
+        let device = stage.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
+        stage.host.open(&Wish::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
+    };
+    let (second, late) = (open(1), open(2));
+    stage.soft.deny_huge_pages();
+    stage.listener.attach(second.space.space().clone()).expect("an empty view fits");
+    stage.listener.commit(translated_huge(0)).expect("it fits");
+    put(&stage, 0, 0).expect("smaller pages do");
+    stage.listener.attach(late.space.space().clone()).expect("smaller pages do");
+    put(&stage, 8 * MIB, 4 * MIB).expect("all have small pages");
+    for space in [second.space.space(), late.space.space()] {
+        let granules: Vec<_> = space.windows().windows.iter().map(Window::granule).collect();
+        assert_eq!(granules, [PageSize::K4]);
+        assert_eq!(space.mappings(IovaRange::all()), stage.space().mappings(IovaRange::all()));
+    }
+}
+
+#[test]
+fn processors_whose_first_entries_are_refused_at_once_all_get_them_put() {
+    for _ in 0..20 {
+        let mut stage = Stage::new("powernv9");
+        stage.soft.deny_huge_pages();
+        stage.listener.commit(translated_huge(0)).expect("it fits");
+        let stage = &stage;
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                scope.spawn(move || put(stage, n * 8 * MIB, n * 4 * MIB).expect("smaller pages do"));
+            }
+        });
+        assert_eq!((live(stage).len(), stage.granule_at(0)), (4, Some(PageSize::K4)));
     }
 }

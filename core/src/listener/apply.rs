@@ -160,14 +160,44 @@ fn map_required(
     remade: &mut Vec<SmallerPages>,
 ) -> Result<Done, Error> {
     map_counting(space, &mapping, report).or_else(|error| {
-        let created = journal.window_around(mapping.range);
-        let smaller = created.and_then(|window| SmallerPages::after(&error, space, window));
-        let Some(smaller) = smaller else { return Err(error) };
-        log::warn!("{}: {error}; trying {smaller}", report.backend);
-        smaller.put_in_force(space, report)?;
+        let smaller = remake_window(space, mapping.range, error, journal, report)?;
         remade.push(smaller);
         map_counting(space, &smaller.of(mapping, report), report)
     })
+}
+
+/// Makes the window that holds `range` again if it is of this plan and its pages were too large, as `error` may mean.
+fn remake_window(
+    space: &dyn PciAddressSpace,
+    range: IovaRange,
+    error: Error,
+    journal: &Journal,
+    report: &mut SpaceReport,
+) -> Result<SmallerPages, Error> {
+    let created = journal.window_around(range);
+    let smaller = created.and_then(|window| SmallerPages::after(&error, space, window));
+    let Some(smaller) = smaller else { return Err(error) };
+    log::warn!("{}: {error}; trying {smaller}", report.backend);
+    smaller.put_in_force(space, report)?;
+    Ok(smaller)
+}
+
+/// Maps an entry beside a plan that was applied, in a window with smaller pages if that is of the plan and its pages prove too large.
+///
+/// # Errors
+/// What the space says. The journal says what was done before.
+pub(super) fn map_entry(
+    space: &dyn PciAddressSpace,
+    entry: &Mapping,
+    journal: &mut Journal,
+    report: &mut SpaceReport,
+) -> Result<(), Error> {
+    map(space, entry).or_else(|error| {
+        remake_window(space, entry.range, error, journal, report)?;
+        map(space, entry)
+    })?;
+    journal.note_mapped(entry.range);
+    Ok(())
 }
 
 fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut SpaceReport) -> Result<Done, Error> {

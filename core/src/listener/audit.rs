@@ -31,7 +31,8 @@ impl fmt::Display for Finding {
 }
 
 impl Listener {
-    /// What is not as it should be: nothing, unless a device came or went since the last commit, something is fenced, somebody else
+    /// What is not as it should be: nothing, unless a device came or went since the last commit, a window was made again with smaller
+    /// pages ([`TranslatedWindow::put_run`](crate::listener::TranslatedWindow::put_run)), something is fenced, somebody else
     /// used a space, or there is a mistake in here. Changes nothing; costs what is live, and one call for each space whose kernel
     /// counts mappings.
     pub fn audit(&self) -> Vec<Finding> {

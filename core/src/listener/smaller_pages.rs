@@ -5,6 +5,9 @@
 //! (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_prereg_ua_to_hpa; arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_ua_to_hpa). As
 //! long as the commit that created the window is under way, nobody was promised its pages, and it can be made again with pages that always
 //! fit: the host's own. A window that was there before stays as it is, and the commit fails.
+//!
+//! A translated window gets its entries only after the commit. It is made again when its first entry is put: while it has none, nobody leans
+//! on its pages either.
 
 use std::fmt;
 
@@ -12,10 +15,13 @@ use crate::address::IovaRange;
 use crate::contract::{Mapping, PciAddressSpace, Unit, WindowRequest};
 use crate::door::Errno;
 use crate::error::{Error, Operation};
-use crate::listener::apply::powerless;
+use crate::listener::apply::{Journal, apply, powerless};
+use crate::listener::plan::{Plan, Step};
 use crate::listener::report::SpaceReport;
+use crate::listener::windows::have_room;
 use crate::page::PageSize;
 use crate::section::Backing;
+use crate::window::Windows;
 
 /// A window, and the pages it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,16 +60,40 @@ impl SmallerPages {
         Ok(())
     }
 
-    /// The mapping as it is in such a window, if it lies there: what goes by the window's page goes by the new one, but blocks stay blocks.
+    /// Makes the window again, in which there is nothing.
+    ///
+    /// # Errors
+    /// What the space says. The journal brings back what there was.
+    pub(super) fn put_in_force_empty(self, space: &dyn PciAddressSpace, journal: &mut Journal) -> Result<(), Error> {
+        let request = WindowRequest { range: self.window, page: self.to };
+        let steps = vec![Step::RemoveWindow(self.window), Step::CreateWindow(request)];
+        apply(space, Plan::of(steps), journal).map(drop)
+    }
+
+    /// Whether the platform would put the window where it is now.
+    pub(super) fn has_room(self, space: &dyn PciAddressSpace) -> bool {
+        let offer = space.window_control().and_then(|control| control.offer());
+        let others = space.windows().windows.iter().filter(|window| window.range != self.window).copied().collect();
+        let (Some(offer), Ok(others)) = (offer, Windows::new(others)) else { return false };
+        have_room(&[WindowRequest { range: self.window, page: self.to }], &offer, &others)
+    }
+
+    /// The window's pages as they are.
+    pub(super) fn from(self) -> PageSize {
+        self.from
+    }
+
+    /// The mapping as it is in such a window, if it lies there: what goes by the window's page goes by the new one, but blocks stay blocks,
+    /// and entries what the guest put.
     pub(super) fn of(self, mapping: Mapping, report: &SpaceReport) -> Mapping {
         if !self.window.covers(mapping.range) {
             return mapping;
         }
-        let is_of_blocks = report.sections.iter().any(|verdict| {
-            matches!(verdict.piece.backing(), Backing::Discardable { .. })
+        let has_a_unit = report.sections.iter().any(|verdict| {
+            matches!(verdict.piece.backing(), Backing::Discardable { .. } | Backing::Translated { .. })
                 && verdict.piece.range().covers(mapping.range)
         });
-        let by_page = mapping.unit == Unit::Pages(self.from) && !is_of_blocks;
+        let by_page = mapping.unit == Unit::Pages(self.from) && !has_a_unit;
         Mapping { unit: if by_page { Unit::Pages(self.to) } else { mapping.unit }, ..mapping }
     }
 }

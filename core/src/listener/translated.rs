@@ -1,6 +1,9 @@
 //! Translated windows: entries that the guest puts and clears, from any of its processors.
 
+mod putting;
+
 use std::ops::Deref;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::access::Access;
@@ -12,6 +15,7 @@ use crate::listener::update::Pieces;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
 use crate::section::TargetMemory;
+use putting::Wanted;
 
 /// What entries can point to, shared by the listener and its windows.
 pub(super) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;
@@ -38,6 +42,12 @@ pub enum EntryError {
     /// A host said no.
     #[error(transparent)]
     Space(#[from] Error),
+    /// A host said no to an entry of a window whose pages are larger than its own: the memory is made of smaller ones, it seems. A window
+    /// without an entry is made again with the host's pages; this one could not be.
+    #[error(
+        "{0}; the host's window is of {1} pages, which may be larger than the memory's, and cannot be made again as it is"
+    )]
+    PagesTooLarge(Error, PageSize),
 }
 
 /// Entries that continue each other on the bus and in system memory.
@@ -70,6 +80,8 @@ pub(super) struct Shared {
     spaces: RwLock<Vec<Arc<dyn PciAddressSpace>>>,
     /// Makes verbs follow each other where several spaces have to see them in one order.
     in_order: Mutex<()>,
+    /// How often a host's window was made again for smaller pages.
+    made_again: AtomicUsize,
 }
 
 impl Shared {
@@ -86,6 +98,7 @@ impl Shared {
             gate: RwLock::default(),
             spaces: RwLock::new(spaces),
             in_order: Mutex::default(),
+            made_again: AtomicUsize::default(),
         })
     }
 
@@ -194,25 +207,13 @@ impl TranslatedWindow {
     }
 
     /// Puts the entries of `len` bytes that continue each other on the bus and in system memory: one kernel call where the kernel can
-    /// later clear parts of it.
+    /// later clear parts of it. A host's window that has no entry yet, and whose pages prove larger than those of the memory, is made again
+    /// with smaller ones.
     ///
     /// # Errors
     /// Any [`EntryError`]; nothing changed then, but for what is named as fenced.
     pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
-        let shared = self.shared()?;
-        shared.checked(at, len, target.get())?;
-        let spaces = shared.open()?;
-        let memory = shared.resolve(target, len)?;
-        shared.on_every_space(&spaces, |space, journal| {
-            let mut next = at.get();
-            for piece in &memory {
-                let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
-                space.map(place.first(), piece, access, Unit::Pages(shared.page))?;
-                journal.note_mapped(place);
-                next = place.last().get().wrapping_add(1);
-            }
-            Ok(())
-        })
+        self.shared()?.put_run(Wanted { at, target, len, access })
     }
 
     /// Swaps live entries for others, and says whether devices could miss them meanwhile.

@@ -103,7 +103,7 @@ pub(super) fn plan(
 
 /// Whether the platform would put these windows where they belong next to those there are `now`. It fills the lowest place that is free,
 /// so a window that went first might not come back to a higher one. A firmware's default window is only created alone.
-fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Windows) -> bool {
+pub(super) fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Windows) -> bool {
     let mut taken: Vec<_> = now.iter().map(|window| window.range).collect();
     created.iter().all(|request| {
         let is_free = |first: Iova| !taken.iter().any(|range| range.contains(first));

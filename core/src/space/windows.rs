@@ -10,6 +10,7 @@ use crate::backend::{Backend, WindowCalls};
 use crate::contract::{Mapping, WindowControl, WindowOffer, WindowRequest};
 use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
+use crate::locked::PinLimit;
 use crate::page::PageSizes;
 use crate::space::{Layout, Slot, Space, write};
 use crate::window::{Window, Windows};
@@ -26,6 +27,18 @@ impl<B: Backend> Space<B> {
     fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {
         let none = || Error::new(operation, range, Kind::Unsupported("this host's windows are fixed"));
         self.backend.window_calls().ok_or_else(none)
+    }
+
+    /// A table that does not fit is not asked for: some attempts that fail are charged for good (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
+    fn check_table(&self, operation: Operation, request: WindowRequest, calls: &dyn WindowCalls) -> Result<(), Error> {
+        // The kernel charges whole pages.
+        let wanted = self.backend.powers().host_page.round_down(calls.table_bytes(request));
+        let allowance = self.backend.allowance();
+        if allowance.is_none_or(|allowance| allowance.admits(wanted)) {
+            return Ok(());
+        }
+        Err(Error::new(operation, request.range, Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance })))
     }
 
     /// Removes what a failed creation may have left at these places. Where a window is known nothing was left, and removing would hit
@@ -84,6 +97,7 @@ impl<B: Backend> WindowControl for Space<B> {
         if let Some(fence) = self.fence_over(range) {
             return Err(fail(Kind::Fenced(fence)));
         }
+        self.check_table(operation, request, calls)?;
         let places: Vec<_> = offer.places.iter().map(|place| place.first).chain([range.first()]).collect();
         let mut attempts = ATTEMPTS;
         loop {

@@ -100,8 +100,10 @@ impl From<Error> for Trouble {
 
 impl From<EntryError> for Trouble {
     fn from(error: EntryError) -> Self {
+        let text = error.to_string();
         match error {
             EntryError::Space(error) => error.into(),
+            EntryError::PagesTooLarge(error, _) => Self { text, ..error.into() },
             other => Self::without_a_call(other.to_string()),
         }
     }
