@@ -152,12 +152,10 @@ impl Listener {
         Ok(foresee(plans, &self.members))
     }
 
-    /// Brings every space in step again after its windows changed: a device came to it or went. Entries of translated windows that
-    /// the only space lost with its last device are the guest's to put again.
-    ///
-    /// Where there are several spaces, one that is about to lose its last device is detached before, and attached again when there is one
-    /// ([`Listener::attach`]): it gets what the others have then. Left attached it lacks those entries, and what is put meanwhile is
-    /// refused for all.
+    /// Brings every space in step again after its windows changed: a device came to it or went. Entries of translated windows that it lost
+    /// with its last device it gets from another space that has them, with those that were put there meanwhile; what the only space lost is
+    /// the guest's to put again. Between the device's return and this, entries that were there before cannot be replaced
+    /// ([`TranslatedWindow::replace`]).
     ///
     /// # Errors
     /// As [`Listener::commit`].
@@ -258,15 +256,29 @@ impl Listener {
         let mut held = hold(&discardables);
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
-        // No entry may come while its window goes.
-        let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
         let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
-        let plans = self.plans(&self.view, &self.members, scope);
         let grows = !(update.added.is_empty() && update.added_targets.is_empty());
-        let applied = plans.and_then(|plans| match grows {
-            true => self.apply_growing(plans, scope, &closing),
-            false => apply_to(&self.members, plans),
-        });
+        let is_growing = grows && !longer_runs::in_the_way(&self.view, &self.members).is_empty();
+        let lags = self.members.len() > 1 && in_step.contains(&false);
+        // No entry may come while its window goes, nor while a space gets those it lacks, or gives up what entries lean on.
+        let is_closing = |window: &&Arc<Shared>| closing.iter().any(|closing| Arc::ptr_eq(closing, window));
+        let (going, staying): (Vec<_>, Vec<_>) = self.windows.values().partition(is_closing);
+        let gates: Vec<_> = going.iter().map(|window| window.hold()).collect();
+        let quiet = if is_growing || lags { &staying[..] } else { &[] };
+        let quiet: Vec<_> = quiet.iter().map(|window| window.hold()).collect();
+        let plan = || {
+            let mut plans = self.plans(&self.view, &self.members, scope)?;
+            let lagging = self.members.iter().zip(&mut plans).filter(|(member, _)| lags && member.came_back());
+            for (member, plan) in lagging {
+                plan.entries = staying.iter().flat_map(|window| window.lacked_by(member.space.as_ref())).collect();
+            }
+            Ok(plans)
+        };
+        let applied = match is_growing {
+            true => self.apply_growing(plan),
+            false => plan().and_then(|plans| apply_to(&self.members, plans)),
+        };
+        drop(quiet);
         let mut report = match applied {
             Ok(report) => report,
             Err(error) => {
@@ -289,15 +301,10 @@ impl Listener {
         Ok(report)
     }
 
-    /// Applies `plans`, or those there are once runs that can grow were given up. The gates of windows that are `closing` are held already.
-    fn apply_growing(&self, plans: Vec<Plan>, scope: &Scope, closing: &[Arc<Shared>]) -> Result<Report, CommitError> {
-        if longer_runs::in_the_way(&self.view, &self.members).is_empty() {
-            return apply_to(&self.members, plans);
-        }
-        // No entry may come that leans on one meanwhile.
-        let is_held = |window: &&Arc<Shared>| closing.iter().any(|closing| Arc::ptr_eq(closing, window));
-        let _gates: Vec<_> =
-            self.windows.values().filter(|window| !is_held(window)).map(|window| window.hold()).collect();
+    /// Applies what is planned once runs that can grow were given up; if they cannot be, what is planned as it is. No entry may come meanwhile.
+    fn apply_growing(&self, plan: impl Fn() -> Result<Vec<Plan>, CommitError>) -> Result<Report, CommitError> {
+        // What is refused is refused before anything is given up.
+        let plans = plan()?;
         let given_up = match longer_runs::give_up(longer_runs::in_the_way(&self.view, &self.members)) {
             Ok(given_up) => given_up,
             Err(error) => {
@@ -305,7 +312,7 @@ impl Listener {
                 return apply_to(&self.members, plans);
             }
         };
-        let result = self.plans(&self.view, &self.members, scope).and_then(|plans| apply_to(&self.members, plans));
+        let result = plan().and_then(|plans| apply_to(&self.members, plans));
         if result.is_err() {
             longer_runs::take_back(given_up);
         }
@@ -351,18 +358,14 @@ impl Listener {
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
         let mut joining = [Member::new(space.clone())];
-        let plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
+        let mut plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         // No entry may come before the space is there to get it.
         let windows: Vec<_> = self.windows.values().cloned().collect();
         let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
         self.track_joining(&space).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
-        let live: Vec<_> = windows.iter().flat_map(|window| window.entries()).chain(entries).collect();
+        plan.entries = windows.iter().flat_map(|window| window.entries()).chain(entries).collect();
         let mut journal = Journal::default();
-        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|mut report| {
-            let mut put = |entry| apply::map_entry(space.as_ref(), entry, &mut journal, &mut report);
-            live.iter().try_for_each(&mut put)?;
-            Ok(report)
-        });
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal);
         let mut report = replayed.map_err(|error| {
             let fenced = journal.undo(space.as_ref());
             self.track_no_longer(&space);

@@ -31,6 +31,7 @@ trials! {
     windows::a_window_goes_with_its_entries_and_they_can_come_back
     limit::a_window_too_big_for_the_limit_changes_nothing
     registration::adjacent_blocks_are_one_registration
+    registration::a_late_container_registers_the_runs_there_are
     groups::a_group_that_left_comes_back
     groups::two_groups_share_a_space_where_the_host_lets_them
     groups::two_spaces_follow_one_listener

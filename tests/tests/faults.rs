@@ -158,6 +158,21 @@ const SEQUENCES: &[Sequence] = &[
         },
         operate: detach,
     },
+    Sequence {
+        name: "bring_a_space_in_step_that_lost_its_device",
+        on: &[TYPE1, POWERNV, PSERIES],
+        arrange: |world| {
+            with_two_spaces(world);
+            let update = Update::new().adding(low_window(256 * MIB)).adding_target(target(world, RAM));
+            world.commit(update).expect("undisturbed");
+            put_some(world);
+            world.ready_to_detach(0, 0);
+            detach(world).expect("undisturbed");
+            world.commit(Update::new()).expect("undisturbed");
+            world.space(0).attach(world.attached[0].clone()).expect("undisturbed");
+        },
+        operate: |world| world.commit(Update::new()),
+    },
     // What devices write.
     Sequence { name: "track_writes", on: SHARING, arrange: with_two_devices, operate: |world| world.track() },
     Sequence { name: "ask_for_writes", on: SHARING, arrange: with_writes, operate: |world| world.sync() },

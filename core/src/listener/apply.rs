@@ -103,6 +103,9 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
             },
         }
     }
+    for entry in &plan.entries {
+        map_entry(space, entry, journal, &mut report)?;
+    }
     Ok(report)
 }
 
@@ -182,11 +185,8 @@ fn remake_window(
     Ok(smaller)
 }
 
-/// Maps an entry beside a plan that was applied, in a window with smaller pages if that is of the plan and its pages prove too large.
-///
-/// # Errors
-/// What the space says. The journal says what was done before.
-pub(super) fn map_entry(
+/// Maps an entry, in a window with smaller pages if that is of this plan and its pages prove too large.
+fn map_entry(
     space: &dyn PciAddressSpace,
     entry: &Mapping,
     journal: &mut Journal,

@@ -64,6 +64,11 @@ impl Member {
         self.known == Known::of(self.space.as_ref())
     }
 
+    /// Whether a device came or went since, and one is there.
+    pub(super) fn came_back(&self) -> bool {
+        !self.is_in_step() && !is_dormant(self.space.as_ref())
+    }
+
     pub(super) fn note_windows(&mut self) {
         self.known = Known::of(self.space.as_ref());
     }

@@ -75,6 +75,8 @@ pub(super) struct Plan {
     pub(super) targets: Vec<Verdict<TargetMemory>>,
     pub(super) disturbed: u64,
     pub(super) warnings: Vec<Warning>,
+    /// Entries of translated windows that other spaces have and this one lacks. They come last.
+    pub(super) entries: Vec<Mapping>,
     /// How many more mappings it takes than it frees.
     more_mappings: u64,
 }
@@ -328,7 +330,7 @@ fn overlapping<T>(pieces: &[T], range: IovaRange, place: impl Fn(&T) -> IovaRang
 }
 
 /// What is left of `range` without `taken`, which is ascending.
-fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
+pub(super) fn rest_of(range: IovaRange, taken: &[IovaRange]) -> Vec<IovaRange> {
     let mut rest = Some(range);
     let mut out = Vec::new();
     for hole in overlapping(taken, range, |hole| *hole) {

@@ -11,6 +11,7 @@ use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
 use crate::contract::{Mapping, PciAddressSpace, Swap, Unit};
 use crate::error::Error;
 use crate::listener::apply::Journal;
+use crate::listener::plan::rest_of;
 use crate::listener::update::Pieces;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
@@ -123,9 +124,24 @@ impl Shared {
         self.spaces.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the guest has put so far, of which all of the spaces served have the same.
+    /// What the guest has put so far: what any space has that did not lose its last device, and none has anything else.
     pub(super) fn entries(&self) -> Vec<Mapping> {
-        self.spaces().first().map(|space| space.mappings(self.range)).unwrap_or_default()
+        let spaces = self.spaces();
+        let all = spaces.iter().map(|space| space.mappings(self.range));
+        all.max_by_key(|entries| entries.iter().map(|entry| entry.range.bytes()).sum::<u128>()).unwrap_or_default()
+    }
+
+    /// The entries that `space` lost with its last device, as far as another one has them.
+    pub(super) fn lacked_by(&self, space: &dyn PciAddressSpace) -> Vec<Mapping> {
+        let live: Vec<_> = space.mappings(self.range).into_iter().map(|entry| entry.range).collect();
+        let part = |entry: &Mapping, range: IovaRange| {
+            let memory = entry.memory.slice(entry.range.offset_of(range.first()), range.len()?.get())?;
+            Some(Mapping { range, memory, ..entry.clone() })
+        };
+        let lacked = |entry: &Mapping| {
+            rest_of(entry.range, &live).into_iter().filter_map(|range| part(entry, range)).collect::<Vec<_>>()
+        };
+        self.entries().iter().flat_map(lacked).collect()
     }
 
     /// What entries mean for a space.
@@ -274,8 +290,11 @@ impl TranslatedWindow {
     pub fn lookup(&self, at: Iova) -> Result<Option<Mapping>, EntryError> {
         let shared = self.shared()?;
         let spaces = shared.spaces();
-        let space = spaces.first().ok_or(EntryError::NoSuchWindow)?;
-        Ok(if shared.range.contains(at) { space.lookup(at) } else { None })
+        if spaces.is_empty() {
+            return Err(EntryError::NoSuchWindow);
+        }
+        let here = || spaces.iter().find_map(|space| space.lookup(at));
+        Ok(if shared.range.contains(at) { here() } else { None })
     }
 }
 
@@ -313,18 +332,21 @@ impl Shared {
         if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(Open { _gate: gate, spaces }) }
     }
 
-    /// Does the same to every space, or to none: `work` tells what it did. What cannot be taken back is fenced, and named.
-    fn on_every_space(
+    /// Does the same to every space, or to none: `work` tells what it did. What cannot be taken back is fenced, and named. One that has lost
+    /// its last device is passed over as long as others have not: it gets all of it when it is brought in step.
+    fn on_every_space<'a>(
         &self,
-        spaces: &[Arc<dyn PciAddressSpace>],
-        mut work: impl FnMut(&dyn PciAddressSpace, &mut Journal) -> Result<(), EntryError>,
+        spaces: &'a [Arc<dyn PciAddressSpace>],
+        mut work: impl FnMut(&'a Arc<dyn PciAddressSpace>, &mut Journal) -> Result<(), EntryError>,
     ) -> Result<(), EntryError> {
         let lock = || self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
         let _in_order = (spaces.len() > 1).then(lock);
+        let is_lost = |space: &Arc<dyn PciAddressSpace>| spaces.len() > 1 && space.windows().windows.is_empty();
+        let are_all_lost = spaces.iter().all(is_lost);
         let mut journals = Vec::with_capacity(spaces.len());
-        for space in spaces {
+        for space in spaces.iter().filter(|space| are_all_lost || !is_lost(space)) {
             let mut journal = Journal::default();
-            let result = work(space.as_ref(), &mut journal);
+            let result = work(space, &mut journal);
             journals.push((space, journal));
             if let Err(error) = result {
                 let undone = journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space.as_ref()));

@@ -1,11 +1,12 @@
 //! Memory that the guest's front end hands over in many blocks.
 
+use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::listener::Update;
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, Iova, Listener, PageSize, Section, SystemAddress};
 
 use crate::power::machine::Machine;
-use crate::power::windows::{GIB, PAGE, registration};
+use crate::power::windows::{GIB, PAGE, control, registration};
 use crate::ram::Ram;
 use crate::soft::range;
 
@@ -47,4 +48,65 @@ pub(super) fn adjacent_blocks_are_one_registration(machine: &Machine) {
     assert_eq!(registration(&*space).registered(), []);
     listener.detach(&space).expect("everything can be taken out");
     assert_eq!(machine.locked(), before);
+}
+
+/// A container that comes late, after memory has grown: it registers exactly the runs the first one has, which pins and charges nothing.
+/// While an entry leans on a run it stays as it is; when none does, it grows in both. Devices reach memory through both all the time.
+pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
+    const PART: u64 = 16 * PAGE;
+    let ram = Ram::new(usize::try_from(3 * PART).expect("3 MiB"));
+    let part = |n: u64| {
+        let memory = ram.slice(n * PART, PART);
+        TargetMemory::new("part", SystemAddress::new(n * PART), memory).expect("a proper range")
+    };
+    let mut opens = [machine.space(), machine.space()];
+    let groups = [0, 1].map(|n| machine.join(&mut opens[n], n).expect("a group for each container"));
+    let spaces = [0, 1].map(|n| opens[n].space().clone());
+    let mut stage = machine.stage_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
+    let empty = machine.locked();
+    let window = range(0, GIB);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(spaces[0].clone()).expect("an empty view fits");
+    let first = Update::new().adding(Section::translated("window", window, PageSize::K4)).adding_target(part(0));
+    listener.commit(first).expect("it fits");
+    let entries = listener.translated(Iova::new(0)).expect("the window is in force");
+    let put = |n: u64| {
+        let (at, len) = (n * PART, 2 * PAGE);
+        entries.put_run(Iova::new(at), SystemAddress::new(at), len, Access::READ_WRITE).expect("RAM is there");
+    };
+    put(0);
+    listener.commit(Update::new().adding_target(part(1))).expect("it fits beside the first run");
+    put(1);
+    let runs = vec![ram.slice(0, PART), ram.slice(PART, PART)];
+    assert_eq!(registration(&*spaces[0]).registered(), runs);
+
+    let before = machine.locked();
+    listener.attach(spaces[1].clone()).expect("it registers what is registered");
+    assert_eq!(registration(&*spaces[1]).registered(), runs);
+    let table = control(&*spaces[1]).table_bytes(WindowRequest { range: window, page: PageSize::K4 });
+    assert_eq!(machine.locked(), before + table, "only its window's table is charged");
+    let mut device = machine.device(&opens[1], &groups[1], 1);
+    for _ in 0..2 {
+        stage.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
+        stage.assert_readable(Iova::new(PART), &ram.slice(PART, PAGE));
+        stage.assert_writable(Iova::new(PART), &ram.slice(PART, PAGE));
+        std::mem::swap(&mut stage.device, &mut device);
+    }
+
+    entries.clear(window).expect("whole entries");
+    listener.commit(Update::new().adding_target(part(2))).expect("it fits");
+    assert!(spaces.iter().all(|space| registration(&**space).registered() == [ram.all().clone()]), "one run of all");
+    assert_eq!(machine.locked(), before + table + PART);
+    put(0);
+    put(2);
+    for _ in 0..2 {
+        stage.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
+        stage.assert_writable(Iova::new(2 * PART), &ram.slice(2 * PART, PAGE));
+        std::mem::swap(&mut stage.device, &mut device);
+    }
+    drop(device);
+    listener.detach(&spaces[0]).expect("everything can be taken out");
+    assert_eq!(registration(&*spaces[1]).registered(), [ram.all().clone()]);
+    listener.detach(&spaces[1]).expect("everything can be taken out");
+    assert_eq!(machine.locked(), empty);
 }

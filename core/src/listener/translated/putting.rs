@@ -50,9 +50,9 @@ impl Shared {
         let Wanted { at, target, len, access } = wanted;
         let made_again = self.made_again.load(Ordering::Relaxed);
         let memory = self.resolve(target, len)?;
-        let mut turns = 0_usize;
+        let mut last = None;
         let put = self.on_every_space(spaces, |space, journal| {
-            turns += 1;
+            last = Some(space);
             let mut next = at.get();
             for piece in &memory {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
@@ -62,8 +62,7 @@ impl Shared {
             }
             Ok(())
         });
-        let last = || spaces.get(turns.checked_sub(1)?).cloned();
-        put.map_err(|error| Refused { error, by: last(), made_again })
+        put.map_err(|error| Refused { error, by: last.cloned(), made_again })
     }
 
     /// Whether the pages of the space that refused a run may be why, or were and are smaller now.

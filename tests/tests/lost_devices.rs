@@ -1,0 +1,152 @@
+//! A space that loses its last device while another one goes on: the guest notices nothing, and when a device is back the space has what
+//! the other has.
+
+use std::sync::Arc;
+
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::{Host, Opened};
+use dmaspace::pci::PciAddress;
+use dmaspace_core::listener::{EntryError, TranslatedWindow, Update};
+use dmaspace_core::section::TargetMemory;
+use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress};
+use dmaspace_soft::SoftHost;
+use dmaspace_tests::soft::{host, memory, range};
+
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = 0x1000;
+const RW: Access = Access::READ_WRITE;
+
+const HOSTS: [(&str, BackendKind); 5] = [
+    ("vtd", BackendKind::Type1),
+    ("vtd", BackendKind::Iommufd),
+    ("powernv9", BackendKind::Spapr),
+    ("powernv9-64k", BackendKind::Spapr),
+    ("pseries", BackendKind::Spapr),
+];
+
+/// Two spaces with a device each, which one listener serves, with a window and memory for its entries.
+struct Stage {
+    soft: Arc<SoftHost>,
+    host: Host,
+    opened: [Opened; 2],
+    listener: Listener,
+}
+
+impl Stage {
+    fn new(preset: &str, backend: BackendKind) -> Self {
+        let soft = host(preset);
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        let open = |n| host.open(&Wish::device(address(&soft, n)).on(backend)).expect("the soft host opens its device");
+        let opened = [open(0), open(1)];
+        let mut listener = Listener::new(FrontEnd::default());
+        for opened in &opened {
+            listener.attach(opened.space.space().clone()).expect("an empty view fits");
+        }
+        let target = TargetMemory::new("ram", SystemAddress::new(0), memory(1 << 45, 16 * MIB));
+        let update = Update::new().adding(Section::translated("window", range(0, 64 * MIB), PageSize::K4));
+        listener.commit(update.adding_target(target.expect("a proper range"))).expect("it fits");
+        Self { soft, host, opened, listener }
+    }
+
+    fn window(&self) -> TranslatedWindow {
+        self.listener.translated(Iova::new(0)).expect("it is in force")
+    }
+
+    fn put(&self, mib: u64) -> Result<(), EntryError> {
+        self.window().put_run(Iova::new(mib * MIB), SystemAddress::new(MIB), 4 * PAGE, RW)
+    }
+
+    /// The device of a space leaves it.
+    fn unplug(&mut self, n: usize) {
+        let device = self.opened[n].devices.remove(0);
+        self.opened[n].space.remove(device).expect("nothing else holds it");
+    }
+
+    fn plug(&mut self, n: usize) {
+        let address = address(&self.soft, n);
+        let device = self.opened[n].space.add(&self.host, address).expect("it comes back");
+        self.opened[n].devices.push(device);
+    }
+
+    fn space(&self, n: usize) -> &dyn PciAddressSpace {
+        self.opened[n].space.space().as_ref()
+    }
+
+    /// How many bytes of entries are live, the same in both spaces.
+    fn live(&self) -> u128 {
+        let live = [0, 1].map(|n| self.space(n).mappings(IovaRange::all()));
+        assert_eq!(live[0], live[1]);
+        live[0].iter().map(|mapping| mapping.range.bytes()).sum()
+    }
+}
+
+fn address(soft: &SoftHost, n: usize) -> PciAddress {
+    soft.profile().groups[n].devices[0].address.parse().expect("a PCI address")
+}
+
+#[test]
+fn entries_come_and_go_while_a_space_has_no_device_and_it_gets_them_when_it_has_one() {
+    for (preset, backend) in HOSTS {
+        let mut stage = Stage::new(preset, backend);
+        [0, 1, 2].iter().for_each(|mib| stage.put(*mib).expect("RAM is there"));
+        for (lost, at) in [(0, 10), (1, 20), (0, 30)] {
+            stage.unplug(lost);
+            stage.put(at).expect("the other space goes on");
+            stage.listener.sync().expect("a space without a device is left alone");
+            stage.put(at + 1).expect("the other space goes on");
+            stage.window().replace(Iova::new(0), SystemAddress::new(at * PAGE), PAGE, RW).expect("it is live");
+            stage.window().clear(range((at + 1) * MIB, PAGE)).expect("it is live");
+            assert!(stage.window().lookup(Iova::new(at * MIB)).expect("it is in force").is_some());
+            stage.plug(lost);
+            stage.put(at + 2).expect("both go on, or one does");
+            stage.window().clear(range(2 * MIB, MIB)).expect("whole entries");
+            stage.listener.sync().expect("it fits as before");
+            stage.put(2).expect("both have the window");
+            let puts = 3 + 3 * u128::from(at / 10);
+            assert_eq!(stage.live(), (puts * 4 - u128::from(at / 10)) * u128::from(PAGE), "{preset} {backend}");
+            assert_eq!(stage.listener.audit(), []);
+        }
+        let Stage { soft, listener, opened, .. } = stage;
+        drop((listener, opened));
+        assert!(soft.ledger().is_clear(), "{preset} {backend}: {:?}", soft.ledger());
+    }
+}
+
+#[test]
+fn memory_that_entries_of_the_space_that_goes_on_point_to_cannot_go() {
+    let mut stage = Stage::new("powernv9", BackendKind::Spapr);
+    stage.put(1).expect("RAM is there");
+    stage.unplug(0);
+    stage.listener.sync().expect("a space without a device is left alone");
+    let target = stage.listener.targets().next().expect("it is in force").clone();
+    stage.listener.commit(Update::new().removing_target(target)).expect_err("the second space's entry points there");
+}
+
+#[test]
+fn a_space_that_joins_while_the_first_has_no_device_gets_what_the_second_has() {
+    let mut stage = Stage::new("powernv9", BackendKind::Spapr);
+    stage.put(1).expect("RAM is there");
+    stage.unplug(0);
+    let wish = Wish::device(address(&stage.soft, 2)).on(BackendKind::Spapr);
+    let third = stage.host.open(&wish).expect("the soft host opens its device");
+    stage.listener.attach(third.space.space().clone()).expect("it fits");
+    assert_eq!(third.space.space().mappings(IovaRange::all()), stage.space(1).mappings(IovaRange::all()));
+    assert_eq!(stage.space(1).mappings(IovaRange::all()).len(), 1);
+}
+
+#[test]
+fn nothing_is_put_where_no_space_has_a_device() {
+    for (preset, backend) in HOSTS.into_iter().filter(|(_, backend)| *backend != BackendKind::Iommufd) {
+        let mut stage = Stage::new(preset, backend);
+        stage.put(1).expect("RAM is there");
+        stage.unplug(0);
+        stage.unplug(1);
+        stage.put(2).expect_err("nobody would have it");
+        stage.plug(1);
+        stage.plug(0);
+        stage.listener.sync().expect("it fits as before");
+        stage.put(1).expect("it is the guest's to put again");
+        assert_eq!(stage.live(), u128::from(4 * PAGE), "{preset} {backend}");
+    }
+}
