@@ -50,7 +50,7 @@ impl Machine {
         // setpriv makes the kernel end QEMU when this process ends, in whatever way.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]);
-        command.args(host.machine).args(PLAIN_MACHINE);
+        command.args(host.machine).args(["-m", host.memory]).args(PLAIN_MACHINE);
         command.arg("-kernel").arg(image).arg("-append").arg(kernel_arguments(host, extras));
         command.args(&extras.qemu_arguments);
         command.stdin(nameless(initramfs)?).stdout(Stdio::piped()).stderr(complaints.try_clone()?);
