@@ -114,8 +114,12 @@ impl Droppable {
     }
 }
 
+/// Thousands are made for each look, by slow processors: hence a word that no other page has, again and again.
 fn stamp_of(page: u64) -> [u8; SPOT] {
-    pattern(page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    let word = (page + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    let mut stamp = [0; SPOT];
+    stamp.chunks_exact_mut(word.len()).for_each(|chunk| chunk.copy_from_slice(&word));
+    stamp
 }
 
 /// Bytes that no other seed has.
