@@ -50,7 +50,7 @@ impl Machine {
         // setpriv makes the kernel end QEMU when this process ends, in whatever way.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]);
-        command.args(host.machine).args(PLAIN_MACHINE);
+        command.args(host.machine).args(["-m", host.memory]).args(PLAIN_MACHINE);
         command.arg("-kernel").arg(image).arg("-append").arg(kernel_arguments(host, extras));
         command.args(&extras.qemu_arguments);
         command.stdin(nameless(initramfs)?).stdout(Stdio::piped()).stderr(complaints.try_clone()?);
@@ -100,11 +100,17 @@ impl Drop for Machine {
     }
 }
 
+/// Time passes by what the processor does, 8 ns an instruction, and jumps to the next timer when it has nothing to do: whatever the guest
+/// waits for, a DMA transfer's 100 ms or the seconds of a bus reset, costs nothing, and a busy machine makes no timer late. QEMU can do
+/// that with one thread for the processor only.
+///
 /// The console goes to stdout and the initramfs comes from stdin, by name: a file chardev never reads,
 /// and an unlinked file cannot be left behind.
 const PLAIN_MACHINE: &[&str] = &[
     "-accel",
-    "tcg,thread=multi",
+    "tcg,thread=single",
+    "-icount",
+    "shift=3,sleep=off",
     "-smp",
     "1",
     "-display",

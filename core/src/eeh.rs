@@ -61,6 +61,9 @@ pub enum Thaw {
 }
 
 /// How a PE is reset.
+///
+/// Firmware may refuse to begin (`EIO`) and do it when asked again: guests make three attempts (linux: arch/powerpc/kernel/eeh.c,
+/// eeh_pe_reset_full). A device that was reset has lost its command register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reset {
     /// A hot reset begins.

@@ -19,4 +19,7 @@ pub trait TestDevice {
 
     /// Waits for the end of the write under way.
     fn finish(&mut self);
+
+    /// Readies the device again after its bus was reset.
+    fn wake(&mut self) {}
 }

@@ -87,4 +87,9 @@ impl TestDevice for Edu {
     fn finish(&mut self) {
         self.wait();
     }
+
+    /// A reset takes the command register.
+    fn wake(&mut self) {
+        self.device.enable().expect("memory and bus mastering can be enabled");
+    }
 }

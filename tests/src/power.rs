@@ -3,8 +3,10 @@
 
 mod cycles;
 mod groups;
+mod huge;
 mod limit;
 mod machine;
+mod recorded;
 mod registration;
 mod windows;
 
@@ -20,12 +22,12 @@ pub struct Trial {
 
 macro_rules! trials {
     ($($room:ident::$name:ident)*) => {
-        /// All there are.
-        pub const ALL: &[Trial] = &[$(Trial { name: stringify!($name), play: $room::$name }),*];
+        &[$(Trial { name: stringify!($name), play: $room::$name }),*]
     };
 }
 
-trials! {
+/// For every host.
+pub const ALL: &[Trial] = trials! {
     windows::windows_are_made_of_every_page_the_host_has
     windows::a_third_window_is_refused_and_two_go_on
     windows::a_window_goes_with_its_entries_and_they_can_come_back
@@ -37,4 +39,14 @@ trials! {
     groups::two_spaces_follow_one_listener
     cycles::many_cycles_leave_nothing_behind
     cycles::cycles_with_an_open_device_leave_nothing_behind
-}
+};
+
+/// For hosts that have huge pages.
+pub const HUGE: &[Trial] = trials! {
+    huge::windows_are_made_of_the_largest_pages_that_work
+};
+
+/// For hosts that can give a guest 4 GiB.
+pub const LARGE: &[Trial] = trials! {
+    recorded::two_windows_of_a_recorded_guest_are_two_of_the_host
+};

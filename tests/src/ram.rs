@@ -1,8 +1,9 @@
 //! The guest's RAM: one anonymous mapping, handed out in slices; and memory whose pages can be dropped.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 
-use dmaspace_core::HostMemory;
+use dmaspace_core::{HostMemory, PageSize};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
@@ -24,6 +25,24 @@ impl Ram {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), len)]).expect("memory for the guest");
         let all = memory.iter().next().and_then(HostMemory::of_region).expect("one region");
         Self { all }
+    }
+
+    /// `len` bytes in huge pages of hugetlbfs.
+    pub fn in_huge_pages(len: u64, page: PageSize) -> Self {
+        // The size is told by its shift (linux: include/uapi/linux/memfd.h, MFD_HUGE_SHIFT).
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(page.shift() << 26);
+        let file = File::from(memfd_create("huge", flags).expect("the host has huge pages"));
+        ftruncate(&file, len).expect("the file grows");
+        let size = usize::try_from(len).expect("a few pages");
+        let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(FileOffset::new(file, 0)));
+        let all = HostMemory::of_region(&region.expect("enough huge pages")).expect("not empty");
+        Self { all: all.backed_by(page) }
+    }
+
+    /// `len` bytes that claim to be in huge pages, for hosts in software.
+    pub fn as_if_in_huge_pages(len: u64, page: PageSize) -> Self {
+        let len = usize::try_from(len).ok().and_then(NonZeroUsize::new).expect("a few pages");
+        Self { all: HostMemory::zeroed(len, page).expect("memory for the guest").backed_by(page) }
     }
 
     /// The `len` bytes from `offset`.
@@ -95,8 +114,12 @@ impl Droppable {
     }
 }
 
+/// Thousands are made for each look, by slow processors: hence a word that no other page has, again and again.
 fn stamp_of(page: u64) -> [u8; SPOT] {
-    pattern(page.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    let word = (page + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    let mut stamp = [0; SPOT];
+    stamp.chunks_exact_mut(word.len()).for_each(|chunk| chunk.copy_from_slice(&word));
+    stamp
 }
 
 /// Bytes that no other seed has.

@@ -1,6 +1,7 @@
 //! EEH: what a host says of a device's PE, and what a guest has done to it.
 
-use dmaspace_core::eeh::{Eeh, PeOperation, PeState, PeWatch, Thaw};
+use dmaspace_core::door::Errno;
+use dmaspace_core::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::error::Kind;
 use dmaspace_core::listener::Update;
 use dmaspace_core::section::FrontEnd;
@@ -10,7 +11,7 @@ use crate::stage::Stage;
 
 const MIB: u64 = 1 << 20;
 
-/// The PE is asked after, thawed and configured as a guest's firmware calls do it; the host's entries stay, and the device reaches memory
+/// The PE is asked after, reset, thawed and configured as a guest's firmware calls do it; the host's entries stay, and the device reaches memory
 /// before and after. Hosts without EEH say that they have none.
 pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
     let mut listener = Listener::new(FrontEnd::default());
@@ -28,8 +29,14 @@ pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
     let is_normal = |watch: &mut PeWatch| assert_eq!(watch.look(eeh).expect("it can be asked"), None);
     eeh.operate(PeOperation::Enable).expect("there is one group");
     is_normal(&mut watch);
-    eeh.operate(PeOperation::Configure).expect("bridges are as they were");
-    // No reset: a hot reset of QEMU's PHB4 fails now and then, and the kernel gives the device up then.
+    for reset in [Reset::Hot, Reset::Fundamental] {
+        begin(eeh, reset);
+        eeh.operate(PeOperation::Reset(Reset::Deactivate)).expect("what was begun can end");
+        eeh.operate(PeOperation::Configure).expect("bridges are restored");
+        is_normal(&mut watch);
+        stage.device.wake();
+        stage.assert_readable(Iova::new(0x4_0000), &spot);
+    }
     for thaw in [Thaw::Mmio, Thaw::Dma] {
         eeh.operate(PeOperation::Thaw(thaw)).expect("what is not frozen can be thawed");
     }
@@ -38,6 +45,19 @@ pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
     stage.assert_readable(Iova::new(0x4_0000), &spot);
     stage.assert_writable(Iova::new(0x4_0000), &spot);
     listener.detach(&space).expect("everything can be taken out");
+}
+
+/// A reset begins, at the third attempt at the latest, as guests do it (linux: arch/powerpc/kernel/eeh.c, eeh_pe_reset_full): the firmware
+/// of a powernv host refuses one whose link has not settled since the last, and is ready then for another (skiboot: hw/phb4.c,
+/// "Unexpected slot state").
+fn begin(eeh: &dyn Eeh, reset: Reset) {
+    for _ in 0..2 {
+        match eeh.operate(PeOperation::Reset(reset)) {
+            Ok(()) => return,
+            Err(error) => assert_eq!(error.errno(), Some(Errno::EIO), "{error}"),
+        }
+    }
+    eeh.operate(PeOperation::Reset(reset)).expect("the firmware is ready");
 }
 
 /// A space without a device has no PE.

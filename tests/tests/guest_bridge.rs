@@ -7,9 +7,10 @@ use dmaspace::choose::BackendKind;
 use dmaspace_core::door::Errno;
 use dmaspace_core::listener::Update;
 use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{HostMemory, Iova, IovaRange, Listener, PageSize, SystemAddress};
+use dmaspace_core::{HostMemory, Listener, PageSize, SystemAddress};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 use dmaspace_spapr::guest::{Layout, PciHostBridge, TceTables, Tokens, WindowError};
+use dmaspace_tests::flat_view;
 use dmaspace_tests::soft::{host, open, range};
 use dmaspace_tests::spapr_guest::{FIRST, LIST, PE, SECOND, SpaprGuest, UNIT, windows_of};
 
@@ -24,22 +25,6 @@ const K4: PageSize = PageSize::K4;
 const K64: PageSize = PageSize::K64;
 const M2: PageSize = PageSize::M2;
 const M16: PageSize = PageSize::M16;
-
-/// `info mtree -f` of a pseries guest of QEMU's that created its second window.
-const MTREE: &str = include_str!("../../backends/tests/data/mtree/pseries-4g-two-windows.mtree");
-
-/// The parts of the bridge's address space in it: where, and the name.
-fn parts() -> Vec<(IovaRange, &'static str)> {
-    let (_, flat) = MTREE.split_once("Root memory region: pci@800000020000000.iommu-root\n").expect("the bridge's");
-    let lines = flat.lines().take_while(|line| !line.is_empty());
-    let hex = |text: &str| Iova::new(u64::from_str_radix(text, 16).expect("a number"));
-    let part = |line: &'static str| {
-        let (bounds, rest) = line.trim().split_once(' ').expect("bounds and a name");
-        let (first, last) = bounds.split_once('-').expect("two bounds");
-        (IovaRange::new(hex(first), hex(last)).expect("a range"), rest.rsplit_once(' ').expect("a name").1)
-    };
-    lines.map(part).collect()
-}
 
 #[test]
 fn two_windows_created_by_rtas_are_qemu_s_flat_view_and_two_windows_of_the_host() {
@@ -59,7 +44,10 @@ fn two_windows_created_by_rtas_are_qemu_s_flat_view_and_two_windows_of_the_host(
           0x800000000000000..=0x80000003fffffff with 4K pages, which the memory behind it is made of; the guest's are 64K"]
     );
     let sections: Vec<_> = guest.listener().sections().map(|it| (it.range(), it.name().to_owned())).collect();
-    assert_eq!(sections, parts().into_iter().map(|(range, name)| (range, name.to_owned())).collect::<Vec<_>>());
+    assert_eq!(
+        sections,
+        flat_view::bus().into_iter().map(|(range, name)| (range, name.to_owned())).collect::<Vec<_>>()
+    );
     let windows = [(range(0, GIB), K4), (range(HIGH, GIB), K4)];
     assert_eq!(windows_of(opened.space.space().as_ref()), windows);
     assert_eq!([soft.calls().of(CREATE), soft.ledger().windows as u64], [2, 2]);

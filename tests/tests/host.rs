@@ -53,8 +53,10 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 }
 
 fn trials_on(host: &str) -> Vec<Trial> {
-    if host == "iommufd-mock" {
-        return mock_trials();
+    match host {
+        "iommufd-mock" => return mock_trials(),
+        "powernv9-64k-hash" => return power::HUGE.iter().map(power_trial).collect(),
+        _ => {}
     }
     let mut trials = conformance(host);
     for backend in backends_of(host) {
@@ -89,7 +91,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
             trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
         }
         if *backend == BackendKind::Spapr {
-            trials.extend(power_trials());
+            trials.extend(power_trials(host));
         }
         if *backend == BackendKind::Iommufd {
             for play in plays::on(*backend) {
@@ -112,15 +114,21 @@ fn trials_on(host: &str) -> Vec<Trial> {
     trials
 }
 
-fn power_trials() -> impl Iterator<Item = Trial> {
-    let trial = |trial: &'static power::Trial| {
-        let act = || {
-            (trial.play)(&Machine::real(Host::this()?, vec![device(0)?, device(1)?]));
-            Ok(())
-        };
-        Trial::test(format!("power::{}", trial.name), move || leaving_nothing(act))
+fn power_trials(host: &str) -> impl Iterator<Item = Trial> {
+    let more = match host {
+        "powernv9" => power::LARGE,
+        "pseries" => power::HUGE,
+        _ => &[],
     };
-    power::ALL.iter().map(trial)
+    power::ALL.iter().chain(more).map(power_trial)
+}
+
+fn power_trial(trial: &'static power::Trial) -> Trial {
+    let act = || {
+        (trial.play)(&Machine::real(Host::this()?, vec![device(0)?, device(1)?]));
+        Ok(())
+    };
+    Trial::test(format!("power::{}", trial.name), move || leaving_nothing(act))
 }
 
 /// A kernel with a mock device and no other.

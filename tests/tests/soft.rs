@@ -21,9 +21,13 @@ fn main() -> ExitCode {
             }
         }
         if backends_of(preset).contains(&BackendKind::Spapr) {
-            for trial in power::ALL {
+            for trial in power::ALL.iter().chain(power::LARGE) {
                 let name = format!("{preset}::power::{}", trial.name);
-                trials.push(Trial::test(name, || on_machine(preset, trial.play)));
+                trials.push(Trial::test(name, || on_machine(preset, Machine::soft, trial.play)));
+            }
+            for trial in power::HUGE {
+                let name = format!("{preset}::power::{}", trial.name);
+                trials.push(Trial::test(name, || on_machine(preset, Machine::believing, trial.play)));
             }
         }
     }
@@ -53,9 +57,9 @@ fn on_stage_of(
     cleared(host)
 }
 
-fn on_machine(preset: &str, play: fn(&Machine)) -> Result<(), Failed> {
+fn on_machine(preset: &str, machine: fn(&Arc<SoftHost>) -> Machine, play: fn(&Machine)) -> Result<(), Failed> {
     let host = host(preset);
-    play(&Machine::soft(&host));
+    play(&machine(&host));
     cleared(&host)
 }
 

@@ -13,9 +13,9 @@ pub(super) fn many_cycles_leave_nothing_behind(machine: &Machine) {
     cycles(machine, 200, false);
 }
 
-/// With a device that writes each time. To close one takes three seconds on an emulated powernv, and no time elsewhere.
+/// 10 times with a device that writes.
 pub(super) fn cycles_with_an_open_device_leave_nothing_behind(machine: &Machine) {
-    cycles(machine, if machine.is_pseries() { 10 } else { 4 }, true);
+    cycles(machine, 10, true);
 }
 
 /// A group joins, memory is registered, two windows come with entries in them; then, in turns, all of it is taken back step by step, or

@@ -1,5 +1,6 @@
 //! A POWER host with devices, each in a group of its own: real, or in software.
 
+use std::fs;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -8,6 +9,7 @@ use dmaspace::facts::{Facts, Platform};
 use dmaspace::group::VfioGroup;
 use dmaspace::open::{Host, OpenError, OpenSpace};
 use dmaspace::pci::PciAddress;
+use dmaspace_core::PageSize;
 use dmaspace_core::contract::{Attachable, WindowChange};
 use dmaspace_core::door::HandleKind;
 use dmaspace_soft::SoftHost;
@@ -17,6 +19,7 @@ use crate::device::TestDevice;
 use crate::edu::Edu;
 use crate::ledger::{Ledger, OfThisProcess};
 use crate::limits::Purse;
+use crate::ram::Ram;
 use crate::soft::{buffered, purse};
 use crate::stage::Stage;
 
@@ -42,6 +45,11 @@ impl Machine {
     pub fn soft(soft: &Arc<SoftHost>) -> Self {
         // The guest's RAM is of this process, whose pages are small.
         soft.deny_huge_pages();
+        Self::believing(soft)
+    }
+
+    /// One that believes what it is told of the pages its memory is made of.
+    pub fn believing(soft: &Arc<SoftHost>) -> Self {
         let address = |group: &dmaspace_soft::profile::Group| group.devices[0].address.parse().expect("a PCI address");
         let devices = soft.profile().groups.iter().map(address).collect();
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
@@ -56,6 +64,27 @@ impl Machine {
     /// Whether its tables are a hypervisor's: one group a container then.
     pub(super) fn is_pseries(&self) -> bool {
         self.host.facts().platform == Platform::Pseries
+    }
+
+    /// The size of the huge pages that a host has for processes, if it has any.
+    pub(super) fn huge_page(&self) -> PageSize {
+        if self.is_pseries() { PageSize::M2 } else { PageSize::M16 }
+    }
+
+    /// `len` bytes in huge pages.
+    pub(super) fn huge_ram(&self, len: u64) -> Ram {
+        match &self.kind {
+            Kind::Real => Ram::in_huge_pages(len, self.huge_page()),
+            Kind::Soft(_) => Ram::as_if_in_huge_pages(len, self.huge_page()),
+        }
+    }
+
+    /// How many huge pages are left; none are counted in software.
+    pub(super) fn free_huge_pages(&self) -> Option<u64> {
+        let Kind::Real = self.kind else { return None };
+        let kib = self.huge_page().bytes() >> 10;
+        let count = fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages"));
+        Some(count.expect("the host has huge pages").trim().parse().expect("a number"))
     }
 
     /// A space without a group.
