@@ -415,7 +415,7 @@ impl World {
         let ledger = self.stage.soft.ledger();
         let pinned: u64 = runs.iter().map(|(_, len)| len).sum();
         let locked = ledger.locked - self.stage.tables();
-        assert_eq!((ledger.registrations as usize, locked, ledger.leaked), (runs.len(), pinned, 0));
+        assert_eq!((ledger.registrations, locked, ledger.leaked), (runs.len(), pinned, 0));
     }
 }
 
