@@ -32,9 +32,7 @@ impl<B: Backend> Space<B> {
     /// A table that does not fit is not asked for: some attempts that fail are charged for good (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
     fn check_table(&self, operation: Operation, request: WindowRequest, calls: &dyn WindowCalls) -> Result<(), Error> {
-        // The kernel charges whole pages.
-        let wanted = self.backend.powers().host_page.round_down(calls.table_bytes(request));
-        let allowance = self.backend.allowance();
+        let (wanted, allowance) = (calls.table_bytes(request), self.backend.allowance());
         if allowance.is_none_or(|allowance| allowance.admits(wanted)) {
             return Ok(());
         }
