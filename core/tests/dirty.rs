@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
-use dmaspace_core::contract::{AttachPoint, Keeps, Powers, Unit};
+use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers, Unit};
 use dmaspace_core::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;

@@ -76,7 +76,8 @@ impl<B: Backend> Space<B> {
             return Err(wrong(format!("it is of {}, and this is {}", handover.backend, self.backend.name())));
         }
         let (mut described, mut attached) = (handover.devices.clone(), self.devices());
-        (described.sort(), attached.sort());
+        described.sort();
+        attached.sort();
         if described != attached {
             let names = |devices: &[String]| if devices.is_empty() { "none".into() } else { devices.join(", ") };
             return Err(wrong(format!("its devices are {}, and here are {}", names(&described), names(&attached))));
