@@ -249,17 +249,6 @@ pub trait HandoverCalls: Send + Sync {
     /// # Errors
     /// What the kernel said; nothing changed then.
     fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure>;
-
-    /// What is left to do when all addresses are given.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    fn take_charge(&self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    /// Another process has everything: what is dropped from now on is closed, and nothing of it destroyed.
-    fn part(&self) {}
 }
 
 /// Recovering the PE of the group that is attached.

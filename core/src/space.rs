@@ -611,12 +611,21 @@ impl Slot {
 }
 
 impl<B: Backend> Drop for Space<B> {
-    /// Windows that were created go with everything in them, fixed ones are emptied in one call, or one each where a fence may lie in
-    /// between. What cannot be unmapped keeps its memory for ever. A space that was handed over is another's to empty.
+    /// A space that was handed over is another's to empty. Memory behind a fence is kept for ever.
     fn drop(&mut self) {
-        if *read(&self.gate) != Standing::Here {
-            return self.part();
+        if *read(&self.gate) == Standing::Here {
+            self.empty();
         }
+        for fenced in write(&self.fenced).drain(..) {
+            fenced.memory.into_iter().for_each(std::mem::forget);
+        }
+    }
+}
+
+impl<B: Backend> Space<B> {
+    /// Windows that were created go with everything in them, fixed ones are emptied in one call, or one each where a fence may lie in
+    /// between. What cannot be unmapped keeps its memory for ever.
+    fn empty(&self) {
         let layout = self.layout();
         let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
         let at_once = self.keeps() == Keeps::Mappings && read(&self.fenced).is_empty();
@@ -660,9 +669,6 @@ impl<B: Backend> Drop for Space<B> {
             }
         }
         self.tell_all();
-        for fenced in write(&self.fenced).drain(..) {
-            fenced.memory.into_iter().for_each(std::mem::forget);
-        }
     }
 }
 

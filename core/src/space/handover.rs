@@ -13,7 +13,7 @@ use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::handover::{HandOver, HandedMapping, Handover, NamedMemory};
 use crate::memory::HostMemory;
-use crate::space::{Layout, Space, Standing, hull_over, lock, pages, read, write};
+use crate::space::{Layout, Space, Standing, hull_over, pages, read, write};
 use crate::window::Windows;
 
 impl<B: Backend> Space<B> {
@@ -26,9 +26,6 @@ impl<B: Backend> Space<B> {
         let windows = backend.refresh(devices.len());
         let windows = windows.map_err(|failure| {
             let name = devices.first().map_or_else(|| "no device".into(), |device| device.name());
-            if let Some(calls) = backend.handover_calls() {
-                calls.part();
-            }
             Error::from_kernel(Operation::Adopt, Subject::Device(name), failure)
         })?;
         Ok(Self::standing_so(Standing::Inherited, backend, devices, windows))
@@ -142,8 +139,7 @@ impl<B: Backend> Space<B> {
                 given.push(range);
             }
         }
-        let charged = ask(|| calls.take_charge());
-        charged.map_err(|failure| self.refused(operation, IovaRange::all(), failure, None))
+        Ok(())
     }
 
     /// Lets go of every address, or of none.
@@ -175,14 +171,6 @@ impl<B: Backend> Space<B> {
                 log::error!("{}: the address of {range} could not be given back: {failure}", self.backend.name());
             }
         }
-    }
-
-    /// Lets go of the space without touching what others have of it.
-    pub(super) fn part(&self) {
-        if let Some(calls) = self.backend.handover_calls() {
-            calls.part();
-        }
-        lock(&self.devices).clear();
     }
 
     /// Keeps in mind what is mapped now.
