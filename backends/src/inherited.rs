@@ -60,9 +60,9 @@ use crate::group::VfioGroup;
 use crate::open::{Host, OpenError, OpenSpace};
 
 impl Host {
-    /// Makes a space of a container with groups in it, all of them open and inherited from a process that has handed the space over. Each group
-    /// goes by the name it was handed over by ([`Handover::devices`](dmaspace_core::handover::Handover::devices)), and is told to this
-    /// host's registry. Until the space has adopted what was described, nothing of it can be changed, and dropping it closes the
+    /// Makes a space of a container with groups in it, all of them open and inherited from a process that has handed the space over.
+    /// Each group goes by the name it was handed over by ([`Handover::devices`](dmaspace_core::handover::Handover::devices)), and is told
+    /// to this host's registry. Until the space has adopted what was described, nothing of it can be changed, and dropping it closes the
     /// descriptors and nothing else.
     ///
     /// # Errors
@@ -75,7 +75,8 @@ impl Host {
         groups: Vec<(String, Handle)>,
     ) -> Result<OpenSpace, OpenError> {
         let door = self.door().clone();
-        let container_backend = Type1::new(door.clone(), container);
+        // Everything has an owner first: whatever fails, all of it is closed.
+        let type1 = Type1::new(door.clone(), container);
         let members = groups.into_iter().map(|(name, handle)| VfioGroup::new(door.clone(), handle, name, backend));
         let members: Vec<_> = members.collect();
         if backend != BackendKind::Type1 {
@@ -87,7 +88,7 @@ impl Host {
         let members = members.into_iter().map(|member| self.welcome(member).map(Arc::new));
         let members: Vec<Arc<VfioGroup>> = members.collect::<Result<_, _>>()?;
         let devices = members.iter().map(|member| member.clone() as Arc<dyn Attachable>).collect();
-        let space = Arc::new(Space::inherited(container_backend, devices)?);
+        let space = Arc::new(Space::inherited(type1, devices)?);
         Ok(self.telling(OpenSpace::around(door, backend, space, container).with_groups(members)))
     }
 

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! 1. [`HandOver::hand_over`] tells the kernel that this process's addresses count no more, and describes what is there. From then on the
-//!    space refuses whatever would change it ([`Kind::HandedOver`](crate::error::Kind::HandedOver)), and dropping it closes descriptors and
-//!    nothing else: devices lose nothing. A successor that never came is no loss: [`HandOver::take_back`].
+//!    space refuses whatever would change it ([`Kind::HandedOver`](crate::error::Kind::HandedOver)), and dropping it closes
+//!    descriptors and nothing else: devices lose nothing. A successor that never came is no loss: [`HandOver::take_back`].
 //! 2. Whoever has the descriptors makes a space of them ([`Space::inherited`](crate::Space::inherited); the façade crate does it for
 //!    groups and containers) and adopts what was described, with its own memory: [`HandOver::adopt`].
 //!
@@ -24,8 +24,8 @@
 //! # Memory
 //! Addresses mean nothing to a successor, so both sides give their memory names ([`NamedMemory`]): a mapping is described by a name
 //! and an offset. It must be *the same memory* under that name, a file that is mapped again: no kernel looks. Devices go on reaching the
-//! pages that were pinned. What is anonymous is lost to the successor, who sees other pages than the devices do. Another device's memory (a BAR) is
-//! mapped again from that device's descriptor, and charged to nobody.
+//! pages that were pinned. What is anonymous is lost to the successor, who sees other pages than the devices do. Another device's memory
+//! (a BAR) is mapped again from that device's descriptor, and charged to nobody.
 //!
 //! # A listener
 //! hands over all its spaces, or none ([`Listener::hand_over`](crate::Listener::hand_over)). In the new process the listener is told
@@ -33,8 +33,8 @@
 //!
 //! # Dirty tracking
 //! may go on: the kernel keeps its log with the mappings and goes on to write it. The new process begins to track anew
-//! ([`DirtyTracking::start`](crate::dirty::DirtyTracking::start)) and is told what was written since the old one asked last; what that one was told is the
-//! VMM's to pass on.
+//! ([`DirtyTracking::start`](crate::dirty::DirtyTracking::start)) and is told what was written since the old one asked last; what that
+//! one was told is the VMM's to pass on.
 //!
 //! # In between
 //! The kernel cannot pin by an address: a group is not attached (`EBUSY`; linux: drivers/vfio/vfio_iommu_type1.c,
@@ -161,8 +161,8 @@ pub trait HandOver: Send + Sync {
     /// # Errors
     /// Each names the mapping. Before the kernel is asked: [`Kind::NotHandedOver`](crate::error::Kind::NotHandedOver);
     /// [`Kind::BadHandover`](crate::error::Kind::BadHandover) when it is not this space's description;
-    /// [`Kind::NoMemory`](crate::error::Kind::NoMemory) when memory of that name is missing or too short, or is another device's where that is
-    /// said of one only; [`Kind::HostReadOnly`](crate::error::Kind::HostReadOnly), [`Kind::Unbacked`](crate::error::Kind::Unbacked),
+    /// [`Kind::NoMemory`](crate::error::Kind::NoMemory) when memory of that name is missing or too short, or another device's on one side
+    /// only; [`Kind::HostReadOnly`](crate::error::Kind::HostReadOnly), [`Kind::Unbacked`](crate::error::Kind::Unbacked),
     /// [`Kind::OutsideWindows`](crate::error::Kind::OutsideWindows), [`Kind::Misaligned`](crate::error::Kind::Misaligned),
     /// [`Kind::Overlap`](crate::error::Kind::Overlap). Then [`Kind::PinLimit`](crate::error::Kind::PinLimit) of this process,
     /// [`Kind::NoSuchMapping`](crate::error::Kind::NoSuchMapping) when the kernel knows no mapping of exactly that range. The space is

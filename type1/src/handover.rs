@@ -1,9 +1,9 @@
 //! Addresses that change hands: VFIO_UPDATE_VADDR, since Linux 5.12.
 //!
 //! What the kernel does with them (linux: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_unmap, vfio_dma_do_map,
-//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed, whatever is there. Charged is who
-//! gives it, if that is another process than before, with what was charged for the mapping: nothing for another device's memory. The
-//! dirty log stays with the mapping.
+//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed, whatever is there.
+//! Charged is who gives it, if that is another process than before, with what was charged for the mapping: nothing for another device's
+//! memory. The dirty log stays with the mapping.
 
 use dmaspace_core::backend::HandoverCalls;
 use dmaspace_core::door::{Command, Failure, Kernel};

@@ -8,8 +8,8 @@ impl Listener {
     /// Hands all spaces over to another process, or none, and describes each, in the order they joined ([`crate::handover`]). Commits,
     /// entries and blocks are refused from then on.
     ///
-    /// The successor's listener is told the same view, the populated blocks of discardable sections included, and serves the spaces after they have
-    /// adopted what is described here: entries of translated windows that are live in a space that joins are found there.
+    /// The successor's listener is told the same view, the populated blocks of discardable sections included, and serves the spaces
+    /// after they have adopted what is described here: entries of translated windows that are live in a space that joins are found there.
     ///
     /// # Errors
     /// As [`HandOver::hand_over`](crate::handover::HandOver::hand_over); every space that could be handed over is taken back then.
