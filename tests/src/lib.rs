@@ -9,6 +9,7 @@ pub mod edu;
 pub mod flat_view;
 pub mod ledger;
 pub mod limits;
+pub mod live;
 pub mod logged;
 pub mod mock;
 pub mod model;
