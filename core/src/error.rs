@@ -41,6 +41,10 @@ pub enum Operation {
     TrackDirty,
     /// Ask what devices have written.
     SyncDirty,
+    /// Leave a window to somebody else.
+    Fill,
+    /// Take such a window back.
+    TakeBack,
 }
 
 impl fmt::Display for Operation {
@@ -60,6 +64,8 @@ impl fmt::Display for Operation {
             Self::RecoverPe => "recover the PE of",
             Self::TrackDirty => "track dirty pages of",
             Self::SyncDirty => "sync dirty pages of",
+            Self::Fill => "have somebody else fill",
+            Self::TakeBack => "take back",
         })
     }
 }
@@ -100,7 +106,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What was wrong. Everything down to [`Kind::NotHeld`] is found before the kernel is asked.
+/// What was wrong. Everything down to [`Kind::Filled`] is found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The bounds are no range.
@@ -145,6 +151,10 @@ pub enum Kind {
     AlreadyHeld,
     /// The memory is not held, or not as one piece.
     NotHeld,
+    /// This window was left to somebody else, who fills it.
+    Filled(IovaRange),
+    /// What lives in the window is not what its filler says.
+    NotAsFilled,
     /// The kernel granted the window elsewhere; it was removed again.
     GrantedElsewhere(Iova),
     /// All window slots are taken.
@@ -176,7 +186,14 @@ impl Kind {
         match (failure.answer, operation) {
             (Answer::Malformed(_), _) => Self::BadReply,
             // No memory of the caller's is pinned, and no address of its own is asked about.
-            (_, Operation::TrackDirty | Operation::SyncDirty | Operation::RecoverPe) => Self::Refused,
+            (
+                _,
+                Operation::TrackDirty
+                | Operation::SyncDirty
+                | Operation::RecoverPe
+                | Operation::Fill
+                | Operation::TakeBack,
+            ) => Self::Refused,
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
             (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
@@ -236,6 +253,8 @@ impl fmt::Display for Kind {
             Self::NotRegistered => f.write_str("the memory is not registered, or not all of it"),
             Self::AlreadyHeld => f.write_str("the memory is already held, in whole or in part"),
             Self::NotHeld => f.write_str("the memory is not held as one piece"),
+            Self::Filled(window) => write!(f, "the kernel fills the window {window} by itself"),
+            Self::NotAsFilled => f.write_str("what lives there is not what was put there by the filler"),
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),

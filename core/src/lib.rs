@@ -47,6 +47,7 @@
 //! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`reserved`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
+//! - [`filling`]: windows that the kernel fills by itself, as guests' hypercalls tell it to.
 //! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
 //! - [`door`]: the one narrow place through which kernel calls go; [`asking`]: asking again what must not fail; [`runs`]: what a process
@@ -64,6 +65,7 @@ pub mod dirty;
 pub mod door;
 pub mod eeh;
 pub mod error;
+pub mod filling;
 pub mod listener;
 pub mod locked;
 pub mod memory;
