@@ -242,6 +242,10 @@ impl Attachable for VfioGroup {
         self.reserved.clone()
     }
 
+    fn group(&self) -> Option<Handle> {
+        Some(self.handle)
+    }
+
     /// Joins the container and, as the first group there, gives it to an IOMMU driver; in an iommufd that takes a container's place it has
     /// the device it comes with attached, which is `EADDRINUSE` over a live mapping. From VFIO_GROUP_SET_CONTAINER: `EPERM`, the group
     /// is not viable ([`VfioGroup::is_viable`]); `EINVAL`, it is in a container already, and stays there.

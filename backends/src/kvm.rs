@@ -3,9 +3,20 @@
 //! A PC's KVM needs it to get two things right: whether the guest may turn caching off, since a device's DMA may bypass the
 //! cache (linux: virt/kvm/vfio.c, kvm_vfio_update_coherency), and the drivers that translate guest addresses themselves.
 //!
-//! On POWER this module is empty. kvm-ioctls has no POWER, and a group in KVM's VFIO device needs its TCE tables linked there as
-//! well, or the kernel warns when it leaves (linux: virt/kvm/vfio.c, kvm_spapr_tce_release_vfio_group); that belongs with the guest's TCE
-//! tables. Without it everything works, and each hypercall of the guest's that changes a TCE goes through the VMM.
+//! On POWER it is told which TCE tables the guest has, and answers the hypercalls on them itself: a group joins it only together with
+//! a table, so there [`KvmVfio`] is no [`Registry`](crate::registry::Registry) but makes tables
+//! ([`KernelTables`](dmaspace_spapr::guest::KernelTables)).
+
+#[cfg(any(target_arch = "powerpc64", test))]
+#[cfg_attr(not(target_arch = "powerpc64"), expect(dead_code, reason = "only its numbers are checked here"))]
+mod abi;
+#[cfg(any(target_arch = "powerpc64", test))]
+mod links;
+#[cfg(target_arch = "powerpc64")]
+mod power;
+
+#[cfg(target_arch = "powerpc64")]
+pub use power::KvmVfio;
 
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {

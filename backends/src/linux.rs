@@ -1,6 +1,6 @@
 //! The Linux door: kernel calls for real.
 //!
-//! All of the façade's unsafe code is in this file. A table (src/commands.rs) decides which commands are made at all and that their
+//! All of the façade's unsafe code is in this file, but for KVM's calls on POWER. A table (src/commands.rs) decides which commands are made at all and that their
 //! arguments are shaped so that the kernel stays inside the bytes it is given; here addresses and descriptors are filled in, the call
 //! is made, and they are taken out again, so that no caller ever holds an address it could use elsewhere.
 //!

@@ -14,6 +14,7 @@ use crate::dirty::DirtyTracking;
 use crate::door::{Failure, Handle};
 use crate::eeh::Eeh;
 use crate::error::Error;
+use crate::filling::WindowFilling;
 use crate::handover::HandOver;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
@@ -146,7 +147,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// In this order, all before the kernel is asked: [`Kind::BadRange`], [`Kind::NoAccess`], [`Kind::HostReadOnly`],
-    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::Misaligned`],
+    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::Filled`], [`Kind::Misaligned`],
     /// [`Kind::BadUnit`], [`Kind::Overlap`], and on hosts that want registration [`Kind::NotRegistered`]. Then what the kernel says:
     /// [`Kind::PinLimit`], [`Kind::BadAddress`], [`Kind::NoMappingSlot`], [`Kind::Refused`].
     ///
@@ -157,6 +158,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// [`Kind::DeviceMemory`]: crate::error::Kind::DeviceMemory
     /// [`Kind::Fenced`]: crate::error::Kind::Fenced
     /// [`Kind::OutsideWindows`]: crate::error::Kind::OutsideWindows
+    /// [`Kind::Filled`]: crate::error::Kind::Filled
     /// [`Kind::Misaligned`]: crate::error::Kind::Misaligned
     /// [`Kind::BadUnit`]: crate::error::Kind::BadUnit
     /// [`Kind::Overlap`]: crate::error::Kind::Overlap
@@ -178,10 +180,10 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Kind::CutsUnit`](crate::error::Kind::CutsUnit) when an end of the range lies inside a unit,
-    /// [`Kind::Fenced`](crate::error::Kind::Fenced), or what the kernel says.
+    /// [`Kind::Filled`](crate::error::Kind::Filled), [`Kind::Fenced`](crate::error::Kind::Fenced), or what the kernel says.
     fn unmap(&self, range: IovaRange) -> Result<u64, Error>;
 
-    /// The live mapping at `at`. Never waits for a kernel call.
+    /// The live mapping at `at`; in a window that somebody else fills, the entry there. Never waits for a kernel call.
     fn lookup(&self, at: Iova) -> Option<Mapping>;
 
     /// The live mappings that share bytes with `range`, ascending, units that continue each other joined. Cost proportional to what
@@ -201,6 +203,11 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
 
     /// Registering memory, where the host wants that before it maps.
     fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        None
+    }
+
+    /// Leaving windows to the kernel, where it can fill them by itself.
+    fn filling(&self) -> Option<&dyn WindowFilling> {
         None
     }
 
@@ -273,6 +280,11 @@ pub trait Attachable: Send + Sync + fmt::Debug {
     /// Where it does not reach memory, as far as that is known.
     fn reserved(&self) -> Vec<Reserved> {
         Vec::new()
+    }
+
+    /// The handle of a VFIO group: what others who fill its windows know it by. `None`: it is none.
+    fn group(&self) -> Option<Handle> {
+        None
     }
 
     /// Gives it to an iommufd, where that comes before attaching, and says what id it has there. Makes no call once that is done. `None`: it
@@ -356,6 +368,7 @@ pub trait WindowControl: Send + Sync {
     /// # Errors
     /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow): an address inside would do for the kernel, and remove the wrong
     /// window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_remove_window); not for us.
+    /// [`Kind::Filled`](crate::error::Kind::Filled): it is to be taken back first, or whoever fills it would fill a table that is gone.
     fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error>;
 
     /// The bytes of locked memory the table of such a window takes.

@@ -47,6 +47,10 @@ pub enum Operation {
     TakeBack,
     /// Take up what another process has handed over.
     Adopt,
+    /// Leave a window to somebody else.
+    Fill,
+    /// Fill such a window oneself again.
+    Refill,
 }
 
 impl fmt::Display for Operation {
@@ -69,6 +73,8 @@ impl fmt::Display for Operation {
             Self::HandOver => "hand over",
             Self::TakeBack => "take back",
             Self::Adopt => "adopt",
+            Self::Fill => "have somebody else fill",
+            Self::Refill => "fill again",
         })
     }
 }
@@ -109,7 +115,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What was wrong. Everything down to [`Kind::NotHeld`] is found before the kernel is asked.
+/// What was wrong. Everything down to [`Kind::Filled`] is found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The bounds are no range.
@@ -154,6 +160,10 @@ pub enum Kind {
     AlreadyHeld,
     /// The memory is not held, or not as one piece.
     NotHeld,
+    /// This window was left to somebody else, who fills it.
+    Filled(IovaRange),
+    /// What lives in the window is not what its filler says.
+    NotAsFilled,
     /// The kernel granted the window elsewhere; it was removed again.
     GrantedElsewhere(Iova),
     /// All window slots are taken.
@@ -195,7 +205,14 @@ impl Kind {
         match (failure.answer, operation) {
             (Answer::Malformed(_), _) => Self::BadReply,
             // No memory of the caller's is pinned, and no address of its own is asked about.
-            (_, Operation::TrackDirty | Operation::SyncDirty | Operation::RecoverPe) => Self::Refused,
+            (
+                _,
+                Operation::TrackDirty
+                | Operation::SyncDirty
+                | Operation::RecoverPe
+                | Operation::Fill
+                | Operation::Refill,
+            ) => Self::Refused,
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
             (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
@@ -267,6 +284,8 @@ impl fmt::Display for Kind {
             Self::NotRegistered => f.write_str("the memory is not registered, or not all of it"),
             Self::AlreadyHeld => f.write_str("the memory is already held, in whole or in part"),
             Self::NotHeld => f.write_str("the memory is not held as one piece"),
+            Self::Filled(window) => write!(f, "the kernel fills the window {window} by itself"),
+            Self::NotAsFilled => f.write_str("what lives there is not what was put there by the filler"),
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),

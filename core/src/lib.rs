@@ -47,6 +47,7 @@
 //! - [`address`], [`page`], [`access`], [`memory`], [`window`], [`reserved`], [`section`], [`bar`]: the words.
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
+//! - [`filling`]: windows that the kernel fills by itself, as guests' hypercalls tell it to.
 //! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
 //! - [`handover`]: a VMM replaces itself while devices stay attached.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
@@ -65,6 +66,7 @@ pub mod dirty;
 pub mod door;
 pub mod eeh;
 pub mod error;
+pub mod filling;
 pub mod handover;
 pub mod listener;
 pub mod locked;

@@ -18,6 +18,7 @@ mod apply;
 mod audit;
 mod blocks;
 mod discardable;
+mod filled;
 mod handover;
 mod longer_runs;
 mod member;
@@ -37,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use audit::Finding;
 pub use discardable::{BlockError, DiscardableRam};
+pub use filled::KernelEntries;
 pub use member::{Standing, Totals};
 pub use pinned::Pinned;
 pub use recorder::Recorder;
@@ -64,6 +66,8 @@ pub struct Listener {
     front: FrontEnd,
     view: View,
     targets: Targets,
+    /// The same as of the last commit: what entries that the kernel put point to.
+    settled: Targets,
     members: Vec<Member>,
     windows: BTreeMap<Iova, Arc<Shared>>,
     discardables: Discardables,
@@ -228,6 +232,7 @@ impl Listener {
         }
         if !(update.removed_targets.is_empty() && update.added_targets.is_empty()) {
             self.tell_targets(&self.view.targets);
+            *self.settled.write().unwrap_or_else(PoisonError::into_inner) = self.view.targets.clone();
         }
         result
     }
@@ -275,10 +280,20 @@ impl Listener {
             }
             Ok(plans)
         };
-        let applied = match is_growing {
+        // What the kernel put is in the spaces' hands before its window goes: it cannot put more, and can be brought back. But what is
+        // refused is refused before.
+        let is_left = closing.iter().any(|window| window.is_filled());
+        let take_back = |_| closing.iter().for_each(|window| window.take_back_everywhere());
+        let taken_back = if is_left { plan().map(take_back) } else { Ok(()) };
+        let applied = taken_back.and_then(|()| match is_growing {
             true => self.apply_growing(plan),
             false => plan().and_then(|plans| apply_to(&self.members, plans)),
-        };
+        });
+        if applied.is_ok() && lags {
+            self.members.iter().filter(|member| member.came_back()).for_each(|member| {
+                staying.iter().for_each(|window| window.fill_coming_back(member.space.as_ref()));
+            });
+        }
         drop(quiet);
         let mut report = match applied {
             Ok(report) => report,
@@ -369,8 +384,12 @@ impl Listener {
         let live = windows.iter().flat_map(|window| window.entries()).chain(entries);
         plan.entries = live.filter(missing).collect();
         let mut journal = Journal::default();
-        let replayed = apply::apply(space.as_ref(), plan, &mut journal);
+        let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
+            windows.iter().try_for_each(|window| window.fill_joining(space.as_ref()))?;
+            Ok(report)
+        });
         let mut report = replayed.map_err(|error| {
+            windows.iter().for_each(|window| window.give_up(&space));
             let fenced = journal.undo(space.as_ref());
             self.track_no_longer(&space);
             CommitError::Step { error, fenced }
@@ -401,7 +420,15 @@ impl Listener {
         let leaving = [self.members.remove(place)];
         let nothing = View::default();
         let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
-        if let Err(error) = plans.and_then(|plans| apply_to(&leaving, plans)) {
+        let applied = plans.and_then(|plans| {
+            let parting: Vec<_> = leaving.iter().map(|member| member.space.clone()).collect();
+            let taken_back = windows.iter().try_for_each(|window| window.take_back(&parting));
+            taken_back.map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
+            apply_to(&leaving, plans)
+        });
+        if let Err(error) = applied {
+            // It may be without what the kernel put since.
+            windows.iter().for_each(|window| window.take_back_everywhere());
             let [member] = leaving;
             self.members.insert(place, member);
             return Err(error);
@@ -443,7 +470,8 @@ impl Listener {
     fn open_sections(&mut self, added: &[Section]) {
         for section in added {
             if let Backing::Translated { page } = section.backing() {
-                let shared = Shared::new(section.range(), *page, self.targets.clone(), self.serving());
+                let shared =
+                    Shared::new(section.range(), *page, self.targets.clone(), self.settled.clone(), self.serving());
                 self.windows.insert(section.range().first(), shared);
             }
             let discardable = discardable::Shared::new(section, self.serving());

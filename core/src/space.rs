@@ -20,6 +20,7 @@
 mod devices;
 mod dirty;
 mod eeh;
+mod filling;
 mod handover;
 mod index;
 mod ones;
@@ -43,6 +44,7 @@ use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
 use crate::eeh::Eeh;
 use crate::error::{Error, Kind, Operation, Subject};
+use crate::filling::{Filler, WindowFilling};
 use crate::handover::HandOver;
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
@@ -90,7 +92,9 @@ struct Layout {
 struct Slot {
     window: Window,
     operations: Mutex<()>,
+    /// Empty while somebody else fills the window.
     live: RwLock<Index>,
+    filler: Option<Arc<dyn Filler>>,
 }
 
 /// A fence and the memory a device might still reach behind it.
@@ -221,6 +225,7 @@ impl<B: Backend> Space<B> {
         let layout = self.layout();
         let slot = layout.slot_at(range.first()).filter(|slot| slot.window.range.covers(range));
         let slot = slot.ok_or_else(|| fail(Kind::OutsideWindows(layout.windows.top())))?;
+        slot.check_ours(operation, range)?;
         let granule = slot.window.granule();
         if !range.is_aligned_to(granule) || !granule.divides(memory.address()) {
             return Err(fail(Kind::Misaligned(granule)));
@@ -446,7 +451,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let layout = self.layout();
         let cut = |slot: &Slot| match read(&slot.live).cut_by(range) {
             Some(unit) => Err(Error::new(Operation::Unmap, range, Kind::CutsUnit(unit))),
-            None => Ok(()),
+            None => slot.check_ours(Operation::Unmap, range),
         };
         if let Some(slot) = layout.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
             let _one_by_one = lock(&slot.operations);
@@ -479,17 +484,22 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     fn lookup(&self, at: Iova) -> Option<Mapping> {
         let layout = self.layout();
         let slot = layout.slot_at(at)?;
-        read(&slot.live).at(at)
+        if slot.filler.is_none() {
+            return read(&slot.live).at(at);
+        }
+        let page = slot.window.granule();
+        let page = IovaRange::with_len(Iova::new(page.round_down(at.get())), page.bytes()).ok()?;
+        slot.mappings(page).pop()
     }
 
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let layout = self.layout();
         let slots = layout.slots.iter().filter(|slot| slot.window.range.overlaps(range));
-        slots.flat_map(|slot| read(&slot.live).within(range).collect::<Vec<_>>()).collect()
+        slots.flat_map(|slot| slot.mappings(range)).collect()
     }
 
     fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.layout().slots.iter().find_map(|slot| read(&slot.live).leaning_on(memory))
+        self.layout().slots.iter().find_map(|slot| slot.leaning_on(memory))
     }
 
     fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
@@ -501,6 +511,11 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        self.backend.registration_calls().map(|_| self as _)
+    }
+
+    fn filling(&self) -> Option<&dyn WindowFilling> {
+        // Whoever fills has to find the memory by itself: what is registered can be found.
         self.backend.registration_calls().map(|_| self as _)
     }
 
@@ -541,7 +556,11 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             }
             None => Ok(windows),
         });
-        let windows = fitting.map_err(|error| error.fencing(self.undo_attach(&device, devices.len())))?;
+        let filled = fitting.and_then(|windows| match self.join_fillers(&*device) {
+            Ok(()) => Ok(windows),
+            Err(failure) => Err(fail(failure, None)),
+        });
+        let windows = filled.map_err(|error| error.fencing(self.undo_attach(&device, devices.len())))?;
         devices.push(device);
         if devices.len() == 1 {
             self.log_again();
@@ -556,10 +575,16 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let fail = |failure| Error::from_kernel(Operation::Detach, subject(), failure);
         let place = devices.iter().position(|attached| Arc::ptr_eq(attached, device));
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
-        insist(Errno::EINVAL, || self.backend.detach(&**device)).map_err(fail)?;
+        // While it is there: what fills a table that is gone would hold on to the memory.
+        self.leave_fillers(&**device).map_err(fail)?;
+        if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&**device)) {
+            self.join_fillers_again(&**device);
+            return Err(fail(failure));
+        }
         devices.remove(place);
         self.tell_all();
         if devices.is_empty() && self.backend.forgets_with_the_last_device() {
+            self.end_fillers();
             self.forget_everything();
         }
         // Windows only grow when a device leaves: those there were will do.
@@ -602,7 +627,7 @@ impl Layout {
 
 impl Slot {
     fn new(window: Window) -> Self {
-        Self { window, operations: Mutex::default(), live: RwLock::default() }
+        Self { window, operations: Mutex::default(), live: RwLock::default(), filler: None }
     }
 
     fn record(&self, mapping: Mapping) {
@@ -626,6 +651,7 @@ impl<B: Backend> Space<B> {
     /// Windows that were created go with everything in them, fixed ones are emptied in one call, or one each where a fence may lie in
     /// between. What cannot be unmapped keeps its memory for ever.
     fn empty(&self) {
+        self.leave_fillers_for_good();
         let layout = self.layout();
         let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
         let at_once = self.keeps() == Keeps::Mappings && read(&self.fenced).is_empty();
@@ -643,7 +669,7 @@ impl<B: Backend> Space<B> {
             };
             if let Err(failure) = emptied {
                 log::error!("{}: emptying windows failed: {failure}; their memory is kept", self.backend.name());
-                for mapping in slots.iter().flat_map(|slot| write(&slot.live).drain()) {
+                for mapping in slots.iter().flat_map(|slot| slot.mappings(slot.window.range)) {
                     self.tell_mapping(&mapping);
                     std::mem::forget(mapping.memory);
                 }

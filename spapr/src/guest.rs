@@ -68,6 +68,7 @@
 //! - [`entry`], [`table`]: one entry; a table that costs what is in it, and what emulated devices ask of it.
 //! - [`change`]: what a hypercall changes, in as few runs as there are, so that a host is asked once a run.
 //! - [`tables`]: all tables of a guest by LIOBN, and the hosts behind them.
+//! - [`kernel`]: tables whose hypercalls KVM answers itself.
 //! - [`hypercalls`]: the four calls. [`refusal`]: why not, and the return code.
 //!
 //! The rules are PAPR's, as its public edition has them (Linux on Power Architecture Reference, ch_lpar_option.xml, "Translation Control
@@ -83,6 +84,7 @@ pub mod device_tree;
 pub mod entry;
 mod host;
 pub mod hypercalls;
+pub mod kernel;
 pub mod refusal;
 pub mod rtas;
 pub mod table;
@@ -93,6 +95,7 @@ pub use change::{Change, Run};
 pub use device_tree::Property;
 pub use entry::Tce;
 pub use hypercalls::SystemMemory;
+pub use kernel::{AnsweredBy, KernelTable, KernelTables, Reason};
 pub use refusal::{Refusal, ReturnCode};
 pub use rtas::{RtasError, Status, Tokens};
 pub use table::{BadTable, Entries, Fault, OutsideTable, TceTable};

@@ -7,6 +7,7 @@ pub mod device;
 pub mod dirty;
 pub mod edu;
 pub mod flat_view;
+pub mod kernel;
 pub mod ledger;
 pub mod limits;
 pub mod live;

@@ -4,10 +4,14 @@
 mod cycles;
 mod groups;
 mod huge;
+#[cfg(target_arch = "powerpc64")]
+mod kvm;
 mod limit;
 mod machine;
 mod recorded;
 mod registration;
+#[cfg(target_arch = "powerpc64")]
+mod vm;
 mod windows;
 
 pub use machine::Machine;
@@ -49,4 +53,12 @@ pub const HUGE: &[Trial] = trials! {
 /// For hosts that can give a guest 4 GiB.
 pub const LARGE: &[Trial] = trials! {
     recorded::two_windows_of_a_recorded_guest_are_two_of_the_host
+};
+
+/// What takes a KVM, which only a machine of this architecture has.
+#[cfg(target_arch = "powerpc64")]
+pub const WITH_KVM: &[Trial] = trials! {
+    kvm::hypercalls_are_answered_in_the_kernel
+    kvm::hypercalls_are_answered_here
+    kvm::a_host_that_comes_later_gets_what_the_kernel_put
 };

@@ -45,6 +45,11 @@ impl Ram {
         Self { all: HostMemory::zeroed(len, page).expect("memory for the guest").backed_by(page) }
     }
 
+    /// Memory that somebody else made.
+    pub fn of(all: HostMemory) -> Self {
+        Self { all }
+    }
+
     /// The `len` bytes from `offset`.
     pub fn slice(&self, offset: u64, len: u64) -> HostMemory {
         self.all.slice(offset, len).expect("inside the guest's RAM")

@@ -12,8 +12,11 @@ use dmaspace_core::{
     Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, SystemAddress, Windows,
 };
 use dmaspace_soft::{SoftDevice, SoftHost};
+use dmaspace_spapr::guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
 use dmaspace_spapr::guest::rtas::Answer;
-use dmaspace_spapr::guest::{GuestWindow, Layout, PciHostBridge, RtasError, SystemMemory, TceTables, Tokens};
+use dmaspace_spapr::guest::{
+    GuestWindow, KernelTables, Layout, PciHostBridge, RtasError, SystemMemory, TceTables, Tokens,
+};
 
 use crate::soft::open;
 
@@ -103,6 +106,18 @@ impl SpaprGuest {
         &mut self.bridges[0].1
     }
 
+    /// The same guest, with a bridge that leaves windows to the kernel where it can.
+    pub fn with_kernel(mut self, kernel: Arc<dyn KernelTables>) -> Self {
+        let (bridge, listener) = self.bridges.remove(0);
+        self.bridges.push((bridge.with_kernel(kernel), listener));
+        self
+    }
+
+    /// Its memory.
+    pub fn ram(&self) -> &HostMemory {
+        &self.memory.ram
+    }
+
     /// Its windows.
     pub fn windows(&self) -> Vec<GuestWindow> {
         self.bridge().windows().to_vec()
@@ -164,10 +179,26 @@ impl SpaprGuest {
         code(&self.bridge().tables().h_put_tce(&self.memory, liobn, ioba, tce))
     }
 
-    /// H_PUT_TCE_INDIRECT, the list being written to `at` first: the return code.
-    pub fn put_list(&self, liobn: u64, ioba: u64, at: u64, list: &[u64]) -> i64 {
+    /// A hypercall by its token: the return code.
+    pub fn hypercall(&self, token: u64, [liobn, ioba, a, b]: [u64; 4]) -> i64 {
+        let (tables, memory) = (self.bridge().tables(), &self.memory);
+        code(&match token {
+            H_PUT_TCE => tables.h_put_tce(memory, liobn, ioba, a),
+            H_PUT_TCE_INDIRECT => tables.h_put_tce_indirect(memory, liobn, ioba, a, b),
+            H_STUFF_TCE => tables.h_stuff_tce(memory, liobn, ioba, a, b),
+            other => panic!("the hypercall {other:#x}"),
+        })
+    }
+
+    /// Writes a list of entries.
+    pub fn write_list(&self, at: u64, list: &[u64]) {
         let bytes: Vec<u8> = list.iter().flat_map(|tce| tce.to_be_bytes()).collect();
         assert!(self.memory.write(SystemAddress::new(at), &bytes));
+    }
+
+    /// H_PUT_TCE_INDIRECT, the list being written to `at` first: the return code.
+    pub fn put_list(&self, liobn: u64, ioba: u64, at: u64, list: &[u64]) -> i64 {
+        self.write_list(at, list);
         code(&self.bridge().tables().h_put_tce_indirect(&self.memory, liobn, ioba, at, list.len() as u64))
     }
 

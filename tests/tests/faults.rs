@@ -20,7 +20,8 @@ use dmaspace_core::listener::Update;
 use dmaspace_core::section::{FrontEnd, TargetMemory};
 use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
 
-use dmaspace_spapr::guest::{Layout, PciHostBridge, SystemMemory, TceTables};
+use dmaspace_spapr::guest::{AnsweredBy, Layout, PciHostBridge, SystemMemory, TceTables};
+use dmaspace_tests::kernel::SoftKvm;
 
 use sources::faults::{Done, Ground, Outcome, Sequence, Tally, Trouble, World, done, sweep};
 
@@ -512,6 +513,63 @@ const SEQUENCES: &[Sequence] = &[
             remove_window(world, 0).expect("undisturbed");
         },
         operate: |world| remove_window(world, 1),
+    },
+    Sequence {
+        name: "reset_a_bridge_whose_windows_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| with_bridge_and_kernel(world, &[16]),
+        operate: |world| world.on_bridge(|bridge, listener| bridge.reset(listener).map(drop)),
+    },
+    Sequence {
+        name: "create_a_window_for_the_kernel_to_fill",
+        on: CREATED,
+        arrange: |world| with_bridge_and_kernel(world, &[]),
+        operate: |world| world.on_bridge(|bridge, listener| bridge.create_window(listener, 16, 22).map(drop)),
+    },
+    Sequence {
+        name: "remove_a_window_that_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| with_bridge_and_kernel(world, &[16]),
+        operate: |world| remove_window(world, 1),
+    },
+    Sequence {
+        name: "remove_the_last_window_that_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| {
+            with_bridge_and_kernel(world, &[16]);
+            remove_window(world, 0).expect("undisturbed");
+        },
+        operate: |world| remove_window(world, 1),
+    },
+    Sequence {
+        name: "detach_a_host_whose_windows_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| with_bridge_and_kernel(world, &[16]),
+        operate: |world| {
+            let space = world.space(0);
+            world.on_bridge(|bridge, listener| bridge.detach(listener, &space))
+        },
+    },
+    Sequence {
+        name: "detach_the_last_device_of_a_host_whose_windows_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| {
+            with_bridge_and_kernel(world, &[16]);
+            world.ready_to_detach(0, 0);
+        },
+        operate: detach,
+    },
+    Sequence {
+        name: "attach_a_second_device_where_the_kernel_fills",
+        on: &[POWERNV, POWERNV_64K],
+        arrange: |world| with_bridge_and_kernel(world, &[16]),
+        operate: |world| world.add(0, 1).and_then(|()| done()),
+    },
+    Sequence {
+        name: "drop_windows_that_the_kernel_fills",
+        on: CREATED,
+        arrange: |world| with_bridge_and_kernel(world, &[16]),
+        operate: drop_everything,
     },
     Sequence {
         name: "attach_a_host_to_a_bridge",
@@ -1201,6 +1259,30 @@ fn remove_window(world: &mut World, number: u8) -> Result<Done, Trouble> {
         let liobn = bridge.layout().liobn(number);
         bridge.remove_window(listener, liobn).map(drop)
     })
+}
+
+/// The same, and the kernel fills the windows, which are small: whoever looks into its tables looks at all of them.
+fn with_bridge_and_kernel(world: &mut World, page_shifts: &[u32]) {
+    with_empty_view(world, FrontEnd::default());
+    world.commit(Update::new().adding_target(target(world, RAM))).expect("undisturbed");
+    let layout = Layout::pseries(0).placed_on([&world.space(0)]).expect("there is room");
+    let layout = Layout { default_window: range(0, 2 * MIB), ..layout };
+    let kvm = SoftKvm::new(world.soft(), &world.ram(RAM, 0, 2 * MIB));
+    let bridge = PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout");
+    world.bridge = Some(bridge.with_kernel(kvm.tables()));
+    let arranged = world.on_bridge(|bridge, listener| {
+        bridge.reset(listener)?;
+        page_shifts.iter().try_for_each(|shift| bridge.create_window(listener, *shift, 22).map(drop))
+    });
+    arranged.expect("undisturbed");
+    let bridge = world.bridge.as_ref().expect("it is there");
+    for window in bridge.windows() {
+        assert_eq!(bridge.answered_by(window.liobn), Some(AnsweredBy::Kernel));
+        let at = window.range.first().get() + 3 * window.page.bytes();
+        for at in [at, at + window.page.bytes()] {
+            assert!(kvm.put(window.liobn.get().into(), at, 0x1_0003));
+        }
+    }
 }
 
 /// 3 MiB from 0 on. Nobody reads them.

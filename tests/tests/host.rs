@@ -60,7 +60,7 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
 fn trials_on(host: &str) -> Vec<Trial> {
     match host {
         "iommufd-mock" => return mock_trials(),
-        "powernv9-64k-hash" => return power::HUGE.iter().map(power_trial).collect(),
+        "powernv9-64k-hash" => return power::HUGE.iter().map(|trial| power_trial("power", trial)).collect(),
         _ => {}
     }
     let mut trials = conformance(host);
@@ -106,6 +106,10 @@ fn trials_on(host: &str) -> Vec<Trial> {
         }
         if *backend == BackendKind::Spapr {
             trials.extend(power_trials(host));
+            #[cfg(target_arch = "powerpc64")]
+            if host != "pseries" {
+                trials.extend(power::WITH_KVM.iter().map(|trial| power_trial("kvm", trial)));
+            }
         }
         if *backend == BackendKind::Iommufd {
             for play in plays::on(*backend) {
@@ -134,15 +138,15 @@ fn power_trials(host: &str) -> impl Iterator<Item = Trial> {
         "pseries" => power::HUGE,
         _ => &[],
     };
-    power::ALL.iter().chain(more).map(power_trial)
+    power::ALL.iter().chain(more).map(|trial| power_trial("power", trial))
 }
 
-fn power_trial(trial: &'static power::Trial) -> Trial {
+fn power_trial(room: &str, trial: &'static power::Trial) -> Trial {
     let act = || {
-        (trial.play)(&Machine::real(Host::this()?, vec![device(0)?, device(1)?]));
+        (trial.play)(&Machine::real(vec![device(0)?, device(1)?])?);
         Ok(())
     };
-    Trial::test(format!("power::{}", trial.name), move || leaving_nothing(act))
+    Trial::test(format!("{room}::{}", trial.name), move || leaving_nothing(act))
 }
 
 /// A kernel with a mock device and no other.

@@ -40,6 +40,8 @@ pub struct TranslatedState {
     pub page: PageSize,
     /// The bytes its live entries reach.
     pub live: u64,
+    /// Whether the kernel fills it by itself, and no verb of the listener's does.
+    pub filled: bool,
 }
 
 /// A discardable section.
@@ -104,6 +106,7 @@ impl Listener {
             range: window.range(),
             page: window.page(),
             live: window.entries().iter().map(|entry| entry.memory.len().get()).sum(),
+            filled: window.is_filled(),
         });
         let discardable = self.discardables.values().map(|section| DiscardableState {
             range: section.range(),
@@ -163,8 +166,9 @@ fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} sections, {} pieces of target memory", self.sections.len(), self.targets.len())?;
-        for TranslatedState { range, page, live } in &self.translated {
-            writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes")?;
+        for TranslatedState { range, page, live, filled } in &self.translated {
+            let by = if *filled { ", and the kernel puts them" } else { "" };
+            writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes{by}")?;
         }
         for DiscardableState { range, granule, populated } in &self.discardable {
             let populated: u128 = populated.iter().map(|range| range.bytes()).sum();

@@ -11,6 +11,7 @@ use crate::address::{Iova, IovaRange, SystemAddress, SystemRange};
 use crate::contract::{Mapping, PciAddressSpace, Swap, Unit};
 use crate::error::Error;
 use crate::listener::apply::Journal;
+use crate::listener::filled::Filled;
 use crate::listener::plan::rest_of;
 use crate::listener::update::Pieces;
 use crate::memory::HostMemory;
@@ -83,6 +84,10 @@ pub(super) struct Shared {
     in_order: Mutex<()>,
     /// How often a host's window was made again for smaller pages.
     made_again: AtomicUsize,
+    /// What entries of the kernel's point to.
+    settled: Targets,
+    /// The kernel, where it fills the window. Changed behind the gate.
+    filled: RwLock<Option<Arc<Filled>>>,
 }
 
 impl Shared {
@@ -90,6 +95,7 @@ impl Shared {
         range: IovaRange,
         page: PageSize,
         targets: Targets,
+        settled: Targets,
         spaces: Vec<Arc<dyn PciAddressSpace>>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -100,6 +106,8 @@ impl Shared {
             spaces: RwLock::new(spaces),
             in_order: Mutex::default(),
             made_again: AtomicUsize::default(),
+            settled,
+            filled: RwLock::default(),
         })
     }
 
@@ -120,7 +128,19 @@ impl Shared {
         Held { shared: self, _gate: self.gate.write().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    fn spaces(&self) -> RwLockReadGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
+    pub(super) fn settled(&self) -> Targets {
+        self.settled.clone()
+    }
+
+    pub(super) fn filled(&self) -> Option<Arc<Filled>> {
+        self.filled.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn note_filled(&self, filled: Option<Arc<Filled>>) {
+        *self.filled.write().unwrap_or_else(PoisonError::into_inner) = filled;
+    }
+
+    pub(super) fn spaces(&self) -> RwLockReadGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
         self.spaces.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,28 +191,43 @@ impl Shared {
 
     /// The host memory behind a range of system memory, in as few pieces as there are.
     fn resolve(&self, target: SystemAddress, len: u64) -> Result<Vec<HostMemory>, EntryError> {
-        let range = SystemRange::with_len(target, len)?;
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-        let mut pieces = Vec::with_capacity(1);
-        let mut next = Some(range.first());
-        for piece in targets.within(range) {
-            let shared = piece.range().intersection(range).ok_or(EntryError::NotRam(target))?;
-            if next != Some(shared.first()) {
-                break;
-            }
-            let offset = piece.range().offset_of(shared.first());
-            pieces.extend(shared.len().and_then(|len| piece.memory().slice(offset, len.get())));
-            next = shared.end();
-            if shared.last() == range.last() {
-                return Ok(pieces);
-            }
+        resolve(&self.targets.read().unwrap_or_else(PoisonError::into_inner), target, len)
+    }
+}
+
+/// The host memory behind a range of system memory, in as few pieces as there are.
+pub(super) fn resolve(
+    targets: &Pieces<SystemAddress, TargetMemory>,
+    target: SystemAddress,
+    len: u64,
+) -> Result<Vec<HostMemory>, EntryError> {
+    let range = SystemRange::with_len(target, len)?;
+    let mut pieces = Vec::with_capacity(1);
+    let mut next = Some(range.first());
+    for piece in targets.within(range) {
+        let shared = piece.range().intersection(range).ok_or(EntryError::NotRam(target))?;
+        if next != Some(shared.first()) {
+            break;
         }
-        Err(EntryError::NotRam(next.unwrap_or(target)))
+        let offset = piece.range().offset_of(shared.first());
+        pieces.extend(shared.len().and_then(|len| piece.memory().slice(offset, len.get())));
+        next = shared.end();
+        if shared.last() == range.last() {
+            return Ok(pieces);
+        }
+    }
+    Err(EntryError::NotRam(next.unwrap_or(target)))
+}
+
+impl Drop for Shared {
+    /// Nobody would see any more what the kernel puts.
+    fn drop(&mut self) {
+        self.take_back_everywhere();
     }
 }
 
 impl TranslatedWindow {
-    fn shared(&self) -> Result<Arc<Shared>, EntryError> {
+    pub(super) fn shared(&self) -> Result<Arc<Shared>, EntryError> {
         self.shared.upgrade().ok_or(EntryError::NoSuchWindow)
     }
 
@@ -306,6 +341,11 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Has the kernel fill the window from now on, or no longer.
+    pub(super) fn note_filled(&self, filled: Option<Arc<Filled>>) {
+        self.shared.note_filled(filled);
+    }
+
     /// Serves `spaces` from now on. None: the window is gone.
     pub(super) fn serve(&self, spaces: Vec<Arc<dyn PciAddressSpace>>) {
         *self.shared.spaces.write().unwrap_or_else(PoisonError::into_inner) = spaces;

@@ -42,8 +42,8 @@ impl<B: Backend> Space<B> {
             |range: IovaRange| windows.covering(range).is_some_and(|window| range.is_aligned_to(window.granule()));
         let layout = self.layout();
         layout.slots.iter().find_map(|slot| {
-            let live = read(&slot.live);
-            live.within(IovaRange::all()).map(|mapping| mapping.range).find(|range| !fits(*range))
+            let live = slot.mappings(slot.window.range);
+            live.into_iter().map(|mapping| mapping.range).find(|range| !fits(*range))
         })
     }
 
@@ -88,8 +88,11 @@ impl<B: Backend> Space<B> {
             return Vec::new();
         }
         let refill = |slot: &Arc<Slot>| {
-            let live: Vec<_> = read(&slot.live).within(IovaRange::all()).collect();
-            self.bring_back(operation, slot, &live)
+            let lost = self.bring_back(operation, slot, &slot.mappings(slot.window.range));
+            if let Some(filler) = &slot.filler {
+                self.note_refilled(slot, filler.as_ref(), &lost);
+            }
+            lost
         };
         self.layout().slots.iter().flat_map(refill).collect()
     }

@@ -165,6 +165,19 @@ impl<B: Backend> Space<B> {
         }
     }
 
+    /// Everything that somebody else may have put into windows counts as written: what was put and cleared between two questions is not
+    /// told to anybody.
+    pub(super) fn tell_registered(&self) {
+        if let Some(tracking) = &*read(&self.tracking) {
+            self.tell_registered_to(tracking);
+        }
+    }
+
+    fn tell_registered_to(&self, tracking: &Tracking) -> u64 {
+        let told = |memory: &HostMemory| tracking.tell(memory, 0, memory.len().get());
+        read(&self.registered).values().map(told).fold(0, u64::saturating_add)
+    }
+
     /// [`Space::dissolve`], telling what was written there until it went.
     pub(super) fn dissolve_telling(&self, slots: &[&Slot], hull: IovaRange, bytes: u64) -> Result<(), Failure> {
         let tracking = read(&self.tracking);
@@ -258,6 +271,9 @@ impl<B: Backend> DirtyTracking for Space<B> {
         for slot in self.layout().slots.iter().filter(|slot| slot.window.range.overlaps(range)) {
             let _one_by_one = lock(&slot.operations);
             told = told.saturating_add(self.sync_slot(tracking, slot, range, &mut trouble));
+        }
+        if self.layout().slots.iter().any(|slot| slot.filler.is_some() && slot.window.range.overlaps(range)) {
+            told = told.saturating_add(self.tell_registered_to(tracking));
         }
         // Devices may still reach it, and no kernel says what they do there.
         for memory in read(&self.fenced).iter().flat_map(|fenced| &fenced.memory) {

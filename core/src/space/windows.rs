@@ -123,6 +123,7 @@ impl<B: Backend> WindowControl for Space<B> {
         let layout = self.layout();
         let slot = layout.slots.iter().find(|slot| slot.window.range == range);
         let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
+        slot.check_ours(operation, range)?;
         if let Err(failure) = insist(Errno::EINVAL, || calls.remove(slot.window)) {
             // It can be tried again: what it is about is in doubt, not what to do about it.
             self.put_up_fence(range, failure, write(&slot.live).drain().map(|mapping| mapping.memory).collect());

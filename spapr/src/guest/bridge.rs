@@ -11,16 +11,18 @@
 mod layout;
 mod reach;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dmaspace_core::address::BadRange;
-use dmaspace_core::listener::{CommitError, EntryRun, Report, Update};
+use dmaspace_core::listener::{CommitError, EntryRun, Report, TranslatedWindow, Update};
 use dmaspace_core::{Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section};
 
 use super::change::Run;
+use super::kernel::{self, AnsweredBy, KernelTables, Reason};
 use super::rtas::pages::known_to_rtas;
 use super::table::{BadTable, TceTable};
-use super::tables::{Liobn, LiobnInUse, TceTables};
+use super::tables::{Liobn, LiobnInUse, SharedTable, TceTables};
 use layout::DEFAULT_PAGE;
 pub use layout::{BadLayout, Layout};
 use reach::{Host, Room, room};
@@ -96,6 +98,10 @@ pub struct PciHostBridge {
     windows: Vec<GuestWindow>,
     /// Whether the MSI window is in force: from the first reset on.
     has_msi: bool,
+    /// Who may answer hypercalls in our place.
+    kernel: Option<Arc<dyn KernelTables>>,
+    /// Why a window's hypercalls are ours; none where the kernel took them.
+    reasons: BTreeMap<Liobn, Reason>,
 }
 
 impl PciHostBridge {
@@ -105,7 +111,29 @@ impl PciHostBridge {
     /// [`BadLayout`], as its variants say.
     pub fn new(layout: Layout, tables: Arc<TceTables>) -> Result<Self, BadLayout> {
         layout.check()?;
-        Ok(Self { layout, tables, windows: Vec::new(), has_msi: false })
+        Ok(Self { layout, tables, windows: Vec::new(), has_msi: false, kernel: None, reasons: BTreeMap::new() })
+    }
+
+    /// The same bridge, which leaves the hypercalls on its windows to `kernel` where it can: on windows that are created from now on, and on
+    /// those without entries when their first host comes. [`PciHostBridge::answered_by`] says where it did, and why not where it did not.
+    ///
+    /// A VMM that takes memory from the guest first takes KVM's memory slot away, then commits: KVM puts no entry for what is in no slot.
+    /// It has no processor of the guest put entries while a host is attached or detached, or the bridge is reset: nobody hears of them.
+    ///
+    /// Whoever asks what is in a window that KVM fills looks at every place for an entry that the window has.
+    #[must_use]
+    pub fn with_kernel(mut self, kernel: Arc<dyn KernelTables>) -> Self {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// Who answers the hypercalls on a window, and why. `None`: there is no such window.
+    pub fn answered_by(&self, liobn: Liobn) -> Option<AnsweredBy> {
+        self.windows.iter().find(|window| window.liobn == liobn)?;
+        if self.tables.is_left_to_kernel(liobn) {
+            return Some(AnsweredBy::Kernel);
+        }
+        Some(AnsweredBy::Vmm(self.reasons.get(&liobn).cloned().unwrap_or(Reason::TakenBack)))
     }
 
     /// Where its windows are, and what it is called.
@@ -221,10 +249,18 @@ impl PciHostBridge {
     /// # Errors
     /// [`WindowError::Commit`]; it is not served then.
     pub fn attach(&mut self, listener: &mut Listener, space: Arc<dyn PciAddressSpace>) -> Result<Report, WindowError> {
-        self.tables.joining(&self.liobns(), |live| {
+        let Self { tables, windows, kernel, reasons, .. } = self;
+        let liobns: Vec<_> = windows.iter().map(|window| window.liobn).collect();
+        tables.joining(&liobns, |live, tables| {
             let run = |run: &Run| EntryRun { range: run.range, target: run.target, access: run.access };
             let report = listener.attach_with_entries(space, &live.iter().map(run).collect::<Vec<_>>())?;
-            Ok((report, self.windows.iter().map(|window| listener.translated(window.range.first())).collect()))
+            let handles: Vec<_> = windows.iter().map(|window| listener.translated(window.range.first())).collect();
+            for ((window, handle), (table, had_host)) in windows.iter().zip(&handles).zip(tables) {
+                if !had_host {
+                    decide(reasons, kernel.as_deref(), window.liobn, table, handle.as_ref());
+                }
+            }
+            Ok((report, handles))
         })
     }
 
@@ -264,12 +300,17 @@ impl PciHostBridge {
         let tables = coming.iter().map(|window| Ok((window.liobn, window.table()?)));
         let tables = tables.collect::<Result<Vec<_>, BadTable>>()?;
         let old: Vec<_> = going.iter().map(|window| window.liobn).collect();
-        let report = self.tables.exchange(&old, tables, || {
+        let Self { tables: known, kernel, reasons, .. } = self;
+        let report = known.exchange(&old, tables, |tables| {
             let report = listener.commit(update)?;
             // With no host there is nothing that could refuse an entry.
             let is_served = listener.spaces().next().is_some();
             let handle = |window: &GuestWindow| listener.translated(window.range.first()).filter(|_| is_served);
-            Ok::<_, WindowError>((report, coming.iter().map(handle).collect()))
+            let handles: Vec<_> = coming.iter().map(handle).collect();
+            for ((window, handle), table) in coming.iter().zip(&handles).zip(tables) {
+                decide(reasons, kernel.as_deref(), window.liobn, table, handle.as_ref());
+            }
+            Ok::<_, WindowError>((report, handles))
         })?;
         self.windows.retain(|window| !old.contains(&window.liobn));
         self.windows.extend(coming);
@@ -316,6 +357,27 @@ impl GuestWindow {
     fn table(&self) -> Result<TceTable, BadTable> {
         let len = self.range.len().ok_or(BadRange::Overflow)?;
         TceTable::new(self.range.first(), self.page, len.get() >> self.page.shift())
+    }
+}
+
+/// Leaves a table to the kernel, if it can be, and remembers why not.
+fn decide(
+    reasons: &mut BTreeMap<Liobn, Reason>,
+    kernel: Option<&dyn KernelTables>,
+    liobn: Liobn,
+    table: &SharedTable,
+    window: Option<&TranslatedWindow>,
+) {
+    let left = match (kernel, window) {
+        (None, _) => Err(Reason::NoKernel),
+        (Some(_), None) => Err(Reason::NoHost),
+        (Some(kernel), Some(window)) => kernel::leave(kernel, liobn, table, window),
+    };
+    match left {
+        Ok(()) => drop(reasons.remove(&liobn)),
+        Err(reason) => {
+            reasons.insert(liobn, reason);
+        }
     }
 }
 

@@ -82,6 +82,10 @@ pub enum Refusal {
     /// An entry names what is not the guest's memory.
     #[error("{0:?} points to no memory of the guest")]
     NotMemory(Tce),
+    /// The kernel answers hypercalls on this table by itself, and would not answer this one: what its entries point to is not registered, or
+    /// in no memory slot of KVM's.
+    #[error("the kernel fills the table, and would not")]
+    LeftToKernel,
     /// The host said no. What was done before was taken back. Where that failed too, the table says what devices may reach; ranges that
     /// the error names as fenced are in an unknown state, and refuse every change from then on.
     #[error(transparent)]
@@ -94,6 +98,7 @@ impl Refusal {
         match self {
             Self::SeveralTables(_) => ReturnCode::Function,
             Self::LongStuff(_) => ReturnCode::P4,
+            Self::LeftToKernel => ReturnCode::Hardware,
             Self::Host(error) => host_code(error),
             _ => ReturnCode::Parameter,
         }

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::sync::Arc;
 
 use dmaspace_core::address::BadRange;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
 use super::change::{Change, Changes, Run};
 use super::entry::Tce;
+use super::kernel::KernelTable;
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +78,8 @@ pub struct TceTable {
     range: IovaRange,
     page: PageSize,
     chunks: BTreeMap<u64, Chunk>,
+    /// Who has the entries in place of the chunks.
+    kernel: Option<Arc<dyn KernelTable>>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,12 +108,31 @@ impl TceTable {
             return Err(BadTable::Misaligned(first, page));
         }
         let len = entries.checked_mul(page.bytes()).ok_or(BadRange::Overflow)?;
-        Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new() })
+        Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new(), kernel: None })
     }
 
     /// An empty table for the same window.
     pub(super) fn emptied(&self) -> Self {
-        Self { chunks: BTreeMap::new(), ..*self }
+        Self { range: self.range, page: self.page, chunks: BTreeMap::new(), kernel: None }
+    }
+
+    /// Leaves the table, which is empty, to the kernel: entries are read there from now on, and nobody else writes any.
+    pub(super) fn leave_to(&mut self, kernel: Arc<dyn KernelTable>) {
+        self.chunks.clear();
+        self.kernel = Some(kernel);
+    }
+
+    /// The kernel's table, where it has the entries.
+    pub(super) fn kernel(&self) -> Option<&Arc<dyn KernelTable>> {
+        self.kernel.as_ref()
+    }
+
+    /// Copies what the kernel has, and lets go of its table.
+    pub(super) fn take_back(&mut self) {
+        let Some(kernel) = self.kernel.take() else { return };
+        for index in 0..=self.unchecked_index(self.range.last()) {
+            self.set(index, kernel.entry(index));
+        }
     }
 
     /// Its window.
@@ -191,7 +214,8 @@ impl TceTable {
         Ok(())
     }
 
-    /// The live entries in `range`, ascending, joined to runs. Cost proportional to the chunks in use there.
+    /// The live entries in `range`, ascending, joined to runs. Cost proportional to the chunks in use there; where the kernel has the entries,
+    /// to what could be.
     pub fn live(&self, range: IovaRange) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         let Some(shared) = self.range.intersection(range) else { return runs };
@@ -256,15 +280,20 @@ impl TceTable {
     }
 
     fn entry(&self, index: u64) -> Tce {
+        if let Some(kernel) = &self.kernel {
+            return kernel.entry(index);
+        }
         let entry = self.chunks.get(&(index / CHUNK)).and_then(|chunk| chunk.entries.get(slot(index)));
         entry.copied().unwrap_or_default()
     }
 
-    /// The entries there are chunks for, with their indices, ascending.
+    /// The entries there are chunks for, or all that the kernel has, with their indices, ascending.
     fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
         let chunks = self.chunks.range(first / CHUNK..=last / CHUNK);
         let all = chunks.flat_map(|(number, chunk)| (number * CHUNK..).zip(chunk.entries.iter().copied()));
-        all.filter(move |(index, _)| (first..=last).contains(index))
+        let kernel =
+            self.kernel.iter().flat_map(move |kernel| (first..=last).map(|index| (index, kernel.entry(index))));
+        all.filter(move |(index, _)| (first..=last).contains(index)).chain(kernel)
     }
 
     fn set(&mut self, index: u64, tce: Tce) {

@@ -80,8 +80,11 @@ pub(super) struct Slot {
     /// Held while a hypercall writes.
     behind: Mutex<Behind>,
     /// Written in one go, after the host agreed.
-    table: RwLock<TceTable>,
+    table: SharedTable,
 }
+
+/// A table that others look at, too.
+pub(super) type SharedTable = Arc<RwLock<TceTable>>;
 
 /// What is behind a table.
 #[derive(Debug, Default)]
@@ -114,6 +117,7 @@ impl TceTables {
         let slot = self.slots_mut().remove(&liobn)?;
         *slot.behind() = Behind::Gone;
         let mut table = slot.table_mut();
+        table.take_back();
         let empty = table.emptied();
         Some(mem::replace(&mut *table, empty))
     }
@@ -159,6 +163,11 @@ impl TceTables {
         Some(table.live(table.range()))
     }
 
+    /// Whether the kernel answers the hypercalls on a table by itself.
+    pub fn is_left_to_kernel(&self, liobn: Liobn) -> bool {
+        self.find(liobn).is_some_and(|slot| slot.table().kernel().is_some())
+    }
+
     /// The table that a guest's argument means.
     pub(super) fn slot(&self, liobn: u64) -> Result<Arc<Slot>, Refusal> {
         let slot = u32::try_from(liobn).ok().and_then(|liobn| self.find(Liobn::new(liobn)));
@@ -166,12 +175,12 @@ impl TceTables {
     }
 
     /// Takes the tables `old` away and puts empty ones in, `new`, all or none: `change` decides. No hypercall writes to any of them while
-    /// it goes on. It answers with the window behind each new table, where there is one.
+    /// it goes on. It is told the new ones, and answers with the window behind each, where there is one.
     pub(super) fn exchange<T, E: From<LiobnInUse>>(
         &self,
         old: &[Liobn],
         new: Vec<(Liobn, TceTable)>,
-        change: impl FnOnce() -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
+        change: impl FnOnce(&[SharedTable]) -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
     ) -> Result<T, E> {
         let new: Vec<_> = new.into_iter().map(|(liobn, table)| Arc::new(Slot::new(liobn, table))).collect();
         // Nobody knows them yet, so nobody holds them.
@@ -180,7 +189,8 @@ impl TceTables {
         self.reserve(&fresh)?;
         let going: Vec<_> = old.iter().filter_map(|liobn| self.find(*liobn)).collect();
         let held: Vec<_> = going.iter().map(|slot| slot.behind()).collect();
-        let changed = change();
+        let tables: Vec<_> = new.iter().map(|slot| slot.table.clone()).collect();
+        let changed = change(&tables);
         let mut slots = self.slots_mut();
         let (gone, answer) = match changed {
             Ok((answer, windows)) => {
@@ -211,17 +221,20 @@ impl TceTables {
     }
 
     /// Gives tables that have no host the windows that `change` answers with, one for each table. It is told what is in those tables, and
-    /// no hypercall writes to any of them while it goes on.
+    /// all tables, with whether they have a host; no hypercall writes to any of them while it goes on.
     pub(super) fn joining<T, E>(
         &self,
         liobns: &[Liobn],
-        change: impl FnOnce(&[Run]) -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
+        change: impl FnOnce(&[Run], &[(SharedTable, bool)]) -> Result<(T, Vec<Option<TranslatedWindow>>), E>,
     ) -> Result<T, E> {
         let slots: Vec<_> = liobns.iter().filter_map(|liobn| self.find(*liobn)).collect();
         let mut held: Vec<_> = slots.iter().map(|slot| slot.behind()).collect();
         let apart = slots.iter().zip(&held).filter(|(_, behind)| matches!(***behind, Behind::Nothing));
         let live: Vec<_> = apart.flat_map(|(slot, _)| slot.table().live(IovaRange::all())).collect();
-        let (answer, windows) = change(&live)?;
+        let has_host = |behind: &Behind| !matches!(behind, Behind::Nothing);
+        let tables: Vec<_> =
+            slots.iter().zip(&held).map(|(slot, behind)| (slot.table.clone(), has_host(behind))).collect();
+        let (answer, windows) = change(&live, &tables)?;
         for (behind, window) in held.iter_mut().zip(windows) {
             if let (Behind::Nothing, Some(window)) = (&**behind, window) {
                 **behind = Behind::Window(window);
@@ -266,7 +279,7 @@ impl Behind {
 
 impl Slot {
     fn new(liobn: Liobn, table: TceTable) -> Self {
-        Self { liobn, behind: Mutex::default(), table: RwLock::new(table) }
+        Self { liobn, behind: Mutex::default(), table: Arc::new(RwLock::new(table)) }
     }
 
     fn behind(&self) -> MutexGuard<'_, Behind> {
@@ -291,6 +304,9 @@ impl Slot {
         };
         if let Some(window) = window {
             let table = self.table();
+            if table.kernel().is_some() {
+                return Err(Refusal::LeftToKernel);
+            }
             let changes = table.changes(at, entries)?;
             let carried = carry(window, &table, &changes);
             drop(table);

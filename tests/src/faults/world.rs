@@ -507,6 +507,11 @@ impl World {
         done()
     }
 
+    /// The host.
+    pub fn soft(&self) -> &Arc<SoftHost> {
+        &self.soft
+    }
+
     /// The translated window at a bus address.
     pub fn window(&self, first: u64) -> TranslatedWindow {
         self.listener.translated(Iova::new(first)).expect("the window is in force")

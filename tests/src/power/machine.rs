@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::device::Device;
-use dmaspace::facts::{Facts, Platform};
+use dmaspace::facts::{Facts, FactsError, Platform};
 use dmaspace::group::VfioGroup;
+use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, OpenSpace};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::PageSize;
@@ -31,14 +32,21 @@ pub struct Machine {
 }
 
 enum Kind {
-    Real,
+    /// Its door, which knows its handles.
+    #[cfg_attr(not(target_arch = "powerpc64"), expect(dead_code, reason = "for KVM on POWER"))]
+    Real(Arc<LinuxDoor>),
     Soft(Arc<SoftHost>),
 }
 
 impl Machine {
     /// The host this process runs on, with these devices.
-    pub fn real(host: Host, devices: Vec<PciAddress>) -> Self {
-        Self { host, devices, kind: Kind::Real }
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn real(devices: Vec<PciAddress>) -> Result<Self, FactsError> {
+        let door = Arc::new(LinuxDoor::new());
+        let host = Host::new(door.clone(), Facts::of_this_host(&*door)?);
+        Ok(Self { host, devices, kind: Kind::Real(door) })
     }
 
     /// A soft host with its devices, of which each group has one.
@@ -61,6 +69,15 @@ impl Machine {
         &self.host
     }
 
+    /// The door of a real host.
+    #[cfg(target_arch = "powerpc64")]
+    pub(super) fn linux_door(&self) -> Arc<LinuxDoor> {
+        match &self.kind {
+            Kind::Real(door) => door.clone(),
+            Kind::Soft(_) => panic!("a soft host has no KVM"),
+        }
+    }
+
     /// Whether its tables are a hypervisor's: one group a container then.
     pub(super) fn is_pseries(&self) -> bool {
         self.host.facts().platform == Platform::Pseries
@@ -74,14 +91,14 @@ impl Machine {
     /// `len` bytes in huge pages.
     pub(super) fn huge_ram(&self, len: u64) -> Ram {
         match &self.kind {
-            Kind::Real => Ram::in_huge_pages(len, self.huge_page()),
+            Kind::Real(_) => Ram::in_huge_pages(len, self.huge_page()),
             Kind::Soft(_) => Ram::as_if_in_huge_pages(len, self.huge_page()),
         }
     }
 
     /// How many huge pages are left; none are counted in software.
     pub(super) fn free_huge_pages(&self) -> Option<u64> {
-        let Kind::Real = self.kind else { return None };
+        let Kind::Real(_) = self.kind else { return None };
         let kib = self.huge_page().bytes() >> 10;
         let count = fs::read_to_string(format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages"));
         Some(count.expect("the host has huge pages").trim().parse().expect("a number"))
@@ -108,7 +125,7 @@ impl Machine {
 
     fn bring_up(&self, device: Device) -> Box<dyn TestDevice> {
         match &self.kind {
-            Kind::Real => Box::new(Edu::new(device)),
+            Kind::Real(_) => Box::new(Edu::new(device)),
             Kind::Soft(soft) => buffered(soft, device),
         }
     }
@@ -124,7 +141,7 @@ impl Machine {
     /// A stage with this device, which is in this space.
     pub(super) fn stage_of(&self, space: &OpenSpace, device: Box<dyn TestDevice>) -> Stage {
         let purse: Box<dyn Purse> = match &self.kind {
-            Kind::Real => Box::new(OfThisProcess),
+            Kind::Real(_) => Box::new(OfThisProcess),
             Kind::Soft(soft) => purse(soft),
         };
         Stage::new(space.space().clone(), device, purse)
@@ -138,7 +155,7 @@ impl Machine {
     /// What this process holds of the kernel's, in words.
     pub(super) fn held(&self) -> String {
         match &self.kind {
-            Kind::Real => format!("{:?}", Ledger::now()),
+            Kind::Real(_) => format!("{:?}", Ledger::now()),
             Kind::Soft(soft) => {
                 let ledger = soft.ledger();
                 let descriptors = (ledger.containers, ledger.groups, ledger.devices);
@@ -152,7 +169,7 @@ impl Machine {
     pub(super) fn limited_to(&self, bytes: u64) -> Limited<'_> {
         let before = getrlimit(Resource::Memlock);
         match &self.kind {
-            Kind::Real => limit_this_process(Rlimit { current: Some(bytes), ..before }),
+            Kind::Real(_) => limit_this_process(Rlimit { current: Some(bytes), ..before }),
             Kind::Soft(soft) => soft.set_memlock(Some(bytes)),
         }
         Limited { machine: self, before }
@@ -172,7 +189,7 @@ pub(super) struct Limited<'a> {
 impl Drop for Limited<'_> {
     fn drop(&mut self) {
         match &self.machine.kind {
-            Kind::Real => limit_this_process(self.before),
+            Kind::Real(_) => limit_this_process(self.before),
             Kind::Soft(soft) => soft.set_memlock(soft.profile().limits.memlock),
         }
     }

@@ -56,6 +56,8 @@ struct Translated {
     range: Range,
     page: u64,
     live: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    filled: bool,
 }
 
 #[derive(Serialize)]
@@ -125,7 +127,7 @@ impl Range {
 
 impl Translated {
     fn of(state: &TranslatedState) -> Self {
-        Self { range: Range::of(state.range), page: state.page.bytes(), live: state.live }
+        Self { range: Range::of(state.range), page: state.page.bytes(), live: state.live, filled: state.filled }
     }
 }
 

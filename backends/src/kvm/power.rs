@@ -1,0 +1,241 @@
+//! KVM on POWER: the VFIO device, and TCE tables whose hypercalls KVM answers itself.
+//!
+//! kvm-ioctls has no POWER, so these are our own calls, few as they are, on descriptors that whoever runs the virtual machine passes.
+#![expect(unsafe_code, reason = "UNSAFETY: KVM's calls on POWER, of which no crate has a safe form")]
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dmaspace_core::door::{Answer, Errno, Failure, Handle, Request};
+use dmaspace_core::{IovaRange, PageSize};
+use dmaspace_spapr::guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use dmaspace_spapr::guest::{KernelTable, KernelTables, Liobn, Tce};
+
+use super::abi::{self, CreateDevice, CreateSpaprTce64, DeviceAttr, EnableCap, VfioSpaprTce};
+use super::links::{GroupCalls, Links};
+use crate::linux::LinuxDoor;
+
+/// KVM's VFIO device of one virtual machine, and the TCE tables it has.
+///
+/// Pass it to [`PciHostBridge::with_kernel`](dmaspace_spapr::guest::PciHostBridge::with_kernel). The virtual machine must be of this
+/// process, as the containers must, and its memory slots must show the memory that is registered, since KVM finds an entry's memory
+/// through both.
+#[derive(Clone, Debug)]
+pub struct KvmVfio {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    door: Arc<LinuxDoor>,
+    vm: OwnedFd,
+    device: OwnedFd,
+    links: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    links: Links<Handle>,
+    /// The number of the next table.
+    next: u64,
+}
+
+impl KvmVfio {
+    /// Makes the VFIO device of the virtual machine behind `vm`, for handles of `door`.
+    ///
+    /// # Errors
+    /// What KVM says: `EBUSY` when the machine has one already, which is then to be passed to [`KvmVfio::with_device`].
+    pub fn new(door: Arc<LinuxDoor>, vm: OwnedFd) -> Result<Self, Errno> {
+        let mut request = CreateDevice { kind: abi::DEV_TYPE_VFIO, ..CreateDevice::default() };
+        // SAFETY: KVM reads and writes the struct, which has no pointer in it.
+        unsafe { ioctl(&vm, abi::CREATE_DEVICE, &raw mut request) }?;
+        // SAFETY: KVM just made this descriptor for us (linux: virt/kvm/kvm_main.c, kvm_ioctl_create_device), so nobody else owns it.
+        let device = unsafe { OwnedFd::from_raw_fd(request.descriptor) };
+        Ok(Self::with_device(door, vm, device))
+    }
+
+    /// Uses the VFIO device that a VMM made itself.
+    pub fn with_device(door: Arc<LinuxDoor>, vm: OwnedFd, device: OwnedFd) -> Self {
+        Self { shared: Arc::new(Shared { door, vm, device, links: Mutex::default() }) }
+    }
+
+    /// The device, for what else a VMM does with it.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.shared.device)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Changed in single steps, after KVM agreed: right even after a panic elsewhere.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// KVM answers the two that carry many entries only when it is told to (linux: arch/powerpc/kvm/book3s_hv.c, default_hcall_list).
+    fn answer(&self, hypercall: u64) -> Result<(), Errno> {
+        let arguments = [hypercall, 1, 0, 0];
+        let mut request = EnableCap { capability: abi::CAP_PPC_ENABLE_HCALL, flags: 0, arguments, padding: [0; 64] };
+        // SAFETY: KVM reads the struct, which has no pointer in it.
+        unsafe { ioctl(&self.vm, abi::ENABLE_CAP, &raw mut request) }.map(drop)
+    }
+
+    /// Sets an attribute of the VFIO device, whose value KVM reads during the call.
+    fn set<T>(&self, attribute: u64, value: &T) -> Result<(), Errno> {
+        let address = ptr::from_ref(value).expose_provenance() as u64;
+        let mut request = DeviceAttr { flags: 0, group: abi::DEV_VFIO_FILE, attribute, address };
+        // SAFETY: KVM reads the struct, and as much of the value behind the address as the attribute has: callers pass what it has.
+        unsafe { ioctl(&self.device, abi::SET_DEVICE_ATTR, &raw mut request) }.map(drop)
+    }
+}
+
+/// The calls about groups, with the table that is being linked.
+struct Calls<'a> {
+    shared: &'a Shared,
+    table: RawFd,
+}
+
+impl GroupCalls<Handle> for Calls<'_> {
+    fn add(&self, group: Handle) -> Result<(), Errno> {
+        let add = |group: BorrowedFd<'_>| self.shared.set(abi::DEV_VFIO_FILE_ADD, &group.as_raw_fd());
+        self.shared.door.with_descriptor(group, add)?
+    }
+
+    fn set(&self, group: Handle) -> Result<(), Errno> {
+        let set = |group: BorrowedFd<'_>| {
+            let pair = VfioSpaprTce { group: group.as_raw_fd(), table: self.table };
+            self.shared.set(abi::DEV_VFIO_GROUP_SET_SPAPR_TCE, &pair)
+        };
+        self.shared.door.with_descriptor(group, set)?
+    }
+
+    fn delete(&self, group: Handle) -> Result<(), Errno> {
+        let delete = |group: BorrowedFd<'_>| self.shared.set(abi::DEV_VFIO_FILE_DEL, &group.as_raw_fd());
+        self.shared.door.with_descriptor(group, delete)?
+    }
+}
+
+impl KernelTables for KvmVfio {
+    fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn KernelTable>, Failure> {
+        for hypercall in [H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE] {
+            self.shared.answer(hypercall).map_err(|errno| failed(abi::ENABLE_CAP, errno))?;
+        }
+        let size = window.len().map_or(0, |len| len.get() >> page.shift());
+        let offset = window.first().get() >> page.shift();
+        let mut request =
+            CreateSpaprTce64 { liobn: liobn.get().into(), page_shift: page.shift(), flags: 0, offset, size };
+        // SAFETY: KVM reads the struct, which has no pointer in it.
+        let created = unsafe { ioctl(&self.shared.vm, abi::CREATE_SPAPR_TCE_64, &raw mut request) };
+        let created = created.map_err(|errno| failed(abi::CREATE_SPAPR_TCE_64, errno))?;
+        // SAFETY: KVM just made this descriptor for us (linux: arch/powerpc/kvm/book3s_64_vio.c, kvm_vm_ioctl_create_spapr_tce), so
+        // nobody else owns it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(created) };
+        let entries = Entries::new(&descriptor, size).map_err(|errno| failed(MMAP, errno))?;
+        let number = {
+            let mut state = self.shared.state();
+            state.next += 1;
+            state.next
+        };
+        Ok(Arc::new(KvmTable { open: Some((entries, descriptor)), number, shared: self.shared.clone() }))
+    }
+}
+
+/// A TCE table of KVM's.
+#[derive(Debug)]
+struct KvmTable {
+    /// `Some` until it is dropped: KVM keeps the table for as long as it is open or mapped.
+    open: Option<(Entries, OwnedFd)>,
+    number: u64,
+    shared: Arc<Shared>,
+}
+
+impl KernelTable for KvmTable {
+    fn entry(&self, index: u64) -> Tce {
+        self.open.as_ref().map_or(Tce::NONE, |(entries, _)| Tce::new(entries.get(index)))
+    }
+
+    fn link(&self, group: Handle) -> Result<(), Failure> {
+        let table = self.open.as_ref().map_or(-1, |(_, descriptor)| descriptor.as_raw_fd());
+        let calls = Calls { shared: &self.shared, table };
+        let linked = self.shared.state().links.link(&calls, group, self.number);
+        linked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE", answer: Answer::Errno(errno) })
+    }
+
+    fn unlink(&self, group: Handle) -> Result<(), Failure> {
+        let calls = Calls { shared: &self.shared, table: -1 };
+        let unlinked = self.shared.state().links.unlink(&calls, group);
+        unlinked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_FILE_DEL", answer: Answer::Errno(errno) })
+    }
+}
+
+impl Drop for KvmTable {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        self.open = None;
+        state.links.close(&Calls { shared: &self.shared, table: -1 }, self.number);
+    }
+}
+
+/// What a failed mmap is called.
+const MMAP: Request = Request { number: 0, name: "mmap" };
+
+/// The entries of a table, mapped for reading.
+#[derive(Debug)]
+struct Entries {
+    /// Only ever read; atomic because a raw pointer could not be shared between threads.
+    base: AtomicPtr<c_void>,
+    bytes: NonZeroUsize,
+    count: u64,
+}
+
+impl Entries {
+    fn new(table: &OwnedFd, count: u64) -> Result<Self, Errno> {
+        let bytes = count.checked_mul(size_of::<u64>() as u64).and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = bytes.and_then(NonZeroUsize::new).ok_or(Errno::EOVERFLOW)?;
+        let shared = libc::MAP_SHARED;
+        // SAFETY: with a null hint and without MAP_FIXED the kernel picks addresses nothing else uses.
+        let base = unsafe { libc::mmap(ptr::null_mut(), bytes.get(), libc::PROT_READ, shared, table.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED { Err(last_error()) } else { Ok(Self { base: AtomicPtr::new(base), bytes, count }) }
+    }
+
+    fn get(&self, index: u64) -> u64 {
+        let Some(index) = usize::try_from(index).ok().filter(|_| index < self.count) else { return 0 };
+        let entry = self.base.load(Ordering::Relaxed).cast::<u64>().wrapping_add(index);
+        // SAFETY: the entry lies inside the mapping, which lasts as long as `self`, aligned as its page is; KVM writes it whole, and
+        // nobody here has any other reference to it.
+        let entry = unsafe { AtomicU64::from_ptr(entry) };
+        entry.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Entries {
+    fn drop(&mut self) {
+        let base = *self.base.get_mut();
+        // SAFETY: the span is the mapping made in `new`, and no pointer into it outlives a call of `get`.
+        let result = unsafe { libc::munmap(base, self.bytes.get()) };
+        if result != 0 {
+            log::error!("munmap of {:#x} bytes at {base:p}: {}", self.bytes, last_error());
+        }
+    }
+}
+
+/// Makes a call of KVM's.
+///
+/// # Safety
+/// `argument` is what the kernel reads and writes for `request`, and so is what pointers in it point to.
+unsafe fn ioctl<T>(on: &OwnedFd, request: Request, argument: *mut T) -> Result<i32, Errno> {
+    // SAFETY: as the caller says.
+    let result = unsafe { libc::ioctl(on.as_raw_fd(), request.number as libc::Ioctl, argument) };
+    if result < 0 { Err(last_error()) } else { Ok(result) }
+}
+
+fn last_error() -> Errno {
+    std::io::Error::last_os_error().into()
+}
+
+fn failed(request: Request, errno: Errno) -> Failure {
+    Failure { call: request.name, answer: Answer::Errno(errno) }
+}
