@@ -158,7 +158,8 @@ pub(crate) const HOSTS: &[Host] = &[
         skips_device_reset: true,
     },
     Host {
-        // Huge pages: with the radix MMU Linux 6.12 has none there. (A hash kernel with pages of 4 KiB hangs when such memory is registered.)
+        // For huge pages: Linux 6.12 has none there with the radix MMU. (A hash kernel with pages of 4 KiB hangs when such memory is
+        // registered.)
         name: "powernv9-64k-hash",
         architecture: Architecture::Ppc64le,
         kernel: KernelSource::Debian { flavour: "powerpc64le-64k" },

@@ -11,8 +11,8 @@ use crate::stage::Stage;
 
 const MIB: u64 = 1 << 20;
 
-/// The PE is asked after, reset, thawed and configured as a guest's firmware calls do it; the host's entries stay, and the device reaches memory
-/// before and after. Hosts without EEH say that they have none.
+/// The PE is asked after, reset, configured and thawed as a guest's firmware calls do it; the host's entries stay, and the device reaches
+/// memory before and after. Hosts without EEH say that they have none.
 pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(stage.space.clone()).expect("an empty view fits every host");

@@ -13,7 +13,7 @@ pub(super) fn many_cycles_leave_nothing_behind(machine: &Machine) {
     cycles(machine, 200, false);
 }
 
-/// 10 times with a device that writes.
+/// Ten times with a device that writes.
 pub(super) fn cycles_with_an_open_device_leave_nothing_behind(machine: &Machine) {
     cycles(machine, 10, true);
 }

@@ -21,9 +21,6 @@ const LONG: u64 = 64 * MIB;
 /// What is looked at by itself: a quarter of the smallest page.
 const SPOT: u64 = 0x400;
 
-/// A guest's two windows: where they begin, and the pages its entries stand for.
-type Windows = [(u64, PageSize); 2];
-
 /// Guests whose pages in the high window are of 16 MiB and of 2 MiB get a window of 2 MiB pages for it, and the report says why: its table
 /// is small, and the device reaches both ends. The low window has small pages all the same. When the guest's memory is in small pages, so
 /// are both windows. In the end the host has its huge pages back.
@@ -87,8 +84,9 @@ fn windows_are(machine: &Machine, stage: &mut Stage, ram: &Ram, guest_s: PageSiz
     assert_eq!((machine.locked(), space.windows().windows.is_empty()), (empty, true));
 }
 
-/// The device reads through the first entry of each window, at both ends of it, and writes through the last. Between the entries of the high one is nothing.
-fn assert_reaches_both_ends(stage: &mut Stage, listener: &Listener, windows: Windows) {
+/// Each of the guest's windows begins there and has entries of that page: the device reads through its first entry, at both ends of it, and
+/// writes through its last. Between the entries of the high one is nothing.
+fn assert_reaches_both_ends(stage: &mut Stage, listener: &Listener, windows: [(u64, PageSize); 2]) {
     let len = stage.ram.all().len().get();
     for (first, page) in windows.map(|(first, page)| (first, page.bytes())) {
         let window = listener.translated(Iova::new(first)).expect("the window is in force");

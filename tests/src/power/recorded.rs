@@ -10,14 +10,12 @@ use crate::power::windows::{PAGE, control, registration};
 use crate::ram::Ram;
 use crate::stage::Stage;
 
-/// The pages of the guest's windows: the firmware made the first, the guest itself the second.
-const PAGES: [PageSize; 2] = [PageSize::K4, PageSize::K64];
-
+/// The first window has been there from the beginning, in pages of 4K; the guest asked for the second, in pages of 64K.
 fn section((range, name): (IovaRange, &str)) -> Section {
     match name {
         "msi" => Section::msi(name, range),
-        "tce-iommu-80000000" => Section::translated(name, range, PAGES[0]),
-        _ => Section::translated(name, range, PAGES[1]),
+        "tce-iommu-80000000" => Section::translated(name, range, PageSize::K4),
+        _ => Section::translated(name, range, PageSize::K64),
     }
 }
 
