@@ -92,6 +92,9 @@ enum Holds {
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
+    /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of it, no others than
+    /// the memory's.
+    File { start_at: usize, len_at: usize },
 }
 
 /// The second word may be anything: it is an output, or no flags.
@@ -221,6 +224,7 @@ const IOMMUFD: &[Rule] = &[
     ),
     // Where others have flags, these have an id, or an option's number.
     Rule::new(iommufd::IOAS_UNMAP, exactly(iommufd::IoasUnmap::SIZE).allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_MAP_FILE, map_file().shape()),
     Rule::new(iommufd::IOAS_IOVA_RANGES, iova_ranges().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
@@ -260,6 +264,14 @@ const IOMMUFD: &[Rule] = &[
     SET_IOMMU,
 ];
 
+const fn map_file() -> Layout {
+    let start_at = offset_of!(iommufd::IoasMapFile, start);
+    let len_at = offset_of!(iommufd::IoasMapFile, length);
+    exactly(iommufd::IoasMapFile::SIZE)
+        .allowing(COPY_FLAGS)
+        .with(offset_of!(iommufd::IoasMapFile, fd), Holds::File { start_at, len_at })
+}
+
 const fn written() -> Layout {
     let length_at = offset_of!(iommufd::HwptGetDirtyBitmap, length);
     let page_at = offset_of!(iommufd::HwptGetDirtyBitmap, page_size);
@@ -290,6 +302,7 @@ const fn rules(kind: HandleKind) -> &'static [Rule] {
         HandleKind::Group => GROUP,
         HandleKind::Device => DEVICE,
         HandleKind::Iommufd => IOMMUFD,
+        HandleKind::Export => &[],
     }
 }
 
@@ -403,6 +416,12 @@ impl Field {
             (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
             }
+            (Holds::File { start_at, len_at }, Some(Attached::FileOf(memory))) => {
+                demand(u32_at(bytes, self.at) == Some(0))?;
+                demand(memory.file().is_some_and(|(_, offset)| u64_at(bytes, *start_at) == Some(offset)))?;
+                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
+                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
+            }
             _ => Err(Errno::EINVAL),
         }
     }
@@ -442,7 +461,8 @@ mod tests {
     use super::*;
     use crate::linux::tests::anonymous_memory;
 
-    const KINDS: [HandleKind; 4] = [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd];
+    const KINDS: [HandleKind; 5] =
+        [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
 
     fn map_dma(size: u64) -> type1::MapDma {
         type1::MapDma { argsz: type1::MapDma::SIZE, flags: type1::MAP_READ, size, ..Default::default() }
@@ -646,6 +666,28 @@ mod tests {
         assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
         let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&memory) });
         assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_file_is_mapped_no_further_than_the_memory_it_is_attached_for() {
+        let file = dmaspace_core::MemoryFile::unbacked(1);
+        let memory = anonymous_memory(0x2000);
+        let known = memory.clone().in_file(file.clone(), 0x8000);
+        let unbacked =
+            std::num::NonZeroU64::new(0x2000).and_then(|len| dmaspace_core::HostMemory::unbacked(0x1000, len));
+        let unbacked = unbacked.expect("no wrap").in_file(file, 0x8000);
+        let refused = |memory, start, length, fd, flags| {
+            let mut map = iommufd::IoasMapFile { size: 40, flags, fd, start, length, ..Default::default() };
+            let attached = Attached::FileOf(memory);
+            refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_MAP_FILE, map.as_mut_bytes(), 12, attached)
+        };
+        assert_eq!(refused(&known, 0x8000, 0x2000, 0, 7), None);
+        assert_eq!(refused(&known, 0x8000, 0x2001, 0, 7), Some(Errno::EINVAL));
+        assert_eq!(refused(&known, 0x8001, 0x1000, 0, 7), Some(Errno::EINVAL));
+        assert_eq!(refused(&known, 0x8000, 0x1000, 3, 7), Some(Errno::EINVAL), "a descriptor the caller wrote");
+        assert_eq!(refused(&known, 0x8000, 0x1000, 0, 8), Some(Errno::EINVAL), "a flag of tomorrow");
+        assert_eq!(refused(&memory, 0, 0x1000, 0, 7), Some(Errno::EINVAL), "no file");
+        assert_eq!(refused(&unbacked, 0x8000, 0x1000, 0, 7), Some(Errno::EFAULT));
     }
 
     #[test]

@@ -89,7 +89,13 @@ impl Backend for Logging {
     }
 
     fn powers(&self) -> Powers {
-        Powers { keeps: Keeps::Mappings, maps_device_memory: false, maps_host_read_only: true, host_page: PageSize::K4 }
+        Powers {
+            keeps: Keeps::Mappings,
+            maps_device_memory: false,
+            maps_files: false,
+            maps_host_read_only: true,
+            host_page: PageSize::K4,
+        }
     }
 
     fn is_real(&self) -> bool {

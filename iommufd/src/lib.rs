@@ -110,12 +110,13 @@ impl Backend for Ioas {
         "iommufd"
     }
 
-    /// It refuses another device's memory (linux: drivers/iommu/iommufd/pages.c pins what it maps), which could be mapped as a file of
-    /// its own only.
+    /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a file that the device
+    /// exported it takes it.
     fn powers(&self) -> Powers {
         Powers {
             keeps: Keeps::Mappings,
             maps_device_memory: false,
+            maps_files: self.iommufd().maps_files(),
             maps_host_read_only: true,
             host_page: self.door().host_page(),
         }

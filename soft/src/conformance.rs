@@ -87,6 +87,8 @@ pub struct Step {
 pub enum Act {
     /// Map memory at a place.
     Map(Place, Memory, Access),
+    /// Map what the memory's file holds.
+    MapFile(Place, Memory, Access),
     /// Unmap so many pages and bytes.
     Unmap(Place, Length),
     /// Unmap everything; on sPAPR, remove the window at 0.
@@ -342,6 +344,10 @@ impl Site<'_> {
             Act::Map(at, memory, access) => {
                 let (memory, size) = self.memory(memory);
                 plain(raw::map(self.door, self.context, self.address(at), size, memory.as_ref(), access))
+            }
+            Act::MapFile(at, memory, access) => {
+                let (memory, size) = self.memory(memory);
+                plain(raw::map_file(self.door, self.context, self.address(at), size, memory.as_ref(), access))
             }
             Act::Unmap(at, length) => {
                 let size = self.bytes(length);

@@ -134,7 +134,13 @@ impl Backend for Spapr {
 /// What both versions can do. Memory is pinned for writing whatever the access (linux: arch/powerpc/mm/book3s64/iommu_api.c,
 /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page), and only memory of the kernel's.
 fn powers(door: &dyn Door) -> Powers {
-    Powers { keeps: Keeps::Entries, maps_device_memory: false, maps_host_read_only: false, host_page: door.host_page() }
+    Powers {
+        keeps: Keeps::Entries,
+        maps_device_memory: false,
+        maps_files: false,
+        maps_host_read_only: false,
+        host_page: door.host_page(),
+    }
 }
 
 #[cfg(test)]

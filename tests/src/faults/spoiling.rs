@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 32] = [
+pub const REQUESTS: [&str; 33] = [
     "VFIO_GET_API_VERSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
@@ -34,6 +34,7 @@ pub const REQUESTS: [&str; 32] = [
     "IOMMU_OPTION",
     "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
@@ -47,7 +48,7 @@ pub const REQUESTS: [&str; 32] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 19] = [
+pub const BELIEVED: [&str; 20] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
@@ -58,6 +59,7 @@ pub const BELIEVED: [&str; 19] = [
     "IOMMU_OPTION",
     "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
@@ -198,6 +200,18 @@ fn errnos_of(name: &str) -> &'static [Errno] {
             Errno::EBUSY,
             Errno::ENOSPC,
             Errno::EPERM,
+        ],
+        "IOMMU_IOAS_MAP_FILE" => &[
+            Errno::EIO,
+            Errno::ENOMEM,
+            Errno::EFAULT,
+            Errno::EINVAL,
+            Errno::EEXIST,
+            Errno::ENOENT,
+            Errno::EINTR,
+            Errno::EBADF,
+            Errno::EOPNOTSUPP,
+            Errno::ENOTTY,
         ],
         "VFIO_IOMMU_SPAPR_TCE_CREATE" => &[
             Errno::EIO,
