@@ -35,11 +35,12 @@ pub struct HostMemory {
     len: NonZeroU64,
     origin: Origin,
     traits: Traits,
-    mapped: Option<Mapped>,
+    /// Shared, to keep the many copies of this small.
+    mapped: Option<Arc<Mapped>>,
 }
 
 /// Which file the memory is mapped from.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Mapped {
     file: MemoryFile,
     /// The address at which the file's first byte would lie. It is the same for all that one mapping of a file shows.
@@ -231,7 +232,7 @@ impl HostMemory {
     /// What is mapped then are the file's bytes. Memory of a private mapping is not the file's: say nothing of it.
     #[must_use]
     pub fn in_file(mut self, file: MemoryFile, offset: u64) -> Self {
-        self.mapped = Some(Mapped { file, begin: self.address().wrapping_sub(offset) });
+        self.mapped = Some(Arc::new(Mapped { file, begin: self.address().wrapping_sub(offset) }));
         self
     }
 
