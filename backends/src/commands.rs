@@ -92,6 +92,8 @@ enum Holds {
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
+    /// The number of ranges behind it, which is 1, in a struct for that feature and no other: others hold pointers.
+    OneRangeToExport,
     /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of it, no others than
     /// the memory's.
     File { start_at: usize, len_at: usize },
@@ -202,6 +204,14 @@ const DEVICE: &[Rule] = &[
     Rule::new(vfio::DEVICE_GET_INFO, reply(16).shape()),
     Rule::new(vfio::DEVICE_GET_REGION_INFO, reply(vfio::RegionInfo::SIZE).shape()),
     Rule::new(vfio::DEVICE_RESET, Shape::Nothing),
+    Rule::new(
+        vfio::DEVICE_FEATURE,
+        exactly(vfio::ExportRange::SIZE)
+            .allowing(vfio::FEATURE_EXPORT)
+            .with(offset_of!(vfio::ExportRange, nr_ranges), Holds::OneRangeToExport)
+            .shape(),
+    )
+    .opening(HandleKind::Export),
     Rule::new(
         iommufd::DEVICE_BIND_IOMMUFD,
         // Without its flag the kernel ignores the token's address.
@@ -415,6 +425,9 @@ impl Field {
             }
             (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
+            }
+            (Holds::OneRangeToExport, None) => {
+                demand(u32_at(bytes, 4) == Some(vfio::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
             }
             (Holds::File { start_at, len_at }, Some(Attached::FileOf(memory))) => {
                 demand(u32_at(bytes, self.at) == Some(0))?;
@@ -691,6 +704,21 @@ mod tests {
     }
 
     #[test]
+    fn of_a_devices_features_only_the_export_of_one_range_is_asked_for() {
+        let refused = |change: fn(&mut vfio::ExportRange)| {
+            let (argsz, flags) = (vfio::ExportRange::SIZE, vfio::FEATURE_EXPORT);
+            let mut export = vfio::ExportRange { argsz, flags, nr_ranges: 1, length: 0x1000, ..Default::default() };
+            change(&mut export);
+            refusal(HandleKind::Device, vfio::DEVICE_FEATURE, export.as_mut_bytes(), &mut [])
+        };
+        assert_eq!(refused(|_| {}), None);
+        assert_eq!(refused(|export| export.nr_ranges = 2), Some(Errno::EINVAL), "they are not there");
+        assert_eq!(refused(|export| export.flags = (1 << 16) | 8), Some(Errno::EINVAL), "that one holds a pointer");
+        assert_eq!(refused(|export| export.flags = 11), Some(Errno::EINVAL));
+        assert_eq!(refused(|export| export.argsz = 41), Some(Errno::EINVAL));
+    }
+
+    #[test]
     fn an_address_the_caller_wrote_is_refused() {
         let memory = anonymous_memory(0x1000);
         let mut map = map_dma(0x1000);
@@ -766,10 +794,9 @@ mod tests {
     }
 
     #[test]
-    fn only_opening_a_device_opens_anything() {
-        let openers: Vec<_> = KINDS.into_iter().flat_map(rules).filter(|rule| rule.opens().is_some()).collect();
-        assert_eq!(openers.len(), 1);
-        assert_eq!(openers[0].request, vfio::GROUP_GET_DEVICE_FD);
-        assert_eq!(openers[0].opens(), Some(HandleKind::Device));
+    fn only_opening_a_device_and_exporting_a_bar_opens_anything() {
+        let openers = KINDS.into_iter().flat_map(rules).filter_map(|rule| Some((rule.request, rule.opens()?)));
+        let expected = [(vfio::GROUP_GET_DEVICE_FD, HandleKind::Device), (vfio::DEVICE_FEATURE, HandleKind::Export)];
+        assert_eq!(openers.collect::<Vec<_>>(), expected);
     }
 }

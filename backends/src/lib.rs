@@ -111,7 +111,7 @@ pub use dmaspace_iommufd::Pool;
 pub use dmaspace_core::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_core::{
-    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
-    SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, listener, locked,
-    memory, page, reserved, runs, section, window,
+    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, MemoryFile, PageSize, PageSizes, PciAddressSpace,
+    Section, SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, listener,
+    locked, memory, page, reserved, runs, section, window,
 };
