@@ -71,6 +71,8 @@ pub enum Leaves {
     LockedMemory,
     /// A warning in the kernel's log.
     Warning,
+    /// The same, on kernels since 7.2; nothing on earlier ones.
+    WarningSince72,
 }
 
 /// A request and its answer.
