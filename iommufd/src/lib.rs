@@ -7,6 +7,9 @@
 //! wrong with the memory shows when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its
 //! windows are everything there is at first; each device narrows them, each that leaves widens them.
 //!
+//! Memory that knows its file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): so is a BAR that its device exported,
+//! which cannot be mapped otherwise. All other memory is mapped by its address.
+//!
 //! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space itself. Which is which
 //! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::dirty`]).
 //!
