@@ -155,11 +155,12 @@ const CONTAINER: &[Rule] = &[
 const MAP_DMA: Rule = Rule::new(
     type1::MAP_DMA,
     exactly(type1::MapDma::SIZE)
-        .allowing(type1::MAP_READ | type1::MAP_WRITE)
+        .allowing(type1::MAP_READ | type1::MAP_WRITE | type1::MAP_VADDR)
         .with(offset_of!(type1::MapDma, vaddr), Holds::Memory { len_at: offset_of!(type1::MapDma, size) })
         .shape(),
 );
-const UNMAP_DMA: Rule = Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL).shape());
+const UNMAP_DMA: Rule =
+    Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL | type1::UNMAP_VADDR).shape());
 /// The same number as sPAPR's TCE_GET_INFO. Each driver asks for 16 bytes at least.
 const GET_INFO: Rule = Rule::new(type1::GET_INFO, reply(16).shape());
 const GET_API_VERSION: Rule = Rule::new(vfio::GET_API_VERSION, Shape::Nothing);
@@ -644,10 +645,10 @@ mod tests {
 
     #[test]
     fn flags_that_bring_a_pointer_are_refused() {
-        let vaddr_flag = 1 << 2;
+        let unknown_flag = 1 << 3;
         let memory = anonymous_memory(0x1000);
         let mut map = map_dma(0x1000);
-        map.flags |= vaddr_flag;
+        map.flags |= unknown_flag;
         let attached = Attached::Memory(&memory);
         assert_eq!(
             refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),

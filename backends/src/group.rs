@@ -138,6 +138,20 @@ impl VfioGroup {
         Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
     }
 
+    /// Whether it is in a container.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn is_in_a_container(&self) -> Result<bool, Failure> {
+        Ok(self.status()? & GROUP_CONTAINER_SET != 0)
+    }
+
+    /// Takes over a device of the group that another process has opened and handed over. `name` is the one sysfs has for it.
+    pub fn inherit_device(self: &Arc<Self>, device: Handle, name: &str) -> Device {
+        self.open_devices.fetch_add(1, Ordering::Relaxed);
+        Device::of_group(self.door.clone(), device, name, self.clone())
+    }
+
     /// A device of the group was closed.
     pub(crate) fn note_closed(&self) {
         self.open_devices.fetch_sub(1, Ordering::Relaxed);

@@ -46,6 +46,7 @@
 //!   what is open then; [`options`]: how, where there is a choice.
 //! - [`Pool`]: several spaces over one guest, its memory pinned once ([`Host::open_pool`], [`Host::open_in`]).
 //! - [`registry`] and [`kvm`]: telling KVM, in time.
+//! - [`inherited`]: from the descriptors of a VMM that makes way for this one, devices at work; [`handover`] says how.
 //! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
 //! - `recording` (feature): what a listener is told, written down as JSON lines, and read again.
 //! - `soft` (feature): the soft host as a host to open spaces on, for a VMM's own tests.
@@ -81,6 +82,7 @@ mod commands;
 pub mod device;
 pub mod facts;
 pub mod group;
+pub mod inherited;
 pub mod kvm;
 pub mod linux;
 pub mod open;
@@ -112,6 +114,6 @@ pub use dmaspace_core::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_core::{
     Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, MemoryFile, PageSize, PageSizes, PciAddressSpace,
-    Section, SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, listener,
-    locked, memory, page, reserved, runs, section, window,
+    Section, SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, handover,
+    listener, locked, memory, page, reserved, runs, section, window,
 };

@@ -79,6 +79,11 @@ impl Host {
         self
     }
 
+    /// Who is told about groups and devices.
+    pub(crate) fn registry(&self) -> Option<&Arc<dyn Registry>> {
+        self.registry.as_ref()
+    }
+
     /// How it opens spaces.
     pub(crate) fn options(&self) -> &OpenOptions {
         &self.options
@@ -186,6 +191,8 @@ pub struct OpenSpace {
     backend: BackendKind,
     space: Arc<dyn PciAddressSpace>,
     groups: Vec<Arc<VfioGroup>>,
+    /// The container or the iommufd. The backend owns it.
+    handle: Handle,
 }
 
 impl OpenSpace {
@@ -219,11 +226,30 @@ impl OpenSpace {
                 Arc::new(Space::new(options.prepare(Ioas::within(iommufd))?)?)
             }
         };
-        Ok(Self::around(door, backend, space))
+        Ok(Self::around(door, backend, space, handle))
     }
 
-    pub(crate) fn around(door: Arc<dyn Door>, backend: BackendKind, space: Arc<dyn PciAddressSpace>) -> Self {
-        Self { door, registry: None, backend, space, groups: Vec::new() }
+    pub(crate) fn around(
+        door: Arc<dyn Door>,
+        backend: BackendKind,
+        space: Arc<dyn PciAddressSpace>,
+        handle: Handle,
+    ) -> Self {
+        Self { door, registry: None, backend, space, groups: Vec::new(), handle }
+    }
+
+    pub(crate) fn with_groups(self, groups: Vec<Arc<VfioGroup>>) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Its container or iommufd. Who takes the space over needs the descriptor ([`crate::inherited`]).
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// Its groups, in the order they came, where devices are attached by groups.
+    pub fn groups(&self) -> &[Arc<VfioGroup>] {
+        &self.groups
     }
 
     /// The space.
@@ -419,6 +445,12 @@ pub enum OpenError {
     /// A driver of the host holds on to the DMA of the group.
     #[error("{group} is not viable: a driver of the host is bound to one of its devices; bind all of them to vfio-pci")]
     NotViable {
+        /// The group.
+        group: String,
+    },
+    /// The group is in no container: nothing was handed over with it.
+    #[error("{group} is in no container; pass on the descriptor of the process that has it in one")]
+    NotInherited {
         /// The group.
         group: String,
     },

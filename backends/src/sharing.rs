@@ -61,7 +61,8 @@ impl OpenSpace {
 
     fn shared(pool: Arc<Pool>, options: &OpenOptions) -> Result<Self, OpenError> {
         let door = pool.iommufd().door().clone();
+        let handle = pool.iommufd().handle();
         let ioas = options.prepare(Ioas::sharing(pool))?;
-        Ok(Self::around(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?)))
+        Ok(Self::around(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?), handle))
     }
 }

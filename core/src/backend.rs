@@ -120,6 +120,11 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
         None
     }
+
+    /// The calls for handing mappings over to another process, where kernels may do that.
+    fn handover_calls(&self) -> Option<&dyn HandoverCalls> {
+        None
+    }
 }
 
 /// Creating and removing windows.
@@ -223,6 +228,27 @@ pub struct DirtyReach {
     pub parts_of_mappings: bool,
     /// The most bytes a bitmap may have.
     pub longest_bitmap: usize,
+}
+
+/// Having mappings find their memory in another process, or elsewhere in this one.
+pub trait HandoverCalls: Send + Sync {
+    /// Why the host as it is now (its kernel, all of its devices, what is mapped) cannot, and what to do. `None`: it can.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn obstacle(&self) -> Result<Option<&'static str>, Failure>;
+
+    /// Lets go of the addresses of all mappings in `range`, in one call, and how many bytes they have (`None` where nobody says).
+    ///
+    /// # Errors
+    /// What the kernel said; no address is let go of then. It refuses when one was let go of before.
+    fn let_go(&self, range: IovaRange) -> Result<Option<u64>, Failure>;
+
+    /// Has the mapping that is exactly `range`, and whose address was let go of, find its memory at `memory`, and charges this process.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing changed then.
+    fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure>;
 }
 
 /// Recovering the PE of the group that is attached.

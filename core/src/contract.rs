@@ -14,6 +14,7 @@ use crate::dirty::DirtyTracking;
 use crate::door::{Failure, Handle};
 use crate::eeh::Eeh;
 use crate::error::Error;
+use crate::handover::HandOver;
 use crate::memory::HostMemory;
 use crate::page::{PageSize, PageSizes};
 use crate::reserved::Reserved;
@@ -65,6 +66,17 @@ pub struct Powers {
     pub maps_host_read_only: bool,
     /// The page the host's memory is made of.
     pub host_page: PageSize,
+    /// Whether what is mapped can be handed over to another process.
+    pub hands_over: HandsOver,
+}
+
+/// Whether what is mapped can be handed over to another process, as far as a backend knows without a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HandsOver {
+    /// Where the kernel and the devices are up to it: it is asked when it is due ([`HandOver::hand_over`]).
+    WhereTheKernelCan,
+    /// Never: why, and what to do.
+    Never(&'static str),
 }
 
 impl Powers {
@@ -214,6 +226,9 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
 
     /// Telling what devices write: every host can, some only by telling everything they may.
     fn dirty_tracking(&self) -> &dyn DirtyTracking;
+
+    /// Handing what is mapped over to another process while devices go on. Hosts that cannot refuse, and say why ([`Powers::hands_over`]).
+    fn handover(&self) -> &dyn HandOver;
 
     /// Attaches a device (a VFIO group, or a device by its own node) and says how that changed the windows.
     ///

@@ -41,6 +41,12 @@ pub enum Operation {
     TrackDirty,
     /// Ask what devices have written.
     SyncDirty,
+    /// Hand what is mapped over to another process.
+    HandOver,
+    /// End a hand-over to nobody.
+    TakeBack,
+    /// Take up what another process has handed over.
+    Adopt,
 }
 
 impl fmt::Display for Operation {
@@ -60,6 +66,9 @@ impl fmt::Display for Operation {
             Self::RecoverPe => "recover the PE of",
             Self::TrackDirty => "track dirty pages of",
             Self::SyncDirty => "sync dirty pages of",
+            Self::HandOver => "hand over",
+            Self::TakeBack => "take back",
+            Self::Adopt => "adopt",
         })
     }
 }
@@ -164,6 +173,16 @@ pub enum Kind {
     Tracking,
     /// Dirty pages are not tracked.
     NotTracking,
+    /// The space is handed over, or inherited and not adopted yet.
+    HandedOver,
+    /// The space is not handed over.
+    NotHandedOver,
+    /// Memory has no name, or there is none of a name that will do: which, and what is wrong with it.
+    NoMemory(String),
+    /// The description is not of this space: what is wrong.
+    BadHandover(String),
+    /// The kernel has no such mapping, or it was not handed over.
+    NoSuchMapping,
     /// The kernel's reply cannot be true.
     BadReply,
     /// The kernel said no for a reason of its own.
@@ -183,10 +202,19 @@ impl Kind {
             // What takes something away locks nothing.
             (
                 Answer::Errno(Errno::ENOMEM),
-                Operation::Map | Operation::Replace | Operation::CreateWindow | Operation::Register | Operation::Attach,
+                Operation::Map
+                | Operation::Replace
+                | Operation::CreateWindow
+                | Operation::Register
+                | Operation::Attach
+                | Operation::Adopt
+                | Operation::TakeBack,
             ) => Self::PinLimit(PinLimit::default()),
             (Answer::Errno(Errno::ENOSPC), Operation::CreateWindow) => Self::NoWindowSlot,
             (Answer::Errno(Errno::ENOSPC), Operation::Map | Operation::Replace) => Self::NoMappingSlot,
+            (Answer::Errno(Errno::ENOENT | Errno::EINVAL), Operation::Adopt | Operation::TakeBack) => {
+                Self::NoSuchMapping
+            }
             (Answer::Positive(_) | Answer::Errno(_), _) => Self::Refused,
         }
     }
@@ -202,6 +230,9 @@ impl Kind {
             Self::Fenced(_) => "the fence stays until the space is dropped",
             Self::NotRegistered => "register the memory first",
             Self::NotTracking => "begin to track first",
+            Self::HandedOver => "adopt it, or take it back",
+            Self::NotHandedOver => "hand it over first",
+            Self::NoMemory(_) => "give the memory of each name as it was, from the same file",
             Self::NoWindowSlot => "remove a window first",
             Self::NoMappingSlot => "map larger sections, or raise vfio_iommu_type1's dma_entry_limit",
             Self::PinLimit(limit) => limit.advice(),
@@ -250,6 +281,11 @@ impl fmt::Display for Kind {
             Self::NotAttached => f.write_str("the device is not attached to this space"),
             Self::Tracking => f.write_str("dirty pages are tracked already"),
             Self::NotTracking => f.write_str("dirty pages are not tracked"),
+            Self::HandedOver => f.write_str("the space is handed over"),
+            Self::NotHandedOver => f.write_str("the space is not handed over"),
+            Self::NoMemory(what) => f.write_str(what),
+            Self::BadHandover(what) => write!(f, "the description is not of this space: {what}"),
+            Self::NoSuchMapping => f.write_str("the kernel has no such mapping, or it was not handed over"),
             Self::BadReply => f.write_str("the kernel's reply cannot be true"),
             Self::Refused => f.write_str("the kernel refused"),
         }

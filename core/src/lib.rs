@@ -48,6 +48,7 @@
 //! - [`contract`]: what a PCI address space promises, whatever is behind it; [`space`] keeps the promises for any [`backend`].
 //! - [`listener`]: transactions of sections, planned purely, applied with a journal.
 //! - [`dirty`]: what devices write, told to a VMM's own bitmap. [`eeh`]: devices that their host has isolated.
+//! - [`handover`]: a VMM replaces itself while devices stay attached.
 //! - `recording` (feature `serde`): what a listener is told, in a form that serde writes and reads.
 //! - [`door`]: the one narrow place through which kernel calls go; [`asking`]: asking again what must not fail; [`runs`]: what a process
 //!   has registered of its memory.
@@ -64,6 +65,7 @@ pub mod dirty;
 pub mod door;
 pub mod eeh;
 pub mod error;
+pub mod handover;
 pub mod listener;
 pub mod locked;
 pub mod memory;

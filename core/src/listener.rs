@@ -18,6 +18,7 @@ mod apply;
 mod audit;
 mod blocks;
 mod discardable;
+mod handover;
 mod longer_runs;
 mod member;
 mod pinned;
@@ -363,7 +364,10 @@ impl Listener {
         let windows: Vec<_> = self.windows.values().cloned().collect();
         let gates: Vec<_> = windows.iter().map(|window| window.hold()).collect();
         self.track_joining(&space).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
-        plan.entries = windows.iter().flat_map(|window| window.entries()).chain(entries).collect();
+        // A space that has adopted what another process had there has them.
+        let missing = |entry: &Mapping| space.mappings(entry.range) != [entry.clone()];
+        let live = windows.iter().flat_map(|window| window.entries()).chain(entries);
+        plan.entries = live.filter(missing).collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal);
         let mut report = replayed.map_err(|error| {

@@ -20,6 +20,7 @@
 mod devices;
 mod dirty;
 mod eeh;
+mod handover;
 mod index;
 mod ones;
 mod registrations;
@@ -42,6 +43,7 @@ use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
 use crate::eeh::Eeh;
 use crate::error::{Error, Kind, Operation, Subject};
+use crate::handover::HandOver;
 use crate::locked::PinLimit;
 use crate::memory::HostMemory;
 use crate::page::PageSize;
@@ -53,7 +55,7 @@ use index::Index;
 /// A PCI address space on a backend `B`.
 #[derive(Debug)]
 pub struct Space<B: Backend> {
-    gate: RwLock<()>,
+    gate: RwLock<Standing>,
     layout: RwLock<Arc<Layout>>,
     registered: RwLock<BTreeMap<u64, HostMemory>>,
     held: RwLock<BTreeMap<u64, HostMemory>>,
@@ -62,6 +64,17 @@ pub struct Space<B: Backend> {
     tracking: RwLock<Option<Tracking>>,
     /// Last, so that everything above is gone when it closes its handles.
     backend: B,
+}
+
+/// Whose space it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// This process's.
+    Here,
+    /// Whoever's adopts it. What lives is what lived when it was handed over.
+    HandedOver,
+    /// This process's as soon as it adopts it. What lives is not known before.
+    Inherited,
 }
 
 /// The windows in force and what lives in each.
@@ -96,21 +109,41 @@ impl<B: Backend> Space<B> {
         let subject = || Subject::Device("no device yet".into());
         let windows = backend.refresh(0);
         let windows = windows.map_err(|failure| refused(&backend, Operation::Attach, subject(), failure, 0))?;
-        Ok(Self {
-            gate: RwLock::default(),
+        Ok(Self::standing_so(Standing::Here, backend, Vec::new(), windows))
+    }
+
+    fn standing_so(standing: Standing, backend: B, devices: Vec<Arc<dyn Attachable>>, windows: Windows) -> Self {
+        Self {
+            gate: RwLock::new(standing),
             layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
             registered: RwLock::default(),
             held: RwLock::default(),
             fenced: RwLock::default(),
-            devices: Mutex::default(),
+            devices: Mutex::new(devices),
             tracking: RwLock::default(),
             backend,
-        })
+        }
     }
 
     /// The backend, for what only it can do.
     pub fn backend_ref(&self) -> &B {
         &self.backend
+    }
+
+    /// Through the gate, beside others, for an operation on a space that is ours.
+    fn enter(&self, operation: Operation, subject: impl Into<Subject>) -> Result<RwLockReadGuard<'_, Standing>, Error> {
+        let gate = read(&self.gate);
+        if *gate == Standing::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+    }
+
+    /// The same, alone.
+    fn enter_alone(
+        &self,
+        operation: Operation,
+        subject: impl Into<Subject>,
+    ) -> Result<RwLockWriteGuard<'_, Standing>, Error> {
+        let gate = write(&self.gate);
+        if *gate == Standing::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
     }
 
     fn layout(&self) -> Arc<Layout> {
@@ -373,7 +406,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let range = IovaRange::with_len(at, len)
             .map_err(|bad| Error::new(Operation::Map, Subject::Bounds(at, len), Kind::BadRange(bad)))?;
         self.check_request(Operation::Map, range, memory, access)?;
-        let _gate = read(&self.gate);
+        let _gate = self.enter(Operation::Map, range)?;
         let slot = self.slot_for(Operation::Map, range, memory, unit)?;
         let _one_by_one = lock(&slot.operations);
         if let Some(live) = read(&slot.live).overlap(range) {
@@ -391,7 +424,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let range = IovaRange::with_len(at, len)
             .map_err(|bad| Error::new(operation, Subject::Bounds(at, len), Kind::BadRange(bad)))?;
         self.check_request(operation, range, memory, access)?;
-        let _gate = read(&self.gate);
+        let _gate = self.enter(operation, range)?;
         let slot = self.slot_for(operation, range, memory, unit)?;
         let _one_by_one = lock(&slot.operations);
         let (cut, gap) = {
@@ -409,7 +442,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         if let Some(fence) = self.fence_over(range) {
             return Err(Error::new(Operation::Unmap, range, Kind::Fenced(fence)));
         }
-        let _gate = read(&self.gate);
+        let _gate = self.enter(Operation::Unmap, range)?;
         let layout = self.layout();
         let cut = |slot: &Slot| match read(&slot.live).cut_by(range) {
             Some(unit) => Err(Error::new(Operation::Unmap, range, Kind::CutsUnit(unit))),
@@ -483,10 +516,14 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self
     }
 
+    fn handover(&self) -> &dyn HandOver {
+        self
+    }
+
     fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error> {
-        let _gate = write(&self.gate);
-        let mut devices = lock(&self.devices);
         let subject = || Subject::Device(device.name());
+        let _gate = self.enter_alone(Operation::Attach, subject())?;
+        let mut devices = lock(&self.devices);
         let fail = |failure, wanted: Option<u64>| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
         let attached = self.backend.attach(&*device);
@@ -513,9 +550,9 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn detach(&self, device: &Arc<dyn Attachable>) -> Result<WindowChange, Error> {
-        let _gate = write(&self.gate);
-        let mut devices = lock(&self.devices);
         let subject = || Subject::Device(device.name());
+        let _gate = self.enter_alone(Operation::Detach, subject())?;
+        let mut devices = lock(&self.devices);
         let fail = |failure| Error::from_kernel(Operation::Detach, subject(), failure);
         let place = devices.iter().position(|attached| Arc::ptr_eq(attached, device));
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
@@ -574,9 +611,21 @@ impl Slot {
 }
 
 impl<B: Backend> Drop for Space<B> {
+    /// A space that was handed over is another's to empty. Memory behind a fence is kept for ever.
+    fn drop(&mut self) {
+        if *read(&self.gate) == Standing::Here {
+            self.empty();
+        }
+        for fenced in write(&self.fenced).drain(..) {
+            fenced.memory.into_iter().for_each(std::mem::forget);
+        }
+    }
+}
+
+impl<B: Backend> Space<B> {
     /// Windows that were created go with everything in them, fixed ones are emptied in one call, or one each where a fence may lie in
     /// between. What cannot be unmapped keeps its memory for ever.
-    fn drop(&mut self) {
+    fn empty(&self) {
         let layout = self.layout();
         let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
         let at_once = self.keeps() == Keeps::Mappings && read(&self.fenced).is_empty();
@@ -620,9 +669,6 @@ impl<B: Backend> Drop for Space<B> {
             }
         }
         self.tell_all();
-        for fenced in write(&self.fenced).drain(..) {
-            fenced.memory.into_iter().for_each(std::mem::forget);
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
-use dmaspace_core::contract::{AttachPoint, Keeps, Powers, Unit};
+use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers, Unit};
 use dmaspace_core::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
@@ -95,6 +95,7 @@ impl Backend for Logging {
             maps_files: false,
             maps_host_read_only: true,
             host_page: PageSize::K4,
+            hands_over: HandsOver::Never("a test"),
         }
     }
 

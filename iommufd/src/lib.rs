@@ -32,7 +32,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use dmaspace_core::backend::SharingCalls;
-use dmaspace_core::contract::{AttachPoint, Attachable, Keeps, Powers};
+use dmaspace_core::contract::{AttachPoint, Attachable, HandsOver, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
 use dmaspace_core::locked::{Allowance, LockedMemory, Payer};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
@@ -108,6 +108,13 @@ impl Ioas {
     }
 }
 
+/// A mapping is bound to the process that made it, unless it is of a file (linux: drivers/iommu/iommufd/ioas.c,
+/// iommufd_ioas_change_process).
+const FILES_ONLY: HandsOver = HandsOver::Never(
+    "iommufd hands over what is mapped of files (IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_CHANGE_PROCESS), which is not done here; open a container \
+     of vfio_iommu_type1",
+);
+
 impl Backend for Ioas {
     fn name(&self) -> &'static str {
         "iommufd"
@@ -122,6 +129,7 @@ impl Backend for Ioas {
             maps_files: self.iommufd().maps_files(),
             maps_host_read_only: true,
             host_page: self.door().host_page(),
+            hands_over: FILES_ONLY,
         }
     }
 

@@ -12,6 +12,7 @@ use std::fmt;
 use dmaspace_core::door::{Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};
 use dmaspace_iommufd::abi;
+use dmaspace_type1::abi as type1;
 
 use crate::profile::{KernelVersion, Platform};
 use raw::Context;
@@ -111,6 +112,12 @@ pub enum Act {
     Written(Place, Length),
     /// Unmap so many pages of a type1 container, and ask what was written there.
     UnmapWritten(Place, Length),
+    /// Let go of the addresses of a container's mappings.
+    LetGo(Place, Length),
+    /// Let go of all of them.
+    LetGoOfAll,
+    /// Give the address of memory to a container's mapping, with rights that belong to none.
+    Give(Place, Memory, Access),
     /// Register memory.
     Register(Memory),
     /// Unregister memory.
@@ -384,6 +391,13 @@ impl Site<'_> {
                 let range = (self.address(at), self.bytes(length));
                 raw::unmap_written(self.door, container, range, self.page())
             }),
+            Act::LetGo(at, length) => self.let_go(type1::UNMAP_VADDR, self.address(at), self.bytes(length)),
+            Act::LetGoOfAll => self.let_go(type1::UNMAP_VADDR | type1::UNMAP_ALL, 0, 0),
+            Act::Give(at, memory, access) => {
+                let (memory, size) = self.memory(memory);
+                let (Context::Type1(container) | Context::Compat(container)) = self.context else { return NOT_MEANT };
+                plain(raw::give(self.door, container, (self.address(at), size), memory.as_ref(), access))
+            }
             Act::Register(memory) => {
                 let (memory, size) = self.memory(memory);
                 self.on_container(|container| raw::register(self.door, container, memory.as_ref(), size))
@@ -400,6 +414,15 @@ impl Site<'_> {
             Act::Enable => self.on_container(|container| raw::enable(self.door, container)),
             Act::Disable => self.on_container(|container| raw::disable(self.door, container)),
             Act::Store(at) => self.store(Iova::new(self.address(at))),
+        }
+    }
+
+    fn let_go(&self, flags: u32, at: u64, size: u64) -> Found {
+        match self.context {
+            Context::Type1(container) | Context::Compat(container) => {
+                sized(raw::unmap_type1(self.door, container, flags, at, size))
+            }
+            Context::Spapr(_) | Context::Ioas { .. } => NOT_MEANT,
         }
     }
 

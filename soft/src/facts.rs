@@ -84,6 +84,11 @@ impl Facts {
         self.kernel >= KernelVersion { major: 6, minor: 7 }
     }
 
+    /// Whether a type1 container's mappings can be given other addresses: since Linux 5.12.
+    pub(crate) fn moves_addresses(&self) -> bool {
+        self.kernel >= KernelVersion { major: 5, minor: 12 }
+    }
+
     /// What type1 says to a range that wraps around 2^64.
     pub(crate) fn wrap(&self) -> Errno {
         if self.is_modern() { Errno::EOVERFLOW } else { Errno::EINVAL }

@@ -304,7 +304,10 @@ fn registered(driver: &Driver) -> Vec<(Pid, u64)> {
 
 fn count_driver(ledger: &mut Ledger, driver: &Driver) {
     match driver {
-        Driver::Type1(type1) => count_table(ledger, type1.table()),
+        Driver::Type1(type1) => {
+            count_table(ledger, type1.table());
+            ledger.without_address += type1.count_without_address();
+        }
         Driver::Spapr(spapr) => {
             ledger.windows += spapr.window_count();
             ledger.mappings += spapr.live_entries();

@@ -38,6 +38,8 @@ pub struct Ledger {
     pub mappings: u64,
     /// Live mappings' bytes.
     pub mapped: u64,
+    /// Live mappings of type1 whose address a process has let go of, and none has given again.
+    pub without_address: usize,
 }
 
 impl Ledger {

@@ -10,6 +10,7 @@ pub mod files;
 pub mod flat_view;
 pub mod ledger;
 pub mod limits;
+pub mod live;
 pub mod logged;
 pub mod mock;
 pub mod model;

@@ -117,7 +117,7 @@ pub struct DmaAvailable {
 pub struct MapDma {
     /// [`MapDma::SIZE`].
     pub argsz: u32,
-    /// [`MAP_READ`], [`MAP_WRITE`]: the device's.
+    /// [`MAP_READ`], [`MAP_WRITE`]: the device's; or [`MAP_VADDR`].
     pub flags: u32,
     /// The memory: attached, left zero.
     pub vaddr: u64,
@@ -131,6 +131,9 @@ pub struct MapDma {
 pub const MAP_READ: u32 = kernel::VFIO_DMA_MAP_FLAG_READ;
 /// The device may write.
 pub const MAP_WRITE: u32 = kernel::VFIO_DMA_MAP_FLAG_WRITE;
+/// The mapping is there, and its address was let go of with [`UNMAP_VADDR`]: this is where its memory is from now on. Not together with
+/// rights, which stay.
+pub const MAP_VADDR: u32 = kernel::VFIO_DMA_MAP_FLAG_VADDR;
 
 /// What [`UNMAP_DMA`] reads and, on success, writes back. A bitmap may follow, for dirty tracking.
 #[repr(C)]
@@ -138,7 +141,7 @@ pub const MAP_WRITE: u32 = kernel::VFIO_DMA_MAP_FLAG_WRITE;
 pub struct UnmapDma {
     /// [`UnmapDma::SIZE`].
     pub argsz: u32,
-    /// [`UNMAP_ALL`], or zero.
+    /// [`UNMAP_ALL`], [`UNMAP_VADDR`], both, or zero.
     pub flags: u32,
     /// The first bus address.
     pub iova: u64,
@@ -150,6 +153,8 @@ pub struct UnmapDma {
 pub const UNMAP_GET_DIRTY: u32 = kernel::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
 /// Unmap everything; address and size must be zero then.
 pub const UNMAP_ALL: u32 = kernel::VFIO_DMA_UNMAP_FLAG_ALL;
+/// Unmap nothing: let go of the addresses only. All of the mappings must have one.
+pub const UNMAP_VADDR: u32 = kernel::VFIO_DMA_UNMAP_FLAG_VADDR;
 
 /// A bitmap for the kernel to fill, one bit a page. The kernel sets bits and clears none: it is zero before.
 #[repr(C)]

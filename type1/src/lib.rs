@@ -14,14 +14,15 @@
 pub mod abi;
 pub mod chain;
 pub mod dirty;
+mod handover;
 pub mod info;
 pub mod vfio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dmaspace_core::backend::DirtyCalls;
-use dmaspace_core::contract::{AttachPoint, Keeps, Powers};
+use dmaspace_core::backend::{DirtyCalls, HandoverCalls};
+use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
@@ -59,6 +60,14 @@ impl Type1 {
         self.container.kind() == HandleKind::Iommufd
     }
 
+    fn map_dma(&self, flags: u32, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
+        let (iova, size) = (range.first().get(), memory.len().get());
+        let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size };
+        let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
+        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
+        self.door.call(self.container, command)
+    }
+
     fn offer(&self) -> Result<Offer, Failure> {
         info::gather(|reply| self.door.call(self.container, Command::with_bytes(abi::GET_INFO, reply)))
     }
@@ -85,6 +94,7 @@ impl Backend for Type1 {
             maps_files: false,
             maps_host_read_only: true,
             host_page: self.door.host_page(),
+            hands_over: if self.is_iommufd() { NO_ADDRESSES } else { HandsOver::WhereTheKernelCan },
         }
     }
 
@@ -122,16 +132,7 @@ impl Backend for Type1 {
     }
 
     fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
-        let mut map = MapDma {
-            argsz: MapDma::SIZE,
-            flags: map_flags(access),
-            vaddr: 0,
-            iova: range.first().get(),
-            size: memory.len().get(),
-        };
-        let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
-        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
-        self.door.call(self.container, command)
+        self.map_dma(map_flags(access), range, memory)
     }
 
     /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on VT-d); one that
@@ -153,7 +154,17 @@ impl Backend for Type1 {
     fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
         Some(self)
     }
+
+    fn handover_calls(&self) -> Option<&dyn HandoverCalls> {
+        Some(self)
+    }
 }
+
+/// What an iommufd says in a container's place (linux: drivers/iommu/iommufd/vfio_compat.c, iommufd_vfio_check_extension).
+const NO_ADDRESSES: HandsOver = HandsOver::Never(
+    "an iommufd in a container's place moves no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a container of \
+     vfio_iommu_type1",
+);
 
 fn map_flags(access: Access) -> u32 {
     let read = if access.contains(Access::READ) { abi::MAP_READ } else { 0 };

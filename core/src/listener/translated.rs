@@ -276,7 +276,8 @@ impl TranslatedWindow {
         let mut bytes = 0;
         shared.on_every_space(&spaces, |space, journal| {
             let old = if spaces.len() > 1 { space.mappings(range) } else { Vec::new() };
-            bytes = space.unmap(range)?;
+            // One whose device has just come back may lack some.
+            bytes = bytes.max(space.unmap(range)?);
             journal.note_unmapped(old);
             Ok(())
         })?;

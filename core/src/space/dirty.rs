@@ -236,7 +236,7 @@ impl<B: Backend> Space<B> {
 impl<B: Backend> DirtyTracking for Space<B> {
     fn start(&self, sink: Arc<dyn DirtySink>) -> Result<Precision, Error> {
         let fail = |kind| Error::new(Operation::TrackDirty, IovaRange::all(), kind);
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(Operation::TrackDirty, IovaRange::all())?;
         let mut tracking = write(&self.tracking);
         if tracking.is_some() {
             return Err(fail(Kind::Tracking));
@@ -251,7 +251,7 @@ impl<B: Backend> DirtyTracking for Space<B> {
 
     fn sync(&self, range: IovaRange) -> Result<Synced, Error> {
         let operation = Operation::SyncDirty;
-        let _gate = read(&self.gate);
+        let _gate = self.enter(operation, range)?;
         let tracking = read(&self.tracking);
         let tracking = tracking.as_ref().ok_or_else(|| Error::new(operation, range, Kind::NotTracking))?;
         let (mut told, mut trouble) = (0_u64, None);
@@ -270,7 +270,7 @@ impl<B: Backend> DirtyTracking for Space<B> {
     }
 
     fn stop(&self) -> Result<(), Error> {
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(Operation::TrackDirty, IovaRange::all())?;
         let tracking = write(&self.tracking).take();
         let tracking =
             tracking.ok_or_else(|| Error::new(Operation::TrackDirty, IovaRange::all(), Kind::NotTracking))?;

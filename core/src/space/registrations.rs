@@ -91,7 +91,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         let operation = Operation::Register;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_registration(operation, memory)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, memory.clone())?;
         self.check_block(memory, &read(&self.registered), Kind::AlreadyRegistered).map_err(fail)?;
         if memory.is_host_read_only() {
             return Err(fail(Kind::HostReadOnly(Access::READ_WRITE)));
@@ -108,7 +108,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         let operation = Operation::Unregister;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_registration(operation, memory)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, memory.clone())?;
         if read(&self.registered).get(&memory.address()) != Some(memory) {
             return Err(fail(Kind::NotRegistered));
         }

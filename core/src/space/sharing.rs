@@ -30,7 +30,7 @@ impl<B: Backend> MemorySharing for Space<B> {
         let operation = Operation::Hold;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_sharing(operation, memory)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, memory.clone())?;
         self.check_block(memory, &read(&self.held), Kind::AlreadyHeld).map_err(fail)?;
         calls.hold(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
         write(&self.held).insert(memory.address(), memory.clone());
@@ -41,7 +41,7 @@ impl<B: Backend> MemorySharing for Space<B> {
         let operation = Operation::LetGo;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_sharing(operation, memory)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, memory.clone())?;
         if read(&self.held).get(&memory.address()) != Some(memory) {
             return Err(fail(Kind::NotHeld));
         }

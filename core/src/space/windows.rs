@@ -32,9 +32,7 @@ impl<B: Backend> Space<B> {
     /// A table that does not fit is not asked for: some attempts that fail are charged for good (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
     fn check_table(&self, operation: Operation, request: WindowRequest, calls: &dyn WindowCalls) -> Result<(), Error> {
-        // The kernel charges whole pages.
-        let wanted = self.backend.powers().host_page.round_down(calls.table_bytes(request));
-        let allowance = self.backend.allowance();
+        let (wanted, allowance) = (calls.table_bytes(request), self.backend.allowance());
         if allowance.is_none_or(|allowance| allowance.admits(wanted)) {
             return Ok(());
         }
@@ -82,7 +80,7 @@ impl<B: Backend> WindowControl for Space<B> {
         let (operation, range) = (Operation::CreateWindow, request.range);
         let fail = |kind| Error::new(operation, range, kind);
         let calls = self.calls_for_windows(operation, range)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, range)?;
         let offer = calls.offer().ok_or_else(|| fail(Kind::Unsupported("no device is attached yet")))?;
         let layout = self.layout();
         if !offer.page_sizes.contains(request.page) {
@@ -121,7 +119,7 @@ impl<B: Backend> WindowControl for Space<B> {
     fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error> {
         let operation = Operation::RemoveWindow;
         let calls = self.calls_for_windows(operation, range)?;
-        let _gate = write(&self.gate);
+        let _gate = self.enter_alone(operation, range)?;
         let layout = self.layout();
         let slot = layout.slots.iter().find(|slot| slot.window.range == range);
         let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;

@@ -136,6 +136,22 @@ pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size
     Ok((ask(door, container, type1::UNMAP_DMA, &mut unmap)?, unmap.size))
 }
 
+/// Gives a type1 container's mapping another address, with `access`, which it should not have.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn give(
+    door: &dyn Door,
+    container: Handle,
+    (iova, size): (u64, u64),
+    memory: Option<&HostMemory>,
+    access: Access,
+) -> Result<i32, Errno> {
+    let flags = type1::MAP_VADDR | vfio_flags(access);
+    let mut map = type1::MapDma { argsz: type1::MapDma::SIZE, flags, vaddr: 0, iova, size };
+    with_memory(door, container, type1::MAP_DMA, &mut map, offset_of!(type1::MapDma, vaddr), memory)
+}
+
 /// A type1 container's DIRTY_PAGES without a question.
 ///
 /// # Errors

@@ -155,6 +155,67 @@ pub const ROWS: &[Row] = &[
             act(Act::Log(DIRTY_STOP), Done),
         ],
     ),
+    row(
+        "an address is let go of once, and given once, to the mapping that is exactly there",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            map(1, Page(1), Done),
+            give(0, Page(0), Fails(Errno::EINVAL)),
+            let_go(0, 2, Pages(2)),
+            let_go(1, 1, Fails(Errno::EINVAL)),
+            give(8, Page(0), Fails(Errno::ENOENT)),
+            give(0, Both, Fails(Errno::EINVAL)),
+            give(0, Page(1), Done),
+            act(Act::LetGoOfAll, Fails(Errno::EINVAL)),
+            give(0, Page(1), Fails(Errno::EINVAL)),
+            give(1, Page(0), Done),
+            act(Act::LetGoOfAll, Pages(2)),
+            unmap(0, 2, Pages(2)),
+            act(Act::LetGoOfAll, Pages(0)),
+        ],
+    ),
+    row(
+        "letting go of an address cuts no mapping, and giving one brings no rights and no memory",
+        Type1,
+        &[
+            map(0, Both, Done),
+            let_go(0, 1, Fails(Errno::EINVAL)),
+            let_go(1, 1, Fails(Errno::EINVAL)),
+            let_go(4, 1, Pages(0)),
+            let_go(0, 8, Pages(2)),
+            act(Act::Give(Place::Page(0), Both, Access::READ), Fails(Errno::EINVAL)),
+            give(0, Holed, Done),
+            unmap(0, 2, Pages(2)),
+        ],
+    ),
+    row(
+        "what was logged stays with a mapping whose address changes",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            act(Act::Log(DIRTY_START), Done),
+            let_go(0, 1, Pages(1)),
+            written(0, 1, Bits(1)),
+            give(0, Page(1), Done),
+            written(0, 1, Bits(1)),
+            unmap(0, 1, Pages(1)),
+            act(Act::Log(DIRTY_STOP), Done),
+        ],
+    ),
+    row(
+        "a device reaches what was pinned, whatever the address",
+        Type1,
+        &[
+            map(0, Page(0), Done),
+            let_go(0, 1, Pages(1)),
+            store(0, Arrives(0)),
+            give(0, Page(1), Done),
+            store(0, Arrives(0)),
+            unmap(0, 1, Pages(1)),
+        ],
+    )
+    .only(WithDevice),
     // type1 v1: what differs.
     row("v1: nothing is logged", Type1V1, &[act(Act::Log(DIRTY_START), Fails(Errno::EACCES))]),
     row(
@@ -166,6 +227,17 @@ pub const ROWS: &[Row] = &[
         "v1: an unmap that ends inside a mapping takes all of it",
         Type1V1,
         &[map(0, Both, Done), unmap(0, 1, Pages(2)), unmap(0, 2, Pages(0))],
+    ),
+    row(
+        "v1: an address is let go of where a mapping begins",
+        Type1V1,
+        &[
+            map(0, Both, Done),
+            let_go(1, 1, Pages(0)),
+            let_go(0, 1, Pages(2)),
+            give(0, Both, Done),
+            unmap(0, 2, Pages(2)),
+        ],
     ),
     // iommufd.
     row("a map over a live mapping is refused", Ioas, OVER_LIVE),
@@ -297,6 +369,17 @@ pub const ROWS: &[Row] = &[
     row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Ioas, READ_ONLY).only(WithDevice),
     // iommufd in a container's place: type1's requests, iommufd's answers.
+    row(
+        "no address changes hands",
+        Compat,
+        &[
+            map(0, Page(0), Done),
+            let_go(0, 1, Fails(Errno::EINVAL)),
+            act(Act::LetGoOfAll, Fails(Errno::EINVAL)),
+            give(0, Page(0), Fails(Errno::EINVAL)),
+            unmap(0, 1, Pages(1)),
+        ],
+    ),
     row("a map over a live mapping is refused", Compat, OVER_LIVE),
     row("an unmap of nothing succeeds and says so", Compat, &[unmap(0, 1, Pages(0))]),
     row("an unmap inside a mapping fails", Compat, INSIDE_FAILS),
@@ -850,6 +933,14 @@ const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {
 
 const fn written(page: u64, pages: u64, answer: Answer) -> Step {
     act(Act::Written(Place::Page(page), Length::Pages(pages)), answer)
+}
+
+const fn let_go(page: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::LetGo(Place::Page(page), Length::Pages(pages)), answer)
+}
+
+const fn give(page: u64, memory: Memory, answer: Answer) -> Step {
+    act(Act::Give(Place::Page(page), memory, Access::empty()), answer)
 }
 
 const fn copy(from: u64, to: u64, pages: u64, answer: Answer) -> Step {

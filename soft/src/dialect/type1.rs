@@ -1,10 +1,11 @@
 //! A type1 container: whole mappings in fixed ranges (linux: drivers/vfio/vfio_iommu_type1.c).
 //!
-//! Edges: no update of addresses (VFIO_UPDATE_VADDR), no emulated devices.
+//! Edges: no emulated devices.
 
+mod addresses;
 mod dirty;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
@@ -22,10 +23,6 @@ use dirty::Log;
 
 /// VFIO_TYPE1_NESTING_IOMMU: old kernels say that they have it, and fail to attach.
 const NESTING: IommuType = IommuType(6);
-/// VFIO_DMA_MAP_FLAG_VADDR: point a mapping whose address was invalidated at another.
-const MAP_VADDR: u32 = 1 << 2;
-/// VFIO_DMA_UNMAP_FLAG_VADDR.
-const UNMAP_VADDR: u32 = 1 << 2;
 /// The largest bitmap one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
 const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
 
@@ -43,12 +40,16 @@ pub(crate) struct Type1 {
     is_logging: bool,
     /// The mappings' own bitmaps, as far as they were asked about.
     logs: BTreeMap<Iova, Log>,
+    /// The mappings whose addresses were let go of.
+    without_address: BTreeSet<Iova>,
 }
 
-/// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here, and addresses not be updated.
+/// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here.
 pub(crate) fn has_extension(world: &World, extension: Extension) -> bool {
     let always = [IommuType::TYPE1.extension(), IommuType::TYPE1_V2.extension(), Extension::UNMAP_ALL];
-    always.contains(&extension) || (extension == NESTING.extension() && !world.facts.is_modern())
+    always.contains(&extension)
+        || (extension == NESTING.extension() && !world.facts.is_modern())
+        || (extension == Extension::UPDATE_VADDR && world.facts.moves_addresses())
 }
 
 impl Type1 {
@@ -63,6 +64,7 @@ impl Type1 {
             ranges: Vec::new(),
             is_logging: false,
             logs: BTreeMap::new(),
+            without_address: BTreeSet::new(),
         }
     }
 
@@ -73,6 +75,7 @@ impl Type1 {
     /// vfio_iommu_type1_attach_group.
     pub(crate) fn attach(&mut self, world: &World, group: u32) -> Result<(), Errno> {
         require(self.version != NESTING, Errno::EINVAL)?;
+        require(self.without_address.is_empty(), Errno::EBUSY)?;
         let conflict = world.facts.reserved(group).iter().any(|range| self.table.overlaps(*range));
         require(!conflict, Errno::EINVAL)?;
         let mut groups = self.groups.clone();
@@ -96,6 +99,7 @@ impl Type1 {
     /// vfio_iommu_type1_release.
     pub(crate) fn release(&mut self, world: &mut World) {
         self.sweep(world, IovaRange::all());
+        self.without_address.clear();
         for run in self.table.drain() {
             self.available += 1;
             forget(world, run);
@@ -154,12 +158,11 @@ impl Type1 {
     fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
         require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
-        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE | MAP_VADDR) == 0, Errno::EINVAL)?;
+        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE | abi::MAP_VADDR) == 0, Errno::EINVAL)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
         let range = check_map_bounds(world, &map, &memory)?;
-        if map.flags & MAP_VADDR != 0 {
-            // No mapping's address is ever invalid here.
-            return Err(if self.table.overlaps(range) { Errno::EINVAL } else { Errno::ENOENT });
+        if map.flags & abi::MAP_VADDR != 0 {
+            return self.give_address(world, call.by, range);
         }
         require(!self.table.overlaps(range), Errno::EEXIST)?;
         require(self.available > 0, Errno::ENOSPC)?;
@@ -179,9 +182,8 @@ impl Type1 {
     fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE, Errno::EINVAL)?;
-        let known = abi::UNMAP_GET_DIRTY | abi::UNMAP_ALL | UNMAP_VADDR;
-        // Addresses are never invalid here.
-        require(unmap.flags & !known == 0 && unmap.flags & UNMAP_VADDR == 0, Errno::EINVAL)?;
+        let known = abi::UNMAP_GET_DIRTY | abi::UNMAP_ALL | abi::UNMAP_VADDR;
+        require(unmap.flags & !known == 0, Errno::EINVAL)?;
         if unmap.flags & abi::UNMAP_GET_DIRTY != 0 {
             self.tell_unmapped(world, call, &unmap)?;
         }
@@ -192,7 +194,8 @@ impl Type1 {
 
     /// What was written where an unmap is about to pass.
     fn tell_unmapped(&mut self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
-        require(unmap.flags & abi::UNMAP_ALL == 0 && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
+        let alone = unmap.flags & (abi::UNMAP_ALL | abi::UNMAP_VADDR) == 0;
+        require(alone && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
         let request: UnmapDirty = call.read()?;
         self.check_bitmap(world, unmap.size, &request.bitmap)?;
         let Some(range) = check_unmap_bounds(world, unmap, false)? else { return Ok(()) };
@@ -212,6 +215,9 @@ impl Type1 {
         if begun_before {
             return Ok(0);
         }
+        if unmap.flags & abi::UNMAP_VADDR != 0 {
+            return self.let_go_of_addresses(range);
+        }
         let firsts: Vec<_> = self.table.overlapping(range).map(|run| run.range.first()).collect();
         let mut bytes = 0;
         for first in firsts {
@@ -225,6 +231,7 @@ impl Type1 {
     fn remove(&mut self, world: &mut World, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
         self.logs.remove(&first);
+        self.without_address.remove(&first);
         let bytes = run.bytes();
         self.available += 1;
         self.sweep(world, run.range);
@@ -247,7 +254,7 @@ fn check_map_bounds(world: &World, map: &MapDma, memory: &UserMemory) -> Result<
         require(map.size > 0, Errno::EINVAL)?;
         require(!wraps, world.facts.wrap())?;
     }
-    require(rights == (map.flags & MAP_VADDR == 0), Errno::EINVAL)?;
+    require(rights == (map.flags & abi::MAP_VADDR == 0), Errno::EINVAL)?;
     let aligned = granule(world).divides(map.size | map.iova | memory.address);
     require(map.size > 0 && aligned, Errno::EINVAL)?;
     require(!wraps, world.facts.wrap())?;
@@ -289,9 +296,14 @@ fn pin(world: &mut World, by: Pid, range: IovaRange, memory: &UserMemory, access
     Run::new(range.first(), memory, access, by.0).ok_or(Errno::EINVAL)
 }
 
+/// What was charged for a mapping.
+fn charged_for(run: &Run) -> u64 {
+    if run.memory.is_device_memory() { 0 } else { run.bytes() }
+}
+
 /// Uncharges and lets go of what was behind a mapping.
 fn forget(world: &mut World, run: Run) {
-    let charged = if run.memory.is_device_memory() { 0 } else { run.bytes() };
+    let charged = charged_for(&run);
     world.give_back(Pid(run.source), |account| account.unlock(charged));
     world.release(run.memory);
 }

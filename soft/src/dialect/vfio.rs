@@ -166,6 +166,8 @@ impl Kernel {
         let has = match container.driver {
             Some(Driver::Type1(_)) => type1(),
             Some(Driver::Spapr(_)) => spapr(),
+            // Asked of a driver's container only.
+            None if extension == Extension::UPDATE_VADDR => false,
             None => (self.has(Backend::Type1) && type1()) || (self.has(Backend::Spapr) && spapr()),
         };
         Ok(i32::from(has))

@@ -6,7 +6,7 @@ use dmaspace_core::contract::{Mapping, Unit};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PciAddressSpace, Window};
 use dmaspace_soft::{Ledger, SoftDevice};
 
-use super::world::World;
+use super::world::{Region, World};
 
 /// Everything that must be as it was, or as it is to be. The same in two worlds that are in the same state: memory is known by the
 /// region it is in, not by its address.
@@ -71,6 +71,8 @@ pub(super) struct Place {
     pub(super) region: usize,
     pub(super) offset: u64,
     len: u64,
+    /// Whether it is found where the memory is mapped a second time.
+    is_elsewhere: bool,
 }
 
 /// What a device finds at a bus address: the first bytes of a page, and whether it may write them.
@@ -138,10 +140,12 @@ impl World {
     }
 
     fn place_of(&self, memory: &HostMemory) -> Place {
-        let mut regions = (0..).zip(&self.regions);
-        let holds = |region: &HostMemory| region.address() <= memory.address() && memory.last() <= region.last();
-        let (region, found) = regions.find(|(_, region)| holds(&region.memory)).expect("the guest's memory");
-        Place { region, offset: memory.address() - found.memory.address(), len: memory.len().get() }
+        let once = |regions, is_elsewhere| (0..).zip(regions).map(move |(n, region)| (n, region, is_elsewhere));
+        let mut regions = once(&self.regions, false).chain(once(&self.elsewhere, true));
+        let holds =
+            |region: &Region| region.memory.address() <= memory.address() && memory.last() <= region.memory.last();
+        let (region, found, is_elsewhere) = regions.find(|(_, region, _)| holds(region)).expect("the guest's memory");
+        Place { region, offset: memory.address() - found.memory.address(), len: memory.len().get(), is_elsewhere }
     }
 
     /// What a device is to find at `at`, if that is the mapping there.

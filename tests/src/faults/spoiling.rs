@@ -13,6 +13,7 @@ const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 /// Every request the backends and their attachments make.
 pub const REQUESTS: [&str; 33] = [
     "VFIO_GET_API_VERSION",
+    "VFIO_CHECK_EXTENSION",
     "VFIO_SET_IOMMU",
     "VFIO_GROUP_GET_STATUS",
     "VFIO_GROUP_SET_CONTAINER",

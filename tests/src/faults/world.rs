@@ -17,6 +17,7 @@ use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::{Attachable, MemoryRegistration, MemorySharing, WindowControl};
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
+use dmaspace_core::handover::{Handover, NamedMemory};
 use dmaspace_core::listener::{
     BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
 };
@@ -200,6 +201,16 @@ impl Region {
     }
 }
 
+fn all_regions() -> Vec<Region> {
+    (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect()
+}
+
+fn named(regions: &[Region]) -> NamedMemory {
+    let with =
+        |named: NamedMemory, (n, region): (usize, &Region)| named.with(format!("region {n}"), region.memory.clone());
+    regions.iter().enumerate().fold(NamedMemory::new(), with)
+}
+
 /// A call that was heard at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
@@ -301,6 +312,8 @@ pub struct World {
     /// What some of them share their pins in.
     pub(super) pool: Weak<Pool>,
     pub(super) regions: Vec<Region>,
+    /// The same memory, mapped a second time.
+    pub(super) elsewhere: Vec<Region>,
     /// What was told of devices' writes.
     told: Arc<Told>,
     /// Pages a device wrote, by their number in this process.
@@ -321,7 +334,8 @@ impl World {
             attached: Vec::new(),
             opened: Vec::new(),
             pool: Weak::new(),
-            regions: (0..).zip(REGIONS).map(|(number, len)| Region::new(number, len)).collect(),
+            regions: all_regions(),
+            elsewhere: all_regions(),
             told: Arc::default(),
             written: BTreeSet::new(),
             host: Host::new(door.clone(), Facts::of_soft(soft.profile())),
@@ -508,6 +522,32 @@ impl World {
         self.regions[region].memory.slice(offset, len).expect("inside the region")
     }
 
+    /// Hands a space over, or says again what was handed over.
+    ///
+    /// # Errors
+    /// What the space says.
+    pub fn hand_over(&self, n: usize) -> Result<Handover, Trouble> {
+        Ok(self.space(n).handover().hand_over(&named(&self.regions))?)
+    }
+
+    /// Hands over all spaces the listener serves.
+    ///
+    /// # Errors
+    /// What the listener says.
+    pub fn hand_over_all(&self) -> Result<Done, Trouble> {
+        self.listener.hand_over(&named(&self.regions))?;
+        done()
+    }
+
+    /// Takes up again what was handed over, with the memory that is mapped a second time.
+    ///
+    /// # Errors
+    /// What the space says.
+    pub fn adopt_elsewhere(&self, n: usize, handover: &Handover) -> Result<Done, Trouble> {
+        self.space(n).handover().adopt(handover, &named(&self.elsewhere))?;
+        done()
+    }
+
     /// Begins to track what devices write.
     ///
     /// # Errors
@@ -558,9 +598,9 @@ impl World {
 
     /// Drops everything the VMM has. What is left is the host, and signs of life of the guest's memory.
     pub(super) fn close(self) -> (Arc<SoftHost>, Vec<Weak<MmapRegion<()>>>) {
-        let Self { listener, attached, opened, regions, host, door, soft, .. } = self;
-        let lives = regions.iter().map(|region| region.life.clone()).collect();
-        drop((regions, listener, attached, opened, host, door));
+        let Self { listener, attached, opened, regions, elsewhere, host, door, soft, .. } = self;
+        let lives = regions.iter().chain(&elsewhere).map(|region| region.life.clone()).collect();
+        drop((regions, elsewhere, listener, attached, opened, host, door));
         (soft, lives)
     }
 }

@@ -87,7 +87,13 @@ impl World {
                 // Entries behind a fence cannot be cleared.
                 return Ok(());
             }
-            self.clear_everything()?;
+            // Another space that goes on has them all, and this one gets them when it has a device again.
+            let goes_on = |(other, place): (usize, &Place)| {
+                other != n && place.is_served && !place.is_idle() && !place.is_stale && !place.is_loose
+            };
+            if !self.places.iter().enumerate().any(goes_on) {
+                self.clear_everything()?;
+            }
         }
         let before = self.windows_of(n);
         let place = &mut self.places[n];

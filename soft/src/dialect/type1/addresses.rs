@@ -1,0 +1,46 @@
+//! Addresses of a type1 container's mappings that change hands. Pins, and what devices reach, stay as they are: the memory behind a
+//! mapping is what was pinned, whatever address it is given.
+
+use dmaspace_core::IovaRange;
+use dmaspace_core::door::Errno;
+
+use crate::dialect::type1::{Type1, charged_for};
+use crate::dialect::{Pid, World, require};
+
+impl Type1 {
+    /// How many mappings have no address.
+    pub(crate) fn count_without_address(&self) -> usize {
+        self.without_address.len()
+    }
+
+    /// vfio_dma_do_unmap with VFIO_DMA_UNMAP_FLAG_VADDR: all addresses or none. Returns the bytes of the mappings.
+    pub(super) fn let_go_of_addresses(&mut self, range: IovaRange) -> Result<u64, Errno> {
+        let runs = || self.table.overlapping(range);
+        require(!runs().any(|run| self.without_address.contains(&run.range.first())), Errno::EINVAL)?;
+        let (firsts, bytes): (Vec<_>, Vec<_>) = runs().map(|run| (run.range.first(), run.bytes())).unzip();
+        self.without_address.extend(firsts);
+        Ok(bytes.iter().sum())
+    }
+
+    /// vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR: `range` must be a mapping's, and that without an address.
+    pub(super) fn give_address(&mut self, world: &mut World, by: Pid, range: IovaRange) -> Result<i32, Errno> {
+        let first = self.table.overlapping(range).map(|run| run.range).next().ok_or(Errno::ENOENT)?;
+        require(first == range && self.without_address.contains(&range.first()), Errno::EINVAL)?;
+        self.change_owner(world, by, range)?;
+        self.without_address.remove(&range.first());
+        Ok(0)
+    }
+
+    /// vfio_change_dma_owner: another process is charged before the old one gets anything back, which may be gone.
+    fn change_owner(&mut self, world: &mut World, by: Pid, range: IovaRange) -> Result<(), Errno> {
+        let run = self.table.at(range.first()).filter(|run| run.source != by.0).cloned();
+        let Some(mut run) = run else { return Ok(()) };
+        let charged = charged_for(&run);
+        world.account(by).lock(charged)?;
+        world.give_back(Pid(run.source), |account| account.unlock(charged));
+        run.source = by.0;
+        self.table.remove(range.first());
+        self.table.insert(run);
+        Ok(())
+    }
+}

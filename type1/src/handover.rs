@@ -1,0 +1,38 @@
+//! Addresses that change hands: VFIO_UPDATE_VADDR, since Linux 5.12.
+//!
+//! What the kernel does with them (linux: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_unmap, vfio_dma_do_map,
+//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed, whatever is there.
+//! Charged is who gives it, if that is another process than before, with what was charged for the mapping: nothing for another device's
+//! memory. The dirty log stays with the mapping.
+
+use dmaspace_core::backend::HandoverCalls;
+use dmaspace_core::door::{Command, Failure, Kernel};
+use dmaspace_core::{HostMemory, IovaRange};
+use zerocopy::IntoBytes;
+
+use crate::abi;
+use crate::vfio::{CHECK_EXTENSION, Extension};
+use crate::{Type1, unmap_of};
+
+impl HandoverCalls for Type1 {
+    /// A mediated device pins by addresses while it works, and the kernel takes the extension back (linux:
+    /// vfio_iommu_type1_check_extension).
+    fn obstacle(&self) -> Result<Option<&'static str>, Failure> {
+        let extension = Extension::UPDATE_VADDR;
+        let has = self.door.ask(self.container, Command::with_value(CHECK_EXTENSION, extension.0))? > 0;
+        let why = "the kernel moves no addresses here (VFIO_UPDATE_VADDR): it is older than 5.12, or a mediated device is attached; \
+                   detach that, or let the guest give its devices back";
+        Ok((!has).then_some(why))
+    }
+
+    fn let_go(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+        let mut unmap = unmap_of(range);
+        unmap.flags |= abi::UNMAP_VADDR;
+        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
+        Ok(Some(unmap.size))
+    }
+
+    fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
+        self.map_dma(abi::MAP_VADDR, range, memory)
+    }
+}
