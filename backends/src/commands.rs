@@ -92,6 +92,11 @@ enum Holds {
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
+    /// The number of ranges behind it, which is 1, in a struct for that feature and no other: others hold pointers.
+    OneRangeToExport,
+    /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of it, no others than
+    /// the memory's.
+    File { start_at: usize, len_at: usize },
 }
 
 /// The second word may be anything: it is an output, or no flags.
@@ -201,6 +206,14 @@ const DEVICE: &[Rule] = &[
     Rule::new(vfio::DEVICE_GET_REGION_INFO, reply(vfio::RegionInfo::SIZE).shape()),
     Rule::new(vfio::DEVICE_RESET, Shape::Nothing),
     Rule::new(
+        vfio::DEVICE_FEATURE,
+        exactly(vfio::ExportRange::SIZE)
+            .allowing(vfio::FEATURE_EXPORT)
+            .with(offset_of!(vfio::ExportRange, nr_ranges), Holds::OneRangeToExport)
+            .shape(),
+    )
+    .opening(HandleKind::Export),
+    Rule::new(
         iommufd::DEVICE_BIND_IOMMUFD,
         // Without its flag the kernel ignores the token's address.
         exactly(iommufd::BindIommufd::SIZE)
@@ -222,6 +235,7 @@ const IOMMUFD: &[Rule] = &[
     ),
     // Where others have flags, these have an id, or an option's number.
     Rule::new(iommufd::IOAS_UNMAP, exactly(iommufd::IoasUnmap::SIZE).allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_MAP_FILE, map_file().shape()),
     Rule::new(iommufd::IOAS_IOVA_RANGES, iova_ranges().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
@@ -261,6 +275,14 @@ const IOMMUFD: &[Rule] = &[
     SET_IOMMU,
 ];
 
+const fn map_file() -> Layout {
+    let start_at = offset_of!(iommufd::IoasMapFile, start);
+    let len_at = offset_of!(iommufd::IoasMapFile, length);
+    exactly(iommufd::IoasMapFile::SIZE)
+        .allowing(COPY_FLAGS)
+        .with(offset_of!(iommufd::IoasMapFile, fd), Holds::File { start_at, len_at })
+}
+
 const fn written() -> Layout {
     let length_at = offset_of!(iommufd::HwptGetDirtyBitmap, length);
     let page_at = offset_of!(iommufd::HwptGetDirtyBitmap, page_size);
@@ -291,6 +313,7 @@ const fn rules(kind: HandleKind) -> &'static [Rule] {
         HandleKind::Group => GROUP,
         HandleKind::Device => DEVICE,
         HandleKind::Iommufd => IOMMUFD,
+        HandleKind::Export => &[],
     }
 }
 
@@ -404,6 +427,15 @@ impl Field {
             (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
             }
+            (Holds::OneRangeToExport, None) => {
+                demand(u32_at(bytes, 4) == Some(vfio::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
+            }
+            (Holds::File { start_at, len_at }, Some(Attached::FileOf(memory))) => {
+                demand(u32_at(bytes, self.at) == Some(0))?;
+                demand(memory.file().is_some_and(|(_, offset)| u64_at(bytes, *start_at) == Some(offset)))?;
+                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
+                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
+            }
             _ => Err(Errno::EINVAL),
         }
     }
@@ -443,7 +475,8 @@ mod tests {
     use super::*;
     use crate::linux::tests::anonymous_memory;
 
-    const KINDS: [HandleKind; 4] = [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd];
+    const KINDS: [HandleKind; 5] =
+        [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
 
     fn map_dma(size: u64) -> type1::MapDma {
         type1::MapDma { argsz: type1::MapDma::SIZE, flags: type1::MAP_READ, size, ..Default::default() }
@@ -650,6 +683,43 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_mapped_no_further_than_the_memory_it_is_attached_for() {
+        let file = dmaspace_core::MemoryFile::unbacked(1);
+        let memory = anonymous_memory(0x2000);
+        let known = memory.clone().in_file(file.clone(), 0x8000);
+        let unbacked =
+            std::num::NonZeroU64::new(0x2000).and_then(|len| dmaspace_core::HostMemory::unbacked(0x1000, len));
+        let unbacked = unbacked.expect("no wrap").in_file(file, 0x8000);
+        let refused = |memory, start, length, fd, flags| {
+            let mut map = iommufd::IoasMapFile { size: 40, flags, fd, start, length, ..Default::default() };
+            let attached = Attached::FileOf(memory);
+            refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_MAP_FILE, map.as_mut_bytes(), 12, attached)
+        };
+        assert_eq!(refused(&known, 0x8000, 0x2000, 0, 7), None);
+        assert_eq!(refused(&known, 0x8000, 0x2001, 0, 7), Some(Errno::EINVAL));
+        assert_eq!(refused(&known, 0x8001, 0x1000, 0, 7), Some(Errno::EINVAL));
+        assert_eq!(refused(&known, 0x8000, 0x1000, 3, 7), Some(Errno::EINVAL), "a descriptor the caller wrote");
+        assert_eq!(refused(&known, 0x8000, 0x1000, 0, 8), Some(Errno::EINVAL), "a flag of tomorrow");
+        assert_eq!(refused(&memory, 0, 0x1000, 0, 7), Some(Errno::EINVAL), "no file");
+        assert_eq!(refused(&unbacked, 0x8000, 0x1000, 0, 7), Some(Errno::EFAULT));
+    }
+
+    #[test]
+    fn of_a_devices_features_only_the_export_of_one_range_is_asked_for() {
+        let refused = |change: fn(&mut vfio::ExportRange)| {
+            let (argsz, flags) = (vfio::ExportRange::SIZE, vfio::FEATURE_EXPORT);
+            let mut export = vfio::ExportRange { argsz, flags, nr_ranges: 1, length: 0x1000, ..Default::default() };
+            change(&mut export);
+            refusal(HandleKind::Device, vfio::DEVICE_FEATURE, export.as_mut_bytes(), &mut [])
+        };
+        assert_eq!(refused(|_| {}), None);
+        assert_eq!(refused(|export| export.nr_ranges = 2), Some(Errno::EINVAL), "they are not there");
+        assert_eq!(refused(|export| export.flags = (1 << 16) | 8), Some(Errno::EINVAL), "that one holds a pointer");
+        assert_eq!(refused(|export| export.flags = 11), Some(Errno::EINVAL));
+        assert_eq!(refused(|export| export.argsz = 41), Some(Errno::EINVAL));
+    }
+
+    #[test]
     fn an_address_the_caller_wrote_is_refused() {
         let memory = anonymous_memory(0x1000);
         let mut map = map_dma(0x1000);
@@ -725,10 +795,9 @@ mod tests {
     }
 
     #[test]
-    fn only_opening_a_device_opens_anything() {
-        let openers: Vec<_> = KINDS.into_iter().flat_map(rules).filter(|rule| rule.opens().is_some()).collect();
-        assert_eq!(openers.len(), 1);
-        assert_eq!(openers[0].request, vfio::GROUP_GET_DEVICE_FD);
-        assert_eq!(openers[0].opens(), Some(HandleKind::Device));
+    fn only_opening_a_device_and_exporting_a_bar_opens_anything() {
+        let openers = KINDS.into_iter().flat_map(rules).filter_map(|rule| Some((rule.request, rule.opens()?)));
+        let expected = [(vfio::GROUP_GET_DEVICE_FD, HandleKind::Device), (vfio::DEVICE_FEATURE, HandleKind::Export)];
+        assert_eq!(openers.collect::<Vec<_>>(), expected);
     }
 }

@@ -7,13 +7,13 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace_core::door::{Command, Door, Errno, Failure, Handle, Kernel};
-use dmaspace_core::{Access, HostMemory, PciAddressSpace};
+use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::{Access, HostMemory, MemoryFile, PciAddressSpace};
 use dmaspace_iommufd::Cdev;
 use dmaspace_type1::chain;
 use dmaspace_type1::vfio::{
-    DEVICE_GET_REGION_INFO, DEVICE_RESET, REGION_CAP_SPARSE_MMAP, REGION_CONFIG, REGION_HAS_CAPABILITIES, REGION_MMAP,
-    REGION_READ, REGION_WRITE, RegionInfo, SparseArea, SparseMmap,
+    DEVICE_FEATURE, DEVICE_GET_REGION_INFO, DEVICE_RESET, ExportRange, FEATURE_EXPORT, REGION_CAP_SPARSE_MMAP,
+    REGION_CONFIG, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE, RegionInfo, SparseArea, SparseMmap,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -90,6 +90,8 @@ pub enum Action {
     Write(u32),
     /// Map a part of a region.
     Map(u32),
+    /// Export a part of a region.
+    Export(u32),
     /// Reset it.
     Reset,
 }
@@ -125,6 +127,7 @@ impl fmt::Display for Action {
             Self::Read(index) => write!(f, "read {}", RegionName(*index)),
             Self::Write(index) => write!(f, "write {}", RegionName(*index)),
             Self::Map(index) => write!(f, "map {}", RegionName(*index)),
+            Self::Export(index) => write!(f, "export {}", RegionName(*index)),
             Self::Reset => f.write_str("reset"),
         }
     }
@@ -142,6 +145,10 @@ impl fmt::Display for RegionName {
         }
     }
 }
+
+/// How an export is opened.
+#[allow(clippy::cast_sign_loss, reason = "flags")]
+const OPEN_FLAGS: u32 = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
 
 /// Where the command register is in a PCI device's configuration space.
 const PCI_COMMAND: u64 = 0x04;
@@ -253,6 +260,52 @@ impl Device {
         mapped.map_err(|problem| self.error(Action::Map(region.index), problem))
     }
 
+    /// Maps a part of a BAR as [`Device::map`] does, for other devices' DMA: exported ([`Device::export`]) where the kernel can, so that iommufd
+    /// can map it too. type1 needs no export.
+    ///
+    /// # Errors
+    /// As [`Device::map`] and [`Device::export`], but that a kernel that exports nothing is no error.
+    pub fn map_exported(&self, region: &Region, area: Area) -> Result<HostMemory, DeviceError> {
+        let memory = self.map(region, area)?;
+        match self.export(region, area) {
+            Ok(file) => Ok(memory.in_file(file, 0)),
+            Err(error) if says(&error, Errno::ENOTTY) || says(&error, Errno::EOPNOTSUPP) => Ok(memory),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Exports a part of a BAR as a file of its own, for [`HostMemory::in_file`]: what is mapped of it begins at 0 there. Linux can since 6.19,
+    /// on hosts with peer-to-peer DMA (linux: drivers/vfio/pci/Kconfig, VFIO_PCI_DMABUF).
+    ///
+    /// The kernel takes an export back whenever the BAR stops answering: the device's memory is disabled ([`Device::enable`] is the opposite),
+    /// it is reset, put to sleep or closed. Address spaces that have it mapped show nothing there from then on, for ever, and say so to nobody; the
+    /// mapping itself stays until it is unmapped (linux: drivers/iommu/iommufd/pages.c, iopt_revoke_notify). So whoever sees a
+    /// guest disable a device's memory takes the BAR's sections away, and adds them again when it is enabled, as guests
+    /// move BARs anyway.
+    ///
+    /// # Errors
+    /// [`DeviceProblem::Outside`], what the kernel says: `ENOTTY` when it exports nothing, `EOPNOTSUPP` when the device does not, `EINVAL` for
+    /// parts of pages, `ENODEV` for a region that is no BAR of memory.
+    pub fn export(&self, region: &Region, area: Area) -> Result<MemoryFile, DeviceError> {
+        region.at(area.offset, area.len.get()).map_err(|problem| self.error(Action::Export(region.index), problem))?;
+        let mut export = ExportRange {
+            argsz: ExportRange::SIZE,
+            flags: FEATURE_EXPORT,
+            region_index: region.index,
+            open_flags: OPEN_FLAGS,
+            reserved: 0,
+            nr_ranges: 1,
+            offset: area.offset,
+            length: area.len.get(),
+        };
+        let mut command = Command::with_bytes(DEVICE_FEATURE, export.as_mut_bytes());
+        let handle = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Export).map_err(|errno| {
+            let refused = Failure { call: DEVICE_FEATURE.name, answer: Answer::Errno(errno) };
+            self.error(Action::Export(region.index), refused)
+        })?;
+        Ok(MemoryFile::exported(self.door.clone(), handle))
+    }
+
     /// Resets the device.
     ///
     /// # Errors
@@ -307,6 +360,10 @@ impl Region {
         let at = self.offset.checked_add(offset).filter(|_| inside);
         at.ok_or(DeviceProblem::Outside { offset, len, size: self.size })
     }
+}
+
+fn says(error: &DeviceError, errno: Errno) -> bool {
+    matches!(&error.problem, DeviceProblem::Refused(failure) if failure.errno() == Some(errno))
 }
 
 fn all_of(moved: usize, wanted: usize) -> Result<(), DeviceProblem> {
@@ -463,6 +520,40 @@ mod tests {
         door.calls();
         device.map(&bar, bar.mappable[0]).expect("nothing refuses");
         assert_eq!(door.calls(), ["mmap 0x1000 at 0x10000000000 read-write"]);
+    }
+
+    #[test]
+    fn a_bar_is_exported_with_what_is_mapped_of_it_and_the_export_closed_with_the_memory() {
+        let (door, device) = device();
+        let bar = device.region(1).expect("described");
+        door.calls();
+        let memory = device.map_exported(&bar, bar.mappable[0]).expect("nothing refuses");
+        assert_eq!(
+            memory.file().map(|(file, offset)| (file.handle().map(Handle::kind), offset)),
+            Some((Some(HandleKind::Export), 0))
+        );
+        let calls = door.calls();
+        assert_eq!(calls.iter().map(|call| &call[..4]).collect::<Vec<_>>(), ["mmap", "VFIO"]);
+        assert_eq!(door.open_names().len(), 2);
+        drop(memory);
+        assert_eq!(door.open_names(), ["/dev/vfio/devices/vfio0"]);
+    }
+
+    #[test]
+    fn a_bar_that_cannot_be_exported_is_mapped_all_the_same() {
+        for errno in [Errno::ENOTTY, Errno::EOPNOTSUPP] {
+            let (door, device) = device();
+            let bar = device.region(1).expect("described");
+            door.refuse_to_open(errno);
+            assert_eq!(device.map_exported(&bar, bar.mappable[0]).expect("by address").file(), None);
+        }
+        let (door, device) = device();
+        let bar = device.region(1).expect("described");
+        door.refuse_to_open(Errno::EMFILE);
+        let error = device.map_exported(&bar, bar.mappable[0]).expect_err("refused").to_string();
+        assert_eq!(error, "0000:00:03.0: export BAR 1: VFIO_DEVICE_FEATURE: EMFILE");
+        let beyond = Area { offset: 0x1000, len: NonZeroU64::new(1).expect("not zero") };
+        assert_eq!(device.export(&bar, beyond).expect_err("outside").action, Action::Export(1));
     }
 
     #[test]

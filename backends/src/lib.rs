@@ -113,7 +113,7 @@ pub use dmaspace_iommufd::Pool;
 pub use dmaspace_core::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_core::{
-    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PageSizes, PciAddressSpace, Section,
-    SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, handover,
+    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, MemoryFile, PageSize, PageSizes, PciAddressSpace,
+    Section, SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, handover,
     listener, locked, memory, page, reserved, runs, section, window,
 };

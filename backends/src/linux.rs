@@ -133,6 +133,12 @@ impl LinuxDoor {
                 let lent = self.file(*handle)?;
                 filled(bytes, at, lent.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
+            Attached::FileOf(memory) => {
+                let (behind, _) = memory.file().ok_or(Errno::EBADF)?;
+                let lent = behind.handle().map(|handle| self.file(handle)).transpose()?;
+                let descriptor = lent.as_ref().map(|lent| lent.as_fd()).or(behind.descriptor()).ok_or(Errno::EBADF)?;
+                filled(bytes, at, descriptor.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
+            }
         }
     }
 }
@@ -305,7 +311,9 @@ pub(crate) mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
+    use dmaspace_iommufd::abi::{IOAS_MAP_FILE, IoasMapFile};
     use dmaspace_type1::vfio;
+    use zerocopy::IntoBytes;
 
     use super::*;
 
@@ -410,6 +418,22 @@ pub(crate) mod tests {
         let mut command = Command::with_bytes(vfio::GROUP_SET_CONTAINER, &mut bytes).attaching(&mut attached);
         assert_eq!(door.ioctl(group, &mut command), Err(Errno::ENOTTY));
         assert_eq!(bytes, [0; 4]);
+    }
+
+    #[test]
+    fn the_file_behind_memory_is_named_for_the_call_only() {
+        let (door, iommufd) = door_with_null(HandleKind::Iommufd);
+        let file = tempfile::tempfile_in("/dev/shm").expect("a file of tmpfs");
+        let file = dmaspace_core::MemoryFile::new(Arc::new(file)).expect("it is of memory");
+        let never = dmaspace_core::MemoryFile::unbacked(1);
+        for (file, expected) in [(file, Errno::ENOTTY), (never, Errno::EBADF)] {
+            let memory = anonymous_memory(0x1000).in_file(file, 0x3000);
+            let mut map = IoasMapFile { size: 40, flags: 7, start: 0x3000, length: 0x1000, ..Default::default() };
+            let mut attached = [Attachment { offset: 12, what: Attached::FileOf(&memory) }];
+            let command = Command::with_bytes(IOAS_MAP_FILE, map.as_mut_bytes());
+            assert_eq!(door.ioctl(iommufd, &mut command.attaching(&mut attached)), Err(expected));
+            assert_eq!(map.fd, 0);
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ struct State {
     driver: Option<u64>,
     /// What these calls answer, instead of success.
     refusals: BTreeMap<String, Errno>,
+    /// What calls say that should open something.
+    opens_nothing: Option<Errno>,
     /// The call, counted from 0, that fails with `EIO`.
     failing: Option<usize>,
     /// What reads and writes of any region reach.
@@ -54,6 +56,11 @@ impl Scripted {
     /// From now on calls written down as `call` are refused.
     pub(crate) fn refuse(&self, call: &str, errno: Errno) {
         self.state().refusals.insert(call.to_owned(), errno);
+    }
+
+    /// From now on no call opens anything.
+    pub(crate) fn refuse_to_open(&self, errno: Errno) {
+        self.state().opens_nothing = Some(errno);
     }
 
     /// What was called since it was last asked.
@@ -168,7 +175,12 @@ impl Door for Scripted {
         let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
         let mut state = self.state();
         state.note(format!("{} {name}", command.request.name))?;
-        state.devices_of_group += 1;
+        if let Some(errno) = state.opens_nothing {
+            return Err(errno);
+        }
+        if kind == HandleKind::Device {
+            state.devices_of_group += 1;
+        }
         Ok(state.keep(name, kind))
     }
 

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 fn trials_on(host: &str) -> Vec<Trial> {
     let (best, others): (_, &[_]) = match host {
         "vtd" => (BackendKind::Type1, &[]),
-        "vtd-iommufd" => (BackendKind::Iommufd, &[BackendKind::Type1]),
+        "vtd-iommufd" | "vtd-iommufd-newest" => (BackendKind::Iommufd, &[BackendKind::Type1]),
         _ => (BackendKind::Spapr, &[BackendKind::SpaprV1]),
     };
     let mut trials = vec![

@@ -54,6 +54,14 @@ pub(crate) fn behind(metapackage: &str, architecture: Architecture) -> Result<St
     first_dependency(&answer).with_context(|| format!("Debian has no {package}"))
 }
 
+/// The first of the packages that carry a version behind this name, from this version on: `linux-source`, `7.2` → `linux-source-7.2`, or
+/// `linux-source-7.4` when Debian has none in between.
+pub(crate) fn first_since(name: &str, version: &str) -> Result<String> {
+    let pattern = format!("^{name}-[0-9.]*$");
+    let answer = answer_of(apt("apt-cache").args(["search", "--names-only", &pattern]))?;
+    oldest_since(&answer, name, version).with_context(|| format!("Debian has no {name} since {version}"))
+}
+
 fn apt(program: &str) -> Command {
     let mut apt = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/apt"));
     apt.arg(program).arg("--quiet");
@@ -116,9 +124,33 @@ fn first_dependency(apt_cache_depends: &str) -> Option<String> {
     Some(name.split(':').next().unwrap_or(name).to_owned())
 }
 
+/// Versions compare number by number.
+fn oldest_since(apt_cache_search: &str, name: &str, since: &str) -> Option<String> {
+    let numbers =
+        |version: &str| version.split('.').map(|number| number.parse::<u32>().ok()).collect::<Option<Vec<_>>>();
+    let since = numbers(since)?;
+    let packages =
+        apt_cache_search.lines().filter_map(|line| line.split_once(" - ")).map(|(package, _)| package.trim());
+    let versions =
+        packages.filter_map(|package| Some((numbers(package.strip_prefix(name)?.strip_prefix('-')?)?, package)));
+    let oldest = versions.filter(|(version, _)| *version >= since).min()?;
+    Some(oldest.1.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_packages_are_compared_number_by_number() {
+        let answer = "linux-source-6.12 - Linux kernel source\nlinux-source-10.2 - Linux kernel source\n\
+                      linux-source-7.3 - Linux kernel source\nlinux-source-7.x - no version\n";
+        let since = |version| oldest_since(answer, "linux-source", version);
+        assert_eq!(since("7.2").as_deref(), Some("linux-source-7.3"));
+        assert_eq!(since("6.2").as_deref(), Some("linux-source-6.12"));
+        assert_eq!(since("7.10").as_deref(), Some("linux-source-10.2"));
+        assert_eq!(since("11"), None);
+    }
 
     #[test]
     fn a_metapackage_leads_to_a_package_without_its_architecture() {

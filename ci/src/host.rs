@@ -58,7 +58,17 @@ pub(crate) enum KernelSource {
         flavour: &'static str,
     },
     /// Debian's kernel source, built with `iommufd-kernel.fragment`; everything is built in.
-    WithIommufd,
+    WithIommufd(Source),
+}
+
+/// Which of Debian's kernel sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The one this Debian prefers.
+    Preferred,
+    /// The first of this version or a later one: it stays the same for as long as Debian has it. It exports BARs as well
+    /// (`iommufd-dmabuf.fragment`).
+    Since(&'static str),
 }
 
 /// One emulated host.
@@ -134,6 +144,9 @@ const PC_ARGUMENTS: &str = "console=ttyS0 intel_iommu=on no_timer_check";
 /// No IOMMU: next to one, Linux 6.12 binds the mock device of `CONFIG_IOMMUFD_TEST` to its driver.
 const PC_WITHOUT_IOMMU: &[&str] = &["-nodefaults", "-machine", "q35", "-cpu", "max"];
 
+/// The newest Linux whose answers the tests know. What 6.12 does not have: mappings of files, BARs as dma-bufs, another process's charge.
+const NEWEST: &str = "7.2";
+
 /// Every host there is.
 pub(crate) const HOSTS: &[Host] = &[
     Host {
@@ -192,7 +205,16 @@ pub(crate) const HOSTS: &[Host] = &[
     Host {
         name: "vtd-iommufd",
         architecture: Architecture::X86_64,
-        kernel: KernelSource::WithIommufd,
+        kernel: KernelSource::WithIommufd(Source::Preferred),
+        machine: PC,
+        kernel_arguments: PC_ARGUMENTS,
+        modules: &[],
+        skips_device_reset: false,
+    },
+    Host {
+        name: "vtd-iommufd-newest",
+        architecture: Architecture::X86_64,
+        kernel: KernelSource::WithIommufd(Source::Since(NEWEST)),
         machine: PC,
         memory: "1G",
         kernel_arguments: PC_ARGUMENTS,
@@ -202,7 +224,7 @@ pub(crate) const HOSTS: &[Host] = &[
     Host {
         name: "iommufd-mock",
         architecture: Architecture::X86_64,
-        kernel: KernelSource::WithIommufd,
+        kernel: KernelSource::WithIommufd(Source::Preferred),
         machine: PC_WITHOUT_IOMMU,
         memory: "1G",
         kernel_arguments: "console=ttyS0",

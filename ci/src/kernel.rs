@@ -9,11 +9,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::apt::{self, answer_of};
 use crate::cache::{Cache, sha256};
-use crate::host::{Architecture, Host, KernelSource, modules_of};
+use crate::host::{Architecture, Host, KernelSource, Source, modules_of};
 use crate::progress;
 
 /// What `tinyconfig` needs added to run the tests. None of Debian's kernels has iommufd.
 const IOMMUFD_FRAGMENT: &str = include_str!("../iommufd-kernel.fragment");
+
+/// What a kernel that can needs added to export BARs as dma-bufs.
+const DMABUF_FRAGMENT: &str = include_str!("../iommufd-dmabuf.fragment");
 
 /// What building a kernel takes.
 const BUILD_TOOLS: &[&str] = &["gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "perl"];
@@ -32,7 +35,7 @@ impl Kernel {
     pub(crate) fn of(host: &Host, cache: &Cache) -> Result<Self> {
         let folder = match host.kernel {
             KernelSource::Debian { flavour } => debian(flavour, host, cache),
-            KernelSource::WithIommufd => with_iommufd(cache),
+            KernelSource::WithIommufd(source) => with_iommufd(source, cache),
         };
         let folder = folder.with_context(|| format!("no kernel for {}", host.name))?;
         Ok(Self { folder })
@@ -94,11 +97,18 @@ fn debian(flavour: &str, host: &Host, cache: &Cache) -> Result<PathBuf> {
     })
 }
 
-fn with_iommufd(cache: &Cache) -> Result<PathBuf> {
-    let fragment = sha256(IOMMUFD_FRAGMENT.as_bytes());
-    cache.item(&format!("linux-iommufd-{fragment:.12}"), &[IMAGE], |folder| {
+fn with_iommufd(source: Source, cache: &Cache) -> Result<PathBuf> {
+    let (name, fragment) = match source {
+        Source::Preferred => ("linux-iommufd".to_owned(), IOMMUFD_FRAGMENT.to_owned()),
+        Source::Since(version) => (format!("linux-iommufd-{version}"), [IOMMUFD_FRAGMENT, DMABUF_FRAGMENT].concat()),
+    };
+    let hash = sha256(fragment.as_bytes());
+    cache.item(&format!("{name}-{hash:.12}"), &[IMAGE], |folder| {
         apt::install_missing(BUILD_TOOLS)?;
-        let source = apt::behind("linux-source", Architecture::X86_64)?;
+        let source = match source {
+            Source::Preferred => apt::behind("linux-source", Architecture::X86_64)?,
+            Source::Since(version) => apt::first_since("linux-source", version)?,
+        };
         let scratch = tempfile::tempdir_in(folder)?;
         let package = apt::fetch(&source, Architecture::X86_64, scratch.path())?;
         package.unpack(&["*.tar.xz".to_owned()], scratch.path())?;
@@ -107,7 +117,7 @@ fn with_iommufd(cache: &Cache) -> Result<PathBuf> {
         let archive = scratch.path().join("usr/src").join(format!("{source}.tar.xz"));
         answer_of(Command::new("tar").arg("-xJf").arg(archive).current_dir(scratch.path()))?;
         let tree = scratch.path().join(&source);
-        configure(&tree)?;
+        configure(&tree, &fragment)?;
 
         progress!("building a kernel with iommufd (minutes, once)");
         let jobs = available_parallelism().map_or(1, usize::from);
@@ -118,10 +128,10 @@ fn with_iommufd(cache: &Cache) -> Result<PathBuf> {
 }
 
 /// `tinyconfig` and the fragment; every line of it, or the kernel is not the one asked for.
-fn configure(tree: &Path) -> Result<()> {
-    fs::write(tree.join("kernel/configs/dmaspace.config"), IOMMUFD_FRAGMENT)?;
+fn configure(tree: &Path, fragment: &str) -> Result<()> {
+    fs::write(tree.join("kernel/configs/dmaspace.config"), fragment)?;
     answer_of(make(tree).args(["tinyconfig", "dmaspace.config"]))?;
-    let dropped = dropped_options(IOMMUFD_FRAGMENT, &fs::read_to_string(tree.join(".config"))?);
+    let dropped = dropped_options(fragment, &fs::read_to_string(tree.join(".config"))?);
     ensure!(dropped.is_empty(), "this kernel does not take {}", dropped.join(", "));
     Ok(())
 }

@@ -58,8 +58,11 @@ pub enum Swap {
 pub struct Powers {
     /// What the kernel keeps: whole mappings or table entries.
     pub keeps: Keeps,
-    /// Whether another device's mmapped BAR can be mapped.
+    /// Whether another device's mmapped BAR can be mapped by its address.
     pub maps_device_memory: bool,
+    /// Whether memory that knows its file ([`HostMemory::file`]) is mapped by that, as far as is known: a kernel that turns out not to is
+    /// given addresses from then on. A BAR that its device exported can be mapped so.
+    pub maps_files: bool,
     /// Whether memory that this process may only read can be mapped for reading: sPAPR pins for writing always.
     pub maps_host_read_only: bool,
     /// The page the host's memory is made of.
@@ -75,6 +78,13 @@ pub enum HandsOver {
     WhereTheKernelCan,
     /// Never: why, and what to do.
     Never(&'static str),
+}
+
+impl Powers {
+    /// Whether such memory can be mapped, if it is another device's.
+    pub(crate) fn reaches(&self, memory: &HostMemory) -> bool {
+        !memory.is_device_memory() || self.maps_device_memory || (self.maps_files && memory.file().is_some())
+    }
 }
 
 /// What a kernel keeps of a map call.

@@ -30,6 +30,8 @@ pub enum HandleKind {
     Device,
     /// `/dev/iommu`.
     Iommufd,
+    /// A part of a BAR that its device exported, as a dma-buf.
+    Export,
 }
 
 /// An open descriptor, known by the number its door gave it. Numbers are never used twice by one door.
@@ -118,6 +120,8 @@ pub enum Attached<'a> {
     Memory(&'a HostMemory),
     /// Another handle of the same door; the field is its 32-bit descriptor.
     Handle(Handle),
+    /// The file this memory is mapped from ([`HostMemory::file`]); the field is the file's 32-bit descriptor. Both outlive the call.
+    FileOf(&'a HostMemory),
 }
 
 /// One ioctl to make.

@@ -88,7 +88,7 @@ pub use backend::Backend;
 pub use contract::PciAddressSpace;
 pub use error::Error;
 pub use listener::Listener;
-pub use memory::HostMemory;
+pub use memory::{HostMemory, MemoryFile};
 pub use page::{PageSize, PageSizes};
 pub use section::{FrontEnd, Section};
 pub use space::Space;

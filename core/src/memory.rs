@@ -8,12 +8,19 @@
 //! through volatile accesses.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
+mod file;
+
 use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
+use std::fs::File;
+use std::mem::MaybeUninit;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+
+pub use file::MemoryFile;
 
 use crate::page::PageSize;
 #[cfg(feature = "vm-memory")]
@@ -28,6 +35,16 @@ pub struct HostMemory {
     len: NonZeroU64,
     origin: Origin,
     traits: Traits,
+    /// Shared, to keep the many copies of this small.
+    mapped: Option<Arc<Mapped>>,
+}
+
+/// Which file the memory is mapped from.
+#[derive(PartialEq, Eq)]
+struct Mapped {
+    file: MemoryFile,
+    /// The address at which the file's first byte would lie. It is the same for all that one mapping of a file shows.
+    begin: u64,
 }
 
 /// Who keeps the memory there.
@@ -113,6 +130,8 @@ impl HostMemory {
 
     /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit each).
     ///
+    /// A region that maps a memfd, shared, knows its file ([`HostMemory::in_file`]).
+    ///
     /// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not marked as such,
     /// since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
     #[cfg(feature = "vm-memory")]
@@ -121,9 +140,15 @@ impl HostMemory {
         let base = NonNull::new(mapping.as_ptr())?;
         let len = NonZeroUsize::new(mapping.size())?;
         let writable = mapping.prot() & libc::PROT_WRITE != 0;
+        let shared = mapping.file_offset().filter(|_| mapping.flags() & libc::MAP_SHARED != 0);
+        let file = shared.and_then(|place| Some((MemoryFile::new(place.arc().clone())?, place.start())));
         // SAFETY: the region keeps the span mapped while it lives, and vm-memory makes no references into guest memory.
         let memory = unsafe { Self::held_by(base, len, mapping) }?;
-        Some(if writable { memory } else { memory.host_read_only() })
+        let memory = if writable { memory } else { memory.host_read_only() };
+        Some(match file {
+            Some((file, offset)) => memory.in_file(file, offset),
+            None => memory,
+        })
     }
 
     /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its clones and
@@ -175,7 +200,7 @@ impl HostMemory {
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
         (base.addr() as u64).checked_add(len.get() - 1)?;
         let traits = Traits { page: None, host_read_only: false, device_memory: false };
-        Some(Self { base, len, origin, traits })
+        Some(Self { base, len, origin, traits, mapped: None })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -199,6 +224,21 @@ impl HostMemory {
     pub fn device_memory(mut self) -> Self {
         self.traits.device_memory = true;
         self
+    }
+
+    /// Says which file it is mapped from, shared, and where in that it begins. A kernel that can maps it by that; everything else about the
+    /// memory is as before, and its file is held as long as it is mapped.
+    ///
+    /// What is mapped then are the file's bytes. Memory of a private mapping is not the file's: say nothing of it.
+    #[must_use]
+    pub fn in_file(mut self, file: MemoryFile, offset: u64) -> Self {
+        self.mapped = Some(Arc::new(Mapped { file, begin: self.address().wrapping_sub(offset) }));
+        self
+    }
+
+    /// The file it is mapped from and where in that it begins, where that was said.
+    pub fn file(&self) -> Option<(&MemoryFile, u64)> {
+        self.mapped.as_ref().map(|mapped| (&mapped.file, self.address().wrapping_sub(mapped.begin)))
     }
 
     /// The address of the first byte in this process.
@@ -253,7 +293,7 @@ impl HostMemory {
             return None;
         }
         let base = self.base.wrapping_add(usize::try_from(offset).ok()?);
-        Some(Self { base, len, origin: self.origin.clone(), traits: self.traits })
+        Some(Self { base, len, ..self.clone() })
     }
 
     /// Whether both share bytes of this process's address space.
@@ -263,7 +303,7 @@ impl HostMemory {
 
     /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
-        self.unit() == other.unit() && self.traits == other.traits
+        self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
     }
 
     /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
@@ -339,6 +379,20 @@ impl HostMemory {
     }
 }
 
+/// Whether it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
+fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
+    let is_file = |file: File| file.metadata().is_ok_and(|about| about.is_file());
+    let mut told = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, as it is borrowed, and the kernel writes a whole `statfs` and nothing else.
+    let result = unsafe { libc::fstatfs(descriptor.as_raw_fd(), told.as_mut_ptr()) };
+    if result != 0 || !descriptor.try_clone_to_owned().is_ok_and(|cloned| is_file(cloned.into())) {
+        return false;
+    }
+    // SAFETY: the kernel filled it, as it says.
+    let told = unsafe { told.assume_init() };
+    [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&told.f_type)
+}
+
 /// Same place, same length, of a kind: what a kernel could not tell apart.
 impl PartialEq for HostMemory {
     fn eq(&self, other: &Self) -> bool {
@@ -361,7 +415,8 @@ impl fmt::Debug for HostMemory {
             Origin::Held(_) => "held",
             Origin::Unbacked(_) => "unbacked",
         };
-        write!(f, "{self} ({origin})")
+        write!(f, "{self} ({origin})")?;
+        self.file().map_or(Ok(()), |(file, offset)| write!(f, " at {offset:#x} of {file:?}"))
     }
 }
 

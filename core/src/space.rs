@@ -194,7 +194,7 @@ impl<B: Backend> Space<B> {
             Kind::HostReadOnly(needed)
         } else if memory.is_unbacked() && self.backend.is_real() {
             Kind::Unbacked
-        } else if memory.is_device_memory() && !powers.maps_device_memory {
+        } else if !powers.reaches(memory) {
             Kind::DeviceMemory
         } else if let Some(fence) = self.fence_over(range) {
             Kind::Fenced(fence)

@@ -92,6 +92,7 @@ impl Backend for Logging {
         Powers {
             keeps: Keeps::Mappings,
             maps_device_memory: false,
+            maps_files: false,
             maps_host_read_only: true,
             host_page: PageSize::K4,
             hands_over: HandsOver::Never("a test"),

@@ -238,9 +238,11 @@ macro_rules! laid_out_as {
     (@offset $header:ident::$kernel:ident, $field:ident) => { offset_of!($header::$kernel, $field) };
 }
 
+mod file;
 mod option;
 mod page_table;
 
+pub use file::{IOAS_MAP_FILE, IoasMapFile};
 pub use option::{
     IOAS_ALLOW_IOVAS, IoasAllowIovas, IommuOption, OPTION, OPTION_HUGE_PAGES, OPTION_OP_GET, OPTION_OP_SET,
     OPTION_RLIMIT_MODE,

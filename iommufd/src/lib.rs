@@ -7,6 +7,9 @@
 //! wrong with the memory shows when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its
 //! windows are everything there is at first; each device narrows them, each that leaves widens them.
 //!
+//! Memory that knows its file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): so is a BAR that its device exported,
+//! which cannot be mapped otherwise. All other memory is mapped by its address.
+//!
 //! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space itself. Which is which
 //! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::dirty`]).
 //!
@@ -117,12 +120,13 @@ impl Backend for Ioas {
         "iommufd"
     }
 
-    /// It refuses another device's memory (linux: drivers/iommu/iommufd/pages.c pins what it maps), which could be mapped as a file of
-    /// its own only.
+    /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a file that the device
+    /// exported it takes it.
     fn powers(&self) -> Powers {
         Powers {
             keeps: Keeps::Mappings,
             maps_device_memory: false,
+            maps_files: self.iommufd().maps_files(),
             maps_host_read_only: true,
             host_page: self.door().host_page(),
             hands_over: FILES_ONLY,

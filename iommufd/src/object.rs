@@ -14,7 +14,7 @@ use dmaspace_core::locked::Payer;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasUnmap};
+use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
 use crate::map_flags;
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
@@ -27,12 +27,14 @@ pub struct Iommufd {
     handle: Handle,
     /// Whether this process alone is charged for what is pinned.
     charges_process: AtomicBool,
+    /// Whether the kernel has said that it cannot map by file.
+    lacks_files: AtomicBool,
 }
 
 impl Iommufd {
     /// Takes over `handle`.
     pub fn new(door: Arc<dyn Door>, handle: Handle) -> Arc<Self> {
-        Arc::new(Self { door, handle, charges_process: AtomicBool::new(false) })
+        Arc::new(Self { door, handle, charges_process: AtomicBool::new(false), lacks_files: AtomicBool::new(false) })
     }
 
     /// The handle, for binding devices.
@@ -52,6 +54,29 @@ impl Iommufd {
 
     pub(crate) fn remember_payer(&self, payer: Payer) {
         self.charges_process.store(payer == Payer::Process, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel maps by file, as far as is known: the first such map is what asks it.
+    pub(crate) fn maps_files(&self) -> bool {
+        !self.lacks_files.load(Ordering::Relaxed)
+    }
+
+    /// Where `memory` begins in its file, if it may be mapped by that: pages must lie in the file as they lie in this process.
+    fn place_in_file(&self, memory: &HostMemory) -> Option<u64> {
+        let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(&self.door))?;
+        let page = self.door.host_page();
+        page.divides(memory.address().wrapping_sub(offset)).then_some(offset)
+    }
+
+    /// Whether memory whose file was refused so may be mapped by its address instead.
+    fn may_go_by_address(&self, memory: &HostMemory, refusal: &Failure) -> bool {
+        if refusal.errno() == Some(Errno::ENOTTY) {
+            self.lacks_files.store(true, Ordering::Relaxed);
+        }
+        // A file that is no memory, or too short, or exported by somebody this kernel does not take it from (linux:
+        // drivers/iommu/iommufd/pages.c, iopt_alloc_dmabuf_pages).
+        let of_the_file = [Errno::ENOTTY, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::EBADF];
+        !memory.is_device_memory() && refusal.errno().is_some_and(|errno| of_the_file.contains(&errno))
     }
 
     pub(crate) fn call(&self, command: Command<'_>) -> Result<(), Failure> {
@@ -101,8 +126,34 @@ impl Object {
         Ok(Self { id: alloc.out_hwpt_id, iommufd: ioas.iommufd.clone() })
     }
 
-    /// Maps memory in it, if it is an address space.
+    /// Maps memory in it, if it is an address space: by its file, where it has one and the kernel takes that, else by its address.
     pub(crate) fn map(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+        if let Some(start) = self.iommufd.place_in_file(memory) {
+            match self.map_file(at, memory, start, access) {
+                Err(refusal) if self.iommufd.may_go_by_address(memory, &refusal) => {
+                    log::debug!("iommufd: {memory} is mapped by its address, since by its file: {refusal}");
+                }
+                done => return done,
+            }
+        }
+        self.map_address(at, memory, access)
+    }
+
+    fn map_file(&self, at: Iova, memory: &HostMemory, start: u64, access: Access) -> Result<(), Failure> {
+        let mut map = IoasMapFile {
+            size: IoasMapFile::SIZE,
+            flags: map_flags(access),
+            ioas_id: self.id,
+            fd: 0,
+            start,
+            length: memory.len().get(),
+            iova: at.get(),
+        };
+        let mut file = [Attachment { offset: offset_of!(IoasMapFile, fd), what: Attached::FileOf(memory) }];
+        self.iommufd.call(Command::with_bytes(abi::IOAS_MAP_FILE, map.as_mut_bytes()).attaching(&mut file))
+    }
+
+    fn map_address(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
         let mut map = IoasMap {
             size: IoasMap::SIZE,
             flags: map_flags(access),
@@ -140,5 +191,112 @@ impl Drop for Object {
         if let Err(failure) = destroyed {
             log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{Answer, Scripted, ioas};
+    use dmaspace_core::door::HandleKind;
+    use dmaspace_core::{Backend, IovaRange, MemoryFile};
+    use std::num::NonZeroU64;
+    use zerocopy::FromBytes;
+
+    const MAP: &str = "IOMMU_IOAS_MAP";
+    const MAP_FILE: &str = "IOMMU_IOAS_MAP_FILE";
+
+    const PAGE: u64 = 0x1_0000;
+
+    fn memory() -> HostMemory {
+        HostMemory::unbacked(0x7000_0000, NonZeroU64::new(PAGE).expect("not zero")).expect("no wrap")
+    }
+
+    fn file() -> MemoryFile {
+        MemoryFile::unbacked(1)
+    }
+
+    fn at(iova: u64) -> IovaRange {
+        IovaRange::with_len(Iova::new(iova), PAGE).expect("a range of the test")
+    }
+
+    #[test]
+    fn memory_that_knows_its_file_is_mapped_by_it() {
+        let (door, ioas) = ioas(&[]);
+        ioas.map(at(0x10_0000), &memory().in_file(file(), 0x30_0000), Access::READ).expect("done");
+        let calls = door.take();
+        assert_eq!((calls.len(), calls[0].name, calls[0].attached.as_slice()), (1, MAP_FILE, &[12][..]));
+        let expected =
+            IoasMapFile { size: 40, flags: 5, ioas_id: 7, fd: 0, start: 0x30_0000, length: PAGE, iova: 0x10_0000 };
+        assert_eq!(IoasMapFile::read_from_bytes(&calls[0].bytes), Ok(expected));
+    }
+
+    #[test]
+    fn a_kernel_that_maps_no_files_is_asked_once() {
+        let lacking: Answer = |_| Err(Errno::ENOTTY);
+        let (door, ioas) = ioas(&[lacking]);
+        assert!(ioas.powers().maps_files);
+        ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect("by its address");
+        ioas.map(at(PAGE), &memory().in_file(file(), 0), Access::READ).expect("by its address");
+        assert_eq!(door.names(), [MAP_FILE, MAP, MAP]);
+        assert!(!ioas.powers().maps_files);
+    }
+
+    #[test]
+    fn memory_whose_file_is_refused_is_mapped_by_its_address_and_the_next_file_is_tried_again() {
+        let refused: Answer = |_| Err(Errno::EINVAL);
+        let (door, ioas) = ioas(&[refused]);
+        ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect("by its address");
+        ioas.map(at(PAGE), &memory().in_file(file(), 0), Access::READ).expect("by its file");
+        assert_eq!(door.names(), [MAP_FILE, MAP, MAP_FILE]);
+    }
+
+    #[test]
+    fn what_is_no_fault_of_the_file_is_passed_on() {
+        let answers: [Answer; 3] = [|_| Err(Errno::ENOMEM), |_| Err(Errno::EEXIST), |_| Err(Errno::ENOENT)];
+        for answer in answers {
+            let (door, ioas) = ioas(&[answer]);
+            let failure = ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect_err("refused");
+            assert_eq!((failure.call, failure.errno()), (MAP_FILE, answer(&mut []).err()));
+            assert_eq!(door.names(), [MAP_FILE]);
+        }
+    }
+
+    #[test]
+    fn another_devices_memory_is_mapped_by_its_file_or_not_at_all() {
+        for refusal in [(|_| Err(Errno::EOPNOTSUPP)) as Answer, |_| Err(Errno::ENOTTY)] {
+            let (door, ioas) = ioas(&[refusal]);
+            ioas.map(at(0), &memory().device_memory().in_file(file(), 0), Access::READ).expect_err("refused");
+            assert_eq!(door.names(), [MAP_FILE]);
+        }
+    }
+
+    #[test]
+    fn a_file_whose_pages_lie_otherwise_than_the_memory_is_left_alone() {
+        let (door, ioas) = ioas(&[]);
+        ioas.map(at(0), &memory().in_file(file(), 0x1000), Access::READ).expect("by its address");
+        assert_eq!(door.names(), [MAP], "pages have 64 KiB here");
+    }
+
+    #[test]
+    fn what_was_exported_through_another_door_is_not_this_ones() {
+        let (door, ioas) = ioas(&[]);
+        let elsewhere = Scripted::new(&[]);
+        let export = Handle::new(1, HandleKind::Export);
+        let exported = MemoryFile::exported(elsewhere.clone(), export);
+        ioas.map(at(0), &memory().in_file(exported, 0), Access::READ).expect("by its address");
+        assert_eq!((door.names(), elsewhere.names()), (vec![MAP], vec!["close"]));
+    }
+
+    #[test]
+    fn what_was_exported_through_this_door_is_mapped_and_closed_with_its_memory() {
+        let (door, ioas) = ioas(&[]);
+        let export = Handle::new(9, HandleKind::Export);
+        let exported = MemoryFile::exported(ioas.iommufd().door().clone(), export);
+        let memory = memory().device_memory().in_file(exported, 0);
+        ioas.map(at(0), &memory, Access::READ_WRITE).expect("by its file");
+        assert_eq!(door.names(), [MAP_FILE]);
+        drop(memory);
+        assert_eq!(door.names(), ["close"]);
     }
 }

@@ -205,10 +205,10 @@ impl Cover {
 mod tests {
     use super::*;
     use crate::Ioas;
-    use crate::abi::{Destroy, IoasAlloc, IoasMap};
+    use crate::abi::{Destroy, IoasAlloc, IoasMap, IoasMapFile};
     use crate::scripted::{Answer, Scripted};
     use dmaspace_core::door::{Handle, HandleKind};
-    use dmaspace_core::{Backend, IovaRange};
+    use dmaspace_core::{Backend, IovaRange, MemoryFile};
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -269,6 +269,19 @@ mod tests {
         assert_eq!(IoasMap::read_from_bytes(&calls[0].bytes).expect("the struct").flags, 5);
         let names: Vec<_> = calls.iter().map(|call| call.name).collect();
         assert_eq!(names, ["IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP", "IOMMU_IOAS_COPY"]);
+    }
+
+    #[test]
+    fn memory_that_knows_its_file_is_held_by_it_and_copied_as_ever() {
+        let (door, pool, ioas) = pooled();
+        let memory = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
+        pool.hold(&memory).expect("held");
+        ioas.map(range(0x10_0000, 0x1_0000), &memory.slice(0x1_0000, 0x1_0000).expect("inside"), Access::READ)
+            .expect("copied");
+        let calls = door.take();
+        assert_eq!((calls[0].name, calls[1].name), ("IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"));
+        let held = IoasMapFile::read_from_bytes(&calls[0].bytes).expect("the struct");
+        assert_eq!((held.ioas_id, held.start, held.length, held.iova), (7, 0x40_0000, 0x2_0000, ADDRESS));
     }
 
     #[test]

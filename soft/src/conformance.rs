@@ -72,6 +72,8 @@ pub enum Leaves {
     LockedMemory,
     /// A warning in the kernel's log.
     Warning,
+    /// The same, on kernels since 7.2; nothing on earlier ones.
+    WarningSince72,
 }
 
 /// A request and its answer.
@@ -88,6 +90,8 @@ pub struct Step {
 pub enum Act {
     /// Map memory at a place.
     Map(Place, Memory, Access),
+    /// Map what the memory's file holds.
+    MapFile(Place, Memory, Access),
     /// Unmap so many pages and bytes.
     Unmap(Place, Length),
     /// Unmap everything; on sPAPR, remove the window at 0.
@@ -349,6 +353,10 @@ impl Site<'_> {
             Act::Map(at, memory, access) => {
                 let (memory, size) = self.memory(memory);
                 plain(raw::map(self.door, self.context, self.address(at), size, memory.as_ref(), access))
+            }
+            Act::MapFile(at, memory, access) => {
+                let (memory, size) = self.memory(memory);
+                plain(raw::map_file(self.door, self.context, self.address(at), size, memory.as_ref(), access))
             }
             Act::Unmap(at, length) => {
                 let size = self.bytes(length);

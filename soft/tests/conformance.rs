@@ -10,7 +10,7 @@
 mod common;
 
 use common::{Opened, dialects, memory, platform};
-use dmaspace_core::Iova;
+use dmaspace_core::{Iova, MemoryFile};
 use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::{Dialect, Flawed, Leaves, ROWS, Row, Site};
 use dmaspace_soft::profile::KernelVersion;
@@ -24,13 +24,15 @@ fn play(profile: &Profile, row: &Row) -> bool {
     let store = |at: Iova| {
         let _ = device.dma_write(at, &[0x5a; 16]);
     };
+    // The bytes of files that this process has mapped.
+    let file = |number, bytes| memory(bytes).in_file(MemoryFile::unbacked(number), number * page);
     let site = Site {
         door: &*opened.host,
         context: opened.context,
         kernel: profile.kernel,
         platform: platform(profile),
-        memory: memory(2 * page),
-        flawed: Flawed { absent: None, holed: memory(page), read_only: memory(page).host_read_only() },
+        memory: file(1, 2 * page),
+        flawed: Flawed { absent: None, holed: file(2, page), read_only: file(3, page).host_read_only() },
         store: Some(&store),
     };
     let applies = row.applies_to(&site);

@@ -11,11 +11,11 @@ mod common;
 
 use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_node, unbacked};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, HostMemory, Iova};
+use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
 use dmaspace_iommufd::abi::{self, IoasAlloc, IoasIovaRanges, IoasMap, IovaSpan};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
-use dmaspace_soft::profile::{Limits, Reason, Reserved};
+use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -236,6 +236,36 @@ fn the_kernel_finds_a_place_where_none_is_given() {
     assert_eq!(place(&unbacked(GIB, 2 * PAGE)), Ok(2 * PAGE));
     assert_eq!(place(&unbacked(GIB, 3 * PAGE)), Ok(4 * PAGE), "aligned as the memory, up to its size");
     assert_eq!(place(&unbacked(GIB, 1 << 48)), Err(Errno::ENOSPC));
+}
+
+#[test]
+fn the_bytes_of_a_file_are_looked_for_when_a_device_comes() {
+    let bare = Bare::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() });
+    let file = memory(PAGE).in_file(MemoryFile::unbacked(1), MIB);
+    let map = |at, len| raw::map_file(&*bare.host, bare.context(), at, len, Some(&file), RW);
+    map(0, PAGE).expect("nothing is wrong with it");
+    map(MIB, 2 * PAGE).expect("nobody looks yet");
+    assert_eq!(bare.attach(0, bare.id).map(|_| ()), Err(Errno::EINVAL));
+    assert_eq!(bare.host.ledger().pinned, 0);
+    raw::unmap(&*bare.host, bare.context(), MIB, 2 * PAGE).expect("mapped");
+    bare.attach(1, bare.id).expect("all of it is there");
+    assert_eq!(bare.host.ledger().pinned, PAGE);
+}
+
+#[test]
+fn what_a_device_exported_is_mapped_and_pins_nothing() {
+    let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() }, Dialect::Ioas);
+    let bar = memory(2 * PAGE).device_memory();
+    let exported = bar.clone().in_file(MemoryFile::unbacked(1), 0);
+    let map_file = |len, memory: &HostMemory| raw::map_file(&*opened.host, opened.context, MIB, len, Some(memory), RW);
+    assert_eq!(map_file(3 * PAGE, &exported), Err(Errno::EINVAL), "past its end");
+    assert_eq!(raw::map(&*opened.host, opened.context, MIB, PAGE, Some(&bar), RW), Err(Errno::EFAULT), "no pages");
+    assert_eq!(map_file(2 * PAGE, &exported), Ok(0));
+    assert_eq!(opened.host.ledger().pinned, 0);
+    opened.device().dma_write(Iova::new(MIB + PAGE), b"peer to peer").expect("mapped");
+    let mut found = [0; 12];
+    bar.read(PAGE, &mut found).expect("inside");
+    assert_eq!(&found, b"peer to peer");
 }
 
 #[test]

@@ -143,6 +143,7 @@ fn powers(door: &dyn Door) -> Powers {
     Powers {
         keeps: Keeps::Entries,
         maps_device_memory: false,
+        maps_files: false,
         maps_host_read_only: false,
         host_page: door.host_page(),
         hands_over: ONE_PROCESS,

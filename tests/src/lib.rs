@@ -6,6 +6,7 @@ pub mod contract;
 pub mod device;
 pub mod dirty;
 pub mod edu;
+pub mod files;
 pub mod flat_view;
 pub mod kernel;
 pub mod ledger;

@@ -58,9 +58,17 @@ impl Purse for OfSoftProcess {
     }
 }
 
-/// A soft host of that preset.
+/// The preset of that name, with another kernel if a version follows after an `@`: `vtd@7.2`.
+pub fn profile(preset: &str) -> Profile {
+    let (name, kernel) = preset.split_once('@').map_or((preset, None), |(name, kernel)| (name, Some(kernel)));
+    let mut profile = Profile::preset(name).expect("a preset of the soft host");
+    profile.kernel = kernel.map_or(profile.kernel, |version| version.parse().expect("a version"));
+    profile
+}
+
+/// A soft host of that [`profile`].
 pub fn host(preset: &str) -> Arc<SoftHost> {
-    SoftHost::new(Profile::preset(preset).expect("a preset of the soft host")).expect("presets make sense")
+    SoftHost::new(profile(preset)).expect("presets make sense")
 }
 
 /// The backends of that preset.

@@ -27,6 +27,8 @@ use sources::faults::{Done, Ground, Outcome, Sequence, Tally, Trouble, World, do
 
 const TYPE1: Ground = Ground { preset: "vtd", backend: BackendKind::Type1 };
 const IOMMUFD: Ground = Ground { preset: "vtd", backend: BackendKind::Iommufd };
+/// A kernel that maps by file, as all memory of these worlds can be.
+const WITH_FILES: Ground = Ground { preset: "vtd@7.2", backend: BackendKind::Iommufd };
 /// Two IOMMUs that log what devices write, the third device behind the second.
 const LOGGING: Ground = Ground { preset: "vtd-ssads", backend: BackendKind::Iommufd };
 const COMPAT: Ground = Ground { preset: "vtd", backend: BackendKind::Type1OnIommufd };
@@ -224,6 +226,24 @@ const SEQUENCES: &[Sequence] = &[
         operate: |world| world.commit(flat(world)),
     },
     Sequence {
+        name: "map_files",
+        on: &[WITH_FILES],
+        arrange: |world| with_empty_view(world, FrontEnd::default()),
+        operate: |world| world.commit(flat(world)),
+    },
+    Sequence {
+        name: "exchange_files",
+        on: &[WITH_FILES],
+        arrange: |world| {
+            with_flat_map(world);
+            world.commit(Update::new().adding(dimm(world))).expect("undisturbed");
+        },
+        operate: |world| {
+            let other = ram(world, "other", DIMM_AT, RAM, 0x4_0000, 0x4_0000, RW);
+            world.commit(Update::new().removing(dimm(world)).adding(other))
+        },
+    },
+    Sequence {
         name: "map_a_flat_map_with_hints",
         on: EVERYWHERE,
         arrange: |world| with_empty_view(world, FrontEnd::pc()),
@@ -260,7 +280,7 @@ const SEQUENCES: &[Sequence] = &[
     },
     Sequence {
         name: "move_a_bar",
-        on: FIXED,
+        on: &[TYPE1, IOMMUFD, COMPAT, WITH_FILES],
         arrange: |world| {
             with_flat_map(world);
             world.commit(Update::new().adding(bar(world, 0xe000_0000))).expect("undisturbed");
@@ -826,7 +846,7 @@ const SEQUENCES: &[Sequence] = &[
     },
     Sequence {
         name: "map_a_flat_map_in_a_pool",
-        on: &[IOMMUFD],
+        on: &[IOMMUFD, WITH_FILES],
         arrange: |world| with_a_pool(world, 2),
         operate: |world| world.commit(flat(world)),
     },

@@ -91,6 +91,7 @@ impl Backend for Type1 {
         Powers {
             keeps: Keeps::Mappings,
             maps_device_memory: !self.is_iommufd(),
+            maps_files: false,
             maps_host_read_only: true,
             host_page: self.door.host_page(),
             hands_over: if self.is_iommufd() { NO_ADDRESSES } else { HandsOver::WhereTheKernelCan },

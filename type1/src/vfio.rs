@@ -7,11 +7,15 @@
 //! A number means something on one kind of descriptor only: [`DEVICE_RESET`] and an sPAPR container's window removal are a few
 //! apart, and a container's [`crate::abi::MAP_DMA`] *is* a device's hot reset. Every item says whose it is.
 
+mod export;
+
 use std::mem::offset_of;
 
 use dmaspace_core::door::Request;
 use vfio_bindings::bindings::vfio as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use export::{DEVICE_FEATURE, ExportRange, FEATURE_EXPORT};
 
 /// The first of VFIO's numbers.
 pub(crate) const BASE: u8 = 100;

@@ -83,7 +83,7 @@ impl Counted {
 /// The bytes a command hands over, devices' memory excepted: that is not pinned.
 fn memory_in(command: &Command<'_>) -> u64 {
     let memory = command.attachments.iter().filter_map(|attachment| match attachment.what {
-        Attached::Memory(memory) if !memory.is_device_memory() => Some(memory.len().get()),
+        Attached::Memory(memory) | Attached::FileOf(memory) if !memory.is_device_memory() => Some(memory.len().get()),
         _ => None,
     });
     memory.sum()

@@ -68,6 +68,35 @@ pub fn map(
     }
 }
 
+/// Maps `size` bytes of the file that memory is mapped from, where there is a request for that.
+///
+/// # Errors
+/// The kernel's errno; `ENOTTY` where there is none.
+pub fn map_file(
+    door: &dyn Door,
+    on: Context,
+    at: u64,
+    size: u64,
+    memory: Option<&HostMemory>,
+    access: Access,
+) -> Result<i32, Errno> {
+    let Context::Ioas { iommufd, id } = on else { return Err(Errno::ENOTTY) };
+    let mut map = iommufd::IoasMapFile {
+        size: iommufd::IoasMapFile::SIZE,
+        flags: iommufd::MAP_FIXED_IOVA | iommufd_flags(access),
+        ioas_id: id,
+        fd: 0,
+        start: memory.and_then(HostMemory::file).map_or(0, |(_, offset)| offset),
+        length: size,
+        iova: at,
+    };
+    let attached = memory
+        .map(|memory| Attachment { offset: offset_of!(iommufd::IoasMapFile, fd), what: Attached::FileOf(memory) });
+    let mut attached: Vec<_> = attached.into_iter().collect();
+    let command = Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes());
+    door.ioctl(iommufd, &mut command.attaching(&mut attached))
+}
+
 /// Unmaps `size` bytes at a bus address; returns the result and the size field after the call.
 ///
 /// # Errors

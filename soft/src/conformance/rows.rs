@@ -148,7 +148,8 @@ pub const ROWS: &[Row] = &[
             act(Act::Written(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
             act(Act::Written(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
             written(0, 0, Fails(Errno::EINVAL)),
-            act(Act::Written(BelowTop(1), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::Written(BelowTop(1), Length::Pages(1)), Since72(&Fails(Errno::EINVAL), &Bits(0))),
+            act(Act::Written(BelowTop(1), Length::Pages(2)), Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW))),
             written(0, 2, Bits(2)),
             unmap(0, 2, Pages(2)),
             act(Act::Log(DIRTY_STOP), Done),
@@ -306,6 +307,63 @@ pub const ROWS: &[Row] = &[
             act(Act::GetWritten(2), Fails(Errno::EOPNOTSUPP)),
         ],
     ),
+    row(
+        "a file is mapped without its address, and unmapped as memory is",
+        Ioas,
+        &[
+            map_file(0, Both, &Done),
+            map_file(1, Page(0), &Fails(Errno::EEXIST)),
+            act(
+                Act::Copy(Place::Page(0), Place::Page(2), Length::Pages(2), Access::READ_WRITE),
+                Since72(&Fails(Errno::ENOENT), &Done),
+            ),
+            act(Act::UnmapAll, Since72(&Pages(0), &Pages(4))),
+        ],
+    ),
+    row(
+        "the bytes of a file that are not there cannot be mapped",
+        Ioas,
+        &[
+            map_file(0, Holed, &Fails(Errno::EINVAL)),
+            map_file(0, Empty, &Fails(Errno::EINVAL)),
+            map_file(0, Page(0), &Done),
+            act(Act::UnmapAll, Since72(&Pages(0), &Pages(1))),
+        ],
+    ),
+    row(
+        "a file can be written that this process has mapped for reading only",
+        Ioas,
+        &[map_file(0, ReadOnly, &Done), act(Act::UnmapAll, Since72(&Pages(0), &Pages(1)))],
+    ),
+    row(
+        "a map of a file must allow something, lie on whole pages and below the top",
+        Ioas,
+        &[
+            act(
+                Act::MapFile(Place::Page(0), Page(0), Access::empty()),
+                Since72(&Fails(Errno::ENOTTY), &Fails(Errno::EINVAL)),
+            ),
+            act(
+                Act::MapFile(Inside(0, 0x10), Page(0), Access::READ_WRITE),
+                Since72(&Fails(Errno::ENOTTY), &Fails(Errno::EINVAL)),
+            ),
+            act(
+                Act::MapFile(BelowTop(1), Both, Access::READ_WRITE),
+                Since72(&Fails(Errno::ENOTTY), &Fails(Errno::EOVERFLOW)),
+            ),
+        ],
+    ),
+    row(
+        "what is mapped of a file is reached, and no longer once it is unmapped",
+        Ioas,
+        &[
+            map_file(0, Both, &Done),
+            act(Act::Store(Place::Page(1)), Since72(&Vanishes, &Arrives(1))),
+            act(Act::UnmapAll, Since72(&Pages(0), &Pages(2))),
+            act(Act::Store(Place::Page(1)), Vanishes),
+        ],
+    )
+    .only(WithDevice),
     row("a map must allow something", Ioas, NO_RIGHTS),
     row("a map must be whole pages, and some", Ioas, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
@@ -363,7 +421,9 @@ pub const ROWS: &[Row] = &[
             unmap(0, 1, Pages(1)),
         ],
     ),
-    row("a map must allow something", Compat, NO_RIGHTS),
+    // What iommufd asks its page tables for then is a mistake of its own since they are generic (linux: drivers/iommu/generic_pt/iommu_pt.h,
+    // DOMAIN_NS(map_range)).
+    row("a map must allow something", Compat, NO_RIGHTS).leaving(Leaves::WarningSince72),
     row("a map must be whole pages, and some", Compat, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Compat, READ_ONLY).only(WithDevice),
@@ -860,6 +920,11 @@ const fn map(page: u64, memory: Memory, answer: Answer) -> Step {
 
 const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
     act(Act::Map(at, memory, Access::READ_WRITE), answer)
+}
+
+/// Kernels before 7.2 map no files.
+const fn map_file(page: u64, memory: Memory, answer: &'static Answer) -> Step {
+    act(Act::MapFile(Place::Page(page), memory, Access::READ_WRITE), Since72(&Fails(Errno::ENOTTY), answer))
 }
 
 const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {

@@ -86,7 +86,18 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
         match attached.map(|attachment| &attachment.what) {
             Some(Attached::Memory(memory)) => UserMemory { address: memory.address(), memory: Some((*memory).clone()) },
-            Some(Attached::Buffer(_) | Attached::Handle(_)) | None => UserMemory { address: raw, memory: None },
+            Some(Attached::Buffer(_) | Attached::Handle(_) | Attached::FileOf(_)) | None => {
+                UserMemory { address: raw, memory: None }
+            }
+        }
+    }
+
+    /// What is mapped of the file that a field at `offset` stands for.
+    pub(crate) fn file_of(&self, offset: usize) -> Option<HostMemory> {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
+        match attached.what {
+            Attached::FileOf(memory) => Some(memory.clone()),
+            Attached::Buffer(_) | Attached::Handle(_) | Attached::Memory(_) => None,
         }
     }
 
@@ -95,7 +106,7 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
         match attached.what {
             Attached::Handle(handle) => Some(handle),
-            Attached::Buffer(_) | Attached::Memory(_) => None,
+            Attached::Buffer(_) | Attached::Memory(_) | Attached::FileOf(_) => None,
         }
     }
 
@@ -104,7 +115,7 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter_mut().find(|attachment| attachment.offset == offset)?;
         match &mut attached.what {
             Attached::Buffer(buffer) => Some(buffer),
-            Attached::Handle(_) | Attached::Memory(_) => None,
+            Attached::Handle(_) | Attached::Memory(_) | Attached::FileOf(_) => None,
         }
     }
 }
@@ -115,6 +126,12 @@ pub(crate) struct UserMemory {
     /// Where it begins, whether there is anything or not.
     pub(crate) address: u64,
     memory: Option<HostMemory>,
+}
+
+impl From<HostMemory> for UserMemory {
+    fn from(memory: HostMemory) -> Self {
+        Self { address: memory.address(), memory: Some(memory) }
+    }
 }
 
 impl UserMemory {

@@ -4,8 +4,9 @@
 //! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
 //! one and stops at the first that it would cut, without bringing back the ones before.
 //!
-//! Edges: page tables the kernel manages only. Files (IOMMU_IOAS_MAP_FILE) and moves to another process
-//! (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as Linux 6.12 does.
+//! A file is mapped as the memory is that the caller has mapped from it; Linux 6.12 knows no such request.
+//!
+//! Edges: page tables the kernel manages only. Moves to another process (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as Linux 6.12 does.
 
 mod container;
 mod devices;
@@ -19,7 +20,9 @@ use std::mem::offset_of;
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange};
-use dmaspace_iommufd::abi::{self, Destroy, IoasAlloc, IoasCopy, IoasIovaRanges, IoasMap, IoasUnmap, IovaSpan};
+use dmaspace_iommufd::abi::{
+    self, Destroy, IoasAlloc, IoasCopy, IoasIovaRanges, IoasMap, IoasMapFile, IoasUnmap, IovaSpan,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::dialect::call::Call;
@@ -99,6 +102,7 @@ impl Context {
             number if number == abi::IOAS_ALLOC.number => self.alloc(call),
             number if number == abi::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
             number if number == abi::IOAS_MAP.number => self.map(world, call),
+            number if number == abi::IOAS_MAP_FILE.number && world.facts.is_modern() => self.map_file(world, call),
             number if number == abi::IOAS_COPY.number => self.copy(world, call),
             number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
             number if number == abi::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
@@ -167,6 +171,25 @@ impl Context {
         let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
         let memory = call.memory(offset_of!(IoasMap, user_va), map.user_va);
         let piece = self.pages.add(call.by, world.page(), &memory, map.length, access.contains(Access::WRITE))?;
+        let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
+        self.pages.put(world, &piece);
+        map.iova = mapped?.get();
+        call.write(&map);
+        Ok(())
+    }
+
+    /// iommufd_ioas_map_file.
+    fn map_file(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        let mut map: IoasMapFile = read(call)?;
+        require(map.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
+        require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
+        let access = access(map.flags)?;
+        let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
+        require(map.length > 0, Errno::EINVAL)?;
+        require(map.start.checked_add(map.length - 1).is_some(), Errno::EOVERFLOW)?;
+        let memory = call.file_of(offset_of!(IoasMapFile, fd)).ok_or(Errno::EBADF)?;
+        let writable = access.contains(Access::WRITE);
+        let piece = self.pages.add_file(call.by, world.page(), &memory, map.start, map.length, writable)?;
         let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
         self.pages.put(world, &piece);
         map.iova = mapped?.get();

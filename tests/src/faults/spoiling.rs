@@ -35,6 +35,7 @@ pub const REQUESTS: [&str; 33] = [
     "IOMMU_OPTION",
     "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
@@ -48,7 +49,7 @@ pub const REQUESTS: [&str; 33] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 19] = [
+pub const BELIEVED: [&str; 20] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
@@ -59,6 +60,7 @@ pub const BELIEVED: [&str; 19] = [
     "IOMMU_OPTION",
     "IOMMU_IOAS_ALLOW_IOVAS",
     "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
     "IOMMU_IOAS_COPY",
     "IOMMU_IOAS_UNMAP",
     "IOMMU_DESTROY",
@@ -199,6 +201,18 @@ fn errnos_of(name: &str) -> &'static [Errno] {
             Errno::EBUSY,
             Errno::ENOSPC,
             Errno::EPERM,
+        ],
+        "IOMMU_IOAS_MAP_FILE" => &[
+            Errno::EIO,
+            Errno::ENOMEM,
+            Errno::EFAULT,
+            Errno::EINVAL,
+            Errno::EEXIST,
+            Errno::ENOENT,
+            Errno::EINTR,
+            Errno::EBADF,
+            Errno::EOPNOTSUPP,
+            Errno::ENOTTY,
         ],
         "VFIO_IOMMU_SPAPR_TCE_CREATE" => &[
             Errno::EIO,

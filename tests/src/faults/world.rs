@@ -35,7 +35,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 /// A host, and the way its IOMMU is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ground {
-    /// The soft host's preset.
+    /// The soft host's preset ([`dmaspace_tests::soft::profile`]).
     pub preset: &'static str,
     /// The backend.
     pub backend: BackendKind,
@@ -44,7 +44,7 @@ pub struct Ground {
 impl Ground {
     /// sPAPR's first version is where no windows can be created.
     fn profile(self) -> Profile {
-        let profile = Profile::preset(self.preset).expect("a preset");
+        let profile = dmaspace_tests::soft::profile(self.preset);
         if self.backend == BackendKind::SpaprV1 { profile.with_fixed_window() } else { profile }
     }
 }

@@ -67,8 +67,9 @@ impl<'a> Planner<'a> {
         if access.is_empty() {
             return Some("devices may neither read nor write it".into());
         }
-        if memory.is_device_memory() && !self.host.powers.maps_device_memory {
-            return Some(format!("{} cannot map another device's memory", self.host.space.backend()));
+        if !self.host.powers.reaches(memory) {
+            let but = if self.host.powers.maps_files { ", unless that device exported it" } else { "" };
+            return Some(format!("{} cannot map another device's memory{but}", self.host.space.backend()));
         }
         let needs_writing = access.contains(Access::WRITE) || !self.host.powers.maps_host_read_only;
         (memory.is_host_read_only() && needs_writing).then(|| "this process itself may only read the memory".into())

@@ -34,8 +34,18 @@ struct Pages {
     writable: bool,
     pinned: Coverage,
     users: u64,
-    /// Whether the process is charged, not its user.
-    charges_process: bool,
+    /// What is said when not all of it can be pinned.
+    lacking: Errno,
+    charged: Charged,
+}
+
+/// Who is charged for what is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charged {
+    User,
+    Process,
+    /// Another device's memory is nobody's.
+    Nobody,
 }
 
 /// All pages of one iommufd.
@@ -57,20 +67,69 @@ impl PagesStore {
         length: u64,
         writable: bool,
     ) -> Result<Piece, Errno> {
-        require(length > 0 && length <= u64::MAX - page.bytes(), Errno::EINVAL)?;
         let address = memory.address;
         address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
         let whole = memory.pinnable(length, false);
         let there = if memory.is_device_memory() { 0 } else { memory.pinnable_bytes(length, writable) };
-        let charges_process = self.charges_process;
-        self.last += 1;
-        self.all.insert(
-            self.last,
-            Pages { by, address, there, writable, pinned: Coverage::default(), users: 1, charges_process },
-        );
+        let charged = self.charged();
+        let pages = Pages {
+            by,
+            address,
+            there,
+            writable,
+            pinned: Coverage::default(),
+            users: 1,
+            lacking: Errno::EFAULT,
+            charged,
+        };
+        self.insert(page, pages, whole, length)
+    }
+
+    /// iopt_alloc_file_pages, and iopt_alloc_dmabuf_pages for another device's memory, all of which must be there at once: `length` bytes from
+    /// `start` of the file that `memory` is mapped from. Of the file there is as much as `memory` shows.
+    pub(super) fn add_file(
+        &mut self,
+        by: Pid,
+        page: PageSize,
+        memory: &HostMemory,
+        start: u64,
+        length: u64,
+        writable: bool,
+    ) -> Result<Piece, Errno> {
+        let (_, offset) = memory.file().ok_or(Errno::EBADF)?;
+        let shown = start.checked_sub(offset);
+        let whole = shown.and_then(|at| memory.slice(at, length));
+        let exported = memory.is_device_memory();
+        require(whole.is_some() || !exported, Errno::EINVAL)?;
+        let address = memory.address().wrapping_add(start.wrapping_sub(offset));
+        let there = shown.map_or(0, |at| memory.len().get().saturating_sub(at).min(length));
+        let charged = if exported { Charged::Nobody } else { self.charged() };
+        let pages = Pages {
+            by,
+            address,
+            there,
+            writable,
+            pinned: Coverage::default(),
+            users: 1,
+            lacking: Errno::EINVAL,
+            charged,
+        };
+        self.insert(page, pages, whole, length)
+    }
+
+    /// iopt_alloc_pages.
+    fn insert(&mut self, page: PageSize, pages: Pages, whole: Option<HostMemory>, length: u64) -> Result<Piece, Errno> {
+        require(length > 0 && length <= u64::MAX - page.bytes(), Errno::EINVAL)?;
         // What is not there can be mapped as long as nobody pins it.
-        let nothing = || HostMemory::unbacked(address, NonZeroU64::new(length)?);
-        Ok(Piece { pages: self.last, memory: whole.or_else(nothing).ok_or(Errno::EOVERFLOW)? })
+        let nothing = || HostMemory::unbacked(pages.address, NonZeroU64::new(length)?);
+        let memory = whole.or_else(nothing).ok_or(Errno::EOVERFLOW)?;
+        self.last += 1;
+        self.all.insert(self.last, pages);
+        Ok(Piece { pages: self.last, memory })
+    }
+
+    fn charged(&self) -> Charged {
+        if self.charges_process { Charged::Process } else { Charged::User }
     }
 
     /// One user more.
@@ -102,15 +161,15 @@ impl PagesStore {
         let (first, end) = pages.indices(run, page);
         let fresh = pages.pinned.unused(first, end);
         let there = run.memory.last() - pages.address < pages.there;
-        require(there || fresh == 0, Errno::EFAULT)?;
+        require(there || fresh == 0, pages.lacking)?;
         let (account, bytes) = (world.account(pages.by), fresh << page.shift());
-        if pages.charges_process {
-            account.lock_pinned(bytes)?
-        } else {
-            account.pin(bytes)?
+        match pages.charged {
+            Charged::User => account.pin(bytes)?,
+            Charged::Process => account.lock_pinned(bytes)?,
+            Charged::Nobody => {}
         }
         pages.pinned.add(first, end);
-        Ok(fresh << page.shift())
+        Ok(if pages.charged == Charged::Nobody { 0 } else { bytes })
     }
 
     /// Remembers that a call has pinned so many bytes for a mapping.
@@ -126,10 +185,10 @@ impl PagesStore {
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
-        let charges_process = pages.charges_process;
+        let (charged, bytes) = (pages.charged, stale << page.shift());
         world.give_back(pages.by, |account| {
-            account.unpin(stale << page.shift());
-            account.unlock(if charges_process { stale << page.shift() } else { 0 });
+            account.unpin(if charged == Charged::Nobody { 0 } else { bytes });
+            account.unlock(if charged == Charged::Process { bytes } else { 0 });
         });
     }
 }

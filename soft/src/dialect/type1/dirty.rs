@@ -36,9 +36,11 @@ impl Type1 {
     fn get_bitmap(&mut self, world: &World, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
         require(request.argsz >= DirtyBitmap::SIZE, Errno::EINVAL)?;
         let page = granule(world);
-        // A range that ends at 2^64 wraps to zero, and is refused with those that wrap further.
-        let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| Errno::EINVAL)?;
-        require(range.end().is_some() && range.is_aligned_to(page), Errno::EINVAL)?;
+        require(request.size > 0, Errno::EINVAL)?;
+        let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| world.facts.wrap())?;
+        // Before 7.2 a range that ends at 2^64 wraps to zero, and is refused with those that wrap further.
+        require(range.end().is_some() || world.facts.is_modern(), Errno::EINVAL)?;
+        require(range.is_aligned_to(page), Errno::EINVAL)?;
         self.check_bitmap(world, request.size, &request.bitmap)?;
         require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
         self.fill(world, call, offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data), range)

@@ -1,0 +1,128 @@
+//! Memory that knows its file, on soft hosts whose kernel maps by file or does not.
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use dmaspace::choose::BackendKind;
+use dmaspace_core::contract::Unit;
+use dmaspace_core::error::Kind;
+use dmaspace_core::listener::Fate;
+use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, MemoryFile, Section};
+use dmaspace_tests::soft::{host, memory, open};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+const MIB: u64 = 1 << 20;
+const RW: Access = Access::READ_WRITE;
+
+const MAP: &str = "IOMMU_IOAS_MAP";
+const MAP_FILE: &str = "IOMMU_IOAS_MAP_FILE";
+
+fn memfd(len: u64) -> Arc<File> {
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file for memory"));
+    ftruncate(&file, len).expect("the file grows");
+    Arc::new(file)
+}
+
+/// A MiB of a memfd, from its second on, mapped like that.
+fn region(flags: i32) -> HostMemory {
+    let mapping = MmapRegionBuilder::<()>::new(1 << 20)
+        .with_file_offset(FileOffset::from_arc(memfd(2 * MIB), MIB))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .build()
+        .expect("the file can be mapped");
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).expect("a proper range");
+    HostMemory::of_region(&region).expect("not empty")
+}
+
+/// How often a soft host of that preset was asked to map by address, and by file, after so much was mapped.
+fn calls_for(preset: &str, mapped: &[HostMemory]) -> [u64; 2] {
+    let soft = host(preset);
+    let opened = open(&soft, BackendKind::Iommufd);
+    for (n, memory) in (1..).zip(mapped) {
+        opened.space.space().map(Iova::new(n * MIB), memory, RW, Unit::Whole).expect("mapped");
+    }
+    assert_eq!(soft.ledger().mappings, mapped.len() as u64);
+    let calls = soft.calls();
+    [calls.of(MAP), calls.of(MAP_FILE)]
+}
+
+#[test]
+fn a_region_that_shares_a_memfd_knows_its_place_there() {
+    let shared = region(libc::MAP_SHARED);
+    assert_eq!(shared.file().map(|(_, offset)| offset), Some(MIB));
+    assert_eq!(shared.slice(0x1000, 0x1000).and_then(|slice| slice.file().map(|(_, at)| at)), Some(MIB + 0x1000));
+    assert_eq!(region(libc::MAP_PRIVATE).file(), None, "its pages are its own once they are written");
+}
+
+#[test]
+fn a_file_on_a_disk_is_no_memory() {
+    let on_disk = File::open("/proc/self/exe").expect("this program");
+    assert!(MemoryFile::new(Arc::new(on_disk)).is_none());
+    assert!(MemoryFile::new(memfd(MIB)).is_some());
+}
+
+#[test]
+fn memory_is_mapped_by_its_file_where_the_kernel_can_and_where_not_that_is_asked_once() {
+    let regions = [region(libc::MAP_SHARED), region(libc::MAP_PRIVATE), region(libc::MAP_SHARED)];
+    assert_eq!(calls_for("vtd@7.2", &regions), [1, 2]);
+    assert_eq!(calls_for("vtd@6.12", &regions), [3, 1]);
+}
+
+#[test]
+fn devices_reach_the_bytes_of_the_file() {
+    let soft = host("vtd@7.2");
+    let opened = open(&soft, BackendKind::Iommufd);
+    let memory = region(libc::MAP_SHARED);
+    opened.space.space().map(Iova::new(0), &memory, RW, Unit::Whole).expect("mapped");
+    soft.device(opened.devices[0].name())
+        .expect("it is there")
+        .dma_write(Iova::new(0x1234), b"by file")
+        .expect("mapped");
+    let mut found = [0; 7];
+    memory.read(0x1234, &mut found).expect("inside");
+    assert_eq!(&found, b"by file");
+}
+
+#[test]
+fn a_bar_that_its_device_exported_is_mapped_and_any_other_is_skipped_with_the_reason() {
+    let soft = host("vtd@7.2");
+    let opened = open(&soft, BackendKind::Iommufd);
+    let mut listener = Listener::new(FrontEnd::pc());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    let bar = |name: &str, at, host| {
+        let memory = memory(host, MIB).device_memory();
+        let memory = if name == "exported" { memory.in_file(MemoryFile::unbacked(1), 0) } else { memory };
+        Section::device_memory(name, Iova::new(at), memory, RW).expect("a proper range")
+    };
+    let sections = [bar("exported", 0xe000_0000, 1 << 45), bar("mmapped", 0xe100_0000, 1 << 46)];
+    let report = listener.commit(listener.update_to(&sections, &[])).expect("best effort");
+    let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| (verdict.piece.name(), verdict.fate)).collect();
+    assert_eq!(fates, [("exported", Fate::Mapped), ("mmapped", Fate::Skipped)]);
+    let reason = &report.spaces[0].sections[1].reason;
+    assert!(reason.contains("export"), "{reason}");
+
+    let alone = memory(1 << 46, MIB).device_memory();
+    let error = opened.space.space().map(Iova::new(0), &alone, RW, Unit::Whole).expect_err("no file");
+    assert_eq!(error.kind, Kind::DeviceMemory);
+}
+
+#[test]
+fn sections_join_only_where_their_file_goes_on() {
+    let soft = host("vtd@7.2");
+    let opened = open(&soft, BackendKind::Iommufd);
+    let mut listener = Listener::new(FrontEnd::default());
+    listener.attach(opened.space.space().clone()).expect("an empty view fits");
+    let file = MemoryFile::unbacked(1);
+    let piece = |n: u64, offset: u64| {
+        let span = HostMemory::unbacked((1 << 45) + n * MIB, NonZeroU64::new(MIB).expect("not zero")).expect("no wrap");
+        let memory = span.in_file(file.clone(), offset);
+        Section::ram("ram", Iova::new(n * MIB), memory, RW).expect("a proper range")
+    };
+    let sections = [piece(0, 0), piece(1, MIB), piece(2, 8 * MIB)];
+    listener.commit(listener.update_to(&sections, &[])).expect("all of it fits");
+    assert_eq!((soft.ledger().mappings, soft.calls().of(MAP_FILE)), (2, 2));
+}
