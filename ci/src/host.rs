@@ -207,6 +207,7 @@ pub(crate) const HOSTS: &[Host] = &[
         architecture: Architecture::X86_64,
         kernel: KernelSource::WithIommufd(Source::Preferred),
         machine: PC,
+        memory: "1G",
         kernel_arguments: PC_ARGUMENTS,
         modules: &[],
         skips_device_reset: false,
