@@ -11,7 +11,7 @@ const TYPE1_OR_SPAPR_MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const TYPE1_OR_SPAPR_UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// Every request the backends and their attachments make.
-pub const REQUESTS: [&str; 33] = [
+pub const REQUESTS: [&str; 34] = [
     "VFIO_GET_API_VERSION",
     "VFIO_CHECK_EXTENSION",
     "VFIO_SET_IOMMU",
