@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
-use dmaspace_core::contract::{Mapping, PciAddressSpace, WindowOffer, WindowPlace};
+use dmaspace_core::contract::{Mapping, PciAddressSpace, Powers, WindowOffer, WindowPlace};
 use dmaspace_core::section::{Backing, Shrink, TargetMemory};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PageSizes, Section, SystemAddress, Window};
 
@@ -98,10 +98,8 @@ pub struct Host {
     pub windows: Vec<Window>,
     /// What windows it creates, if it does.
     pub offer: Option<WindowOffer>,
-    /// Whether devices can be given other devices' memory.
-    pub maps_device_memory: bool,
-    /// Whether memory that the VMM itself may only read can be mapped.
-    pub maps_host_read_only: bool,
+    /// Which memory it maps.
+    pub powers: Powers,
     /// What cannot be used any more.
     pub fences: Vec<IovaRange>,
 }
@@ -112,16 +110,15 @@ impl Host {
         Self {
             windows: space.windows().windows.iter().copied().collect(),
             offer: space.window_control().and_then(|control| control.offer()),
-            maps_device_memory: space.powers().maps_device_memory,
-            maps_host_read_only: space.powers().maps_host_read_only,
+            powers: space.powers(),
             fences: space.fences().iter().map(|fence| fence.range).collect(),
         }
     }
 
     fn could_map(&self, memory: &HostMemory, access: Access) -> bool {
         // POWER pins for writing, whatever devices may do with the memory.
-        let writes = access.contains(Access::WRITE) || !self.maps_host_read_only;
-        let kind_is_fine = self.maps_device_memory || !memory.is_device_memory();
+        let writes = access.contains(Access::WRITE) || !self.powers.maps_host_read_only;
+        let kind_is_fine = self.powers.maps_device_memory || !memory.is_device_memory();
         kind_is_fine && !access.is_empty() && !(memory.is_host_read_only() && writes)
     }
 
