@@ -262,40 +262,10 @@ impl Listener {
         let mut held = hold(&discardables);
         let removed = update.removed.iter().map(|section| section.range().first());
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
+        // No entry may come while its window goes.
+        let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
         let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
-        let grows = !(update.added.is_empty() && update.added_targets.is_empty());
-        let is_growing = grows && !longer_runs::in_the_way(&self.view, &self.members).is_empty();
-        let lags = self.members.len() > 1 && in_step.contains(&false);
-        // No entry may come while its window goes, nor while a space gets those it lacks, or gives up what entries lean on.
-        let is_closing = |window: &&Arc<Shared>| closing.iter().any(|closing| Arc::ptr_eq(closing, window));
-        let (going, staying): (Vec<_>, Vec<_>) = self.windows.values().partition(is_closing);
-        let gates: Vec<_> = going.iter().map(|window| window.hold()).collect();
-        let quiet = if is_growing || lags { &staying[..] } else { &[] };
-        let quiet: Vec<_> = quiet.iter().map(|window| window.hold()).collect();
-        let plan = || {
-            let mut plans = self.plans(&self.view, &self.members, scope)?;
-            let lagging = self.members.iter().zip(&mut plans).filter(|(member, _)| lags && member.came_back());
-            for (member, plan) in lagging {
-                plan.entries = staying.iter().flat_map(|window| window.lacked_by(member.space.as_ref())).collect();
-            }
-            Ok(plans)
-        };
-        // What the kernel put is in the spaces' hands before its window goes: it cannot put more, and can be brought back. But what is
-        // refused is refused before.
-        let is_left = closing.iter().any(|window| window.is_filled());
-        let take_back = |_| closing.iter().for_each(|window| window.take_back_everywhere());
-        let taken_back = if is_left { plan().map(take_back) } else { Ok(()) };
-        let applied = taken_back.and_then(|()| match is_growing {
-            true => self.apply_growing(plan),
-            false => plan().and_then(|plans| apply_to(&self.members, plans)),
-        });
-        if applied.is_ok() && lags {
-            self.members.iter().filter(|member| member.came_back()).for_each(|member| {
-                staying.iter().for_each(|window| window.fill_coming_back(member.space.as_ref()));
-            });
-        }
-        drop(quiet);
-        let mut report = match applied {
+        let mut report = match self.bring_in_step(update, scope, &closing) {
             Ok(report) => report,
             Err(error) => {
                 // Windows that were removed and created again are the ones there were.
@@ -314,6 +284,40 @@ impl Listener {
         }
         self.open_sections(&update.added);
         self.members.iter_mut().zip(&mut report.spaces).for_each(|(member, report)| member.note(report));
+        Ok(report)
+    }
+
+    /// Brings every space in step with the view. Nobody puts entries in the windows that are `closing`.
+    fn bring_in_step(&self, update: &Update, scope: &Scope, closing: &[Arc<Shared>]) -> Result<Report, CommitError> {
+        let stays = |window: &&Arc<Shared>| !closing.iter().any(|closing| Arc::ptr_eq(closing, window));
+        let staying: Vec<_> = self.windows.values().filter(stays).collect();
+        let grows = !(update.added.is_empty() && update.added_targets.is_empty());
+        let is_growing = grows && !longer_runs::in_the_way(&self.view, &self.members).is_empty();
+        let lags = self.members.len() > 1 && !self.members.iter().all(Member::is_in_step);
+        // No entry may come while a space gets those it lacks, or gives up what entries lean on.
+        let quiet = if is_growing || lags { &staying[..] } else { &[] };
+        let _quiet: Vec<_> = quiet.iter().map(|window| window.hold()).collect();
+        let plan = || {
+            let mut plans = self.plans(&self.view, &self.members, scope)?;
+            let lagging = self.members.iter().zip(&mut plans).filter(|(member, _)| lags && member.came_back());
+            for (member, plan) in lagging {
+                plan.entries = staying.iter().flat_map(|window| window.lacked_by(member.space.as_ref())).collect();
+            }
+            Ok(plans)
+        };
+        if closing.iter().any(|window| window.is_filled()) {
+            // What is refused is refused before.
+            plan()?;
+            // What the kernel put is in the spaces' hands before its window goes: it cannot put more, and can be brought back.
+            closing.iter().for_each(|window| window.take_back_everywhere());
+        }
+        let report = match is_growing {
+            true => self.apply_growing(plan),
+            false => plan().and_then(|plans| apply_to(&self.members, plans)),
+        }?;
+        for member in self.members.iter().filter(|member| lags && member.came_back()) {
+            staying.iter().for_each(|window| window.fill_coming_back(member.space.as_ref()));
+        }
         Ok(report)
     }
 
