@@ -4,7 +4,7 @@
 //! cache (linux: virt/kvm/vfio.c, kvm_vfio_update_coherency), and the drivers that translate guest addresses themselves.
 //!
 //! On POWER it is told which TCE tables the guest has, and answers the hypercalls on them itself: a group joins it only together with
-//! a table, so there [`KvmVfio`] is no [`Registry`](crate::registry::Registry) but makes tables
+//! a table, so there [`KvmVfio`] is no registry of groups ([`crate::registry`]) but makes tables
 //! ([`KernelTables`](dmaspace_spapr::guest::KernelTables)).
 
 #[cfg(any(target_arch = "powerpc64", test))]

@@ -22,9 +22,10 @@ pub struct Ram {
 impl Ram {
     /// `len` bytes of anonymous memory.
     pub fn new(len: usize) -> Self {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), len)]).expect("memory for the guest");
+        let room = len + usize::try_from(ALIGNMENT).expect("64 KiB");
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), room)]).expect("memory for the guest");
         let all = memory.iter().next().and_then(HostMemory::of_region).expect("one region");
-        Self { all }
+        Self { all: aligned(&all, len as u64).expect("room was left") }
     }
 
     /// `len` bytes in huge pages of hugetlbfs.
@@ -85,6 +86,11 @@ impl Ram {
 /// Every host's page divides this; the kernel aligns a mapping to less.
 const ALIGNMENT: u64 = 0x1_0000;
 
+/// The first aligned `len` bytes of `memory`, which has as much more.
+fn aligned(memory: &HostMemory, len: u64) -> Option<HostMemory> {
+    memory.slice(memory.address().next_multiple_of(ALIGNMENT) - memory.address(), len)
+}
+
 /// Memory of a file, whose pages can be given back to the host while it stays mapped.
 #[derive(Debug)]
 pub struct Droppable {
@@ -103,8 +109,8 @@ impl Droppable {
         let size = usize::try_from(len + ALIGNMENT).expect("a few pages");
         let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(offset)).expect("memory");
         let all = HostMemory::of_region(&region).expect("not empty");
-        let begin = all.address().next_multiple_of(ALIGNMENT) - all.address();
-        Self { file, begin, memory: all.slice(begin, len).expect("room was left") }
+        let memory = aligned(&all, len).expect("room was left");
+        Self { file, begin: memory.address() - all.address(), memory }
     }
 
     /// All of it.

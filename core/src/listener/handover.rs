@@ -12,7 +12,7 @@ impl Listener {
     /// after they have adopted what is described here: entries of translated windows that are live in a space that joins are found there.
     ///
     /// # Errors
-    /// As [`HandOver::hand_over`](crate::handover::HandOver::hand_over); every space that could be handed over is taken back then.
+    /// As [`HandOver::hand_over`]; every space that could be handed over is taken back then.
     pub fn hand_over(&self, memory: &NamedMemory) -> Result<Vec<Handover>, Error> {
         // What is under way ends in every space or in none.
         let _held = hold(&self.discardables);
@@ -40,8 +40,7 @@ impl Listener {
     /// Takes back every space that is handed over, after a hand-over to nobody.
     ///
     /// # Errors
-    /// The first of [`HandOver::take_back`](crate::handover::HandOver::take_back); the other spaces are taken back all the same, and
-    /// this can be tried again.
+    /// The first of [`HandOver::take_back`]; the other spaces are taken back all the same, and this can be tried again.
     pub fn take_back(&self) -> Result<(), Error> {
         let away = self.spaces().map(|space| space.handover()).filter(|space| space.is_handed_over());
         away.map(|space| space.take_back()).fold(Ok(()), Result::and)

@@ -54,6 +54,12 @@ impl World {
             prop_assert!(matches!(self.listener.detach(&space), Err(CommitError::NotAttached)));
             return Ok(());
         }
+        if self.served().nth(1).is_some() && !self.is_joined_in_entries(n) {
+            if self.served().any(Place::is_fenced) {
+                return Ok(());
+            }
+            self.clear_everything()?;
+        }
         let before = self.before();
         let (result, fired) = self.disturbed(fault, |listener| listener.detach(&space));
         match result {
@@ -87,11 +93,7 @@ impl World {
                 // Entries behind a fence cannot be cleared.
                 return Ok(());
             }
-            // Another space that goes on has them all, and this one gets them when it has a device again.
-            let goes_on = |(other, place): (usize, &Place)| {
-                other != n && place.is_served && !place.is_idle() && !place.is_stale && !place.is_loose
-            };
-            if !self.places.iter().enumerate().any(goes_on) {
+            if !self.is_joined_in_entries(n) {
                 self.clear_everything()?;
             }
         }
@@ -103,6 +105,14 @@ impl World {
             place.live = Reached::default();
         }
         self.windows_changed(n, before, told)
+    }
+
+    /// Whether another space goes on that has all entries, too: this one gets them from there when it comes back.
+    fn is_joined_in_entries(&self, n: usize) -> bool {
+        let goes_on = |(other, place): (usize, &Place)| {
+            other != n && place.is_served && !place.is_idle() && !place.is_stale && !place.is_loose
+        };
+        self.places.iter().enumerate().any(goes_on)
     }
 
     fn windows_of(&self, n: usize) -> (bool, u64) {
