@@ -9,7 +9,7 @@
 #![cfg_attr(not(feature = "soft"), doc = "```ignore")]
 //! use std::num::NonZeroU64;
 //!
-//! use dmaspace::contract::Unit;
+//! use dmaspace::contract::{Attachable as _, Unit};
 //! use dmaspace::handover::NamedMemory;
 //! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, Wish};
 //! # use dmaspace_soft::{Profile, SoftHost};
