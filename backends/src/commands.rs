@@ -241,6 +241,7 @@ const IOMMUFD: &[Rule] = &[
     Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_ALLOW_IOVAS, allow_iovas().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::OPTION, exactly(iommufd::IommuOption::SIZE).allowing(ANY_FLAGS).shape()),
+    Rule::new(iommufd::IOAS_CHANGE_PROCESS, change_process().shape()),
     Rule::new(iommufd::IOAS_ALLOC, exactly(iommufd::IoasAlloc::SIZE).shape()),
     Rule::new(iommufd::HWPT_GET_DIRTY_BITMAP, written().allowing(ANY_FLAGS).shape()),
     Rule::new(
@@ -274,6 +275,11 @@ const IOMMUFD: &[Rule] = &[
     CHECK_EXTENSION,
     SET_IOMMU,
 ];
+
+/// Half of it is a question.
+const fn change_process() -> Layout {
+    Layout { least: iommufd::IoasChangeProcess::HALF, ..exactly(iommufd::IoasChangeProcess::SIZE) }
+}
 
 const fn map_file() -> Layout {
     let start_at = offset_of!(iommufd::IoasMapFile, start);
@@ -702,6 +708,18 @@ mod tests {
         assert_eq!(refused(&known, 0x8000, 0x1000, 0, 8), Some(Errno::EINVAL), "a flag of tomorrow");
         assert_eq!(refused(&memory, 0, 0x1000, 0, 7), Some(Errno::EINVAL), "no file");
         assert_eq!(refused(&unbacked, 0x8000, 0x1000, 0, 7), Some(Errno::EFAULT));
+    }
+
+    #[test]
+    fn an_iommufd_changes_process_by_a_request_or_is_asked_by_half_of_one() {
+        let refused = |size, reserved| {
+            let mut change = iommufd::IoasChangeProcess { size, reserved };
+            refusal(HandleKind::Iommufd, iommufd::IOAS_CHANGE_PROCESS, change.as_mut_bytes(), &mut [])
+        };
+        assert_eq!([refused(8, 0), refused(4, 0)], [None, None]);
+        assert_eq!(refused(3, 0), Some(Errno::EINVAL));
+        assert_eq!(refused(9, 0), Some(Errno::EINVAL), "there are no more bytes");
+        assert_eq!(refused(8, 1), Some(Errno::EINVAL), "a later kernel may give it a meaning");
     }
 
     #[test]

@@ -241,6 +241,7 @@ macro_rules! laid_out_as {
 mod file;
 mod option;
 mod page_table;
+mod process;
 
 pub use file::{IOAS_MAP_FILE, IoasMapFile};
 pub use option::{
@@ -251,6 +252,7 @@ pub use page_table::{
     CAP_DIRTY_TRACKING, DIRTY_TRACKING_ENABLE, GET_DIRTY_BITMAP_NO_CLEAR, HWPT_ALLOC_DIRTY_TRACKING, HwInfo, HwptAlloc,
     HwptGetDirtyBitmap, HwptSetDirtyTracking,
 };
+pub use process::{IOAS_CHANGE_PROCESS, IoasChangeProcess};
 
 laid_out_as!(Destroy, kernel::iommu_destroy { size, id });
 laid_out_as!(IoasAlloc, kernel::iommu_ioas_alloc { size, flags, out_ioas_id });

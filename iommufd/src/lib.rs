@@ -23,6 +23,7 @@ mod dirty;
 mod object;
 mod option;
 mod page_table;
+mod process;
 pub mod ranges;
 #[cfg(test)]
 mod scripted;

@@ -98,6 +98,8 @@ pub enum Act {
     UnmapAll,
     /// Map at the second place, in the same address space, so much of what the first shows.
     Copy(Place, Place, Length, Access),
+    /// Have this process charged for all that is mapped, with a request of so many bytes.
+    ChangeProcess(u32),
     /// Ask what the IOMMU in front of a device can do: the address space, which is none.
     HwInfo,
     /// Make a page table that logs for a device: the address space, which is none.
@@ -369,6 +371,7 @@ impl Site<'_> {
                 let (from, to) = ((id, self.address(from)), (id, self.address(to)));
                 plain(raw::copy(self.door, iommufd, from, to, self.bytes(length), access))
             }
+            Act::ChangeProcess(size) => self.on_ioas(|iommufd, _| raw::change_process(self.door, iommufd, size)),
             Act::HwInfo => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, 0).map(|_| 0)),
             Act::MakePageTable => self.on_ioas(|iommufd, id| {
                 raw::alloc_page_table(self.door, iommufd, id, id, abi::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)

@@ -25,7 +25,7 @@ const RW: Access = Access::READ_WRITE;
 const OFFSET: u64 = MIB;
 
 /// A MiB of this process that claims to be a file's. It is not: so what a device reaches shows by what the kernel went.
-fn impostor() -> (Arc<File>, HostMemory) {
+pub(crate) fn impostor() -> (Arc<File>, HostMemory) {
     let file = Arc::new(File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file for memory")));
     ftruncate(&file, 2 * MIB).expect("the file grows");
     let known = MemoryFile::new(file.clone()).expect("a memfd is of memory");

@@ -18,6 +18,7 @@ pub mod model;
 pub mod options;
 pub mod plays;
 pub mod power;
+pub mod process;
 pub mod ram;
 pub mod recovery;
 pub mod reserved;

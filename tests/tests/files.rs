@@ -4,12 +4,19 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace::choose::BackendKind;
+use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::facts::Facts;
+use dmaspace::open::Host;
+use dmaspace::options::OpenOptions;
 use dmaspace_core::contract::Unit;
+use dmaspace_core::door::{Door, Errno};
 use dmaspace_core::error::Kind;
 use dmaspace_core::listener::Fate;
+use dmaspace_core::locked::Payer;
 use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, MemoryFile, Section};
-use dmaspace_tests::soft::{host, memory, open};
+use dmaspace_iommufd::Iommufd;
+use dmaspace_soft::SoftHost;
+use dmaspace_tests::soft::{host, memory, open, range};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
@@ -125,4 +132,51 @@ fn sections_join_only_where_their_file_goes_on() {
     let sections = [piece(0, 0), piece(1, MIB), piece(2, 8 * MIB)];
     listener.commit(listener.update_to(&sections, &[])).expect("all of it fits");
     assert_eq!((soft.ledger().mappings, soft.calls().of(MAP_FILE)), (2, 2));
+}
+
+#[test]
+fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
+    // A user is charged twice in between, a process is another.
+    for (payer, room) in [(Payer::User, 2 * MIB), (Payer::Process, MIB)] {
+        let soft = host("vtd@7.2");
+        let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        let host = host.with_options(OpenOptions::new().charging(payer));
+        let opened = host.open(&Wish::device(device).on(BackendKind::Iommufd)).expect("it opens");
+        let space = opened.space.space();
+        let charged = |soft: &SoftHost| soft.locked_memory().map(|memory| (memory.locked, memory.pinned));
+        let mib = Some((if payer == Payer::Process { MIB } else { 0 }, MIB));
+        space.map(Iova::new(0), &region(libc::MAP_SHARED), RW, Unit::Whole).expect("mapped");
+
+        let new = soft.fork();
+        let iommufd = Iommufd::new(new.clone(), opened.space.handle());
+        assert_eq!((charged(&soft), charged(&new)), (mib, Some((0, 0))));
+        new.set_memlock(Some(room - 1));
+        let refused = iommufd.change_process().expect_err("too much for that process");
+        assert_eq!((refused.errno(), charged(&soft), charged(&new)), (Some(Errno::ENOMEM), mib, Some((0, 0))));
+
+        new.set_memlock(None);
+        space.map(Iova::new(2 * MIB), &region(libc::MAP_PRIVATE), RW, Unit::Whole).expect("mapped");
+        let refused = iommufd.change_process().expect_err("one has an address");
+        assert_eq!((refused.errno(), charged(&new)), (Some(Errno::EINVAL), Some((0, 0))));
+        space.unmap(range(2 * MIB, MIB)).expect("it is mapped");
+
+        new.set_memlock(Some(room));
+        assert_eq!((iommufd.can_change_process(), charged(&new)), (Ok(true), Some((0, 0))));
+        for _ in 0..2 {
+            iommufd.change_process().expect("there is room");
+            assert_eq!((charged(&soft), charged(&new)), (Some((0, 0)), mib), "{payer:?}");
+        }
+        space.unmap(range(0, MIB)).expect("it is mapped");
+        assert_eq!((charged(&soft), charged(&new)), (Some((0, 0)), Some((0, 0))));
+    }
+}
+
+#[test]
+fn an_older_kernel_says_that_it_moves_nothing_to_another_process() {
+    let soft = host("vtd@6.12");
+    let opened = open(&soft, BackendKind::Iommufd);
+    let iommufd = Iommufd::new(soft.fork(), opened.space.handle());
+    assert_eq!(iommufd.can_change_process(), Ok(false));
+    assert_eq!(iommufd.change_process().map_err(|failure| failure.errno()), Err(Some(Errno::ENOTTY)));
 }

@@ -22,6 +22,7 @@ use dmaspace_tests::live;
 use dmaspace_tests::logged;
 use dmaspace_tests::plays;
 use dmaspace_tests::power::{self, Machine};
+use dmaspace_tests::process;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::stage::Stage;
@@ -31,6 +32,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() -> ExitCode {
     if live::is_heir() {
         live::take_over();
+        return ExitCode::SUCCESS;
+    }
+    if process::is_another() {
+        process::have_this_one_charged();
         return ExitCode::SUCCESS;
     }
     // One at a time: what is left of one must not be mistaken for another's.
@@ -67,6 +72,9 @@ fn file_trials() -> Vec<Trial> {
         }),
         Trial::test(name("a_device_reaches_the_bar_of_another"), || {
             with_two_devices(files::a_device_reaches_the_bar_of_another)
+        }),
+        Trial::test(name("another_process_is_charged_once_it_asks"), || {
+            leaving_nothing(|| Ok(process::another_process_is_charged_once_it_asks(first_device()?)?))
         }),
     ]
 }

@@ -391,6 +391,14 @@ pub fn alloc_ioas(door: &dyn Door, iommufd: Handle) -> Result<u32, Errno> {
     ask(door, iommufd, iommufd::IOAS_ALLOC, &mut alloc).map(|_| alloc.out_ioas_id)
 }
 
+/// Has this process charged for all that is mapped in an iommufd, with a request that says it is so many bytes.
+///
+/// # Errors
+/// The kernel's errno; `ENOTTY` where there is no such request.
+pub fn change_process(door: &dyn Door, iommufd: Handle, size: u32) -> Result<i32, Errno> {
+    ask(door, iommufd, iommufd::IOAS_CHANGE_PROCESS, &mut iommufd::IoasChangeProcess { size, reserved: 0 })
+}
+
 /// What the IOMMU in front of a bound device can do.
 ///
 /// # Errors

@@ -364,6 +364,21 @@ pub const ROWS: &[Row] = &[
         ],
     )
     .only(WithDevice),
+    row(
+        "what is mapped of files can change hands, and only where nothing else is mapped",
+        Ioas,
+        &[
+            change_process(&Done),
+            map_file(0, Both, &Done),
+            change_process(&Done),
+            map(8, Page(0), Done),
+            change_process(&Fails(Errno::EINVAL)),
+            unmap(8, 1, Pages(1)),
+            change_process(&Done),
+            act(Act::ChangeProcess(4), Since72(&Fails(Errno::ENOTTY), &Fails(Errno::EINVAL))),
+            act(Act::UnmapAll, Since72(&Pages(0), &Pages(2))),
+        ],
+    ),
     row("a map must allow something", Ioas, NO_RIGHTS),
     row("a map must be whole pages, and some", Ioas, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
@@ -925,6 +940,11 @@ const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
 /// Kernels before 7.2 map no files.
 const fn map_file(page: u64, memory: Memory, answer: &'static Answer) -> Step {
     act(Act::MapFile(Place::Page(page), memory, Access::READ_WRITE), Since72(&Fails(Errno::ENOTTY), answer))
+}
+
+/// Kernels before 7.2 stay with the process that mapped.
+const fn change_process(answer: &'static Answer) -> Step {
+    act(Act::ChangeProcess(8), Since72(&Fails(Errno::ENOTTY), answer))
 }
 
 const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {

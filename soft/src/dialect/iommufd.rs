@@ -4,9 +4,9 @@
 //! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
 //! one and stops at the first that it would cut, without bringing back the ones before.
 //!
-//! A file is mapped as the memory is that the caller has mapped from it; Linux 6.12 knows no such request.
+//! A file is mapped as the memory is that the caller has mapped from it. Linux 6.12 knows no such request, nor moves to another process.
 //!
-//! Edges: page tables the kernel manages only. Moves to another process (IOMMU_IOAS_CHANGE_PROCESS) answer `ENOTTY`, as Linux 6.12 does.
+//! Edges: page tables the kernel manages only.
 
 mod container;
 mod devices;
@@ -21,7 +21,7 @@ use std::mem::offset_of;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange};
 use dmaspace_iommufd::abi::{
-    self, Destroy, IoasAlloc, IoasCopy, IoasIovaRanges, IoasMap, IoasMapFile, IoasUnmap, IovaSpan,
+    self, Destroy, IoasAlloc, IoasChangeProcess, IoasCopy, IoasIovaRanges, IoasMap, IoasMapFile, IoasUnmap, IovaSpan,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -103,6 +103,9 @@ impl Context {
             number if number == abi::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
             number if number == abi::IOAS_MAP.number => self.map(world, call),
             number if number == abi::IOAS_MAP_FILE.number && world.facts.is_modern() => self.map_file(world, call),
+            number if number == abi::IOAS_CHANGE_PROCESS.number && world.facts.is_modern() => {
+                self.change_process(world, call)
+            }
             number if number == abi::IOAS_COPY.number => self.copy(world, call),
             number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
             number if number == abi::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
@@ -223,6 +226,13 @@ impl Context {
         unmap.length = bytes;
         call.write(&unmap);
         Ok(())
+    }
+
+    /// iommufd_ioas_change_process: of all address spaces, or of none.
+    fn change_process(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<(), Errno> {
+        let change: IoasChangeProcess = read(call)?;
+        require(change.reserved == 0, Errno::EOPNOTSUPP)?;
+        self.pages.change_process(world, call.by)
     }
 
     fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {

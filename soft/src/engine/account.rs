@@ -74,6 +74,13 @@ impl Account {
         Ok(())
     }
 
+    /// Charges `bytes` to `VmPin` while the user is charged `elsewhere` for another process of his.
+    pub(crate) fn pin_beside(&mut self, elsewhere: u64, bytes: u64) -> Result<(), Errno> {
+        self.admit(self.pinned.now.saturating_add(elsewhere), bytes)?;
+        self.pinned.rise(bytes);
+        Ok(())
+    }
+
     /// Charges `bytes` to `VmLck`, and counts them in `VmPin`.
     pub(crate) fn lock_pinned(&mut self, bytes: u64) -> Result<(), Errno> {
         self.lock(bytes)?;

@@ -34,6 +34,12 @@ impl Coverage {
         unused + if uses == 0 { end - from } else { 0 }
     }
 
+    /// How many numbers are used.
+    pub(crate) fn used(&self) -> u64 {
+        let stretches = self.uses.iter().zip(self.uses.keys().skip(1));
+        stretches.filter(|((_, uses), _)| **uses > 0).map(|((from, _), to)| to - from).sum()
+    }
+
     /// Applies `change` to the uses of `first..end` and returns how many of them had `counted` uses before.
     fn change(&mut self, first: u64, end: u64, counted: u32, change: fn(u32) -> u32) -> u64 {
         self.border_at(first);
@@ -71,6 +77,19 @@ impl Coverage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn used_is_what_lies_between_borders_and_has_uses() {
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.used(), 0);
+        coverage.add(2, 10);
+        coverage.add(5, 15);
+        coverage.add(20, 21);
+        assert_eq!(coverage.used(), 14);
+        coverage.remove(2, 10);
+        coverage.remove(5, 15);
+        assert_eq!(coverage.used(), 1);
+    }
 
     #[test]
     fn a_number_counts_once_however_often_it_is_used() {

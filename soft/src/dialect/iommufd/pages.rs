@@ -37,6 +37,8 @@ struct Pages {
     /// What is said when not all of it can be pinned.
     lacking: Errno,
     charged: Charged,
+    /// Whether it is memory of a file.
+    of_file: bool,
 }
 
 /// Who is charged for what is pinned.
@@ -81,6 +83,7 @@ impl PagesStore {
             users: 1,
             lacking: Errno::EFAULT,
             charged,
+            of_file: false,
         };
         self.insert(page, pages, whole, length)
     }
@@ -113,6 +116,7 @@ impl PagesStore {
             users: 1,
             lacking: Errno::EINVAL,
             charged,
+            of_file: !exported,
         };
         self.insert(page, pages, whole, length)
     }
@@ -179,21 +183,54 @@ impl PagesStore {
         }
     }
 
+    /// iommufd_ioas_change_process: `to` is charged for everything that another is charged for, and then that one is not. For a moment a user
+    /// who is both is charged twice.
+    pub(super) fn change_process(&mut self, world: &mut World, to: Pid) -> Result<(), Errno> {
+        require(self.all.values().all(|pages| pages.of_file), Errno::EINVAL)?;
+        let page = world.page();
+        let moving = |charged| {
+            let moving = self.all.values().filter(move |pages| pages.by != to && pages.charged == charged);
+            moving.map(|pages| pages.pinned_bytes(page)).sum::<u64>()
+        };
+        let (by_user, by_process) = (moving(Charged::User), moving(Charged::Process));
+        let account = world.account(to);
+        // Who is charged for nothing more is not asked whether he is over his limit already.
+        if by_user > 0 {
+            account.pin_beside(by_user, by_user)?;
+        }
+        if by_process > 0 {
+            account.lock_pinned(by_process).inspect_err(|_| account.unpin(by_user))?;
+        }
+        for pages in self.all.values_mut().filter(|pages| pages.by != to) {
+            let (from, bytes) = (std::mem::replace(&mut pages.by, to), pages.pinned_bytes(page));
+            give_back(world, from, pages.charged, bytes);
+        }
+        Ok(())
+    }
+
     /// Unpins what a mapping showed, where no other shows it.
     pub(super) fn unpin(&mut self, world: &mut World, run: &Run) {
         let page = world.page();
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
-        let (charged, bytes) = (pages.charged, stale << page.shift());
-        world.give_back(pages.by, |account| {
-            account.unpin(if charged == Charged::Nobody { 0 } else { bytes });
-            account.unlock(if charged == Charged::Process { bytes } else { 0 });
-        });
+        give_back(world, pages.by, pages.charged, stale << page.shift());
     }
 }
 
+fn give_back(world: &mut World, to: Pid, charged: Charged, bytes: u64) {
+    world.give_back(to, |account| {
+        account.unpin(if charged == Charged::Nobody { 0 } else { bytes });
+        account.unlock(if charged == Charged::Process { bytes } else { 0 });
+    });
+}
+
 impl Pages {
+    /// How many bytes are pinned.
+    fn pinned_bytes(&self, page: PageSize) -> u64 {
+        self.pinned.used() << page.shift()
+    }
+
     /// The pages a mapping shows, counted from the one the memory begins in.
     fn indices(&self, run: &Run, page: PageSize) -> (u64, u64) {
         let base = page.round_down(self.address);
