@@ -43,6 +43,7 @@ use world::{Call, region_of};
 pub use world::{Done, Ground, Trouble, World, done};
 
 /// How the world looks, and the one operation under test.
+#[derive(Clone, Copy)]
 pub struct Sequence {
     /// The name in reports.
     pub name: &'static str,

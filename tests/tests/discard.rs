@@ -1,6 +1,6 @@
 //! Discardable sections on the soft host, over all three dialects: what devices reach, what it costs in calls, what is refused.
 //!
-//! Every call of these verbs is made to fail in `faults.rs`.
+//! Every call of these verbs is made to fail in `faults/`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

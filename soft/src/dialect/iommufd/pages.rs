@@ -41,6 +41,14 @@ struct Pages {
     of_file: bool,
 }
 
+impl Pages {
+    /// Memory by its address, with one user.
+    fn new(by: Pid, address: u64, there: u64, writable: bool, charged: Charged) -> Self {
+        let (pinned, lacking) = (Coverage::default(), Errno::EFAULT);
+        Self { by, address, there, writable, pinned, users: 1, lacking, charged, of_file: false }
+    }
+}
+
 /// Who is charged for what is pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Charged {
@@ -73,18 +81,7 @@ impl PagesStore {
         address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
         let whole = memory.pinnable(length, false);
         let there = if memory.is_device_memory() { 0 } else { memory.pinnable_bytes(length, writable) };
-        let charged = self.charged();
-        let pages = Pages {
-            by,
-            address,
-            there,
-            writable,
-            pinned: Coverage::default(),
-            users: 1,
-            lacking: Errno::EFAULT,
-            charged,
-            of_file: false,
-        };
+        let pages = Pages::new(by, address, there, writable, self.charged());
         self.insert(page, pages, whole, length)
     }
 
@@ -107,17 +104,8 @@ impl PagesStore {
         let address = memory.address().wrapping_add(start.wrapping_sub(offset));
         let there = shown.map_or(0, |at| memory.len().get().saturating_sub(at).min(length));
         let charged = if exported { Charged::Nobody } else { self.charged() };
-        let pages = Pages {
-            by,
-            address,
-            there,
-            writable,
-            pinned: Coverage::default(),
-            users: 1,
-            lacking: Errno::EINVAL,
-            charged,
-            of_file: !exported,
-        };
+        let pages = Pages::new(by, address, there, writable, charged);
+        let pages = Pages { lacking: Errno::EINVAL, of_file: !exported, ..pages };
         self.insert(page, pages, whole, length)
     }
 
