@@ -18,7 +18,7 @@ use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{
     Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
 };
-use dmaspace_core::reserved::Reserved;
+use dmaspace_core::words::reserved::Reserved;
 use dmaspace_type1::abi::{GET_INFO, Info};
 use dmaspace_type1::vfio::{
     GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,

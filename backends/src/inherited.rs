@@ -1,5 +1,5 @@
 //! Opening from descriptors that another process has handed over, with everything that is mapped in them: the new process's part of a live
-//! update. What is handed over and what becomes of it is in [`dmaspace_core::handover`].
+//! update. What is handed over and what becomes of it is in [`dmaspace_core::contract::live_update`].
 //!
 //! Descriptors go from process to process through exec(2), without close-on-exec, or through a socket (`SCM_RIGHTS`). The old process
 //! lends its own with [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), the new one has its door adopt them
@@ -10,7 +10,7 @@
 //! use std::num::NonZeroU64;
 //!
 //! use dmaspace::contract::{Attachable as _, Unit};
-//! use dmaspace::handover::NamedMemory;
+//! use dmaspace::live_update::NamedMemory;
 //! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, Wish};
 //! # use dmaspace_soft::{Profile, SoftHost};
 //! # let gib = NonZeroU64::new(1 << 30).ok_or("no memory")?;
@@ -61,7 +61,7 @@ use crate::open::{Host, OpenError, OpenSpace};
 
 impl Host {
     /// Makes a space of a container with groups in it, all of them open and inherited from a process that has handed the space over.
-    /// Each group goes by the name it was handed over by ([`Handover::devices`](dmaspace_core::handover::Handover::devices)), and is told
+    /// Each group goes by the name it was handed over by ([`Handover::devices`](dmaspace_core::contract::live_update::Handover::devices)), and is told
     /// to this host's registry. Until the space has adopted what was described, nothing of it can be changed, and dropping it closes the
     /// descriptors and nothing else.
     ///

@@ -108,12 +108,21 @@ pub use pci::PciAddress;
 #[doc(no_inline)]
 pub use dmaspace_iommufd::Pool;
 
-#[cfg(feature = "vm-memory")]
 #[doc(no_inline)]
-pub use dmaspace_core::vm_memory;
+pub use dmaspace_core::contract::{self, dirty, eeh, live_update};
+#[doc(no_inline)]
+pub use dmaspace_core::door::{self, registrations};
+#[doc(no_inline)]
+pub use dmaspace_core::error::{self, Error};
+#[doc(no_inline)]
+pub use dmaspace_core::words::{self, access, address, locked, memory, page, reserved, window};
 #[doc(no_inline)]
 pub use dmaspace_core::{
-    Access, Error, FrontEnd, HostMemory, Iova, IovaRange, Listener, MemoryFile, PageSize, PageSizes, PciAddressSpace,
-    Section, SystemAddress, SystemRange, Window, Windows, access, address, contract, dirty, door, eeh, error, handover,
-    listener, locked, memory, page, reserved, runs, section, window,
+    Access, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, SystemAddress, SystemRange,
+    Window, Windows,
 };
+#[cfg(feature = "vm-memory")]
+#[doc(no_inline)]
+pub use dmaspace_listener::vm_memory;
+#[doc(no_inline)]
+pub use dmaspace_listener::{self as listener, FrontEnd, Listener, Section, bar, section};

@@ -20,9 +20,9 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicPtr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use dmaspace_core::door::registrations::Runs;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::locked::LockedMemory;
-use dmaspace_core::runs::Runs;
+use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::commands;

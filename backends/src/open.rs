@@ -15,7 +15,7 @@ use std::sync::Arc;
 use dmaspace_core::contract::{Attachable, WindowChange};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::error::Kind;
-use dmaspace_core::reserved::Reserved;
+use dmaspace_core::words::reserved::Reserved;
 use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
 use dmaspace_spapr::{Spapr, SpaprV1};

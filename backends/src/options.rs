@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::{Door, Failure, Handle};
-use dmaspace_core::locked::Payer;
+use dmaspace_core::words::locked::Payer;
 use dmaspace_iommufd::{Ioas, Iommufd};
 
 use crate::choose::BackendKind;

@@ -90,6 +90,6 @@
 mod reader;
 mod writer;
 
-pub use dmaspace_core::recording::{Asked, Ending, Hex, Space, SpaceOf, VERSION, Window};
+pub use dmaspace_listener::recording::{Asked, Ending, Hex, Space, SpaceOf, VERSION, Window};
 pub use reader::{BadRecording, Event, Numbered, Outcome, Reader};
 pub use writer::JsonLines;

@@ -3,7 +3,7 @@
 //! A guest whose devices have address spaces of their own (one behind its vIOMMU's translation, another beside it) would have its memory
 //! pinned and charged once for each. iommufd can share what is pinned, among address spaces of one `/dev/iommu`: open the [`Pool`] first,
 //! then the spaces in it, and let one listener serve them, or several. What was shared, the reports of commits say
-//! ([`dmaspace_core::listener::SpaceReport::shared`]).
+//! ([`dmaspace_listener::SpaceReport::shared`]).
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,16 +5,16 @@
 
 use std::fmt;
 
-use crate::access::Access;
-use crate::address::IovaRange;
+use crate::contract::eeh::PeOperation;
 use crate::contract::{AttachPoint, Attachable, Powers, WindowOffer, WindowRequest};
 use crate::door::Failure;
-use crate::eeh::PeOperation;
-use crate::locked::Allowance;
-use crate::memory::HostMemory;
-use crate::page::PageSize;
-use crate::runs::Runs;
-use crate::window::{Window, Windows};
+use crate::door::registrations::Runs;
+use crate::words::access::Access;
+use crate::words::address::IovaRange;
+use crate::words::locked::Allowance;
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
+use crate::words::window::{Window, Windows};
 
 /// One host IOMMU context: a VFIO container, an IOAS.
 ///

@@ -4,23 +4,28 @@
 //! is checked. [`PciAddressSpace`] gives one answer each; [`crate::Space`] keeps it for every [`crate::Backend`], and one suite
 //! of tests holds every backend to it.
 
+pub mod dirty;
+pub mod eeh;
+pub mod kernel_tables;
+pub mod live_update;
+
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use crate::access::Access;
-use crate::address::{Iova, IovaRange};
-use crate::dirty::DirtyTracking;
+use crate::contract::dirty::DirtyTracking;
+use crate::contract::eeh::Eeh;
+use crate::contract::kernel_tables::WindowFilling;
+use crate::contract::live_update::HandOver;
+use crate::door::registrations::Runs;
 use crate::door::{Failure, Handle};
-use crate::eeh::Eeh;
 use crate::error::Error;
-use crate::filling::WindowFilling;
-use crate::handover::HandOver;
-use crate::memory::HostMemory;
-use crate::page::{PageSize, PageSizes};
-use crate::reserved::Reserved;
-use crate::runs::Runs;
-use crate::window::{Window, Windows};
+use crate::words::access::Access;
+use crate::words::address::{Iova, IovaRange};
+use crate::words::memory::HostMemory;
+use crate::words::page::{PageSize, PageSizes};
+use crate::words::reserved::Reserved;
+use crate::words::window::{Window, Windows};
 
 /// The smallest part of a mapping that can be unmapped by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +87,7 @@ pub enum HandsOver {
 
 impl Powers {
     /// Whether such memory can be mapped, if it is another device's.
-    pub(crate) fn reaches(&self, memory: &HostMemory) -> bool {
+    pub fn reaches(&self, memory: &HostMemory) -> bool {
         !memory.is_device_memory() || self.maps_device_memory || (self.maps_files && memory.file().is_some())
     }
 }

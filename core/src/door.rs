@@ -7,16 +7,18 @@
 //! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a descriptor, just
 //! before the call; a host in software gets the memory itself.
 
+pub mod registrations;
+
 use std::fmt;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::access::Access;
-use crate::locked::LockedMemory;
-use crate::memory::HostMemory;
-use crate::page::PageSize;
-use crate::runs::Runs;
+use crate::door::registrations::Runs;
+use crate::words::access::Access;
+use crate::words::locked::LockedMemory;
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
 
 /// What a descriptor is. VFIO's numbers mean different things on different kinds (linux: include/uapi/linux/vfio.h: 0x3b71 is
 /// MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always knows its kind.

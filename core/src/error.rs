@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use crate::access::Access;
-use crate::address::{BadRange, Iova, IovaRange};
 use crate::door::{Answer, Errno, Failure};
-use crate::locked::PinLimit;
-use crate::memory::HostMemory;
-use crate::page::{PageSize, PageSizes};
-use crate::reserved::Reserved;
+use crate::words::access::Access;
+use crate::words::address::{BadRange, Iova, IovaRange};
+use crate::words::locked::PinLimit;
+use crate::words::memory::HostMemory;
+use crate::words::page::{PageSize, PageSizes};
+use crate::words::reserved::Reserved;
 
 /// What somebody wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,9 +15,10 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //!
-//! use dmaspace_core::door::{Door, HandleKind};
-//! use dmaspace_core::listener::Update;
-//! use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, Listener, PciAddressSpace, Section, Space};
+//! use crate::door::{Door, HandleKind};
+//! use dmaspace_listener::Update;
+//! use crate::{Access, HostMemory, Iova, PciAddressSpace, Space};
+//! use dmaspace_listener::{FrontEnd, Listener, Section};
 //! use dmaspace_iommufd::{Cdev, Ioas};
 //! use dmaspace_soft::{Profile, SoftHost};
 //!
@@ -56,40 +57,24 @@
 //! - [`error`]: what was asked, of which range, what was wrong, what the kernel said; [`locked`]: what did not fit into the limit on
 //!   locked memory.
 
-pub mod access;
-pub mod address;
-pub mod asking;
-pub mod backend;
-pub mod bar;
-pub mod contract;
-pub mod dirty;
-pub mod door;
-pub mod eeh;
-pub mod error;
-pub mod filling;
-pub mod handover;
-pub mod listener;
-pub mod locked;
-pub mod memory;
-pub mod page;
-#[cfg(feature = "serde")]
-pub mod recording;
-pub mod reserved;
-pub mod runs;
-pub mod section;
-pub mod space;
-#[cfg(feature = "vm-memory")]
-pub mod vm_memory;
-pub mod window;
+pub mod words;
 
-pub use access::Access;
-pub use address::{Iova, IovaRange, SystemAddress, SystemRange};
+pub mod error;
+
+pub mod contract;
+
+pub mod backend;
+pub mod space;
+
+pub mod door;
+pub mod retry;
+
 pub use backend::Backend;
 pub use contract::PciAddressSpace;
 pub use error::Error;
-pub use listener::Listener;
-pub use memory::{HostMemory, MemoryFile};
-pub use page::{PageSize, PageSizes};
-pub use section::{FrontEnd, Section};
 pub use space::Space;
-pub use window::{Window, Windows};
+pub use words::access::Access;
+pub use words::address::{Iova, IovaRange, SystemAddress, SystemRange};
+pub use words::memory::{HostMemory, MemoryFile};
+pub use words::page::{PageSize, PageSizes};
+pub use words::window::{Window, Windows};

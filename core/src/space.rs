@@ -32,25 +32,25 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::access::Access;
-use crate::address::{Iova, IovaRange};
-use crate::asking::{ask, insist};
 use crate::backend::Backend;
+use crate::contract::dirty::DirtyTracking;
+use crate::contract::eeh::Eeh;
+use crate::contract::kernel_tables::{Filler, WindowFilling};
+use crate::contract::live_update::HandOver;
 use crate::contract::{
     Attachable, Fence, Keeps, Mapping, MemoryRegistration, MemorySharing, PciAddressSpace, Powers, Snapshot, Swap,
     Unit, WindowChange, WindowControl,
 };
-use crate::dirty::DirtyTracking;
 use crate::door::{Errno, Failure};
-use crate::eeh::Eeh;
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::filling::{Filler, WindowFilling};
-use crate::handover::HandOver;
-use crate::locked::PinLimit;
-use crate::memory::HostMemory;
-use crate::page::PageSize;
-use crate::reserved::Reserved;
-use crate::window::{Window, Windows};
+use crate::retry::{ask, insist};
+use crate::words::access::Access;
+use crate::words::address::{Iova, IovaRange};
+use crate::words::locked::PinLimit;
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
+use crate::words::reserved::Reserved;
+use crate::words::window::{Window, Windows};
 use dirty::Tracking;
 use index::Index;
 

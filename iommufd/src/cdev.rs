@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
-use dmaspace_core::reserved::Reserved;
+use dmaspace_core::words::reserved::Reserved;
 use zerocopy::IntoBytes;
 
 use crate::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};

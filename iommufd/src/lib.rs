@@ -11,7 +11,7 @@
 //! which cannot be mapped otherwise. All other memory is mapped by its address.
 //!
 //! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space itself. Which is which
-//! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::dirty`]).
+//! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::contract::dirty`]).
 //!
 //! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address space, never that
 //! there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says `ENOENT`, so only unions of
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::contract::{AttachPoint, Attachable, HandsOver, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
-use dmaspace_core::locked::{Allowance, LockedMemory, Payer};
+use dmaspace_core::words::locked::{Allowance, LockedMemory, Payer};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 

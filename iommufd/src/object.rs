@@ -8,9 +8,9 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dmaspace_core::asking::insist;
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
-use dmaspace_core::locked::Payer;
+use dmaspace_core::retry::insist;
+use dmaspace_core::words::locked::Payer;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure};
-use dmaspace_core::locked::Payer;
+use dmaspace_core::words::locked::Payer;
 use zerocopy::IntoBytes;
 
 use crate::Ioas;

@@ -13,9 +13,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use dmaspace_core::asking::insist;
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::door::{Command, Errno, Failure};
+use dmaspace_core::retry::insist;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 

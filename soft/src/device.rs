@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use dmaspace_core::memory::CopyError;
+use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, Iova, IovaRange};
 
 use crate::dialect::iommufd::DeviceIndex;

@@ -9,9 +9,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_core::door::registrations::Runs;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::locked::LockedMemory;
-use dmaspace_core::runs::Runs;
+use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_iommufd::abi as iommufd;
 use dmaspace_spapr::abi as spapr;

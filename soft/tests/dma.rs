@@ -10,7 +10,7 @@
 mod common;
 
 use common::{GIB, MIB, Opened, PAGE, memory, unbacked};
-use dmaspace_core::memory::CopyError;
+use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, HostMemory, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;

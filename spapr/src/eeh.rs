@@ -1,8 +1,8 @@
 //! Recovering a PE (linux: drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op).
 
 use dmaspace_core::backend::EehCalls;
+use dmaspace_core::contract::eeh::{PeOperation, Reset, Thaw};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
-use dmaspace_core::eeh::{PeOperation, Reset, Thaw};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;

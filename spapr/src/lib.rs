@@ -12,12 +12,11 @@
 //!
 //! Version 1 is for platforms that cannot create windows (`v1`): it has one, and neither registration nor a second group.
 //!
-//! That is the host. What a VMM has to offer a guest that is a POWER machine itself is in [`guest`].
+//! This crate is the host's side. The guest's side, for VMMs that emulate a POWER machine, is the crate `dmaspace-spapr-guest`.
 
 pub mod abi;
 mod eeh;
 mod entries;
-pub mod guest;
 pub mod info;
 mod prereg;
 #[cfg(test)]
@@ -31,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
 use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers};
 use dmaspace_core::door::{Door, Failure, Handle};
-use dmaspace_core::locked::{Allowance, LockedMemory};
+use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 
 pub use v1::SpaprV1;

@@ -6,7 +6,7 @@
 //!   drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_unregister_pages);
 //! - registrations belong to the process: one that overlaps another, of whatever container, is refused only after pinning (linux:
 //!   arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc), so that all containers have to register the same runs
-//!   ([`dmaspace_core::runs`]);
+//!   ([`dmaspace_core::door::registrations`]);
 //! - a map that meets an unregistration ends early and says nothing (tce_iommu_build_v2).
 //!
 //! A fourth is caught here: registering over a hole answers with the number of pages before it, a positive number, and
@@ -16,8 +16,8 @@ use std::mem::offset_of;
 
 use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
+use dmaspace_core::door::registrations::Runs;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel, Request};
-use dmaspace_core::runs::Runs;
 use zerocopy::IntoBytes;
 
 use crate::Spapr;

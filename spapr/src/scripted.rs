@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use dmaspace_core::door::registrations::Runs;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::runs::Runs;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 /// What it was asked: the name of the call, the argument, the offsets at which something was attached.

@@ -11,10 +11,10 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_core::backend::EehCalls;
+use dmaspace_core::contract::eeh::PeOperation;
 use dmaspace_core::contract::{AttachPoint, Powers};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
-use dmaspace_core::eeh::PeOperation;
-use dmaspace_core::locked::{Allowance, LockedMemory};
+use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 

@@ -7,8 +7,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use dmaspace::recording::{Asked, Event, Reader};
-use dmaspace_core::listener::Update;
-use dmaspace_core::{HostMemory, Iova, IovaRange, Listener, Section};
+use dmaspace_core::{HostMemory, Iova, IovaRange};
+use dmaspace_listener::Update;
+use dmaspace_listener::{Listener, Section};
 
 use crate::ram::Ram;
 use crate::stage::Stage;

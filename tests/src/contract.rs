@@ -249,7 +249,7 @@ fn access_must_be_asked_for_and_be_possible(field: &Field<'_>) {
 }
 
 fn a_range_must_not_wrap(field: &Field<'_>) {
-    let overflow = Kind::BadRange(dmaspace_core::address::BadRange::Overflow);
+    let overflow = Kind::BadRange(dmaspace_core::words::address::BadRange::Overflow);
     field.refuses(&overflow, || field.map(u64::MAX - PAGE + 1, &field.ram(0, 2), Unit::Whole));
 }
 

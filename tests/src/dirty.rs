@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace_core::contract::Unit;
-use dmaspace_core::dirty::{Dirtied, DirtySink, Precision};
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::contract::dirty::{Dirtied, DirtySink, Precision};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
 
 use crate::ram::SPOT;
 use crate::scenarios::second_window;

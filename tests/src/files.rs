@@ -10,8 +10,9 @@ use dmaspace::device::Device;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::listener::Update;
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, MemoryFile, Section};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, MemoryFile};
+use dmaspace_listener::Update;
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::device::TestDevice;

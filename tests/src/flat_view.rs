@@ -1,6 +1,6 @@
 //! What QEMU said of a guest: `info mtree -f` of a pseries guest of 4 GiB that created its second window.
 
-use dmaspace_core::address::SystemRange;
+use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, IovaRange, SystemAddress};
 
 /// QEMU's words.

@@ -8,7 +8,7 @@ use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure,
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_soft::SoftHost;
 use dmaspace_spapr::abi::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
-use dmaspace_spapr::guest::{KernelTable, KernelTables, Liobn, Tce};
+use dmaspace_spapr_guest::{KernelTable, KernelTables, Liobn, Tce};
 use zerocopy::IntoBytes;
 
 /// No soft host of a test opens more handles.

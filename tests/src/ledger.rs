@@ -4,7 +4,7 @@ use std::fs;
 
 use dmaspace::linux::LinuxDoor;
 use dmaspace_core::door::Door;
-use dmaspace_core::locked::LockedMemory;
+use dmaspace_core::words::locked::LockedMemory;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 

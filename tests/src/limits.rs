@@ -3,10 +3,11 @@
 
 use dmaspace_core::contract::{Mapping, Snapshot};
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{CommitError, Update};
-use dmaspace_core::locked::{Allowance, LockedMemory, Payer, PinLimit};
-use dmaspace_core::section::FrontEnd;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, Section};
+use dmaspace_core::words::locked::{Allowance, LockedMemory, Payer, PinLimit};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
+use dmaspace_listener::section::FrontEnd;
+use dmaspace_listener::{CommitError, Update};
+use dmaspace_listener::{Listener, Section};
 
 use crate::stage::Stage;
 

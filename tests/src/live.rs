@@ -18,11 +18,12 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
+use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::door::{Door, Handle, HandleKind};
 use dmaspace_core::error::Kind;
-use dmaspace_core::handover::{Handover, NamedMemory};
-use dmaspace_core::listener::Update;
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
+use dmaspace_listener::Update;
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,

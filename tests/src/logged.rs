@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dmaspace::linux::LinuxDoor;
 use dmaspace_core::backend::DirtyCalls;
+use dmaspace_core::contract::dirty::{DirtyTracking, Precision};
 use dmaspace_core::contract::{Attachable, Unit};
-use dmaspace_core::dirty::{DirtyTracking, Precision};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, Space};
 use dmaspace_iommufd::Ioas;
 

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
 use dmaspace_core::contract::{Mapping, PciAddressSpace, Powers, WindowOffer, WindowPlace};
-use dmaspace_core::section::{Backing, Shrink, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PageSizes, Section, SystemAddress, Window};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PageSizes, SystemAddress, Window};
+use dmaspace_listener::Section;
+use dmaspace_listener::section::{Backing, Shrink, TargetMemory};
 
 /// Bus addresses, the host address behind the first of them, and what devices may do there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

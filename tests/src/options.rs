@@ -8,7 +8,7 @@ use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::{Attachable, Unit};
 use dmaspace_core::door::{Errno, Failure, HandleKind};
-use dmaspace_core::locked::Payer;
+use dmaspace_core::words::locked::Payer;
 use dmaspace_core::{Access, Iova, IovaRange, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
 

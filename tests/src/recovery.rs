@@ -1,11 +1,12 @@
 //! EEH: what a host says of a device's PE, and what a guest has done to it.
 
+use dmaspace_core::contract::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::door::Errno;
-use dmaspace_core::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::FrontEnd;
-use dmaspace_core::{Access, Iova, Listener, Section};
+use dmaspace_core::{Access, Iova};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::FrontEnd;
+use dmaspace_listener::{Listener, Section};
 
 use crate::stage::Stage;
 

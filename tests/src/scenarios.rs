@@ -2,9 +2,10 @@
 //! that comes and goes in blocks.
 
 use dmaspace_core::contract::Keeps;
-use dmaspace_core::listener::{CommitError, Fate, Report, Update};
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{CommitError, Fate, Report, Update};
+use dmaspace_listener::{Listener, Section};
 
 use crate::dirty::dirty_pages;
 use crate::limits::limit_met_in_the_middle_of_a_commit;

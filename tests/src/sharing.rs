@@ -7,10 +7,11 @@ use dmaspace::choose::Wish;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::door::HandleKind;
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, Iova, Listener, PageSize, PciAddressSpace, Section, Space, SystemAddress};
+use dmaspace_core::{Access, Iova, PageSize, PciAddressSpace, Space, SystemAddress};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{FrontEnd, Listener, Section};
 
 use crate::edu::Edu;
 use crate::ledger::OfThisProcess;

@@ -8,8 +8,9 @@ use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::door::Door;
-use dmaspace_core::locked::LockedMemory;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Section};
+use dmaspace_core::words::locked::LockedMemory;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
+use dmaspace_listener::Section;
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 use crate::device::TestDevice;

@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
-use dmaspace_core::address::SystemRange;
-use dmaspace_core::listener::{Report, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, SystemAddress, Windows,
-};
+use dmaspace_core::words::address::SystemRange;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress, Windows};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{FrontEnd, Listener};
+use dmaspace_listener::{Report, Update};
 use dmaspace_soft::{SoftDevice, SoftHost};
-use dmaspace_spapr::guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr::guest::rtas::Answer;
-use dmaspace_spapr::guest::{
+use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use dmaspace_spapr_guest::rtas::Answer;
+use dmaspace_spapr_guest::{
     GuestWindow, KernelTables, Layout, PciHostBridge, RtasError, SystemMemory, TceTables, Tokens,
 };
 
@@ -224,7 +223,7 @@ impl SpaprGuest {
 
     /// A device gets where the table says, for `ioba` of a window.
     pub fn assert_reaches(&self, device: &SoftDevice, liobn: u64, ioba: u64) {
-        let liobn = dmaspace_spapr::guest::Liobn::new(u32::try_from(liobn).expect("a LIOBN"));
+        let liobn = dmaspace_spapr_guest::Liobn::new(u32::try_from(liobn).expect("a LIOBN"));
         let mut found = [0; 8];
         let read = device.dma_read(Iova::new(ioba), &mut found);
         match self.bridge().tables().translate(liobn, Iova::new(ioba), Access::READ) {
@@ -245,8 +244,8 @@ impl SpaprGuest {
     }
 }
 
-fn code(result: &Result<(), dmaspace_spapr::guest::Refusal>) -> i64 {
-    dmaspace_spapr::guest::ReturnCode::of(result).get()
+fn code(result: &Result<(), dmaspace_spapr_guest::Refusal>) -> i64 {
+    dmaspace_spapr_guest::ReturnCode::of(result).get()
 }
 
 /// A space's windows: where, and the pages.

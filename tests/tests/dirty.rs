@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::dirty::Precision;
+use dmaspace_core::contract::dirty::Precision;
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::FrontEnd;
-use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize};
+use dmaspace_listener::Listener;
+use dmaspace_listener::Update;
+use dmaspace_listener::section::FrontEnd;
 use dmaspace_soft::{FaultMode, FaultPlan};
 use dmaspace_tests::dirty::Told;
 use dmaspace_tests::soft::{host, memory, open, ram, range};

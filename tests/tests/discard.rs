@@ -10,11 +10,10 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, Pinned, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress,
-};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, Pinned, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 use dmaspace_tests::soft::{host, memory, open, ram, stage};
 

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
-use dmaspace_core::listener::{CommitError, EntryError, TranslatedWindow, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{CommitError, EntryError, TranslatedWindow, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{self, host, memory, range};
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::door::Errno;
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{HostMemory, Listener, PageSize, SystemAddress};
+use dmaspace_core::{HostMemory, PageSize, SystemAddress};
+use dmaspace_listener::Listener;
+use dmaspace_listener::Update;
+use dmaspace_listener::section::TargetMemory;
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
-use dmaspace_spapr::guest::{Layout, PciHostBridge, TceTables, Tokens, WindowError};
+use dmaspace_spapr_guest::{Layout, PciHostBridge, TceTables, Tokens, WindowError};
 use dmaspace_tests::flat_view;
 use dmaspace_tests::soft::{host, open, range};
 use dmaspace_tests::spapr_guest::{FIRST, LIST, PE, SECOND, SpaprGuest, UNIT, windows_of};

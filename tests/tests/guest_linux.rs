@@ -6,7 +6,7 @@
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::{Access, Iova, PageSizes};
-use dmaspace_spapr::guest::{Layout, Liobn};
+use dmaspace_spapr_guest::{Layout, Liobn};
 use dmaspace_tests::soft::{host, open};
 use dmaspace_tests::spapr_guest::{SpaprGuest, UNIT, windows_of};
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
-use dmaspace_core::address::SystemRange;
 use dmaspace_core::door::Errno;
-use dmaspace_core::listener::{TranslatedWindow, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::words::address::SystemRange;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{FrontEnd, Listener, Section};
+use dmaspace_listener::{TranslatedWindow, Update};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftDevice, SoftHost};
-use dmaspace_spapr::guest::tables::ConnectError;
-use dmaspace_spapr::guest::{Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_spapr_guest::tables::ConnectError;
+use dmaspace_spapr_guest::{Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
 use dmaspace_tests::soft::{host, open, range};
 
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";

@@ -6,14 +6,13 @@ use dmaspace::choose::BackendKind;
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, OpenSpace};
+use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::contract::{Attachable, HandsOver, Unit};
 use dmaspace_core::error::Kind;
-use dmaspace_core::handover::{Handover, NamedMemory};
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress,
-};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::SoftHost;
 use dmaspace_tests::dirty::Told;
 use dmaspace_tests::soft::{host, memory, open, range};

@@ -8,7 +8,7 @@ use dmaspace::open::{Host, OpenError, OpenSpace};
 use dmaspace_core::contract::{Unit, WindowRequest};
 use dmaspace_core::door::Errno;
 use dmaspace_core::error::Kind;
-use dmaspace_core::locked::{Allowance, Payer, PinLimit};
+use dmaspace_core::words::locked::{Allowance, Payer, PinLimit};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{self, host};

@@ -7,9 +7,10 @@ use dmaspace::choose::{BackendKind, Wish};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
-use dmaspace_core::listener::{EntryError, TranslatedWindow, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{EntryError, TranslatedWindow, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::SoftHost;
 use dmaspace_tests::soft::{host, memory, range};
 

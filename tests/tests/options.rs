@@ -8,7 +8,7 @@ use dmaspace::pci::PciAddress;
 use dmaspace_core::Iova;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
-use dmaspace_core::locked::Payer;
+use dmaspace_core::words::locked::Payer;
 use dmaspace_core::{Access, PageSize};
 use dmaspace_tests::soft::{host, memory, range};
 

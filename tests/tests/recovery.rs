@@ -2,7 +2,7 @@
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::eeh::{PeOperation, PeState, PeWatch, Reset, Thaw};
+use dmaspace_core::contract::eeh::{PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::{FaultMode, FaultPlan};

@@ -8,11 +8,10 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{CommitError, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress, Window,
-};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress, Window};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{CommitError, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::SoftHost;
 use dmaspace_tests::soft::{host, memory, range};
 use proptest::prelude::*;

@@ -8,12 +8,11 @@ use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
 use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{Fate, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, Space, SystemAddress,
-};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space, SystemAddress};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd, Pool};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{Fate, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{host, memory, ram, range};
 

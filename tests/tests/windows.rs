@@ -8,11 +8,10 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
 use dmaspace_core::contract::{Unit, WindowRequest};
 use dmaspace_core::door::{Errno, Failure};
-use dmaspace_core::listener::{CommitError, EntryError, Update};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{
-    Access, FrontEnd, Iova, IovaRange, Listener, PageSize, PciAddressSpace, Section, SystemAddress, Window,
-};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress, Window};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{CommitError, EntryError, Update};
+use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{host, memory, ram, range};
 

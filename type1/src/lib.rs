@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dmaspace_core::backend::{DirtyCalls, HandoverCalls};
 use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
-use dmaspace_core::locked::{Allowance, LockedMemory};
+use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 

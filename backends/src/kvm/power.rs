@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, Request};
 use dmaspace_core::{IovaRange, PageSize};
-use dmaspace_spapr::guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr::guest::{KernelTable, KernelTables, Liobn, Tce};
+use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use dmaspace_spapr_guest::{KernelTable, KernelTables, Liobn, Tce};
 
 use super::abi::{self, CreateDevice, CreateSpaprTce64, DeviceAttr, EnableCap, VfioSpaprTce};
 use super::links::{GroupCalls, Links};
@@ -21,7 +21,7 @@ use crate::linux::LinuxDoor;
 
 /// KVM's VFIO device of one virtual machine, and the TCE tables it has.
 ///
-/// Pass it to [`PciHostBridge::with_kernel`](dmaspace_spapr::guest::PciHostBridge::with_kernel). The virtual machine must be of this
+/// Pass it to [`PciHostBridge::with_kernel`](dmaspace_spapr_guest::PciHostBridge::with_kernel). The virtual machine must be of this
 /// process, as the containers must, and its memory slots must show the memory that is registered, since KVM finds an entry's memory
 /// through both.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
-use dmaspace::runs::Runs;
+use dmaspace::registrations::Runs;
 use dmaspace::{Access, HostMemory, PageSize};
 use serde::Serialize;
 

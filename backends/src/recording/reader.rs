@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 
 use dmaspace_core::HostMemory;
-use dmaspace_core::listener::Update;
-use dmaspace_core::recording::{self, Asked, BadPiece, Ending, Line, Made, Piece, Space, SpaceOf, VERSION};
-use dmaspace_core::section::FrontEnd;
+use dmaspace_listener::Update;
+use dmaspace_listener::recording::{self, Asked, BadPiece, Ending, Line, Made, Piece, Space, SpaceOf, VERSION};
+use dmaspace_listener::section::FrontEnd;
 use serde::Deserialize;
 
 /// Something that happened to the listener that was recorded.

@@ -5,11 +5,11 @@ use std::fmt;
 use std::io::{self, Write};
 
 use dmaspace_core::contract::PciAddressSpace;
-use dmaspace_core::listener::{CommitError, Recorder, Update};
-use dmaspace_core::memory::UnplugUnit;
-use dmaspace_core::recording::{Cuts, Ending, Line, Piece, Shrink, Space, VERSION};
-use dmaspace_core::section::{FrontEnd, Section, TargetMemory};
+use dmaspace_core::words::memory::UnplugUnit;
 use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_listener::recording::{Cuts, Ending, Line, Piece, Shrink, Space, VERSION};
+use dmaspace_listener::section::{FrontEnd, Section, TargetMemory};
+use dmaspace_listener::{CommitError, Recorder, Update};
 
 /// Writes what a listener is told as JSON lines, each at once and as a whole.
 ///

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::address::IovaRange;
 use crate::backend::Backend;
 use crate::contract::{Attachable, Keeps, WindowChange};
 use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
 use crate::space::{Layout, Slot, Space, read, write};
-use crate::window::Windows;
+use crate::words::address::IovaRange;
+use crate::words::window::Windows;
 
 impl<B: Backend> Space<B> {
     /// What attaching the first device locks: iommufd pins what was mapped before it came (linux:

@@ -5,18 +5,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::access::Access;
-use crate::address::IovaRange;
 use crate::backend::{Backend, DirtyCalls, DirtyReach};
+use crate::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision, Synced};
 use crate::contract::{AttachPoint, Mapping, Unit};
-use crate::dirty::{Dirtied, DirtySink, DirtyTracking, Precision, Synced};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
-use crate::memory::HostMemory;
-use crate::page::PageSize;
 use crate::space::index::{Index, Part};
 use crate::space::ones::ones;
 use crate::space::{Slot, Space, lock, read, write};
+use crate::words::access::Access;
+use crate::words::address::IovaRange;
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
 
 /// What a bitmap has at first: with pages of 4 KiB a question reaches 32 GiB.
 const WORDS: usize = 1 << 17;

@@ -1,8 +1,8 @@
 //! Recovering the PE of the one group that is attached.
 
 use crate::backend::Backend;
+use crate::contract::eeh::{Eeh, PeOperation, PeState};
 use crate::door::Failure;
-use crate::eeh::{Eeh, PeOperation, PeState};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::{Space, lock, read};
 

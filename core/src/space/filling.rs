@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::address::IovaRange;
 use crate::backend::Backend;
+use crate::contract::kernel_tables::{Filler, WindowFilling};
 use crate::contract::{Attachable, Mapping};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
-use crate::filling::{Filler, WindowFilling};
-use crate::memory::HostMemory;
 use crate::space::index::Index;
 use crate::space::{Layout, Slot, Space, lock, read, write};
+use crate::words::address::IovaRange;
+use crate::words::memory::HostMemory;
 
 impl Slot {
     /// What lives in `range`, ascending, clipped to it.

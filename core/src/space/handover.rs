@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
-use crate::address::IovaRange;
-use crate::asking::{ask, insist};
 use crate::backend::{Backend, HandoverCalls};
+use crate::contract::live_update::{HandOver, HandedMapping, Handover, NamedMemory};
 use crate::contract::{Attachable, HandsOver, Mapping, PciAddressSpace};
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::handover::{HandOver, HandedMapping, Handover, NamedMemory};
-use crate::memory::HostMemory;
+use crate::retry::{ask, insist};
 use crate::space::{Layout, Space, Standing, hull_over, pages, read, write};
-use crate::window::Windows;
+use crate::words::address::IovaRange;
+use crate::words::memory::HostMemory;
+use crate::words::window::Windows;
 
 impl<B: Backend> Space<B> {
     /// A space of descriptors that another process has handed over: nothing is known to be mapped, and nothing can be changed, before

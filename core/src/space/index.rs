@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::access::Access;
-use crate::address::{Iova, IovaRange};
 use crate::contract::{Mapping, Unit};
-use crate::memory::HostMemory;
-use crate::page::PageSize;
+use crate::words::access::Access;
+use crate::words::address::{Iova, IovaRange};
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
 
 /// The live mappings of one window, by first byte.
 #[derive(Debug, Default)]

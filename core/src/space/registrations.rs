@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::access::Access;
-use crate::address::IovaRange;
-use crate::asking::{ATTEMPTS, insist};
 use crate::backend::{Backend, RegistrationCalls};
 use crate::contract::{MemoryRegistration, PciAddressSpace};
+use crate::door::registrations::Runs;
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::memory::HostMemory;
-use crate::runs::Runs;
+use crate::retry::{ATTEMPTS, insist};
 use crate::space::{Space, read, write};
+use crate::words::access::Access;
+use crate::words::address::IovaRange;
+use crate::words::memory::HostMemory;
 
 impl<B: Backend> Space<B> {
     fn calls_for_registration(

@@ -3,8 +3,8 @@
 use crate::backend::{Backend, SharingCalls};
 use crate::contract::{MemorySharing, PciAddressSpace};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::memory::HostMemory;
 use crate::space::{Space, read, write};
+use crate::words::memory::HostMemory;
 
 impl<B: Backend> Space<B> {
     fn calls_for_sharing(&self, operation: Operation, memory: &HostMemory) -> Result<&dyn SharingCalls, Error> {

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use crate::address::{Iova, IovaRange};
-use crate::asking::{ATTEMPTS, insist};
 use crate::backend::{Backend, WindowCalls};
 use crate::contract::{Mapping, WindowControl, WindowOffer, WindowRequest};
 use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
-use crate::locked::PinLimit;
-use crate::page::PageSizes;
+use crate::retry::{ATTEMPTS, insist};
 use crate::space::{Layout, Slot, Space, write};
-use crate::window::{Window, Windows};
+use crate::words::address::{Iova, IovaRange};
+use crate::words::locked::PinLimit;
+use crate::words::page::PageSizes;
+use crate::words::window::{Window, Windows};
 
 /// What became of windows that a failed creation may have left.
 #[derive(Debug, Default)]

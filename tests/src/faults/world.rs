@@ -14,20 +14,19 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
+use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::contract::{Attachable, MemoryRegistration, MemorySharing, WindowControl};
+use dmaspace_core::door::registrations::Runs;
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
-use dmaspace_core::handover::{Handover, NamedMemory};
-use dmaspace_core::listener::{
-    BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update,
-};
-use dmaspace_core::locked::{LockedMemory, Payer};
-use dmaspace_core::runs::Runs;
-use dmaspace_core::section::{Backing, FrontEnd};
-use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, Listener, PageSize, PciAddressSpace};
+use dmaspace_core::words::locked::{LockedMemory, Payer};
+use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_iommufd::Pool;
+use dmaspace_listener::Listener;
+use dmaspace_listener::section::{Backing, FrontEnd};
+use dmaspace_listener::{BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
-use dmaspace_spapr::guest::{PciHostBridge, WindowError};
+use dmaspace_spapr_guest::{PciHostBridge, WindowError};
 use dmaspace_tests::dirty::{Told, page_of};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};

@@ -2,9 +2,10 @@
 
 use dmaspace_core::contract::Attachable;
 use dmaspace_core::door::{Command, Kernel};
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
 use dmaspace_type1::vfio::GROUP_UNSET_CONTAINER;
 
 use crate::power::machine::{Machine, leave, rejoin};

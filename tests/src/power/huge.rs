@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use dmaspace_core::contract::WindowRequest;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, PageSize, SystemAddress};
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
 
 use crate::power::machine::Machine;
 use crate::power::windows::{MIB, TOP, control, registration};

@@ -7,10 +7,10 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace::open::OpenSpace;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{CommitError, Update};
 use dmaspace_core::{Access, Iova, PageSize, PciAddressSpace};
-use dmaspace_spapr::guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr::guest::{AnsweredBy, Layout, Reason};
+use dmaspace_listener::{CommitError, Update};
+use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use dmaspace_spapr_guest::{AnsweredBy, Layout, Reason};
 
 use crate::power::machine::Machine;
 use crate::power::vm::Vm;

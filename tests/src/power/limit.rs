@@ -2,10 +2,11 @@
 
 use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::error::{Kind, Operation};
-use dmaspace_core::listener::{CommitError, Update};
-use dmaspace_core::locked::{Allowance, Payer, PinLimit};
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::words::locked::{Allowance, Payer, PinLimit};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{CommitError, Update};
+use dmaspace_listener::{Listener, Section};
 
 use crate::power::machine::Machine;
 use crate::power::windows::{GIB, PAGE, TOP, control, registration};

@@ -1,8 +1,9 @@
 //! A guest as QEMU had it, on this host.
 
 use dmaspace_core::contract::WindowRequest;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
 
 use crate::flat_view;
 use crate::power::machine::Machine;

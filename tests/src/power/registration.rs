@@ -1,9 +1,10 @@
 //! Memory that the guest's front end hands over in many blocks.
 
 use dmaspace_core::contract::WindowRequest;
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, PageSize, SystemAddress};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
 
 use crate::power::machine::Machine;
 use crate::power::windows::{GIB, PAGE, control, registration};

@@ -2,9 +2,10 @@
 
 use dmaspace_core::contract::{MemoryRegistration, PciAddressSpace, Unit, WindowControl, WindowRequest};
 use dmaspace_core::error::Kind;
-use dmaspace_core::listener::{CommitError, Update};
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{CommitError, Update};
+use dmaspace_listener::{Listener, Section};
 
 use crate::power::machine::Machine;
 use crate::soft::range;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use dmaspace_core::address::SystemRange;
 use dmaspace_core::contract::{Unit, WindowRequest};
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, IovaRange, Listener, PageSize, Section, SystemAddress};
-use dmaspace_spapr::guest::{AnsweredBy, Layout, PciHostBridge, SystemMemory, TceTables};
+use dmaspace_core::words::address::SystemRange;
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{Listener, Section};
+use dmaspace_spapr_guest::{AnsweredBy, Layout, PciHostBridge, SystemMemory, TceTables};
 use dmaspace_tests::kernel::SoftKvm;
 
 use crate::sources::faults::{Done, Trouble, World, done};

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use dmaspace_core::contract::Unit;
-use dmaspace_core::listener::{Fate, Report, SpaceReport};
-use dmaspace_core::section::{Backing, TargetMemory};
-use dmaspace_core::{HostMemory, IovaRange, Section, Window};
+use dmaspace_core::{HostMemory, IovaRange, Window};
+use dmaspace_listener::Section;
+use dmaspace_listener::section::{Backing, TargetMemory};
+use dmaspace_listener::{Fate, Report, SpaceReport};
 use dmaspace_tests::model::{Guest, Host, Reached, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;

@@ -1,8 +1,9 @@
 //! An update in the making: drawn changes, made to fit what is there.
 
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{Backing, TargetMemory};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::Section;
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{Backing, TargetMemory};
 use dmaspace_tests::model::{Change, Guest, page_of_entries};
 
 use crate::bus::{Arena, Kind, LOWER, range};

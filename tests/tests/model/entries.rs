@@ -1,7 +1,8 @@
 //! Entries of translated windows: the guest puts, replaces and clears them.
 
 use dmaspace_core::contract::Swap;
-use dmaspace_core::{Iova, IovaRange, PageSize, Section, SystemAddress, Window};
+use dmaspace_core::{Iova, IovaRange, PageSize, SystemAddress, Window};
+use dmaspace_listener::Section;
 use dmaspace_tests::model::{Host, Stretch, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;

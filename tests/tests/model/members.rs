@@ -1,7 +1,7 @@
 //! Spaces that the listener serves, or no longer, and devices that come to them and go.
 
 use dmaspace::choose::BackendKind;
-use dmaspace_core::listener::CommitError;
+use dmaspace_listener::CommitError;
 use dmaspace_tests::model::{Change, Reached, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use dmaspace_core::contract::{Mapping, PciAddressSpace};
-use dmaspace_core::section::Backing;
-use dmaspace_core::{HostMemory, Iova, IovaRange, Section, Window};
+use dmaspace_core::{HostMemory, Iova, IovaRange, Window};
+use dmaspace_listener::Section;
+use dmaspace_listener::section::Backing;
 use dmaspace_soft::Ledger;
 use dmaspace_tests::model::{Guest, Host, Reached, page_of_entries};
 

@@ -1,7 +1,7 @@
 //! A world before anything has happened in it, and how it is drawn: a bus, hosts, a guest's front end.
 
 use dmaspace_core::PageSize;
-use dmaspace_core::section::{Cuts, FrontEnd, Shrink};
+use dmaspace_listener::section::{Cuts, FrontEnd, Shrink};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

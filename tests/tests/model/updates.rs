@@ -1,9 +1,10 @@
 //! Updates: the listener makes them true, or says why not and leaves everything as it was.
 
 use dmaspace_core::error::Operation;
-use dmaspace_core::listener::{BadUpdate, CommitError, Report, SpaceReport, Verdict};
-use dmaspace_core::section::TargetMemory;
-use dmaspace_core::{HostMemory, IovaRange, Section};
+use dmaspace_core::{HostMemory, IovaRange};
+use dmaspace_listener::Section;
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{BadUpdate, CommitError, Report, SpaceReport, Verdict};
 use dmaspace_tests::model::{Change, Guest, Host};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;

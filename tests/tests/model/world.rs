@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dmaspace_core::door::Errno;
-use dmaspace_core::listener::Listener;
+use dmaspace_listener::Listener;
 use dmaspace_soft::{FaultMode, FaultPlan};
 use dmaspace_tests::model::Guest;
 use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! Memory that comes and goes in blocks.
 
 use dmaspace_core::Access;
-use dmaspace_core::listener::Update;
+use dmaspace_listener::Update;
 
 use crate::grounds::EVERYWHERE;
 use crate::guest::{

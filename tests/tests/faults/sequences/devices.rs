@@ -2,7 +2,7 @@
 
 use dmaspace_core::Iova;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::listener::Update;
+use dmaspace_listener::Update;
 
 use crate::grounds::{EVERYWHERE, GIVEN, IOMMUFD, LOGGING, POWERNV, PSERIES, SHARING, TYPE1, WITH_PAGE_TABLES};
 use crate::guest::{

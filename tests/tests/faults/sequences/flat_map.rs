@@ -1,8 +1,9 @@
 //! A PC's flat map.
 
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::FrontEnd;
-use dmaspace_core::{Access, Iova, PageSize, Section};
+use dmaspace_core::{Access, Iova, PageSize};
+use dmaspace_listener::Section;
+use dmaspace_listener::Update;
+use dmaspace_listener::section::FrontEnd;
 
 use crate::grounds::{COMPAT, CREATED, EVERYWHERE, FIXED, IOMMUFD, POWERNV, TYPE1, WITH_FILES};
 use crate::guest::{DIMM, DIMM_AT, MIB, RAM, RW, bar, dimm, flat, ram, shadow, with_empty_view, with_flat_map};

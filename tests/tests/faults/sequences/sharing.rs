@@ -1,7 +1,7 @@
 //! Spaces that share their pins.
 
-use dmaspace_core::listener::Update;
 use dmaspace_core::{Iova, SystemAddress};
+use dmaspace_listener::Update;
 
 use crate::grounds::{EVERYWHERE, IOMMUFD, WITH_FILES};
 use crate::guest::{

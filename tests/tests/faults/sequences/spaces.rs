@@ -1,7 +1,7 @@
 //! Several spaces.
 
-use dmaspace_core::listener::Update;
 use dmaspace_core::{Iova, SystemAddress};
+use dmaspace_listener::Update;
 
 use crate::grounds::EVERYWHERE;
 use crate::guest::{

@@ -1,8 +1,9 @@
 //! Translated windows.
 
-use dmaspace_core::listener::Update;
-use dmaspace_core::section::{FrontEnd, TargetMemory};
-use dmaspace_core::{Access, Iova, PageSize, Section, SystemAddress};
+use dmaspace_core::{Access, Iova, PageSize, SystemAddress};
+use dmaspace_listener::Section;
+use dmaspace_listener::Update;
+use dmaspace_listener::section::{FrontEnd, TargetMemory};
 
 use crate::grounds::{CREATED, EVERYWHERE, POWERNV};
 use crate::guest::{

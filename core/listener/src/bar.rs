@@ -1,0 +1,345 @@
+//! BARs of passed-through devices: which parts of one other devices can reach.
+//!
+//! A VMM maps what VFIO lets it of a BAR, and emulates the MSI-X table and its pending bits in the middle of it. What is left are pieces
+//! with odd ends, and an IOMMU maps whole pages. [`Bar::sections`] says which pages those are, [`Bar::relocation`] where the table would
+//! have to be for none to be lost.
+
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU64};
+
+use crate::section::Section;
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{BadRange, Iova, IovaRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+
+/// The bytes of one vector in an MSI-X table (linux: include/uapi/linux/pci_regs.h, PCI_MSIX_ENTRY_SIZE).
+const TABLE_ENTRY: u64 = 16;
+
+/// A BAR: its size, what of it this process could map, and what the VMM emulates in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bar {
+    name: String,
+    size: NonZeroU64,
+    areas: Vec<Area>,
+    msix: Option<Msix>,
+}
+
+/// A part of a BAR that this process mapped: all of it, or one of the areas of VFIO's sparse mmap capability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Where in the BAR it begins.
+    pub offset: u64,
+    /// Where it is in this process, and how long.
+    pub memory: HostMemory,
+}
+
+/// The device's MSI-X structures, as far as they lie in one BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Msix {
+    /// How many vectors there are.
+    pub vectors: NonZeroU16,
+    /// Where in the BAR the table begins, if it is in this one.
+    pub table: Option<u64>,
+    /// Where in the BAR the pending bits begin, if they are in this one.
+    pub pba: Option<u64>,
+}
+
+/// Why a description is of no BAR.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadBar {
+    /// An area, or an MSI-X structure, reaches past the end.
+    #[error("the {what} at {offset:#x} of {name} reaches past its {size:#x} bytes")]
+    PastTheEnd {
+        /// The BAR.
+        name: String,
+        /// What of it.
+        what: &'static str,
+        /// Where that begins.
+        offset: u64,
+        /// The BAR's size.
+        size: NonZeroU64,
+    },
+    /// Two areas share bytes.
+    #[error("the areas at {0:#x} and {1:#x} of a BAR overlap")]
+    Overlap(u64, u64),
+}
+
+/// Where the MSI-X structures would not be in the way of the BAR's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Relocation {
+    /// The size of the BAR with them at its end: what the guest would see.
+    pub size: u64,
+    /// Where the table would begin, if it is in this BAR.
+    pub table: Option<u64>,
+    /// Where the pending bits would begin, if they are in this BAR.
+    pub pba: Option<u64>,
+}
+
+/// Bytes of a BAR, by offset: from the first to before the second.
+type Span = (u64, u64);
+
+impl Msix {
+    fn table_span(self) -> Option<(u64, u64)> {
+        self.table.map(|at| (at, u64::from(self.vectors.get()) * TABLE_ENTRY))
+    }
+
+    /// One bit a vector, in words of 64 bits.
+    fn pba_span(self) -> Option<(u64, u64)> {
+        self.pba.map(|at| (at, u64::from(self.vectors.get()).div_ceil(64) * 8))
+    }
+}
+
+impl Bar {
+    /// A BAR of `size` bytes. `name` is what sections and warnings will call it ("0000:01:00.0 BAR 2"), `areas` is what of it this
+    /// process mapped.
+    ///
+    /// # Errors
+    /// [`BadBar`] when something lies outside the BAR, or areas overlap.
+    pub fn new(name: &str, size: NonZeroU64, mut areas: Vec<Area>, msix: Option<Msix>) -> Result<Self, BadBar> {
+        let fits = |what, offset: u64, len: u64| match offset.checked_add(len) {
+            Some(end) if end <= size.get() => Ok(()),
+            _ => Err(BadBar::PastTheEnd { name: name.into(), what, offset, size }),
+        };
+        areas.sort_by_key(|area| area.offset);
+        areas.iter().try_for_each(|area| fits("area", area.offset, area.memory.len().get()))?;
+        let overlapping = areas.iter().zip(areas.iter().skip(1)).find(|(area, next)| area.span().1 > next.offset);
+        if let Some((area, next)) = overlapping {
+            return Err(BadBar::Overlap(area.offset, next.offset));
+        }
+        let structures = msix.map(|msix| [("MSI-X table", msix.table_span()), ("MSI-X PBA", msix.pba_span())]);
+        for (what, span) in structures.into_iter().flatten() {
+            span.map_or(Ok(()), |(at, len)| fits(what, at, len))?;
+        }
+        Ok(Self { name: name.into(), size, areas, msix })
+    }
+
+    /// The BAR at `at` on the bus, for an IOMMU whose smallest page is `page`: device memory as far as whole pages of it are nothing
+    /// else, and nothing for the rest. The sections are ascending and cover the BAR.
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when the BAR would end past 2^64-1.
+    pub fn sections(&self, at: Iova, page: PageSize) -> Result<Vec<Section>, BadRange> {
+        let bar = IovaRange::with_len(at, self.size.get())?;
+        let mut sections = Vec::new();
+        let mut rest = Some(bar);
+        for (range, memory) in self.mappable(at, page) {
+            let (below, above) = rest.map_or((None, None), |rest| rest.without(range));
+            sections.extend(below.map(|hole| Section::nothing(&self.name_of(bar, hole), hole)));
+            sections.push(Section::device_memory(&self.name, range.first(), memory, Access::READ_WRITE)?);
+            rest = above;
+        }
+        sections.extend(rest.map(|hole| Section::nothing(&self.name_of(bar, hole), hole)));
+        Ok(sections)
+    }
+
+    /// Where the MSI-X structures would have to move so that all that this process mapped of the BAR can be mapped in pages of `page`:
+    /// to pages of their own behind what there is, in a BAR twice as large or more. `None` when they cost no byte as they are.
+    pub fn relocation(&self, page: PageSize) -> Option<Relocation> {
+        let msix = self.msix?;
+        let without = Self { msix: None, ..self.clone() };
+        // A BAR lies at a multiple of its size: all pages up to that size lie as they would at 0.
+        let mapped = |bar: &Self| bar.mappable(Iova::new(0), page).map(|(range, _)| range.bytes()).sum::<u128>();
+        let structures = [msix.table_span(), msix.pba_span()];
+        let emulated: u64 = structures.iter().flatten().map(|(_, len)| len).sum();
+        if mapped(&without) <= mapped(self) + u128::from(emulated) {
+            return None;
+        }
+        let mut end = page.round_up(self.size.get())?;
+        let mut place = |span: Option<(u64, u64)>| {
+            let (_, len) = span?;
+            let at = end;
+            end = end.checked_add(len)?;
+            Some(at)
+        };
+        let [table, pba] = structures.map(&mut place);
+        Some(Relocation { size: page.round_up(end)?.checked_next_power_of_two()?, table, pba })
+    }
+
+    /// The whole pages of the BAR at `at` that are mapped memory and nothing else.
+    fn mappable(&self, at: Iova, page: PageSize) -> impl Iterator<Item = (IovaRange, HostMemory)> {
+        let holes = self.msix.map(|msix| [msix.table_span(), msix.pba_span()]);
+        let mut holes: Vec<Span> =
+            holes.into_iter().flatten().flatten().map(|(at, len)| (at, at.saturating_add(len))).collect();
+        holes.sort_unstable();
+        let pieces = self.joined_areas().into_iter().flat_map(move |area| without(area.span(), &holes, &area));
+        pieces.filter_map(move |(first, memory)| {
+            let range = IovaRange::with_len(Iova::new(at.get().checked_add(first)?), memory.len().get()).ok()?;
+            let whole = range.trimmed_to(page)?;
+            Some((whole, memory.slice(range.offset_of(whole.first()), whole.len()?.get())?))
+        })
+    }
+
+    /// Areas that continue each other, in the BAR and in this process, lose less as one.
+    fn joined_areas(&self) -> Vec<Area> {
+        let mut joined: Vec<Area> = Vec::new();
+        for area in &self.areas {
+            let last = joined.last_mut().filter(|last| last.span().1 == area.offset);
+            match last.and_then(|last| Some((last.memory.joined_with(&area.memory)?, last))) {
+                Some((memory, last)) => last.memory = memory,
+                None => joined.push(area.clone()),
+            }
+        }
+        joined
+    }
+
+    /// What to call a part that nobody can map.
+    fn name_of(&self, bar: IovaRange, hole: IovaRange) -> String {
+        let is_in = |span: Option<(u64, u64)>| {
+            let range = span.and_then(|(offset, len)| {
+                IovaRange::with_len(Iova::new(bar.first().get().checked_add(offset)?), len).ok()
+            });
+            range.is_some_and(|range| range.overlaps(hole))
+        };
+        match self.msix {
+            Some(msix) if is_in(msix.table_span()) => format!("{} msix-table", self.name),
+            Some(msix) if is_in(msix.pba_span()) => format!("{} msix-pba", self.name),
+            _ => format!("{} (not mappable)", self.name),
+        }
+    }
+}
+
+impl Area {
+    fn span(&self) -> Span {
+        (self.offset, self.offset.saturating_add(self.memory.len().get()))
+    }
+}
+
+/// The parts of an area outside `holes`, which are ascending: where they begin, and their memory.
+fn without((first, end): Span, holes: &[Span], area: &Area) -> Vec<(u64, HostMemory)> {
+    let mut from = first;
+    let mut out = Vec::new();
+    for (hole, after) in holes.iter().chain(&[(end, end)]) {
+        let piece = area.memory.slice(from.saturating_sub(first), (*hole).min(end).saturating_sub(from));
+        out.extend(piece.map(|memory| (from, memory)));
+        from = from.max(*after);
+    }
+    out
+}
+
+impl fmt::Display for Relocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = [("the MSI-X table", self.table), ("the PBA", self.pba)];
+        let words: Vec<_> = places.iter().filter_map(|(what, at)| at.map(|at| format!("{what} at {at:#x}"))).collect();
+        write!(f, "with {} of a BAR of {:#x} bytes, all of its memory could be mapped", words.join(" and "), self.size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::section::Backing;
+
+    fn area(offset: u64, host: u64, len: u64) -> Area {
+        let len = NonZeroU64::new(len).expect("not empty");
+        Area { offset, memory: HostMemory::unbacked(host, len).expect("no wrap") }
+    }
+
+    fn msix(vectors: u16, table: u64, pba: u64) -> Option<Msix> {
+        let vectors = NonZeroU16::new(vectors).expect("some");
+        Some(Msix { vectors, table: Some(table), pba: Some(pba) })
+    }
+
+    fn bar(size: u64, areas: Vec<Area>, msix: Option<Msix>) -> Bar {
+        Bar::new("0000:01:00.0 BAR 2", NonZeroU64::new(size).expect("not empty"), areas, msix).expect("a proper BAR")
+    }
+
+    /// First and last offset of each section, whether it is memory, and at which host address.
+    fn told(bar: &Bar, page: PageSize) -> Vec<(u64, u64, Option<u64>)> {
+        let at = 0xfe00_0000;
+        let told = |section: &Section| {
+            let host = section.direct().map(|(memory, _)| memory.address());
+            (section.range().first().get() - at, section.range().last().get() - at, host)
+        };
+        bar.sections(Iova::new(at), page).expect("no overflow").iter().map(told).collect()
+    }
+
+    #[test]
+    fn a_table_in_the_middle_costs_its_pages_and_no_more() {
+        let bar = bar(0x4000, vec![area(0, 0x7000_0000, 0x4000)], msix(5, 0x2000, 0x3000));
+        let host = Some(0x7000_0000);
+        assert_eq!(told(&bar, PageSize::K4), [(0, 0x1fff, host), (0x2000, 0x3fff, None)]);
+        let names: Vec<_> = bar.sections(Iova::new(0), PageSize::K4).expect("no overflow");
+        assert_eq!(
+            names.iter().map(Section::name).collect::<Vec<_>>(),
+            ["0000:01:00.0 BAR 2", "0000:01:00.0 BAR 2 msix-table"]
+        );
+        assert_eq!(names[1].backing(), &Backing::Nothing);
+    }
+
+    #[test]
+    fn what_lies_between_table_and_pending_bits_is_kept() {
+        let bar = bar(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
+        let host = |offset: u64| Some(0x7000_0000 + offset);
+        let expected = [
+            (0, 0x1fff, host(0)),
+            (0x2000, 0x2fff, None),
+            (0x3000, 0x7fff, host(0x3000)),
+            (0x8000, 0x8fff, None),
+            (0x9000, 0xffff, host(0x9000)),
+        ];
+        assert_eq!(told(&bar, PageSize::K4), expected);
+        assert_eq!(told(&bar, PageSize::K64), [(0, 0xffff, None)]);
+    }
+
+    #[test]
+    fn the_table_moves_behind_everything_else() {
+        let bar = bar(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
+        let expected = Relocation { size: 0x2_0000, table: Some(0x1_0000), pba: Some(0x1_0050) };
+        assert_eq!(bar.relocation(PageSize::K64), Some(expected));
+        let words = "with the MSI-X table at 0x10000 and the PBA at 0x10050 of a BAR of 0x20000 bytes, all of its memory could be mapped";
+        assert_eq!(expected.to_string(), words);
+        let moved = Some(Msix { vectors: NonZeroU16::new(5).expect("some"), table: expected.table, pba: expected.pba });
+        let moved = Bar { size: NonZeroU64::new(expected.size).expect("not empty"), msix: moved, ..bar };
+        assert_eq!(told(&moved, PageSize::K64), [(0, 0xffff, Some(0x7000_0000)), (0x1_0000, 0x1_ffff, None)]);
+        assert_eq!(moved.relocation(PageSize::K64), None);
+    }
+
+    #[test]
+    fn a_bar_smaller_than_a_page_is_lost_whole() {
+        let bar = bar(0x4000, vec![area(0, 0x7000_0000, 0x4000)], None);
+        assert_eq!(told(&bar, PageSize::K64), [(0, 0x3fff, None)]);
+        assert_eq!(bar.relocation(PageSize::K64), None, "there is no table to blame");
+    }
+
+    #[test]
+    fn a_full_page_of_table_costs_nothing_else() {
+        let bar = bar(
+            0x4000,
+            vec![area(0, 0x7000_0000, 0x4000)],
+            Some(Msix { vectors: NonZeroU16::new(256).expect("some"), table: Some(0x1000), pba: None }),
+        );
+        assert_eq!(bar.relocation(PageSize::K4), None);
+    }
+
+    #[test]
+    fn sparse_areas_are_what_there_is_and_neighbours_are_joined() {
+        let areas = vec![
+            area(0x2800, 0x7000_2800, 0x1800),
+            area(0x1000, 0x7000_1000, 0x1800),
+            area(0x6000, 0x7100_0000, 0x1000),
+        ];
+        let bar = bar(0x8000, areas, None);
+        let expected = [
+            (0, 0xfff, None),
+            (0x1000, 0x3fff, Some(0x7000_1000)),
+            (0x4000, 0x5fff, None),
+            (0x6000, 0x6fff, Some(0x7100_0000)),
+            (0x7000, 0x7fff, None),
+        ];
+        assert_eq!(told(&bar, PageSize::K4), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_a_bar_is_none() {
+        let size = NonZeroU64::new(0x1000).expect("not empty");
+        let one = |areas, msix| Bar::new("BAR 0", size, areas, msix).map(drop).map_err(|error| error.to_string());
+        let past = Err("the area at 0x800 of BAR 0 reaches past its 0x1000 bytes".to_owned());
+        assert_eq!(one(vec![area(0x800, 0x7000_0000, 0x1000)], None), past);
+        let past = Err("the MSI-X table at 0xffffffffffffffff of BAR 0 reaches past its 0x1000 bytes".to_owned());
+        assert_eq!(one(Vec::new(), msix(1, u64::MAX, 0)), past);
+        let overlap = Err("the areas at 0x0 and 0x7ff of a BAR overlap".to_owned());
+        assert_eq!(one(vec![area(0, 0x7000_0000, 0x800), area(0x7ff, 0x7000_0000, 1)], None), overlap);
+        assert!(bar(0x1000, Vec::new(), None).sections(Iova::new(u64::MAX - 0xffe), PageSize::K4).is_err());
+    }
+}

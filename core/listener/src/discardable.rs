@@ -1,0 +1,313 @@
+//! Discardable sections: RAM whose blocks become populated and discarded while the section stays, as virtio-mem has it.
+//!
+//! What is populated is known here, not in the spaces: a space that comes late, or lost everything with its last device, gets it again.
+//! One change of a section follows the other, and none happens while a commit is under way. Afterwards devices reach a block in every
+//! space, or in none.
+//!
+//! # Hosts that register
+//! sPAPR pins at registration, and only what was registered as one piece can be let go of (linux: arch/powerpc/mm/book3s64/iommu_api.c,
+//! mm_iommu_get, mm_iommu_put). QEMU registers RAM whole and therefore forbids discards there (qemu: hw/vfio/container.c,
+//! vfio_ram_block_discard_disable). Here each populated block is a registration of its own: a discard lets go of it everywhere, and
+//! nothing that stays is disturbed. That has its price where blocks are many, and the report of a commit warns of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use crate::apply::apply_all;
+use crate::blocks::Blocks;
+use crate::plan::{Plan, Step};
+use crate::section::{Backing, Need, Section};
+use dmaspace_core::contract::{Keeps, Mapping, PciAddressSpace, Unit};
+use dmaspace_core::error::{Error, Kind, Operation};
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{Iova, IovaRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+
+/// Why blocks were not populated or discarded. Everything is as it was, except for ranges that [`BlockError::Space`] names as fenced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// The section was removed.
+    #[error("the section is gone")]
+    NoSuchSection,
+    /// The range does not lie inside the section.
+    #[error("{0} does not lie inside the section {1}")]
+    OutsideSection(IovaRange, IovaRange),
+    /// The range does not begin and end with blocks.
+    #[error("{0} is not made of blocks of {1}")]
+    Misaligned(IovaRange, PageSize),
+    /// A host's kernel would not take so many mappings. No call was made.
+    #[error(
+        "{needed} more mappings are needed, the kernel of {backend} has {left} left; populate less, or use larger blocks"
+    )]
+    NoMappingSlots {
+        /// Which backend.
+        backend: &'static str,
+        /// One for each block that is not populated yet.
+        needed: u64,
+        /// What the kernel still takes.
+        left: u64,
+    },
+    /// The memory is part of a larger registration that somebody else made: it cannot be let go of by itself, and what a device would
+    /// reach there need not be what this process sees. No call was made.
+    #[error("{memory} is registered with {backend} as one piece, which is no block; unregister it first")]
+    RegisteredAround {
+        /// Which backend.
+        backend: &'static str,
+        /// The registration.
+        memory: HostMemory,
+    },
+    /// A host said no.
+    #[error(transparent)]
+    Space(#[from] Error),
+}
+
+/// A discardable section in force. Cheap to clone; holds the section weakly: once it is removed, every verb answers
+/// [`BlockError::NoSuchSection`].
+#[derive(Clone, Debug)]
+pub struct DiscardableRam {
+    shared: Weak<Shared>,
+}
+
+/// The spaces a section is kept in force on; `None` once the section is gone.
+pub(super) type Serving = Option<Vec<Arc<dyn PciAddressSpace>>>;
+
+/// The discardable sections in force, by first byte.
+pub(super) type Discardables = BTreeMap<Iova, Arc<Shared>>;
+
+/// The section itself, owned by the listener.
+///
+/// `serving` is held while anything changes, kernel calls included; `populated` for moments only.
+#[derive(Debug)]
+pub(super) struct Shared {
+    range: IovaRange,
+    memory: HostMemory,
+    access: Access,
+    granule: PageSize,
+    serving: Mutex<Serving>,
+    populated: RwLock<Blocks>,
+}
+
+impl DiscardableRam {
+    fn shared(&self) -> Result<Arc<Shared>, BlockError> {
+        self.shared.upgrade().ok_or(BlockError::NoSuchSection)
+    }
+
+    /// Where the section lies on the bus.
+    ///
+    /// # Errors
+    /// [`BlockError::NoSuchSection`].
+    pub fn range(&self) -> Result<IovaRange, BlockError> {
+        Ok(self.shared()?.range)
+    }
+
+    /// The size of a block.
+    ///
+    /// # Errors
+    /// [`BlockError::NoSuchSection`].
+    pub fn granule(&self) -> Result<PageSize, BlockError> {
+        Ok(self.shared()?.granule)
+    }
+
+    /// What is populated, ascending, neighbours joined. Never waits for a kernel call.
+    ///
+    /// # Errors
+    /// [`BlockError::NoSuchSection`].
+    pub fn populated(&self) -> Result<Vec<IovaRange>, BlockError> {
+        Ok(self.shared()?.populated())
+    }
+
+    /// Has devices reach the blocks of `range` from now on: to be called when their memory is there. Blocks that are populated already
+    /// stay as they are, without a call. A space without a window for the section gets them when it has one ([`Listener::sync`]).
+    ///
+    /// [`Listener::sync`]: crate::Listener::sync
+    ///
+    /// # Errors
+    /// Any [`BlockError`]; no block of `range` became populated then.
+    pub fn populate(&self, range: IovaRange) -> Result<(), BlockError> {
+        let shared = self.shared()?;
+        let serving = shared.hold();
+        let spaces = shared.check(&serving, range)?;
+        let missing = shared.read_populated(|blocks| blocks.missing_in(range));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let reaches = |space: &&Arc<dyn PciAddressSpace>| space.windows().windows.covering(shared.range).is_some();
+        let mut plans = Vec::with_capacity(spaces.len());
+        for space in spaces.iter().filter(reaches) {
+            shared.check_budget(space.as_ref(), &missing)?;
+            plans.push((space, shared.plan_to_populate(space.as_ref(), &missing)?));
+        }
+        shared.carry_out(plans)?;
+        shared.change_populated(|blocks| blocks.insert(range));
+        Ok(())
+    }
+
+    /// Takes the blocks of `range` from devices, in as few calls as the kernel allows. Afterwards no host maps or pins them, and their
+    /// memory may be dropped. Blocks that are not populated make no call, unless a failure left something of them.
+    ///
+    /// # Errors
+    /// Any [`BlockError`]; what was populated of `range` still is, and must not be dropped: devices may reach it, even behind a fence,
+    /// which stays in the way until its space is dropped.
+    pub fn discard(&self, range: IovaRange) -> Result<(), BlockError> {
+        let shared = self.shared()?;
+        let serving = shared.hold();
+        let spaces = shared.check(&serving, range)?;
+        let mut plans = Vec::with_capacity(spaces.len());
+        for space in spaces {
+            plans.push((space, shared.plan_to_discard(space.as_ref(), range)?));
+        }
+        shared.carry_out(plans)?;
+        shared.change_populated(|blocks| blocks.remove(range));
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// A section with nothing populated, if it is a discardable one.
+    pub(super) fn new(section: &Section, spaces: Vec<Arc<dyn PciAddressSpace>>) -> Option<Arc<Self>> {
+        let Backing::Discardable { memory, access, granule } = section.backing() else { return None };
+        Some(Arc::new(Self {
+            range: section.range(),
+            memory: memory.clone(),
+            access: *access,
+            granule: *granule,
+            serving: Mutex::new(Some(spaces)),
+            populated: RwLock::default(),
+        }))
+    }
+
+    pub(super) fn handle(self: &Arc<Self>) -> DiscardableRam {
+        DiscardableRam { shared: Arc::downgrade(self) }
+    }
+
+    /// Keeps everything about the section as it is, waiting for a change under way.
+    pub(super) fn hold(&self) -> MutexGuard<'_, Serving> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn populated(&self) -> Vec<IovaRange> {
+        self.read_populated(|blocks| blocks.within(self.range))
+    }
+
+    pub(super) fn count_populated(&self) -> u64 {
+        self.count(&self.populated())
+    }
+
+    pub(super) fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    pub(super) fn granule(&self) -> PageSize {
+        self.granule
+    }
+
+    /// The memory of each block in `range`.
+    pub(super) fn blocks_in(&self, range: IovaRange) -> impl Iterator<Item = HostMemory> {
+        let (first, size) = (self.range.offset_of(range.first()), self.granule.bytes());
+        let offset = move |n: u64| first.checked_add(n.checked_mul(size)?);
+        (0..self.count(&[range])).map_while(move |n| self.memory.slice(offset(n)?, size))
+    }
+
+    fn memory_of(&self, range: IovaRange) -> Option<HostMemory> {
+        self.memory.slice(self.range.offset_of(range.first()), range.len()?.get())
+    }
+
+    fn count(&self, ranges: &[IovaRange]) -> u64 {
+        let blocks = ranges.iter().map(|range| range.bytes() >> self.granule.shift()).sum::<u128>();
+        u64::try_from(blocks).unwrap_or(u64::MAX)
+    }
+
+    fn read_populated<T>(&self, look: impl FnOnce(&Blocks) -> T) -> T {
+        look(&self.populated.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change_populated(&self, change: impl FnOnce(&mut Blocks)) {
+        change(&mut self.populated.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The spaces to work on, if the section is there and `range` is made of its blocks.
+    fn check<'a>(&self, serving: &'a Serving, range: IovaRange) -> Result<&'a [Arc<dyn PciAddressSpace>], BlockError> {
+        let spaces = serving.as_deref().ok_or(BlockError::NoSuchSection)?;
+        if !self.range.covers(range) {
+            return Err(BlockError::OutsideSection(range, self.range));
+        }
+        if !range.is_aligned_to(self.granule) {
+            return Err(BlockError::Misaligned(range, self.granule));
+        }
+        Ok(spaces)
+    }
+
+    /// A block takes a mapping where kernels keep mappings.
+    fn check_budget(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<(), BlockError> {
+        let needed = match space.powers().keeps {
+            Keeps::Mappings => self.count(missing),
+            Keeps::Entries => 0,
+        };
+        match space.mappings_left().filter(|left| *left < needed) {
+            Some(left) => Err(BlockError::NoMappingSlots { backend: space.backend(), needed, left }),
+            None => Ok(()),
+        }
+    }
+
+    /// Behind a fence a device may still reach the memory: it cannot go, nor can what is registered of it be registered anew.
+    fn check_fences(
+        &self,
+        space: &dyn PciAddressSpace,
+        range: IovaRange,
+        operation: Operation,
+    ) -> Result<(), BlockError> {
+        let concerns = operation == Operation::Unmap || space.registration().is_some();
+        let fence = self.memory_of(range).and_then(|memory| space.fence_onto(&memory));
+        match fence.filter(|_| concerns) {
+            Some(fence) => Err(Error::new(operation, range, Kind::Fenced(fence)).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn plan_to_populate(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<Plan, BlockError> {
+        let mut steps = Vec::new();
+        for range in missing {
+            self.check_fences(space, *range, Operation::Map)?;
+            // A failure may have left these. Pages they pin need not be those the process has now.
+            steps.extend(self.registrations_in(space, *range)?.into_iter().map(Step::Unregister));
+            if space.registration().is_some() {
+                steps.extend(self.blocks_in(*range).map(Step::Register));
+            }
+        }
+        let mapping = |range: &IovaRange| {
+            let (memory, unit) = (self.memory_of(*range)?, Unit::Pages(self.granule));
+            Some(Mapping { range: *range, memory, access: self.access, unit })
+        };
+        steps.extend(missing.iter().filter_map(mapping).map(|mapping| Step::Map(mapping, Need::Required)));
+        Ok(Plan::of(steps))
+    }
+
+    fn plan_to_discard(&self, space: &dyn PciAddressSpace, range: IovaRange) -> Result<Plan, BlockError> {
+        self.check_fences(space, range, Operation::Unmap)?;
+        let populated = self.read_populated(|blocks| blocks.within(range)).into_iter().reduce(IovaRange::hull);
+        let registered = self.registrations_in(space, range)?;
+        let unmap = populated.map(Step::Unmap).into_iter();
+        Ok(Plan::of(unmap.chain(registered.into_iter().map(Step::Unregister)).collect()))
+    }
+
+    /// The registrations of blocks in `range`: of those that are populated, and of those that a failure left.
+    fn registrations_in(&self, space: &dyn PciAddressSpace, range: IovaRange) -> Result<Vec<HostMemory>, BlockError> {
+        let (Some(registration), Some(memory)) = (space.registration(), self.memory_of(range)) else {
+            return Ok(Vec::new());
+        };
+        let mut registered = registration.registered();
+        registered.retain(|known| known.overlaps(&memory));
+        let sticks_out = |known: &HostMemory| known.address() < memory.address() || memory.last() < known.last();
+        match registered.iter().find(|known| sticks_out(known)) {
+            Some(known) => Err(BlockError::RegisteredAround { backend: space.backend(), memory: known.clone() }),
+            None => Ok(registered),
+        }
+    }
+
+    /// Everything on every space, or nothing on any.
+    fn carry_out(&self, plans: Vec<(&Arc<dyn PciAddressSpace>, Plan)>) -> Result<(), BlockError> {
+        let plans = plans.into_iter().map(|(space, plan)| (space.as_ref(), plan));
+        apply_all(plans).map(drop).map_err(|failed| failed.error.fencing(failed.fenced).into())
+    }
+}

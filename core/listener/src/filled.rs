@@ -1,0 +1,189 @@
+//! Translated windows that the kernel fills: what it put there, as the spaces understand it.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use crate::translated::{EntryError, EntryRun, Shared, Targets, TranslatedWindow, resolve};
+use dmaspace_core::contract::kernel_tables::{Filler, WindowFilling};
+use dmaspace_core::contract::{Attachable, Mapping, PciAddressSpace, Unit};
+use dmaspace_core::door::Failure;
+use dmaspace_core::error::{Error, Kind, Operation};
+use dmaspace_core::words::address::IovaRange;
+use dmaspace_core::words::page::PageSize;
+
+/// Where the entries of a window are to be seen that the kernel fills.
+///
+/// Called from any thread, while locks of the listener and its spaces are held: it calls nothing of theirs.
+pub trait KernelEntries: Send + Sync + fmt::Debug {
+    /// The live entries in `range`, ascending, joined to runs. Asks no kernel.
+    fn runs(&self, range: IovaRange) -> Vec<EntryRun>;
+
+    /// Has the kernel fill the window for a group, too ([`Filler::joins`]).
+    ///
+    /// # Errors
+    /// What the kernel said; it does not then.
+    fn joins(&self, group: &dyn Attachable) -> Result<(), Failure>;
+
+    /// Has the kernel fill no window for a group any more ([`Filler::leaves`]).
+    ///
+    /// # Errors
+    /// What the kernel said; it still does then.
+    fn leaves(&self, group: &dyn Attachable) -> Result<(), Failure>;
+
+    /// Has the kernel fill the window no more. What it put stays to be seen, and is the guest's.
+    fn ends(&self);
+
+    /// The same, if it fills it for no group any more.
+    fn ends_if_idle(&self);
+}
+
+/// Entries of the kernel's, and the memory they point to.
+#[derive(Debug)]
+pub(super) struct Filled {
+    entries: Arc<dyn KernelEntries>,
+    page: PageSize,
+    /// As they were after the last commit: memory that is about to go is still behind entries that are there.
+    settled: Targets,
+}
+
+impl Filler for Filled {
+    fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
+        let targets = self.settled.read().unwrap_or_else(PoisonError::into_inner);
+        let unit = Unit::Pages(self.page);
+        let mut mappings = Vec::new();
+        for run in self.entries.runs(range) {
+            // What the kernel puts is registered, hence a target: nothing is missed.
+            let memory = resolve(&targets, run.target, run.range.len().map_or(0, |len| len.get()));
+            let mut next = Some(run.range.first());
+            for memory in memory.unwrap_or_default() {
+                let piece = next.and_then(|first| IovaRange::with_len(first, memory.len().get()).ok());
+                let Some(range) = piece else { break };
+                next = range.end();
+                mappings.push(Mapping { range, memory, access: run.access, unit });
+            }
+        }
+        mappings
+    }
+
+    fn joins(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        self.entries.joins(device)
+    }
+
+    fn leaves(&self, device: &dyn Attachable) -> Result<(), Failure> {
+        self.entries.leaves(device)
+    }
+
+    fn ends(&self) {
+        self.entries.ends();
+    }
+
+    fn ends_if_idle(&self) {
+        self.entries.ends_if_idle();
+    }
+}
+
+fn filling(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn WindowFilling, Error> {
+    let none = Kind::Unsupported("this host's windows cannot be filled by the kernel");
+    space.filling().ok_or_else(|| Error::new(Operation::Fill, window, none))
+}
+
+impl TranslatedWindow {
+    /// Leaves the window, empty as it is, to the kernel: from now on only the guest's own hypercalls put entries there, and every verb
+    /// here but [`TranslatedWindow::lookup`] is refused. Spaces that join later get what is in it, and their groups are told to the
+    /// kernel.
+    ///
+    /// It lasts until the window goes, its space loses its last device, or a commit or detach that concerns it fails. No processor of the
+    /// guest puts entries while a space joins: what the kernel puts meanwhile refuses the space.
+    ///
+    /// # Errors
+    /// [`EntryError::NoSuchWindow`]; [`EntryError::Space`]: a space that cannot have its windows filled, entries that are there already,
+    /// what the kernel says. Nothing changed then.
+    pub fn fill(&self, entries: Arc<dyn KernelEntries>) -> Result<(), EntryError> {
+        let shared = self.shared()?;
+        let held = shared.hold();
+        let spaces = shared.spaces().clone();
+        if spaces.is_empty() {
+            return Err(EntryError::NoSuchWindow);
+        }
+        let settled = shared.settled();
+        let filled = Arc::new(Filled { entries, page: shared.page(), settled });
+        let filled_all = spaces
+            .iter()
+            .try_for_each(|space| filling(space.as_ref(), shared.range())?.fill(shared.range(), filled.clone()));
+        if let Err(error) = filled_all {
+            end(&shared, filled.as_ref(), &spaces);
+            return Err(error.into());
+        }
+        held.note_filled(Some(filled));
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Whether the kernel fills it now: it ends by itself when a space loses its last device.
+    pub(super) fn is_filled(&self) -> bool {
+        let is_filled = |space: &Arc<dyn PciAddressSpace>| {
+            space.filling().is_some_and(|filling| filling.filled().contains(&self.range()))
+        };
+        self.filled().is_some() && self.spaces().iter().any(is_filled)
+    }
+
+    /// A space that has got all entries is filled as the others are.
+    pub(super) fn fill_joining(&self, space: &dyn PciAddressSpace) -> Result<(), Error> {
+        match self.filled().filter(|_| self.is_filled()) {
+            Some(filled) => filling(space, self.range())?.fill(self.range(), filled),
+            None => Ok(()),
+        }
+    }
+
+    /// A space that lost its last device beside others, and has got what they have again, is filled as they are; if it cannot be, none is.
+    pub(super) fn fill_coming_back(&self, space: &dyn PciAddressSpace) {
+        if let Err(error) = self.fill_joining(space) {
+            log::warn!("{error}");
+            self.take_back_everywhere();
+        }
+    }
+
+    /// The window is ours again, in these spaces, and in all if nobody else is served. No verb begins meanwhile.
+    pub(super) fn take_back(&self, spaces: &[Arc<dyn PciAddressSpace>]) -> Result<(), Error> {
+        let Some(filled) = self.filled() else { return Ok(()) };
+        let is_last = self.spaces().iter().all(|space| spaces.iter().any(|other| Arc::ptr_eq(space, other)));
+        if is_last {
+            end(self, filled.as_ref(), spaces);
+            self.note_filled(None);
+            return Ok(());
+        }
+        spaces.iter().try_for_each(|space| match space.filling() {
+            Some(filling) if filling.filled().contains(&self.range()) => filling.take_back(self.range()),
+            _ => Ok(()),
+        })
+    }
+
+    /// A space that did not join after all.
+    pub(super) fn give_up(&self, space: &Arc<dyn PciAddressSpace>) {
+        if let Some(filling) = space.filling().filter(|filling| filling.filled().contains(&self.range())) {
+            if let Err(error) = filling.take_back(self.range()) {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    /// The window is ours again, everywhere.
+    pub(super) fn take_back_everywhere(&self) {
+        let spaces = self.spaces().clone();
+        // Whose end is nobody's failure.
+        let _ = self.take_back(&spaces);
+    }
+}
+
+/// Ends the filling of a window, and takes it back wherever it is.
+fn end(shared: &Shared, filled: &Filled, spaces: &[Arc<dyn PciAddressSpace>]) {
+    filled.ends();
+    for filling in spaces.iter().filter_map(|space| space.filling()) {
+        if filling.filled().contains(&shared.range()) {
+            if let Err(error) = filling.take_back(shared.range()) {
+                log::error!("{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The fate of every section, and why: into which window it goes, what is lost at its ends, what the host cannot take.
+
+use crate::plan::{Planner, Run, scope::continues};
+use crate::report::{Fate, Verdict, Warning};
+use crate::section::{Backing, Need, Section, Shrink};
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{Iova, IovaRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+
+impl<'a> Planner<'a> {
+    /// Decides the fate of every section in `range` and returns the runs to be mapped, trimmed.
+    pub(super) fn judge(&mut self, range: IovaRange) -> Vec<Run<'a>> {
+        let view = self.view;
+        let judged = self.plan.sections.len();
+        let mut runs: Vec<Run<'a>> = Vec::new();
+        let mut populated: Vec<Run<'a>> = Vec::new();
+        for section in view.sections.within(range) {
+            if let Backing::Discardable { memory, access, granule } = section.backing() {
+                populated.extend(self.judge_discardable(section, memory, *access, *granule));
+                continue;
+            }
+            match self.place(section) {
+                Ok(run) => match runs.last_mut().filter(|last| continues_run(last, section, &run)) {
+                    Some(last) => last.append(run),
+                    None => runs.push(run),
+                },
+                Err(verdict) => self.plan.sections.push(verdict),
+            }
+        }
+        let mut wanted: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
+        wanted.extend(populated);
+        wanted.sort_by_key(|run| run.range);
+        // Ranges are judged in ascending order; within one, fates are known in the order of runs.
+        if let Some(new) = self.plan.sections.get_mut(judged..) {
+            new.sort_by_key(|verdict| verdict.piece.range());
+        }
+        wanted
+    }
+
+    /// The run a section is by itself, or its fate if it is not mapped.
+    fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
+        let verdict = |fate, reason: String| Err(Verdict::new(section.clone(), fate, reason));
+        if let Some(reason) = self.windows.refusal(section) {
+            return verdict(Fate::Refused, reason.to_string());
+        }
+        let (need, unmet) = match section.need() {
+            Some(Need::Required) => (Need::Required, Fate::Refused),
+            Some(Need::BestEffort) | None => (Need::BestEffort, Fate::Skipped),
+        };
+        let Some((memory, access)) = section.direct() else { return Err(self.judge_indirect(section)) };
+        if let Some(reason) = self.unfit(memory, access) {
+            return verdict(unmet, reason);
+        }
+        let Some(window) = self.windows.after.covering(section.range()).copied() else {
+            return verdict(unmet, self.outside(section.range()));
+        };
+        if let Some(fence) = self.host.fences.iter().find(|fence| fence.range.overlaps(section.range())) {
+            return verdict(unmet, format!("{} is fenced after an earlier failure", fence.range));
+        }
+        let (range, memory) = (section.range(), memory.clone());
+        Ok(Run { range, memory, access, need, window, unit: None, sections: vec![section] })
+    }
+
+    /// Why this host cannot map such memory, wherever it lies.
+    pub(super) fn unfit(&self, memory: &HostMemory, access: Access) -> Option<String> {
+        if access.is_empty() {
+            return Some("devices may neither read nor write it".into());
+        }
+        if !self.host.powers.reaches(memory) {
+            let but = if self.host.powers.maps_files { ", unless that device exported it" } else { "" };
+            return Some(format!("{} cannot map another device's memory{but}", self.host.space.backend()));
+        }
+        let needs_writing = access.contains(Access::WRITE) || !self.host.powers.maps_host_read_only;
+        (memory.is_host_read_only() && needs_writing).then(|| "this process itself may only read the memory".into())
+    }
+
+    /// The fate of a section that is not mapped by itself.
+    fn judge_indirect(&self, section: &Section) -> Verdict<Section> {
+        let (fate, reason) = match section.backing() {
+            Backing::Translated { page } => self.judge_translated(section.range(), *page),
+            Backing::Msi => (Fate::Msi, "a write here is an interrupt".into()),
+            _ => (Fate::Skipped, "emulated: no memory is behind it".into()),
+        };
+        Verdict::new(section.clone(), fate, reason)
+    }
+
+    /// Windows that are created fit exactly; in fixed ones, what lies in them is usable, unless their pages are too large for an entry.
+    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, String) {
+        if let Some(window) = self.windows.after.overlapping(range).find(|window| window.granule() > page) {
+            let why = format!("its entries are pages of {page}, and {} is the host's smallest", window.granule());
+            return (Fate::Refused, why);
+        }
+        if let Some(window) = self.windows.after.covering(range) {
+            let granule = window.granule();
+            let why = self.windows.why_of_page(granule, page);
+            return (Fate::Window, format!("the host's window {} with {granule} pages{why}", window.range));
+        }
+        let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
+        let usable: Vec<_> = shared.filter_map(|shared| shared.trimmed_to(page)).collect();
+        if usable.is_empty() {
+            return (Fate::Refused, self.outside(range));
+        }
+        let usable: Vec<_> = usable.iter().map(ToString::to_string).collect();
+        (Fate::Window, format!("usable as far as the host's windows reach: {}", usable.join(", ")))
+    }
+
+    /// Why `range` lies not inside one window, and where it would.
+    pub(super) fn outside(&self, range: IovaRange) -> String {
+        let elsewhere = self.free_place(range).map_or_else(String::new, |place| format!("; {place} would do"));
+        self.why_outside(range) + &elsewhere
+    }
+
+    fn why_outside(&self, range: IovaRange) -> String {
+        match self.windows.after.top() {
+            None => "the host offers no window".into(),
+            Some(top) if range.first() > top => format!("above the host's top address {top}"),
+            Some(top) => self.in_the_way(range, top).unwrap_or_else(|| {
+                let windows: Vec<_> = self.windows.after.iter().map(|window| window.range.to_string()).collect();
+                format!("not inside one window of the host ({})", windows.join(", "))
+            }),
+        }
+    }
+
+    /// Which reserved ranges lie in the way of `range`, and whether it ends above the host's top address.
+    fn in_the_way(&self, range: IovaRange, top: Iova) -> Option<String> {
+        let mut reserved = self.host.space.reserved();
+        reserved.retain(|reserved| reserved.range.overlaps(range));
+        // Devices often share one; the first is as good as any.
+        reserved.sort_by_key(|reserved| reserved.range);
+        reserved.dedup_by_key(|reserved| reserved.range);
+        let mut all: Vec<_> = reserved.iter().map(ToString::to_string).collect();
+        if range.last() > top {
+            all.push(format!("what is above the host's top address {top}"));
+        }
+        (!all.is_empty()).then(|| format!("it would lie over {}", all.join(", and over ")))
+    }
+
+    /// Where a section of this size could go instead: above 4 GiB, aligned to its size, in nobody's way.
+    fn free_place(&self, range: IovaRange) -> Option<IovaRange> {
+        const ABOVE_4G: u64 = 1 << 32;
+        // A suggestion is not worth a search through everything there is.
+        const OBSTACLES: usize = 64;
+        let windows = &self.windows.after;
+        let len = range.len()?.get();
+        let step = len.checked_next_power_of_two()?;
+        let mut at = ABOVE_4G.max(step);
+        for _ in 0..OBSTACLES {
+            let place = IovaRange::with_len(Iova::new(at), len).ok()?;
+            let beyond = if windows.covering(place).is_some() {
+                let section = self.view.sections.within(place).next_back().map(Section::range);
+                let fences = self.host.fences.iter().map(|fence| fence.range).filter(|fence| fence.overlaps(place));
+                let taken = section.into_iter().chain(fences).map(IovaRange::last).max();
+                let Some(taken) = taken else { return Some(place) };
+                taken.get().checked_add(1)?
+            } else {
+                windows.iter().map(|window| window.range.first().get()).find(|first| *first > at)?
+            };
+            at = beyond.checked_next_multiple_of(step)?;
+        }
+        None
+    }
+
+    /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.
+    fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
+        let granule = run.window.granule();
+        let unmet = if run.need == Need::Required { Fate::Refused } else { Fate::Skipped };
+        if !granule.divides(run.range.first().get().wrapping_sub(run.memory.address())) {
+            let reason = format!("its bus and host addresses lie differently in pages of {granule}");
+            self.plan
+                .sections
+                .extend(run.sections.iter().map(|section| Verdict::new((*section).clone(), unmet, &*reason)));
+            return None;
+        }
+        let trimmed = run.range.trimmed_to(granule);
+        for section in &run.sections {
+            self.plan.sections.push(self.judge_trimmed(section, trimmed, &run));
+        }
+        let trimmed = trimmed?;
+        let memory = run.memory.slice(run.range.offset_of(trimmed.first()), trimmed.len()?.get())?;
+        Some(Run { range: trimmed, memory, ..run })
+    }
+
+    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
+        let (range, granule) = (section.range(), run.window.granule());
+        let refuses = run.need == Need::Required && self.front.shrink == Shrink::Refuse;
+        let Some(shared) = trimmed.and_then(|trimmed| trimmed.intersection(range)) else {
+            let fate = if refuses { Fate::Refused } else { Fate::Skipped };
+            let mut verdict = Verdict::new(section.clone(), fate, format!("no whole page of {granule} lies in it"));
+            verdict.lost_head = range.len().map_or(u64::MAX, |len| len.get());
+            return verdict;
+        };
+        let lost_head = shared.first().get() - range.first().get();
+        let lost_tail = range.last().get() - shared.last().get();
+        let (fate, reason) = match (lost_head, lost_tail) {
+            (0, 0) => (Fate::Mapped, format!("{} with {granule} pages", run.access)),
+            (head, tail) if refuses => {
+                (Fate::Refused, format!("{head} + {tail} bytes at its ends are no whole page of {granule}"))
+            }
+            (head, tail) => (
+                Fate::Mapped,
+                format!("{}, without {head} + {tail} bytes that are no whole page of {granule}", run.access),
+            ),
+        };
+        Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
+    }
+
+    /// What a guest can live without is worth a warning, with the one remedy there is.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
+        let warning = |verdict| Warning::of(verdict, &self.advice(verdict));
+        self.plan.sections.iter().filter_map(warning).collect()
+    }
+
+    fn advice(&self, verdict: &Verdict<Section>) -> String {
+        if verdict.lost_head == 0 && verdict.lost_tail == 0 {
+            return String::new();
+        }
+        let range = verdict.piece.range();
+        let around = range.first().get().checked_sub(1).map(Iova::new).into_iter().chain(range.end());
+        let mut neighbours =
+            around.filter_map(|at| self.view.sections.within(IovaRange::new(at, at).ok()?).next()).map(Section::name);
+        let table = neighbours.find(|name| name.contains("msix"));
+        table.map_or_else(String::new, |name| format!("; relocating {name}, which splits it, would help"))
+    }
+}
+
+fn continues_run(last: &Run<'_>, section: &Section, next: &Run<'_>) -> bool {
+    last.sections.last().is_some_and(|before| continues(before, section))
+        && last.window == next.window
+        && last.need == next.need
+}

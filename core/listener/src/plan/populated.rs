@@ -1,0 +1,175 @@
+//! Planning discardable sections: what is populated is wanted, in blocks that can go one by one; what could become populated is worth a
+//! warning when the host could not take it.
+
+use crate::discardable::Shared;
+use crate::plan::registrations::near;
+use crate::plan::{Planner, Run, bytes, overlapping};
+use crate::report::{Cause, Fate, Verdict, Warning};
+use crate::section::{Backing, Need, Section, TargetMemory};
+use dmaspace_core::contract::Keeps;
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{Iova, IovaRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+use dmaspace_core::words::window::Window;
+
+/// More registrations than these are worth a warning: the kernel walks a list of them for each TCE (linux:
+/// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_lookup). Measured on an emulated POWER9, a TCE takes 1.2 to 1.4 times as many
+/// instructions with 16 as with one, and 4.4 to 7.3 times with 256.
+const MANY_REGISTRATIONS: u64 = 64;
+
+impl<'a> Planner<'a> {
+    /// Decides the fate of a discardable section and returns what is populated, as runs to be mapped.
+    pub(super) fn judge_discardable(
+        &mut self,
+        section: &'a Section,
+        memory: &HostMemory,
+        access: Access,
+        granule: PageSize,
+    ) -> Vec<Run<'a>> {
+        let populated = self.staying(section).map(Shared::populated).unwrap_or_default();
+        let window = match self.window_for_blocks(section, memory, access, granule, &populated) {
+            Ok(window) => window,
+            Err(reason) => {
+                self.plan.sections.push(Verdict::new(section.clone(), Fate::Refused, reason));
+                return Vec::new();
+            }
+        };
+        let there: u64 = populated.iter().map(|range| bytes(*range) >> granule.shift()).sum();
+        let all = blocks_of(section);
+        let reason = format!("{there} of {all} blocks of {granule} populated");
+        let verdict = Verdict::new(section.clone(), Fate::Discardable, reason);
+        self.plan.sections.push(verdict);
+        let run = |range: IovaRange| {
+            let memory = memory.slice(section.range().offset_of(range.first()), range.len()?.get())?;
+            let (need, unit) = (Need::Required, Some(granule));
+            Some(Run { range, memory, access, need, window, unit, sections: vec![section] })
+        };
+        populated.into_iter().filter_map(run).collect()
+    }
+
+    /// The window a discardable section lies in, if its blocks can be mapped and let go of one by one, or why not.
+    fn window_for_blocks(
+        &self,
+        section: &Section,
+        memory: &HostMemory,
+        access: Access,
+        granule: PageSize,
+        populated: &[IovaRange],
+    ) -> Result<Window, String> {
+        if let Some(reason) = self.windows.refusal(section) {
+            return Err(reason.to_owned());
+        }
+        if let Some(reason) = self.unfit(memory, access) {
+            return Err(reason);
+        }
+        let window = self.windows.after.covering(section.range()).copied();
+        let window = window.ok_or_else(|| self.outside(section.range()))?;
+        if !section.range().is_aligned_to(granule) {
+            return Err(format!("its bounds are no multiples of its blocks of {granule}"));
+        }
+        // A host that registers pins whole pages of its own, so that blocks must be made of them.
+        let page = match self.host.registered {
+            Some(_) => window.granule().max(self.host.powers.host_page),
+            None => window.granule(),
+        };
+        if granule < page {
+            return Err(format!("its blocks of {granule} are no multiples of the host's {page} pages here"));
+        }
+        if !page.divides(memory.address()) {
+            return Err(format!("its bus and host addresses lie differently in pages of {page}"));
+        }
+        if let Some(known) = self.registered_with_others(memory) {
+            return Err(format!(
+                "{known} is registered as one piece, of which a part cannot be let go of: remove all of it first"
+            ));
+        }
+        let fence = self.host.fences.iter().find(|fence| populated.iter().any(|range| range.overlaps(fence.range)));
+        match fence {
+            Some(fence) => Err(format!("{} is fenced after an earlier failure", fence.range)),
+            None => Ok(window),
+        }
+    }
+
+    /// A registration of bytes of `memory` that stays, since plain memory needs it too.
+    fn registered_with_others(&self, memory: &HostMemory) -> Option<&'a HostMemory> {
+        let plain = |known: &HostMemory| {
+            let sections = self.view.sections.iter().filter_map(Section::direct).map(|(memory, _)| memory);
+            let mut all = sections.chain(self.view.targets.iter().map(TargetMemory::memory));
+            all.any(|plain| plain.overlaps(known))
+        };
+        near(self.host.registered.as_deref().unwrap_or_default(), memory).iter().find(|known| plain(known))
+    }
+
+    /// What is known of a discardable section that was in force before and stays. One that goes and comes back in the same update
+    /// begins anew.
+    fn staying(&self, section: &Section) -> Option<&'a Shared> {
+        let goes = !overlapping(&self.scope.removed, section.range(), |removed| *removed).is_empty();
+        self.discardables.get(&section.range().first()).filter(|_| !goes).map(AsRef::as_ref)
+    }
+
+    /// The memory of every populated block, block by block, ascending by host address.
+    pub(super) fn populated_blocks(&self) -> Vec<HostMemory> {
+        let in_view = |first: &Iova| self.view.sections.beginning_at(*first);
+        let staying = self.discardables.keys().filter_map(in_view).filter_map(|section| self.staying(section));
+        let mut blocks: Vec<_> = staying
+            .flat_map(|shared| {
+                shared.populated().into_iter().flat_map(|range| shared.blocks_in(range)).collect::<Vec<_>>()
+            })
+            .collect();
+        blocks.sort_by_key(HostMemory::address);
+        blocks
+    }
+
+    /// What is worth saying of the discardable sections judged, although they are in force.
+    pub(super) fn warnings_of_blocks(&self) -> Vec<Warning> {
+        let judged = self.plan.sections.iter().filter(|verdict| verdict.fate == Fate::Discardable);
+        let judged: Vec<_> = judged.collect();
+        let few = if judged.is_empty() { None } else { self.few_mappings() };
+        let warning = |verdict: &Verdict<Section>, cause, text: &str| Warning {
+            name: verdict.piece.name().into(),
+            cause,
+            text: format!("{verdict}; {text}"),
+        };
+        let mut warnings = Vec::new();
+        for verdict in judged {
+            warnings.extend(few.as_deref().map(|few| warning(verdict, Cause::FewMappings, few)));
+            if self.host.registered.is_some() && blocks_of(&verdict.piece) > MANY_REGISTRATIONS {
+                warnings.push(warning(verdict, Cause::ManyRegistrations, DEAR));
+            }
+        }
+        warnings
+    }
+
+    /// Whether not all blocks of all discardable sections can be populated at once: each takes a mapping where kernels keep mappings
+    /// (qemu: hw/vfio/common.c, vfio_register_ram_discard_listener, warns in the same case).
+    fn few_mappings(&self) -> Option<String> {
+        if self.host.powers.keeps == Keeps::Entries {
+            return None;
+        }
+        let left = self.host.space.mappings_left()?.saturating_sub(self.plan.more_mappings);
+        let missing = |section: &Section| {
+            let populated = self.staying(section).map_or(0, Shared::count_populated);
+            blocks_of(section).saturating_sub(populated)
+        };
+        let to_come: u64 = self.view.sections.iter().map(missing).sum();
+        (to_come > left).then(|| {
+            format!(
+                "{to_come} blocks of all sections are yet to come and take a mapping each, the kernel will have {left} left: larger \
+                 blocks, or a higher dma_entry_limit of vfio_iommu_type1, would help"
+            )
+        })
+    }
+}
+
+/// What a user is told of many registrations.
+const DEAR: &str = "each populated block is a registration of its own here, so that it can be let go of, and every entry put on this host \
+                    is dearer for each of them: larger blocks would help";
+
+/// How many blocks a section has, populated or not.
+fn blocks_of(section: &Section) -> u64 {
+    match section.backing() {
+        Backing::Discardable { granule, .. } => bytes(section.range()) >> granule.shift(),
+        _ => 0,
+    }
+}

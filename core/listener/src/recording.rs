@@ -1,0 +1,175 @@
+//! What a listener is told, in a form that serde can write and read: one [`Line`] for each thing that happens.
+//!
+//! Here are the words and what makes sense of them; how lines become text, and the whole format with an example, is in the `recording`
+//! module of the crate `dmaspace`. What is read was written by somebody else: nothing in here trusts a number.
+
+mod piece;
+
+pub use piece::{Asked, BadPiece, Kind, Made, Piece, SpaceOf};
+
+
+use serde::{Deserialize, Serialize};
+
+use crate::CommitError;
+use crate::section::{self, FrontEnd};
+use dmaspace_core::contract::PciAddressSpace;
+use dmaspace_core::words::address::{Iova, IovaRange};
+pub use dmaspace_core::words::json::{Hex, Window};
+
+/// The version that is written here, and the only one that is read.
+pub const VERSION: u32 = 1;
+
+/// One thing that happened, or is about to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Line {
+    /// The record begins.
+    Begin {
+        /// [`VERSION`].
+        version: u32,
+        /// What becomes of required sections that lose bytes.
+        shrink: Shrink,
+        /// Where later changes are expected.
+        cuts: Vec<Cuts>,
+        /// What a change of a few pages may disturb elsewhere, in bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<u64>,
+        /// What is in force, ascending.
+        in_force: Vec<Piece>,
+        /// The spaces served, in the order they joined.
+        spaces: Vec<Space>,
+    },
+    /// An update is about to be made true.
+    Update {
+        /// What goes.
+        removed: Vec<Piece>,
+        /// What comes.
+        added: Vec<Piece>,
+    },
+    /// A space is about to join, as the last.
+    Join {
+        /// Which.
+        space: Space,
+    },
+    /// A space is about to leave.
+    Leave {
+        /// Which, by its number among those served, from 0.
+        space: usize,
+    },
+    /// The last update, join or leave is done, or it failed and everything is as it was.
+    Ended {
+        /// How.
+        result: Ending,
+        /// Why it failed, in words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+    },
+}
+
+/// How something ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// It is done.
+    Ok,
+    /// A host cannot provide something required. No call was made.
+    Refused,
+    /// A call failed and all was taken back, or what was asked made no sense.
+    Error,
+}
+
+impl Ending {
+    /// How something ended that failed so, or not at all.
+    pub fn of(failure: Option<&CommitError>) -> Self {
+        match failure {
+            None => Self::Ok,
+            Some(CommitError::Refused(_)) => Self::Refused,
+            Some(_) => Self::Error,
+        }
+    }
+}
+
+/// What becomes of required sections that lose bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shrink {
+    /// [`section::Shrink::Refuse`].
+    Refuse,
+    /// [`section::Shrink::Report`].
+    Report,
+}
+
+/// Where later changes are expected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cuts {
+    /// The first bus address.
+    pub first: Hex,
+    /// The last bus address, which is inside.
+    pub last: Hex,
+    /// In which steps, in bytes.
+    pub step: u64,
+}
+
+/// A space that is served, as far as a reader can make use of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Space {
+    /// The backend's name.
+    pub backend: String,
+    /// The host's windows at that time, ascending.
+    pub windows: Vec<Window>,
+}
+
+impl Space {
+    /// What there is to say of a space.
+    pub fn of(space: &dyn PciAddressSpace) -> Self {
+        let windows = space.windows().windows.iter().map(Window::of).collect();
+        Self { backend: space.backend().to_owned(), windows }
+    }
+}
+
+/// The most pieces that cuts may ask for: more than a kernel has mappings for in one container, and little enough to plan.
+pub const MOST_CUTS: u64 = 1 << 16;
+
+/// The front end a record begins with.
+///
+/// # Errors
+/// [`BadPiece`] for a range, step or chunk that is none, and for more than [`MOST_CUTS`] pieces.
+pub fn front_end(shrink: Shrink, cuts: &[Cuts], chunk: Option<u64>) -> Result<FrontEnd, BadPiece> {
+    let cuts = cuts.iter().map(Cuts::read).collect::<Result<Vec<_>, _>>()?;
+    let pieces = cuts.iter().map(|cuts| cuts.range.bytes().div_ceil(u128::from(cuts.step.bytes()))).sum::<u128>();
+    if pieces > u128::from(MOST_CUTS) {
+        return Err(BadPiece(format!("cuts into at most {MOST_CUTS} pieces, found {pieces}")));
+    }
+    let shrink = match shrink {
+        Shrink::Refuse => section::Shrink::Refuse,
+        Shrink::Report => section::Shrink::Report,
+    };
+    let chunk = chunk.map(|bytes| piece::page("chunk", bytes)).transpose()?;
+    Ok(FrontEnd { shrink, cuts, chunk })
+}
+
+impl Cuts {
+    /// What a front end said.
+    pub fn of(cuts: &section::Cuts) -> Self {
+        Self { first: Hex(cuts.range.first().get()), last: Hex(cuts.range.last().get()), step: cuts.step.bytes() }
+    }
+
+    fn read(&self) -> Result<section::Cuts, BadPiece> {
+        let range = IovaRange::new(Iova::new(self.first.0), Iova::new(self.last.0));
+        let range = range.map_err(|_| BadPiece::order(self.first, self.last))?;
+        let step = piece::page("step", self.step)?;
+        Ok(section::Cuts { range, step })
+    }
+}
+
+impl Shrink {
+    /// What a front end said.
+    pub fn of(shrink: section::Shrink) -> Self {
+        match shrink {
+            section::Shrink::Refuse => Self::Refuse,
+            section::Shrink::Report => Self::Report,
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Sections: what a front end says lies where.
+//!
+//! Two things are spoken of, in two address types that cannot be mixed: *sections of the PCI address space*, at bus addresses, and
+//! *target memory*, the RAM that devices reach only through translated windows, at system addresses. On a PC all RAM is in the PCI
+//! address space; on sPAPR none is, and all of it is target memory.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{BadRange, Iova, IovaRange, SystemAddress, SystemRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+
+/// What lies behind a range of bus addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Guest RAM or ROM. Required: a device that cannot reach it is broken.
+    Ram {
+        /// Where it is in this process.
+        memory: HostMemory,
+        /// What devices may do: ROM is read-only.
+        access: Access,
+    },
+    /// RAM whose blocks come and go while the section stays (virtio-mem). Required as far as it is populated.
+    Discardable {
+        /// Where all of it is in this process, populated or not.
+        memory: HostMemory,
+        /// What devices may do.
+        access: Access,
+        /// The size of a block, which is mapped so that it can be unmapped by itself.
+        granule: PageSize,
+    },
+    /// Another device's mmapped BAR. Best effort: without it peer-to-peer is lost and nothing else.
+    DeviceMemory {
+        /// Where it is in this process.
+        memory: HostMemory,
+        /// What devices may do.
+        access: Access,
+    },
+    /// A window whose entries the guest fills: a vIOMMU's range, a TCE window. `page` is the guest's page in it.
+    Translated {
+        /// The size of one entry.
+        page: PageSize,
+    },
+    /// Where a write is an interrupt. Never mapped.
+    Msi,
+    /// Emulated MMIO, and everything else that devices cannot be given.
+    Nothing,
+}
+
+/// Whether a guest can live without a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// It cannot: when the section cannot be provided, the commit fails as a whole.
+    Required,
+    /// It can: when the section cannot be provided, it is skipped and reported.
+    BestEffort,
+}
+
+/// A range of the PCI address space and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    range: IovaRange,
+    name: Arc<str>,
+    backing: Backing,
+}
+
+impl Section {
+    /// RAM or ROM, all of `memory`, at `at`.
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when it would end past 2^64-1.
+    pub fn ram(name: &str, at: Iova, memory: HostMemory, access: Access) -> Result<Self, BadRange> {
+        let range = IovaRange::with_len(at, memory.len().get())?;
+        Ok(Self { range, name: name.into(), backing: Backing::Ram { memory, access } })
+    }
+
+    /// RAM whose blocks of `granule` bytes come and go: none of it is mapped until [`Listener::discardable`] is told that a block is
+    /// populated. Its bounds must be multiples of `granule`, and that of the host's pages, else the section is refused. Nothing else
+    /// may show devices the same memory.
+    ///
+    /// [`Listener::discardable`]: crate::Listener::discardable
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when it would end past 2^64-1.
+    pub fn discardable(
+        name: &str,
+        at: Iova,
+        memory: HostMemory,
+        access: Access,
+        granule: PageSize,
+    ) -> Result<Self, BadRange> {
+        let range = IovaRange::with_len(at, memory.len().get())?;
+        Ok(Self { range, name: name.into(), backing: Backing::Discardable { memory, access, granule } })
+    }
+
+    /// Another device's memory, all of `memory`, at `at`. The name should say whose: it is what a warning will call it.
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when it would end past 2^64-1.
+    pub fn device_memory(name: &str, at: Iova, memory: HostMemory, access: Access) -> Result<Self, BadRange> {
+        let range = IovaRange::with_len(at, memory.len().get())?;
+        let memory = memory.device_memory();
+        Ok(Self { range, name: name.into(), backing: Backing::DeviceMemory { memory, access } })
+    }
+
+    /// A window whose entries of `page` bytes the guest fills.
+    pub fn translated(name: &str, range: IovaRange, page: PageSize) -> Self {
+        Self { range, name: name.into(), backing: Backing::Translated { page } }
+    }
+
+    /// A range where a write is an interrupt.
+    pub fn msi(name: &str, range: IovaRange) -> Self {
+        Self { range, name: name.into(), backing: Backing::Msi }
+    }
+
+    /// A range devices cannot be given.
+    pub fn nothing(name: &str, range: IovaRange) -> Self {
+        Self { range, name: name.into(), backing: Backing::Nothing }
+    }
+
+    /// Where it lies.
+    pub fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    /// What is behind it.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// Whether the guest can live without it. `None` for what is never mapped.
+    pub fn need(&self) -> Option<Need> {
+        match self.backing {
+            Backing::Ram { .. } | Backing::Discardable { .. } | Backing::Translated { .. } => Some(Need::Required),
+            Backing::DeviceMemory { .. } => Some(Need::BestEffort),
+            Backing::Msi | Backing::Nothing => None,
+        }
+    }
+
+    /// The memory to map and how, for what is mapped by itself, and as a whole.
+    pub fn direct(&self) -> Option<(&HostMemory, Access)> {
+        match &self.backing {
+            Backing::Ram { memory, access } | Backing::DeviceMemory { memory, access } => Some((memory, *access)),
+            Backing::Discardable { .. } | Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
+        }
+    }
+
+    /// What devices may do with its memory, if it has any.
+    pub fn access(&self) -> Option<Access> {
+        match &self.backing {
+            Backing::Ram { access, .. }
+            | Backing::Discardable { access, .. }
+            | Backing::DeviceMemory { access, .. } => Some(*access),
+            Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
+        }
+    }
+
+    /// The memory devices can reach in it, all at once or block by block.
+    pub fn memory(&self) -> Option<&HostMemory> {
+        match &self.backing {
+            Backing::Ram { memory, .. }
+            | Backing::Discardable { memory, .. }
+            | Backing::DeviceMemory { memory, .. } => Some(memory),
+            Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
+        }
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.range, self.name)
+    }
+}
+
+/// RAM that devices reach only through translated windows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetMemory {
+    range: SystemRange,
+    name: Arc<str>,
+    memory: HostMemory,
+}
+
+impl TargetMemory {
+    /// All of `memory`, which the guest sees at `at`.
+    ///
+    /// # Errors
+    /// [`BadRange::Overflow`] when it would end past 2^64-1.
+    pub fn new(name: &str, at: SystemAddress, memory: HostMemory) -> Result<Self, BadRange> {
+        let range = SystemRange::with_len(at, memory.len().get())?;
+        Ok(Self { range, name: name.into(), memory })
+    }
+
+    /// Where the guest sees it.
+    pub fn range(&self) -> SystemRange {
+        self.range
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    /// Where it is in this process.
+    pub fn memory(&self) -> &HostMemory {
+        &self.memory
+    }
+}
+
+impl fmt::Display for TargetMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "target memory {} ({})", self.range, self.name)
+    }
+}
+
+/// What becomes of a required section whose ends are not aligned to the window's smallest page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Shrink {
+    /// It is refused, and with it the commit.
+    #[default]
+    Refuse,
+    /// It is mapped without the bytes at its ends, which are reported: QEMU's way.
+    Report,
+}
+
+/// Where a front end expects later changes, so that mappings are cut there now: a kernel can only unmap whole mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cuts {
+    /// Where changes are expected. Its two ends are cuts as well.
+    pub range: IovaRange,
+    /// In which steps.
+    pub step: PageSize,
+}
+
+/// What a front end says once about the guest's bus.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrontEnd {
+    /// What becomes of required sections that lose bytes.
+    pub shrink: Shrink,
+    /// Where later changes are expected.
+    pub cuts: Vec<Cuts>,
+    /// Elsewhere, what a change of a few pages may disturb: long runs are cut at multiples of this, or of a larger power of two for runs
+    /// of more than a thousand such chunks, while the kernel's number of mappings is not half used up. From 1 GiB on, the largest page
+    /// IOMMUs have, that costs no huge page.
+    pub chunk: Option<PageSize>,
+}
+
+impl FrontEnd {
+    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB, and above it takes a
+    /// few MiB away here and there.
+    pub fn pc() -> Self {
+        let shadow = IovaRange::with_len(Iova::new(0xc_0000), 0x4_0000);
+        let cuts = shadow.map(|range| Cuts { range, step: PageSize::K4 });
+        Self { shrink: Shrink::default(), cuts: cuts.into_iter().collect(), chunk: Some(PageSize::G1) }
+    }
+
+    /// The same, but sections that lose bytes are mapped shrunk.
+    #[must_use]
+    pub fn reporting_shrinks(mut self) -> Self {
+        self.shrink = Shrink::Report;
+        self
+    }
+}

@@ -1,0 +1,221 @@
+//! The state of a listener: everything that is in force, as a value, as text, and with the feature `serde` as JSON.
+
+#[cfg(feature = "serde")]
+mod json;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::Listener;
+use crate::member::{Member, Standing, Totals};
+use crate::section::{Section, TargetMemory};
+use crate::update::View;
+use dmaspace_core::contract::{Fence, Mapping, PciAddressSpace, Unit};
+use dmaspace_core::words::address::IovaRange;
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+use dmaspace_core::words::window::Window;
+
+/// Everything that is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The sections, ascending.
+    pub sections: Vec<Section>,
+    /// The target memory, ascending.
+    pub targets: Vec<TargetMemory>,
+    /// The translated windows, ascending.
+    pub translated: Vec<TranslatedState>,
+    /// The discardable sections, ascending.
+    pub discardable: Vec<DiscardableState>,
+    /// The spaces, in the order they joined.
+    pub spaces: Vec<SpaceState>,
+}
+
+/// A translated window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TranslatedState {
+    /// Where it lies on the bus.
+    pub range: IovaRange,
+    /// The page of its entries.
+    pub page: PageSize,
+    /// The bytes its live entries reach.
+    pub live: u64,
+    /// Whether the kernel fills it by itself, and no verb of the listener's does.
+    pub filled: bool,
+}
+
+/// A discardable section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscardableState {
+    /// Where it lies on the bus.
+    pub range: IovaRange,
+    /// The size of a block.
+    pub granule: PageSize,
+    /// What is populated, ascending.
+    pub populated: Vec<IovaRange>,
+}
+
+/// A space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpaceState {
+    /// The backend's name.
+    pub backend: &'static str,
+    /// The devices attached to it.
+    pub devices: Vec<String>,
+    /// The host's windows, ascending.
+    pub windows: Vec<Window>,
+    /// What devices reach, ascending.
+    pub mappings: Vec<LiveMapping>,
+    /// What is registered, ascending by host address.
+    pub registrations: Vec<Registration>,
+    /// What is held, so that its pins are shared, ascending by host address.
+    pub held: Vec<Registration>,
+    /// What cannot be used any more.
+    pub fences: Vec<Fence>,
+    /// How many mappings the kernel still takes, where it counts them.
+    pub mappings_left: Option<u64>,
+    /// What commits have cost so far.
+    pub totals: Totals,
+    /// The warnings whose causes last.
+    pub warnings: Vec<Standing>,
+}
+
+/// A live mapping and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveMapping {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// The names of the sections it is there for; none when nobody asked for it.
+    pub owners: Vec<Arc<str>>,
+}
+
+/// Memory that is registered or held, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The memory.
+    pub memory: HostMemory,
+    /// The names of the target memory and sections it is there for; none when nobody asked for it.
+    pub owners: Vec<Arc<str>>,
+}
+
+impl Listener {
+    /// Everything that is in force, for a user who asks or a bug report. Costs what is live, and one call for each space whose kernel counts
+    /// mappings.
+    pub fn state(&self) -> State {
+        let translated = self.windows.values().map(|window| TranslatedState {
+            range: window.range(),
+            page: window.page(),
+            live: window.entries().iter().map(|entry| entry.memory.len().get()).sum(),
+            filled: window.is_filled(),
+        });
+        let discardable = self.discardables.values().map(|section| DiscardableState {
+            range: section.range(),
+            granule: section.granule(),
+            populated: section.populated(),
+        });
+        State {
+            sections: self.view.sections.iter().cloned().collect(),
+            targets: self.view.targets.iter().cloned().collect(),
+            translated: translated.collect(),
+            discardable: discardable.collect(),
+            spaces: self.members.iter().map(|member| SpaceState::of(member, &self.view)).collect(),
+        }
+    }
+}
+
+impl SpaceState {
+    fn of(member: &Member, view: &View) -> Self {
+        let space: &dyn PciAddressSpace = member.space.as_ref();
+        let mappings = space.mappings(IovaRange::all()).into_iter().map(|mapping| LiveMapping {
+            owners: view.sections.within(mapping.range).map(Section::shared_name).collect(),
+            mapping,
+        });
+        let registered = space.registration().map(|registration| registration.registered());
+        let held = space.sharing().map(|sharing| sharing.held());
+        let owned = |memory: Vec<HostMemory>| {
+            memory.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
+        };
+        Self {
+            backend: space.backend(),
+            devices: space.devices(),
+            windows: space.windows().windows.iter().copied().collect(),
+            mappings: mappings.collect(),
+            registrations: owned(registered.unwrap_or_default()),
+            held: owned(held.unwrap_or_default()),
+            fences: space.fences(),
+            mappings_left: space.mappings_left(),
+            totals: member.totals,
+            warnings: member.warnings.values().cloned().collect(),
+        }
+    }
+
+    /// The bytes devices reach.
+    pub fn mapped(&self) -> u64 {
+        self.mappings.iter().map(|live| live.mapping.memory.len().get()).sum()
+    }
+}
+
+/// Whose memory shares bytes with `memory`.
+fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
+    let overlaps = |other: &HostMemory| memory.address() <= other.last() && other.address() <= memory.last();
+    let targets = view.targets.iter().filter(|target| overlaps(target.memory())).map(TargetMemory::shared_name);
+    let is_there = |section: &&Section| section.memory().is_some_and(overlaps);
+    targets.chain(view.sections.iter().filter(is_there).map(Section::shared_name)).collect()
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} sections, {} pieces of target memory", self.sections.len(), self.targets.len())?;
+        for TranslatedState { range, page, live, filled } in &self.translated {
+            let by = if *filled { ", and the kernel puts them" } else { "" };
+            writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes{by}")?;
+        }
+        for DiscardableState { range, granule, populated } in &self.discardable {
+            let populated: u128 = populated.iter().map(|range| range.bytes()).sum();
+            writeln!(f, "discardable section {range} in blocks of {granule}: {populated:#x} bytes populated")?;
+        }
+        self.spaces.iter().try_for_each(|space| space.fmt(f))
+    }
+}
+
+impl fmt::Display for SpaceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Totals { commits, pinned, shared, disturbed } = self.totals;
+        let devices = if self.devices.is_empty() { "no device".into() } else { self.devices.join(", ") };
+        writeln!(f, "{} with {devices}: {:#x} bytes in {} mappings", self.backend, self.mapped(), self.mappings.len())?;
+        writeln!(f, "  {commits} commits pinned {pinned:#x} bytes and disturbed {disturbed:#x}")?;
+        if shared > 0 {
+            writeln!(f, "  {shared:#x} bytes more were mapped whose pins are shared with other spaces")?;
+        }
+        if let Some(left) = self.mappings_left {
+            writeln!(f, "  {left} mappings left")?;
+        }
+        for Window { range, page_sizes } in &self.windows {
+            writeln!(f, "  window {range}: {page_sizes} pages")?;
+        }
+        for LiveMapping { mapping: Mapping { range, memory, access, unit }, owners } in &self.mappings {
+            let unit = match unit {
+                Unit::Whole => String::new(),
+                Unit::Pages(page) => format!(" in {page} pages"),
+            };
+            writeln!(f, "  {range} -> {memory}, {access}{unit}: {}", named(owners))?;
+        }
+        for Registration { memory, owners } in &self.registrations {
+            writeln!(f, "  registered {memory}: {}", named(owners))?;
+        }
+        for Registration { memory, owners } in &self.held {
+            writeln!(f, "  held {memory}: {}", named(owners))?;
+        }
+        for Fence { range, cause } in &self.fences {
+            writeln!(f, "  fence {range}: {cause}")?;
+        }
+        for Standing { warning, times } in &self.warnings {
+            writeln!(f, "  warning, met {times} times: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+fn named(owners: &[Arc<str>]) -> String {
+    if owners.is_empty() { "nobody's".into() } else { owners.join(", ") }
+}

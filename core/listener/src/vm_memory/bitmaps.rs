@@ -1,0 +1,85 @@
+//! The bitmaps of a vm-memory map as a sink for what devices write.
+
+use std::collections::BTreeMap;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::NewBitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
+
+/// The regions' own bitmaps, marked directly. A snapshot: whoever plugs memory tracks with a new one.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use ::vm_memory::bitmap::AtomicBitmap;
+/// use ::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use crate::{FrontEnd, Listener, vm_memory};
+///
+/// let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+/// let mut listener = Listener::new(FrontEnd::pc());
+/// listener.commit(listener.update_to(&vm_memory::sections(&memory)?, &[]))?;
+/// listener.track_dirty(Arc::new(vm_memory::RegionBitmaps::of(&memory)))?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct RegionBitmaps<B: NewBitmap> {
+    memory: GuestMemoryMmap<B>,
+    /// Where each region begins, in this process and in the guest.
+    regions: BTreeMap<u64, GuestAddress>,
+}
+
+impl<B: NewBitmap> RegionBitmaps<B> {
+    /// The bitmaps of `memory` as it is now.
+    pub fn of(memory: &GuestMemoryMmap<B>) -> Self {
+        let begin = |region: &vm_memory::GuestRegionMmap<B>| (region.as_ptr() as u64, region.start_addr());
+        Self { memory: memory.clone(), regions: memory.iter().map(begin).collect() }
+    }
+}
+
+impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
+    /// Memory that is none of the regions' is nobody's here.
+    fn mark(&self, dirtied: Dirtied<'_>) {
+        let begin = self.regions.range(..=dirtied.address()).next_back();
+        let region = begin.and_then(|(begin, at)| Some((begin, self.memory.find_region(*at)?)));
+        if let Some((begin, region)) = region.filter(|(begin, region)| dirtied.address() - *begin < region.len()) {
+            let place = |number| usize::try_from(number).unwrap_or(usize::MAX);
+            region.bitmap().mark_dirty(place(dirtied.address() - begin), place(dirtied.len));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::bitmap::AtomicBitmap;
+
+    use super::*;
+    use dmaspace_core::HostMemory;
+
+    #[test]
+    fn bytes_are_marked_in_the_region_they_lie_in_and_nowhere_else() {
+        let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x10_0000), 0x1_0000)];
+        let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).expect("memory for the test");
+        let sink = RegionBitmaps::of(&memory);
+        let second = memory.find_region(GuestAddress(0x10_0000)).expect("the second region");
+        let behind = HostMemory::of_region(second).expect("not empty");
+        sink.mark(Dirtied { memory: &behind, offset: 0x2800, len: 0x1000 });
+        let dirty = |region: &vm_memory::GuestRegionMmap<AtomicBitmap>| {
+            (0..0x1_0000_usize).step_by(0x1000).filter(|at| region.bitmap().dirty_at(*at)).collect::<Vec<_>>()
+        };
+        assert_eq!(dirty(second), [0x2000, 0x3000]);
+        assert_eq!(dirty(memory.find_region(GuestAddress(0)).expect("the first region")), [0_usize; 0]);
+    }
+
+    #[test]
+    fn memory_of_others_is_left_alone() {
+        let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x1000)]);
+        let sink = RegionBitmaps::of(&memory.expect("memory for the test"));
+        for address in [0x1000, u64::MAX - 0xffff] {
+            let len = std::num::NonZeroU64::new(0x1000).expect("not zero");
+            let elsewhere = HostMemory::unbacked(address, len).expect("no wrap");
+            sink.mark(Dirtied { memory: &elsewhere, offset: 0, len: 0x1000 });
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! Host memory that devices may reach, vouched for once by its owner.
+//!
+//! A mapping outlives the call that made it, so somebody has to promise that the memory stays. With vm-memory nobody has to: a
+//! region is kept alive by being held (`HostMemory::of_region`). Whoever has only a pointer makes the promise once, in
+//! [`HostMemory::vouch_for`], and everything after that is safe.
+//!
+//! Bytes behind a [`HostMemory`] change under us: devices and guests write them. No Rust reference into it is ever made; copies go
+//! through volatile accesses.
+#![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
+
+mod file;
+
+use std::alloc::{self, Layout};
+use std::any::Any;
+use std::fmt;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+pub use file::MemoryFile;
+
+use crate::words::page::PageSize;
+#[cfg(feature = "vm-memory")]
+use vm_memory::{GuestRegionMmap, mmap::NewBitmap};
+
+/// A span of this process's memory that devices may be given.
+///
+/// Cheap to clone; a clone keeps alive what the original keeps alive.
+#[derive(Clone)]
+pub struct HostMemory {
+    base: *mut u8,
+    len: NonZeroU64,
+    origin: Origin,
+    traits: Traits,
+    /// Shared, to keep the many copies of this small.
+    mapped: Option<Arc<Mapped>>,
+}
+
+/// Which file the memory is mapped from.
+#[derive(PartialEq, Eq)]
+struct Mapped {
+    file: MemoryFile,
+    /// The address at which the file's first byte would lie. It is the same for all that one mapping of a file shows.
+    begin: u64,
+}
+
+/// Who keeps the memory there.
+#[derive(Clone)]
+enum Origin {
+    /// Whoever vouched.
+    Vouched,
+    /// This owner, by being held.
+    Held(Arc<dyn Any + Send + Sync>),
+    /// Nobody: there is no memory, only an address, and the number of the unit it stands for.
+    Unbacked(u64),
+}
+
+/// Which memory comes and goes together, an *unplug unit*. Of two memories that are alive at the same time both units are equal exactly
+/// when nothing of one can go without the other; a unit says nothing once its memory is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnplugUnit(OwnedBy);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum OwnedBy {
+    Voucher,
+    /// The owner at this address.
+    Owner(usize),
+    Nobody(u64),
+}
+
+/// Bytes of our own, behind [`HostMemory::zeroed`].
+struct Allocation {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the bytes belong to no thread; only the pointer is kept here, and only to free them.
+unsafe impl Send for Allocation {}
+// SAFETY: as above; nothing is done through a shared reference.
+unsafe impl Sync for Allocation {}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and freed once: by the last clone that held it.
+        unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+/// What the owner said about the memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Traits {
+    page: Option<PageSize>,
+    host_read_only: bool,
+    device_memory: bool,
+}
+
+/// Why bytes could not be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// The bytes asked for reach past the end.
+    #[error("the copy reaches past the end of the memory")]
+    PastTheEnd,
+    /// There is no memory behind the address ([`HostMemory::unbacked`]).
+    #[error("there is no memory behind the address")]
+    Unbacked,
+    /// The owner said that this process may only read it.
+    #[error("this process may not write the memory")]
+    HostReadOnly,
+}
+
+// SAFETY: the pointer is only dereferenced by volatile copies, under a promise (`vouch_for`, `held`) that is bound to no thread.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above; concurrent copies race with devices anyway and go through volatile accesses, never references.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// Vouches for `len` bytes from `base`.
+    ///
+    /// `None` when the span would wrap around the address space.
+    ///
+    /// # Safety
+    /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and no Rust
+    /// reference may point into it while a device can write it.
+    pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
+        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
+    }
+
+    /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit each).
+    ///
+    /// A region that maps a memfd, shared, knows its file ([`HostMemory::in_file`]).
+    ///
+    /// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not marked as such,
+    /// since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
+    #[cfg(feature = "vm-memory")]
+    pub fn of_region<B: NewBitmap + Send + Sync + 'static>(region: &GuestRegionMmap<B>) -> Option<Self> {
+        let mapping = region.get_mmap();
+        let base = NonNull::new(mapping.as_ptr())?;
+        let len = NonZeroUsize::new(mapping.size())?;
+        let writable = mapping.prot() & libc::PROT_WRITE != 0;
+        let shared = mapping.file_offset().filter(|_| mapping.flags() & libc::MAP_SHARED != 0);
+        let file = shared.and_then(|place| Some((MemoryFile::new(place.arc().clone())?, place.start())));
+        // SAFETY: the region keeps the span mapped while it lives, and vm-memory makes no references into guest memory.
+        let memory = unsafe { Self::held_by(base, len, mapping) }?;
+        let memory = if writable { memory } else { memory.host_read_only() };
+        Some(match file {
+            Some((file, offset)) => memory.in_file(file, offset),
+            None => memory,
+        })
+    }
+
+    /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its clones and
+    /// by every mapping made of it.
+    ///
+    /// One owner is one *unplug unit*: memory of different owners comes and goes separately, so it is never joined into one kernel
+    /// mapping or registration.
+    ///
+    /// `None` when the span would wrap around the address space.
+    ///
+    /// # Safety
+    /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a device can
+    /// write it.
+    pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
+        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
+    }
+
+    /// `len` zeroed bytes of this process, aligned to `page` and freed with the last clone: for tests, examples and small buffers.
+    ///
+    /// `None` when the process cannot have them.
+    pub fn zeroed(len: NonZeroUsize, page: PageSize) -> Option<Self> {
+        let layout = Layout::from_size_align(len.get(), usize::try_from(page.bytes()).ok()?).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
+        let owner = Arc::new(Allocation { base, layout });
+        // SAFETY: the bytes live as long as their owner, and nobody else knows their address.
+        unsafe { Self::held_by(base, len, owner) }
+    }
+
+    /// An address without memory, for hosts in software: a 6 TiB guest can be planned on a laptop. Real backends refuse it before
+    /// their first call.
+    ///
+    /// `None` when the span would wrap around the address space.
+    pub fn unbacked(address: u64, len: NonZeroU64) -> Option<Self> {
+        let base = ptr::without_provenance_mut(usize::try_from(address).ok()?);
+        Self::span(base, len, Origin::Unbacked(0))
+    }
+
+    /// Says which unplug unit an address without memory stands for: those of different units are not joined, as memory of different
+    /// owners is not. Nothing changes for memory that is there, whose owner is its unit.
+    #[must_use]
+    pub fn in_unit(mut self, number: u64) -> Self {
+        if let Origin::Unbacked(unit) = &mut self.origin {
+            *unit = number;
+        }
+        self
+    }
+
+    fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
+        (base.addr() as u64).checked_add(len.get() - 1)?;
+        let traits = Traits { page: None, host_read_only: false, device_memory: false };
+        Some(Self { base, len, origin, traits, mapped: None })
+    }
+
+    /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
+    /// Unsaid, the host's page is assumed, transparent huge pages included (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+    #[must_use]
+    pub fn backed_by(mut self, page: PageSize) -> Self {
+        self.traits.page = Some(page);
+        self
+    }
+
+    /// Says that this process itself may only read the memory (mapped `PROT_READ`). Devices can then only be given reads, and
+    /// POWER, which pins for writing always, refuses it.
+    #[must_use]
+    pub fn host_read_only(mut self) -> Self {
+        self.traits.host_read_only = true;
+        self
+    }
+
+    /// Says that this is another device's memory, an mmapped BAR. Not every kernel can map that.
+    #[must_use]
+    pub fn device_memory(mut self) -> Self {
+        self.traits.device_memory = true;
+        self
+    }
+
+    /// Says which file it is mapped from, shared, and where in that it begins. A kernel that can maps it by that; everything else about the
+    /// memory is as before, and its file is held as long as it is mapped.
+    ///
+    /// What is mapped then are the file's bytes. Memory of a private mapping is not the file's: say nothing of it.
+    #[must_use]
+    pub fn in_file(mut self, file: MemoryFile, offset: u64) -> Self {
+        self.mapped = Some(Arc::new(Mapped { file, begin: self.address().wrapping_sub(offset) }));
+        self
+    }
+
+    /// The file it is mapped from and where in that it begins, where that was said.
+    pub fn file(&self) -> Option<(&MemoryFile, u64)> {
+        self.mapped.as_ref().map(|mapped| (&mapped.file, self.address().wrapping_sub(mapped.begin)))
+    }
+
+    /// The address of the first byte in this process.
+    pub fn address(&self) -> u64 {
+        self.base.addr() as u64
+    }
+
+    /// The number of bytes.
+    pub fn len(&self) -> NonZeroU64 {
+        self.len
+    }
+
+    /// The address of the last byte.
+    pub fn last(&self) -> u64 {
+        // Checked when the span was made.
+        self.address() + (self.len.get() - 1)
+    }
+
+    /// The pages that back the memory, where the owner said so.
+    pub fn backing_page(&self) -> Option<PageSize> {
+        self.traits.page
+    }
+
+    /// Whether this process may only read it.
+    pub fn is_host_read_only(&self) -> bool {
+        self.traits.host_read_only
+    }
+
+    /// Whether it is another device's memory.
+    pub fn is_device_memory(&self) -> bool {
+        self.traits.device_memory
+    }
+
+    /// Whether there is only an address and no memory.
+    pub fn is_unbacked(&self) -> bool {
+        matches!(self.origin, Origin::Unbacked(_))
+    }
+
+    /// What it comes and goes together with.
+    pub fn unit(&self) -> UnplugUnit {
+        UnplugUnit(match &self.origin {
+            Origin::Vouched => OwnedBy::Voucher,
+            Origin::Held(owner) => OwnedBy::Owner(Arc::as_ptr(owner).addr()),
+            Origin::Unbacked(number) => OwnedBy::Nobody(*number),
+        })
+    }
+
+    /// The `len` bytes from `offset`, or `None` when they are not all inside.
+    pub fn slice(&self, offset: u64, len: u64) -> Option<Self> {
+        let len = NonZeroU64::new(len)?;
+        if offset.checked_add(len.get())? > self.len.get() {
+            return None;
+        }
+        let base = self.base.wrapping_add(usize::try_from(offset).ok()?);
+        Some(Self { base, len, ..self.clone() })
+    }
+
+    /// Whether both share bytes of this process's address space.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.address() <= other.last() && other.address() <= self.last()
+    }
+
+    /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
+    pub fn is_of_a_kind(&self, other: &Self) -> bool {
+        self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
+    }
+
+    /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
+    pub fn joined_with(&self, next: &Self) -> Option<Self> {
+        let touches = self.last().checked_add(1) == Some(next.address());
+        let len = self.len.checked_add(next.len.get())?;
+        (touches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+    }
+
+    /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
+    pub fn merged_with(&self, next: &Self) -> Option<Self> {
+        let reaches = self.address() <= next.address() && next.address() <= self.last().saturating_add(1);
+        let last = self.last().max(next.last());
+        let len = NonZeroU64::new((last - self.address()).checked_add(1)?)?;
+        (reaches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+    }
+
+    /// What is left of this memory below and above `hole`, by address.
+    pub fn without(&self, hole: &Self) -> (Option<Self>, Option<Self>) {
+        let below = self.slice(0, hole.address().saturating_sub(self.address()).min(self.len.get()));
+        let above = hole.last().checked_add(1).map_or(self.len.get(), |end| end.saturating_sub(self.address()));
+        (below, self.slice(above, self.len.get().saturating_sub(above)))
+    }
+
+    /// The whole pages that hold it, for kernels that pin whole pages. The bytes around it are mapped, as pages are, but nobody vouched
+    /// for copying them: for registration and holding only.
+    pub fn widened_to(&self, page: PageSize) -> Option<Self> {
+        let first = page.round_down(self.address());
+        let end = page.round_up(self.last().checked_add(1)?)?;
+        let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
+        Some(Self { base, len: NonZeroU64::new(end - first)?, ..self.clone() })
+    }
+
+    /// Copies bytes out, as a device's read would.
+    ///
+    /// # Errors
+    /// [`CopyError`]; nothing was copied then.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
+        let from = self.at(offset, into.len())?;
+        for (n, byte) in into.iter_mut().enumerate() {
+            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped.
+            *byte = unsafe { ptr::read_volatile(from.wrapping_add(n)) };
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in, as a device's write would.
+    ///
+    /// # Errors
+    /// [`CopyError`]; nothing was copied then.
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), CopyError> {
+        let into = self.at(offset, from.len())?;
+        if self.traits.host_read_only {
+            return Err(CopyError::HostReadOnly);
+        }
+        for (n, byte) in from.iter().enumerate() {
+            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped, and writable since not read-only.
+            unsafe { ptr::write_volatile(into.wrapping_add(n), *byte) };
+        }
+        Ok(())
+    }
+
+    fn at(&self, offset: u64, len: usize) -> Result<*mut u8, CopyError> {
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len)).ok_or(CopyError::PastTheEnd)?;
+        if end > self.len.get() {
+            return Err(CopyError::PastTheEnd);
+        }
+        if self.is_unbacked() {
+            return Err(CopyError::Unbacked);
+        }
+        let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
+        Ok(self.base.wrapping_add(offset))
+    }
+}
+
+/// Whether it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
+fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
+    let is_file = |file: File| file.metadata().is_ok_and(|about| about.is_file());
+    let mut told = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, as it is borrowed, and the kernel writes a whole `statfs` and nothing else.
+    let result = unsafe { libc::fstatfs(descriptor.as_raw_fd(), told.as_mut_ptr()) };
+    if result != 0 || !descriptor.try_clone_to_owned().is_ok_and(|cloned| is_file(cloned.into())) {
+        return false;
+    }
+    // SAFETY: the kernel filled it, as it says.
+    let told = unsafe { told.assume_init() };
+    [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&told.f_type)
+}
+
+/// Same place, same length, of a kind: what a kernel could not tell apart.
+impl PartialEq for HostMemory {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address() && self.len == other.len && self.is_of_a_kind(other)
+    }
+}
+
+impl Eq for HostMemory {}
+
+impl fmt::Display for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host memory {:#x}..={:#x}", self.address(), self.last())
+    }
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origin = match self.origin {
+            Origin::Vouched => "vouched",
+            Origin::Held(_) => "held",
+            Origin::Unbacked(_) => "unbacked",
+        };
+        write!(f, "{self} ({origin})")?;
+        self.file().map_or(Ok(()), |(file, offset)| write!(f, " at {offset:#x} of {file:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unbacked(address: u64, len: u64) -> HostMemory {
+        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    }
+
+    fn held(bytes: &Arc<[u8; 32]>) -> HostMemory {
+        let base = NonNull::new(bytes.as_ptr().cast_mut()).expect("not null");
+        // SAFETY: the bytes live as long as the Arc, and the tests do not look at it while they copy.
+        unsafe { HostMemory::held_by(base, NonZeroUsize::new(32).expect("not zero"), bytes.clone()) }.expect("no wrap")
+    }
+
+    #[test]
+    fn a_span_that_wraps_is_refused() {
+        assert!(HostMemory::unbacked(u64::MAX - 0xfff, NonZeroU64::new(0x1001).expect("not zero")).is_none());
+        assert_eq!(unbacked(u64::MAX - 0xfff, 0x1000).last(), u64::MAX);
+    }
+
+    #[test]
+    fn slices_stay_inside() {
+        let memory = unbacked(0x1000, 0x2000);
+        assert_eq!(memory.slice(0x1000, 0x1000), Some(unbacked(0x2000, 0x1000)));
+        assert_eq!(memory.slice(0x1000, 0x1001), None);
+        assert_eq!(memory.slice(u64::MAX, 2), None);
+        assert_eq!(memory.slice(0, 0), None);
+    }
+
+    #[test]
+    fn only_neighbours_of_a_kind_join() {
+        let (low, high) = (unbacked(0x1000, 0x1000), unbacked(0x2000, 0x1000));
+        assert_eq!(low.joined_with(&high), Some(unbacked(0x1000, 0x2000)));
+        assert_eq!(high.joined_with(&low), None);
+        assert_eq!(low.joined_with(&high.clone().device_memory()), None);
+        assert_eq!(low.joined_with(&high.clone().in_unit(1)), None);
+        assert!(low.in_unit(1).joined_with(&high.in_unit(1)).is_some());
+    }
+
+    #[test]
+    fn an_owner_is_one_unit_and_cannot_be_talked_out_of_it() {
+        let (one, other) = (Arc::new([0u8; 32]), Arc::new([0u8; 32]));
+        let memory = held(&one);
+        assert_eq!(memory.unit(), held(&one).unit());
+        assert_eq!(memory.unit(), memory.clone().in_unit(7).unit());
+        assert_ne!(memory.unit(), held(&other).unit());
+        assert_ne!(memory.unit(), unbacked(memory.address(), 32).unit());
+    }
+
+    #[test]
+    fn copies_go_in_and_out_and_never_past_the_end() {
+        let bytes = Arc::new([0u8; 32]);
+        let memory = held(&bytes);
+        memory.write(30, &[7, 8]).expect("inside");
+        let mut out = [0; 2];
+        memory.slice(30, 2).expect("inside").read(0, &mut out).expect("inside");
+        assert_eq!(out, [7, 8]);
+        assert_eq!(memory.write(31, &[1, 2]), Err(CopyError::PastTheEnd));
+        assert_eq!(memory.clone().host_read_only().write(0, &[1]), Err(CopyError::HostReadOnly));
+        assert_eq!(unbacked(0x1000, 8).read(0, &mut out), Err(CopyError::Unbacked));
+    }
+
+    #[test]
+    fn zeroed_memory_is_aligned_and_zero() {
+        let memory = HostMemory::zeroed(NonZeroUsize::new(0x3000).expect("not zero"), PageSize::K4).expect("12 KiB");
+        let mut out = [7; 3];
+        memory.read(0x2ffd, &mut out).expect("inside");
+        assert_eq!(out, [0; 3]);
+        assert!(PageSize::K4.divides(memory.address()));
+    }
+
+    #[test]
+    fn the_owner_lives_as_long_as_the_last_clone() {
+        let bytes = Arc::new([0u8; 32]);
+        let slice = held(&bytes).slice(1, 1);
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        drop(slice);
+        assert_eq!(Arc::strong_count(&bytes), 1);
+    }
+}

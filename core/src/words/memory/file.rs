@@ -1,0 +1,173 @@
+//! The file behind some memory, for kernels that map by file.
+//!
+//! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by another, and
+//! another device's BAR, which has no pages that an address could lead to, can be mapped at all.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::is_of_memory;
+use crate::door::{Door, Handle};
+
+/// A file whose bytes are memory: a memfd, a file of tmpfs or hugetlbfs, a BAR that its device exported.
+///
+/// Cheap to clone. It is open as long as a clone is there: memory that is mapped holds one. Two are equal when they are clones of
+/// one another.
+#[derive(Clone)]
+pub struct MemoryFile(Source);
+
+#[derive(Clone)]
+enum Source {
+    Descriptor(Arc<dyn AsFd + Send + Sync>),
+    Exported(Arc<Exported>),
+    Unbacked(u64),
+}
+
+/// A handle that is closed with its last holder.
+struct Exported {
+    door: Arc<dyn Door>,
+    handle: Handle,
+}
+
+impl Drop for Exported {
+    fn drop(&mut self) {
+        // Closed whatever the kernel says.
+        let _ = self.door.close(self.handle);
+    }
+}
+
+impl MemoryFile {
+    /// A file of memory, known by its descriptor: an `Arc<File>` or `Arc<OwnedFd>`.
+    ///
+    /// `None` when it is no such file. Kernels take none but those of tmpfs, which memfds are, and of hugetlbfs (linux: mm/gup.c,
+    /// memfd_pin_folios), and would say so when a device comes, not when it is mapped.
+    pub fn new(descriptor: Arc<dyn AsFd + Send + Sync>) -> Option<Self> {
+        is_of_memory(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
+    }
+
+    /// What a device exported through `door`: takes `handle` over. It can be mapped through the same door only.
+    pub fn exported(door: Arc<dyn Door>, handle: Handle) -> Self {
+        Self(Source::Exported(Arc::new(Exported { door, handle })))
+    }
+
+    /// A number without a file, for hosts in software. Real doors refuse it.
+    pub fn unbacked(number: u64) -> Self {
+        Self(Source::Unbacked(number))
+    }
+
+    /// Its descriptor, unless a door has it.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Source::Descriptor(descriptor) => Some(descriptor.as_fd()),
+            Source::Exported(_) | Source::Unbacked(_) => None,
+        }
+    }
+
+    /// Its handle, where a door has it.
+    pub fn handle(&self) -> Option<Handle> {
+        match &self.0 {
+            Source::Exported(exported) => Some(exported.handle),
+            Source::Descriptor(_) | Source::Unbacked(_) => None,
+        }
+    }
+
+    /// Whether `door` can say which file it is.
+    pub fn is_behind(&self, door: &Arc<dyn Door>) -> bool {
+        match &self.0 {
+            Source::Descriptor(_) => true,
+            Source::Exported(exported) => Arc::ptr_eq(&exported.door, door),
+            Source::Unbacked(_) => !door.is_real(),
+        }
+    }
+}
+
+impl PartialEq for MemoryFile {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Source::Descriptor(one), Source::Descriptor(other)) => {
+                Arc::as_ptr(one).addr() == Arc::as_ptr(other).addr()
+            }
+            (Source::Exported(one), Source::Exported(other)) => Arc::ptr_eq(one, other),
+            (Source::Unbacked(one), Source::Unbacked(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for MemoryFile {}
+
+impl fmt::Debug for MemoryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Descriptor(descriptor) => write!(f, "file {:?}", descriptor.as_fd()),
+            Source::Exported(exported) => write!(f, "file {:?}", exported.handle),
+            Source::Unbacked(number) => write!(f, "file {number} (unbacked)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::memory::HostMemory;
+    use std::fs::File;
+    use std::num::NonZeroU64;
+
+    fn unbacked(address: u64, len: u64) -> HostMemory {
+        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    }
+
+    #[test]
+    fn a_file_that_is_not_made_of_memory_is_refused() {
+        let null = File::open("/dev/null").expect("everybody may open it");
+        assert!(MemoryFile::new(Arc::new(null)).is_none());
+    }
+
+    #[test]
+    fn a_slice_knows_its_place_in_the_file() {
+        let file = MemoryFile::unbacked(1);
+        let memory = unbacked(0x7000_0000, 0x4000).in_file(file.clone(), 0x10_0000);
+        let place = memory.slice(0x1000, 0x1000).expect("inside").file().map(|(file, offset)| (file.clone(), offset));
+        assert_eq!(place, Some((file, 0x10_1000)));
+        assert_eq!(unbacked(0x7000_0000, 0x4000).file(), None);
+    }
+
+    #[test]
+    fn neighbours_join_where_the_file_goes_on_as_the_addresses_do() {
+        let (file, other) = (MemoryFile::unbacked(1), MemoryFile::unbacked(2));
+        let low = unbacked(0x1000, 0x1000).in_file(file.clone(), 0x8000);
+        let high = unbacked(0x2000, 0x1000);
+        let joined = low.joined_with(&high.clone().in_file(file.clone(), 0x9000)).expect("one run of the file");
+        assert_eq!((joined.len().get(), joined.file().map(|(_, offset)| offset)), (0x2000, Some(0x8000)));
+        assert_eq!(low.joined_with(&high.clone().in_file(file, 0xa000)), None);
+        assert_eq!(low.joined_with(&high.clone().in_file(other, 0x9000)), None);
+        assert_eq!(low.joined_with(&high), None);
+    }
+
+    #[test]
+    fn memory_of_another_file_is_other_memory() {
+        let memory = unbacked(0x1000, 0x1000);
+        let of = |number, offset| memory.clone().in_file(MemoryFile::unbacked(number), offset);
+        assert_eq!(of(1, 0), of(1, 0));
+        assert_ne!(of(1, 0), of(1, 0x1000));
+        assert_ne!(of(1, 0), of(2, 0));
+        assert_ne!(of(1, 0), memory);
+    }
+
+    #[test]
+    fn the_last_page_of_the_address_space_may_be_the_first_of_a_file() {
+        let top = unbacked(u64::MAX - 0xfff, 0x1000).in_file(MemoryFile::unbacked(1), 0);
+        assert_eq!(top.slice(0x800, 0x800).expect("inside").file().map(|(_, offset)| offset), Some(0x800));
+    }
+
+    #[test]
+    fn a_descriptor_is_open_as_long_as_memory_holds_it() {
+        let descriptor: Arc<File> = Arc::new(File::open("/dev/null").expect("everybody may open it"));
+        let file = MemoryFile(Source::Descriptor(descriptor.clone()));
+        let memory = unbacked(0x1000, 0x1000).in_file(file, 0);
+        assert_eq!(Arc::strong_count(&descriptor), 2);
+        drop(memory);
+        assert_eq!(Arc::strong_count(&descriptor), 1);
+    }
+}
