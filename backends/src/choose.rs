@@ -58,14 +58,14 @@ impl fmt::Display for BackendKind {
 
 /// What somebody wishes for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct OpenRequest {
     /// The devices that are to share one address space.
     pub devices: Vec<PciAddress>,
     /// The backend; `None`: the best one.
     pub backend: Option<BackendKind>,
 }
 
-impl Wish {
+impl OpenRequest {
     /// One device, on the best backend.
     pub fn device(address: PciAddress) -> Self {
         Self { devices: vec![address], backend: None }
@@ -143,16 +143,16 @@ pub enum Obstacle {
 
 impl Choice {
     /// Chooses.
-    pub fn of(facts: &Facts, wish: &Wish) -> Self {
+    pub fn of(facts: &Facts, wish: &OpenRequest) -> Self {
         Self::of_remaining(facts, wish, None)
     }
 
     /// Chooses again after the kernel refused `backend`, which had been chosen.
-    pub fn after_refusal(facts: &Facts, wish: &Wish, backend: BackendKind, failure: Failure) -> Self {
+    pub fn after_refusal(facts: &Facts, wish: &OpenRequest, backend: BackendKind, failure: Failure) -> Self {
         Self::of_remaining(facts, wish, Some((backend, failure)))
     }
 
-    fn of_remaining(facts: &Facts, wish: &Wish, refused: Option<(BackendKind, Failure)>) -> Self {
+    fn of_remaining(facts: &Facts, wish: &OpenRequest, refused: Option<(BackendKind, Failure)>) -> Self {
         let against = BackendKind::ALL.map(|backend| {
             let refused = refused.filter(|(refused, _)| *refused == backend).map(|(_, why)| Obstacle::Refused(why));
             (backend, obstacles(backend, facts, wish).into_iter().chain(refused).collect::<Vec<_>>())
@@ -181,7 +181,7 @@ impl Choice {
 }
 
 /// What stood against a backend that was not chosen: if nothing, then that it was not wanted.
-fn or_unwanted(obstacles: Vec<Obstacle>, wish: &Wish, chosen: Option<BackendKind>) -> Vec<Obstacle> {
+fn or_unwanted(obstacles: Vec<Obstacle>, wish: &OpenRequest, chosen: Option<BackendKind>) -> Vec<Obstacle> {
     match (wish.backend, chosen) {
         _ if !obstacles.is_empty() => obstacles,
         (Some(asked), _) => vec![Obstacle::AskedForAnother(asked)],
@@ -191,7 +191,7 @@ fn or_unwanted(obstacles: Vec<Obstacle>, wish: &Wish, chosen: Option<BackendKind
 }
 
 /// Everything that stands against a backend.
-fn obstacles(backend: BackendKind, facts: &Facts, wish: &Wish) -> Vec<Obstacle> {
+fn obstacles(backend: BackendKind, facts: &Facts, wish: &OpenRequest) -> Vec<Obstacle> {
     if facts.platform.is_power() != backend.is_of_power() {
         return vec![Obstacle::Platform(facts.platform.clone())];
     }
@@ -272,7 +272,7 @@ fn neighbours(facts: &Facts, group: &IommuGroup, device: &PciDevice) -> Vec<Obst
 const HARMLESS: &str = "pci-stub";
 
 /// What stands against the devices' groups as a whole.
-fn of_the_groups(backend: BackendKind, facts: &Facts, wish: &Wish) -> Option<Obstacle> {
+fn of_the_groups(backend: BackendKind, facts: &Facts, wish: &OpenRequest) -> Option<Obstacle> {
     let devices = wish.devices.iter().filter_map(|address| facts.devices.get(address));
     let mut groups: Vec<_> = devices.filter_map(|device| device.group).collect();
     groups.sort_unstable();
@@ -426,8 +426,8 @@ mod tests {
         host(Platform::Powernv, &[device("00:03.0", 7)])
     }
 
-    fn wish() -> Wish {
-        Wish::device(address("00:03.0"))
+    fn wish() -> OpenRequest {
+        OpenRequest::device(address("00:03.0"))
     }
 
     fn against(choice: &Choice, backend: BackendKind) -> Vec<String> {

@@ -166,7 +166,7 @@ impl Device {
         Self { door, handle: cdev.device(), name: name.to_owned(), way: Way::Node { _entry: entry, cdev }, space: None }
     }
 
-    /// Keeps `space` for as long as the device is open.
+    /// MappingModel `space` for as long as the device is open.
     pub(crate) fn holding(mut self, space: Arc<dyn PciAddressSpace>) -> Self {
         self.space = Some(space);
         self

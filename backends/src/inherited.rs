@@ -11,14 +11,14 @@
 //!
 //! use dmaspace::contract::{Attachable as _, Unit};
 //! use dmaspace::live_update::NamedMemory;
-//! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, Wish};
+//! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, OpenRequest};
 //! # use dmaspace_soft::{Profile, SoftHost};
 //! # let gib = NonZeroU64::new(1 << 30).ok_or("no memory")?;
 //!
 //! // The old VMM.
 //! let old = SoftHost::new(Profile::vtd())?;
 //! let host = Host::new(old.clone(), Facts::of_soft(old.profile()));
-//! let opened = host.open(&Wish::device("0000:00:03.0".parse()?).on(BackendKind::Type1))?;
+//! let opened = host.open(&OpenRequest::device("0000:00:03.0".parse()?).on(BackendKind::Type1))?;
 //! let space = opened.space.space().clone();
 //! let ram = HostMemory::unbacked(0x7f00_0000_0000, gib).ok_or("it wraps")?;
 //! space.map(Iova::new(0), &ram, Access::READ_WRITE, Unit::Whole)?;

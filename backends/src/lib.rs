@@ -12,7 +12,7 @@
 //! use std::num::NonZeroU64;
 //!
 //! use dmaspace::section::{FrontEnd, Section};
-//! use dmaspace::{Access, Facts, Host, HostMemory, Iova, Listener, Wish};
+//! use dmaspace::{Access, Facts, Host, HostMemory, Iova, Listener, OpenRequest};
 //! # use dmaspace_soft::{Profile, SoftHost};
 //!
 //! // The host this runs on: Host::this()?. Here one in software, with the feature `soft`.
@@ -20,7 +20,7 @@
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
 //!
 //! // The backend that does best for this device, and why not the others:
-//! let wish = Wish::device("0000:00:03.0".parse()?);
+//! let wish = OpenRequest::device("0000:00:03.0".parse()?);
 //! println!("{}", host.choose(&wish));
 //! let opened = host.open(&wish)?;
 //!
@@ -97,7 +97,7 @@ mod sharing;
 #[cfg(feature = "soft")]
 pub mod soft;
 
-pub use choose::{BackendKind, Choice, Wish};
+pub use choose::{BackendKind, Choice, OpenRequest};
 pub use device::Device;
 pub use facts::Facts;
 pub use linux::LinuxDoor;

@@ -20,7 +20,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicPtr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
@@ -36,7 +36,7 @@ use crate::facts::locked_memory;
 pub struct LinuxDoor {
     /// By handle number. Numbers are never used again, so this only grows: by a few bytes for every handle ever opened.
     open: RwLock<Vec<Option<Open>>>,
-    runs: Runs,
+    runs: ProcessRegistrations,
 }
 
 /// An open descriptor.
@@ -290,7 +290,7 @@ impl Door for LinuxDoor {
         locked_memory()
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         &self.runs
     }
 

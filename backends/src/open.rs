@@ -22,7 +22,7 @@ use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
 use dmaspace_type1::vfio::{API_VERSION, GET_API_VERSION, SET_IOMMU};
 
-use crate::choose::{BackendKind, Choice, Wish};
+use crate::choose::{BackendKind, Choice, OpenRequest};
 use crate::device::Device;
 use crate::facts::{CONTAINER_NODE, Facts, FactsError, IOMMUFD_NODE};
 use crate::group::VfioGroup;
@@ -100,7 +100,7 @@ impl Host {
     }
 
     /// Which backend would be opened for `wish`, and why not the others.
-    pub fn choose(&self, wish: &Wish) -> Choice {
+    pub fn choose(&self, wish: &OpenRequest) -> Choice {
         Choice::of(&self.facts, wish)
     }
 
@@ -111,7 +111,7 @@ impl Host {
     ///
     /// # Errors
     /// [`OpenError::NoBackend`] before anything is opened; otherwise what went wrong, after everything is closed again.
-    pub fn open(&self, wish: &Wish) -> Result<Opened, OpenError> {
+    pub fn open(&self, wish: &OpenRequest) -> Result<Opened, OpenError> {
         let choice = self.choose(wish);
         let first = choice.chosen;
         self.open_chosen(wish, choice).or_else(|error| {
@@ -123,7 +123,7 @@ impl Host {
 
     /// What to take after `error`, if that says that the kernel has not what it advertises: `EINVAL` (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group), and `EPERM` in older kernels.
-    fn second_choice(&self, wish: &Wish, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
+    fn second_choice(&self, wish: &OpenRequest, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
         let OpenError::Attach { error } = error else { return None };
         let failure = error.failure.filter(|failure| failure.call == SET_IOMMU.name)?;
         let is_refused = matches!(failure.errno(), Some(Errno::EINVAL | Errno::EPERM));
@@ -131,7 +131,7 @@ impl Host {
         Some(Choice::after_refusal(&self.facts, wish, backend, failure)).filter(|choice| choice.chosen.is_some())
     }
 
-    fn open_chosen(&self, wish: &Wish, choice: Choice) -> Result<Opened, OpenError> {
+    fn open_chosen(&self, wish: &OpenRequest, choice: Choice) -> Result<Opened, OpenError> {
         let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
         self.fill(self.open_space(backend)?, &wish.devices, choice)
     }
@@ -267,7 +267,7 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError`]; nothing of the device is open then.
     pub fn add(&mut self, host: &Host, address: PciAddress) -> Result<Device, OpenError> {
-        let choice = Choice::of(&host.facts, &Wish::device(address).on(self.backend));
+        let choice = Choice::of(&host.facts, &OpenRequest::device(address).on(self.backend));
         let device = host.facts.devices.get(&address);
         let (Some(device), Some(_)) = (device, choice.chosen) else { return Err(OpenError::NoBackend(choice)) };
         let name = address.to_string();
@@ -603,8 +603,8 @@ mod tests {
         Host::new(door.clone(), facts()).registering_with(Arc::new(ScriptedRegistry(door.clone())))
     }
 
-    fn both(backend: BackendKind) -> Wish {
-        Wish::device(address("00:03.0")).and(address("00:03.1")).on(backend)
+    fn both(backend: BackendKind) -> OpenRequest {
+        OpenRequest::device(address("00:03.0")).and(address("00:03.1")).on(backend)
     }
 
     #[test]
@@ -645,7 +645,7 @@ mod tests {
     #[test]
     fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
         let door = Scripted::new();
-        let opened = host(&door).open(&Wish::device(address("00:03.0"))).expect("nothing fails");
+        let opened = host(&door).open(&OpenRequest::device(address("00:03.0"))).expect("nothing fails");
         let calls = door.calls();
         let device: Vec<_> = calls.iter().skip_while(|call| !call.contains("vfio0")).map(String::as_str).collect();
         assert_eq!(
@@ -729,7 +729,7 @@ mod tests {
     #[test]
     fn what_will_not_do_is_refused_before_anything_is_opened() {
         let door = Scripted::new();
-        let error = host(&door).open(&Wish::device(address("00:04.0"))).expect_err("there is no such device");
+        let error = host(&door).open(&OpenRequest::device(address("00:04.0"))).expect_err("there is no such device");
         assert!(error.to_string().contains("there is no device 0000:00:04.0"), "{error}");
         assert_eq!(door.calls(), Vec::<String>::new());
     }

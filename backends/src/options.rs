@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::{Door, Failure, Handle};
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_iommufd::{Ioas, Iommufd};
 
 use crate::choose::BackendKind;
@@ -14,7 +14,7 @@ use crate::open::OpenError;
 /// What whoever opens asks for. The default asks for nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
-    payer: Option<Payer>,
+    payer: Option<AccountingMode>,
     huge_pages: bool,
     promised: Vec<IovaRange>,
 }
@@ -34,7 +34,7 @@ impl OpenOptions {
     /// Has `payer` charged for what is pinned. iommufd charges the user unless it is asked to charge the process, which takes
     /// CAP_SYS_RESOURCE; the others always charge the process.
     #[must_use]
-    pub fn charging(mut self, payer: Payer) -> Self {
+    pub fn charging(mut self, payer: AccountingMode) -> Self {
         self.payer = Some(payer);
         self
     }
@@ -62,7 +62,7 @@ impl OpenOptions {
         let no_choice = |why| Err(OpenError::NoChoice { backend, why });
         match backend {
             BackendKind::Iommufd => Ok(()),
-            _ if self.payer == Some(Payer::User) => no_choice("charges the process, always"),
+            _ if self.payer == Some(AccountingMode::User) => no_choice("charges the process, always"),
             _ if !self.promised.is_empty() => no_choice("makes no promises about its windows"),
             BackendKind::Type1 if !self.huge_pages => {
                 no_choice("has huge pages for all or for nobody; load vfio_iommu_type1 with disable_hugepages=1")
@@ -96,6 +96,10 @@ impl OpenOptions {
 }
 
 /// Who is charged already need not be asked for, which takes no capability.
-fn charge(iommufd: &Iommufd, payer: Payer) -> Result<(), Failure> {
-    if payer == Payer::User && iommufd.payer()? == Payer::User { Ok(()) } else { iommufd.charge(payer) }
+fn charge(iommufd: &Iommufd, payer: AccountingMode) -> Result<(), Failure> {
+    if payer == AccountingMode::User && iommufd.payer()? == AccountingMode::User {
+        Ok(())
+    } else {
+        iommufd.charge(payer)
+    }
 }

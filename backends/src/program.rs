@@ -46,7 +46,7 @@ use host::Place;
 use replay::Replay;
 use stage::Setting;
 
-/// Runs the program.
+/// ProcessRegistrations the program.
 pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Replay(arguments) => replay_all(&arguments),

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
 
@@ -18,7 +18,7 @@ use crate::registry::Registry;
 #[derive(Debug, Default)]
 pub(crate) struct Scripted {
     state: Mutex<State>,
-    runs: Runs,
+    runs: ProcessRegistrations,
 }
 
 #[derive(Debug, Default)]
@@ -221,7 +221,7 @@ impl Door for Scripted {
         PageSize::K4
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         &self.runs
     }
 

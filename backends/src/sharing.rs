@@ -12,7 +12,7 @@ use dmaspace_core::Space;
 use dmaspace_core::door::HandleKind;
 use dmaspace_iommufd::{Ioas, Pool};
 
-use crate::choose::{BackendKind, Wish};
+use crate::choose::{BackendKind, OpenRequest};
 use crate::facts::IOMMUFD_NODE;
 use crate::open::{Host, OpenError, OpenSpace, Opened, open_node};
 use crate::options::OpenOptions;
@@ -33,7 +33,7 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::open`].
-    pub fn open_in(&self, pool: &Arc<Pool>, wish: &Wish) -> Result<Opened, OpenError> {
+    pub fn open_in(&self, pool: &Arc<Pool>, wish: &OpenRequest) -> Result<Opened, OpenError> {
         let choice = self.choose(&wish.clone().on(BackendKind::Iommufd));
         if choice.chosen.is_none() {
             return Err(OpenError::NoBackend(choice));

@@ -16,8 +16,8 @@ use dmaspace::device::Region;
 use dmaspace::door::{Door, Errno, HandleKind};
 use dmaspace::error::Kind;
 use dmaspace::{
-    Access, BackendKind, Choice, Device, Host, HostMemory, Iova, IovaRange, LinuxDoor, OpenError, OpenSpace, Opened,
-    PciAddress, Wish,
+    Access, BackendKind, Choice, Device, Host, HostMemory, Iova, IovaRange, LinuxDoor, OpenError, OpenRequest,
+    OpenSpace, Opened, PciAddress,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -79,7 +79,7 @@ fn address() -> Result<PciAddress> {
 }
 
 fn open(backend: BackendKind) -> Result<(Device, OpenSpace)> {
-    let Opened { mut devices, space, .. } = Host::this()?.open(&Wish::device(address()?).on(backend))?;
+    let Opened { mut devices, space, .. } = Host::this()?.open(&OpenRequest::device(address()?).on(backend))?;
     Ok((devices.remove(0), space))
 }
 
@@ -89,7 +89,7 @@ fn ensure(condition: bool, otherwise: &str) -> Result {
 
 fn the_best_backend_is_chosen(best: BackendKind) -> Result {
     let host = Host::this()?;
-    let wish = Wish::device(address()?);
+    let wish = OpenRequest::device(address()?);
     let choice = host.choose(&wish);
     ensure(choice.chosen == Some(best), &format!("{choice}"))?;
     let wrong = if best == BackendKind::Spapr { BackendKind::Type1 } else { BackendKind::Spapr };
@@ -197,7 +197,7 @@ fn opened_elsewhere(path: &Path) -> Result<OwnedFd> {
 /// With the last device of a container its driver goes, and the next first device has to bring it back.
 fn a_device_leaves_and_comes_back(backend: BackendKind) -> Result {
     let host = Host::this()?;
-    let Opened { mut devices, mut space, .. } = host.open(&Wish::device(address()?).on(backend))?;
+    let Opened { mut devices, mut space, .. } = host.open(&OpenRequest::device(address()?).on(backend))?;
     let before = space.space().windows().windows;
     let change = space.remove(devices.remove(0))?.ok_or("the group did not leave")?;
     ensure(
@@ -215,7 +215,7 @@ fn a_device_leaves_and_comes_back(backend: BackendKind) -> Result {
 /// A group is opened once. A device with a node of its own is opened as often as one likes, and bound once.
 fn a_node_in_use_says_so(backend: BackendKind) -> Result {
     let host = Host::this()?;
-    let wish = Wish::device(address()?).on(backend);
+    let wish = OpenRequest::device(address()?).on(backend);
     let first = host.open(&wish)?;
     let error = host.open(&wish).err().ok_or("it was opened twice")?;
     let expected = match &error {

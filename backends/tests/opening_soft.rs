@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use dmaspace::door::Errno;
-use dmaspace::{BackendKind, Choice, Facts, Host, OpenError, Opened, PciAddress, Wish};
+use dmaspace::{BackendKind, Choice, Facts, Host, OpenError, OpenRequest, Opened, PciAddress};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 
 fn profiles() -> [Profile; 4] {
@@ -23,13 +23,13 @@ fn first_device(host: &Host) -> PciAddress {
 
 /// The backends a host can be opened on.
 fn backends(host: &Host) -> Vec<BackendKind> {
-    let wish = Wish::device(first_device(host));
+    let wish = OpenRequest::device(first_device(host));
     let fits = |backend: &BackendKind| Choice::of(host.facts(), &wish.clone().on(*backend)).chosen.is_some();
     BackendKind::ALL.into_iter().filter(fits).collect()
 }
 
 fn open(host: &Host, backend: BackendKind) -> Result<Opened, OpenError> {
-    host.open(&Wish::device(first_device(host)).on(backend))
+    host.open(&OpenRequest::device(first_device(host)).on(backend))
 }
 
 /// How many descriptors of a device there are: to an iommufd in a container's place a group comes with one of its own.
@@ -142,7 +142,7 @@ const SET_IOMMU: &str = "VFIO_SET_IOMMU";
 fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice_says_why() {
     for profile in without_windows() {
         let (machine, host) = boot(&profile);
-        let wish = Wish::device(first_device(&host));
+        let wish = OpenRequest::device(first_device(&host));
         assert_eq!(host.choose(&wish).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
         let opened = host.open(&wish).expect("the older way is there");
         assert_eq!((opened.space.backend(), opened.space.space().backend()), (BackendKind::SpaprV1, "spapr-v1"));
@@ -162,7 +162,7 @@ fn whichever_call_fails_on_the_older_way_nothing_is_left() {
             let (machine, host) = boot(&profile);
             for at in 1.. {
                 machine.plan_faults(&[FaultPlan::nth(at, mode)]);
-                drop(host.open(&Wish::device(first_device(&host))));
+                drop(host.open(&OpenRequest::device(first_device(&host))));
                 let ledger = machine.ledger();
                 assert!(ledger.is_clear(), "{}, call {at} {mode:?}: {ledger:?}", profile.name);
                 if machine.faults_fired() == 0 {
@@ -190,7 +190,7 @@ fn only_a_refusal_leads_on_and_only_once() {
         let plan = FaultPlan::nth(1, FaultMode::FailBefore).of(SET_IOMMU).with(errno);
         let again = FaultPlan::nth(at, FaultMode::FailBefore).of(SET_IOMMU).with(errno);
         machine.plan_faults(&[plan, again]);
-        let opened = host.open(&Wish::device(first_device(&host)));
+        let opened = host.open(&OpenRequest::device(first_device(&host)));
         (opened.map(|opened| opened.space.backend()).ok(), drivers_tried(&machine))
     };
     for errno in [Errno::EINVAL, Errno::EPERM] {
@@ -207,10 +207,10 @@ fn the_older_way_takes_one_group() {
     let (machine, host) = boot(&Profile::powernv9().with_fixed_window());
     let mut devices = host.facts().devices.keys().copied();
     let (first, second) = (devices.next().expect("a device"), devices.next().expect("another"));
-    let error = host.open(&Wish::device(first).and(second)).expect_err("one group at a time");
+    let error = host.open(&OpenRequest::device(first).and(second)).expect_err("one group at a time");
     assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");
     assert_eq!(drivers_tried(&machine), 1);
-    let mut opened = host.open(&Wish::device(first)).expect("it is there");
+    let mut opened = host.open(&OpenRequest::device(first)).expect("it is there");
     let error = opened.space.add(&host, second).expect_err("it has one group already");
     let expected = "VFIO_GROUP_SET_CONTAINER: EBUSY); give the group a container of its own";
     assert!(error.to_string().contains(expected), "{error}");

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::contract::Mapping;
 use dmaspace::listener::{CommitError, Update};
 use dmaspace::recording::{Asked, BadRecording, Ending, Event, JsonLines, Numbered, Reader};
@@ -30,7 +30,7 @@ fn open(backend: BackendKind) -> Opened {
     let machine = SoftHost::new(profile).expect("a preset");
     let facts = Facts::of_soft(machine.profile());
     let address = facts.devices.keys().next().copied().expect("a preset has devices");
-    let wish = Wish { devices: vec![address], backend: Some(backend) };
+    let wish = OpenRequest { devices: vec![address], backend: Some(backend) };
     Host::new(machine, facts).open(&wish).expect("a preset has it")
 }
 

@@ -93,7 +93,7 @@ fn prepare(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a binary in a host.
+/// ProcessRegistrations a binary in a host.
 fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     let host = Host::named(host)?;
     let content = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;

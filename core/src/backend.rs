@@ -6,9 +6,9 @@
 use std::fmt;
 
 use crate::contract::eeh::PeOperation;
-use crate::contract::{AttachPoint, Attachable, Powers, WindowOffer, WindowRequest};
+use crate::contract::{AttachPoint, Attachable, Capabilities, WindowOffer, WindowRequest};
 use crate::door::Failure;
-use crate::door::registrations::Runs;
+use crate::door::registrations::ProcessRegistrations;
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::locked::Allowance;
@@ -25,7 +25,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     fn name(&self) -> &'static str;
 
     /// What the host can do. Makes no call.
-    fn powers(&self) -> Powers;
+    fn powers(&self) -> Capabilities;
 
     /// How many mappings the kernel still takes, where it counts them. Asked anew each time.
     fn mappings_left(&self) -> Option<u64> {
@@ -122,7 +122,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     }
 
     /// The calls for handing mappings over to another process, where kernels may do that.
-    fn handover_calls(&self) -> Option<&dyn HandoverCalls> {
+    fn handover_calls(&self) -> Option<&dyn VaddrCalls> {
         None
     }
 }
@@ -163,7 +163,7 @@ pub trait RegistrationCalls: Send + Sync {
     fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
 
     /// What the process has registered, through whichever space. [`crate::Space`] keeps it.
-    fn runs(&self) -> &Runs;
+    fn runs(&self) -> &ProcessRegistrations;
 }
 
 /// Holding memory for all spaces that share what they pin. [`Backend::map`] of memory that is held pins nothing that one of them has
@@ -231,7 +231,7 @@ pub struct DirtyReach {
 }
 
 /// Having mappings find their memory in another process, or elsewhere in this one.
-pub trait HandoverCalls: Send + Sync {
+pub trait VaddrCalls: Send + Sync {
     /// Why the host as it is now (its kernel, all of its devices, what is mapped) cannot, and what to do. `None`: it can.
     ///
     /// # Errors

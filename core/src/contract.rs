@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use crate::contract::dirty::DirtyTracking;
 use crate::contract::eeh::Eeh;
-use crate::contract::kernel_tables::WindowFilling;
-use crate::contract::live_update::HandOver;
-use crate::door::registrations::Runs;
+use crate::contract::kernel_tables::KernelTables;
+use crate::contract::live_update::LiveUpdate;
+use crate::door::registrations::ProcessRegistrations;
 use crate::door::{Failure, Handle};
 use crate::error::Error;
 use crate::words::access::Access;
@@ -60,9 +60,9 @@ pub enum Swap {
 
 /// What a host can do, as far as planning has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Powers {
+pub struct Capabilities {
     /// What the kernel keeps: whole mappings or table entries.
-    pub keeps: Keeps,
+    pub keeps: MappingModel,
     /// Whether another device's mmapped BAR can be mapped by its address.
     pub maps_device_memory: bool,
     /// Whether memory that knows its file ([`HostMemory::file`]) is mapped by that, as far as is known: a kernel that turns out not to is
@@ -73,19 +73,19 @@ pub struct Powers {
     /// The page the host's memory is made of.
     pub host_page: PageSize,
     /// Whether what is mapped can be handed over to another process.
-    pub hands_over: HandsOver,
+    pub hands_over: LiveUpdateSupport,
 }
 
 /// Whether what is mapped can be handed over to another process, as far as a backend knows without a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HandsOver {
-    /// Where the kernel and the devices are up to it: it is asked when it is due ([`HandOver::hand_over`]).
+pub enum LiveUpdateSupport {
+    /// Where the kernel and the devices are up to it: it is asked when it is due ([`LiveUpdate::hand_over`]).
     WhereTheKernelCan,
     /// Never: why, and what to do.
     Never(&'static str),
 }
 
-impl Powers {
+impl Capabilities {
     /// Whether such memory can be mapped, if it is another device's.
     pub fn reaches(&self, memory: &HostMemory) -> bool {
         !memory.is_device_memory() || self.maps_device_memory || (self.maps_files && memory.file().is_some())
@@ -94,11 +94,11 @@ impl Powers {
 
 /// What a kernel keeps of a map call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Keeps {
+pub enum MappingModel {
     /// The mapping as a whole: only whole mappings can be unmapped, and a map over a live one is refused (type1, iommufd).
     Mappings,
     /// One table entry a page: any page can be unmapped, and a map over a live entry replaces it (sPAPR).
-    Entries,
+    PageEntries,
 }
 
 /// The windows at one moment.
@@ -132,7 +132,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     fn backend(&self) -> &'static str;
 
     /// What the host can do.
-    fn powers(&self) -> Powers;
+    fn powers(&self) -> Capabilities;
 
     /// How many mappings the kernel still takes, where it counts them (type1: `dma_avail`). Asked anew each time.
     fn mappings_left(&self) -> Option<u64>;
@@ -222,7 +222,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     }
 
     /// Leaving windows to the kernel, where it can fill them by itself.
-    fn filling(&self) -> Option<&dyn WindowFilling> {
+    fn filling(&self) -> Option<&dyn KernelTables> {
         None
     }
 
@@ -232,15 +232,15 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     }
 
     /// Holding memory, where spaces of one host can share what they pin of it.
-    fn sharing(&self) -> Option<&dyn MemorySharing> {
+    fn sharing(&self) -> Option<&dyn PinSharing> {
         None
     }
 
     /// Telling what devices write: every host can, some only by telling everything they may.
     fn dirty_tracking(&self) -> &dyn DirtyTracking;
 
-    /// Handing what is mapped over to another process while devices go on. Hosts that cannot refuse, and say why ([`Powers::hands_over`]).
-    fn handover(&self) -> &dyn HandOver;
+    /// Handing what is mapped over to another process while devices go on. Hosts that cannot refuse, and say why ([`Capabilities::hands_over`]).
+    fn handover(&self) -> &dyn LiveUpdate;
 
     /// Attaches a device (a VFIO group, or a device by its own node) and says how that changed the windows.
     ///
@@ -416,7 +416,7 @@ pub trait MemoryRegistration: Send + Sync {
 
     /// What the process has registered, through this space or others. What overlaps one of these runs can only be registered by
     /// registering exactly that, which pins and charges nothing more. `None` where there is nothing of that kind.
-    fn runs(&self) -> Option<&Runs>;
+    fn runs(&self) -> Option<&ProcessRegistrations>;
 }
 
 /// Holding memory, so that spaces of one host share what they pin of it: iommufd.
@@ -426,7 +426,7 @@ pub trait MemoryRegistration: Send + Sync {
 ///
 /// A page stays pinned while one of the spaces maps it, and whoever maps it again gets that page. So before a page is dropped (discarded,
 /// ballooned) it must be unmapped in all of them: a listener does that for those it serves, and for no other.
-pub trait MemorySharing: Send + Sync {
+pub trait PinSharing: Send + Sync {
     /// Holds `memory`. What is mapped of it already stays pinned by itself.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::door::registrations::Runs;
+use crate::door::registrations::ProcessRegistrations;
 use crate::words::access::Access;
 use crate::words::locked::LockedMemory;
 use crate::words::memory::HostMemory;
@@ -274,7 +274,7 @@ pub trait Door: Send + Sync + fmt::Debug {
 
     /// What this process has registered of its memory, for all spaces behind this door: those on POWER agree by it on what they register.
     /// A process has one list in the kernel, and so should have one door.
-    fn runs(&self) -> &Runs;
+    fn runs(&self) -> &ProcessRegistrations;
 
     /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
     fn is_real(&self) -> bool;

@@ -13,7 +13,7 @@ pub const ATTEMPTS: usize = ABSENCES + 2;
 ///
 /// # Errors
 /// The first there was.
-pub fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+pub fn with_retries<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     call().or_else(|first| {
         log::debug!("{first}; asking again");
         (1..ATTEMPTS).find_map(|_| call().ok()).ok_or(first)
@@ -24,9 +24,9 @@ pub fn ask<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure
 ///
 /// # Errors
 /// The first there was. Nobody knows then whether it is still there.
-pub fn insist<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
+pub fn until_gone<T>(absent: Errno, mut call: impl FnMut() -> Result<T, Failure>) -> Result<Option<T>, Failure> {
     let mut absences = 0;
-    ask(|| {
+    with_retries(|| {
         call().map(Some).or_else(|failure| {
             absences += usize::from(failure.errno() == Some(absent));
             if absences < ABSENCES { Err(failure) } else { Ok(None) }

@@ -35,15 +35,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use crate::backend::Backend;
 use crate::contract::dirty::DirtyTracking;
 use crate::contract::eeh::Eeh;
-use crate::contract::kernel_tables::{Filler, WindowFilling};
-use crate::contract::live_update::HandOver;
+use crate::contract::kernel_tables::{KernelTables, KernelWriter};
+use crate::contract::live_update::LiveUpdate;
 use crate::contract::{
-    Attachable, Fence, Keeps, Mapping, MemoryRegistration, MemorySharing, PciAddressSpace, Powers, Snapshot, Swap,
-    Unit, WindowChange, WindowControl,
+    Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace, PinSharing, Snapshot,
+    Swap, Unit, WindowChange, WindowControl,
 };
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::retry::{ask, insist};
+use crate::retry::{until_gone, with_retries};
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::locked::PinLimit;
@@ -57,7 +57,7 @@ use index::Index;
 /// A PCI address space on a backend `B`.
 #[derive(Debug)]
 pub struct Space<B: Backend> {
-    gate: RwLock<Standing>,
+    gate: RwLock<Ownership>,
     layout: RwLock<Arc<Layout>>,
     registered: RwLock<BTreeMap<u64, HostMemory>>,
     held: RwLock<BTreeMap<u64, HostMemory>>,
@@ -70,7 +70,7 @@ pub struct Space<B: Backend> {
 
 /// Whose space it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum Ownership {
     /// This process's.
     Here,
     /// Whoever's adopts it. What lives is what lived when it was handed over.
@@ -94,7 +94,7 @@ struct Slot {
     operations: Mutex<()>,
     /// Empty while somebody else fills the window.
     live: RwLock<Index>,
-    filler: Option<Arc<dyn Filler>>,
+    filler: Option<Arc<dyn KernelWriter>>,
 }
 
 /// A fence and the memory a device might still reach behind it.
@@ -113,10 +113,10 @@ impl<B: Backend> Space<B> {
         let subject = || Subject::Device("no device yet".into());
         let windows = backend.refresh(0);
         let windows = windows.map_err(|failure| refused(&backend, Operation::Attach, subject(), failure, 0))?;
-        Ok(Self::standing_so(Standing::Here, backend, Vec::new(), windows))
+        Ok(Self::standing_so(Ownership::Here, backend, Vec::new(), windows))
     }
 
-    fn standing_so(standing: Standing, backend: B, devices: Vec<Arc<dyn Attachable>>, windows: Windows) -> Self {
+    fn standing_so(standing: Ownership, backend: B, devices: Vec<Arc<dyn Attachable>>, windows: Windows) -> Self {
         Self {
             gate: RwLock::new(standing),
             layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
@@ -135,9 +135,13 @@ impl<B: Backend> Space<B> {
     }
 
     /// Through the gate, beside others, for an operation on a space that is ours.
-    fn enter(&self, operation: Operation, subject: impl Into<Subject>) -> Result<RwLockReadGuard<'_, Standing>, Error> {
+    fn enter(
+        &self,
+        operation: Operation,
+        subject: impl Into<Subject>,
+    ) -> Result<RwLockReadGuard<'_, Ownership>, Error> {
         let gate = read(&self.gate);
-        if *gate == Standing::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+        if *gate == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
     }
 
     /// The same, alone.
@@ -145,9 +149,9 @@ impl<B: Backend> Space<B> {
         &self,
         operation: Operation,
         subject: impl Into<Subject>,
-    ) -> Result<RwLockWriteGuard<'_, Standing>, Error> {
+    ) -> Result<RwLockWriteGuard<'_, Ownership>, Error> {
         let gate = write(&self.gate);
-        if *gate == Standing::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+        if *gate == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
     }
 
     fn layout(&self) -> Arc<Layout> {
@@ -169,12 +173,12 @@ impl<B: Backend> Space<B> {
     /// could show was when the window came; and another device's memory is no memory of the kernel's (linux:
     /// drivers/vfio/vfio_iommu_type1.c, is_invalid_reserved_pfn). `None`: others hold it too, and may have pinned it.
     fn locked_by_mapping(&self, memory: &HostMemory) -> Option<u64> {
-        let locks = self.keeps() == Keeps::Mappings && !memory.is_device_memory();
+        let locks = self.keeps() == MappingModel::Mappings && !memory.is_device_memory();
         let locked = if locks { memory.len().get() } else { 0 };
         (!self.is_shared(memory)).then_some(locked)
     }
 
-    fn keeps(&self) -> Keeps {
+    fn keeps(&self) -> MappingModel {
         self.backend.powers().keeps
     }
 
@@ -264,15 +268,15 @@ impl<B: Backend> Space<B> {
     /// The size of each map call, or `None` for one call over everything.
     fn call_size(&self, unit: Unit) -> Option<PageSize> {
         match (self.keeps(), unit) {
-            (Keeps::Mappings, Unit::Pages(page)) => Some(page),
-            (Keeps::Entries, _) | (Keeps::Mappings, Unit::Whole) => None,
+            (MappingModel::Mappings, Unit::Pages(page)) => Some(page),
+            (MappingModel::PageEntries, _) | (MappingModel::Mappings, Unit::Whole) => None,
         }
     }
 
     /// Unmaps whatever map calls as far as `made` left there, the last of which, for `failed`, failed with `cause`. Returns what is
     /// fenced with its memory because it may still be there.
     fn scrub(&self, made: IovaRange, failed: IovaRange, memory: &HostMemory, cause: Failure) -> Option<IovaRange> {
-        let (range, cause) = match insist(Errno::ENOENT, || self.backend.unmap(made)) {
+        let (range, cause) = match until_gone(Errno::ENOENT, || self.backend.unmap(made)) {
             Err(failure) => (made, failure),
             Ok(gone) => {
                 let everything = gone.flatten().is_some_and(|gone| u128::from(gone) == made.bytes());
@@ -294,7 +298,7 @@ impl<B: Backend> Space<B> {
     /// there.
     fn dissolve(bytes: u64, mut unmap: impl FnMut() -> Result<Option<u64>, Failure>) -> Result<(), Failure> {
         let mut asked = 0;
-        let gone = insist(Errno::ENOENT, || {
+        let gone = until_gone(Errno::ENOENT, || {
             asked += 1;
             unmap()
         });
@@ -348,8 +352,8 @@ impl<B: Backend> Space<B> {
         let operation = Operation::Replace;
         let old: Vec<_> = read(&slot.live).within(new.range).collect();
         let swap = match self.keeps() {
-            Keeps::Entries => Swap::Seamless,
-            Keeps::Mappings => {
+            MappingModel::PageEntries => Swap::Seamless,
+            MappingModel::Mappings => {
                 self.unmap_in(operation, &[slot], new.range)?;
                 Swap::WithGap
             }
@@ -378,7 +382,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.name()
     }
 
-    fn powers(&self) -> Powers {
+    fn powers(&self) -> Capabilities {
         self.backend.powers()
     }
 
@@ -462,7 +466,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let slots: Vec<_> = slots.into_iter().filter(|slot| slot.window.range.overlaps(range)).collect();
         let _one_by_one: Vec<_> = slots.iter().map(|slot| lock(&slot.operations)).collect();
         slots.iter().try_for_each(|slot| cut(slot))?;
-        if self.keeps() == Keeps::Mappings {
+        if self.keeps() == MappingModel::Mappings {
             return self.unmap_in(Operation::Unmap, &slots, range);
         }
         let mut gone: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
@@ -514,7 +518,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.registration_calls().map(|_| self as _)
     }
 
-    fn filling(&self) -> Option<&dyn WindowFilling> {
+    fn filling(&self) -> Option<&dyn KernelTables> {
         // Whoever fills has to find the memory by itself: what is registered can be found.
         self.backend.registration_calls().map(|_| self as _)
     }
@@ -523,7 +527,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.eeh_calls().map(|_| self as _)
     }
 
-    fn sharing(&self) -> Option<&dyn MemorySharing> {
+    fn sharing(&self) -> Option<&dyn PinSharing> {
         self.backend.sharing_calls().map(|_| self as _)
     }
 
@@ -531,7 +535,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self
     }
 
-    fn handover(&self) -> &dyn HandOver {
+    fn handover(&self) -> &dyn LiveUpdate {
         self
     }
 
@@ -577,7 +581,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
         // While it is there: what fills a table that is gone would hold on to the memory.
         self.leave_fillers(&**device).map_err(fail)?;
-        if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&**device)) {
+        if let Err(failure) = until_gone(Errno::EINVAL, || self.backend.detach(&**device)) {
             self.join_fillers_again(&**device);
             return Err(fail(failure));
         }
@@ -588,7 +592,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             self.forget_everything();
         }
         // Windows only grow when a device leaves: those there were will do.
-        let windows = ask(|| self.backend.refresh(devices.len())).unwrap_or_else(|failure| {
+        let windows = with_retries(|| self.backend.refresh(devices.len())).unwrap_or_else(|failure| {
             log::warn!("{}: the windows could not be read again: {failure}", self.backend.name());
             self.layout().windows.as_ref().clone()
         });
@@ -638,7 +642,7 @@ impl Slot {
 impl<B: Backend> Drop for Space<B> {
     /// A space that was handed over is another's to empty. Memory behind a fence is kept for ever.
     fn drop(&mut self) {
-        if *read(&self.gate) == Standing::Here {
+        if *read(&self.gate) == Ownership::Here {
             self.empty();
         }
         for fenced in write(&self.fenced).drain(..) {
@@ -654,12 +658,12 @@ impl<B: Backend> Space<B> {
         self.leave_fillers_for_good();
         let layout = self.layout();
         let slots: Vec<&Slot> = layout.slots.iter().map(AsRef::as_ref).collect();
-        let at_once = self.keeps() == Keeps::Mappings && read(&self.fenced).is_empty();
+        let at_once = self.keeps() == MappingModel::Mappings && read(&self.fenced).is_empty();
         let mut in_doubt = false;
         for slots in slots.chunks(if at_once { slots.len().max(1) } else { 1 }) {
             let emptied = match self.backend.window_calls() {
                 Some(calls) => {
-                    let remove = |slot: &&Slot| insist(Errno::EINVAL, || calls.remove(slot.window)).map(drop);
+                    let remove = |slot: &&Slot| until_gone(Errno::EINVAL, || calls.remove(slot.window)).map(drop);
                     slots.iter().try_for_each(remove)
                 }
                 None => match hull_over(slots, IovaRange::all()) {
@@ -679,7 +683,7 @@ impl<B: Backend> Space<B> {
         // Under live entries the kernel would say yes and keep the pins; it lets go of them itself when the container goes.
         if let Some(calls) = self.backend.registration_calls().filter(|_| !in_doubt) {
             for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
-                let left = calls.runs().leave(&memory, || insist(Errno::ENOENT, || calls.unregister(&memory)));
+                let left = calls.runs().leave(&memory, || until_gone(Errno::ENOENT, || calls.unregister(&memory)));
                 if let Err(failure) = left {
                     calls.runs().forget(&memory);
                     log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
@@ -690,7 +694,7 @@ impl<B: Backend> Space<B> {
         self.forget_registrations();
         self.let_go_of_everything();
         for device in lock(&self.devices).drain(..).rev() {
-            if let Err(failure) = insist(Errno::EINVAL, || self.backend.detach(&*device)) {
+            if let Err(failure) = until_gone(Errno::EINVAL, || self.backend.detach(&*device)) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }

@@ -33,9 +33,9 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use dmaspace_core::backend::SharingCalls;
-use dmaspace_core::contract::{AttachPoint, Attachable, HandsOver, Keeps, Powers};
+use dmaspace_core::contract::{AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
-use dmaspace_core::words::locked::{Allowance, LockedMemory, Payer};
+use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
@@ -74,7 +74,7 @@ impl Ioas {
     }
 
     /// Makes an address space that shares its pins with the others of the pool, as far as memory is held
-    /// ([`dmaspace_core::contract::MemorySharing`]): a listener sees to that.
+    /// ([`dmaspace_core::contract::PinSharing`]): a listener sees to that.
     ///
     /// # Errors
     /// What the kernel says.
@@ -111,7 +111,7 @@ impl Ioas {
 
 /// A mapping is bound to the process that made it, unless it is of a file (linux: drivers/iommu/iommufd/ioas.c,
 /// iommufd_ioas_change_process).
-const FILES_ONLY: HandsOver = HandsOver::Never(
+const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
     "iommufd hands over what is mapped of files (IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_CHANGE_PROCESS), which is not done here; open a container \
      of vfio_iommu_type1",
 );
@@ -123,9 +123,9 @@ impl Backend for Ioas {
 
     /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a file that the device
     /// exported it takes it.
-    fn powers(&self) -> Powers {
-        Powers {
-            keeps: Keeps::Mappings,
+    fn powers(&self) -> Capabilities {
+        Capabilities {
+            keeps: MappingModel::Mappings,
             maps_device_memory: false,
             maps_files: self.iommufd().maps_files(),
             maps_host_read_only: true,
@@ -139,8 +139,8 @@ impl Backend for Ioas {
     fn allowance(&self) -> Option<Allowance> {
         let locked = self.door().locked_memory()?;
         Some(match self.iommufd().charged() {
-            Payer::Process => LockedMemory::of_process(locked),
-            Payer::User => LockedMemory::of_user(locked),
+            AccountingMode::Process => LockedMemory::of_process(locked),
+            AccountingMode::User => LockedMemory::of_user(locked),
         })
     }
 

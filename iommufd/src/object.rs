@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
-use dmaspace_core::retry::insist;
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::retry::until_gone;
+use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
@@ -48,12 +48,12 @@ impl Iommufd {
     }
 
     /// Who is charged, as far as it was asked for here.
-    pub(crate) fn charged(&self) -> Payer {
-        if self.charges_process.load(Ordering::Relaxed) { Payer::Process } else { Payer::User }
+    pub(crate) fn charged(&self) -> AccountingMode {
+        if self.charges_process.load(Ordering::Relaxed) { AccountingMode::Process } else { AccountingMode::User }
     }
 
-    pub(crate) fn remember_payer(&self, payer: Payer) {
-        self.charges_process.store(payer == Payer::Process, Ordering::Relaxed);
+    pub(crate) fn remember_payer(&self, payer: AccountingMode) {
+        self.charges_process.store(payer == AccountingMode::Process, Ordering::Relaxed);
     }
 
     /// Whether the kernel maps by file, as far as is known: the first such map is what asks it.
@@ -187,7 +187,7 @@ impl Drop for Object {
         let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
         // Refused while a device is attached to it; closing the iommufd ends it then. Until that, others may have it open.
         let destroyed =
-            insist(Errno::ENOENT, || self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())));
+            until_gone(Errno::ENOENT, || self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())));
         if let Err(failure) = destroyed {
             log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id);
         }

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure};
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::words::locked::AccountingMode;
 use zerocopy::IntoBytes;
 
 use crate::Ioas;
@@ -18,8 +18,8 @@ impl Iommufd {
     /// # Errors
     /// `EPERM` without CAP_SYS_RESOURCE, `EBUSY` when there is an object already (linux: drivers/iommu/iommufd/ioas.c,
     /// iommufd_option_rlimit_mode), or what else the kernel says. Nothing changed then.
-    pub fn charge(&self, payer: Payer) -> Result<(), Failure> {
-        let per_process = payer == Payer::Process;
+    pub fn charge(&self, payer: AccountingMode) -> Result<(), Failure> {
+        let per_process = payer == AccountingMode::Process;
         self.set(abi::OPTION_RLIMIT_MODE, 0, per_process)?;
         self.remember_payer(payer);
         Ok(())
@@ -29,9 +29,9 @@ impl Iommufd {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn payer(&self) -> Result<Payer, Failure> {
+    pub fn payer(&self) -> Result<AccountingMode, Failure> {
         let per_process = self.get(abi::OPTION_RLIMIT_MODE, 0)?;
-        Ok(if per_process { Payer::Process } else { Payer::User })
+        Ok(if per_process { AccountingMode::Process } else { AccountingMode::User })
     }
 
     fn set(&self, option: u32, object: u32, value: bool) -> Result<(), Failure> {
@@ -117,10 +117,10 @@ mod tests {
     fn who_is_charged_is_asked_of_the_iommufd_and_remembered() {
         let door = Scripted::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Answer]);
         let iommufd = Iommufd::new(door.clone(), IOMMUFD);
-        let refused = iommufd.charge(Payer::Process).expect_err("without CAP_SYS_RESOURCE");
-        assert_eq!((refused.errno(), iommufd.charged()), (Some(Errno::EPERM), Payer::User));
-        iommufd.charge(Payer::Process).expect("done");
-        assert_eq!((iommufd.charged(), iommufd.payer()), (Payer::Process, Ok(Payer::Process)));
+        let refused = iommufd.charge(AccountingMode::Process).expect_err("without CAP_SYS_RESOURCE");
+        assert_eq!((refused.errno(), iommufd.charged()), (Some(Errno::EPERM), AccountingMode::User));
+        iommufd.charge(AccountingMode::Process).expect("done");
+        assert_eq!((iommufd.charged(), iommufd.payer()), (AccountingMode::Process, Ok(AccountingMode::Process)));
         let asked: Vec<_> = door.take().into_iter().map(|call| call.bytes).collect();
         assert_eq!(asked, [option(0, 0, 0, 1), option(0, 0, 0, 1), option(0, 1, 0, 0)]);
     }

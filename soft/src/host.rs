@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
@@ -30,7 +30,7 @@ use crate::profile::{BadProfile, Profile};
 pub struct SoftHost {
     machine: Arc<Machine>,
     process: Pid,
-    runs: Runs,
+    runs: ProcessRegistrations,
 }
 
 /// What all processes of a host share.
@@ -74,7 +74,11 @@ impl SoftHost {
         let process = kernel.spawn();
         let page = kernel.world.page();
         let state = Mutex::new(State { kernel, calls: Calls::default(), faults: Faults::default() });
-        Ok(Arc::new(Self { machine: Arc::new(Machine { profile, page, state }), process, runs: Runs::default() }))
+        Ok(Arc::new(Self {
+            machine: Arc::new(Machine { profile, page, state }),
+            process,
+            runs: ProcessRegistrations::default(),
+        }))
     }
 
     /// What it was made of.
@@ -131,7 +135,7 @@ impl SoftHost {
     /// have closed it; dropping a process's host is its end.
     pub fn fork(&self) -> Arc<Self> {
         let process = self.machine.with(|state| state.kernel.fork(self.process));
-        Arc::new(Self { machine: self.machine.clone(), process, runs: Runs::default() })
+        Arc::new(Self { machine: self.machine.clone(), process, runs: ProcessRegistrations::default() })
     }
 
     /// A call other than an ioctl: there is no way of spoiling it but to fail.
@@ -304,7 +308,7 @@ impl Door for SoftHost {
         })
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         &self.runs
     }
 

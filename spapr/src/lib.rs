@@ -28,7 +28,7 @@ mod windows;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
-use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers};
+use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Door, Failure, Handle};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
@@ -75,7 +75,7 @@ impl Backend for Spapr {
         "spapr"
     }
 
-    fn powers(&self) -> Powers {
+    fn powers(&self) -> Capabilities {
         powers(&*self.door)
     }
 
@@ -132,15 +132,15 @@ impl Backend for Spapr {
 
 /// A container belongs to the process that first maps or registers in it, for as long as it is open (linux:
 /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set).
-const ONE_PROCESS: HandsOver = HandsOver::Never(
+const ONE_PROCESS: LiveUpdateSupport = LiveUpdateSupport::Never(
     "a container of sPAPR belongs to one process for good; have the guest give its devices back, and open them again in the new process",
 );
 
 /// What both versions can do. Memory is pinned for writing whatever the access (linux: arch/powerpc/mm/book3s64/iommu_api.c,
 /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page), and only memory of the kernel's.
-fn powers(door: &dyn Door) -> Powers {
-    Powers {
-        keeps: Keeps::Entries,
+fn powers(door: &dyn Door) -> Capabilities {
+    Capabilities {
+        keeps: MappingModel::PageEntries,
         maps_device_memory: false,
         maps_files: false,
         maps_host_read_only: false,

@@ -16,7 +16,7 @@ use std::mem::offset_of;
 
 use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel, Request};
 use zerocopy::IntoBytes;
 
@@ -32,7 +32,7 @@ impl RegistrationCalls for Spapr {
         self.call_about(abi::UNREGISTER_MEMORY, memory)
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         self.door.runs()
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
 
@@ -26,7 +26,7 @@ pub(crate) struct Scripted {
     calls: Mutex<Vec<Call>>,
     /// What to answer, in order; then 0.
     script: Mutex<VecDeque<Answer>>,
-    runs: Runs,
+    runs: ProcessRegistrations,
 }
 
 impl Scripted {
@@ -67,7 +67,7 @@ impl Door for Scripted {
         PageSize::K64
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         &self.runs
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::PeOperation;
-use dmaspace_core::contract::{AttachPoint, Powers};
+use dmaspace_core::contract::{AttachPoint, Capabilities};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
@@ -94,7 +94,7 @@ impl Backend for SpaprV1 {
         "spapr-v1"
     }
 
-    fn powers(&self) -> Powers {
+    fn powers(&self) -> Capabilities {
         powers(&*self.door)
     }
 

@@ -3,7 +3,7 @@
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::contract::{
-    Keeps, Mapping, MemoryRegistration, PciAddressSpace, Swap, Unit, WindowControl, WindowRequest,
+    Mapping, MappingModel, MemoryRegistration, PciAddressSpace, Swap, Unit, WindowControl, WindowRequest,
 };
 use dmaspace_core::error::{Error, Kind};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
@@ -200,7 +200,7 @@ fn a_replacement_needs_live_units(field: &Field<'_>) {
     };
     field.refuses(&Kind::NotLive(range(4 * PAGE, PAGE)), || replace(3, 8, 2));
     let swap = replace(1, 8, 2).expect("they are live");
-    let seamless = field.space().powers().keeps == Keeps::Entries;
+    let seamless = field.space().powers().keeps == MappingModel::PageEntries;
     assert_eq!(swap, if seamless { Swap::Seamless } else { Swap::WithGap });
     let found = field.space().lookup(Iova::new(2 * PAGE)).expect("it is live");
     assert_eq!((found.memory, found.access), (field.ram(8, 2), Access::READ));
@@ -229,7 +229,7 @@ fn a_range_must_lie_inside_one_window(field: &Field<'_>) {
     field.map(top.get() + 1 - PAGE, &field.ram(0, 1), Unit::Whole).expect("the last page is inside");
     assert_eq!(field.space().unmap(range(top.get() + 1 - PAGE, PAGE)).expect("the last page"), PAGE);
     // A PC's hole, where a write is an interrupt.
-    if field.space().powers().keeps == Keeps::Mappings {
+    if field.space().powers().keeps == MappingModel::Mappings {
         field.refuses(&outside, || field.map(0xfee0_0000, &field.ram(0, 1), Unit::Whole));
         field.refuses(&outside, || field.map(0xfedf_0000, &field.ram(0, 2), Unit::Whole));
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use dmaspace::OpenError;
-use dmaspace::choose::Wish;
+use dmaspace::choose::OpenRequest;
 use dmaspace::device::Device;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
@@ -38,7 +38,7 @@ pub(crate) fn impostor() -> (Arc<File>, HostMemory) {
 /// # Errors
 /// What opening says.
 pub fn devices_reach_the_file(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    reaches_the_file(host.open(&Wish::device(device).on(dmaspace::BackendKind::Iommufd))?);
+    reaches_the_file(host.open(&OpenRequest::device(device).on(dmaspace::BackendKind::Iommufd))?);
     Ok(())
 }
 
@@ -47,7 +47,7 @@ pub fn devices_reach_the_file(host: &Host, device: PciAddress) -> Result<(), Ope
 /// # Errors
 /// What opening says.
 pub fn devices_of_a_pool_reach_the_file(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    reaches_the_file(host.open_in(&host.open_pool()?, &Wish::device(device))?);
+    reaches_the_file(host.open_in(&host.open_pool()?, &OpenRequest::device(device))?);
     Ok(())
 }
 
@@ -84,7 +84,8 @@ fn source_of(device: &Device) -> u64 {
 /// # Errors
 /// What opening says.
 pub fn a_device_reaches_the_bar_of_another(host: &Host, devices: [PciAddress; 2]) -> Result<(), OpenError> {
-    let mut opened = host.open(&Wish { devices: devices.to_vec(), backend: Some(dmaspace::BackendKind::Iommufd) })?;
+    let mut opened =
+        host.open(&OpenRequest { devices: devices.to_vec(), backend: Some(dmaspace::BackendKind::Iommufd) })?;
     let space = opened.space.space().clone();
     let mut device = Edu::new(opened.devices.remove(0));
     let peer = opened.devices.remove(0);

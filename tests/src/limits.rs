@@ -3,7 +3,7 @@
 
 use dmaspace_core::contract::{Mapping, Snapshot};
 use dmaspace_core::error::Kind;
-use dmaspace_core::words::locked::{Allowance, LockedMemory, Payer, PinLimit};
+use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory, PinLimit};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
 use dmaspace_listener::section::FrontEnd;
 use dmaspace_listener::{CommitError, Update};
@@ -69,7 +69,7 @@ pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage) {
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     taken: u64,
-    payer: Payer,
+    payer: AccountingMode,
     mappings: Vec<Mapping>,
     windows: Snapshot,
     registered: Vec<HostMemory>,

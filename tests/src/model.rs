@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 
-use dmaspace_core::contract::{Mapping, PciAddressSpace, Powers, WindowOffer, WindowPlace};
+use dmaspace_core::contract::{Capabilities, Mapping, PciAddressSpace, WindowOffer, WindowPlace};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PageSizes, SystemAddress, Window};
 use dmaspace_listener::Section;
 use dmaspace_listener::section::{Backing, Shrink, TargetMemory};
@@ -100,7 +100,7 @@ pub struct Host {
     /// What windows it creates, if it does.
     pub offer: Option<WindowOffer>,
     /// Which memory it maps.
-    pub powers: Powers,
+    pub powers: Capabilities,
     /// What cannot be used any more.
     pub fences: Vec<IovaRange>,
 }

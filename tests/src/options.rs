@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::open::{Host, OpenError};
 use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::{Attachable, Unit};
 use dmaspace_core::door::{Errno, Failure, HandleKind};
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, Iova, IovaRange, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
 
@@ -33,10 +33,10 @@ fn errno(result: Result<(), Failure>) -> Option<Errno> {
 /// # Errors
 /// What opening says.
 pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    let wish = Wish::device(device).on(BackendKind::Iommufd);
+    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
     let ram = Ram::new(1 << 21);
     let none = locked(host);
-    for (payer, locks) in [(Payer::User, 0), (Payer::Process, MIB)] {
+    for (payer, locks) in [(AccountingMode::User, 0), (AccountingMode::Process, MIB)] {
         let opened = host.clone().with_options(OpenOptions::new().charging(payer)).open(&wish)?;
         let space = opened.space.space();
         space.map(Iova::new(0), &ram.slice(0, MIB), Access::READ_WRITE, Unit::Whole).expect("it fits");
@@ -63,12 +63,12 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
 pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Result<(), OpenError> {
     let open = |path: &std::path::Path, kind| host.door().open(path, kind).expect("the node is there");
     let iommufd = Iommufd::new(host.door().clone(), open("/dev/iommu".as_ref(), HandleKind::Iommufd));
-    assert_eq!(iommufd.payer(), Ok(Payer::User));
-    iommufd.charge(Payer::Process).expect("nothing is there yet");
-    assert_eq!(iommufd.payer(), Ok(Payer::Process));
+    assert_eq!(iommufd.payer(), Ok(AccountingMode::User));
+    iommufd.charge(AccountingMode::Process).expect("nothing is there yet");
+    assert_eq!(iommufd.payer(), Ok(AccountingMode::Process));
     let space = Ioas::within(iommufd.clone()).map(Space::new).expect("made").expect("it has windows");
     let ioas = space.backend_ref();
-    assert_eq!(errno(iommufd.charge(Payer::User)), Some(Errno::EBUSY));
+    assert_eq!(errno(iommufd.charge(AccountingMode::User)), Some(Errno::EBUSY));
 
     assert_eq!(ioas.allows_huge_pages(), Ok(true));
     ioas.allow_huge_pages(false).expect("nothing is mapped");

@@ -1,7 +1,7 @@
 //! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, sPAPR's two windows, and memory
 //! that comes and goes in blocks.
 
-use dmaspace_core::contract::Keeps;
+use dmaspace_core::contract::MappingModel;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{CommitError, Fate, Report, Update};
@@ -134,8 +134,8 @@ fn assert_fates(report: &Report, sections: &[Section]) {
 pub(crate) fn second_window(stage: &Stage) -> (u64, u64) {
     match (stage.creates_windows(), stage.space.powers().keeps) {
         (true, _) => (1 << 59, GIB),
-        (false, Keeps::Mappings) => (HIGH, GIB),
-        (false, Keeps::Entries) => (GIB / 2, GIB / 4),
+        (false, MappingModel::Mappings) => (HIGH, GIB),
+        (false, MappingModel::PageEntries) => (GIB / 2, GIB / 4),
     }
 }
 
@@ -297,7 +297,7 @@ pub fn smaller_pages_than_said(stage: &mut Stage) {
 fn assert_outside(stage: &mut Stage, at: u64) {
     let windows = stage.space.windows().windows;
     let has_end = stage.creates_windows() && reach(stage).is_some();
-    let may_begin_anew = stage.space.powers().keeps == Keeps::Entries && !has_end;
+    let may_begin_anew = stage.space.powers().keeps == MappingModel::PageEntries && !has_end;
     if !may_begin_anew || windows.containing(Iova::new(at)).is_some() {
         stage.assert_unreached(Iova::new(at));
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use dmaspace::choose::Wish;
+use dmaspace::choose::OpenRequest;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::door::HandleKind;
@@ -51,8 +51,8 @@ fn stage_of(mut opened: Opened) -> Stage {
 /// What opening says.
 pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dmaspace::OpenError> {
     let pool = host.open_pool()?;
-    let mut first = stage_of(host.open_in(&pool, &Wish::device(devices[0]))?);
-    let mut second = stage_of(host.open_in(&pool, &Wish::device(devices[1]))?);
+    let mut first = stage_of(host.open_in(&pool, &OpenRequest::device(devices[0]))?);
+    let mut second = stage_of(host.open_in(&pool, &OpenRequest::device(devices[1]))?);
     second.ram = first.ram.clone();
     drop(pool);
     let (ram, all) = (first.ram.clone(), RAM as u64);

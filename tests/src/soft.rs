@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
@@ -84,7 +84,7 @@ pub fn backends_of(preset: &str) -> &'static [BackendKind] {
 pub fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-    host.open(&Wish::device(device).on(backend)).expect("the soft host opens its device")
+    host.open(&OpenRequest::device(device).on(backend)).expect("the soft host opens its device")
 }
 
 /// Host addresses without bytes: all that a host in software needs.
@@ -112,7 +112,7 @@ pub fn stage_in_a_pool(soft: &Arc<SoftHost>) -> Stage {
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
     let pool = host.open_pool().expect("the soft host has it");
-    stage_of(soft, host.open_in(&pool, &Wish::device(device)).expect("the soft host opens its device"))
+    stage_of(soft, host.open_in(&pool, &OpenRequest::device(device)).expect("the soft host opens its device"))
 }
 
 fn stage_of(soft: &Arc<SoftHost>, mut opened: Opened) -> Stage {

@@ -41,7 +41,7 @@ impl Stage {
         Self { device, space, purse, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
     }
 
-    /// Keeps something open for as long as the stage stands.
+    /// MappingModel something open for as long as the stage stands.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any) -> Self {
         self.kept.push(Box::new(kept));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::backend::DirtyCalls;
@@ -38,7 +38,7 @@ impl Tracked {
     fn new(profile: Profile) -> Self {
         let soft = SoftHost::new(profile).expect("sound");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let wish = Wish::device(address(&soft, 0).parse().expect("a PCI address")).on(BackendKind::Iommufd);
+        let wish = OpenRequest::device(address(&soft, 0).parse().expect("a PCI address")).on(BackendKind::Iommufd);
         let opened = host.open(&wish).expect("the soft host opens its device");
         Self { soft, host, opened, told: Arc::default() }
     }

@@ -12,7 +12,7 @@ use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
-use dmaspace_listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, Pinned, Update};
+use dmaspace_listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, InUse, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 use dmaspace_tests::soft::{host, memory, open, ram, stage};
@@ -524,14 +524,14 @@ fn a_balloon_is_told_who_keeps_its_pages() {
         let (_opened, mut listener) = serving(&soft, backend);
         listener.commit(Update::new().adding(ram(0, 1 << 46, MIB))).expect("it fits");
         let error = listener.may_discard(&memory((1 << 46) + 0x3000, 0x1000)).expect_err("it is mapped");
-        assert!(matches!(&error, Pinned::Mapped { section, .. } if section == "ram"), "{error}");
+        assert!(matches!(&error, InUse::Mapped { section, .. } if section == "ram"), "{error}");
         assert_eq!(listener.may_discard(&memory((1 << 46) + MIB, 0x1000)), Ok(()), "right behind it nothing is mapped");
 
         let block = memory((1 << 45) + BLOCK.bytes(), 0x1000);
         assert_eq!(listener.may_discard(&block), Ok(()), "nothing is populated");
         handle(&listener).populate(blocks(1, 1)).expect("it fits");
         let error = listener.may_discard(&block).expect_err("it is populated");
-        assert!(matches!(&error, Pinned::Mapped { section, .. } if section == "virtio-mem"), "{error}");
+        assert!(matches!(&error, InUse::Mapped { section, .. } if section == "virtio-mem"), "{error}");
         handle(&listener).discard(blocks(1, 1)).expect("it can go");
         assert_eq!(listener.may_discard(&block), Ok(()), "{preset}");
     }
@@ -550,8 +550,8 @@ fn a_balloon_must_leave_target_memory_alone() {
         listener.commit(update).expect("it fits");
         let error = listener.may_discard(&memory(1 << 46, 0x1000)).expect_err("entries may come");
         match backend {
-            BackendKind::Spapr => assert!(matches!(&error, Pinned::Registered { owner, .. } if owner == "dimm")),
-            _ => assert!(matches!(&error, Pinned::Target { target } if target.contains("dimm"))),
+            BackendKind::Spapr => assert!(matches!(&error, InUse::Registered { owner, .. } if owner == "dimm")),
+            _ => assert!(matches!(&error, InUse::Target { target } if target.contains("dimm"))),
         }
         listener.detach(opened.space.space()).expect("everything can be taken out");
         assert_eq!(listener.may_discard(&memory(1 << 46, 0x1000)), Ok(()), "{preset}: no device is left");

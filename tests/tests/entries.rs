@@ -63,7 +63,7 @@ fn busy_processor(handle: &TranslatedWindow, number: u64, over: &AtomicBool) {
     }
 }
 
-/// Runs `work` while processors put and clear entries.
+/// ProcessRegistrations `work` while processors put and clear entries.
 fn meanwhile(listener: &mut Listener, work: impl FnOnce(&mut Listener)) {
     let handle = listener.translated(Iova::new(0)).expect("it is in force");
     let over = AtomicBool::new(false);

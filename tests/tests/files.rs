@@ -4,14 +4,14 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::Host;
 use dmaspace::options::OpenOptions;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::door::{Door, Errno};
 use dmaspace_core::error::Kind;
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
 use dmaspace_iommufd::Iommufd;
 use dmaspace_listener::Fate;
@@ -138,15 +138,15 @@ fn sections_join_only_where_their_file_goes_on() {
 #[test]
 fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
     // A user is charged twice in between, a process is another.
-    for (payer, room) in [(Payer::User, 2 * MIB), (Payer::Process, MIB)] {
+    for (payer, room) in [(AccountingMode::User, 2 * MIB), (AccountingMode::Process, MIB)] {
         let soft = host("vtd@7.2");
         let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let host = host.with_options(OpenOptions::new().charging(payer));
-        let opened = host.open(&Wish::device(device).on(BackendKind::Iommufd)).expect("it opens");
+        let opened = host.open(&OpenRequest::device(device).on(BackendKind::Iommufd)).expect("it opens");
         let space = opened.space.space();
         let charged = |soft: &SoftHost| soft.locked_memory().map(|memory| (memory.locked, memory.pinned));
-        let mib = Some((if payer == Payer::Process { MIB } else { 0 }, MIB));
+        let mib = Some((if payer == AccountingMode::Process { MIB } else { 0 }, MIB));
         space.map(Iova::new(0), &region(libc::MAP_SHARED), RW, Unit::Whole).expect("mapped");
 
         let new = soft.fork();

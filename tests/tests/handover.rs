@@ -7,7 +7,7 @@ use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, OpenSpace};
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
-use dmaspace_core::contract::{Attachable, HandsOver, Unit};
+use dmaspace_core::contract::{Attachable, LiveUpdateSupport, Unit};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
 use dmaspace_listener::Update;
@@ -288,7 +288,7 @@ fn hosts_that_cannot_say_why_before_anything_changes() {
         let soft = host(preset);
         let opened = open(&soft, backend);
         let space = opened.space.space();
-        assert!(matches!(space.powers().hands_over, HandsOver::Never(_)), "{backend}");
+        assert!(matches!(space.powers().hands_over, LiveUpdateSupport::Never(_)), "{backend}");
         let error = space.handover().hand_over(&NamedMemory::new()).expect_err("it cannot");
         assert!(matches!(error.kind, Kind::Unsupported(_)) && error.to_string().contains(why), "{error}");
         assert!(!space.handover().is_handed_over());

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 #[cfg(target_arch = "x86_64")]
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::open::{Host, OpenError};
 use dmaspace::pci::PciAddress;
 #[cfg(target_arch = "x86_64")]
@@ -274,7 +274,7 @@ fn charges_the_window(stage: &mut Stage, entry: u128) {
 }
 
 fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
-    let mut opened = host.open(&Wish::device(first_device()?).on(backend))?;
+    let mut opened = host.open(&OpenRequest::device(first_device()?).on(backend))?;
     let device = Edu::new(opened.devices.remove(0));
     let space = opened.space.space().clone();
     Ok(Stage::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
@@ -282,7 +282,7 @@ fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
 
 fn open_in_a_pool() -> Result<Stage, Failed> {
     let host = Host::this()?;
-    let mut opened = host.open_in(&host.open_pool()?, &Wish::device(first_device()?))?;
+    let mut opened = host.open_in(&host.open_pool()?, &OpenRequest::device(first_device()?))?;
     let device = Edu::new(opened.devices.remove(0));
     Ok(Stage::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }

@@ -1,6 +1,6 @@
 //! What may be asked for when a space is opened, on the soft host.
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::Host;
 use dmaspace::options::OpenOptions;
@@ -8,7 +8,7 @@ use dmaspace::pci::PciAddress;
 use dmaspace_core::Iova;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
-use dmaspace_core::words::locked::Payer;
+use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, PageSize};
 use dmaspace_tests::soft::{host, memory, range};
 
@@ -37,20 +37,20 @@ fn what_the_kernel_says_to_options() {
 fn who_is_charged_is_not_everybodys_to_decide() {
     let (soft, host, device) = on("vtd");
     soft.set_memlock(Some(1 << 20));
-    let wish = Wish::device(device).on(BackendKind::Iommufd);
+    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
     let open = |payer| host.clone().with_options(OpenOptions::new().charging(payer)).open(&wish);
-    let refused = open(Payer::Process).expect_err("it takes a capability").to_string();
+    let refused = open(AccountingMode::Process).expect_err("it takes a capability").to_string();
     let expected = "/dev/iommu: IOMMU_OPTION: EPERM; grant CAP_SYS_RESOURCE, or let the user be charged";
     assert!(refused.contains(expected), "{refused}");
     assert!(soft.ledger().is_clear());
-    drop(open(Payer::User).expect("as it is anyway"));
+    drop(open(AccountingMode::User).expect("as it is anyway"));
 }
 
 #[test]
 fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
     let (soft, host, device) = on("vtd");
-    let wish = Wish::device(device).on(BackendKind::Iommufd);
-    let opened = host.with_options(OpenOptions::new().charging(Payer::Process)).open(&wish).expect("it opens");
+    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
+    let opened = host.with_options(OpenOptions::new().charging(AccountingMode::Process)).open(&wish).expect("it opens");
     soft.set_memlock(Some(0x3000));
     let map = |at: u64, pages: u64| {
         let unit = Unit::Pages(PageSize::K4);
@@ -59,24 +59,24 @@ fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
     map(0, 2).expect("it fits");
     let Kind::PinLimit(limit) = map(0x10_0000, 2).expect_err("it does not fit").kind else { panic!("another error") };
     let allowance = limit.allowance.expect("known");
-    assert_eq!((allowance.payer, allowance.taken, limit.is_reached()), (Payer::Process, 0x2000, Some(true)));
+    assert_eq!((allowance.payer, allowance.taken, limit.is_reached()), (AccountingMode::Process, 0x2000, Some(true)));
 }
 
 #[test]
 fn backends_without_a_choice_say_what_they_do() {
     let asked = [
-        OpenOptions::new().charging(Payer::User),
+        OpenOptions::new().charging(AccountingMode::User),
         OpenOptions::new().without_huge_pages(),
         OpenOptions::new().promising(range(0, 1 << 30)),
     ];
     for (preset, backend) in [("vtd", BackendKind::Type1), ("powernv9", BackendKind::Spapr)] {
         let (soft, host, device) = on(preset);
-        let wish = Wish::device(device).on(backend);
+        let wish = OpenRequest::device(device).on(backend);
         for options in asked.clone() {
             let refused = host.clone().with_options(options).open(&wish).expect_err("no choice").to_string();
             assert!(refused.starts_with(&format!("{backend} ")), "{refused}");
             assert!(soft.ledger().is_clear());
         }
-        host.with_options(OpenOptions::new().charging(Payer::Process)).open(&wish).expect("as it does anyway");
+        host.with_options(OpenOptions::new().charging(AccountingMode::Process)).open(&wish).expect("as it does anyway");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::WindowRequest;
@@ -37,7 +37,7 @@ impl Stage {
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let open = |n: usize| {
             let device = soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
-            host.open(&Wish::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
+            host.open(&OpenRequest::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
         };
         let opened = (0..spaces).map(open).collect();
         Self { soft, opened }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace_core::contract::Unit;
@@ -45,7 +45,7 @@ impl Stage {
         let soft = SoftHost::new(profile()).expect("it makes sense");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let address = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-        let opened = host.open(&Wish::device(address).on(backend)).expect("the soft host opens its device");
+        let opened = host.open(&OpenRequest::device(address).on(backend)).expect("the soft host opens its device");
         Self { soft, host, opened, backend }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
@@ -47,7 +47,7 @@ impl Stage {
     /// Opens one more space.
     fn open(&mut self) {
         let device = &self.soft.profile().groups[self.opened.len()].devices[0];
-        let wish = Wish::device(device.address.parse().expect("a PCI address"));
+        let wish = OpenRequest::device(device.address.parse().expect("a PCI address"));
         self.opened.push(self.host.open_in(&self.pool, &wish).expect("the soft host opens its device"));
     }
 
@@ -268,7 +268,7 @@ fn memory_that_may_only_be_read_is_shared_for_reading() {
 fn what_is_not_held_is_mapped_by_itself() {
     let stage = Stage::new(2);
     let half = memory(HOST, MIB);
-    let sharing = |n: usize, work: &dyn Fn(&dyn dmaspace_core::contract::MemorySharing)| {
+    let sharing = |n: usize, work: &dyn Fn(&dyn dmaspace_core::contract::PinSharing)| {
         work(stage.space(n).sharing().expect("it is in a pool"));
     };
     sharing(0, &|sharing| {

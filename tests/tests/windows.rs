@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
@@ -327,7 +327,7 @@ fn every_space_gets_the_pages_it_needs_and_so_does_one_that_joins_late() {
     let mut stage = Stage::new("powernv9");
     let open = |n: usize| {
         let device = stage.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
-        stage.host.open(&Wish::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
+        stage.host.open(&OpenRequest::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
     };
     let (second, late) = (open(1), open(2));
     stage.soft.deny_huge_pages();

@@ -5,7 +5,7 @@
 //! Charged is who gives it, if that is another process than before, with what was charged for the mapping: nothing for another device's
 //! memory. The dirty log stays with the mapping.
 
-use dmaspace_core::backend::HandoverCalls;
+use dmaspace_core::backend::VaddrCalls;
 use dmaspace_core::door::{Command, Failure, Kernel};
 use dmaspace_core::{HostMemory, IovaRange};
 use zerocopy::IntoBytes;
@@ -14,7 +14,7 @@ use crate::abi;
 use crate::vfio::{CHECK_EXTENSION, Extension};
 use crate::{Type1, unmap_of};
 
-impl HandoverCalls for Type1 {
+impl VaddrCalls for Type1 {
     /// A mediated device pins by addresses while it works, and the kernel takes the extension back (linux:
     /// vfio_iommu_type1_check_extension).
     fn obstacle(&self) -> Result<Option<&'static str>, Failure> {

@@ -21,8 +21,8 @@ pub mod vfio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dmaspace_core::backend::{DirtyCalls, HandoverCalls};
-use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers};
+use dmaspace_core::backend::{DirtyCalls, VaddrCalls};
+use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
@@ -87,14 +87,14 @@ impl Backend for Type1 {
 
     /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and says `EFAULT`
     /// (linux: drivers/iommu/iommufd/pages.c).
-    fn powers(&self) -> Powers {
-        Powers {
-            keeps: Keeps::Mappings,
+    fn powers(&self) -> Capabilities {
+        Capabilities {
+            keeps: MappingModel::Mappings,
             maps_device_memory: !self.is_iommufd(),
             maps_files: false,
             maps_host_read_only: true,
             host_page: self.door.host_page(),
-            hands_over: if self.is_iommufd() { NO_ADDRESSES } else { HandsOver::WhereTheKernelCan },
+            hands_over: if self.is_iommufd() { NO_ADDRESSES } else { LiveUpdateSupport::WhereTheKernelCan },
         }
     }
 
@@ -155,13 +155,13 @@ impl Backend for Type1 {
         Some(self)
     }
 
-    fn handover_calls(&self) -> Option<&dyn HandoverCalls> {
+    fn handover_calls(&self) -> Option<&dyn VaddrCalls> {
         Some(self)
     }
 }
 
 /// What an iommufd says in a container's place (linux: drivers/iommu/iommufd/vfio_compat.c, iommufd_vfio_check_extension).
-const NO_ADDRESSES: HandsOver = HandsOver::Never(
+const NO_ADDRESSES: LiveUpdateSupport = LiveUpdateSupport::Never(
     "an iommufd in a container's place moves no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a container of \
      vfio_iommu_type1",
 );

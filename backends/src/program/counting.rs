@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
-use dmaspace::registrations::Runs;
+use dmaspace::registrations::ProcessRegistrations;
 use dmaspace::{Access, HostMemory, PageSize};
 use serde::Serialize;
 
@@ -157,7 +157,7 @@ impl Door for CountingDoor {
         self.door.locked_memory()
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         self.door.runs()
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, Opened};
@@ -94,8 +94,8 @@ fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, 
     Ok(Ready { opened, counter })
 }
 
-fn wish(device: PciAddress, backend: Option<BackendKind>) -> Wish {
-    Wish { devices: vec![device], backend }
+fn wish(device: PciAddress, backend: Option<BackendKind>) -> OpenRequest {
+    OpenRequest { devices: vec![device], backend }
 }
 
 fn read_profile(path: &str) -> Result<Profile, Failure> {

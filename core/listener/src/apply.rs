@@ -1,9 +1,9 @@
 //! Applying a plan, with a journal: a step that fails takes everything done before it back, in reverse.
 
+use crate::page_size_fallback::SmallerPages;
 use crate::plan::{Plan, Step};
 use crate::report::{Fate, SpaceReport, Warning};
 use crate::section::Need;
-use crate::smaller_pages::SmallerPages;
 use dmaspace_core::contract::{Mapping, PciAddressSpace, WindowRequest};
 use dmaspace_core::door::Failure;
 use dmaspace_core::error::{Error, Kind, Operation, Subject};

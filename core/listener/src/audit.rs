@@ -6,10 +6,10 @@
 
 use std::fmt;
 
-use crate::member::Member;
 use crate::plan::{Scope, Step};
 use crate::report::Cause;
 use crate::section::Need;
+use crate::served_space::ServedSpace;
 use crate::{Listener, hold};
 use dmaspace_core::contract::{Mapping, PciAddressSpace};
 use dmaspace_core::words::address::IovaRange;
@@ -41,7 +41,7 @@ impl Listener {
         self.members.iter().flat_map(|member| self.audit_of(member)).collect()
     }
 
-    fn audit_of(&self, member: &Member) -> Vec<Finding> {
+    fn audit_of(&self, member: &ServedSpace) -> Vec<Finding> {
         let space = member.space.as_ref();
         let finding = |what| Finding { backend: space.backend(), what };
         if !member.is_in_step() {
@@ -54,7 +54,7 @@ impl Listener {
     }
 
     /// Whether it was tried, in vain, and reported.
-    fn is_given_up(&self, member: &Member, step: &Step) -> bool {
+    fn is_given_up(&self, member: &ServedSpace, step: &Step) -> bool {
         let Step::Map(mapping, Need::BestEffort) = step else { return false };
         let warned = |name: &str| member.warnings.contains_key(&(name.to_owned(), Cause::NotMapped));
         self.view.sections.within(mapping.range).any(|section| warned(section.name()))

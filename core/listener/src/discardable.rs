@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use crate::apply::apply_all;
-use crate::blocks::Blocks;
 use crate::plan::{Plan, Step};
+use crate::range_set::RangeSet;
 use crate::section::{Backing, Need, Section};
-use dmaspace_core::contract::{Keeps, Mapping, PciAddressSpace, Unit};
+use dmaspace_core::contract::{Mapping, MappingModel, PciAddressSpace, Unit};
 use dmaspace_core::error::{Error, Kind, Operation};
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange};
@@ -85,7 +85,7 @@ pub(super) struct Shared {
     access: Access,
     granule: PageSize,
     serving: Mutex<Serving>,
-    populated: RwLock<Blocks>,
+    populated: RwLock<RangeSet>,
 }
 
 impl DiscardableRam {
@@ -117,7 +117,7 @@ impl DiscardableRam {
         Ok(self.shared()?.populated())
     }
 
-    /// Has devices reach the blocks of `range` from now on: to be called when their memory is there. Blocks that are populated already
+    /// Has devices reach the blocks of `range` from now on: to be called when their memory is there. RangeSet that are populated already
     /// stay as they are, without a call. A space without a window for the section gets them when it has one ([`Listener::sync`]).
     ///
     /// [`Listener::sync`]: crate::Listener::sync
@@ -144,7 +144,7 @@ impl DiscardableRam {
     }
 
     /// Takes the blocks of `range` from devices, in as few calls as the kernel allows. Afterwards no host maps or pins them, and their
-    /// memory may be dropped. Blocks that are not populated make no call, unless a failure left something of them.
+    /// memory may be dropped. RangeSet that are not populated make no call, unless a failure left something of them.
     ///
     /// # Errors
     /// Any [`BlockError`]; what was populated of `range` still is, and must not be dropped: devices may reach it, even behind a fence,
@@ -181,7 +181,7 @@ impl Shared {
         DiscardableRam { shared: Arc::downgrade(self) }
     }
 
-    /// Keeps everything about the section as it is, waiting for a change under way.
+    /// MappingModel everything about the section as it is, waiting for a change under way.
     pub(super) fn hold(&self) -> MutexGuard<'_, Serving> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -218,11 +218,11 @@ impl Shared {
         u64::try_from(blocks).unwrap_or(u64::MAX)
     }
 
-    fn read_populated<T>(&self, look: impl FnOnce(&Blocks) -> T) -> T {
+    fn read_populated<T>(&self, look: impl FnOnce(&RangeSet) -> T) -> T {
         look(&self.populated.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change_populated(&self, change: impl FnOnce(&mut Blocks)) {
+    fn change_populated(&self, change: impl FnOnce(&mut RangeSet)) {
         change(&mut self.populated.write().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -241,8 +241,8 @@ impl Shared {
     /// A block takes a mapping where kernels keep mappings.
     fn check_budget(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<(), BlockError> {
         let needed = match space.powers().keeps {
-            Keeps::Mappings => self.count(missing),
-            Keeps::Entries => 0,
+            MappingModel::Mappings => self.count(missing),
+            MappingModel::PageEntries => 0,
         };
         match space.mappings_left().filter(|left| *left < needed) {
             Some(left) => Err(BlockError::NoMappingSlots { backend: space.backend(), needed, left }),

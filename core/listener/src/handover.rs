@@ -1,7 +1,7 @@
 //! Handing over all that a listener serves.
 
 use crate::{Listener, hold};
-use dmaspace_core::contract::live_update::{HandOver, Handover, NamedMemory};
+use dmaspace_core::contract::live_update::{Handover, LiveUpdate, NamedMemory};
 use dmaspace_core::error::Error;
 
 impl Listener {
@@ -12,12 +12,12 @@ impl Listener {
     /// after they have adopted what is described here: entries of translated windows that are live in a space that joins are found there.
     ///
     /// # Errors
-    /// As [`HandOver::hand_over`]; every space that could be handed over is taken back then.
+    /// As [`LiveUpdate::hand_over`]; every space that could be handed over is taken back then.
     pub fn hand_over(&self, memory: &NamedMemory) -> Result<Vec<Handover>, Error> {
         // What is under way ends in every space or in none.
         let _held = hold(&self.discardables);
         let _gates: Vec<_> = self.windows.values().map(|window| window.hold()).collect();
-        let mut handed: Vec<&dyn HandOver> = Vec::new();
+        let mut handed: Vec<&dyn LiveUpdate> = Vec::new();
         let mut handovers = Vec::new();
         for space in self.spaces().map(|space| space.handover()) {
             let was_here = !space.is_handed_over();
@@ -40,7 +40,7 @@ impl Listener {
     /// Takes back every space that is handed over, after a hand-over to nobody.
     ///
     /// # Errors
-    /// The first of [`HandOver::take_back`]; the other spaces are taken back all the same, and this can be tried again.
+    /// The first of [`LiveUpdate::take_back`]; the other spaces are taken back all the same, and this can be tried again.
     pub fn take_back(&self) -> Result<(), Error> {
         let away = self.spaces().map(|space| space.handover()).filter(|space| space.is_handed_over());
         away.map(|space| space.take_back()).fold(Ok(()), Result::and)

@@ -16,21 +16,21 @@
 
 mod apply;
 mod audit;
+mod balloon;
 pub mod bar;
-mod blocks;
 mod discardable;
-mod filled;
 mod handover;
-mod longer_runs;
-mod member;
-mod pinned;
+mod kernel_filled;
+mod merge_registrations;
+mod page_size_fallback;
 mod plan;
+mod range_set;
 mod recorder;
 #[cfg(feature = "serde")]
 pub mod recording;
 mod report;
 pub mod section;
-mod smaller_pages;
+mod served_space;
 mod state;
 mod tracking;
 mod translated;
@@ -43,13 +43,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use audit::Finding;
+pub use balloon::InUse;
 pub use discardable::{BlockError, DiscardableRam};
-pub use filled::KernelEntries;
-pub use member::{Standing, Totals};
-pub use pinned::Pinned;
+pub use kernel_filled::KernelEntries;
 pub use recorder::Recorder;
 pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
 pub use section::{FrontEnd, Section};
+pub use served_space::{RecurringWarning, Totals};
 pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};
 pub use translated::{EntryError, EntryRun, TranslatedWindow};
 pub use update::{BadUpdate, Update};
@@ -61,9 +61,9 @@ use dmaspace_core::contract::{Mapping, PciAddressSpace};
 use dmaspace_core::error::Error;
 use dmaspace_core::words::address::{Address, Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
-use member::Member;
 use plan::{Host, Plan, Scope};
 use section::{Backing, TargetMemory};
+use served_space::ServedSpace;
 use translated::{Shared, Targets};
 use update::{Piece, Pieces, View};
 
@@ -75,7 +75,7 @@ pub struct Listener {
     targets: Targets,
     /// The same as of the last commit: what entries that the kernel put point to.
     settled: Targets,
-    members: Vec<Member>,
+    members: Vec<ServedSpace>,
     windows: BTreeMap<Iova, Arc<Shared>>,
     discardables: Discardables,
     /// Behind a mutex only so that a listener can be shared; it is never locked.
@@ -271,7 +271,7 @@ impl Listener {
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
-        let in_step: Vec<bool> = self.members.iter().map(Member::is_in_step).collect();
+        let in_step: Vec<bool> = self.members.iter().map(ServedSpace::is_in_step).collect();
         let mut report = match self.bring_in_step(update, scope, &closing) {
             Ok(report) => report,
             Err(error) => {
@@ -299,8 +299,8 @@ impl Listener {
         let stays = |window: &&Arc<Shared>| !closing.iter().any(|closing| Arc::ptr_eq(closing, window));
         let staying: Vec<_> = self.windows.values().filter(stays).collect();
         let grows = !(update.added.is_empty() && update.added_targets.is_empty());
-        let is_growing = grows && !longer_runs::in_the_way(&self.view, &self.members).is_empty();
-        let lags = self.members.len() > 1 && !self.members.iter().all(Member::is_in_step);
+        let is_growing = grows && !merge_registrations::in_the_way(&self.view, &self.members).is_empty();
+        let lags = self.members.len() > 1 && !self.members.iter().all(ServedSpace::is_in_step);
         // No entry may come while a space gets those it lacks, or gives up what entries lean on.
         let quiet = if is_growing || lags { &staying[..] } else { &[] };
         let _quiet: Vec<_> = quiet.iter().map(|window| window.hold()).collect();
@@ -332,7 +332,7 @@ impl Listener {
     fn apply_growing(&self, plan: impl Fn() -> Result<Vec<Plan>, CommitError>) -> Result<Report, CommitError> {
         // What is refused is refused before anything is given up.
         let plans = plan()?;
-        let given_up = match longer_runs::give_up(longer_runs::in_the_way(&self.view, &self.members)) {
+        let given_up = match merge_registrations::give_up(merge_registrations::in_the_way(&self.view, &self.members)) {
             Ok(given_up) => given_up,
             Err(error) => {
                 log::warn!("registrations do not grow: {error}");
@@ -341,7 +341,7 @@ impl Listener {
         };
         let result = plan().and_then(|plans| apply_to(&self.members, plans));
         if result.is_err() {
-            longer_runs::take_back(given_up);
+            merge_registrations::take_back(given_up);
         }
         result
     }
@@ -384,7 +384,7 @@ impl Listener {
         let entries = if self.members.is_empty() { self.mappings_of(entries)? } else { Vec::new() };
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
-        let mut joining = [Member::new(space.clone())];
+        let mut joining = [ServedSpace::new(space.clone())];
         let mut plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         // No entry may come before the space is there to get it.
         let windows: Vec<_> = self.windows.values().cloned().collect();
@@ -464,7 +464,7 @@ impl Listener {
         self.spaces().cloned().collect()
     }
 
-    fn plan(&self, view: &View, member: &Member, scope: &Scope) -> Plan {
+    fn plan(&self, view: &View, member: &ServedSpace, scope: &Scope) -> Plan {
         let host = Host::of(member.space.as_ref());
         match member.is_in_step() {
             true => plan::plan(view, &self.front, &host, &self.discardables, scope),
@@ -473,7 +473,7 @@ impl Listener {
     }
 
     /// The plans for `members`, or a report with what is refused.
-    fn plans(&self, view: &View, members: &[Member], scope: &Scope) -> Result<Vec<Plan>, CommitError> {
+    fn plans(&self, view: &View, members: &[ServedSpace], scope: &Scope) -> Result<Vec<Plan>, CommitError> {
         let plans: Vec<_> = members.iter().map(|member| self.plan(view, member, scope)).collect();
         if plans.iter().any(Plan::is_refused) { Err(CommitError::Refused(foresee(plans, members))) } else { Ok(plans) }
     }
@@ -514,7 +514,7 @@ fn hold(discardables: &Discardables) -> Held<'_> {
 }
 
 /// Applies each plan to its member, all or none.
-fn apply_to(members: &[Member], plans: Vec<Plan>) -> Result<Report, CommitError> {
+fn apply_to(members: &[ServedSpace], plans: Vec<Plan>) -> Result<Report, CommitError> {
     let spaces = members.iter().map(|member| member.space.as_ref());
     let spaces = apply::apply_all(spaces.zip(plans)).map_err(|failed| {
         let fenced = [failed.error.fenced.clone(), failed.fenced].concat();
@@ -524,7 +524,7 @@ fn apply_to(members: &[Member], plans: Vec<Plan>) -> Result<Report, CommitError>
 }
 
 /// What plans say before anything is done.
-fn foresee(plans: impl IntoIterator<Item = Plan>, members: &[Member]) -> Report {
+fn foresee(plans: impl IntoIterator<Item = Plan>, members: &[ServedSpace]) -> Report {
     let spaces = plans.into_iter().zip(members).map(|(plan, member)| plan.into_report(member.space.as_ref()));
     Report { spaces: spaces.collect() }
 }

@@ -20,8 +20,10 @@ use crate::section::{Backing, FrontEnd, Need, Section, TargetMemory};
 use crate::update::View;
 use crate::windows::{self, WindowPlan};
 use cutting::Cutting;
-use dmaspace_core::contract::{Fence, Keeps, Mapping, PciAddressSpace, Powers, Unit, WindowOffer, WindowRequest};
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::contract::{
+    Capabilities, Fence, Mapping, MappingModel, PciAddressSpace, Unit, WindowOffer, WindowRequest,
+};
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::memory::HostMemory;
@@ -84,7 +86,7 @@ pub(super) struct Plan {
 /// What a plan has to know of a space.
 pub(super) struct Host<'a> {
     space: &'a dyn PciAddressSpace,
-    powers: Powers,
+    powers: Capabilities,
     windows: Windows,
     offer: Option<WindowOffer>,
     registered: Option<Vec<HostMemory>>,
@@ -102,7 +104,11 @@ impl<'a> Host<'a> {
             windows: space.windows().windows.as_ref().clone(),
             offer: space.window_control().and_then(|control| control.offer()),
             registered: space.registration().map(|registration| registration.registered()),
-            runs: space.registration().and_then(|registration| registration.runs()).map(Runs::all).unwrap_or_default(),
+            runs: space
+                .registration()
+                .and_then(|registration| registration.runs())
+                .map(ProcessRegistrations::all)
+                .unwrap_or_default(),
             held: space.sharing().map(|sharing| sharing.held()),
             fences: space.fences(),
         }
@@ -264,8 +270,8 @@ impl<'a> Planner<'a> {
     /// How many of the kernel's mappings a live range in such units is.
     fn mappings_in(&self, range: IovaRange, unit: Unit) -> u64 {
         match (self.host.powers.keeps, unit) {
-            (Keeps::Mappings, Unit::Pages(page)) => bytes(range) >> page.shift(),
-            (Keeps::Mappings, Unit::Whole) | (Keeps::Entries, _) => 1,
+            (MappingModel::Mappings, Unit::Pages(page)) => bytes(range) >> page.shift(),
+            (MappingModel::Mappings, Unit::Whole) | (MappingModel::PageEntries, _) => 1,
         }
     }
 
@@ -289,8 +295,8 @@ impl<'a> Planner<'a> {
         let granule = run.window.granule();
         let (unit, parts) = match (run.unit, self.host.powers.keeps) {
             (Some(page), _) => (Unit::Pages(page), vec![gap]),
-            (None, Keeps::Entries) => (Unit::Pages(granule), vec![gap]),
-            (None, Keeps::Mappings) => (Unit::Whole, self.cutting.pieces(gap, granule)),
+            (None, MappingModel::PageEntries) => (Unit::Pages(granule), vec![gap]),
+            (None, MappingModel::Mappings) => (Unit::Whole, self.cutting.pieces(gap, granule)),
         };
         let (access, first, memory) = (run.access, run.range.first(), run.memory.clone());
         parts.into_iter().filter_map(move |range| {

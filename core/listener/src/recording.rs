@@ -7,7 +7,6 @@ mod piece;
 
 pub use piece::{Asked, BadPiece, Kind, Made, Piece, SpaceOf};
 
-
 use serde::{Deserialize, Serialize};
 
 use crate::CommitError;

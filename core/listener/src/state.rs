@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::Listener;
-use crate::member::{Member, Standing, Totals};
 use crate::section::{Section, TargetMemory};
+use crate::served_space::{RecurringWarning, ServedSpace, Totals};
 use crate::update::View;
 use dmaspace_core::contract::{Fence, Mapping, PciAddressSpace, Unit};
 use dmaspace_core::words::address::IovaRange;
@@ -77,7 +77,7 @@ pub struct SpaceState {
     /// What commits have cost so far.
     pub totals: Totals,
     /// The warnings whose causes last.
-    pub warnings: Vec<Standing>,
+    pub warnings: Vec<RecurringWarning>,
 }
 
 /// A live mapping and whose it is.
@@ -124,7 +124,7 @@ impl Listener {
 }
 
 impl SpaceState {
-    fn of(member: &Member, view: &View) -> Self {
+    fn of(member: &ServedSpace, view: &View) -> Self {
         let space: &dyn PciAddressSpace = member.space.as_ref();
         let mappings = space.mappings(IovaRange::all()).into_iter().map(|mapping| LiveMapping {
             owners: view.sections.within(mapping.range).map(Section::shared_name).collect(),
@@ -209,7 +209,7 @@ impl fmt::Display for SpaceState {
         for Fence { range, cause } in &self.fences {
             writeln!(f, "  fence {range}: {cause}")?;
         }
-        for Standing { warning, times } in &self.warnings {
+        for RecurringWarning { warning, times } in &self.warnings {
             writeln!(f, "  warning, met {times} times: {warning}")?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::apply::Journal;
-use crate::filled::Filled;
+use crate::kernel_filled::Filled;
 use crate::plan::rest_of;
 use crate::section::TargetMemory;
 use crate::update::Pieces;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
-use dmaspace_core::contract::{AttachPoint, HandsOver, Keeps, Powers, Unit};
+use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel, Unit};
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{
@@ -88,14 +88,14 @@ impl Backend for Logging {
         "logging"
     }
 
-    fn powers(&self) -> Powers {
-        Powers {
-            keeps: Keeps::Mappings,
+    fn powers(&self) -> Capabilities {
+        Capabilities {
+            keeps: MappingModel::Mappings,
             maps_device_memory: false,
             maps_files: false,
             maps_host_read_only: true,
             host_page: PageSize::K4,
-            hands_over: HandsOver::Never("a test"),
+            hands_over: LiveUpdateSupport::Never("a test"),
         }
     }
 

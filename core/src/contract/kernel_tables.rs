@@ -1,6 +1,6 @@
 //! Windows that somebody else fills: KVM, which answers a guest's hypercalls inside the kernel.
 //!
-//! What is written there is not told to anybody: it is read where the kernel shows it. So a space that leaves a window to a [`Filler`]
+//! What is written there is not told to anybody: it is read where the kernel shows it. So a space that leaves a window to a [`KernelWriter`]
 //! keeps no index of it, refuses to map and unmap there, and asks the filler what lives there.
 
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::words::address::IovaRange;
 /// Who fills a window in place of whoever uses the space.
 ///
 /// Called from any thread, while locks of the space are held: it calls nothing of the space.
-pub trait Filler: Send + Sync + fmt::Debug {
+pub trait KernelWriter: Send + Sync + fmt::Debug {
     /// What it has put in `range` so far: ascending, what continues each other joined. Asks no kernel.
     fn mappings(&self, range: IovaRange) -> Vec<Mapping>;
 
@@ -38,7 +38,7 @@ pub trait Filler: Send + Sync + fmt::Debug {
 }
 
 /// Leaving windows to somebody else: a power of hosts whose tables a kernel can fill by itself, sPAPR v2.
-pub trait WindowFilling: Send + Sync {
+pub trait KernelTables: Send + Sync {
     /// Leaves the window that is exactly `window` to `filler`: for every device attached, and for those that come later. What lives there
     /// must be what the filler has put, which for a new window is nothing.
     ///
@@ -48,7 +48,7 @@ pub trait WindowFilling: Send + Sync {
     /// # Errors
     /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow), [`Kind::Filled`](crate::error::Kind::Filled),
     /// [`Kind::Fenced`](crate::error::Kind::Fenced), [`Kind::NotAsFilled`](crate::error::Kind::NotAsFilled), or what the kernel says.
-    fn fill(&self, window: IovaRange, filler: Arc<dyn Filler>) -> Result<(), Error>;
+    fn fill(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error>;
 
     /// Takes a window back: what the filler put there is what lives there now. The filler leaves the devices; whether it ends is up to
     /// whoever brought it, who sees to it that nothing is put meanwhile.

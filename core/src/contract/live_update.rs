@@ -13,11 +13,11 @@
 //!                                                         is mapped, unmapped or attached
 //! ```
 //!
-//! 1. [`HandOver::hand_over`] tells the kernel that this process's addresses count no more, and describes what is there. From then on the
+//! 1. [`LiveUpdate::hand_over`] tells the kernel that this process's addresses count no more, and describes what is there. From then on the
 //!    space refuses whatever would change it ([`Kind::HandedOver`](crate::error::Kind::HandedOver)), and dropping it closes
-//!    descriptors and nothing else: devices lose nothing. A successor that never came is no loss: [`HandOver::take_back`].
+//!    descriptors and nothing else: devices lose nothing. A successor that never came is no loss: [`LiveUpdate::take_back`].
 //! 2. Whoever has the descriptors makes a space of them ([`Space::inherited`](crate::Space::inherited); the façade crate does it for
-//!    groups and containers) and adopts what was described, with its own memory: [`HandOver::adopt`].
+//!    groups and containers) and adopts what was described, with its own memory: [`LiveUpdate::adopt`].
 //!
 //! The same two steps in one process move the guest's memory to another address.
 //!
@@ -133,7 +133,7 @@ pub struct HandedMapping {
 }
 
 /// Handing a space over and taking it up: see [the module](self).
-pub trait HandOver: Send + Sync {
+pub trait LiveUpdate: Send + Sync {
     /// Whether the space is handed over, or inherited and not adopted yet: nothing of it can be changed then.
     fn is_handed_over(&self) -> bool;
 

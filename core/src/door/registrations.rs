@@ -16,7 +16,7 @@ use crate::words::memory::HostMemory;
 
 /// The registrations of a process.
 #[derive(Default)]
-pub struct Runs {
+pub struct ProcessRegistrations {
     by_address: Mutex<BTreeMap<u64, Run>>,
 }
 
@@ -25,7 +25,7 @@ struct Run {
     users: usize,
 }
 
-impl Runs {
+impl ProcessRegistrations {
     /// Those there are, ascending by host address. Waits for a registration under way.
     pub fn all(&self) -> Vec<HostMemory> {
         self.lock().values().map(|run| run.memory.clone()).collect()
@@ -96,9 +96,9 @@ impl Run {
 }
 
 /// How many there are: a door's debug output shows them.
-impl fmt::Debug for Runs {
+impl fmt::Debug for ProcessRegistrations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Runs").field("count", &self.lock().len()).finish()
+        f.debug_struct("ProcessRegistrations").field("count", &self.lock().len()).finish()
     }
 }
 
@@ -112,17 +112,17 @@ mod tests {
         HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
-    fn enter(runs: &Runs, memory: &HostMemory) -> Result<Result<(), ()>, HostMemory> {
+    fn enter(runs: &ProcessRegistrations, memory: &HostMemory) -> Result<Result<(), ()>, HostMemory> {
         runs.enter(memory, || Ok(()))
     }
 
-    fn leave(runs: &Runs, memory: &HostMemory) {
+    fn leave(runs: &ProcessRegistrations, memory: &HostMemory) {
         runs.leave(memory, || Ok::<_, ()>(())).expect("the call succeeds");
     }
 
     #[test]
     fn a_run_is_there_as_long_as_somebody_has_it() {
-        let (runs, run) = (Runs::default(), memory(0x1000, 0x2000));
+        let (runs, run) = (ProcessRegistrations::default(), memory(0x1000, 0x2000));
         enter(&runs, &run).expect("free").expect("registered");
         enter(&runs, &run).expect("the same").expect("registered");
         assert_eq!((runs.all(), runs.users(&run)), (vec![run.clone()], 2));
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn what_overlaps_a_run_otherwise_is_refused_without_a_call() {
-        let (runs, run) = (Runs::default(), memory(0x2000, 0x2000));
+        let (runs, run) = (ProcessRegistrations::default(), memory(0x2000, 0x2000));
         enter(&runs, &run).expect("free").expect("registered");
         for (address, len) in [(0x1000, 0x2000), (0x2000, 0x1000), (0x3000, 0x1000), (0x1000, 0x8000), (0x3000, 0x2000)]
         {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_call_that_fails_changes_nothing() {
-        let (runs, run) = (Runs::default(), memory(0x1000, 0x1000));
+        let (runs, run) = (ProcessRegistrations::default(), memory(0x1000, 0x1000));
         assert_eq!(runs.enter(&run, || Err(1)), Ok(Err(1)));
         assert_eq!(runs.all(), []);
         enter(&runs, &run).expect("free").expect("registered");
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn the_last_page_of_all_can_be_a_run() {
-        let (runs, run) = (Runs::default(), memory(u64::MAX - 0xfff, 0x1000));
+        let (runs, run) = (ProcessRegistrations::default(), memory(u64::MAX - 0xfff, 0x1000));
         enter(&runs, &run).expect("free").expect("registered");
         assert!(enter(&runs, &memory(u64::MAX - 0x1fff, 0x2000)).is_err());
         leave(&runs, &run);

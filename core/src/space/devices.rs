@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::contract::{Attachable, Keeps, WindowChange};
+use crate::contract::{Attachable, MappingModel, WindowChange};
 use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
 use crate::space::{Layout, Slot, Space, read, write};
@@ -84,7 +84,7 @@ impl<B: Backend> Space<B> {
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership): what lives for the `devices` that stay is entered again. Returns
     /// what could not be, which is fenced.
     pub(super) fn refill_tables(&self, operation: Operation, devices: usize) -> Vec<IovaRange> {
-        if devices == 0 || self.keeps() == Keeps::Mappings {
+        if devices == 0 || self.keeps() == MappingModel::Mappings {
             return Vec::new();
         }
         let refill = |slot: &Arc<Slot>| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::contract::kernel_tables::{Filler, WindowFilling};
+use crate::contract::kernel_tables::{KernelTables, KernelWriter};
 use crate::contract::{Attachable, Mapping};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
@@ -68,7 +68,7 @@ impl<B: Backend> Space<B> {
         slot.cloned().ok_or_else(|| Error::new(operation, window, Kind::NoSuchWindow))
     }
 
-    fn fillers(&self) -> Vec<(IovaRange, Arc<dyn Filler>)> {
+    fn fillers(&self) -> Vec<(IovaRange, Arc<dyn KernelWriter>)> {
         let layout = self.layout();
         layout.slots.iter().filter_map(|slot| Some((slot.window.range, slot.filler.clone()?))).collect()
     }
@@ -101,7 +101,7 @@ impl<B: Backend> Space<B> {
     }
 
     /// Entries that the kernel had put were entered again, but for those `lost`: without them the window is the kernel's no longer.
-    pub(super) fn note_refilled(&self, slot: &Slot, filler: &dyn Filler, lost: &[IovaRange]) {
+    pub(super) fn note_refilled(&self, slot: &Slot, filler: &dyn KernelWriter, lost: &[IovaRange]) {
         let entered: Vec<_> = write(&slot.live).drain().collect();
         if lost.is_empty() {
             return;
@@ -126,14 +126,14 @@ impl<B: Backend> Space<B> {
 }
 
 /// Whatever the kernel says: it is told that something else failed.
-fn leave(filler: &dyn Filler, device: &dyn Attachable) {
+fn leave(filler: &dyn KernelWriter, device: &dyn Attachable) {
     if let Err(failure) = filler.leaves(device) {
         log::error!("{} is still filled for: {failure}", device.name());
     }
 }
 
-impl<B: Backend> WindowFilling for Space<B> {
-    fn fill(&self, window: IovaRange, filler: Arc<dyn Filler>) -> Result<(), Error> {
+impl<B: Backend> KernelTables for Space<B> {
+    fn fill(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error> {
         let operation = Operation::Fill;
         let _gate = self.enter_alone(operation, window)?;
         let slot = self.slot_of(operation, window)?;
@@ -182,7 +182,7 @@ impl<B: Backend> WindowFilling for Space<B> {
     }
 }
 
-fn joined_alike(slot: &Slot, filler: &dyn Filler) -> bool {
+fn joined_alike(slot: &Slot, filler: &dyn KernelWriter) -> bool {
     let window = slot.window.range;
     joined(filler.mappings(window)) == joined(read(&slot.live).within(window).collect())
 }

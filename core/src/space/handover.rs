@@ -5,20 +5,20 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, HandoverCalls};
-use crate::contract::live_update::{HandOver, HandedMapping, Handover, NamedMemory};
-use crate::contract::{Attachable, HandsOver, Mapping, PciAddressSpace};
+use crate::backend::{Backend, VaddrCalls};
+use crate::contract::live_update::{HandedMapping, Handover, LiveUpdate, NamedMemory};
+use crate::contract::{Attachable, LiveUpdateSupport, Mapping, PciAddressSpace};
 use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::retry::{ask, insist};
-use crate::space::{Layout, Space, Standing, hull_over, pages, read, write};
+use crate::retry::{until_gone, with_retries};
+use crate::space::{Layout, Ownership, Space, hull_over, pages, read, write};
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
 use crate::words::window::Windows;
 
 impl<B: Backend> Space<B> {
     /// A space of descriptors that another process has handed over: nothing is known to be mapped, and nothing can be changed, before
-    /// it has adopted what was described ([`HandOver::adopt`]). `devices` are attached already.
+    /// it has adopted what was described ([`LiveUpdate::adopt`]). `devices` are attached already.
     ///
     /// # Errors
     /// What the kernel said when it was asked for its windows. Nothing is detached or unmapped then.
@@ -28,15 +28,15 @@ impl<B: Backend> Space<B> {
             let name = devices.first().map_or_else(|| "no device".into(), |device| device.name());
             Error::from_kernel(Operation::Adopt, Subject::Device(name), failure)
         })?;
-        Ok(Self::standing_so(Standing::Inherited, backend, devices, windows))
+        Ok(Self::standing_so(Ownership::Inherited, backend, devices, windows))
     }
 
-    fn calls_for_handover(&self, operation: Operation) -> Result<&dyn HandoverCalls, Error> {
+    fn calls_for_handover(&self, operation: Operation) -> Result<&dyn VaddrCalls, Error> {
         let never = |why| Error::new(operation, IovaRange::all(), Kind::Unsupported(why));
         match (self.backend.powers().hands_over, self.backend.handover_calls()) {
-            (HandsOver::WhereTheKernelCan, Some(calls)) => Ok(calls),
-            (HandsOver::Never(why), _) => Err(never(why)),
-            (HandsOver::WhereTheKernelCan, None) => Err(never("the backend makes no such calls")),
+            (LiveUpdateSupport::WhereTheKernelCan, Some(calls)) => Ok(calls),
+            (LiveUpdateSupport::Never(why), _) => Err(never(why)),
+            (LiveUpdateSupport::WhereTheKernelCan, None) => Err(never("the backend makes no such calls")),
         }
     }
 
@@ -126,7 +126,7 @@ impl<B: Backend> Space<B> {
     }
 
     /// Has the kernel find everything where it is in this process. After an error as much of it as can be is let go of again.
-    fn give_all(&self, calls: &dyn HandoverCalls, operation: Operation, mappings: &[Mapping]) -> Result<(), Error> {
+    fn give_all(&self, calls: &dyn VaddrCalls, operation: Operation, mappings: &[Mapping]) -> Result<(), Error> {
         let mut given: Vec<IovaRange> = Vec::new();
         for mapping in mappings {
             for (range, memory) in self.parts(mapping) {
@@ -143,7 +143,7 @@ impl<B: Backend> Space<B> {
     }
 
     /// Lets go of every address, or of none.
-    fn let_go_of_all(&self, calls: &dyn HandoverCalls) -> Result<(), Failure> {
+    fn let_go_of_all(&self, calls: &dyn VaddrCalls) -> Result<(), Failure> {
         let layout = self.layout();
         let slots: Vec<_> = layout.slots.iter().map(AsRef::as_ref).collect();
         let Some((_, bytes)) = hull_over(&slots, IovaRange::all()) else { return Ok(()) };
@@ -165,15 +165,15 @@ impl<B: Backend> Space<B> {
     }
 
     /// Has everything be found where it was.
-    fn give_back(&self, calls: &dyn HandoverCalls, live: &[Mapping]) {
+    fn give_back(&self, calls: &dyn VaddrCalls, live: &[Mapping]) {
         for (range, memory) in live.iter().flat_map(|mapping| self.parts(mapping)) {
-            if let Err(failure) = ask(|| give_surely(calls, range, &memory)) {
+            if let Err(failure) = with_retries(|| give_surely(calls, range, &memory)) {
                 log::error!("{}: the address of {range} could not be given back: {failure}", self.backend.name());
             }
         }
     }
 
-    /// Keeps in mind what is mapped now.
+    /// MappingModel in mind what is mapped now.
     fn record_all(&self, mappings: Vec<Mapping>) {
         let layout = self.layout();
         let windows = Windows::clone(&layout.windows);
@@ -182,7 +182,7 @@ impl<B: Backend> Space<B> {
 }
 
 /// Gives an address. One that was given by a call that failed has to be let go of first.
-fn give_surely(calls: &dyn HandoverCalls, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
+fn give_surely(calls: &dyn VaddrCalls, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
     calls.give(range, memory).or_else(|failure| {
         // Nothing to let go of is no failure.
         let _ = calls.let_go(range);
@@ -191,8 +191,8 @@ fn give_surely(calls: &dyn HandoverCalls, range: IovaRange, memory: &HostMemory)
 }
 
 /// Lets go of an address that was given, or perhaps was.
-fn let_go_again(calls: &dyn HandoverCalls, range: IovaRange) {
-    if let Err(failure) = insist(Errno::EINVAL, || calls.let_go(range)) {
+fn let_go_again(calls: &dyn VaddrCalls, range: IovaRange) {
+    if let Err(failure) = until_gone(Errno::EINVAL, || calls.let_go(range)) {
         log::warn!("{range} keeps an address of this process: {failure}");
     }
 }
@@ -205,9 +205,9 @@ fn difference(live: &[Mapping], described: &[Mapping]) -> Option<IovaRange> {
     differing.map(|(live, _)| live).or_else(beyond).map(|mapping| mapping.range)
 }
 
-impl<B: Backend> HandOver for Space<B> {
+impl<B: Backend> LiveUpdate for Space<B> {
     fn is_handed_over(&self) -> bool {
-        *read(&self.gate) != Standing::Here
+        *read(&self.gate) != Ownership::Here
     }
 
     fn hand_over(&self, memory: &NamedMemory) -> Result<Handover, Error> {
@@ -215,9 +215,9 @@ impl<B: Backend> HandOver for Space<B> {
         let fail = |kind| Error::new(operation, IovaRange::all(), kind);
         let mut standing = write(&self.gate);
         match *standing {
-            Standing::Inherited => return Err(fail(Kind::HandedOver)),
-            Standing::HandedOver => return self.describe(memory),
-            Standing::Here => {}
+            Ownership::Inherited => return Err(fail(Kind::HandedOver)),
+            Ownership::HandedOver => return self.describe(memory),
+            Ownership::Here => {}
         }
         let calls = self.calls_for_handover(operation)?;
         if let Some(fence) = self.fences().first() {
@@ -229,37 +229,37 @@ impl<B: Backend> HandOver for Space<B> {
             return Err(fail(Kind::Unsupported(why)));
         }
         self.let_go_of_all(calls).map_err(from_kernel)?;
-        *standing = Standing::HandedOver;
+        *standing = Ownership::HandedOver;
         Ok(handover)
     }
 
     fn take_back(&self) -> Result<(), Error> {
         let operation = Operation::TakeBack;
         let mut standing = write(&self.gate);
-        if *standing != Standing::HandedOver {
+        if *standing != Ownership::HandedOver {
             return Err(Error::new(operation, IovaRange::all(), Kind::NotHandedOver));
         }
         self.give_all(self.calls_for_handover(operation)?, operation, &self.live())?;
-        *standing = Standing::Here;
+        *standing = Ownership::Here;
         Ok(())
     }
 
     fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
         let operation = Operation::Adopt;
         let mut standing = write(&self.gate);
-        if *standing == Standing::Here {
+        if *standing == Ownership::Here {
             return Err(Error::new(operation, IovaRange::all(), Kind::NotHandedOver));
         }
         let calls = self.calls_for_handover(operation)?;
         let mappings = self.resolve(handover, memory)?;
-        let differs = (*standing == Standing::HandedOver).then(|| difference(&self.live(), &mappings)).flatten();
+        let differs = (*standing == Ownership::HandedOver).then(|| difference(&self.live(), &mappings)).flatten();
         if let Some(range) = differs {
             let what = "it is not what this space had mapped there when it was handed over";
             return Err(Error::new(operation, range, Kind::BadHandover(what.into())));
         }
         self.give_all(calls, operation, &mappings)?;
         self.record_all(mappings);
-        *standing = Standing::Here;
+        *standing = Ownership::Here;
         Ok(())
     }
 }

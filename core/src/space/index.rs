@@ -159,7 +159,7 @@ impl Index {
 
 impl Run {
     fn range(&self, at: Iova) -> IovaRange {
-        // Runs are never empty, so the hull of the two ends is the run.
+        // ProcessRegistrations are never empty, so the hull of the two ends is the run.
         let end = |address| IovaRange::new(address, address);
         match (end(at), end(self.last)) {
             (Ok(first), Ok(last)) => first.hull(last),

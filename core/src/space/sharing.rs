@@ -1,7 +1,7 @@
 //! Memory that is held, so that spaces of one host share what they pin of it.
 
 use crate::backend::{Backend, SharingCalls};
-use crate::contract::{MemorySharing, PciAddressSpace};
+use crate::contract::{PciAddressSpace, PinSharing};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::{Space, read, write};
 use crate::words::memory::HostMemory;
@@ -25,7 +25,7 @@ impl<B: Backend> Space<B> {
     }
 }
 
-impl<B: Backend> MemorySharing for Space<B> {
+impl<B: Backend> PinSharing for Space<B> {
     fn hold(&self, memory: &HostMemory) -> Result<(), Error> {
         let operation = Operation::Hold;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);

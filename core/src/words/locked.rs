@@ -21,18 +21,18 @@ pub struct LockedMemory {
 impl LockedMemory {
     /// The account of a kernel that charges the process.
     pub fn of_process(self) -> Allowance {
-        Allowance { limit: self.limit, taken: self.locked, payer: Payer::Process }
+        Allowance { limit: self.limit, taken: self.locked, payer: AccountingMode::Process }
     }
 
     /// The account of a kernel that charges the user, as far as one process can see it.
     pub fn of_user(self) -> Allowance {
-        Allowance { limit: self.limit, taken: self.pinned, payer: Payer::User }
+        Allowance { limit: self.limit, taken: self.pinned, payer: AccountingMode::User }
     }
 }
 
 /// Who is charged for locked memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Payer {
+pub enum AccountingMode {
     /// This process alone.
     Process,
     /// All processes of its user together: what the others have taken is not known.
@@ -47,7 +47,7 @@ pub struct Allowance {
     /// The bytes that this process has taken.
     pub taken: u64,
     /// Who is charged.
-    pub payer: Payer,
+    pub payer: AccountingMode,
 }
 
 impl Allowance {
@@ -77,8 +77,8 @@ impl PinLimit {
         match (allowance.limit, allowance.payer) {
             (None, _) => Some(false),
             (Some(_), _) if !allowance.admits(self.wanted?) => Some(true),
-            (Some(_), Payer::Process) => Some(false),
-            (Some(_), Payer::User) => None,
+            (Some(_), AccountingMode::Process) => Some(false),
+            (Some(_), AccountingMode::User) => None,
         }
     }
 
@@ -121,7 +121,7 @@ struct Limit(u64, Allowance);
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(limit, Allowance { taken, payer, .. }) = self;
-        let by = if *payer == Payer::User { " by this process" } else { "" };
+        let by = if *payer == AccountingMode::User { " by this process" } else { "" };
         write!(f, "the {limit} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them taken{by}")
     }
 }
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_sum_past_the_last_byte_does_not_fit() {
-        assert!(!Allowance { limit: Some(u64::MAX), taken: 1, payer: Payer::Process }.admits(u64::MAX));
-        assert!(Allowance { limit: Some(u64::MAX), taken: 0, payer: Payer::Process }.admits(u64::MAX));
+        assert!(!Allowance { limit: Some(u64::MAX), taken: 1, payer: AccountingMode::Process }.admits(u64::MAX));
+        assert!(Allowance { limit: Some(u64::MAX), taken: 0, payer: AccountingMode::Process }.admits(u64::MAX));
     }
 }

@@ -19,7 +19,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //!
-//! use dmaspace::{Facts, Host, Wish};
+//! use dmaspace::{Facts, Host, OpenRequest};
 //! use dmaspace_core::words::address::SystemRange;
 //! use dmaspace_listener::Update;
 //! use dmaspace_listener::section::TargetMemory;
@@ -41,7 +41,7 @@
 //!
 //! let machine = SoftHost::new(Profile::powernv9())?;
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
-//! let opened = host.open(&Wish::device("0000:01:00.0".parse()?))?;
+//! let opened = host.open(&OpenRequest::device("0000:01:00.0".parse()?))?;
 //! let space = opened.space.space();
 //!
 //! // All of the guest's RAM may be mapped, and none of it is.

@@ -122,7 +122,7 @@ impl TceTables {
         Some(mem::replace(&mut *table, empty))
     }
 
-    /// Keeps an empty window of the listener's in step with a table from now on, beginning with what is in it: one call for each run.
+    /// MappingModel an empty window of the listener's in step with a table from now on, beginning with what is in it: one call for each run.
     ///
     /// # Errors
     /// [`ConnectError`]; what was put in the window was cleared again.

@@ -9,17 +9,17 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use dmaspace::choose::{BackendKind, Wish};
+use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
-use dmaspace_core::contract::{Attachable, MemoryRegistration, MemorySharing, WindowControl};
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::contract::{Attachable, MemoryRegistration, PinSharing, WindowControl};
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
-use dmaspace_core::words::locked::{LockedMemory, Payer};
+use dmaspace_core::words::locked::{AccountingMode, LockedMemory};
 use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_iommufd::Pool;
 use dmaspace_listener::Listener;
@@ -289,7 +289,7 @@ impl Door for Listening {
         self.soft.locked_memory()
     }
 
-    fn runs(&self) -> &Runs {
+    fn runs(&self) -> &ProcessRegistrations {
         self.soft.runs()
     }
 
@@ -354,7 +354,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open(&mut self, n: usize) -> Result<(), Trouble> {
-        let wish = Wish::device(self.address(n)).on(self.ground.backend);
+        let wish = OpenRequest::device(self.address(n)).on(self.ground.backend);
         self.opened.push(self.host.open(&wish)?);
         Ok(())
     }
@@ -364,7 +364,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_the_best(&mut self, n: usize) -> Result<(), Trouble> {
-        self.opened.push(self.host.open(&Wish::device(self.address(n)))?);
+        self.opened.push(self.host.open(&OpenRequest::device(self.address(n)))?);
         Ok(())
     }
 
@@ -379,7 +379,7 @@ impl World {
             BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
             BackendKind::Type1OnIommufd => BackendKind::Iommufd,
         };
-        self.opened.push(self.host.open(&Wish::device(self.address(n)).on(backend))?);
+        self.opened.push(self.host.open(&OpenRequest::device(self.address(n)).on(backend))?);
         Ok(())
     }
 
@@ -388,8 +388,8 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_asking(&mut self, n: usize, promised: IovaRange) -> Result<(), Trouble> {
-        let options = OpenOptions::new().charging(Payer::Process).without_huge_pages().promising(promised);
-        let wish = Wish::device(self.address(n)).on(self.ground.backend);
+        let options = OpenOptions::new().charging(AccountingMode::Process).without_huge_pages().promising(promised);
+        let wish = OpenRequest::device(self.address(n)).on(self.ground.backend);
         self.opened.push(self.host.clone().with_options(options).open(&wish)?);
         Ok(())
     }
@@ -400,7 +400,7 @@ impl World {
     /// What opening says.
     pub fn open_sharing(&mut self, n: usize) -> Result<(), Trouble> {
         let pool = self.pool.upgrade().map_or_else(|| self.host.open_pool(), Ok)?;
-        self.opened.push(self.host.open_in(&pool, &Wish::device(self.address(n)))?);
+        self.opened.push(self.host.open_in(&pool, &OpenRequest::device(self.address(n)))?);
         self.pool = Arc::downgrade(&pool);
         Ok(())
     }
@@ -411,7 +411,7 @@ impl World {
     /// What opening says.
     pub fn open_empty(&mut self) -> Result<(), Trouble> {
         let space = self.host.open_space(self.ground.backend)?;
-        let choice = self.host.choose(&Wish { devices: Vec::new(), backend: Some(self.ground.backend) });
+        let choice = self.host.choose(&OpenRequest { devices: Vec::new(), backend: Some(self.ground.backend) });
         self.opened.push(Opened { devices: Vec::new(), space, choice });
         Ok(())
     }
@@ -452,7 +452,7 @@ impl World {
     }
 
     /// What a space holds, if it shares pins.
-    pub fn sharing<T>(&self, space: usize, work: impl FnOnce(&dyn MemorySharing) -> T) -> T {
+    pub fn sharing<T>(&self, space: usize, work: impl FnOnce(&dyn PinSharing) -> T) -> T {
         work(self.space(space).sharing().expect("a space in a pool"))
     }
 

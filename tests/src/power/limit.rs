@@ -2,7 +2,7 @@
 
 use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::error::{Kind, Operation};
-use dmaspace_core::words::locked::{Allowance, Payer, PinLimit};
+use dmaspace_core::words::locked::{AccountingMode, Allowance, PinLimit};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{CommitError, Update};
@@ -35,7 +35,7 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     let limited = machine.limited_to(allowed);
     let refusal = listener.commit(Update::new().adding(high.clone())).expect_err("its table does not fit");
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
-    let allowance = Some(Allowance { limit: Some(allowed), taken, payer: Payer::Process });
+    let allowance = Some(Allowance { limit: Some(allowed), taken, payer: AccountingMode::Process });
     let kind = Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance });
     assert_eq!((error.operation, &error.kind), (Operation::CreateWindow, &kind), "{error}");
     let words = format!(

@@ -6,7 +6,7 @@ use crate::plan::registrations::near;
 use crate::plan::{Planner, Run, bytes, overlapping};
 use crate::report::{Cause, Fate, Verdict, Warning};
 use crate::section::{Backing, Need, Section, TargetMemory};
-use dmaspace_core::contract::Keeps;
+use dmaspace_core::contract::MappingModel;
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;
@@ -144,7 +144,7 @@ impl<'a> Planner<'a> {
     /// Whether not all blocks of all discardable sections can be populated at once: each takes a mapping where kernels keep mappings
     /// (qemu: hw/vfio/common.c, vfio_register_ram_discard_listener, warns in the same case).
     fn few_mappings(&self) -> Option<String> {
-        if self.host.powers.keeps == Keeps::Entries {
+        if self.host.powers.keeps == MappingModel::PageEntries {
             return None;
         }
         let left = self.host.space.mappings_left()?.saturating_sub(self.plan.more_mappings);

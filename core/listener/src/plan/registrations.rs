@@ -24,7 +24,7 @@ impl Planner<'_> {
         let covered = covered_by(&needed);
         let unneeded = |known: &&HostMemory| !covers_any_of(&covered, known) && near(&blocks, known).is_empty();
         let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
-        // Blocks are never part of a run: what is registered together can only be let go of together.
+        // RangeSet are never part of a run: what is registered together can only be let go of together.
         let missing = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run)));
         (as_others_have_it(missing.collect(), &self.host.runs), gone)
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::member::Standing;
 use crate::recording::{self, Hex, Piece};
 use crate::report::Cause;
+use crate::served_space::RecurringWarning;
 use crate::state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};
 use dmaspace_core::contract::{Fence, Unit};
 use dmaspace_core::words::address::IovaRange;
@@ -187,7 +187,7 @@ impl Fenced {
 }
 
 impl<'a> Warned<'a> {
-    fn of(Standing { warning, times }: &'a Standing) -> Self {
+    fn of(RecurringWarning { warning, times }: &'a RecurringWarning) -> Self {
         let cause = match warning.cause {
             Cause::LosesBytes => "loses_bytes",
             Cause::NotMapped => "not_mapped",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::apply::Journal;
-use crate::smaller_pages::SmallerPages;
+use crate::page_size_fallback::SmallerPages;
 use crate::translated::{EntryError, Shared};
 use dmaspace_core::contract::{PciAddressSpace, Unit};
 use dmaspace_core::words::access::Access;

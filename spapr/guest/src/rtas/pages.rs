@@ -2,7 +2,7 @@
 
 use dmaspace_core::{PageSize, PageSizes};
 
-/// Powers of two, and the bits they have in "IO Page Sizes" (LoPAR: sec_rtas_dma_window.xml, ibm,query-pe-dma-window Argument Call
+/// Capabilities of two, and the bits they have in "IO Page Sizes" (LoPAR: sec_rtas_dma_window.xml, ibm,query-pe-dma-window Argument Call
 /// Buffer, whose bit 31 is the lowest). 2M is newer than that text (linux: commit 387273118714, "powerps/pseries/dma: Add support for 2M
 /// IOMMU page size"; qemu: include/hw/ppc/spapr.h, RTAS_DDW_PGSIZE_2M).
 const BITS: [(u32, u32); 9] =

@@ -6,11 +6,11 @@ use dmaspace_core::words::address::{Iova, IovaRange};
 
 /// Ranges that are disjoint and do not touch, by first byte.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Blocks {
+pub(super) struct RangeSet {
     runs: BTreeMap<Iova, IovaRange>,
 }
 
-impl Blocks {
+impl RangeSet {
     /// All of `range` is in from now on.
     pub(super) fn insert(&mut self, range: IovaRange) {
         let mut hull = range;
@@ -71,13 +71,13 @@ mod tests {
         IovaRange::new(Iova::new(first), Iova::new(last)).expect("a range of the test")
     }
 
-    fn blocks(ranges: &[(u64, u64)]) -> Blocks {
-        let mut blocks = Blocks::default();
+    fn blocks(ranges: &[(u64, u64)]) -> RangeSet {
+        let mut blocks = RangeSet::default();
         ranges.iter().for_each(|(first, last)| blocks.insert(range(*first, *last)));
         blocks
     }
 
-    fn all(blocks: &Blocks) -> Vec<IovaRange> {
+    fn all(blocks: &RangeSet) -> Vec<IovaRange> {
         blocks.within(IovaRange::all())
     }
 

@@ -9,11 +9,11 @@
 use std::ptr;
 
 use crate::apply::Journal;
-use crate::member::Member;
 use crate::plan::{missing_from, near, needed_runs};
+use crate::served_space::ServedSpace;
 use crate::update::View;
 use dmaspace_core::contract::{MemoryRegistration, PciAddressSpace};
-use dmaspace_core::door::registrations::Runs;
+use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::error::Error;
 use dmaspace_core::words::memory::HostMemory;
 
@@ -25,9 +25,9 @@ const PART: u64 = 16;
 pub(super) type Surrender<'a> = (&'a dyn PciAddressSpace, Vec<HostMemory>);
 
 /// The spaces of `members` that can give up runs, so that they grow to what `view` needs.
-pub(super) fn in_the_way<'a>(view: &View, members: &'a [Member]) -> Vec<Surrender<'a>> {
+pub(super) fn in_the_way<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Surrender<'a>> {
     let mut surrenders: Vec<Surrender<'a>> = Vec::new();
-    let mut seen: Vec<&Runs> = Vec::new();
+    let mut seen: Vec<&ProcessRegistrations> = Vec::new();
     for member in members {
         let Some(runs) = runs_of(member) else { continue };
         if seen.iter().any(|known| ptr::eq(*known, runs)) {
@@ -73,7 +73,7 @@ struct Sharer<'a> {
 }
 
 impl<'a> Sharer<'a> {
-    fn of(member: &'a Member) -> Self {
+    fn of(member: &'a ServedSpace) -> Self {
         let registered = member.space.registration().map(MemoryRegistration::registered).unwrap_or_default();
         Self { space: member.space.as_ref(), registered }
     }
@@ -87,12 +87,12 @@ impl<'a> Sharer<'a> {
     }
 }
 
-fn runs_of(member: &Member) -> Option<&Runs> {
+fn runs_of(member: &ServedSpace) -> Option<&ProcessRegistrations> {
     member.space.registration()?.runs()
 }
 
 /// Of the runs there are, those that become part of longer ones.
-fn growing(view: &View, member: &Member, runs: &Runs, sharing: &[Sharer<'_>]) -> Vec<HostMemory> {
+fn growing(view: &View, member: &ServedSpace, runs: &ProcessRegistrations, sharing: &[Sharer<'_>]) -> Vec<HostMemory> {
     let known = runs.all();
     let mut growing = Vec::new();
     for wanted in needed_runs(view, member.space.powers().host_page) {

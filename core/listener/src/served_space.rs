@@ -9,24 +9,24 @@ use dmaspace_core::contract::PciAddressSpace;
 
 /// A space that is served.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
+pub(super) struct ServedSpace {
     pub(super) space: Arc<dyn PciAddressSpace>,
     /// How it was when it was last brought in step. When that changes without us, because a device came or went, all of the view is
     /// planned for it anew.
-    known: Known,
+    known: SeenGeneration,
     /// By section and cause, what was warned of and lasts.
-    pub(super) warnings: BTreeMap<(String, Cause), Standing>,
+    pub(super) warnings: BTreeMap<(String, Cause), RecurringWarning>,
     pub(super) totals: Totals,
 }
 
 /// What tells whether a device came or went: where windows are created, the first one brings none by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
+struct SeenGeneration {
     windows: u64,
     is_dormant: bool,
 }
 
-impl Known {
+impl SeenGeneration {
     fn of(space: &dyn PciAddressSpace) -> Self {
         Self { windows: space.windows().generation, is_dormant: is_dormant(space) }
     }
@@ -34,7 +34,7 @@ impl Known {
 
 /// A warning whose cause lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct RecurringWarning {
     /// As it was first given.
     pub warning: Warning,
     /// How many commits met its cause.
@@ -54,14 +54,14 @@ pub struct Totals {
     pub disturbed: u64,
 }
 
-impl Member {
+impl ServedSpace {
     pub(super) fn new(space: Arc<dyn PciAddressSpace>) -> Self {
-        let known = Known::of(space.as_ref());
+        let known = SeenGeneration::of(space.as_ref());
         Self { space, known, warnings: BTreeMap::new(), totals: Totals::default() }
     }
 
     pub(super) fn is_in_step(&self) -> bool {
-        self.known == Known::of(self.space.as_ref())
+        self.known == SeenGeneration::of(self.space.as_ref())
     }
 
     /// Whether a device came or went since, and one is there.
@@ -70,7 +70,7 @@ impl Member {
     }
 
     pub(super) fn note_windows(&mut self) {
-        self.known = Known::of(self.space.as_ref());
+        self.known = SeenGeneration::of(self.space.as_ref());
     }
 
     /// Remembers a commit. What is left in the report are warnings not given before.
@@ -109,7 +109,7 @@ impl Member {
 
     fn is_news(&mut self, warning: &Warning) -> bool {
         let standing = self.warnings.entry((warning.name.clone(), warning.cause));
-        let standing = standing.or_insert_with(|| Standing { warning: warning.clone(), times: 0 });
+        let standing = standing.or_insert_with(|| RecurringWarning { warning: warning.clone(), times: 0 });
         standing.times += 1;
         standing.times == 1
     }

@@ -8,7 +8,7 @@ use dmaspace_core::words::memory::HostMemory;
 /// Why memory must not be dropped: a device would go on with the pages it has, and this process would get others (QEMU inhibits balloons
 /// altogether once a device is assigned; qemu: hw/vfio/container.c, vfio_ram_block_discard_disable).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Pinned {
+pub enum InUse {
     /// Devices reach it, or may do so behind a fence.
     #[error("devices reach it through {backend} at {range} ({section})")]
     Mapped {
@@ -45,23 +45,23 @@ impl Listener {
     /// Cost proportional to what is live.
     ///
     /// # Errors
-    /// [`Pinned`]: who keeps it.
-    pub fn may_discard(&self, memory: &HostMemory) -> Result<(), Pinned> {
+    /// [`InUse`]: who keeps it.
+    pub fn may_discard(&self, memory: &HostMemory) -> Result<(), InUse> {
         for space in self.spaces() {
             let backend = space.backend();
             if let Some(range) = space.fence_onto(memory).or_else(|| space.mapping_onto(memory)) {
                 let section = self.view.sections.within(range).next();
-                return Err(Pinned::Mapped { backend, range, section: named(section.map(Section::name)) });
+                return Err(InUse::Mapped { backend, range, section: named(section.map(Section::name)) });
             }
             let registered = space.registration().map(|registration| registration.registered()).unwrap_or_default();
             if let Some(known) = registered.into_iter().find(|known| known.overlaps(memory)) {
                 let owner = named(self.owner_of(&known));
-                return Err(Pinned::Registered { backend, memory: known, owner });
+                return Err(InUse::Registered { backend, memory: known, owner });
             }
         }
         let within_reach = !self.members.is_empty() && !self.windows.is_empty();
         match self.view.targets.iter().find(|target| within_reach && target.memory().overlaps(memory)) {
-            Some(target) => Err(Pinned::Target { target: target.to_string() }),
+            Some(target) => Err(InUse::Target { target: target.to_string() }),
             None => Ok(()),
         }
     }

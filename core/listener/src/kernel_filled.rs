@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use crate::translated::{EntryError, EntryRun, Shared, Targets, TranslatedWindow, resolve};
-use dmaspace_core::contract::kernel_tables::{Filler, WindowFilling};
+use dmaspace_core::contract::kernel_tables::{KernelTables, KernelWriter};
 use dmaspace_core::contract::{Attachable, Mapping, PciAddressSpace, Unit};
 use dmaspace_core::door::Failure;
 use dmaspace_core::error::{Error, Kind, Operation};
@@ -18,13 +18,13 @@ pub trait KernelEntries: Send + Sync + fmt::Debug {
     /// The live entries in `range`, ascending, joined to runs. Asks no kernel.
     fn runs(&self, range: IovaRange) -> Vec<EntryRun>;
 
-    /// Has the kernel fill the window for a group, too ([`Filler::joins`]).
+    /// Has the kernel fill the window for a group, too ([`KernelWriter::joins`]).
     ///
     /// # Errors
     /// What the kernel said; it does not then.
     fn joins(&self, group: &dyn Attachable) -> Result<(), Failure>;
 
-    /// Has the kernel fill no window for a group any more ([`Filler::leaves`]).
+    /// Has the kernel fill no window for a group any more ([`KernelWriter::leaves`]).
     ///
     /// # Errors
     /// What the kernel said; it still does then.
@@ -46,7 +46,7 @@ pub(super) struct Filled {
     settled: Targets,
 }
 
-impl Filler for Filled {
+impl KernelWriter for Filled {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let targets = self.settled.read().unwrap_or_else(PoisonError::into_inner);
         let unit = Unit::Pages(self.page);
@@ -82,7 +82,7 @@ impl Filler for Filled {
     }
 }
 
-fn filling(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn WindowFilling, Error> {
+fn filling(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn KernelTables, Error> {
     let none = Kind::Unsupported("this host's windows cannot be filled by the kernel");
     space.filling().ok_or_else(|| Error::new(Operation::Fill, window, none))
 }
