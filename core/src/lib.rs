@@ -15,9 +15,9 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //!
-//! use crate::door::{Door, HandleKind};
+//! use dmaspace_core::door::{Door, HandleKind};
 //! use dmaspace_listener::Update;
-//! use crate::{Access, HostMemory, Iova, PciAddressSpace, Space};
+//! use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace, Space};
 //! use dmaspace_listener::{FrontEnd, Listener, Section};
 //! use dmaspace_iommufd::{Cdev, Ioas};
 //! use dmaspace_soft::{Profile, SoftHost};

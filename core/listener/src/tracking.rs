@@ -17,7 +17,7 @@ impl Listener {
     /// ```
     /// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
     /// use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
-    /// use crate::{FrontEnd, Listener};
+    /// use dmaspace_listener::{FrontEnd, Listener};
     ///
     /// #[derive(Default)]
     /// struct Count(AtomicU64);

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use crate::{FrontEnd, Listener, vm_memory};
+//! use dmaspace_listener::{FrontEnd, Listener, vm_memory};
 //! use ::vm_memory::{GuestAddress, GuestMemoryAtomic, GuestAddressSpace, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 //!
 //! let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;

@@ -26,7 +26,7 @@
 //! use dmaspace_core::{HostMemory, SystemAddress};
 //! use dmaspace_listener::Listener;
 //! use dmaspace_soft::{Profile, SoftHost};
-//! use crate::{Layout, PciHostBridge, SystemMemory, TceTables};
+//! use dmaspace_spapr_guest::{Layout, PciHostBridge, SystemMemory, TceTables};
 //!
 //! // 256 MiB, in which this guest has no lists and no buffers.
 //! struct Ram;

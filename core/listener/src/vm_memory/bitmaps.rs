@@ -15,7 +15,7 @@ use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 /// use std::sync::Arc;
 /// use ::vm_memory::bitmap::AtomicBitmap;
 /// use ::vm_memory::{GuestAddress, GuestMemoryMmap};
-/// use crate::{FrontEnd, Listener, vm_memory};
+/// use dmaspace_listener::{FrontEnd, Listener, vm_memory};
 ///
 /// let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
 /// let mut listener = Listener::new(FrontEnd::pc());
