@@ -173,13 +173,13 @@ pub trait SharingCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; it is not held then.
-    fn hold(&self, memory: &HostMemory) -> Result<(), Failure>;
+    fn share_pins(&self, memory: &HostMemory) -> Result<(), Failure>;
 
     /// Lets go of exactly what was held. What is mapped of it stays mapped. A kernel that will not let go is asked again later.
-    fn let_go(&self, memory: &HostMemory);
+    fn stop_sharing(&self, memory: &HostMemory);
 
     /// How often all of `memory` is held, this space's own holding included; 0 when a byte of it is not. Makes no call.
-    fn holders(&self, memory: &HostMemory) -> usize;
+    fn sharers(&self, memory: &HostMemory) -> usize;
 }
 
 /// Logging what devices write.

@@ -162,7 +162,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// In this order, all before the kernel is asked: [`Kind::BadRange`], [`Kind::NoAccess`], [`Kind::HostReadOnly`],
-    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::Filled`], [`Kind::Misaligned`],
+    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::KernelOwned`], [`Kind::Misaligned`],
     /// [`Kind::BadUnit`], [`Kind::Overlap`], and on hosts that want registration [`Kind::NotRegistered`]. Then what the kernel says:
     /// [`Kind::PinLimit`], [`Kind::BadAddress`], [`Kind::NoMappingSlot`], [`Kind::Refused`].
     ///
@@ -173,7 +173,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// [`Kind::DeviceMemory`]: crate::error::Kind::DeviceMemory
     /// [`Kind::Fenced`]: crate::error::Kind::Fenced
     /// [`Kind::OutsideWindows`]: crate::error::Kind::OutsideWindows
-    /// [`Kind::Filled`]: crate::error::Kind::Filled
+    /// [`Kind::KernelOwned`]: crate::error::Kind::KernelOwned
     /// [`Kind::Misaligned`]: crate::error::Kind::Misaligned
     /// [`Kind::BadUnit`]: crate::error::Kind::BadUnit
     /// [`Kind::Overlap`]: crate::error::Kind::Overlap
@@ -195,7 +195,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Kind::CutsUnit`](crate::error::Kind::CutsUnit) when an end of the range lies inside a unit,
-    /// [`Kind::Filled`](crate::error::Kind::Filled), [`Kind::Fenced`](crate::error::Kind::Fenced), or what the kernel says.
+    /// [`Kind::KernelOwned`](crate::error::Kind::KernelOwned), [`Kind::Fenced`](crate::error::Kind::Fenced), or what the kernel says.
     fn unmap(&self, range: IovaRange) -> Result<u64, Error>;
 
     /// The live mapping at `at`; in a window that somebody else fills, the entry there. Never waits for a kernel call.
@@ -222,7 +222,7 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     }
 
     /// Leaving windows to the kernel, where it can fill them by itself.
-    fn filling(&self) -> Option<&dyn KernelTables> {
+    fn kernel_tables(&self) -> Option<&dyn KernelTables> {
         None
     }
 
@@ -383,7 +383,7 @@ pub trait WindowControl: Send + Sync {
     /// # Errors
     /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow): an address inside would do for the kernel, and remove the wrong
     /// window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_remove_window); not for us.
-    /// [`Kind::Filled`](crate::error::Kind::Filled): it is to be taken back first, or whoever fills it would fill a table that is gone.
+    /// [`Kind::KernelOwned`](crate::error::Kind::KernelOwned): it is to be taken back first, or whoever fills it would fill a table that is gone.
     fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error>;
 
     /// The bytes of locked memory the table of such a window takes.
@@ -432,20 +432,20 @@ pub trait PinSharing: Send + Sync {
     /// # Errors
     /// Before the kernel is asked: [`Kind::Unbacked`](crate::error::Kind::Unbacked),
     /// [`Kind::DeviceMemory`](crate::error::Kind::DeviceMemory), [`Kind::Misaligned`](crate::error::Kind::Misaligned) to the host's
-    /// page, [`Kind::AlreadyHeld`](crate::error::Kind::AlreadyHeld) by this space, in whole or in part. Then what the kernel says.
-    fn hold(&self, memory: &HostMemory) -> Result<(), Error>;
+    /// page, [`Kind::AlreadyShared`](crate::error::Kind::AlreadyShared) by this space, in whole or in part. Then what the kernel says.
+    fn share_pins(&self, memory: &HostMemory) -> Result<(), Error>;
 
     /// Lets go of exactly what was held.
     ///
     /// # Errors
     /// [`Kind::InUse`](crate::error::Kind::InUse) when a live mapping of this space leans on it: it would stay, but nobody could share it
-    /// any more. [`Kind::NotHeld`](crate::error::Kind::NotHeld) when it is not exactly what was held at once.
-    fn let_go(&self, memory: &HostMemory) -> Result<(), Error>;
+    /// any more. [`Kind::NotShared`](crate::error::Kind::NotShared) when it is not exactly what was held at once.
+    fn stop_sharing(&self, memory: &HostMemory) -> Result<(), Error>;
 
     /// What this space holds, ascending by host address.
-    fn held(&self) -> Vec<HostMemory>;
+    fn shared(&self) -> Vec<HostMemory>;
 
     /// How many of the spaces that share hold all of `memory`: 0 when a map of it would pin it anew, 1 when it would be the first, more
     /// when others may have pinned it already.
-    fn holders(&self, memory: &HostMemory) -> usize;
+    fn sharers(&self, memory: &HostMemory) -> usize;
 }

@@ -27,10 +27,10 @@ pub enum Operation {
     Register,
     /// Unregister memory.
     Unregister,
-    /// Hold memory, so that its pins are shared.
-    Hold,
-    /// Let go of memory.
-    LetGo,
+    /// Share the pins of memory with other spaces.
+    SharePins,
+    /// Stop sharing the pins of memory.
+    StopSharing,
     /// Attach a device.
     Attach,
     /// Detach a device.
@@ -47,10 +47,10 @@ pub enum Operation {
     TakeBack,
     /// Take up what another process has handed over.
     Adopt,
-    /// Leave a window to somebody else.
-    Fill,
-    /// Fill such a window oneself again.
-    Refill,
+    /// Hand the entries of a window to the kernel.
+    HandToKernel,
+    /// Take a window back from the kernel.
+    Reclaim,
 }
 
 impl fmt::Display for Operation {
@@ -63,8 +63,8 @@ impl fmt::Display for Operation {
             Self::RemoveWindow => "remove window",
             Self::Register => "register",
             Self::Unregister => "unregister",
-            Self::Hold => "hold",
-            Self::LetGo => "let go of",
+            Self::SharePins => "share the pins of",
+            Self::StopSharing => "stop sharing the pins of",
             Self::Attach => "attach",
             Self::Detach => "detach",
             Self::RecoverPe => "recover the PE of",
@@ -73,8 +73,8 @@ impl fmt::Display for Operation {
             Self::HandOver => "hand over",
             Self::TakeBack => "take back",
             Self::Adopt => "adopt",
-            Self::Fill => "have somebody else fill",
-            Self::Refill => "fill again",
+            Self::HandToKernel => "hand to the kernel",
+            Self::Reclaim => "reclaim from the kernel",
         })
     }
 }
@@ -115,7 +115,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What was wrong. Everything down to [`Kind::Filled`] is found before the kernel is asked.
+/// What was wrong. Everything down to [`Kind::KernelOwned`] is found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The bounds are no range.
@@ -156,14 +156,14 @@ pub enum Kind {
     AlreadyRegistered,
     /// The memory is not registered, or not all of it.
     NotRegistered,
-    /// The memory is held already, in whole or in part.
-    AlreadyHeld,
-    /// The memory is not held, or not as one piece.
-    NotHeld,
+    /// The pins of the memory are shared already, in whole or in part.
+    AlreadyShared,
+    /// The pins of the memory are not shared, or not as one piece.
+    NotShared,
     /// This window was left to somebody else, who fills it.
-    Filled(IovaRange),
-    /// What lives in the window is not what its filler says.
-    NotAsFilled,
+    KernelOwned(IovaRange),
+    /// The kernel's table and the index disagree.
+    KernelTableDiffers,
     /// The kernel granted the window elsewhere; it was removed again.
     GrantedElsewhere(Iova),
     /// All window slots are taken.
@@ -210,8 +210,8 @@ impl Kind {
                 Operation::TrackDirty
                 | Operation::SyncDirty
                 | Operation::RecoverPe
-                | Operation::Fill
-                | Operation::Refill,
+                | Operation::HandToKernel
+                | Operation::Reclaim,
             ) => Self::Refused,
             // REGISTER_MEMORY over a hole answers with the pages before it.
             (Answer::Positive(_), Operation::Register) => Self::BadAddress,
@@ -282,10 +282,10 @@ impl fmt::Display for Kind {
             Self::InUse(live) => write!(f, "{live} is still mapped"),
             Self::AlreadyRegistered => f.write_str("the memory is already registered, in whole or in part"),
             Self::NotRegistered => f.write_str("the memory is not registered, or not all of it"),
-            Self::AlreadyHeld => f.write_str("the memory is already held, in whole or in part"),
-            Self::NotHeld => f.write_str("the memory is not held as one piece"),
-            Self::Filled(window) => write!(f, "the kernel fills the window {window} by itself"),
-            Self::NotAsFilled => f.write_str("what lives there is not what was put there by the filler"),
+            Self::AlreadyShared => f.write_str("the pins of the memory are already shared, in whole or in part"),
+            Self::NotShared => f.write_str("the pins of the memory are not shared as one piece"),
+            Self::KernelOwned(window) => write!(f, "the kernel owns the entries of the window {window}"),
+            Self::KernelTableDiffers => f.write_str("the kernel's table and the live mappings differ"),
             Self::GrantedElsewhere(at) => write!(f, "the host put the window at {at}; it was removed again"),
             Self::NoWindowSlot => f.write_str("the host has no window slot left"),
             Self::NoMappingSlot => f.write_str("the kernel's number of mappings is used up"),

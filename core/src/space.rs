@@ -20,9 +20,9 @@
 mod devices;
 mod dirty;
 mod eeh;
-mod filling;
 mod handover;
 mod index;
+mod kernel_tables;
 mod ones;
 mod registrations;
 mod sharing;
@@ -518,7 +518,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.backend.registration_calls().map(|_| self as _)
     }
 
-    fn filling(&self) -> Option<&dyn KernelTables> {
+    fn kernel_tables(&self) -> Option<&dyn KernelTables> {
         // Whoever fills has to find the memory by itself: what is registered can be found.
         self.backend.registration_calls().map(|_| self as _)
     }

@@ -107,7 +107,7 @@ impl Pool {
 }
 
 impl SharingCalls for Pool {
-    fn hold(&self, memory: &HostMemory) -> Result<(), Failure> {
+    fn share_pins(&self, memory: &HostMemory) -> Result<(), Failure> {
         let mut pieces = self.pieces.write().unwrap_or_else(PoisonError::into_inner);
         let left: Vec<_> = overlapping(&mut pieces, memory).filter(|piece| piece.holders == 0).map(cloned).collect();
         for left in left {
@@ -130,7 +130,7 @@ impl SharingCalls for Pool {
         Ok(())
     }
 
-    fn let_go(&self, memory: &HostMemory) {
+    fn stop_sharing(&self, memory: &HostMemory) {
         let mut pieces = self.pieces.write().unwrap_or_else(PoisonError::into_inner);
         let mut free = Vec::new();
         for piece in overlapping(&mut pieces, memory).filter(|piece| piece.holders > 0) {
@@ -142,7 +142,7 @@ impl SharingCalls for Pool {
         free.into_iter().for_each(|memory| self.withdraw(&mut pieces, memory));
     }
 
-    fn holders(&self, memory: &HostMemory) -> usize {
+    fn sharers(&self, memory: &HostMemory) -> usize {
         let pieces = self.pieces.read().unwrap_or_else(PoisonError::into_inner);
         Cover::of(&pieces, memory).map_or(0, |cover| cover.holders)
     }
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn what_is_held_lies_where_it_lies_in_this_process_and_is_copied_from_there() {
         let (door, pool, ioas) = pooled();
-        pool.hold(&memory(0, 0x4_0000)).expect("held");
+        pool.share_pins(&memory(0, 0x4_0000)).expect("held");
         ioas.map(range(0x10_0000, 0x1_0000), &memory(0x2_0000, 0x1_0000), Access::READ).expect("copied");
         ioas.map(range(0x20_0000, 0x2_0000), &memory(0x3_0000, 0x2_0000), Access::READ).expect("mapped");
         let calls = door.take();
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn memory_of_this_process_that_is_read_only_is_held_so_and_not_copied_for_writing() {
         let (door, pool, ioas) = pooled();
-        pool.hold(&memory(0, 0x1_0000).host_read_only()).expect("held");
+        pool.share_pins(&memory(0, 0x1_0000).host_read_only()).expect("held");
         ioas.map(range(0, 0x1_0000), &memory(0, 0x1_0000), Access::WRITE).expect("mapped");
         ioas.map(range(0x1_0000, 0x1_0000), &memory(0, 0x1_0000), Access::READ).expect("copied");
         let calls = door.take();
@@ -275,7 +275,7 @@ mod tests {
     fn memory_that_knows_its_file_is_held_by_it_and_copied_as_ever() {
         let (door, pool, ioas) = pooled();
         let memory = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
-        pool.hold(&memory).expect("held");
+        pool.share_pins(&memory).expect("held");
         ioas.map(range(0x10_0000, 0x1_0000), &memory.slice(0x1_0000, 0x1_0000).expect("inside"), Access::READ)
             .expect("copied");
         let calls = door.take();
@@ -300,11 +300,11 @@ mod tests {
         let (_, pool, _) = pooled();
         let top = HostMemory::unbacked(u64::MAX - 0xffff, NonZeroU64::new(0x1_0000).expect("not zero"));
         let top = top.expect("no wrap");
-        pool.hold(&top).expect("held");
-        pool.hold(&top).expect("held twice");
-        assert_eq!(pool.holders(&top), 2);
-        pool.let_go(&top);
-        pool.let_go(&top);
-        assert_eq!(pool.holders(&top), 0);
+        pool.share_pins(&top).expect("held");
+        pool.share_pins(&top).expect("held twice");
+        assert_eq!(pool.sharers(&top), 2);
+        pool.stop_sharing(&top);
+        pool.stop_sharing(&top);
+        assert_eq!(pool.sharers(&top), 0);
     }
 }

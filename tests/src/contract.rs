@@ -84,7 +84,7 @@ impl<'a> Field<'a> {
             registration.register(stage.ram.all()).expect("the guest's RAM can be registered");
         }
         if let Some(sharing) = field.space().sharing() {
-            sharing.hold(stage.ram.all()).expect("the guest's RAM can be held");
+            sharing.share_pins(stage.ram.all()).expect("the guest's RAM can be held");
         }
         if let Some(control) = field.windows() {
             let request = WindowRequest { range: range(0, GIB), page: PageSize::K4 };

@@ -159,7 +159,7 @@ fn two_windows(stage: &mut Stage) {
     }
     let fate = match (stage.space.registration(), stage.space.sharing()) {
         (Some(_), _) => Fate::Registered,
-        (None, Some(_)) => Fate::Held,
+        (None, Some(_)) => Fate::PinsShared,
         (None, None) => Fate::Skipped,
     };
     assert_eq!(report.spaces[0].targets[0].fate, fate);
@@ -310,5 +310,5 @@ fn leave(stage: &Stage, mut listener: Listener) {
     assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
     let registered = space.registration().map_or(0, |registration| registration.registered().len());
     assert_eq!(registered, 0, "a space that left has nothing registered");
-    assert_eq!(space.sharing().map_or(0, |sharing| sharing.held().len()), 0, "a space that left holds no memory");
+    assert_eq!(space.sharing().map_or(0, |sharing| sharing.shared().len()), 0, "a space that left holds no memory");
 }

@@ -64,7 +64,7 @@ impl World {
     }
 
     fn filled(&self) -> usize {
-        self.space().filling().map_or(0, |filling| filling.filled().len())
+        self.space().kernel_tables().map_or(0, |tables| tables.kernel_owned().len())
     }
 
     /// Tables, host and device agree at these bus addresses.
@@ -99,7 +99,7 @@ fn what_the_kernel_puts_is_what_the_space_the_tables_and_the_device_see() {
     );
     assert_eq!(world.space().mappings(IovaRange::with_len(Iova::new(0x1800), 0x1000).expect("a range")).len(), 1);
     let state = world.guest.listener().state();
-    let live: Vec<_> = state.translated.iter().map(|window| (window.filled, window.live)).collect();
+    let live: Vec<_> = state.translated.iter().map(|window| (window.kernel_owned, window.live)).collect();
     assert_eq!(live, [(true, 0x3000), (true, 0x1_0000)]);
     assert!(state.to_string().contains("and the kernel puts them"), "{state}");
     assert_eq!(world.guest.listener().audit(), []);
@@ -123,7 +123,7 @@ fn whoever_else_would_write_is_refused_and_nothing_changes() {
         space.window_control().expect("POWER").remove_window(whole).map(drop).map_err(|error| error.kind),
     ];
     for (n, refused) in refused.into_iter().enumerate() {
-        assert_eq!(refused, Err(Kind::Filled(whole)), "{n}");
+        assert_eq!(refused, Err(Kind::KernelOwned(whole)), "{n}");
     }
     // What KVM hands back, since it would not answer.
     assert_eq!([world.guest.put(FIRST, 0x4000, 3), world.guest.stuff(FIRST, 0x1000, 0, 1)], [-1, -1]);
@@ -167,7 +167,7 @@ fn a_host_that_registers_no_memory_has_no_window_that_the_kernel_could_fill() {
     world.guest.attach(&world.opened).expect("an empty view fits");
     assert_eq!(world.guest.reset(), 0);
     let Some(AnsweredBy::Vmm(why)) = world.answered_by(FIRST) else { panic!("version 1 registers nothing") };
-    assert!(why.to_string().contains("this host's windows cannot be filled by the kernel"), "{why}");
+    assert!(why.to_string().contains("this host's windows cannot be handed to the kernel"), "{why}");
     assert_eq!(SpaprGuest::new(Layout::pseries(0)).bridge().answered_by(Liobn::new(0x8000_0000)), None);
 }
 

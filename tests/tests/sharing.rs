@@ -98,7 +98,7 @@ fn two_spaces_over_one_guest_pin_it_once_for_one_map_call_more() {
     assert_eq!(counted, [(4 * GIB, 0), (0, 4 * GIB)]);
     assert_eq!(stage.calls(), [1, 4, 0], "one map of all there is, two copies in each space");
     let state = listener.state();
-    assert_eq!(state.spaces[1].held.len(), 1);
+    assert_eq!(state.spaces[1].shared_pins.len(), 1);
     let words = state.to_string();
     assert!(words.contains("0x100000000 bytes more were mapped whose pins are shared with other spaces"), "{words}");
     drop(listener);
@@ -183,7 +183,7 @@ fn entries_of_two_translated_windows_pin_a_page_once_and_take_one_call_each() {
     for listener in &mut listeners {
         let update = adding([window.clone()]).adding_target(target.clone());
         let report = listener.commit(update).expect("the window fits");
-        assert_eq!(report.spaces[0].targets[0].fate, Fate::Held);
+        assert_eq!(report.spaces[0].targets[0].fate, Fate::PinsShared);
         assert_eq!(report.spaces[0].pinned, 0, "holding pins nothing");
     }
     assert_eq!((stage.calls(), stage.soft.ledger().pinned), ([1, 0, 0], 0));
@@ -272,10 +272,10 @@ fn what_is_not_held_is_mapped_by_itself() {
         work(stage.space(n).sharing().expect("it is in a pool"));
     };
     sharing(0, &|sharing| {
-        sharing.hold(&half).expect("it can be held");
-        assert_eq!((sharing.holders(&half), sharing.holders(&memory(HOST, 2 * MIB))), (1, 0));
-        assert_eq!(sharing.hold(&memory(HOST + K4, MIB)).expect_err("twice").kind, Kind::AlreadyHeld);
-        assert_eq!(sharing.let_go(&memory(HOST, K4)).expect_err("a part").kind, Kind::NotHeld);
+        sharing.share_pins(&half).expect("it can be held");
+        assert_eq!((sharing.sharers(&half), sharing.sharers(&memory(HOST, 2 * MIB))), (1, 0));
+        assert_eq!(sharing.share_pins(&memory(HOST + K4, MIB)).expect_err("twice").kind, Kind::AlreadyShared);
+        assert_eq!(sharing.stop_sharing(&memory(HOST, K4)).expect_err("a part").kind, Kind::NotShared);
     });
     stage.soft.reset_calls();
     let map = |n: usize, at: u64, memory: &HostMemory| stage.space(n).map(Iova::new(at), memory, RW, Unit::Whole);
@@ -285,11 +285,11 @@ fn what_is_not_held_is_mapped_by_itself() {
     map(1, GIB, &memory(HOST + K4, MIB)).expect("it fits");
     assert_eq!((stage.soft.ledger().pinned, stage.calls()), (2 * MIB, [1, 0, 0]), "not all of it is held");
     sharing(0, &|sharing| {
-        assert_eq!(sharing.let_go(&half).expect_err("in use").kind, Kind::InUse(range(0, MIB)));
+        assert_eq!(sharing.stop_sharing(&half).expect_err("in use").kind, Kind::InUse(range(0, MIB)));
     });
     // Copies stay when it is let go of.
     stage.space(0).unmap(IovaRange::all()).expect("whole mappings");
-    sharing(0, &|sharing| sharing.let_go(&half).expect("nothing leans on it here"));
+    sharing(0, &|sharing| sharing.stop_sharing(&half).expect("nothing leans on it here"));
     assert_eq!(stage.space(1).lookup(Iova::new(K4)).expect("mapped").memory.address(), HOST);
     assert_eq!(stage.soft.ledger().pinned, 2 * MIB);
     stage.close();
@@ -299,13 +299,13 @@ fn what_is_not_held_is_mapped_by_itself() {
 fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
     let stage = Stage::new(3);
     let hold = |n: usize, first: u64, pages: u64| {
-        stage.space(n).sharing().expect("a pool").hold(&memory(HOST + first * K4, pages * K4)).expect("held");
+        stage.space(n).sharing().expect("a pool").share_pins(&memory(HOST + first * K4, pages * K4)).expect("held");
     };
     let let_go = |n: usize, first: u64, pages: u64| {
-        stage.space(n).sharing().expect("a pool").let_go(&memory(HOST + first * K4, pages * K4)).expect("let go");
+        stage.space(n).sharing().expect("a pool").stop_sharing(&memory(HOST + first * K4, pages * K4)).expect("let go");
     };
     let holders = |first: u64, pages: u64| {
-        stage.space(0).sharing().expect("a pool").holders(&memory(HOST + first * K4, pages * K4))
+        stage.space(0).sharing().expect("a pool").sharers(&memory(HOST + first * K4, pages * K4))
     };
     hold(0, 2, 2);
     hold(1, 6, 2);
@@ -329,14 +329,14 @@ fn a_piece_the_kernel_would_not_unmap_is_not_copied_and_goes_before_its_place_is
     let space = stage.space(0);
     let sharing = space.sharing().expect("it is in a pool");
     let piece = memory(HOST, MIB);
-    sharing.hold(&piece).expect("held");
+    sharing.share_pins(&piece).expect("held");
     let stubborn: Vec<_> =
         (1..=5).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).with(Errno::EIO).of(UNMAP)).collect();
     stage.soft.plan_faults(&stubborn);
-    sharing.let_go(&piece).expect("what pins nothing is no reason to fail");
+    sharing.stop_sharing(&piece).expect("what pins nothing is no reason to fail");
     stage.soft.plan_faults(&[]);
-    assert_eq!((sharing.holders(&piece), stage.soft.ledger().mappings), (0, 1));
-    sharing.hold(&memory(HOST + K4, MIB)).expect("it goes now");
+    assert_eq!((sharing.sharers(&piece), stage.soft.ledger().mappings), (0, 1));
+    sharing.share_pins(&memory(HOST + K4, MIB)).expect("it goes now");
     assert_eq!((stage.soft.ledger().mappings, stage.soft.ledger().mapped), (1, MIB));
     drop(space);
     stage.close();
@@ -349,7 +349,7 @@ fn what_no_memory_can_be_held_for_is_said() {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(stage.space(0)).expect("an empty view fits");
     let error = listener.commit(guest()).expect_err("the kernel had no memory").to_string();
-    assert!(error.contains("hold host memory 0x200000000000..=0x2000ffffffff"), "{error}");
+    assert!(error.contains("share the pins of host memory 0x200000000000..=0x2000ffffffff"), "{error}");
     assert!(error.contains("IOMMU_IOAS_MAP: ENOMEM"), "{error}");
     assert_eq!(stage.soft.ledger().mappings, 0);
     drop(listener);

@@ -56,7 +56,7 @@ fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
 }
 
 fn was_promised(fate: Fate) -> bool {
-    matches!(fate, Fate::Mapped | Fate::Discardable | Fate::Registered | Fate::Held | Fate::Window)
+    matches!(fate, Fate::Mapped | Fate::Discardable | Fate::Registered | Fate::PinsShared | Fate::Window)
 }
 
 /// What failed, and of what.

@@ -174,7 +174,7 @@ fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
 fn colour(fate: Fate) -> &'static str {
     match fate {
         Fate::Mapped | Fate::Discardable => "#b7dfb0",
-        Fate::Registered | Fate::Held => "#a9dcd6",
+        Fate::Registered | Fate::PinsShared => "#a9dcd6",
         Fate::Window => "#c9d8f0",
         Fate::Msi => "#f3e3a3",
         Fate::Skipped => "#e8e8e8",

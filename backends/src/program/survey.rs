@@ -76,7 +76,7 @@ fn why(sections: &[Judged]) -> String {
 fn is_all_there(judged: &Judged) -> bool {
     let is_whole = judged.lost_head == 0 && judged.lost_tail == 0;
     match judged.fate {
-        Fate::Mapped | Fate::Registered | Fate::Held | Fate::Window | Fate::Discardable | Fate::Msi => is_whole,
+        Fate::Mapped | Fate::Registered | Fate::PinsShared | Fate::Window | Fate::Discardable | Fate::Msi => is_whole,
         Fate::Skipped => judged.kind.what == What::Io,
         Fate::Refused => false,
     }

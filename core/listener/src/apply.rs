@@ -22,11 +22,11 @@ enum Done {
     Unmapped(Vec<Mapping>),
     WindowRemoved(WindowRequest, Vec<Mapping>),
     Registered(HostMemory),
-    Held(HostMemory),
+    PinsShared(HostMemory),
     WindowCreated(IovaRange),
     Mapped(IovaRange),
     Unregistered(HostMemory),
-    LetGo(HostMemory),
+    SharingStopped(HostMemory),
     /// Live units of pages of this size, as they were.
     Replaced(Vec<Mapping>, PageSize),
     /// A step of something best effort failed and left these.
@@ -130,10 +130,10 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) 
             *pinned = pinned.saturating_add(memory.len().get());
             Done::Registered(memory)
         }
-        Step::Hold(memory) => {
-            let sharing = space.sharing().ok_or_else(|| powerless(Operation::Hold, memory.clone()))?;
-            sharing.hold(&memory)?;
-            Done::Held(memory)
+        Step::SharePins(memory) => {
+            let sharing = space.sharing().ok_or_else(|| powerless(Operation::SharePins, memory.clone()))?;
+            sharing.share_pins(&memory)?;
+            Done::PinsShared(memory)
         }
         Step::CreateWindow(request) => {
             let control = space.window_control().ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
@@ -146,10 +146,10 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) 
             registration.unregister(&memory)?;
             Done::Unregistered(memory)
         }
-        Step::LetGo(memory) => {
-            let sharing = space.sharing().ok_or_else(|| powerless(Operation::LetGo, memory.clone()))?;
-            sharing.let_go(&memory)?;
-            Done::LetGo(memory)
+        Step::StopSharing(memory) => {
+            let sharing = space.sharing().ok_or_else(|| powerless(Operation::StopSharing, memory.clone()))?;
+            sharing.stop_sharing(&memory)?;
+            Done::SharingStopped(memory)
         }
     })
 }
@@ -203,7 +203,7 @@ fn map_entry(
 fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut SpaceReport) -> Result<Done, Error> {
     map(space, mapping)?;
     let len = mapping.memory.len().get();
-    if space.sharing().is_some_and(|sharing| sharing.holders(&mapping.memory) > 1) {
+    if space.sharing().is_some_and(|sharing| sharing.sharers(&mapping.memory) > 1) {
         report.shared = report.shared.saturating_add(len);
     } else if space.registration().is_none() {
         // A host that registers pinned it then.
@@ -288,8 +288,8 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             settle(space.registration().map(|registration| registration.unregister(&memory)));
             Vec::new()
         }
-        Done::Held(memory) => {
-            settle(space.sharing().map(|sharing| sharing.let_go(&memory)));
+        Done::PinsShared(memory) => {
+            settle(space.sharing().map(|sharing| sharing.stop_sharing(&memory)));
             Vec::new()
         }
         Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
@@ -306,8 +306,8 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             settle(space.registration().map(|registration| twice(|| registration.register(&memory))));
             Vec::new()
         }
-        Done::LetGo(memory) => {
-            settle(space.sharing().map(|sharing| sharing.hold(&memory)));
+        Done::SharingStopped(memory) => {
+            settle(space.sharing().map(|sharing| sharing.share_pins(&memory)));
             Vec::new()
         }
     }

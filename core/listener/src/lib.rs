@@ -20,7 +20,7 @@ mod balloon;
 pub mod bar;
 mod discardable;
 mod handover;
-mod kernel_filled;
+mod kernel_owned;
 mod merge_registrations;
 mod page_size_fallback;
 mod plan;
@@ -45,7 +45,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use audit::Finding;
 pub use balloon::InUse;
 pub use discardable::{BlockError, DiscardableRam};
-pub use kernel_filled::KernelEntries;
+pub use kernel_owned::KernelEntries;
 pub use recorder::Recorder;
 pub use report::{Cause, Fate, Report, SpaceReport, Verdict, Warning};
 pub use section::{FrontEnd, Section};
@@ -312,18 +312,18 @@ impl Listener {
             }
             Ok(plans)
         };
-        if closing.iter().any(|window| window.is_filled()) {
+        if closing.iter().any(|window| window.is_kernel_owned()) {
             // What is refused is refused before.
             plan()?;
             // What the kernel put is in the spaces' hands before its window goes: it cannot put more, and can be brought back.
-            closing.iter().for_each(|window| window.take_back_everywhere());
+            closing.iter().for_each(|window| window.reclaim_everywhere());
         }
         let report = match is_growing {
             true => self.apply_growing(plan),
             false => plan().and_then(|plans| apply_to(&self.members, plans)),
         }?;
         for member in self.members.iter().filter(|member| lags && member.came_back()) {
-            staying.iter().for_each(|window| window.fill_coming_back(member.space.as_ref()));
+            staying.iter().for_each(|window| window.hand_over_returning(member.space.as_ref()));
         }
         Ok(report)
     }
@@ -396,7 +396,7 @@ impl Listener {
         plan.entries = live.filter(missing).collect();
         let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
-            windows.iter().try_for_each(|window| window.fill_joining(space.as_ref()))?;
+            windows.iter().try_for_each(|window| window.hand_over_joining(space.as_ref()))?;
             Ok(report)
         });
         let mut report = replayed.map_err(|error| {
@@ -433,13 +433,13 @@ impl Listener {
         let plans = self.plans(&nothing, &leaving, &Scope::all(&nothing));
         let applied = plans.and_then(|plans| {
             let parting: Vec<_> = leaving.iter().map(|member| member.space.clone()).collect();
-            let taken_back = windows.iter().try_for_each(|window| window.take_back(&parting));
+            let taken_back = windows.iter().try_for_each(|window| window.reclaim(&parting));
             taken_back.map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
             apply_to(&leaving, plans)
         });
         if let Err(error) = applied {
             // It may be without what the kernel put since.
-            windows.iter().for_each(|window| window.take_back_everywhere());
+            windows.iter().for_each(|window| window.reclaim_everywhere());
             let [member] = leaving;
             self.members.insert(place, member);
             return Err(error);

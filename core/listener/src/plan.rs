@@ -42,16 +42,16 @@ pub(super) enum Step {
     RemoveWindow(IovaRange),
     /// Register memory.
     Register(HostMemory),
-    /// Hold memory, so that its pins are shared.
-    Hold(HostMemory),
+    /// Share the pins of memory with other spaces.
+    SharePins(HostMemory),
     /// Create a window.
     CreateWindow(WindowRequest),
     /// Map memory; a failure of what is best effort is reported and passed over.
     Map(Mapping, Need),
     /// Unregister memory nothing leans on any more.
     Unregister(HostMemory),
-    /// Let go of memory nothing leans on any more.
-    LetGo(HostMemory),
+    /// Stop sharing the pins of memory that no mapping uses.
+    StopSharing(HostMemory),
 }
 
 impl fmt::Display for Step {
@@ -60,11 +60,11 @@ impl fmt::Display for Step {
             Self::Unmap(range) => write!(f, "unmap {range}"),
             Self::RemoveWindow(range) => write!(f, "remove the window {range}"),
             Self::Register(memory) => write!(f, "register {memory}"),
-            Self::Hold(memory) => write!(f, "hold {memory}"),
+            Self::SharePins(memory) => write!(f, "share the pins of {memory}"),
             Self::CreateWindow(WindowRequest { range, page }) => write!(f, "create a window {range} of {page} pages"),
             Self::Map(mapping, _) => write!(f, "map {} at {}, {}", mapping.memory, mapping.range, mapping.access),
             Self::Unregister(memory) => write!(f, "unregister {memory}"),
-            Self::LetGo(memory) => write!(f, "let go of {memory}"),
+            Self::StopSharing(memory) => write!(f, "stop sharing the pins of {memory}"),
         }
     }
 }
@@ -109,7 +109,7 @@ impl<'a> Host<'a> {
                 .and_then(|registration| registration.runs())
                 .map(ProcessRegistrations::all)
                 .unwrap_or_default(),
-            held: space.sharing().map(|sharing| sharing.held()),
+            held: space.sharing().map(|sharing| sharing.shared()),
             fences: space.fences(),
         }
     }
@@ -209,14 +209,14 @@ impl<'a> Planner<'a> {
         let (register, unregister) = self.registrations(&self.scope.targets);
         self.plan.steps.extend(register.into_iter().map(Step::Register));
         let (hold, let_go) = self.holdings(&self.scope.targets);
-        self.plan.steps.extend(hold.into_iter().map(Step::Hold));
+        self.plan.steps.extend(hold.into_iter().map(Step::SharePins));
         self.plan.steps.extend(last);
         let taken: u64 = maps.iter().map(|step| self.mappings_taken_by(step)).sum();
         self.plan.more_mappings = taken.saturating_sub(self.freed);
         self.plan.steps.extend(maps);
         // Last, when nothing leans on it any more and nothing can fail after it that would want it back.
         self.plan.steps.extend(unregister.into_iter().map(Step::Unregister));
-        self.plan.steps.extend(let_go.into_iter().map(Step::LetGo));
+        self.plan.steps.extend(let_go.into_iter().map(Step::StopSharing));
         self.plan.warnings = self.warnings();
         self.plan.warnings.extend(self.warnings_of_blocks());
         self.plan

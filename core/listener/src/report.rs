@@ -13,8 +13,8 @@ pub enum Fate {
     Discardable,
     /// It is registered, so that entries may point to it.
     Registered,
-    /// It is held: what entries pin of it is shared with other spaces.
-    Held,
+    /// Its pins are shared: pages that entries pin are pinned once for all spaces.
+    PinsShared,
     /// A host window stands behind it; its entries can be put.
     Window,
     /// A write to it is an interrupt; it is never mapped.
@@ -31,7 +31,7 @@ impl fmt::Display for Fate {
             Self::Mapped => "mapped",
             Self::Discardable => "discardable",
             Self::Registered => "registered",
-            Self::Held => "held",
+            Self::PinsShared => "pins shared",
             Self::Window => "window",
             Self::Msi => "msi",
             Self::Skipped => "skipped",

@@ -41,7 +41,7 @@ pub struct TranslatedState {
     /// The bytes its live entries reach.
     pub live: u64,
     /// Whether the kernel fills it by itself, and no verb of the listener's does.
-    pub filled: bool,
+    pub kernel_owned: bool,
 }
 
 /// A discardable section.
@@ -69,7 +69,7 @@ pub struct SpaceState {
     /// What is registered, ascending by host address.
     pub registrations: Vec<Registration>,
     /// What is held, so that its pins are shared, ascending by host address.
-    pub held: Vec<Registration>,
+    pub shared_pins: Vec<Registration>,
     /// What cannot be used any more.
     pub fences: Vec<Fence>,
     /// How many mappings the kernel still takes, where it counts them.
@@ -106,7 +106,7 @@ impl Listener {
             range: window.range(),
             page: window.page(),
             live: window.entries().iter().map(|entry| entry.memory.len().get()).sum(),
-            filled: window.is_filled(),
+            kernel_owned: window.is_kernel_owned(),
         });
         let discardable = self.discardables.values().map(|section| DiscardableState {
             range: section.range(),
@@ -131,7 +131,7 @@ impl SpaceState {
             mapping,
         });
         let registered = space.registration().map(|registration| registration.registered());
-        let held = space.sharing().map(|sharing| sharing.held());
+        let shared = space.sharing().map(|sharing| sharing.shared());
         let owned = |memory: Vec<HostMemory>| {
             memory.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
         };
@@ -141,7 +141,7 @@ impl SpaceState {
             windows: space.windows().windows.iter().copied().collect(),
             mappings: mappings.collect(),
             registrations: owned(registered.unwrap_or_default()),
-            held: owned(held.unwrap_or_default()),
+            shared_pins: owned(shared.unwrap_or_default()),
             fences: space.fences(),
             mappings_left: space.mappings_left(),
             totals: member.totals,
@@ -166,8 +166,8 @@ fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} sections, {} pieces of target memory", self.sections.len(), self.targets.len())?;
-        for TranslatedState { range, page, live, filled } in &self.translated {
-            let by = if *filled { ", and the kernel puts them" } else { "" };
+        for TranslatedState { range, page, live, kernel_owned } in &self.translated {
+            let by = if *kernel_owned { ", and the kernel puts them" } else { "" };
             writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes{by}")?;
         }
         for DiscardableState { range, granule, populated } in &self.discardable {
@@ -203,8 +203,8 @@ impl fmt::Display for SpaceState {
         for Registration { memory, owners } in &self.registrations {
             writeln!(f, "  registered {memory}: {}", named(owners))?;
         }
-        for Registration { memory, owners } in &self.held {
-            writeln!(f, "  held {memory}: {}", named(owners))?;
+        for Registration { memory, owners } in &self.shared_pins {
+            writeln!(f, "  pins shared of {memory}: {}", named(owners))?;
         }
         for Fence { range, cause } in &self.fences {
             writeln!(f, "  fence {range}: {cause}")?;

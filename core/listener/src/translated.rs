@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use crate::apply::Journal;
-use crate::kernel_filled::Filled;
+use crate::kernel_owned::KernelOwned;
 use crate::plan::rest_of;
 use crate::section::TargetMemory;
 use crate::update::Pieces;
@@ -87,7 +87,7 @@ pub(super) struct Shared {
     /// What entries of the kernel's point to.
     settled: Targets,
     /// The kernel, where it fills the window. Changed behind the gate.
-    filled: RwLock<Option<Arc<Filled>>>,
+    kernel_owned: RwLock<Option<Arc<KernelOwned>>>,
 }
 
 impl Shared {
@@ -107,7 +107,7 @@ impl Shared {
             in_order: Mutex::default(),
             made_again: AtomicUsize::default(),
             settled,
-            filled: RwLock::default(),
+            kernel_owned: RwLock::default(),
         })
     }
 
@@ -132,12 +132,12 @@ impl Shared {
         self.settled.clone()
     }
 
-    pub(super) fn filled(&self) -> Option<Arc<Filled>> {
-        self.filled.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn kernel_owned(&self) -> Option<Arc<KernelOwned>> {
+        self.kernel_owned.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn note_filled(&self, filled: Option<Arc<Filled>>) {
-        *self.filled.write().unwrap_or_else(PoisonError::into_inner) = filled;
+    pub(super) fn note_kernel_owned(&self, kernel_owned: Option<Arc<KernelOwned>>) {
+        *self.kernel_owned.write().unwrap_or_else(PoisonError::into_inner) = kernel_owned;
     }
 
     pub(super) fn spaces(&self) -> RwLockReadGuard<'_, Vec<Arc<dyn PciAddressSpace>>> {
@@ -222,7 +222,7 @@ pub(super) fn resolve(
 impl Drop for Shared {
     /// Nobody would see any more what the kernel puts.
     fn drop(&mut self) {
-        self.take_back_everywhere();
+        self.reclaim_everywhere();
     }
 }
 
@@ -342,8 +342,8 @@ pub(super) struct Held<'a> {
 
 impl Held<'_> {
     /// Has the kernel fill the window from now on, or no longer.
-    pub(super) fn note_filled(&self, filled: Option<Arc<Filled>>) {
-        self.shared.note_filled(filled);
+    pub(super) fn note_kernel_owned(&self, kernel_owned: Option<Arc<KernelOwned>>) {
+        self.shared.note_kernel_owned(kernel_owned);
     }
 
     /// Serves `spaces` from now on. None: the window is gone.

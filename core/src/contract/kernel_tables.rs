@@ -46,17 +46,17 @@ pub trait KernelTables: Send + Sync {
     /// whoever brought it ends it, or takes those windows back, too.
     ///
     /// # Errors
-    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow), [`Kind::Filled`](crate::error::Kind::Filled),
-    /// [`Kind::Fenced`](crate::error::Kind::Fenced), [`Kind::NotAsFilled`](crate::error::Kind::NotAsFilled), or what the kernel says.
-    fn fill(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error>;
+    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow), [`Kind::KernelOwned`](crate::error::Kind::KernelOwned),
+    /// [`Kind::Fenced`](crate::error::Kind::Fenced), [`Kind::KernelTableDiffers`](crate::error::Kind::KernelTableDiffers), or what the kernel says.
+    fn hand_to_kernel(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error>;
 
     /// Takes a window back: what the filler put there is what lives there now. The filler leaves the devices; whether it ends is up to
     /// whoever brought it, who sees to it that nothing is put meanwhile.
     ///
     /// # Errors
     /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow) when it is not one that was left to somebody, or what the kernel says.
-    fn take_back(&self, window: IovaRange) -> Result<(), Error>;
+    fn reclaim(&self, window: IovaRange) -> Result<(), Error>;
 
     /// The windows that were left to somebody, ascending.
-    fn filled(&self) -> Vec<IovaRange>;
+    fn kernel_owned(&self) -> Vec<IovaRange>;
 }

@@ -15,49 +15,49 @@ impl<B: Backend> Space<B> {
 
     /// Whether others hold `memory` too: what mapping it pins depends on what they have mapped of it.
     pub(super) fn is_shared(&self, memory: &HostMemory) -> bool {
-        self.backend.sharing_calls().is_some_and(|calls| calls.holders(memory) > 1)
+        self.backend.sharing_calls().is_some_and(|calls| calls.sharers(memory) > 1)
     }
 
     /// Lets go of everything, for good.
     pub(super) fn let_go_of_everything(&self) {
         let Some(calls) = self.backend.sharing_calls() else { return };
-        std::mem::take(&mut *write(&self.held)).values().for_each(|memory| calls.let_go(memory));
+        std::mem::take(&mut *write(&self.held)).values().for_each(|memory| calls.stop_sharing(memory));
     }
 }
 
 impl<B: Backend> PinSharing for Space<B> {
-    fn hold(&self, memory: &HostMemory) -> Result<(), Error> {
-        let operation = Operation::Hold;
+    fn share_pins(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::SharePins;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_sharing(operation, memory)?;
         let _gate = self.enter_alone(operation, memory.clone())?;
-        self.check_block(memory, &read(&self.held), Kind::AlreadyHeld).map_err(fail)?;
-        calls.hold(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
+        self.check_block(memory, &read(&self.held), Kind::AlreadyShared).map_err(fail)?;
+        calls.share_pins(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
         write(&self.held).insert(memory.address(), memory.clone());
         Ok(())
     }
 
-    fn let_go(&self, memory: &HostMemory) -> Result<(), Error> {
-        let operation = Operation::LetGo;
+    fn stop_sharing(&self, memory: &HostMemory) -> Result<(), Error> {
+        let operation = Operation::StopSharing;
         let fail = |kind| Error::new(operation, Subject::Memory(memory.clone()), kind);
         let calls = self.calls_for_sharing(operation, memory)?;
         let _gate = self.enter_alone(operation, memory.clone())?;
         if read(&self.held).get(&memory.address()) != Some(memory) {
-            return Err(fail(Kind::NotHeld));
+            return Err(fail(Kind::NotShared));
         }
         if let Some(live) = self.mapping_onto(memory) {
             return Err(fail(Kind::InUse(live)));
         }
-        calls.let_go(memory);
+        calls.stop_sharing(memory);
         write(&self.held).remove(&memory.address());
         Ok(())
     }
 
-    fn held(&self) -> Vec<HostMemory> {
+    fn shared(&self) -> Vec<HostMemory> {
         read(&self.held).values().cloned().collect()
     }
 
-    fn holders(&self, memory: &HostMemory) -> usize {
-        self.backend.sharing_calls().map_or(0, |calls| calls.holders(memory))
+    fn sharers(&self, memory: &HostMemory) -> usize {
+        self.backend.sharing_calls().map_or(0, |calls| calls.sharers(memory))
     }
 }

@@ -96,7 +96,7 @@ pub(super) fn leave(
     let created = kernel.create(liobn, range, page).map_err(Reason::Refused)?;
     let filling = Filling { table: table.clone(), groups: Mutex::default() };
     filling.table_mut().leave_to(created);
-    window.fill(Arc::new(filling)).map_err(|error| {
+    window.hand_to_kernel(Arc::new(filling)).map_err(|error| {
         // What a guest that would not wait has put meanwhile, no host has.
         let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
         *table = table.emptied();

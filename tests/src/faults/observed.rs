@@ -130,7 +130,7 @@ impl World {
             mappings: space.mappings(IovaRange::all()).iter().map(|mapping| self.seen(mapping)).collect(),
             windows: space.windows().windows.iter().copied().collect(),
             registered: places(space.registration().map(|it| it.registered()).unwrap_or_default()),
-            held: places(space.sharing().map(|it| it.held()).unwrap_or_default()),
+            held: places(space.sharing().map(|it| it.shared()).unwrap_or_default()),
         }
     }
 

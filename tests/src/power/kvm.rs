@@ -132,11 +132,11 @@ pub(super) fn hypercalls_are_answered_in_the_kernel(machine: &Machine) {
     let spot = play.guest.ram().slice(0, 0x1_0000).expect("inside");
     let unit = Unit::Pages(PageSize::K4);
     let refused = play.space.map(Iova::new(0x8_0000), &spot, Access::READ, unit).expect_err("it is the kernel's");
-    assert!(matches!(refused.kind, Kind::Filled(_)), "{refused}");
+    assert!(matches!(refused.kind, Kind::KernelOwned(_)), "{refused}");
     assert_eq!(play.guest.put(FIRST, 0x8_0000, READ_WRITE), -1);
     let state = play.guest.listener().state();
     assert_eq!(
-        state.translated.iter().map(|window| (window.filled, window.live)).collect::<Vec<_>>(),
+        state.translated.iter().map(|window| (window.kernel_owned, window.live)).collect::<Vec<_>>(),
         [(true, 0x4000)]
     );
     let target = play.guest.listener().targets().next().expect("it is there").clone();

@@ -91,7 +91,7 @@ impl Place {
 
     /// In a pool: what is held.
     pub(crate) fn held(&self) -> Vec<HostMemory> {
-        self.space().sharing().map(|sharing| sharing.held()).unwrap_or_default()
+        self.space().sharing().map(|sharing| sharing.shared()).unwrap_or_default()
     }
 
     /// Required sections that cannot be served.

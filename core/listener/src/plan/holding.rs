@@ -48,7 +48,7 @@ fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
     let (fate, reason) = if target.memory().is_device_memory() {
         (Fate::Skipped, "another device's memory is not pinned")
     } else {
-        (Fate::Held, "entries that point to it share what they pin with other spaces")
+        (Fate::PinsShared, "entries that point to it share what they pin with other spaces")
     };
     Verdict::new(target.clone(), fate, reason)
 }

@@ -57,7 +57,7 @@ struct Translated {
     page: u64,
     live: u64,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    filled: bool,
+    kernel_owned: bool,
 }
 
 #[derive(Serialize)]
@@ -76,7 +76,7 @@ struct Space<'a> {
     mappings: Vec<Mapping<'a>>,
     registrations: Vec<Registered<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    held: Vec<Registered<'a>>,
+    shared_pins: Vec<Registered<'a>>,
     fences: Vec<Fenced>,
     mappings_left: Option<u64>,
     commits: u64,
@@ -127,7 +127,12 @@ impl Range {
 
 impl Translated {
     fn of(state: &TranslatedState) -> Self {
-        Self { range: Range::of(state.range), page: state.page.bytes(), live: state.live, filled: state.filled }
+        Self {
+            range: Range::of(state.range),
+            page: state.page.bytes(),
+            live: state.live,
+            kernel_owned: state.kernel_owned,
+        }
     }
 }
 
@@ -146,7 +151,7 @@ impl<'a> Space<'a> {
             windows: state.windows.iter().map(recording::Window::of).collect(),
             mappings: state.mappings.iter().map(Mapping::of).collect(),
             registrations: state.registrations.iter().map(Registered::of).collect(),
-            held: state.held.iter().map(Registered::of).collect(),
+            shared_pins: state.shared_pins.iter().map(Registered::of).collect(),
             fences: state.fences.iter().map(Fenced::of).collect(),
             mappings_left: state.mappings_left,
             commits: state.totals.commits,

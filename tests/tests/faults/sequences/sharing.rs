@@ -114,27 +114,27 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         operate: drop_everything,
     },
     Sequence {
-        name: "hold_around_what_is_held",
+        name: "share_around_what_is_shared",
         on: &[IOMMUFD],
         arrange: |world| {
             with_a_pool(world, 2);
-            world.sharing(0, |sharing| sharing.hold(&world.ram(RAM, K64, K64))).expect("undisturbed");
+            world.sharing(0, |sharing| sharing.share_pins(&world.ram(RAM, K64, K64))).expect("undisturbed");
         },
         operate: |world| {
-            world.sharing(1, |sharing| sharing.hold(&world.ram(RAM, 0, 4 * K64)))?;
+            world.sharing(1, |sharing| sharing.share_pins(&world.ram(RAM, 0, 4 * K64)))?;
             done()
         },
     },
     Sequence {
-        name: "let_go_of_what_others_hold_in_part",
+        name: "stop_sharing_what_others_share_in_part",
         on: &[IOMMUFD],
         arrange: |world| {
             with_a_pool(world, 2);
-            world.sharing(0, |sharing| sharing.hold(&world.ram(RAM, K64, K64))).expect("undisturbed");
-            world.sharing(1, |sharing| sharing.hold(&world.ram(RAM, 0, 4 * K64))).expect("undisturbed");
+            world.sharing(0, |sharing| sharing.share_pins(&world.ram(RAM, K64, K64))).expect("undisturbed");
+            world.sharing(1, |sharing| sharing.share_pins(&world.ram(RAM, 0, 4 * K64))).expect("undisturbed");
         },
         operate: |world| {
-            world.sharing(1, |sharing| sharing.let_go(&world.ram(RAM, 0, 4 * K64)))?;
+            world.sharing(1, |sharing| sharing.stop_sharing(&world.ram(RAM, 0, 4 * K64)))?;
             done()
         },
     },

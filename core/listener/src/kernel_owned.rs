@@ -39,14 +39,14 @@ pub trait KernelEntries: Send + Sync + fmt::Debug {
 
 /// Entries of the kernel's, and the memory they point to.
 #[derive(Debug)]
-pub(super) struct Filled {
+pub(super) struct KernelOwned {
     entries: Arc<dyn KernelEntries>,
     page: PageSize,
     /// As they were after the last commit: memory that is about to go is still behind entries that are there.
     settled: Targets,
 }
 
-impl KernelWriter for Filled {
+impl KernelWriter for KernelOwned {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let targets = self.settled.read().unwrap_or_else(PoisonError::into_inner);
         let unit = Unit::Pages(self.page);
@@ -82,9 +82,9 @@ impl KernelWriter for Filled {
     }
 }
 
-fn filling(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn KernelTables, Error> {
-    let none = Kind::Unsupported("this host's windows cannot be filled by the kernel");
-    space.filling().ok_or_else(|| Error::new(Operation::Fill, window, none))
+fn tables_of(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn KernelTables, Error> {
+    let none = Kind::Unsupported("this host's windows cannot be handed to the kernel");
+    space.kernel_tables().ok_or_else(|| Error::new(Operation::HandToKernel, window, none))
 }
 
 impl TranslatedWindow {
@@ -98,7 +98,7 @@ impl TranslatedWindow {
     /// # Errors
     /// [`EntryError::NoSuchWindow`]; [`EntryError::Space`]: a space that cannot have its windows filled, entries that are there already,
     /// what the kernel says. Nothing changed then.
-    pub fn fill(&self, entries: Arc<dyn KernelEntries>) -> Result<(), EntryError> {
+    pub fn hand_to_kernel(&self, entries: Arc<dyn KernelEntries>) -> Result<(), EntryError> {
         let shared = self.shared()?;
         let held = shared.hold();
         let spaces = shared.spaces().clone();
@@ -106,82 +106,82 @@ impl TranslatedWindow {
             return Err(EntryError::NoSuchWindow);
         }
         let settled = shared.settled();
-        let filled = Arc::new(Filled { entries, page: shared.page(), settled });
-        let filled_all = spaces
-            .iter()
-            .try_for_each(|space| filling(space.as_ref(), shared.range())?.fill(shared.range(), filled.clone()));
+        let filled = Arc::new(KernelOwned { entries, page: shared.page(), settled });
+        let filled_all = spaces.iter().try_for_each(|space| {
+            tables_of(space.as_ref(), shared.range())?.hand_to_kernel(shared.range(), filled.clone())
+        });
         if let Err(error) = filled_all {
             end(&shared, filled.as_ref(), &spaces);
             return Err(error.into());
         }
-        held.note_filled(Some(filled));
+        held.note_kernel_owned(Some(filled));
         Ok(())
     }
 }
 
 impl Shared {
     /// Whether the kernel fills it now: it ends by itself when a space loses its last device.
-    pub(super) fn is_filled(&self) -> bool {
-        let is_filled = |space: &Arc<dyn PciAddressSpace>| {
-            space.filling().is_some_and(|filling| filling.filled().contains(&self.range()))
+    pub(super) fn is_kernel_owned(&self) -> bool {
+        let is_kernel_owned = |space: &Arc<dyn PciAddressSpace>| {
+            space.kernel_tables().is_some_and(|tables| tables.kernel_owned().contains(&self.range()))
         };
-        self.filled().is_some() && self.spaces().iter().any(is_filled)
+        self.kernel_owned().is_some() && self.spaces().iter().any(is_kernel_owned)
     }
 
     /// A space that has got all entries is filled as the others are.
-    pub(super) fn fill_joining(&self, space: &dyn PciAddressSpace) -> Result<(), Error> {
-        match self.filled().filter(|_| self.is_filled()) {
-            Some(filled) => filling(space, self.range())?.fill(self.range(), filled),
+    pub(super) fn hand_over_joining(&self, space: &dyn PciAddressSpace) -> Result<(), Error> {
+        match self.kernel_owned().filter(|_| self.is_kernel_owned()) {
+            Some(filled) => tables_of(space, self.range())?.hand_to_kernel(self.range(), filled),
             None => Ok(()),
         }
     }
 
     /// A space that lost its last device beside others, and has got what they have again, is filled as they are; if it cannot be, none is.
-    pub(super) fn fill_coming_back(&self, space: &dyn PciAddressSpace) {
-        if let Err(error) = self.fill_joining(space) {
+    pub(super) fn hand_over_returning(&self, space: &dyn PciAddressSpace) {
+        if let Err(error) = self.hand_over_joining(space) {
             log::warn!("{error}");
-            self.take_back_everywhere();
+            self.reclaim_everywhere();
         }
     }
 
     /// The window is ours again, in these spaces, and in all if nobody else is served. No verb begins meanwhile.
-    pub(super) fn take_back(&self, spaces: &[Arc<dyn PciAddressSpace>]) -> Result<(), Error> {
-        let Some(filled) = self.filled() else { return Ok(()) };
+    pub(super) fn reclaim(&self, spaces: &[Arc<dyn PciAddressSpace>]) -> Result<(), Error> {
+        let Some(filled) = self.kernel_owned() else { return Ok(()) };
         let is_last = self.spaces().iter().all(|space| spaces.iter().any(|other| Arc::ptr_eq(space, other)));
         if is_last {
             end(self, filled.as_ref(), spaces);
-            self.note_filled(None);
+            self.note_kernel_owned(None);
             return Ok(());
         }
-        spaces.iter().try_for_each(|space| match space.filling() {
-            Some(filling) if filling.filled().contains(&self.range()) => filling.take_back(self.range()),
+        spaces.iter().try_for_each(|space| match space.kernel_tables() {
+            Some(tables) if tables.kernel_owned().contains(&self.range()) => tables.reclaim(self.range()),
             _ => Ok(()),
         })
     }
 
     /// A space that did not join after all.
     pub(super) fn give_up(&self, space: &Arc<dyn PciAddressSpace>) {
-        if let Some(filling) = space.filling().filter(|filling| filling.filled().contains(&self.range())) {
-            if let Err(error) = filling.take_back(self.range()) {
+        if let Some(tables) = space.kernel_tables().filter(|tables| tables.kernel_owned().contains(&self.range())) {
+            if let Err(error) = tables.reclaim(self.range()) {
                 log::error!("{error}");
             }
         }
     }
 
     /// The window is ours again, everywhere.
-    pub(super) fn take_back_everywhere(&self) {
+    pub(super) fn reclaim_everywhere(&self) {
         let spaces = self.spaces().clone();
         // Whose end is nobody's failure.
-        let _ = self.take_back(&spaces);
+        let _ = self.reclaim(&spaces);
     }
 }
 
 /// Ends the filling of a window, and takes it back wherever it is.
-fn end(shared: &Shared, filled: &Filled, spaces: &[Arc<dyn PciAddressSpace>]) {
+fn end(shared: &Shared, filled: &KernelOwned, spaces: &[Arc<dyn PciAddressSpace>]) {
     filled.ends();
-    for filling in spaces.iter().filter_map(|space| space.filling()) {
-        if filling.filled().contains(&shared.range()) {
-            if let Err(error) = filling.take_back(shared.range()) {
+    for tables in spaces.iter().filter_map(|space| space.kernel_tables()) {
+        if tables.kernel_owned().contains(&shared.range()) {
+            if let Err(error) = tables.reclaim(shared.range()) {
                 log::error!("{error}");
             }
         }

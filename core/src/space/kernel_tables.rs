@@ -31,7 +31,7 @@ impl Slot {
     pub(super) fn check_ours(&self, operation: Operation, range: IovaRange) -> Result<(), Error> {
         match self.filler {
             Some(_) if self.window.range.overlaps(range) => {
-                Err(Error::new(operation, range, Kind::Filled(self.window.range)))
+                Err(Error::new(operation, range, Kind::KernelOwned(self.window.range)))
             }
             _ => Ok(()),
         }
@@ -133,8 +133,8 @@ fn leave(filler: &dyn KernelWriter, device: &dyn Attachable) {
 }
 
 impl<B: Backend> KernelTables for Space<B> {
-    fn fill(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error> {
-        let operation = Operation::Fill;
+    fn hand_to_kernel(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error> {
+        let operation = Operation::HandToKernel;
         let _gate = self.enter_alone(operation, window)?;
         let slot = self.slot_of(operation, window)?;
         slot.check_ours(operation, window)?;
@@ -146,7 +146,7 @@ impl<B: Backend> KernelTables for Space<B> {
         let checked = joined.map_err(|failure| Error::from_kernel(operation, window, failure)).and_then(|()| {
             // Linked first: what is put from now on is seen here.
             let same = joined_alike(&slot, filler.as_ref());
-            if same { Ok(()) } else { Err(Error::new(operation, window, Kind::NotAsFilled)) }
+            if same { Ok(()) } else { Err(Error::new(operation, window, Kind::KernelTableDiffers)) }
         });
         if let Err(error) = checked {
             // A device leaves all fillers at once, and the others go on.
@@ -159,8 +159,8 @@ impl<B: Backend> KernelTables for Space<B> {
         Ok(())
     }
 
-    fn take_back(&self, window: IovaRange) -> Result<(), Error> {
-        let operation = Operation::Refill;
+    fn reclaim(&self, window: IovaRange) -> Result<(), Error> {
+        let operation = Operation::Reclaim;
         let _gate = self.enter_alone(operation, window)?;
         let slot = self.slot_of(operation, window)?;
         let filler = slot.filler.clone().ok_or_else(|| Error::new(operation, window, Kind::NoSuchWindow))?;
@@ -177,7 +177,7 @@ impl<B: Backend> KernelTables for Space<B> {
         Ok(())
     }
 
-    fn filled(&self) -> Vec<IovaRange> {
+    fn kernel_owned(&self) -> Vec<IovaRange> {
         self.fillers().into_iter().map(|(window, _)| window).collect()
     }
 }
