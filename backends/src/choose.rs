@@ -73,14 +73,14 @@ impl OpenRequest {
 
     /// Another device in the same address space.
     #[must_use]
-    pub fn and(mut self, address: PciAddress) -> Self {
+    pub fn with_device(mut self, address: PciAddress) -> Self {
         self.devices.push(address);
         self
     }
 
     /// That backend and no other.
     #[must_use]
-    pub fn on(mut self, backend: BackendKind) -> Self {
+    pub fn with_backend(mut self, backend: BackendKind) -> Self {
         self.backend = Some(backend);
         self
     }
@@ -143,26 +143,26 @@ pub enum Obstacle {
 
 impl Choice {
     /// Chooses.
-    pub fn of(facts: &Facts, wish: &OpenRequest) -> Self {
-        Self::of_remaining(facts, wish, None)
+    pub fn of(facts: &Facts, request: &OpenRequest) -> Self {
+        Self::of_remaining(facts, request, None)
     }
 
     /// Chooses again after the kernel refused `backend`, which had been chosen.
-    pub fn after_refusal(facts: &Facts, wish: &OpenRequest, backend: BackendKind, failure: Failure) -> Self {
-        Self::of_remaining(facts, wish, Some((backend, failure)))
+    pub fn after_refusal(facts: &Facts, request: &OpenRequest, backend: BackendKind, failure: Failure) -> Self {
+        Self::of_remaining(facts, request, Some((backend, failure)))
     }
 
-    fn of_remaining(facts: &Facts, wish: &OpenRequest, refused: Option<(BackendKind, Failure)>) -> Self {
+    fn of_remaining(facts: &Facts, request: &OpenRequest, refused: Option<(BackendKind, Failure)>) -> Self {
         let against = BackendKind::ALL.map(|backend| {
             let refused = refused.filter(|(refused, _)| *refused == backend).map(|(_, why)| Obstacle::Refused(why));
-            (backend, obstacles(backend, facts, wish).into_iter().chain(refused).collect::<Vec<_>>())
+            (backend, obstacles(backend, facts, request).into_iter().chain(refused).collect::<Vec<_>>())
         });
-        let asked_for = |backend| wish.backend.is_none_or(|asked| asked == backend);
+        let asked_for = |backend| request.backend.is_none_or(|asked| asked == backend);
         let fit = |(backend, obstacles): &&(BackendKind, Vec<_>)| asked_for(*backend) && obstacles.is_empty();
         let chosen = against.iter().find(fit).map(|(backend, _)| *backend);
-        let of_interest = |backend| backend != BackendKind::Type1OnIommufd || wish.backend == Some(backend);
+        let of_interest = |backend| backend != BackendKind::Type1OnIommufd || request.backend == Some(backend);
         let others = against.into_iter().filter(|(backend, _)| Some(*backend) != chosen && of_interest(*backend));
-        let rejected = others.map(|(backend, obstacles)| (backend, or_unwanted(obstacles, wish, chosen))).collect();
+        let rejected = others.map(|(backend, obstacles)| (backend, or_unwanted(obstacles, request, chosen))).collect();
         Self { chosen, rejected }
     }
 
@@ -181,8 +181,8 @@ impl Choice {
 }
 
 /// What stood against a backend that was not chosen: if nothing, then that it was not wanted.
-fn or_unwanted(obstacles: Vec<Obstacle>, wish: &OpenRequest, chosen: Option<BackendKind>) -> Vec<Obstacle> {
-    match (wish.backend, chosen) {
+fn or_unwanted(obstacles: Vec<Obstacle>, request: &OpenRequest, chosen: Option<BackendKind>) -> Vec<Obstacle> {
+    match (request.backend, chosen) {
         _ if !obstacles.is_empty() => obstacles,
         (Some(asked), _) => vec![Obstacle::AskedForAnother(asked)],
         (None, Some(better)) => vec![Obstacle::Better(better)],
@@ -191,12 +191,12 @@ fn or_unwanted(obstacles: Vec<Obstacle>, wish: &OpenRequest, chosen: Option<Back
 }
 
 /// Everything that stands against a backend.
-fn obstacles(backend: BackendKind, facts: &Facts, wish: &OpenRequest) -> Vec<Obstacle> {
+fn obstacles(backend: BackendKind, facts: &Facts, request: &OpenRequest) -> Vec<Obstacle> {
     if facts.platform.is_power() != backend.is_of_power() {
         return vec![Obstacle::Platform(facts.platform.clone())];
     }
     let mut found = of_the_kernel(backend, facts);
-    for address in &wish.devices {
+    for address in &request.devices {
         for obstacle in of_a_device(backend, facts, *address) {
             // Devices of one group have their neighbours in common.
             if !found.contains(&obstacle) {
@@ -204,7 +204,7 @@ fn obstacles(backend: BackendKind, facts: &Facts, wish: &OpenRequest) -> Vec<Obs
             }
         }
     }
-    found.extend(of_the_groups(backend, facts, wish));
+    found.extend(of_the_groups(backend, facts, request));
     found
 }
 
@@ -272,8 +272,8 @@ fn neighbours(facts: &Facts, group: &IommuGroup, device: &PciDevice) -> Vec<Obst
 const HARMLESS: &str = "pci-stub";
 
 /// What stands against the devices' groups as a whole.
-fn of_the_groups(backend: BackendKind, facts: &Facts, wish: &OpenRequest) -> Option<Obstacle> {
-    let devices = wish.devices.iter().filter_map(|address| facts.devices.get(address));
+fn of_the_groups(backend: BackendKind, facts: &Facts, request: &OpenRequest) -> Option<Obstacle> {
+    let devices = request.devices.iter().filter_map(|address| facts.devices.get(address));
     let mut groups: Vec<_> = devices.filter_map(|device| device.group).collect();
     groups.sort_unstable();
     groups.dedup();
@@ -426,7 +426,7 @@ mod tests {
         host(Platform::Powernv, &[device("00:03.0", 7)])
     }
 
-    fn wish() -> OpenRequest {
+    fn request() -> OpenRequest {
         OpenRequest::device(address("00:03.0"))
     }
 
@@ -473,7 +473,7 @@ mod tests {
         ];
         for (name, mut facts, change, expected) in cases {
             change(&mut facts);
-            assert_eq!(Choice::of(&facts, &wish()).chosen, expected, "{name}");
+            assert_eq!(Choice::of(&facts, &request()).chosen, expected, "{name}");
         }
     }
 
@@ -483,10 +483,10 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_taken_or_nothing() {
-        let choice = Choice::of(&pc(), &wish().on(BackendKind::Type1));
+        let choice = Choice::of(&pc(), &request().with_backend(BackendKind::Type1));
         assert_eq!((choice.chosen, choice.reason()), (Some(BackendKind::Type1), Some("it was asked for")));
         assert_eq!(against(&choice, BackendKind::Iommufd), ["type1 was asked for"]);
-        let choice = Choice::of(&pc(), &wish().on(BackendKind::Spapr));
+        let choice = Choice::of(&pc(), &request().with_backend(BackendKind::Spapr));
         assert_eq!(choice.chosen, None);
         assert_eq!(against(&choice, BackendKind::Spapr), ["x86_64 machines have none"]);
     }
@@ -539,13 +539,13 @@ mod tests {
         for (change, backend, expected) in cases {
             let mut facts = pc();
             change(&mut facts);
-            assert_eq!(against(&Choice::of(&facts, &wish().on(backend)), backend), expected);
+            assert_eq!(against(&Choice::of(&facts, &request().with_backend(backend)), backend), expected);
         }
     }
 
     #[test]
     fn iommufd_in_a_containers_place_is_taken_when_asked_for_and_explained_then_only() {
-        let asked = wish().on(BackendKind::Type1OnIommufd);
+        let asked = request().with_backend(BackendKind::Type1OnIommufd);
         assert_eq!(Choice::of(&pc(), &asked).chosen, Some(BackendKind::Type1OnIommufd));
         let mut facts = pc();
         facts.nodes.iommufd = false;
@@ -553,7 +553,7 @@ mod tests {
         let expected = ["/dev/iommu is missing", "/dev/vfio/7 is missing"];
         assert_eq!(against(&Choice::of(&facts, &asked), BackendKind::Type1OnIommufd), expected);
         assert!(
-            Choice::of(&facts, &wish()).rejected.iter().all(|(backend, _)| *backend != asked.backend.expect("set"))
+            Choice::of(&facts, &request()).rejected.iter().all(|(backend, _)| *backend != asked.backend.expect("set"))
         );
     }
 
@@ -577,7 +577,7 @@ mod tests {
         let mut idle = device("00:03.3", 7);
         unbind(&mut idle);
         let facts = host(Platform::X86_64, &[device("00:03.0", 7), nic, stub, port, idle, device("00:03.4", 7)]);
-        let choice = Choice::of(&facts, &wish());
+        let choice = Choice::of(&facts, &request());
         let expected = ["group 7 is shared with 0000:00:03.1, which is bound to e1000e"];
         assert_eq!(against(&choice, BackendKind::Iommufd), expected);
         assert_eq!(against(&choice, BackendKind::Type1), expected);
@@ -588,14 +588,14 @@ mod tests {
         let mut nic = device("00:03.2", 7);
         bind(&mut nic, "e1000e");
         let facts = host(Platform::X86_64, &[device("00:03.0", 7), device("00:03.1", 7), nic]);
-        let choice = Choice::of(&facts, &wish().and(address("00:03.1")));
+        let choice = Choice::of(&facts, &request().with_device(address("00:03.1")));
         assert_eq!(against(&choice, BackendKind::Type1).len(), 1);
     }
 
     #[test]
     fn a_pseries_host_has_one_address_space_a_group() {
         let devices = [device("00:03.0", 7), device("00:04.0", 8)];
-        let both = wish().and(address("00:04.0"));
+        let both = request().with_device(address("00:04.0"));
         assert_eq!(Choice::of(&host(Platform::Powernv, &devices), &both).chosen, Some(BackendKind::Spapr));
         let choice = Choice::of(&host(Platform::Pseries, &devices), &both);
         assert_eq!(choice.chosen, None);
@@ -605,7 +605,7 @@ mod tests {
     #[test]
     fn the_first_version_of_spapr_has_one_address_space_a_group_everywhere() {
         let facts = host(Platform::Powernv, &[device("00:03.0", 7), device("00:04.0", 8)]);
-        let both = wish().and(address("00:04.0")).on(BackendKind::SpaprV1);
+        let both = request().with_device(address("00:04.0")).with_backend(BackendKind::SpaprV1);
         let choice = Choice::of(&facts, &both);
         assert_eq!(choice.chosen, None);
         let why = ["there is one address space a group, and the devices are in groups [7, 8]"];
@@ -615,7 +615,7 @@ mod tests {
     #[test]
     fn what_the_kernel_refused_is_not_chosen_again_and_the_choice_says_why() {
         let failure = Failure { call: "VFIO_SET_IOMMU", answer: Answer::Errno(Errno::EINVAL) };
-        let choice = Choice::after_refusal(&powernv(), &wish(), BackendKind::Spapr, failure);
+        let choice = Choice::after_refusal(&powernv(), &request(), BackendKind::Spapr, failure);
         assert_eq!(choice.chosen, Some(BackendKind::SpaprV1));
         assert_eq!(
             choice.to_string().lines().take(2).collect::<Vec<_>>(),
@@ -625,7 +625,8 @@ mod tests {
                  fix: take a kernel that can create DMA windows on this machine",
             ]
         );
-        let by_name = Choice::after_refusal(&powernv(), &wish().on(BackendKind::Spapr), BackendKind::Spapr, failure);
+        let by_name =
+            Choice::after_refusal(&powernv(), &request().with_backend(BackendKind::Spapr), BackendKind::Spapr, failure);
         assert_eq!(by_name.chosen, None);
     }
 
@@ -644,13 +645,13 @@ mod tests {
         let mut facts = pc();
         facts.nodes.iommufd = false;
         assert_eq!(
-            Choice::of(&facts, &wish()).to_string(),
+            Choice::of(&facts, &request()).to_string(),
             "type1: it is the one this host can use\n\
              not spapr: x86_64 machines have none; fix: nothing: take another backend\n\
              not spapr-v1: x86_64 machines have none; fix: nothing: take another backend\n\
              not iommufd: /dev/iommu is missing; fix: modprobe iommufd; if there is no such module, take a kernel that has it"
         );
         facts.nodes.container = false;
-        assert!(Choice::of(&facts, &wish()).to_string().starts_with("no backend will do\n"));
+        assert!(Choice::of(&facts, &request()).to_string().starts_with("no backend will do\n"));
     }
 }

@@ -18,7 +18,7 @@
 //! // The old VMM.
 //! let old = SoftHost::new(Profile::vtd())?;
 //! let host = Host::new(old.clone(), Facts::of_soft(old.profile()));
-//! let opened = host.open(&OpenRequest::device("0000:00:03.0".parse()?).on(BackendKind::Type1))?;
+//! let opened = host.open(&OpenRequest::device("0000:00:03.0".parse()?).with_backend(BackendKind::Type1))?;
 //! let space = opened.space.space().clone();
 //! let ram = HostMemory::unbacked(0x7f00_0000_0000, gib).ok_or("it wraps")?;
 //! space.map(Iova::new(0), &ram, Access::READ_WRITE, Unit::Whole)?;

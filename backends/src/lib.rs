@@ -20,9 +20,9 @@
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
 //!
 //! // The backend that does best for this device, and why not the others:
-//! let wish = OpenRequest::device("0000:00:03.0".parse()?);
-//! println!("{}", host.choose(&wish));
-//! let opened = host.open(&wish)?;
+//! let request = OpenRequest::device("0000:00:03.0".parse()?);
+//! println!("{}", host.choose(&request));
+//! let opened = host.open(&request)?;
 //!
 //! // The guest's bus, as its front end describes it. With vm-memory a whole guest is one call.
 //! let ram = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("no memory")?).ok_or("it wraps")?;

@@ -74,7 +74,7 @@ impl Host {
 
     /// Tells `registry` about every group and device before it is used.
     #[must_use]
-    pub fn registering_with(mut self, registry: Arc<dyn Registry>) -> Self {
+    pub fn with_registry(mut self, registry: Arc<dyn Registry>) -> Self {
         self.registry = Some(registry);
         self
     }
@@ -99,41 +99,41 @@ impl Host {
         &self.facts
     }
 
-    /// Which backend would be opened for `wish`, and why not the others.
-    pub fn choose(&self, wish: &OpenRequest) -> Choice {
-        Choice::of(&self.facts, wish)
+    /// Which backend would be opened for `request`, and why not the others.
+    pub fn choose(&self, request: &OpenRequest) -> Choice {
+        Choice::of(&self.facts, request)
     }
 
-    /// Opens a space for the devices of `wish` on the backend that [`Host::choose`] finds best, and attaches them.
+    /// Opens a space for the devices of `request` on the backend that [`Host::choose`] finds best, and attaches them.
     ///
     /// sPAPR's second version is advertised by every kernel that has the module, and refused on platforms that cannot create windows: then
-    /// the first version is opened, unless the wish names a backend. [`Opened::choice`] says so.
+    /// the first version is opened, unless the request names a backend. [`Opened::choice`] says so.
     ///
     /// # Errors
     /// [`OpenError::NoBackend`] before anything is opened; otherwise what went wrong, after everything is closed again.
-    pub fn open(&self, wish: &OpenRequest) -> Result<Opened, OpenError> {
-        let choice = self.choose(wish);
+    pub fn open(&self, request: &OpenRequest) -> Result<Opened, OpenError> {
+        let choice = self.choose(request);
         let first = choice.chosen;
-        self.open_chosen(wish, choice).or_else(|error| {
-            let Some(second) = self.second_choice(wish, first, &error) else { return Err(error) };
+        self.open_chosen(request, choice).or_else(|error| {
+            let Some(second) = self.second_choice(request, first, &error) else { return Err(error) };
             log::warn!("{error}; taking {second}");
-            self.open_chosen(wish, second)
+            self.open_chosen(request, second)
         })
     }
 
     /// What to take after `error`, if that says that the kernel has not what it advertises: `EINVAL` (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group), and `EPERM` in older kernels.
-    fn second_choice(&self, wish: &OpenRequest, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
+    fn second_choice(&self, request: &OpenRequest, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
         let OpenError::Attach { error } = error else { return None };
         let failure = error.failure.filter(|failure| failure.call == SET_IOMMU.name)?;
         let is_refused = matches!(failure.errno(), Some(Errno::EINVAL | Errno::EPERM));
         let backend = first.filter(|backend| *backend == BackendKind::Spapr && is_refused)?;
-        Some(Choice::after_refusal(&self.facts, wish, backend, failure)).filter(|choice| choice.chosen.is_some())
+        Some(Choice::after_refusal(&self.facts, request, backend, failure)).filter(|choice| choice.chosen.is_some())
     }
 
-    fn open_chosen(&self, wish: &OpenRequest, choice: Choice) -> Result<Opened, OpenError> {
+    fn open_chosen(&self, request: &OpenRequest, choice: Choice) -> Result<Opened, OpenError> {
         let Some(backend) = choice.chosen else { return Err(OpenError::NoBackend(choice)) };
-        self.fill(self.open_space(backend)?, &wish.devices, choice)
+        self.fill(self.open_space(backend)?, &request.devices, choice)
     }
 
     /// Attaches devices to a space; if one cannot be, all is closed again.
@@ -267,7 +267,7 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError`]; nothing of the device is open then.
     pub fn add(&mut self, host: &Host, address: PciAddress) -> Result<Device, OpenError> {
-        let choice = Choice::of(&host.facts, &OpenRequest::device(address).on(self.backend));
+        let choice = Choice::of(&host.facts, &OpenRequest::device(address).with_backend(self.backend));
         let device = host.facts.devices.get(&address);
         let (Some(device), Some(_)) = (device, choice.chosen) else { return Err(OpenError::NoBackend(choice)) };
         let name = address.to_string();
@@ -600,11 +600,11 @@ mod tests {
     }
 
     fn host(door: &Arc<Scripted>) -> Host {
-        Host::new(door.clone(), facts()).registering_with(Arc::new(ScriptedRegistry(door.clone())))
+        Host::new(door.clone(), facts()).with_registry(Arc::new(ScriptedRegistry(door.clone())))
     }
 
     fn both(backend: BackendKind) -> OpenRequest {
-        OpenRequest::device(address("00:03.0")).and(address("00:03.1")).on(backend)
+        OpenRequest::device(address("00:03.0")).with_device(address("00:03.1")).with_backend(backend)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How spaces are opened, where a backend leaves a choice: today only iommufd does.
+//! Options for opening a space. Only iommufd offers these choices; the other backends refuse an option that they cannot follow.
 
 use std::sync::Arc;
 
@@ -11,95 +11,109 @@ use crate::choose::BackendKind;
 use crate::facts::IOMMUFD_NODE;
 use crate::open::OpenError;
 
-/// What whoever opens asks for. The default asks for nothing.
+/// Options for opening a space. The default leaves every choice to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
-    payer: Option<AccountingMode>,
+    accounting: Option<AccountingMode>,
     huge_pages: bool,
-    promised: Vec<IovaRange>,
+    required_iovas: Vec<IovaRange>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { payer: None, huge_pages: true, promised: Vec::new() }
+        Self { accounting: None, huge_pages: true, required_iovas: Vec::new() }
     }
 }
 
 impl OpenOptions {
-    /// Nothing.
+    /// Options that leave every choice to the kernel.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Has `payer` charged for what is pinned. iommufd charges the user unless it is asked to charge the process, which takes
-    /// CAP_SYS_RESOURCE; the others always charge the process.
+    /// Charges pinned memory to the user or to the process.
+    ///
+    /// iommufd charges the user by default. Charging the process needs CAP_SYS_RESOURCE. The other backends always charge the process.
     #[must_use]
-    pub fn charging(mut self, payer: AccountingMode) -> Self {
-        self.payer = Some(payer);
+    pub fn with_accounting(mut self, accounting: AccountingMode) -> Self {
+        self.accounting = Some(accounting);
         self
     }
 
-    /// Forbids huge pages in the IOMMU's tables.
+    /// Allows (the default) or forbids huge pages in the IOMMU's page tables.
     #[must_use]
-    pub fn without_huge_pages(mut self) -> Self {
-        self.huge_pages = false;
+    pub fn with_huge_pages(mut self, allowed: bool) -> Self {
+        self.huge_pages = allowed;
         self
     }
 
-    /// Has the kernel promise that `range` can always be mapped: a device that does not reach all of it is refused when it is attached, now
-    /// and later. Ranges must not share a byte, and must be longer than one.
+    /// Requires that all of `range` can be mapped for as long as the space exists. The kernel then refuses to attach a device that does not
+    /// reach all of it.
+    ///
+    /// Required ranges must not overlap, and each must be longer than one byte.
     #[must_use]
-    pub fn promising(mut self, range: IovaRange) -> Self {
-        self.promised.push(range);
+    pub fn with_required_iovas(mut self, range: IovaRange) -> Self {
+        self.required_iovas.push(range);
         self
     }
 
-    /// Whether a backend that leaves no choice does what is asked for anyway.
+    /// Checks that `backend` can follow these options.
     ///
     /// # Errors
-    /// [`OpenError::NoChoice`].
+    /// [`OpenError::NoChoice`] for an option that the backend cannot follow. An option that asks for the backend's only behaviour is accepted.
     pub(crate) fn check(&self, backend: BackendKind) -> Result<(), OpenError> {
-        let no_choice = |why| Err(OpenError::NoChoice { backend, why });
-        match backend {
-            BackendKind::Iommufd => Ok(()),
-            _ if self.payer == Some(AccountingMode::User) => no_choice("charges the process, always"),
-            _ if !self.promised.is_empty() => no_choice("makes no promises about its windows"),
-            BackendKind::Type1 if !self.huge_pages => {
-                no_choice("has huge pages for all or for nobody; load vfio_iommu_type1 with disable_hugepages=1")
-            }
-            BackendKind::Type1OnIommufd if !self.huge_pages => no_choice("has huge pages for all"),
-            BackendKind::Spapr if !self.huge_pages => no_choice("has the pages each window is created with"),
-            BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::Spapr | BackendKind::SpaprV1 => Ok(()),
+        match self.conflict_with(backend) {
+            Some(why) => Err(OpenError::NoChoice { backend, why }),
+            None => Ok(()),
         }
     }
 
-    /// Takes over an open `/dev/iommu` in which nothing is yet.
-    pub(crate) fn iommufd(&self, door: Arc<dyn Door>, handle: Handle) -> Result<Arc<Iommufd>, OpenError> {
-        let iommufd = Iommufd::new(door, handle);
-        let charged = self.payer.map_or(Ok(()), |payer| charge(&iommufd, payer));
-        charged.map(|()| iommufd).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
+    /// The behaviour of `backend` that contradicts these options.
+    fn conflict_with(&self, backend: BackendKind) -> Option<&'static str> {
+        match backend {
+            BackendKind::Iommufd => None,
+            _ if self.accounting == Some(AccountingMode::User) => Some("always charges the process"),
+            _ if !self.required_iovas.is_empty() => Some("cannot guarantee ranges"),
+            _ if self.huge_pages => None,
+            BackendKind::Type1 => {
+                Some("has one setting of huge pages for all containers; load vfio_iommu_type1 with disable_hugepages=1")
+            }
+            BackendKind::Type1OnIommufd => Some("always uses huge pages"),
+            BackendKind::Spapr => Some("uses the page size each window is created with"),
+            BackendKind::SpaprV1 => None,
+        }
     }
 
-    /// Prepares an address space in which nothing is yet.
+    /// Takes ownership of a `/dev/iommu` that was just opened, and sets its accounting mode.
+    pub(crate) fn iommufd(&self, door: Arc<dyn Door>, handle: Handle) -> Result<Arc<Iommufd>, OpenError> {
+        let iommufd = Iommufd::new(door, handle);
+        if let Some(accounting) = self.accounting {
+            set_accounting(&iommufd, accounting).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
+        }
+        Ok(iommufd)
+    }
+
+    /// Applies the options of an address space to one that is new and empty.
     pub(crate) fn prepare(&self, ioas: Result<Ioas, Failure>) -> Result<Ioas, OpenError> {
-        let prepared = ioas.and_then(|ioas| {
-            if !self.huge_pages {
-                ioas.allow_huge_pages(false)?;
-            }
-            if !self.promised.is_empty() {
-                ioas.promise(&self.promised)?;
-            }
-            Ok(ioas)
-        });
-        prepared.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
+        self.apply(ioas).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
+    }
+
+    fn apply(&self, ioas: Result<Ioas, Failure>) -> Result<Ioas, Failure> {
+        let ioas = ioas?;
+        if !self.huge_pages {
+            ioas.allow_huge_pages(false)?;
+        }
+        if !self.required_iovas.is_empty() {
+            ioas.promise(&self.required_iovas)?;
+        }
+        Ok(ioas)
     }
 }
 
-/// Who is charged already need not be asked for, which takes no capability.
-fn charge(iommufd: &Iommufd, payer: AccountingMode) -> Result<(), Failure> {
-    if payer == AccountingMode::User && iommufd.payer()? == AccountingMode::User {
-        Ok(())
-    } else {
-        iommufd.charge(payer)
+/// Sets the accounting mode, unless it is the current one: setting it takes a capability, reading it takes none.
+fn set_accounting(iommufd: &Iommufd, accounting: AccountingMode) -> Result<(), Failure> {
+    if accounting == AccountingMode::User && iommufd.payer()? == AccountingMode::User {
+        return Ok(());
     }
+    iommufd.charge(accounting)
 }

@@ -28,17 +28,17 @@ impl Host {
         pool.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
     }
 
-    /// Opens a space for the devices of `wish` in a pool that this host's door opened, and attaches them. The backend is iommufd, whatever
-    /// the wish says.
+    /// Opens a space for the devices of `request` in a pool that this host's door opened, and attaches them. The backend is iommufd, whatever
+    /// the request says.
     ///
     /// # Errors
     /// As [`Host::open`].
-    pub fn open_in(&self, pool: &Arc<Pool>, wish: &OpenRequest) -> Result<Opened, OpenError> {
-        let choice = self.choose(&wish.clone().on(BackendKind::Iommufd));
+    pub fn open_in(&self, pool: &Arc<Pool>, request: &OpenRequest) -> Result<Opened, OpenError> {
+        let choice = self.choose(&request.clone().with_backend(BackendKind::Iommufd));
         if choice.chosen.is_none() {
             return Err(OpenError::NoBackend(choice));
         }
-        self.fill(self.open_space_in(pool)?, &wish.devices, choice)
+        self.fill(self.open_space_in(pool)?, &request.devices, choice)
     }
 
     /// Opens a space without a device in a pool.

@@ -79,7 +79,8 @@ fn address() -> Result<PciAddress> {
 }
 
 fn open(backend: BackendKind) -> Result<(Device, OpenSpace)> {
-    let Opened { mut devices, space, .. } = Host::this()?.open(&OpenRequest::device(address()?).on(backend))?;
+    let Opened { mut devices, space, .. } =
+        Host::this()?.open(&OpenRequest::device(address()?).with_backend(backend))?;
     Ok((devices.remove(0), space))
 }
 
@@ -89,11 +90,11 @@ fn ensure(condition: bool, otherwise: &str) -> Result {
 
 fn the_best_backend_is_chosen(best: BackendKind) -> Result {
     let host = Host::this()?;
-    let wish = OpenRequest::device(address()?);
-    let choice = host.choose(&wish);
+    let request = OpenRequest::device(address()?);
+    let choice = host.choose(&request);
     ensure(choice.chosen == Some(best), &format!("{choice}"))?;
     let wrong = if best == BackendKind::Spapr { BackendKind::Type1 } else { BackendKind::Spapr };
-    let refused = Choice::of(host.facts(), &wish.on(wrong));
+    let refused = Choice::of(host.facts(), &request.with_backend(wrong));
     ensure(refused.chosen.is_none(), "a backend of another platform was chosen")
 }
 
@@ -197,7 +198,7 @@ fn opened_elsewhere(path: &Path) -> Result<OwnedFd> {
 /// With the last device of a container its driver goes, and the next first device has to bring it back.
 fn a_device_leaves_and_comes_back(backend: BackendKind) -> Result {
     let host = Host::this()?;
-    let Opened { mut devices, mut space, .. } = host.open(&OpenRequest::device(address()?).on(backend))?;
+    let Opened { mut devices, mut space, .. } = host.open(&OpenRequest::device(address()?).with_backend(backend))?;
     let before = space.space().windows().windows;
     let change = space.remove(devices.remove(0))?.ok_or("the group did not leave")?;
     ensure(
@@ -215,9 +216,9 @@ fn a_device_leaves_and_comes_back(backend: BackendKind) -> Result {
 /// A group is opened once. A device with a node of its own is opened as often as one likes, and bound once.
 fn a_node_in_use_says_so(backend: BackendKind) -> Result {
     let host = Host::this()?;
-    let wish = OpenRequest::device(address()?).on(backend);
-    let first = host.open(&wish)?;
-    let error = host.open(&wish).err().ok_or("it was opened twice")?;
+    let request = OpenRequest::device(address()?).with_backend(backend);
+    let first = host.open(&request)?;
+    let error = host.open(&request).err().ok_or("it was opened twice")?;
     let expected = match &error {
         OpenError::Node { errno, .. } => *errno == Errno::EBUSY && error.to_string().contains("has it open"),
         OpenError::Attach { error: attach } => {

@@ -23,13 +23,14 @@ fn first_device(host: &Host) -> PciAddress {
 
 /// The backends a host can be opened on.
 fn backends(host: &Host) -> Vec<BackendKind> {
-    let wish = OpenRequest::device(first_device(host));
-    let fits = |backend: &BackendKind| Choice::of(host.facts(), &wish.clone().on(*backend)).chosen.is_some();
+    let request = OpenRequest::device(first_device(host));
+    let fits =
+        |backend: &BackendKind| Choice::of(host.facts(), &request.clone().with_backend(*backend)).chosen.is_some();
     BackendKind::ALL.into_iter().filter(fits).collect()
 }
 
 fn open(host: &Host, backend: BackendKind) -> Result<Opened, OpenError> {
-    host.open(&OpenRequest::device(first_device(host)).on(backend))
+    host.open(&OpenRequest::device(first_device(host)).with_backend(backend))
 }
 
 /// How many descriptors of a device there are: to an iommufd in a container's place a group comes with one of its own.
@@ -142,9 +143,9 @@ const SET_IOMMU: &str = "VFIO_SET_IOMMU";
 fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice_says_why() {
     for profile in without_windows() {
         let (machine, host) = boot(&profile);
-        let wish = OpenRequest::device(first_device(&host));
-        assert_eq!(host.choose(&wish).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
-        let opened = host.open(&wish).expect("the older way is there");
+        let request = OpenRequest::device(first_device(&host));
+        assert_eq!(host.choose(&request).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
+        let opened = host.open(&request).expect("the older way is there");
         assert_eq!((opened.space.backend(), opened.space.space().backend()), (BackendKind::SpaprV1, "spapr-v1"));
         let choice = opened.choice.to_string();
         assert!(choice.starts_with("spapr-v1: the kernel refused a better one\nnot spapr: "), "{choice}");
@@ -207,7 +208,7 @@ fn the_older_way_takes_one_group() {
     let (machine, host) = boot(&Profile::powernv9().with_fixed_window());
     let mut devices = host.facts().devices.keys().copied();
     let (first, second) = (devices.next().expect("a device"), devices.next().expect("another"));
-    let error = host.open(&OpenRequest::device(first).and(second)).expect_err("one group at a time");
+    let error = host.open(&OpenRequest::device(first).with_device(second)).expect_err("one group at a time");
     assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");
     assert_eq!(drivers_tried(&machine), 1);
     let mut opened = host.open(&OpenRequest::device(first)).expect("it is there");

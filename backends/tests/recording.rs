@@ -30,8 +30,8 @@ fn open(backend: BackendKind) -> Opened {
     let machine = SoftHost::new(profile).expect("a preset");
     let facts = Facts::of_soft(machine.profile());
     let address = facts.devices.keys().next().copied().expect("a preset has devices");
-    let wish = OpenRequest { devices: vec![address], backend: Some(backend) };
-    Host::new(machine, facts).open(&wish).expect("a preset has it")
+    let request = OpenRequest { devices: vec![address], backend: Some(backend) };
+    Host::new(machine, facts).open(&request).expect("a preset has it")
 }
 
 /// A listener whose every word is written down.

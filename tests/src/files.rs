@@ -38,7 +38,7 @@ pub(crate) fn impostor() -> (Arc<File>, HostMemory) {
 /// # Errors
 /// What opening says.
 pub fn devices_reach_the_file(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    reaches_the_file(host.open(&OpenRequest::device(device).on(dmaspace::BackendKind::Iommufd))?);
+    reaches_the_file(host.open(&OpenRequest::device(device).with_backend(dmaspace::BackendKind::Iommufd))?);
     Ok(())
 }
 

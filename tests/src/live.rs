@@ -120,7 +120,8 @@ impl Vmm {
         let door = Arc::new(LinuxDoor::new());
         let facts = Facts::of_this_host(&*door).expect("sysfs is mounted");
         let host = Host::new(door.clone(), facts);
-        let mut opened = host.open(&OpenRequest::device(address).on(BackendKind::Type1)).expect("the host has it");
+        let mut opened =
+            host.open(&OpenRequest::device(address).with_backend(BackendKind::Type1)).expect("the host has it");
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file for memory"));
         ftruncate(&file, 4 * MIB).expect("the file grows");
         let device = opened.devices.remove(0);

@@ -33,11 +33,11 @@ fn errno(result: Result<(), Failure>) -> Option<Errno> {
 /// # Errors
 /// What opening says.
 pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
+    let wish = OpenRequest::device(device).with_backend(BackendKind::Iommufd);
     let ram = Ram::new(1 << 21);
     let none = locked(host);
     for (payer, locks) in [(AccountingMode::User, 0), (AccountingMode::Process, MIB)] {
-        let opened = host.clone().with_options(OpenOptions::new().charging(payer)).open(&wish)?;
+        let opened = host.clone().with_options(OpenOptions::new().with_accounting(payer)).open(&wish)?;
         let space = opened.space.space();
         space.map(Iova::new(0), &ram.slice(0, MIB), Access::READ_WRITE, Unit::Whole).expect("it fits");
         assert_eq!(locked(host), (none.0 + locks, none.1 + MIB), "{payer:?} is charged");
@@ -46,10 +46,11 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
     }
 
     // A device that does not reach what was promised stays out, one that does comes in.
-    let host = host.clone().with_options(OpenOptions::new().without_huge_pages().promising(range(0, 4 * GIB)));
+    let host =
+        host.clone().with_options(OpenOptions::new().with_huge_pages(false).with_required_iovas(range(0, 4 * GIB)));
     let refused = host.open(&wish).expect_err("writes to 0xfee00000 are interrupts").to_string();
     assert!(refused.contains("EADDRINUSE") && refused.contains("promise none of them"), "{refused}");
-    let host = host.with_options(OpenOptions::new().without_huge_pages().promising(range(0, GIB)));
+    let host = host.with_options(OpenOptions::new().with_huge_pages(false).with_required_iovas(range(0, GIB)));
     let opened = host.open(&wish)?;
     let windows = opened.space.space().windows().windows;
     assert!(windows.covering(range(0, GIB)).is_some(), "{windows:?}");

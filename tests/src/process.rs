@@ -59,7 +59,7 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     let pinned = || OfThisProcess.locked().pinned;
     let door = Arc::new(LinuxDoor::new());
     let host = Host::new(door.clone(), Facts::of_this_host(&*door).expect("sysfs is mounted"));
-    let opened = host.open(&OpenRequest::device(device).on(BackendKind::Iommufd))?;
+    let opened = host.open(&OpenRequest::device(device).with_backend(BackendKind::Iommufd))?;
     let space = opened.space.space();
     let none = pinned();
     let (_file, memory) = impostor();

@@ -84,7 +84,7 @@ pub fn backends_of(preset: &str) -> &'static [BackendKind] {
 pub fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-    host.open(&OpenRequest::device(device).on(backend)).expect("the soft host opens its device")
+    host.open(&OpenRequest::device(device).with_backend(backend)).expect("the soft host opens its device")
 }
 
 /// Host addresses without bytes: all that a host in software needs.

@@ -38,7 +38,8 @@ impl Tracked {
     fn new(profile: Profile) -> Self {
         let soft = SoftHost::new(profile).expect("sound");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let wish = OpenRequest::device(address(&soft, 0).parse().expect("a PCI address")).on(BackendKind::Iommufd);
+        let wish =
+            OpenRequest::device(address(&soft, 0).parse().expect("a PCI address")).with_backend(BackendKind::Iommufd);
         let opened = host.open(&wish).expect("the soft host opens its device");
         Self { soft, host, opened, told: Arc::default() }
     }

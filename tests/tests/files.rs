@@ -142,8 +142,8 @@ fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
         let soft = host("vtd@7.2");
         let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let host = host.with_options(OpenOptions::new().charging(payer));
-        let opened = host.open(&OpenRequest::device(device).on(BackendKind::Iommufd)).expect("it opens");
+        let host = host.with_options(OpenOptions::new().with_accounting(payer));
+        let opened = host.open(&OpenRequest::device(device).with_backend(BackendKind::Iommufd)).expect("it opens");
         let space = opened.space.space();
         let charged = |soft: &SoftHost| soft.locked_memory().map(|memory| (memory.locked, memory.pinned));
         let mib = Some((if payer == AccountingMode::Process { MIB } else { 0 }, MIB));

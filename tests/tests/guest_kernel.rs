@@ -210,7 +210,7 @@ fn a_host_that_comes_later_gets_what_the_kernel_put_or_does_not_come() {
     let profile = world.soft.profile().clone();
     let address = profile.groups[1].devices[0].address.parse().expect("a PCI address");
     let host = dmaspace::open::Host::new(world.soft.clone(), dmaspace::Facts::of_soft(&profile));
-    let later = host.open(&dmaspace::OpenRequest::device(address).on(BackendKind::Spapr)).expect("it opens");
+    let later = host.open(&dmaspace::OpenRequest::device(address).with_backend(BackendKind::Spapr)).expect("it opens");
     let later_space = later.space.space().clone();
     world.kvm.refuse(Some("link"));
     assert!(world.guest.attach(&later).expect_err("it cannot be linked").contains("link: EINVAL"));
@@ -281,7 +281,8 @@ fn a_host_that_lost_its_last_device_beside_others_is_filled_again() {
     let profile = world.soft.profile().clone();
     let address: dmaspace::PciAddress = profile.groups[1].devices[0].address.parse().expect("a PCI address");
     let host = dmaspace::open::Host::new(world.soft.clone(), dmaspace::Facts::of_soft(&profile));
-    let mut later = host.open(&dmaspace::OpenRequest::device(address).on(BackendKind::Spapr)).expect("it opens");
+    let mut later =
+        host.open(&dmaspace::OpenRequest::device(address).with_backend(BackendKind::Spapr)).expect("it opens");
     world.guest.attach(&later).expect("there is room");
     let device = later.devices.remove(0);
     later.space.remove(device).expect("nothing fails").expect("the group left");

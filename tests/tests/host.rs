@@ -274,7 +274,7 @@ fn charges_the_window(stage: &mut Stage, entry: u128) {
 }
 
 fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
-    let mut opened = host.open(&OpenRequest::device(first_device()?).on(backend))?;
+    let mut opened = host.open(&OpenRequest::device(first_device()?).with_backend(backend))?;
     let device = Edu::new(opened.devices.remove(0));
     let space = opened.space.space().clone();
     Ok(Stage::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
@@ -300,7 +300,7 @@ fn open_with_kvm(backend: BackendKind) -> Result<Stage, Failed> {
     let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
     let kvm = KvmVfio::new(door.clone(), &vm)?;
     let facts = Facts::of_this_host(&*door)?;
-    let stage = open(Host::new(door, facts).registering_with(Arc::new(kvm)), backend)?;
+    let stage = open(Host::new(door, facts).with_registry(Arc::new(kvm)), backend)?;
     Ok(stage.keeping(vm))
 }
 

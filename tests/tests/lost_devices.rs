@@ -38,8 +38,10 @@ impl Stage {
     fn new(preset: &str, backend: BackendKind) -> Self {
         let soft = host(preset);
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let open =
-            |n| host.open(&OpenRequest::device(address(&soft, n)).on(backend)).expect("the soft host opens its device");
+        let open = |n| {
+            host.open(&OpenRequest::device(address(&soft, n)).with_backend(backend))
+                .expect("the soft host opens its device")
+        };
         let opened = [open(0), open(1)];
         let mut listener = Listener::new(FrontEnd::default());
         for opened in &opened {
@@ -130,7 +132,7 @@ fn a_space_that_joins_while_the_first_has_no_device_gets_what_the_second_has() {
     let mut stage = Stage::new("powernv9", BackendKind::Spapr);
     stage.put(1).expect("RAM is there");
     stage.unplug(0);
-    let wish = OpenRequest::device(address(&stage.soft, 2)).on(BackendKind::Spapr);
+    let wish = OpenRequest::device(address(&stage.soft, 2)).with_backend(BackendKind::Spapr);
     let third = stage.host.open(&wish).expect("the soft host opens its device");
     stage.listener.attach(third.space.space().clone()).expect("it fits");
     assert_eq!(third.space.space().mappings(IovaRange::all()), stage.space(1).mappings(IovaRange::all()));

@@ -37,8 +37,8 @@ fn what_the_kernel_says_to_options() {
 fn who_is_charged_is_not_everybodys_to_decide() {
     let (soft, host, device) = on("vtd");
     soft.set_memlock(Some(1 << 20));
-    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
-    let open = |payer| host.clone().with_options(OpenOptions::new().charging(payer)).open(&wish);
+    let wish = OpenRequest::device(device).with_backend(BackendKind::Iommufd);
+    let open = |payer| host.clone().with_options(OpenOptions::new().with_accounting(payer)).open(&wish);
     let refused = open(AccountingMode::Process).expect_err("it takes a capability").to_string();
     let expected = "/dev/iommu: IOMMU_OPTION: EPERM; grant CAP_SYS_RESOURCE, or let the user be charged";
     assert!(refused.contains(expected), "{refused}");
@@ -49,8 +49,9 @@ fn who_is_charged_is_not_everybodys_to_decide() {
 #[test]
 fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
     let (soft, host, device) = on("vtd");
-    let wish = OpenRequest::device(device).on(BackendKind::Iommufd);
-    let opened = host.with_options(OpenOptions::new().charging(AccountingMode::Process)).open(&wish).expect("it opens");
+    let wish = OpenRequest::device(device).with_backend(BackendKind::Iommufd);
+    let opened =
+        host.with_options(OpenOptions::new().with_accounting(AccountingMode::Process)).open(&wish).expect("it opens");
     soft.set_memlock(Some(0x3000));
     let map = |at: u64, pages: u64| {
         let unit = Unit::Pages(PageSize::K4);
@@ -65,18 +66,20 @@ fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
 #[test]
 fn backends_without_a_choice_say_what_they_do() {
     let asked = [
-        OpenOptions::new().charging(AccountingMode::User),
-        OpenOptions::new().without_huge_pages(),
-        OpenOptions::new().promising(range(0, 1 << 30)),
+        OpenOptions::new().with_accounting(AccountingMode::User),
+        OpenOptions::new().with_huge_pages(false),
+        OpenOptions::new().with_required_iovas(range(0, 1 << 30)),
     ];
     for (preset, backend) in [("vtd", BackendKind::Type1), ("powernv9", BackendKind::Spapr)] {
         let (soft, host, device) = on(preset);
-        let wish = OpenRequest::device(device).on(backend);
+        let wish = OpenRequest::device(device).with_backend(backend);
         for options in asked.clone() {
             let refused = host.clone().with_options(options).open(&wish).expect_err("no choice").to_string();
             assert!(refused.starts_with(&format!("{backend} ")), "{refused}");
             assert!(soft.ledger().is_clear());
         }
-        host.with_options(OpenOptions::new().charging(AccountingMode::Process)).open(&wish).expect("as it does anyway");
+        host.with_options(OpenOptions::new().with_accounting(AccountingMode::Process))
+            .open(&wish)
+            .expect("as it does anyway");
     }
 }

@@ -37,7 +37,8 @@ impl Stage {
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let open = |n: usize| {
             let device = soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
-            host.open(&OpenRequest::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
+            host.open(&OpenRequest::device(device).with_backend(BackendKind::Spapr))
+                .expect("the soft host opens its device")
         };
         let opened = (0..spaces).map(open).collect();
         Self { soft, opened }

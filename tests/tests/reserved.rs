@@ -45,7 +45,8 @@ impl Stage {
         let soft = SoftHost::new(profile()).expect("it makes sense");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let address = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
-        let opened = host.open(&OpenRequest::device(address).on(backend)).expect("the soft host opens its device");
+        let opened =
+            host.open(&OpenRequest::device(address).with_backend(backend)).expect("the soft host opens its device");
         Self { soft, host, opened, backend }
     }
 

@@ -327,7 +327,10 @@ fn every_space_gets_the_pages_it_needs_and_so_does_one_that_joins_late() {
     let mut stage = Stage::new("powernv9");
     let open = |n: usize| {
         let device = stage.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
-        stage.host.open(&OpenRequest::device(device).on(BackendKind::Spapr)).expect("the soft host opens its device")
+        stage
+            .host
+            .open(&OpenRequest::device(device).with_backend(BackendKind::Spapr))
+            .expect("the soft host opens its device")
     };
     let (second, late) = (open(1), open(2));
     stage.soft.deny_huge_pages();

@@ -354,7 +354,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open(&mut self, n: usize) -> Result<(), Trouble> {
-        let wish = OpenRequest::device(self.address(n)).on(self.ground.backend);
+        let wish = OpenRequest::device(self.address(n)).with_backend(self.ground.backend);
         self.opened.push(self.host.open(&wish)?);
         Ok(())
     }
@@ -379,7 +379,7 @@ impl World {
             BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
             BackendKind::Type1OnIommufd => BackendKind::Iommufd,
         };
-        self.opened.push(self.host.open(&OpenRequest::device(self.address(n)).on(backend))?);
+        self.opened.push(self.host.open(&OpenRequest::device(self.address(n)).with_backend(backend))?);
         Ok(())
     }
 
@@ -388,8 +388,11 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_asking(&mut self, n: usize, promised: IovaRange) -> Result<(), Trouble> {
-        let options = OpenOptions::new().charging(AccountingMode::Process).without_huge_pages().promising(promised);
-        let wish = OpenRequest::device(self.address(n)).on(self.ground.backend);
+        let options = OpenOptions::new()
+            .with_accounting(AccountingMode::Process)
+            .with_huge_pages(false)
+            .with_required_iovas(promised);
+        let wish = OpenRequest::device(self.address(n)).with_backend(self.ground.backend);
         self.opened.push(self.host.clone().with_options(options).open(&wish)?);
         Ok(())
     }
