@@ -68,6 +68,7 @@ pub mod space;
 
 pub mod door;
 pub mod retry;
+pub mod sync;
 
 pub use backend::Backend;
 pub use contract::PciAddressSpace;
