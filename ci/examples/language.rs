@@ -1,0 +1,415 @@
+//! Measures comments and code against the budgets of CONTRIBUTING.md, crate by crate.
+//!
+//! ```text
+//! cargo run -p emulated-host --example language                 # the table
+//! cargo run -p emulated-host --example language -- core soft    # the table, and every place that counts in these crates
+//! ```
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+/// Words that hide the actor. At most 0.5 in 1,000 words of comments.
+const WHO: [&str; 4] = ["whoever", "somebody", "nobody", "anybody"];
+/// First words of an item's documentation that make it a fragment. At most 2 in 1,000 words of comments.
+const FRAGMENTS: [&str; 6] = ["What", "Whether", "Who", "Which", "How", "Where"];
+/// Words behind "what" that make it a clause. At most 0.5 in 1,000 words of comments.
+const CLAUSES: [&str; 8] = ["is", "it", "was", "are", "were", "they", "a", "the"];
+/// The width of a line.
+const WIDTH: usize = 120;
+/// The lines of a function at the 95th percentile.
+const LINES: usize = 30;
+
+fn main() -> ExitCode {
+    let listed: Vec<String> = std::env::args().skip(1).collect();
+    let measured = members().and_then(|members| members.iter().map(|member| Crate::measure(member)).collect());
+    let crates: Vec<Crate> = match measured {
+        Ok(crates) => crates,
+        Err(error) => {
+            eprintln!("language: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for place in crates.iter().filter(|of| listed.contains(&of.name)).flat_map(|of| &of.places) {
+        println!("{place}");
+    }
+    println!("{HEADING}");
+    for measured in &crates {
+        println!("{measured}");
+    }
+    let over: Vec<String> = crates.iter().flat_map(Crate::over).collect();
+    println!("\n{}", if over.is_empty() { "within all budgets".to_owned() } else { over.join("\n") });
+    if over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The members of the workspace, in its order.
+fn members() -> Result<Vec<String>> {
+    let manifest = std::fs::read_to_string(repository().join("Cargo.toml"))?;
+    let list = manifest.split_once("members = [").and_then(|(_, rest)| rest.split_once(']')).context("no members")?;
+    Ok(list.0.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty()).collect())
+}
+
+/// The figures of one crate.
+#[derive(Default)]
+struct Crate {
+    name: String,
+    words: usize,
+    lines: usize,
+    /// The length of each function, ascending.
+    functions: Vec<usize>,
+    places: Vec<Place>,
+}
+
+/// A place that counts against a budget.
+struct Place {
+    file: String,
+    line: usize,
+    what: Habit,
+    text: String,
+}
+
+/// A habit that has a budget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Habit {
+    Who,
+    Fragment,
+    Clause,
+    Closure,
+    ForEach,
+    Rebound,
+    Wide,
+    Long,
+}
+
+impl Habit {
+    /// The habits with a budget, which is for 1,000 words (`true`) or 1,000 lines.
+    const BUDGETS: [(Self, f64, bool); 7] = [
+        (Self::Who, 0.5, true),
+        (Self::Fragment, 2.0, true),
+        (Self::Clause, 0.5, true),
+        (Self::Closure, 3.0, false),
+        (Self::ForEach, 1.0, false),
+        (Self::Rebound, 2.0, false),
+        (Self::Wide, 0.0, false),
+    ];
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {:?}: {}", self.file, self.line, self.what, self.text)
+    }
+}
+
+const HEADING: &str = "crate             words   who  frag  what |  lines  clos  each  rebd  wide   p95  max";
+
+impl fmt::Display for Crate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<16}{:>7}", self.name, self.words)?;
+        for habit in [Habit::Who, Habit::Fragment, Habit::Clause] {
+            write!(f, "{:>6.1}", self.in_a_thousand(habit, true))?;
+        }
+        write!(f, " |{:>7}", self.lines)?;
+        for habit in [Habit::Closure, Habit::ForEach, Habit::Rebound] {
+            write!(f, "{:>6.1}", self.in_a_thousand(habit, false))?;
+        }
+        let longest = self.functions.last().copied().unwrap_or_default();
+        write!(f, "{:>6}{:>6}{:>5}", self.count(Habit::Wide), self.p95(), longest)
+    }
+}
+
+impl Crate {
+    fn measure(member: &str) -> Result<Self> {
+        let mut measured = Self { name: member.to_owned(), ..Self::default() };
+        let root = repository().join(member);
+        for path in sources(&root)? {
+            let text = std::fs::read_to_string(&path)?;
+            let file = path.strip_prefix(repository()).unwrap_or(&path).display().to_string();
+            measured.read(&file, &text);
+        }
+        measured.functions.sort_unstable();
+        Ok(measured)
+    }
+
+    fn read(&mut self, file: &str, text: &str) {
+        let mut source = Source::default();
+        for (at, line) in text.lines().enumerate() {
+            let (habits, words) = source.habits(line);
+            self.words += words;
+            self.lines += usize::from(source.is_code);
+            for habit in habits {
+                self.places.push(Place {
+                    file: file.to_owned(),
+                    line: at + 1,
+                    what: habit,
+                    text: line.trim().to_owned(),
+                });
+            }
+        }
+        for (line, length) in functions(text) {
+            self.functions.push(length);
+            if length > LINES {
+                let text = format!("a function of {length} lines");
+                self.places.push(Place { file: file.to_owned(), line, what: Habit::Long, text });
+            }
+        }
+    }
+
+    fn count(&self, habit: Habit) -> usize {
+        self.places.iter().filter(|place| place.what == habit).count()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of words and lines")]
+    fn in_a_thousand(&self, habit: Habit, words: bool) -> f64 {
+        let of = if words { self.words } else { self.lines };
+        self.count(habit) as f64 * 1000.0 / of.max(1) as f64
+    }
+
+    fn p95(&self) -> usize {
+        let at = (self.functions.len() * 95).div_ceil(100).saturating_sub(1);
+        self.functions.get(at).copied().unwrap_or_default()
+    }
+
+    /// The budgets that are exceeded.
+    fn over(&self) -> Vec<String> {
+        let mut over = Vec::new();
+        for (habit, budget, words) in Habit::BUDGETS {
+            let found = self.in_a_thousand(habit, words);
+            if found > budget {
+                over.push(format!("{}: {habit:?} {found:.2} in 1,000, over {budget}", self.name));
+            }
+        }
+        if self.p95() > LINES {
+            over.push(format!(
+                "{}: the 95th percentile of its functions has {} lines, over {LINES}",
+                self.name,
+                self.p95()
+            ));
+        }
+        over
+    }
+}
+
+/// The Rust files of a crate, without the crates nested in it.
+fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(root).with_context(|| root.display().to_string())?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort_unstable();
+    for path in paths {
+        if path.is_dir() && !path.join("Cargo.toml").exists() && !path.ends_with("target") {
+            found.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a file line by line.
+#[derive(Default)]
+struct Source {
+    is_code: bool,
+    /// The last line was documentation, or an attribute between documentation and its item.
+    in_documentation: bool,
+    /// The last comment line opened a fence that is not closed yet.
+    in_example: bool,
+}
+
+impl Source {
+    /// The habits of a line, one for each time it counts, and the words of its comment.
+    fn habits(&mut self, line: &str) -> (Vec<Habit>, usize) {
+        let mut found = Vec::new();
+        if line.chars().count() > WIDTH {
+            found.push(Habit::Wide);
+        }
+        let trimmed = line.trim_start();
+        let Some(comment) = trimmed.strip_prefix("//") else {
+            self.is_code = !trimmed.is_empty();
+            (self.in_documentation, self.in_example) = (false, false);
+            found.extend(habits_of_code(trimmed));
+            return (found, 0);
+        };
+        let documentation = comment.strip_prefix(['/', '!']);
+        let text = documentation.unwrap_or(comment).trim();
+        let begins = documentation.is_some() && !self.in_documentation;
+        (self.is_code, self.in_documentation) = (false, documentation.is_some());
+        if text.starts_with("```") {
+            self.in_example = !self.in_example;
+        }
+        if self.in_example || text.starts_with("```") {
+            return (found, 0);
+        }
+        found.extend(habits_of_prose(text, begins));
+        (found, text.split_whitespace().count())
+    }
+}
+
+fn habits_of_prose(text: &str, begins: bool) -> Vec<Habit> {
+    let words: Vec<&str> =
+        text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+    let lower: Vec<String> = words.iter().map(|word| word.to_lowercase()).collect();
+    let who = lower.iter().filter(|word| WHO.contains(&word.as_str())).map(|_| Habit::Who);
+    let clauses = lower
+        .windows(2)
+        .filter(|pair| matches!(pair, [what, next] if what == "what" && CLAUSES.contains(&next.as_str())));
+    let mut found: Vec<Habit> = who.chain(clauses.map(|_| Habit::Clause)).collect();
+    let is_fragment = matches!(words[..], [first, ..] if FRAGMENTS.contains(&first)) || text.starts_with("The same");
+    if begins && is_fragment {
+        found.push(Habit::Fragment);
+    }
+    found
+}
+
+fn habits_of_code(line: &str) -> Vec<Habit> {
+    let mut found = Vec::new();
+    if line.contains(".for_each(") {
+        found.push(Habit::ForEach);
+    }
+    let Some((pattern, value)) = line.strip_prefix("let ").and_then(|rest| rest.split_once(" = ")) else {
+        return found;
+    };
+    let name = pattern.trim_start_matches("mut ").split(':').next().unwrap_or_default();
+    let value = value.trim_start_matches("move ");
+    if value.starts_with('|') {
+        found.push(Habit::Closure);
+    }
+    let rest = value.trim_start_matches(['&', '*']).strip_prefix(name);
+    if !name.is_empty() && rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')) {
+        found.push(Habit::Rebound);
+    }
+    found
+}
+
+/// The functions of a file: the line each begins on and its length, from its `fn` to the brace that closes it.
+fn functions(text: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut open: Vec<(usize, usize)> = Vec::new();
+    let mut signature = None;
+    let mut depth = 0;
+    for (at, line) in blanked(text).lines().enumerate() {
+        for (column, c) in line.char_indices() {
+            match c {
+                'f' if signature.is_none() && begins_function(line, column) => signature = Some(at),
+                ';' if open.last().is_none_or(|(_, outer)| *outer <= depth) && brackets(line, column) => {
+                    signature = None
+                }
+                '{' => {
+                    depth += 1;
+                    if let Some(first) = signature.take() {
+                        open.push((first, depth));
+                    }
+                }
+                '}' => {
+                    if let Some((first, _)) = open.pop_if_at(depth) {
+                        found.push((first + 1, at - first + 1));
+                    }
+                    depth -= 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Whether a `;` at `column` is outside of brackets, as far as its line shows: `[u8; 4]` in a signature ends none.
+fn brackets(line: &str, column: usize) -> bool {
+    let before = line.get(..column).unwrap_or_default();
+    before.matches('[').count() == before.matches(']').count()
+}
+
+fn begins_function(line: &str, column: usize) -> bool {
+    let before = line.get(..column).unwrap_or_default();
+    let named = line.get(column..).and_then(|rest| rest.strip_prefix("fn ")).is_some();
+    named && before.chars().next_back().is_none_or(char::is_whitespace)
+}
+
+/// Pops the last element, if it was opened at a depth.
+trait PopIfAt {
+    fn pop_if_at(&mut self, depth: usize) -> Option<(usize, usize)>;
+}
+
+impl PopIfAt for Vec<(usize, usize)> {
+    fn pop_if_at(&mut self, depth: usize) -> Option<(usize, usize)> {
+        if self.last().is_some_and(|(_, opened)| *opened == depth) { self.pop() } else { None }
+    }
+}
+
+/// The text with comments, strings and characters blanked, line by line.
+fn blanked(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let skipped = literal_len(rest);
+        let len = skipped.unwrap_or(c.len_utf8());
+        let (token, after) = rest.split_at(len);
+        match skipped {
+            Some(_) => out.extend(token.chars().filter(|c| *c == '\n')),
+            None => out.push_str(token),
+        }
+        rest = after;
+        // The letters before a quote belong to the literal; those of a name do not start one.
+        if c.is_alphanumeric() || c == '_' {
+            let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            let (name, after) = rest.split_at(if skipped.is_some() { 0 } else { word });
+            out.push_str(name);
+            rest = after;
+        }
+    }
+    out
+}
+
+/// The length of the comment, string or character that `text` begins with.
+fn literal_len(text: &str) -> Option<usize> {
+    if text.starts_with("//") {
+        return Some(text.find('\n').unwrap_or(text.len()));
+    }
+    if text.starts_with("/*") {
+        return Some(text.find("*/").map_or(text.len(), |end| end + 2));
+    }
+    let prefix = ["br", "cr", "r", "b", "c", ""].into_iter().find(|prefix| {
+        let rest = text.strip_prefix(*prefix).unwrap_or_default();
+        rest.starts_with('"')
+            || (prefix.ends_with('r') && rest.trim_start_matches('#').starts_with('"') && rest.starts_with('#'))
+    });
+    if let Some(prefix) = prefix {
+        return Some(string_len(text, prefix));
+    }
+    character_len(text)
+}
+
+fn string_len(text: &str, prefix: &str) -> usize {
+    let body = text.get(prefix.len()..).unwrap_or_default();
+    if prefix.ends_with('r') {
+        let hashes = body.len() - body.trim_start_matches('#').len();
+        let end = format!("\"{}", "#".repeat(hashes));
+        let from = prefix.len() + hashes + 1;
+        return text.get(from..).and_then(|rest| rest.find(&end)).map_or(text.len(), |at| from + at + end.len());
+    }
+    let mut escaped = false;
+    for (at, c) in body.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return prefix.len() + at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The length of a character literal; a lifetime is none.
+fn character_len(text: &str) -> Option<usize> {
+    let body = text.strip_prefix('\'')?;
+    if body.starts_with('\\') {
+        return body.get(2..)?.find('\'').map(|end| end + 4);
+    }
+    let c = body.chars().next()?;
+    body.get(c.len_utf8()..)?.starts_with('\'').then(|| c.len_utf8() + 2)
+}
