@@ -1,9 +1,12 @@
 //! Carrying changes to a host: all of them, or none.
+//!
+//! No lock of a table is held while a host is called: the order of all locks has the tables behind those of the listener and its spaces
+//! (`dmaspace_core::sync`), which look into a table that the kernel fills. The table does not change meanwhile: its connection is locked.
 
+use dmaspace_core::IovaRange;
 use dmaspace_listener::{EntryError, TranslatedWindow};
 
 use super::change::{Change, Run};
-use super::table::TceTable;
 
 /// A host that said no.
 #[derive(Debug)]
@@ -14,12 +17,17 @@ pub(super) struct Stuck {
     pub(super) stays: Vec<Change>,
 }
 
-/// Makes `changes` in `window`, one call each where the kernel can. `before` is the table as it was: what is taken back is read there.
-pub(super) fn carry(window: &TranslatedWindow, before: &TceTable, changes: &[Change]) -> Result<(), Stuck> {
+/// Makes `changes` in `window`, one call each where the kernel can. `before` answers with the live entries of a range before them: what is
+/// taken back is read there.
+pub(super) fn carry(
+    window: &TranslatedWindow,
+    before: impl Fn(IovaRange) -> Vec<Run>,
+    changes: &[Change],
+) -> Result<(), Stuck> {
     for (done, change) in changes.iter().enumerate() {
         if let Err(error) = make(window, change) {
             let made = changes.iter().take(done).rev();
-            return Err(Stuck { error, stays: made.flat_map(|change| take_back(window, before, change)).collect() });
+            return Err(Stuck { error, stays: made.flat_map(|change| take_back(window, &before, change)).collect() });
         }
     }
     Ok(())
@@ -34,16 +42,16 @@ fn make(window: &TranslatedWindow, change: &Change) -> Result<(), EntryError> {
 }
 
 /// Returns what could not be taken back.
-fn take_back(window: &TranslatedWindow, before: &TceTable, change: &Change) -> Vec<Change> {
+fn take_back(window: &TranslatedWindow, before: impl Fn(IovaRange) -> Vec<Run>, change: &Change) -> Vec<Change> {
     match change {
         Change::Put(run) => window.clear(run.range).err().map(|_| *change).into_iter().collect(),
         Change::Replace(run) => {
-            let old = before.live(run.range).into_iter();
+            let old = before(run.range).into_iter();
             let stays = old.filter(|old| replace(window, old).is_err());
             stays.filter_map(|old| run.part(old.range).map(Change::Replace)).collect()
         }
         Change::Clear(range) => {
-            let old = before.live(*range).into_iter();
+            let old = before(*range).into_iter();
             old.filter(|old| put(window, old).is_err()).map(|old| Change::Clear(old.range)).collect()
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockWriteGuard};
 
 use dmaspace_core::contract::Attachable;
@@ -97,9 +98,12 @@ pub(super) fn leave(
     let filling = Filling { table: table.clone(), groups: Mutex::default() };
     filling.table_mut().leave_to(created);
     window.hand_to_kernel(Arc::new(filling)).map_err(|error| {
-        // What a guest that would not wait has put meanwhile, no host has.
-        let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
-        *table = table.emptied();
+        // No host has entries that a guest which would not wait has put meanwhile.
+        let _filled = {
+            let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
+            let empty = table.emptied();
+            mem::replace(&mut *table, empty)
+        };
         error.into()
     })
 }
@@ -156,7 +160,9 @@ impl KernelEntries for Filling {
     }
 
     fn ends(&self) {
-        self.table_mut().take_back();
+        // In two statements: the kernel's table is dropped after the lock.
+        let kernel = self.table_mut().take_back();
+        drop(kernel);
     }
 
     fn ends_if_idle(&self) {

@@ -127,12 +127,14 @@ impl TceTable {
         self.kernel.as_ref()
     }
 
-    /// Copies what the kernel has, and lets go of its table.
-    pub(super) fn take_back(&mut self) {
-        let Some(kernel) = self.kernel.take() else { return };
+    /// Copies the kernel's entries. Returns the kernel's table, whose drop makes calls: the caller drops it without the lock of this one.
+    #[must_use = "the kernel's table is dropped without the lock of this one"]
+    pub(super) fn take_back(&mut self) -> Option<Arc<dyn KernelTable>> {
+        let kernel = self.kernel.take()?;
         for index in 0..=self.unchecked_index(self.range.last()) {
             self.set(index, kernel.entry(index));
         }
+        Some(kernel)
     }
 
     /// Its window.

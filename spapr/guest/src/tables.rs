@@ -116,10 +116,13 @@ impl TceTables {
     pub fn remove(&self, liobn: Liobn) -> Option<TceTable> {
         let slot = self.slots_mut().remove(&liobn)?;
         *slot.behind() = Behind::Gone;
-        let mut table = slot.table_mut();
-        table.take_back();
-        let empty = table.emptied();
-        Some(mem::replace(&mut *table, empty))
+        let (table, _kernel) = {
+            let mut table = slot.table_mut();
+            let kernel = table.take_back();
+            let empty = table.emptied();
+            (mem::replace(&mut *table, empty), kernel)
+        };
+        Some(table)
     }
 
     /// MappingModel an empty window of the listener's in step with a table from now on, beginning with what is in it: one call for each run.
@@ -134,13 +137,15 @@ impl TceTables {
             Behind::Window(_) => return Err(ConnectError::Connected(liobn)),
             Behind::Gone => return Err(ConnectError::NoSuchTable(liobn)),
         }
-        let table = slot.table();
         let (range, page) = (window.range()?, window.page()?);
-        if (range, page) != (table.range(), table.page()) {
-            return Err(ConnectError::OtherWindow(table.range(), table.page(), range, page));
-        }
-        let puts: Vec<_> = table.live(range).into_iter().map(Change::Put).collect();
-        carry(&window, &table, &puts).map_err(|stuck| stuck.error)?;
+        let puts: Vec<_> = {
+            let table = slot.table();
+            if (range, page) != (table.range(), table.page()) {
+                return Err(ConnectError::OtherWindow(table.range(), table.page(), range, page));
+            }
+            table.live(range).into_iter().map(Change::Put).collect()
+        };
+        carry(&window, |range| slot.table().live(range), &puts).map_err(|stuck| stuck.error)?;
         *behind = Behind::Window(window);
         Ok(())
     }
@@ -303,19 +308,23 @@ impl Slot {
             Behind::Gone => return Err(Refusal::NoSuchTable(self.liobn.get().into())),
         };
         if let Some(window) = window {
-            let table = self.table();
-            if table.kernel().is_some() {
-                return Err(Refusal::LeftToKernel);
-            }
-            let changes = table.changes(at, entries)?;
-            let carried = carry(window, &table, &changes);
-            drop(table);
-            if let Err(stuck) = carried {
+            let changes = self.changes(at, entries)?;
+            if let Err(stuck) = carry(window, |range| self.table().live(range), &changes) {
                 let mut table = self.table_mut();
                 stuck.stays.iter().for_each(|change| table.take_over(change));
                 return Err(stuck.error.into());
             }
         }
         Ok(self.table_mut().write(at, entries)?)
+    }
+
+    /// What writing entries would change for devices. A table that the kernel fills is written by the kernel alone; nothing but a change of
+    /// hosts, which the connection's lock keeps out, hands a table to the kernel.
+    fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<Change>, Refusal> {
+        let table = self.table();
+        if table.kernel().is_some() {
+            return Err(Refusal::LeftToKernel);
+        }
+        Ok(table.changes(at, entries)?)
     }
 }
