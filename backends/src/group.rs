@@ -18,6 +18,7 @@ use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{
     Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
 };
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
 use dmaspace_type1::abi::{GET_INFO, Info};
 use dmaspace_type1::vfio::{
@@ -178,8 +179,11 @@ impl VfioGroup {
         self.door.call(self.handle, command)
     }
 
-    fn leave(&self) -> Result<(), Failure> {
-        self.door.call(self.handle, Command::bare(GROUP_UNSET_CONTAINER))
+    /// Leaves the container. `EINVAL`: the group is in none, perhaps because an earlier call that failed did its work. `ENODEV`: the
+    /// group has no device any more, and reaches no memory.
+    fn leave(&self) -> Result<Undone, Failure> {
+        let left = self.door.call(self.handle, Command::bare(GROUP_UNSET_CONTAINER));
+        Undone::unless_absent(left, &[Errno::EINVAL, Errno::ENODEV])
     }
 
     /// Whether the container has an IOMMU driver. Asked rather than remembered, since groups come and go in other hands too: a
@@ -207,17 +211,14 @@ impl VfioGroup {
         }
     }
 
-    /// Leaves an iommufd, which would let it go with devices open. `EINVAL`: it was not there, perhaps because an earlier call that failed
-    /// had done its work.
-    fn leave_iommufd(&self) -> Result<(), Failure> {
+    /// Leaves an iommufd, which would release the group with devices open.
+    fn leave_iommufd(&self) -> Result<Undone, Failure> {
         if self.open_devices.load(Ordering::Relaxed) > 0 {
             return Err(refusal(GROUP_UNSET_CONTAINER, Errno::EBUSY));
         }
-        let left = self.leave();
-        if matches!(left, Ok(()) | Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. })) {
-            self.close_companion();
-        }
-        left
+        let left = self.leave()?;
+        self.close_companion();
+        Ok(left)
     }
 
     /// Gives the container to the best driver the kernel has. One it does not have is `ENODEV`.
@@ -262,12 +263,12 @@ impl Attachable for VfioGroup {
         // A call that failed may have done its work all the same. On POWER a group that leaves takes the entries of others along: it must
         // be gone when this returns, not only when it is closed, however often the kernel says that it is in no container.
         joined.inspect_err(|_| {
-            let _has_left = (0..ATTEMPTS).any(|_| self.leave().is_ok());
+            let _has_left = (0..ATTEMPTS).any(|_| matches!(self.leave(), Ok(Undone::Done(()))));
         })
     }
 
     /// Leaves the container. `EBUSY`: one of its devices is still open, perhaps because a part of it is still mapped.
-    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
+    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
         match container_of(point, GROUP_UNSET_CONTAINER)?.kind() {
             HandleKind::Iommufd => self.leave_iommufd(),
             _ => self.leave(),
@@ -332,7 +333,7 @@ mod tests {
             self.group.attach_to(AttachPoint::Container(self.container))
         }
 
-        fn detach(&self) -> Result<(), Failure> {
+        fn detach(&self) -> Result<Undone, Failure> {
             self.group.detach_from(AttachPoint::Container(self.container))
         }
     }
@@ -343,7 +344,7 @@ mod tests {
         let first = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
         stage.attach().expect("nothing refuses");
         assert_eq!(stage.door.calls(), first);
-        stage.detach().expect("nothing refuses");
+        assert_eq!(stage.detach(), Ok(Undone::Done(())));
         assert_eq!(stage.door.calls(), ["VFIO_GROUP_UNSET_CONTAINER"]);
         stage.attach().expect("nothing refuses");
         assert_eq!(stage.door.calls(), first);

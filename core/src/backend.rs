@@ -9,6 +9,7 @@ use crate::contract::eeh::PeOperation;
 use crate::contract::{AttachPoint, Attachable, Capabilities, WindowOffer, WindowRequest};
 use crate::door::Failure;
 use crate::door::registrations::ProcessRegistrations;
+use crate::retry::Undone;
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::locked::Allowance;
@@ -62,7 +63,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// What the kernel said; it is still attached then.
-    fn detach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+    fn detach(&self, device: &dyn Attachable) -> Result<Undone, Failure> {
         device.detach_from(self.attach_point())
     }
 
@@ -93,8 +94,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// it does not say: sPAPR). [`crate::Space`] judges the number.
     ///
     /// # Errors
-    /// What the kernel said, unchanged: `ENOENT` is what iommufd says when nothing is mapped there.
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure>;
+    /// The kernel's answer, where it does not mean that nothing is mapped there.
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure>;
+
+    /// Returns whether an attach that failed so may have been refused because a range that is reserved for the device overlaps a
+    /// live mapping.
+    fn may_be_a_collision(&self, _failure: &Failure) -> bool {
+        false
+    }
 
     /// The calls for windows, on a host that creates them.
     fn window_calls(&self) -> Option<&dyn WindowCalls> {
@@ -142,7 +149,7 @@ pub trait WindowCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; it is still there then.
-    fn remove(&self, window: Window) -> Result<(), Failure>;
+    fn remove(&self, window: Window) -> Result<Undone, Failure>;
 
     /// The bytes of locked memory the table of such a window takes.
     fn table_bytes(&self, request: WindowRequest) -> u64;
@@ -160,7 +167,7 @@ pub trait RegistrationCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said.
-    fn unregister(&self, memory: &HostMemory) -> Result<(), Failure>;
+    fn unregister(&self, memory: &HostMemory) -> Result<Undone, Failure>;
 
     /// What the process has registered, through whichever space. [`crate::Space`] keeps it.
     fn runs(&self) -> &ProcessRegistrations;
@@ -213,7 +220,7 @@ pub trait DirtyCalls: Send + Sync {
     ///
     /// # Errors
     /// As [`Backend::unmap`]. What was logged may be lost then.
-    fn unmap(&self, _range: IovaRange, _bitmap: &mut [u64]) -> Option<Result<Option<u64>, Failure>> {
+    fn unmap(&self, _range: IovaRange, _bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
         None
     }
 }
@@ -242,7 +249,7 @@ pub trait VaddrCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; no address is let go of then. It refuses when one was let go of before.
-    fn let_go(&self, range: IovaRange) -> Result<Option<u64>, Failure>;
+    fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure>;
 
     /// Has the mapping that is exactly `range`, and whose address was let go of, find its memory at `memory`, and charges this process.
     ///

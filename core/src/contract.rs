@@ -20,6 +20,7 @@ use crate::contract::live_update::LiveUpdate;
 use crate::door::registrations::ProcessRegistrations;
 use crate::door::{Failure, Handle};
 use crate::error::Error;
+use crate::retry::Undone;
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
@@ -317,11 +318,12 @@ pub trait Attachable: Send + Sync + fmt::Debug {
     /// What the kernel said; nothing is attached then.
     fn attach_to(&self, point: AttachPoint) -> Result<(), Failure>;
 
-    /// Makes the kernel's detach call.
+    /// Makes the kernel's detach call. A device that is not attached there, or that is gone altogether (`ENODEV`), is
+    /// [`Undone::WasNotThere`].
     ///
     /// # Errors
-    /// What the kernel said; it is still attached then. `ENOENT` when it is not attached there.
-    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure>;
+    /// The kernel's answer; the device is still attached then.
+    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure>;
 }
 
 /// What windows a host can create.

@@ -41,9 +41,9 @@ use crate::contract::{
     Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace, PinSharing, Snapshot,
     Swap, Unit, WindowChange, WindowControl,
 };
-use crate::door::{Errno, Failure};
+use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::retry::{until_gone, with_retries};
+use crate::retry::{Undone, until_gone, with_retries};
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::locked::PinLimit;
@@ -276,10 +276,10 @@ impl<B: Backend> Space<B> {
     /// Unmaps whatever map calls as far as `made` left there, the last of which, for `failed`, failed with `cause`. Returns what is
     /// fenced with its memory because it may still be there.
     fn scrub(&self, made: IovaRange, failed: IovaRange, memory: &HostMemory, cause: Failure) -> Option<IovaRange> {
-        let (range, cause) = match until_gone(Errno::ENOENT, || self.backend.unmap(made)) {
+        let (range, cause) = match until_gone(|| self.backend.unmap(made)) {
             Err(failure) => (made, failure),
             Ok(gone) => {
-                let everything = gone.flatten().is_some_and(|gone| u128::from(gone) == made.bytes());
+                let everything = gone.done().flatten().is_some_and(|gone| u128::from(gone) == made.bytes());
                 if everything || !self.may_have_left_entries(failed, &cause) {
                     return None;
                 }
@@ -296,13 +296,13 @@ impl<B: Backend> Space<B> {
 
     /// Unmaps everything of a range where `bytes` live and no unit is cut, by a call that does. After an error nobody knows what lives
     /// there.
-    fn dissolve(bytes: u64, mut unmap: impl FnMut() -> Result<Option<u64>, Failure>) -> Result<(), Failure> {
+    fn dissolve(bytes: u64, mut unmap: impl FnMut() -> Result<Undone<Option<u64>>, Failure>) -> Result<(), Failure> {
         let mut asked = 0;
-        let gone = until_gone(Errno::ENOENT, || {
+        let gone = until_gone(|| {
             asked += 1;
             unmap()
         });
-        match gone?.flatten() {
+        match gone?.done().flatten() {
             // A call that failed before may have taken a part.
             Some(gone) if asked == 1 && gone != bytes => {
                 Err(Failure::malformed("unmap", "another number of bytes was unmapped than lived there"))
@@ -581,7 +581,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
         // While it is there: what fills a table that is gone would hold on to the memory.
         self.leave_fillers(&**device).map_err(fail)?;
-        if let Err(failure) = until_gone(Errno::EINVAL, || self.backend.detach(&**device)) {
+        if let Err(failure) = until_gone(|| self.backend.detach(&**device)) {
             self.join_fillers_again(&**device);
             return Err(fail(failure));
         }
@@ -663,7 +663,7 @@ impl<B: Backend> Space<B> {
         for slots in slots.chunks(if at_once { slots.len().max(1) } else { 1 }) {
             let emptied = match self.backend.window_calls() {
                 Some(calls) => {
-                    let remove = |slot: &&Slot| until_gone(Errno::EINVAL, || calls.remove(slot.window)).map(drop);
+                    let remove = |slot: &&Slot| until_gone(|| calls.remove(slot.window)).map(drop);
                     slots.iter().try_for_each(remove)
                 }
                 None => match hull_over(slots, IovaRange::all()) {
@@ -683,7 +683,7 @@ impl<B: Backend> Space<B> {
         // Under live entries the kernel would say yes and keep the pins; it lets go of them itself when the container goes.
         if let Some(calls) = self.backend.registration_calls().filter(|_| !in_doubt) {
             for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
-                let left = calls.runs().leave(&memory, || until_gone(Errno::ENOENT, || calls.unregister(&memory)));
+                let left = calls.runs().leave(&memory, || until_gone(|| calls.unregister(&memory)));
                 if let Err(failure) = left {
                     calls.runs().forget(&memory);
                     log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
@@ -694,7 +694,7 @@ impl<B: Backend> Space<B> {
         self.forget_registrations();
         self.let_go_of_everything();
         for device in lock(&self.devices).drain(..).rev() {
-            if let Err(failure) = until_gone(Errno::EINVAL, || self.backend.detach(&*device)) {
+            if let Err(failure) = until_gone(|| self.backend.detach(&*device)) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }

@@ -10,9 +10,8 @@
 //!
 //! | rank | lock | held during |
 //! |---|---|---|
-//! | [`Rank::GuestTables`] | the guest's map of logical bus numbers to TCE tables | moments |
 //! | [`Rank::GuestConnection`] | the host windows behind one TCE table (key: the table) | kernel calls |
-//! | [`Rank::GuestTable`] | the entries of one TCE table | moments |
+//! | [`Rank::GuestTables`] | the guest's map of logical bus numbers to TCE tables | moments |
 //! | [`Rank::Discardable`] | the spaces of a discardable section (key: its first byte) | kernel calls |
 //! | [`Rank::TranslatedGate`] | one translated window against commits (key: the window's first byte) | kernel calls |
 //! | [`Rank::TranslatedSpaces`] | the spaces that serve a translated window | kernel calls |
@@ -32,6 +31,7 @@
 //! | [`Rank::Fences`] | the fences of a space | moments |
 //! | [`Rank::Pending`] | dirty pages that are about to be reported | moments |
 //! | [`Rank::ProcessRegistrations`] | the registrations of this process | kernel calls |
+//! | [`Rank::GuestTable`] | the entries of one TCE table | moments |
 //! | [`Rank::KernelWriter`] | the groups that a kernel's table serves | kernel calls |
 //! | [`Rank::KernelLinks`] | the links between KVM's tables and VFIO groups | kernel calls |
 //! | [`Rank::Backend`] | a backend's own state, such as its page tables | kernel calls |
@@ -61,9 +61,8 @@ use shuttle::sync as imp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "the module's table says what each is")]
 pub enum Rank {
-    GuestTables,
     GuestConnection,
-    GuestTable,
+    GuestTables,
     Discardable,
     TranslatedGate,
     TranslatedSpaces,
@@ -83,6 +82,7 @@ pub enum Rank {
     Fences,
     Pending,
     ProcessRegistrations,
+    GuestTable,
     KernelWriter,
     KernelLinks,
     Backend,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
 use zerocopy::IntoBytes;
 
@@ -132,16 +133,19 @@ impl Attachable for Cdev {
         Ok(())
     }
 
-    /// Detaches from there and from nowhere else: `ENOENT` when it is not attached there.
-    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
+    /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with it.
+    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
         object_of(point, abi::DEVICE_DETACH_IOMMUFD_PT)?;
         let mut place = self.place();
         if place.attached != Some(point) {
-            return Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT));
+            return Ok(Undone::WasNotThere);
         }
-        self.detach()?;
-        place.attached = None;
-        Ok(())
+        let detached = Undone::unless_absent(self.detach(), &[Errno::ENODEV])?;
+        // A device that is gone may say so for another reason: it is believed once it has said so often enough.
+        if matches!(detached, Undone::Done(())) {
+            place.attached = None;
+        }
+        Ok(detached)
     }
 }
 
@@ -229,9 +233,9 @@ mod tests {
         device.attach_to(FIRST).expect("attached");
         door.take();
         assert_eq!(device.attach_to(SECOND), Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
-        assert_eq!(device.detach_from(SECOND), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
+        assert_eq!(device.detach_from(SECOND), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), [""; 0]);
-        device.detach_from(FIRST).expect("it is still there");
+        assert_eq!(device.detach_from(FIRST), Ok(Undone::Done(())));
     }
 
     #[test]

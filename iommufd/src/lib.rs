@@ -34,7 +34,8 @@ use std::sync::Arc;
 
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::contract::{AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
@@ -158,7 +159,7 @@ impl Backend for Ioas {
         self.tables.attach(&self.object, device)
     }
 
-    fn detach(&self, device: &dyn Attachable) -> Result<(), Failure> {
+    fn detach(&self, device: &dyn Attachable) -> Result<Undone, Failure> {
         self.tables.detach(&self.object, device)
     }
 
@@ -171,8 +172,14 @@ impl Backend for Ioas {
         copied.unwrap_or_else(|| self.object.map(range.first(), memory, access))
     }
 
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        self.object.unmap(range.first().get(), unmap_length(range)).map(Some)
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
+        let called = self.object.unmap(range.first().get(), unmap_length(range));
+        Undone::unless_absent(called.map(Some), &[Errno::ENOENT])
+    }
+
+    /// Linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions.
+    fn may_be_a_collision(&self, failure: &Failure) -> bool {
+        failure.errno() == Some(Errno::EADDRINUSE)
     }
 
     fn sharing_calls(&self) -> Option<&dyn SharingCalls> {
@@ -202,7 +209,6 @@ mod tests {
     use crate::scripted::names::DESTROY;
     use crate::scripted::{IOMMUFD, Scripted, ioas, seventh};
     use dmaspace_core::Iova;
-    use dmaspace_core::door::Errno;
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -264,8 +270,8 @@ mod tests {
             },
             |_| Err(Errno::ENOENT),
         ]);
-        assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Some(0x1000)));
-        assert_eq!(ioas.unmap(range(0, 0x4000)).map_err(|failure| failure.errno()), Err(Some(Errno::ENOENT)));
+        assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Undone::Done(Some(0x1000))));
+        assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Undone::WasNotThere));
     }
 
     #[test]

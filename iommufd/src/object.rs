@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
-use dmaspace_core::retry::until_gone;
+use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
@@ -186,8 +186,10 @@ impl Drop for Object {
     fn drop(&mut self) {
         let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
         // Refused while a device is attached to it; closing the iommufd ends it then. Until that, others may have it open.
-        let destroyed =
-            until_gone(Errno::ENOENT, || self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes())));
+        let destroyed = until_gone(|| {
+            let called = self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes()));
+            Undone::unless_absent(called, &[Errno::ENOENT])
+        });
         if let Err(failure) = destroyed {
             log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id);
         }

@@ -13,6 +13,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Errno, Failure};
+use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
 use crate::abi::{self, HwInfo};
@@ -73,19 +74,21 @@ impl PageTables {
     /// Detaches a device from wherever it is. With the last device of a page table go the page table and what it has logged.
     ///
     /// # Errors
-    /// What the kernel said; it is still attached then. `ENOENT` when it is attached nowhere here.
-    pub(crate) fn detach(&self, ioas: &Object, device: &dyn Attachable) -> Result<(), Failure> {
+    /// The kernel's answer; the device is still attached then.
+    pub(crate) fn detach(&self, ioas: &Object, device: &dyn Attachable) -> Result<Undone, Failure> {
         let mut state = self.write();
         for table in &mut state.tables {
-            if is_done(device.detach_from(table.point()), Errno::ENOENT)? {
+            if let Undone::Done(()) = device.detach_from(table.point())? {
                 table.devices = table.devices.saturating_sub(1);
                 state.tables.retain(|table| table.devices > 0);
-                return Ok(());
+                return Ok(Undone::Done(()));
             }
         }
-        device.detach_from(itself(ioas))?;
-        state.elsewhere = state.elsewhere.saturating_sub(1);
-        Ok(())
+        let detached = device.detach_from(itself(ioas))?;
+        if let Undone::Done(()) = detached {
+            state.elsewhere = state.elsewhere.saturating_sub(1);
+        }
+        Ok(detached)
     }
 }
 
@@ -213,7 +216,7 @@ mod tests {
         assert_eq!(HwptAlloc::read_from_bytes(&calls[2].bytes), Ok(alloc));
         assert_eq!(attached_to(&calls[3]), 9);
         assert!(ioas.page().is_some());
-        ioas.detach(&device).expect("detached");
+        assert_eq!(ioas.detach(&device), Ok(Undone::Done(())));
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DETACH, DESTROY]);
         assert_eq!(Destroy::read_from_bytes(&calls[1].bytes), Ok(Destroy { size: 8, id: 9 }));
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(attached_to(&calls[2]), 7);
         assert_eq!(ioas.page(), None);
-        ioas.detach(&device).expect("detached");
+        assert_eq!(ioas.detach(&device), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH]);
     }
 
@@ -266,9 +269,9 @@ mod tests {
         let second = device(&door, 3);
         ioas.attach(&second).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
-        ioas.detach(&first).expect("detached");
+        assert_eq!(ioas.detach(&first), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH]);
-        ioas.detach(&second).expect("detached");
+        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH, DESTROY]);
     }
 
@@ -281,8 +284,8 @@ mod tests {
         let names: Vec<_> = calls.iter().map(|call| call.name).collect();
         assert_eq!(names, [BIND, HW_INFO, ATTACH, DETACH, HWPT_ALLOC, ATTACH]);
         assert_eq!((attached_to(&calls[2]), attached_to(&calls[5])), (9, 10));
-        ioas.detach(&first).expect("detached");
-        ioas.detach(&second).expect("detached");
+        assert_eq!(ioas.detach(&first), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH, DESTROY, DETACH, DESTROY]);
     }
 
@@ -314,7 +317,7 @@ mod tests {
     #[test]
     fn a_device_that_is_not_here_is_not_detached() {
         let (door, ioas, _first) = logging(&[]);
-        assert_eq!(errno(ioas.detach(&device(&door, 3))), Some(Errno::ENOENT));
+        assert_eq!(ioas.detach(&device(&door, 3)), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), ["close"]);
         assert!(ioas.page().is_some());
     }
@@ -326,7 +329,7 @@ mod tests {
         ioas.attach(&second).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(ioas.page(), None);
-        ioas.detach(&second).expect("detached");
+        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
         assert!(ioas.page().is_some());
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::door::{Command, Errno, Failure};
-use dmaspace_core::retry::until_gone;
+use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
@@ -89,11 +89,13 @@ impl Pool {
     /// Unmaps a piece, if it is there.
     fn unmap(&self, memory: &HostMemory) -> Result<(), Failure> {
         let (at, len) = (memory.address(), memory.len().get());
-        let unmapped = until_gone(Errno::ENOENT, || match self.hidden.unmap(at, len)? {
-            all if all == len => Ok(()),
-            _ => Err(Failure::malformed(abi::IOAS_UNMAP.name, "another number of bytes was unmapped than lived there")),
-        });
-        unmapped.map(drop)
+        let _outcome = until_gone(|| match Undone::unless_absent(self.hidden.unmap(at, len), &[Errno::ENOENT])? {
+            Undone::Done(other) if other != len => {
+                Err(Failure::malformed(abi::IOAS_UNMAP.name, "another number of bytes was unmapped than lived there"))
+            }
+            outcome => Ok(outcome),
+        })?;
+        Ok(())
     }
 
     /// Unmaps what nobody holds. What the kernel will not unmap stays known.

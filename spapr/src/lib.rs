@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
 use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Door, Failure, Handle};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 
@@ -112,8 +113,8 @@ impl Backend for Spapr {
     }
 
     /// The kernel does not say how much it was.
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        entries::clear(&*self.door, self.container, range).map(|()| None)
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
+        entries::clear(&*self.door, self.container, range).map(|()| Undone::Done(None))
     }
 
     fn window_calls(&self) -> Option<&dyn WindowCalls> {
@@ -260,7 +261,7 @@ mod tests {
         let (door, spapr) = started(&[granted_at_top]);
         let window = spapr.create(low_window()).expect("granted, if elsewhere");
         assert_eq!(window.range, range(1 << 59, 1 << 30));
-        assert_eq!(spapr.remove(window), Ok(()));
+        assert_eq!(spapr.remove(window), Ok(Undone::Done(())));
         let calls = door.take();
         let create = TceCreate::read_from_bytes(&calls[0].bytes).expect("the struct");
         assert_eq!((create.argsz, create.page_shift, create.window_size, create.levels), (40, 12, 1 << 30, 1));
@@ -318,8 +319,8 @@ mod tests {
         let (door, spapr) = started(&[]);
         spapr.map(range(0x1000, 0x2_0000), &memory(), Access::WRITE).expect("done");
         spapr.register(&memory()).expect("done");
-        spapr.unregister(&memory()).expect("done");
-        assert_eq!(spapr.unmap(range(0x1000, 0x2_0000)), Ok(None));
+        assert_eq!(spapr.unregister(&memory()), Ok(Undone::Done(())));
+        assert_eq!(spapr.unmap(range(0x1000, 0x2_0000)), Ok(Undone::Done(None)));
         let calls = door.take();
         let map = MapDma { argsz: 32, flags: 2, vaddr: 0, iova: 0x1000, size: 0x2_0000 };
         assert_eq!((calls[0].bytes.as_slice(), calls[0].attached.as_slice()), (map.as_bytes(), &[8][..]));

@@ -17,7 +17,8 @@ use std::mem::offset_of;
 use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel, Request};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Kernel, Request};
+use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
@@ -28,8 +29,8 @@ impl RegistrationCalls for Spapr {
         self.call_about(abi::REGISTER_MEMORY, memory)
     }
 
-    fn unregister(&self, memory: &HostMemory) -> Result<(), Failure> {
-        self.call_about(abi::UNREGISTER_MEMORY, memory)
+    fn unregister(&self, memory: &HostMemory) -> Result<Undone, Failure> {
+        Undone::unless_absent(self.call_about(abi::UNREGISTER_MEMORY, memory), &[Errno::ENOENT])
     }
 
     fn runs(&self) -> &ProcessRegistrations {

@@ -14,6 +14,7 @@ use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::PeOperation;
 use dmaspace_core::contract::{AttachPoint, Capabilities};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
@@ -145,8 +146,8 @@ impl Backend for SpaprV1 {
     }
 
     /// The kernel does not say how much it was.
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        entries::clear(&*self.door, self.container, range).map(|()| None)
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
+        entries::clear(&*self.door, self.container, range).map(|()| Undone::Done(None))
     }
 
     fn eeh_calls(&self) -> Option<&dyn EehCalls> {
@@ -267,7 +268,7 @@ mod tests {
         door.take();
         let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2000).expect("not zero")).expect("no wrap");
         spapr.map(range(2 * GIB, 0x2000), &memory, Access::READ).expect("done");
-        assert_eq!(spapr.unmap(range(2 * GIB, 0x2000)), Ok(None));
+        assert_eq!(spapr.unmap(range(2 * GIB, 0x2000)), Ok(Undone::Done(None)));
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [MAP, UNMAP]);
         let map = MapDma { argsz: 32, flags: 1, vaddr: 0, iova: 2 * GIB, size: 0x2000 };

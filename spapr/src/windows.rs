@@ -11,6 +11,7 @@
 use dmaspace_core::backend::WindowCalls;
 use dmaspace_core::contract::{WindowOffer, WindowRequest};
 use dmaspace_core::door::{Command, Errno, Failure, Kernel};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
 
@@ -109,14 +110,13 @@ impl WindowCalls for Spapr {
 
     /// Where the kernel says `EINVAL`, no window is: a call that failed before may have removed it all the same, and the next one may
     /// come to lie there.
-    fn remove(&self, window: Window) -> Result<(), Failure> {
+    fn remove(&self, window: Window) -> Result<Undone, Failure> {
         let mut tables = self.tables();
-        let removed = self.remove_at(window.range.first().get());
-        let is_gone = removed.map_or_else(|failure| failure.errno() == Some(Errno::EINVAL), |()| true);
-        if let Some(tables) = tables.as_mut().filter(|_| is_gone) {
+        let removed = Undone::unless_absent(self.remove_at(window.range.first().get()), &[Errno::EINVAL])?;
+        if let Some(tables) = tables.as_mut() {
             tables.granted.retain(|granted| granted.range != window.range);
         }
-        removed
+        Ok(removed)
     }
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {

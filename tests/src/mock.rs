@@ -9,6 +9,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace_core::HostMemory;
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request};
+use dmaspace_core::retry::Undone;
 use dmaspace_iommufd::abi;
 use zerocopy::IntoBytes;
 
@@ -124,14 +125,14 @@ impl Attachable for MockDevice {
         Ok(())
     }
 
-    fn detach_from(&self, point: AttachPoint) -> Result<(), Failure> {
+    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         if *at != Some(place_of(point)?) {
-            return Err(Failure { call: "MOCK_DOMAIN_REPLACE", answer: Answer::Errno(Errno::ENOENT) });
+            return Ok(Undone::WasNotThere);
         }
         self.move_to(self.home)?;
         *at = None;
-        Ok(())
+        Ok(Undone::Done(()))
     }
 }
 

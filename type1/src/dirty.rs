@@ -8,7 +8,8 @@
 use std::mem::offset_of;
 
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
-use dmaspace_core::door::{Attached, Attachment, Command, Failure, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Kernel};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::{IovaRange, PageSize};
 use zerocopy::IntoBytes;
 
@@ -73,7 +74,7 @@ impl DirtyCalls for Type1 {
         self.door.call(self.container, command.attaching(&mut data))
     }
 
-    fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Option<u64>, Failure>> {
+    fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
         let mut unmap = UnmapDirty { unmap: unmap_of(range), bitmap: self.field(bitmap) };
         // Everything at once goes without a bitmap only.
         range.len()?;
@@ -83,6 +84,6 @@ impl DirtyCalls for Type1 {
         let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
         let command = Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes());
         let result = self.door.call(self.container, command.attaching(&mut data));
-        Some(result.map(|()| Some(unmap.unmap.size)))
+        Some(Undone::unless_absent(result.map(|()| Some(unmap.unmap.size)), &[Errno::ENOENT]))
     }
 }

@@ -6,7 +6,8 @@
 //! memory. The dirty log stays with the mapping.
 
 use dmaspace_core::backend::VaddrCalls;
-use dmaspace_core::door::{Command, Failure, Kernel};
+use dmaspace_core::door::{Command, Errno, Failure, Kernel};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::{HostMemory, IovaRange};
 use zerocopy::IntoBytes;
 
@@ -25,11 +26,12 @@ impl VaddrCalls for Type1 {
         Ok((!has).then_some(why))
     }
 
-    fn let_go(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+    /// The kernel answers `EINVAL` where an address is invalidated already (linux: vfio_dma_do_unmap).
+    fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
         unmap.flags |= abi::UNMAP_VADDR;
-        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
-        Ok(Some(unmap.size))
+        let called = self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()));
+        Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::EINVAL])
     }
 
     fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dmaspace_core::backend::{DirtyCalls, VaddrCalls};
 use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
@@ -145,10 +146,17 @@ impl Backend for Type1 {
         failure.errno() == Some(Errno::ENOMEM) && len > self.door.host_page().bytes() && !limit_reached()
     }
 
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
+    /// `ENOENT` is the answer of an iommufd in a container's place where nothing is mapped.
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
-        self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()))?;
-        Ok(Some(unmap.size))
+        let called = self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()));
+        Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::ENOENT])
+    }
+
+    /// `EINVAL` is the answer of vfio_iommu_type1 (linux: vfio_iommu_resv_conflict), `EADDRINUSE` that of an iommufd in a
+    /// container's place (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions).
+    fn may_be_a_collision(&self, failure: &Failure) -> bool {
+        matches!(failure.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE))
     }
 
     fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {

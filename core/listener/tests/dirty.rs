@@ -12,6 +12,7 @@ use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precisio
 use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel, Unit};
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, HandleKind};
 use dmaspace_core::error::Kind;
+use dmaspace_core::retry::Undone;
 use dmaspace_core::{
     Access, Backend, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Windows,
 };
@@ -117,8 +118,8 @@ impl Backend for Logging {
         Ok(())
     }
 
-    fn unmap(&self, range: IovaRange) -> Result<Option<u64>, Failure> {
-        Ok(Some(self.remove(range)))
+    fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
+        Ok(Undone::Done(Some(self.remove(range))))
     }
 
     fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
@@ -157,12 +158,12 @@ impl DirtyCalls for Logging {
         if self.fails_each > 0 && asked % self.fails_each == 0 { Err(failure()) } else { Ok(()) }
     }
 
-    fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Option<u64>, Failure>> {
+    fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
         if !self.tells_with_unmap {
             return None;
         }
         self.iommu.lock().expect("no panic under it").take(range, bitmap, true);
-        Some(Ok(Some(self.remove(range))))
+        Some(Ok(Undone::Done(Some(self.remove(range)))))
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::contract::{Attachable, MappingModel, WindowChange};
-use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
 use crate::space::{Layout, Slot, Space, read, write};
 use crate::words::address::IovaRange;
@@ -47,10 +46,9 @@ impl<B: Backend> Space<B> {
         })
     }
 
-    /// What kernels say to a device that does not reach what is mapped (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_resv_conflict:
-    /// `EINVAL`; drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions: `EADDRINUSE`), with what is in whose way.
+    /// Adds the live mapping and the reserved range that collide to the refusal of a device that does not reach all that is mapped.
     pub(super) fn naming_collision(&self, device: &dyn Attachable, mut error: Error) -> Error {
-        if !matches!(error.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE)) {
+        if !error.failure.is_some_and(|failure| self.backend.may_be_a_collision(&failure)) {
             return error;
         }
         let layout = self.layout();

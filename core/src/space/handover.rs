@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::backend::{Backend, VaddrCalls};
 use crate::contract::live_update::{HandedMapping, Handover, LiveUpdate, NamedMemory};
 use crate::contract::{Attachable, LiveUpdateSupport, Mapping, PciAddressSpace};
-use crate::door::{Errno, Failure};
+use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::retry::{until_gone, with_retries};
+use crate::retry::{Undone, until_gone, with_retries};
 use crate::space::{Layout, Ownership, Space, hull_over, pages, read, write};
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
@@ -149,7 +149,8 @@ impl<B: Backend> Space<B> {
         let Some((_, bytes)) = hull_over(&slots, IovaRange::all()) else { return Ok(()) };
         let live = self.live();
         let let_go = || match calls.let_go(IovaRange::all())? {
-            Some(gone) if gone != bytes => {
+            Undone::WasNotThere => Err(Failure::malformed("unmap", "a mapping had lost its address before")),
+            Undone::Done(Some(gone)) if gone != bytes => {
                 Err(Failure::malformed("unmap", "another number of bytes lost its address than lived there"))
             }
             _ => Ok(()),
@@ -192,7 +193,7 @@ fn give_surely(calls: &dyn VaddrCalls, range: IovaRange, memory: &HostMemory) ->
 
 /// Lets go of an address that was given, or perhaps was.
 fn let_go_again(calls: &dyn VaddrCalls, range: IovaRange) {
-    if let Err(failure) = until_gone(Errno::EINVAL, || calls.let_go(range)) {
+    if let Err(failure) = until_gone(|| calls.let_go(range)) {
         log::warn!("{range} keeps an address of this process: {failure}");
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::backend::{Backend, RegistrationCalls};
 use crate::contract::{MemoryRegistration, PciAddressSpace};
+use crate::door::Failure;
 use crate::door::registrations::ProcessRegistrations;
-use crate::door::{Errno, Failure};
 use crate::error::{Error, Kind, Operation, Subject};
-use crate::retry::{ATTEMPTS, until_gone};
+use crate::retry::{ATTEMPTS, Undone, until_gone};
 use crate::space::{Space, read, write};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
@@ -120,7 +120,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         }
         calls
             .runs()
-            .leave(memory, || until_gone(Errno::ENOENT, || calls.unregister(memory)))
+            .leave(memory, || until_gone(|| calls.unregister(memory)))
             .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
         write(&self.registered).remove(&memory.address());
         Ok(())
@@ -141,7 +141,7 @@ fn register_surely(calls: &dyn RegistrationCalls, memory: &HostMemory) -> Result
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
         result = calls.register(memory);
-        if result.is_ok() || !matches!(until_gone(Errno::ENOENT, || calls.unregister(memory)), Ok(Some(()))) {
+        if result.is_ok() || !matches!(until_gone(|| calls.unregister(memory)), Ok(Undone::Done(()))) {
             break;
         }
     }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, WindowCalls};
 use crate::contract::{Mapping, WindowControl, WindowOffer, WindowRequest};
-use crate::door::Errno;
 use crate::error::{Error, Kind, Operation};
-use crate::retry::{ATTEMPTS, until_gone};
+use crate::retry::{ATTEMPTS, Undone, until_gone};
 use crate::space::{Layout, Slot, Space, write};
 use crate::words::address::{Iova, IovaRange};
 use crate::words::locked::PinLimit;
@@ -46,11 +45,9 @@ impl<B: Backend> Space<B> {
         let mut swept = Swept::default();
         for at in places.into_iter().filter(|at| known.containing(*at).is_none()) {
             let Ok(range) = IovaRange::with_len(at, len) else { continue };
-            match until_gone(Errno::EINVAL, || {
-                calls.remove(Window { range, page_sizes: PageSizes::only(request.page) })
-            }) {
-                Ok(Some(())) => swept.removed.push(at),
-                Ok(None) => {}
+            match until_gone(|| calls.remove(Window { range, page_sizes: PageSizes::only(request.page) })) {
+                Ok(Undone::Done(())) => swept.removed.push(at),
+                Ok(Undone::WasNotThere) => {}
                 Err(failure) => {
                     self.put_up_fence(range, failure, Vec::new());
                     swept.in_doubt.push(range);
@@ -126,7 +123,7 @@ impl<B: Backend> WindowControl for Space<B> {
         let slot = layout.slots.iter().find(|slot| slot.window.range == range);
         let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
         slot.check_ours(operation, range)?;
-        if let Err(failure) = until_gone(Errno::EINVAL, || calls.remove(slot.window)) {
+        if let Err(failure) = until_gone(|| calls.remove(slot.window)) {
             // It can be tried again: what it is about is in doubt, not what to do about it.
             self.put_up_fence(range, failure, write(&slot.live).drain().map(|mapping| mapping.memory).collect());
             return Err(Error::from_kernel(operation, range, failure).fencing([range]));
