@@ -13,11 +13,8 @@
 
 use std::mem::offset_of;
 
+use dmaspace_abi::{IovaSpan, device, iommufd, spapr, type1, vfio};
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, HandleKind, Request};
-use dmaspace_iommufd::abi as iommufd;
-use dmaspace_spapr::abi as spapr;
-use dmaspace_type1::abi as type1;
-use dmaspace_type1::vfio;
 
 use crate::linux::host_page;
 
@@ -132,7 +129,7 @@ impl Layout {
 const CONTAINER: &[Rule] = &[
     MAP_DMA,
     UNMAP_DMA,
-    Rule::new(type1::UNMAP_DMA, unmap_telling().shape()),
+    Rule::new(vfio::UNMAP_DMA, unmap_telling().shape()),
     // This and DIRTY_PAGES are one number. The one never has a flag and the other always has, and each driver refuses the other's.
     Rule::new(spapr::REGISTER_MEMORY, registration().shape()),
     Rule::new(
@@ -153,14 +150,14 @@ const CONTAINER: &[Rule] = &[
 ];
 
 const MAP_DMA: Rule = Rule::new(
-    type1::MAP_DMA,
-    exactly(type1::MapDma::SIZE)
-        .allowing(type1::MAP_READ | type1::MAP_WRITE | type1::MAP_VADDR)
-        .with(offset_of!(type1::MapDma, vaddr), Holds::Memory { len_at: offset_of!(type1::MapDma, size) })
+    vfio::MAP_DMA,
+    exactly(vfio::MapDma::SIZE)
+        .allowing(vfio::MAP_READ | vfio::MAP_WRITE | type1::MAP_VADDR)
+        .with(offset_of!(vfio::MapDma, vaddr), Holds::Memory { len_at: offset_of!(vfio::MapDma, size) })
         .shape(),
 );
 const UNMAP_DMA: Rule =
-    Rule::new(type1::UNMAP_DMA, exactly(type1::UnmapDma::SIZE).allowing(type1::UNMAP_ALL | type1::UNMAP_VADDR).shape());
+    Rule::new(vfio::UNMAP_DMA, exactly(vfio::UnmapDma::SIZE).allowing(type1::UNMAP_ALL | type1::UNMAP_VADDR).shape());
 /// The same number as sPAPR's TCE_GET_INFO. Each driver asks for 16 bytes at least.
 const GET_INFO: Rule = Rule::new(type1::GET_INFO, reply(16).shape());
 const GET_API_VERSION: Rule = Rule::new(vfio::GET_API_VERSION, Shape::Nothing);
@@ -202,26 +199,26 @@ const GROUP: &[Rule] = &[
 
 /// On a device.
 const DEVICE: &[Rule] = &[
-    Rule::new(vfio::DEVICE_GET_INFO, reply(16).shape()),
-    Rule::new(vfio::DEVICE_GET_REGION_INFO, reply(vfio::RegionInfo::SIZE).shape()),
-    Rule::new(vfio::DEVICE_RESET, Shape::Nothing),
+    Rule::new(device::DEVICE_GET_INFO, reply(16).shape()),
+    Rule::new(device::DEVICE_GET_REGION_INFO, reply(device::RegionInfo::SIZE).shape()),
+    Rule::new(device::DEVICE_RESET, Shape::Nothing),
     Rule::new(
-        vfio::DEVICE_FEATURE,
-        exactly(vfio::ExportRange::SIZE)
-            .allowing(vfio::FEATURE_EXPORT)
-            .with(offset_of!(vfio::ExportRange, nr_ranges), Holds::OneRangeToExport)
+        device::DEVICE_FEATURE,
+        exactly(device::ExportRange::SIZE)
+            .allowing(device::FEATURE_EXPORT)
+            .with(offset_of!(device::ExportRange, nr_ranges), Holds::OneRangeToExport)
             .shape(),
     )
     .opening(HandleKind::Export),
     Rule::new(
-        iommufd::DEVICE_BIND_IOMMUFD,
+        device::DEVICE_BIND_IOMMUFD,
         // Without its flag the kernel ignores the token's address.
-        exactly(iommufd::BindIommufd::SIZE)
-            .with(offset_of!(iommufd::BindIommufd, iommufd), Holds::Descriptor(&[HandleKind::Iommufd]))
+        exactly(device::BindIommufd::SIZE)
+            .with(offset_of!(device::BindIommufd, iommufd), Holds::Descriptor(&[HandleKind::Iommufd]))
             .shape(),
     ),
-    Rule::new(iommufd::DEVICE_ATTACH_IOMMUFD_PT, exactly(iommufd::AttachIommufdPt::SIZE).shape()),
-    Rule::new(iommufd::DEVICE_DETACH_IOMMUFD_PT, exactly(iommufd::DetachIommufdPt::SIZE).shape()),
+    Rule::new(device::DEVICE_ATTACH_IOMMUFD_PT, exactly(device::AttachIommufdPt::SIZE).shape()),
+    Rule::new(device::DEVICE_DETACH_IOMMUFD_PT, exactly(device::DetachIommufdPt::SIZE).shape()),
 ];
 
 /// On `/dev/iommu`, which understands what a type1 container does, too (linux: drivers/iommu/iommufd/vfio_compat.c).
@@ -298,14 +295,14 @@ const fn written() -> Layout {
 
 const fn iova_ranges() -> Layout {
     let count_at = offset_of!(iommufd::IoasIovaRanges, num_iovas);
-    let each = size_of::<iommufd::IovaSpan>() as u64;
+    let each = size_of::<IovaSpan>() as u64;
     exactly(iommufd::IoasIovaRanges::SIZE)
         .with(offset_of!(iommufd::IoasIovaRanges, allowed_iovas), Holds::Array { count_at, each })
 }
 
 const fn allow_iovas() -> Layout {
     let count_at = offset_of!(iommufd::IoasAllowIovas, num_iovas);
-    let each = size_of::<iommufd::IovaSpan>() as u64;
+    let each = size_of::<IovaSpan>() as u64;
     exactly(iommufd::IoasAllowIovas::SIZE)
         .with(offset_of!(iommufd::IoasAllowIovas, allowed_iovas), Holds::Array { count_at, each })
 }
@@ -434,7 +431,7 @@ impl Field {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
             }
             (Holds::OneRangeToExport, None) => {
-                demand(u32_at(bytes, 4) == Some(vfio::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
+                demand(u32_at(bytes, 4) == Some(device::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
             }
             (Holds::File { start_at, len_at }, Some(Attached::FileOf(memory))) => {
                 demand(u32_at(bytes, self.at) == Some(0))?;
@@ -484,8 +481,8 @@ mod tests {
     const KINDS: [HandleKind; 5] =
         [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
 
-    fn map_dma(size: u64) -> type1::MapDma {
-        type1::MapDma { argsz: type1::MapDma::SIZE, flags: type1::MAP_READ, size, ..Default::default() }
+    fn map_dma(size: u64) -> vfio::MapDma {
+        vfio::MapDma { argsz: vfio::MapDma::SIZE, flags: vfio::MAP_READ, size, ..Default::default() }
     }
 
     fn ranges(num_iovas: u32) -> iommufd::IoasIovaRanges {
@@ -593,13 +590,13 @@ mod tests {
     #[test]
     fn a_number_is_known_on_its_own_kind_of_handle_only() {
         for (kind, request) in [
-            (HandleKind::Group, type1::MAP_DMA),
-            (HandleKind::Device, type1::MAP_DMA),
+            (HandleKind::Group, vfio::MAP_DMA),
+            (HandleKind::Device, vfio::MAP_DMA),
             (HandleKind::Container, iommufd::IOAS_MAP),
             (HandleKind::Iommufd, spapr::ENABLE),
             (
                 HandleKind::Container,
-                Request { number: type1::MAP_DMA.number ^ 0x2000_0000, name: "the other architecture's" },
+                Request { number: vfio::MAP_DMA.number ^ 0x2000_0000, name: "the other architecture's" },
             ),
         ] {
             assert_eq!(judge(kind, &Command::bare(request)).err(), Some(Errno::ENOTTY), "{kind:?} {request:?}");
@@ -609,8 +606,8 @@ mod tests {
     #[test]
     fn an_argument_of_another_kind_is_refused() {
         let mut bytes = [0; 64];
-        assert_eq!(judge(HandleKind::Container, &Command::bare(type1::MAP_DMA)).err(), Some(Errno::EINVAL));
-        assert_eq!(judge(HandleKind::Container, &Command::with_value(type1::MAP_DMA, 0)).err(), Some(Errno::EINVAL));
+        assert_eq!(judge(HandleKind::Container, &Command::bare(vfio::MAP_DMA)).err(), Some(Errno::EINVAL));
+        assert_eq!(judge(HandleKind::Container, &Command::with_value(vfio::MAP_DMA, 0)).err(), Some(Errno::EINVAL));
         assert_eq!(judge(HandleKind::Container, &Command::bare(vfio::CHECK_EXTENSION)).err(), Some(Errno::EINVAL));
         assert_eq!(refusal(HandleKind::Container, vfio::SET_IOMMU, &mut bytes, &mut []), Some(Errno::EINVAL));
         assert!(judge(HandleKind::Container, &Command::with_value(vfio::SET_IOMMU, 3)).is_ok());
@@ -630,10 +627,10 @@ mod tests {
             (24, 3, Some(Errno::EINVAL)),
         ];
         for (argsz, given, expected) in cases {
-            let unmap = type1::UnmapDma { argsz, ..Default::default() };
+            let unmap = vfio::UnmapDma { argsz, ..Default::default() };
             let mut bytes = [0; 64];
             bytes[..24].copy_from_slice(unmap.as_bytes());
-            let refused = refusal(HandleKind::Container, type1::UNMAP_DMA, &mut bytes[..given], &mut []);
+            let refused = refusal(HandleKind::Container, vfio::UNMAP_DMA, &mut bytes[..given], &mut []);
             assert_eq!(refused, expected, "argsz {argsz} in {given} bytes");
         }
     }
@@ -657,16 +654,13 @@ mod tests {
         map.flags |= unknown_flag;
         let attached = Attached::Memory(&memory);
         assert_eq!(
-            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EINVAL)
         );
 
         let bitmap_flag = 1;
-        let mut unmap = type1::UnmapDma { argsz: type1::UnmapDma::SIZE, flags: bitmap_flag, ..Default::default() };
-        assert_eq!(
-            refusal(HandleKind::Container, type1::UNMAP_DMA, unmap.as_mut_bytes(), &mut []),
-            Some(Errno::EINVAL)
-        );
+        let mut unmap = vfio::UnmapDma { argsz: vfio::UnmapDma::SIZE, flags: bitmap_flag, ..Default::default() };
+        assert_eq!(refusal(HandleKind::Container, vfio::UNMAP_DMA, unmap.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
     }
 
     #[test]
@@ -674,7 +668,7 @@ mod tests {
         let memory = anonymous_memory(0x2000);
         let refused = |size, offset| {
             let attached = Attached::Memory(&memory);
-            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map_dma(size).as_mut_bytes(), offset, attached)
+            refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map_dma(size).as_mut_bytes(), offset, attached)
         };
         assert_eq!(refused(0x2000, 8), None);
         assert_eq!(refused(0x2001, 8), Some(Errno::EINVAL));
@@ -683,9 +677,9 @@ mod tests {
         assert_eq!(refused(0x2000, usize::MAX), Some(Errno::EINVAL));
 
         let mut map = map_dma(0x1000);
-        assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
+        assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
         let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&memory) });
-        assert_eq!(refusal(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
+        assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
     }
 
     #[test]
@@ -724,11 +718,11 @@ mod tests {
 
     #[test]
     fn of_a_devices_features_only_the_export_of_one_range_is_asked_for() {
-        let refused = |change: fn(&mut vfio::ExportRange)| {
-            let (argsz, flags) = (vfio::ExportRange::SIZE, vfio::FEATURE_EXPORT);
-            let mut export = vfio::ExportRange { argsz, flags, nr_ranges: 1, length: 0x1000, ..Default::default() };
+        let refused = |change: fn(&mut device::ExportRange)| {
+            let (argsz, flags) = (device::ExportRange::SIZE, device::FEATURE_EXPORT);
+            let mut export = device::ExportRange { argsz, flags, nr_ranges: 1, length: 0x1000, ..Default::default() };
             change(&mut export);
-            refusal(HandleKind::Device, vfio::DEVICE_FEATURE, export.as_mut_bytes(), &mut [])
+            refusal(HandleKind::Device, device::DEVICE_FEATURE, export.as_mut_bytes(), &mut [])
         };
         assert_eq!(refused(|_| {}), None);
         assert_eq!(refused(|export| export.nr_ranges = 2), Some(Errno::EINVAL), "they are not there");
@@ -744,7 +738,7 @@ mod tests {
         map.vaddr = 1;
         let attached = Attached::Memory(&memory);
         assert_eq!(
-            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EINVAL)
         );
     }
@@ -756,7 +750,7 @@ mod tests {
         let mut map = map_dma(0x1000);
         let attached = Attached::Memory(&nothing);
         assert_eq!(
-            refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached),
+            refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EFAULT)
         );
     }
@@ -766,7 +760,7 @@ mod tests {
         let container = Handle::new(1, HandleKind::Container);
         let mut map = map_dma(0x1000);
         for attached in [Attached::Handle(container), Attached::Buffer(&mut [0; 0x1000])] {
-            let refused = refusal_of_one(HandleKind::Container, type1::MAP_DMA, map.as_mut_bytes(), 8, attached);
+            let refused = refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached);
             assert_eq!(refused, Some(Errno::EINVAL));
         }
     }
@@ -815,7 +809,7 @@ mod tests {
     #[test]
     fn only_opening_a_device_and_exporting_a_bar_opens_anything() {
         let openers = KINDS.into_iter().flat_map(rules).filter_map(|rule| Some((rule.request, rule.opens()?)));
-        let expected = [(vfio::GROUP_GET_DEVICE_FD, HandleKind::Device), (vfio::DEVICE_FEATURE, HandleKind::Export)];
+        let expected = [(vfio::GROUP_GET_DEVICE_FD, HandleKind::Device), (device::DEVICE_FEATURE, HandleKind::Export)];
         assert_eq!(openers.collect::<Vec<_>>(), expected);
     }
 }

@@ -7,14 +7,14 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
-use dmaspace_core::{Access, HostMemory, MemoryFile, PciAddressSpace};
-use dmaspace_iommufd::Cdev;
-use dmaspace_type1::chain;
-use dmaspace_type1::vfio::{
+use dmaspace_abi::chain::{self, ChainError};
+use dmaspace_abi::device::{
     DEVICE_FEATURE, DEVICE_GET_REGION_INFO, DEVICE_RESET, ExportRange, FEATURE_EXPORT, REGION_CAP_SPARSE_MMAP,
     REGION_CONFIG, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE, RegionInfo, SparseArea, SparseMmap,
 };
+use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::{Access, HostMemory, MemoryFile, PciAddressSpace};
+use dmaspace_iommufd::Cdev;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::group::VfioGroup;
@@ -398,7 +398,7 @@ fn understand(reply: &[u8]) -> Result<Reply, &'static str> {
         return if grew { Ok(Reply::Needs(info.argsz)) } else { Err("its capabilities are nowhere") };
     }
     let first = if has_capabilities { info.cap_offset } else { 0 };
-    let chain = chain::capabilities(reply, size_of::<RegionInfo>(), first)?;
+    let chain = chain::capabilities(reply, size_of::<RegionInfo>(), first).map_err(ChainError::reason)?;
     let sparse = chain.iter().find(|capability| capability.header.id == REGION_CAP_SPARSE_MMAP);
     let mappable = match sparse {
         _ if info.flags & REGION_MMAP == 0 => Vec::new(),
@@ -439,8 +439,8 @@ fn malformed(why: &'static str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use dmaspace_abi::vfio::CapabilityHeader;
     use dmaspace_core::door::HandleKind;
-    use dmaspace_type1::vfio::CapabilityHeader;
 
     use super::*;
     use crate::scripted::Scripted;

@@ -12,11 +12,11 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dmaspace_abi::vfio::{CHECK_EXTENSION, IommuType};
 use dmaspace_core::door::{Command, Door, HandleKind, Kernel};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::words::reserved::{Reserved, Why};
 use dmaspace_core::{Iova, IovaRange, PageSize};
-use dmaspace_type1::vfio::{CHECK_EXTENSION, IommuType};
 
 use crate::pci::PciAddress;
 

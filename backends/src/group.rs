@@ -14,17 +14,17 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_abi::type1::{GET_INFO, Info};
+use dmaspace_abi::vfio::{
+    GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,
+    GROUP_VIABLE, GroupStatus, IommuType, SET_IOMMU, SetContainer,
+};
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{
     Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
 };
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
-use dmaspace_type1::abi::{GET_INFO, Info};
-use dmaspace_type1::vfio::{
-    GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,
-    GROUP_VIABLE, GroupStatus, IommuType, SET_IOMMU, SetContainer,
-};
 use zerocopy::IntoBytes;
 
 use crate::choose::BackendKind;

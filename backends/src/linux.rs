@@ -311,8 +311,8 @@ pub(crate) mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
-    use dmaspace_iommufd::abi::{IOAS_MAP_FILE, IoasMapFile};
-    use dmaspace_type1::vfio;
+    use dmaspace_abi::iommufd::{IOAS_MAP_FILE, IoasMapFile};
+    use dmaspace_abi::vfio;
     use zerocopy::IntoBytes;
 
     use super::*;

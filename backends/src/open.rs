@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION, SET_IOMMU};
 use dmaspace_core::contract::{Attachable, WindowChange};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::error::Kind;
@@ -20,7 +21,6 @@ use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
 use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
-use dmaspace_type1::vfio::{API_VERSION, GET_API_VERSION, SET_IOMMU};
 
 use crate::choose::{BackendKind, Choice, OpenRequest};
 use crate::device::Device;

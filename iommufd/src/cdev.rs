@@ -1,27 +1,26 @@
 //! VFIO devices that have a node of their own (`/dev/vfio/devices/vfio<n>`).
 //!
-//! A device is *bound* to one iommufd, once, for as long as its descriptor is open; there is no unbinding. Bound, it can be attached
-//! to the address spaces and page tables of that iommufd, one at a time.
+//! A device is *bound* to one iommufd, once, for as long as its descriptor is open; there is no unbinding. Bound, it
+//! can be attached to the address spaces and page tables of that iommufd, one at a time.
 
 use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
-
 /// How often the kernel is asked to let go of a device.
 const ATTEMPTS: usize = 3;
 
 /// A VFIO device with a node of its own.
 ///
-/// Nothing but binding works before the first attach (linux: drivers/vfio/vfio_main.c, vfio_device_fops_unl_ioctl). What needs KVM at
-/// that moment must have been told before: the device's descriptor is added to KVM's VFIO device first (linux:
-/// Documentation/virt/kvm/devices/vfio.rst).
+/// Nothing but binding works before the first attach (linux: drivers/vfio/vfio_main.c, vfio_device_fops_unl_ioctl).
+/// What needs KVM at that moment must have been told before: the device's descriptor is added to KVM's VFIO device
+/// first (linux: Documentation/virt/kvm/devices/vfio.rst).
 #[derive(Debug)]
 pub struct Cdev {
     door: Arc<dyn Door>,
@@ -41,7 +40,8 @@ struct Place {
 }
 
 impl Cdev {
-    /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached and unbound.
+    /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached
+    /// and unbound.
     pub fn new(door: Arc<dyn Door>, device: Handle, name: impl Into<String>) -> Self {
         Self { door, device, name: name.into(), reserved: Vec::new(), place: Mutex::default() }
     }
@@ -77,25 +77,26 @@ impl Cdev {
     fn bind(&self, iommufd: Handle) -> Result<u32, Failure> {
         let mut bind = BindIommufd { argsz: BindIommufd::SIZE, ..BindIommufd::default() };
         let mut descriptor = [Attachment { offset: offset_of!(BindIommufd, iommufd), what: Attached::Handle(iommufd) }];
-        let command = Command::with_bytes(abi::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
+        let command = Command::with_bytes(device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
         self.door.call(self.device, command.attaching(&mut descriptor))?;
         Ok(bind.out_devid)
     }
 
     fn attach(&self, to: u32) -> Result<(), Failure> {
         let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: to, ..AttachIommufdPt::default() };
-        self.door.call(self.device, Command::with_bytes(abi::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
+        self.door.call(self.device, Command::with_bytes(device::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
     }
 
-    /// After an attach call that failed: it may have done its work all the same, and while a device is attached to a page table nobody can
-    /// destroy that. Nothing happens to a device that is not (linux: drivers/vfio/iommufd.c, vfio_iommufd_physical_detach_ioas).
+    /// After an attach call that failed: it may have done its work all the same, and while a device is attached to a
+    /// page table nobody can destroy that. Nothing happens to a device that is not (linux: drivers/vfio/iommufd.c,
+    /// vfio_iommufd_physical_detach_ioas).
     fn detach_surely(&self) {
         let _ = (0..ATTEMPTS).any(|_| self.detach().is_ok());
     }
 
     fn detach(&self) -> Result<(), Failure> {
         let mut detach = DetachIommufdPt { argsz: DetachIommufdPt::SIZE, ..DetachIommufdPt::default() };
-        self.door.call(self.device, Command::with_bytes(abi::DEVICE_DETACH_IOMMUFD_PT, detach.as_mut_bytes()))
+        self.door.call(self.device, Command::with_bytes(device::DEVICE_DETACH_IOMMUFD_PT, detach.as_mut_bytes()))
     }
 }
 
@@ -119,13 +120,14 @@ impl Attachable for Cdev {
         self.id_in(iommufd, &mut self.place()).map(Some)
     }
 
-    /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the device without
-    /// a word, and the space it came from would not know. A device that is bound to another iommufd is the kernel's to refuse (`EINVAL`).
+    /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the
+    /// device without a word, and the space it came from would not know. A device that is bound to another iommufd is
+    /// the kernel's to refuse (`EINVAL`).
     fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
-        let (iommufd, id) = object_of(point, abi::DEVICE_ATTACH_IOMMUFD_PT)?;
+        let (iommufd, id) = object_of(point, device::DEVICE_ATTACH_IOMMUFD_PT)?;
         let mut place = self.place();
         if place.attached.is_some() {
-            return Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY));
+            return Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY));
         }
         self.id_in(iommufd, &mut place)?;
         self.attach(id).inspect_err(|_| self.detach_surely())?;
@@ -135,7 +137,7 @@ impl Attachable for Cdev {
 
     /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with it.
     fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
-        object_of(point, abi::DEVICE_DETACH_IOMMUFD_PT)?;
+        object_of(point, device::DEVICE_DETACH_IOMMUFD_PT)?;
         let mut place = self.place();
         if place.attached != Some(point) {
             return Ok(Undone::WasNotThere);
@@ -149,7 +151,8 @@ impl Attachable for Cdev {
     }
 }
 
-/// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not know as one.
+/// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not
+/// know as one.
 fn object_of(point: AttachPoint, request: Request) -> Result<(Handle, u32), Failure> {
     match point {
         AttachPoint::Ioas { iommufd, ioas: id } | AttachPoint::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),
@@ -211,7 +214,7 @@ mod tests {
         device.attach_to(table).expect("attached");
         assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
         let elsewhere = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 9 };
-        assert_eq!(device.detach_from(elsewhere), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
+        assert_eq!(device.detach_from(elsewhere), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
         device.detach_from(table).expect("detached");
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, ATTACH, DETACH]);
@@ -232,7 +235,7 @@ mod tests {
         let (door, device) = device(&[]);
         device.attach_to(FIRST).expect("attached");
         door.take();
-        assert_eq!(device.attach_to(SECOND), Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
+        assert_eq!(device.attach_to(SECOND), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
         assert_eq!(device.detach_from(SECOND), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), [""; 0]);
         assert_eq!(device.detach_from(FIRST), Ok(Undone::Done(())));
@@ -242,8 +245,8 @@ mod tests {
     fn a_container_is_no_place_for_it() {
         let (door, device) = device(&[]);
         let container = AttachPoint::Container(Handle::new(3, HandleKind::Container));
-        assert_eq!(device.attach_to(container), Err(refusal(abi::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
-        assert_eq!(device.detach_from(container), Err(refusal(abi::DEVICE_DETACH_IOMMUFD_PT, Errno::EINVAL)));
+        assert_eq!(device.attach_to(container), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
+        assert_eq!(device.detach_from(container), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::EINVAL)));
         assert_eq!(door.names(), [""; 0]);
     }
 

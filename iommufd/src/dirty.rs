@@ -3,24 +3,25 @@
 //! Three things about the kernel's answer are nowhere in its words, and each loses written pages:
 //! - It says nothing of what lies behind the first gap between mappings, and calls that success (linux:
 //!   drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty drops the error). So no question crosses a gap.
-//! - One that begins or ends inside a large page of the IOMMU's clears the page's only bit, and tells of the part behind its beginning
-//!   (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is alike). What it tells may reach beyond
-//!   the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set). A large page never reaches beyond
-//!   its mapping, so questions are about whole mappings.
-//! - A page table that is not logging calls everything clean (intel_iommu_read_and_clear_dirty again). So it is not asked.
+//! - One that begins or ends inside a large page of the IOMMU's clears the page's only bit, and tells of the part
+//!   behind its beginning (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is alike). What
+//!   it tells may reach beyond the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c,
+//!   iova_bitmap_set). A large page never reaches beyond its mapping, so questions are about whole mappings.
+//! - A page table that is not logging calls everything clean (intel_iommu_read_and_clear_dirty again). So it is not
+//!   asked.
 //!
-//! Bits for which the kernel cannot get hold of the bitmap's memory are lost as well: it has to be there, which memory is that was just
-//! cleared.
+//! Bits for which the kernel cannot get hold of the bitmap's memory are lost as well: it has to be there, which memory
+//! is that was just cleared.
 
 use std::mem::offset_of;
 
+use dmaspace_abi::iommufd::{self, HwptGetDirtyBitmap, HwptSetDirtyTracking};
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure};
 use dmaspace_core::{IovaRange, PageSize};
 use zerocopy::IntoBytes;
 
 use crate::Ioas;
-use crate::abi::{self, HwptGetDirtyBitmap, HwptSetDirtyTracking};
 use crate::page_table::PageTable;
 
 /// The kernel walks a bitmap of any length piece by piece. This one is of 8 TiB, in pages of 4 KiB.
@@ -28,12 +29,13 @@ const LONGEST_BITMAP: usize = 1 << 28;
 
 /// An answer for which the kernel is not asked.
 const fn refusal(errno: Errno) -> Failure {
-    Failure { call: abi::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
+    Failure { call: iommufd::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
 }
 
 impl DirtyCalls for Ioas {
-    /// The host's page, as soon as there is a device and as long as the IOMMUs of all of them log. The IOMMU's own page is never larger
-    /// (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain); where it is smaller the kernel adds up.
+    /// The host's page, as soon as there is a device and as long as the IOMMUs of all of them log. The IOMMU's own page
+    /// is never larger (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain); where it is smaller the
+    /// kernel adds up.
     fn page(&self) -> Option<PageSize> {
         self.tables.read().logs_all().then(|| self.door().host_page())
     }
@@ -65,12 +67,13 @@ impl DirtyCalls for Ioas {
         DirtyReach { over_gaps: false, parts_of_mappings: false, longest_bitmap: LONGEST_BITMAP }
     }
 
-    /// One call for each page table: a device writes through one of them. The range is one mapping, or several without a gap
-    /// between them, whole.
+    /// One call for each page table: a device writes through one of them. The range is one mapping, or several without
+    /// a gap between them, whole.
     ///
     /// # Errors
-    /// What the kernel said; `EINVAL` when nothing is logged or the bitmap has no room, with a host page to spare; `EOPNOTSUPP` when a
-    /// device is attached whose IOMMU cannot log. What was logged may be lost, and is in the bitmap in part.
+    /// What the kernel said; `EINVAL` when nothing is logged or the bitmap has no room, with a host page to spare;
+    /// `EOPNOTSUPP` when a device is attached whose IOMMU cannot log. What was logged may be lost, and is in the bitmap
+    /// in part.
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
         let state = self.tables.read();
         let page = self.door().host_page();
@@ -93,11 +96,11 @@ impl PageTable {
     pub(crate) fn set_logging(&self, on: bool) -> Result<(), Failure> {
         let mut set = HwptSetDirtyTracking {
             size: HwptSetDirtyTracking::SIZE,
-            flags: if on { abi::DIRTY_TRACKING_ENABLE } else { 0 },
+            flags: if on { iommufd::DIRTY_TRACKING_ENABLE } else { 0 },
             hwpt_id: self.object.id(),
             reserved: 0,
         };
-        let command = Command::with_bytes(abi::HWPT_SET_DIRTY_TRACKING, set.as_mut_bytes());
+        let command = Command::with_bytes(iommufd::HWPT_SET_DIRTY_TRACKING, set.as_mut_bytes());
         self.object.iommufd().call(command)
     }
 
@@ -113,7 +116,7 @@ impl PageTable {
         };
         let words = Attached::Buffer(bitmap.as_mut_bytes());
         let mut data = [Attachment { offset: offset_of!(HwptGetDirtyBitmap, data), what: words }];
-        let command = Command::with_bytes(abi::HWPT_GET_DIRTY_BITMAP, get.as_mut_bytes());
+        let command = Command::with_bytes(iommufd::HWPT_GET_DIRTY_BITMAP, get.as_mut_bytes());
         self.object.iommufd().call(command.attaching(&mut data))
     }
 }

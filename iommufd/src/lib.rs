@@ -1,23 +1,24 @@
 //! I/O address spaces of `/dev/iommu` (iommufd), as a [`Backend`], and the devices that are attached to them.
 //!
-//! Leans on [`dmaspace_core`] alone. [`Ioas`] turns one request into one call; checking and remembering is [`dmaspace_core`]'s. Opening
-//! `/dev/iommu` and device nodes is the façade crate's.
+//! Leans on [`dmaspace_core`] alone. [`Ioas`] turns one request into one call; checking and remembering is
+//! [`dmaspace_core`]'s. Opening `/dev/iommu` and device nodes is the façade crate's.
 //!
-//! An address space exists without devices, and memory can be mapped in it before the first one comes. Nothing is pinned then: what is
-//! wrong with the memory shows when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its
-//! windows are everything there is at first; each device narrows them, each that leaves widens them.
+//! An address space exists without devices, and memory can be mapped in it before the first one comes. Nothing is
+//! pinned then: what is wrong with the memory shows when a device is attached (linux:
+//! drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its windows are everything there is at first; each
+//! device narrows them, each that leaves widens them.
 //!
-//! Memory that knows its file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): so is a BAR that its device exported,
-//! which cannot be mapped otherwise. All other memory is mapped by its address.
+//! Memory that knows its file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): so is a
+//! BAR that its device exported, which cannot be mapped otherwise. All other memory is mapped by its address.
 //!
-//! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space itself. Which is which
-//! nobody notices, but for whoever wants to know what devices wrote ([`dmaspace_core::contract::dirty`]).
+//! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space
+//! itself. Which is which nobody notices, but for whoever wants to know what devices wrote
+//! ([`dmaspace_core::contract::dirty`]).
 //!
-//! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address space, never that
-//! there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says `ENOENT`, so only unions of
-//! known mappings are ever unmapped.
+//! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address
+//! space, never that there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says
+//! `ENOENT`, so only unions of known mappings are ever unmapped.
 
-pub mod abi;
 mod cdev;
 mod dirty;
 mod object;
@@ -32,6 +33,8 @@ mod sharing;
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{IOAS_IOVA_RANGES, IoasIovaRanges};
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::contract::{AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle};
@@ -40,7 +43,6 @@ use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
-use abi::{IoasIovaRanges, IovaSpan};
 pub use cdev::Cdev;
 pub use object::Iommufd;
 use object::Object;
@@ -58,7 +60,8 @@ pub struct Ioas {
 }
 
 impl Ioas {
-    /// Takes over `iommufd` and makes an address space in it. Dropping it destroys the address space and closes the iommufd.
+    /// Takes over `iommufd` and makes an address space in it. Dropping it destroys the address space and closes the
+    /// iommufd.
     ///
     /// # Errors
     /// What the kernel says; the iommufd is closed then.
@@ -66,7 +69,8 @@ impl Ioas {
         Self::within(Iommufd::new(door, iommufd))
     }
 
-    /// Makes an address space in an iommufd that may have others. It pins what it maps by itself, whatever they have pinned.
+    /// Makes an address space in an iommufd that may have others. It pins what it maps by itself, whatever they have
+    /// pinned.
     ///
     /// # Errors
     /// What the kernel says.
@@ -105,7 +109,7 @@ impl Ioas {
         reply.ioas_id = self.object.id();
         let spans = Attached::Buffer(spans.as_mut_bytes());
         let mut array = [Attachment { offset: offset_of!(IoasIovaRanges, allowed_iovas), what: spans }];
-        let command = Command::with_bytes(abi::IOAS_IOVA_RANGES, reply.as_mut_bytes());
+        let command = Command::with_bytes(IOAS_IOVA_RANGES, reply.as_mut_bytes());
         self.iommufd().call(command.attaching(&mut array))
     }
 }
@@ -122,8 +126,8 @@ impl Backend for Ioas {
         "iommufd"
     }
 
-    /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a file that the device
-    /// exported it takes it.
+    /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a
+    /// file that the device exported it takes it.
     fn powers(&self) -> Capabilities {
         Capabilities {
             keeps: MappingModel::Mappings,
@@ -135,8 +139,8 @@ impl Backend for Ioas {
         }
     }
 
-    /// Charged to the user, which nobody can read, unless asked otherwise ([`Iommufd::charge`]); this process's part of it shows as `VmPin`
-    /// (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
+    /// Charged to the user, which nobody can read, unless asked otherwise ([`Iommufd::charge`]); this process's part of
+    /// it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
     fn allowance(&self) -> Option<Allowance> {
         let locked = self.door().locked_memory()?;
         Some(match self.iommufd().charged() {
@@ -153,8 +157,8 @@ impl Backend for Ioas {
         AttachPoint::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
     }
 
-    /// A device whose IOMMU can log what it writes is put on a page table that does, shared with those it fits; any other is
-    /// attached to the address space itself, and the kernel finds it a page table.
+    /// A device whose IOMMU can log what it writes is put on a page table that does, shared with those it fits; any
+    /// other is attached to the address space itself, and the kernel finds it a page table.
     fn attach(&self, device: &dyn Attachable) -> Result<(), Failure> {
         self.tables.attach(&self.object, device)
     }
@@ -191,12 +195,6 @@ impl Backend for Ioas {
     }
 }
 
-fn map_flags(access: Access) -> u32 {
-    let read = if access.contains(Access::READ) { abi::MAP_READABLE } else { 0 };
-    let write = if access.contains(Access::WRITE) { abi::MAP_WRITEABLE } else { 0 };
-    abi::MAP_FIXED_IOVA | read | write
-}
-
 /// All 2^64 bytes do not fit the field; 2^64-1 from address 0 stands for them.
 fn unmap_length(range: IovaRange) -> u64 {
     range.len().map_or(u64::MAX, |len| len.get())
@@ -205,9 +203,9 @@ fn unmap_length(range: IovaRange) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{Destroy, IoasMap, IoasUnmap};
     use crate::scripted::names::DESTROY;
     use crate::scripted::{IOMMUFD, Scripted, ioas, seventh};
+    use dmaspace_abi::iommufd::{Destroy, IoasMap, IoasUnmap};
     use dmaspace_core::Iova;
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
@@ -272,13 +270,6 @@ mod tests {
         ]);
         assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Undone::Done(Some(0x1000))));
         assert_eq!(ioas.unmap(range(0, 0x4000)), Ok(Undone::WasNotThere));
-    }
-
-    #[test]
-    fn rights_are_the_devices_and_the_address_is_always_fixed() {
-        assert_eq!(map_flags(Access::READ), 0b101);
-        assert_eq!(map_flags(Access::WRITE), 0b011);
-        assert_eq!(map_flags(Access::READ_WRITE), 0b111);
     }
 
     #[test]

@@ -1,26 +1,25 @@
 //! `/dev/iommu` and the objects in it, as values that are destroyed when they are dropped.
 //!
-//! Objects lean on each other (an address space is in use while a device is attached, a page table leans on its address space) and
-//! the kernel destroys none that is in use. So whoever holds several declares them in the order in which they must go: fields are
-//! dropped from top to bottom. The iommufd itself is closed when the last object in it is gone.
+//! Objects lean on each other (an address space is in use while a device is attached, a page table leans on its address
+//! space) and the kernel destroys none that is in use. So whoever holds several declares them in the order in which
+//! they must go: fields are dropped from top to bottom. The iommufd itself is closed when the last object in it is
+//! gone.
 
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dmaspace_abi::iommufd::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
-use crate::map_flags;
-
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
 ///
-/// Address spaces of one iommufd can share what they pin, and a device bound to it can move from one to another. One user's address
-/// spaces share the limit on locked memory whether or not they share this.
+/// Address spaces of one iommufd can share what they pin, and a device bound to it can move from one to another. One
+/// user's address spaces share the limit on locked memory whether or not they share this.
 #[derive(Debug)]
 pub struct Iommufd {
     door: Arc<dyn Door>,
@@ -61,7 +60,8 @@ impl Iommufd {
         !self.lacks_files.load(Ordering::Relaxed)
     }
 
-    /// Where `memory` begins in its file, if it may be mapped by that: pages must lie in the file as they lie in this process.
+    /// Where `memory` begins in its file, if it may be mapped by that: pages must lie in the file as they lie in this
+    /// process.
     fn place_in_file(&self, memory: &HostMemory) -> Option<u64> {
         let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(&self.door))?;
         let page = self.door.host_page();
@@ -102,10 +102,10 @@ impl Object {
     /// Makes an address space.
     pub(crate) fn new_ioas(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
         let mut alloc = IoasAlloc { size: IoasAlloc::SIZE, ..IoasAlloc::default() };
-        iommufd.call(Command::with_bytes(abi::IOAS_ALLOC, alloc.as_mut_bytes()))?;
+        iommufd.call(Command::with_bytes(iommufd::IOAS_ALLOC, alloc.as_mut_bytes()))?;
         match alloc.out_ioas_id {
             // Ids begin with 1 (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
-            0 => Err(Failure::malformed(abi::IOAS_ALLOC.name, "nothing has the id 0")),
+            0 => Err(Failure::malformed(iommufd::IOAS_ALLOC.name, "nothing has the id 0")),
             id => Ok(Self { id, iommufd }),
         }
     }
@@ -117,16 +117,17 @@ impl Object {
     pub(crate) fn new_page_table(ioas: &Self, device: u32) -> Result<Self, Failure> {
         let mut alloc = HwptAlloc {
             size: HwptAlloc::SIZE,
-            flags: abi::HWPT_ALLOC_DIRTY_TRACKING,
+            flags: iommufd::HWPT_ALLOC_DIRTY_TRACKING,
             dev_id: device,
             pt_id: ioas.id,
             ..HwptAlloc::default()
         };
-        ioas.iommufd.call(Command::with_bytes(abi::HWPT_ALLOC, alloc.as_mut_bytes()))?;
+        ioas.iommufd.call(Command::with_bytes(iommufd::HWPT_ALLOC, alloc.as_mut_bytes()))?;
         Ok(Self { id: alloc.out_hwpt_id, iommufd: ioas.iommufd.clone() })
     }
 
-    /// Maps memory in it, if it is an address space: by its file, where it has one and the kernel takes that, else by its address.
+    /// Maps memory in it, if it is an address space: by its file, where it has one and the kernel takes that, else by
+    /// its address.
     pub(crate) fn map(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
         if let Some(start) = self.iommufd.place_in_file(memory) {
             match self.map_file(at, memory, start, access) {
@@ -142,7 +143,7 @@ impl Object {
     fn map_file(&self, at: Iova, memory: &HostMemory, start: u64, access: Access) -> Result<(), Failure> {
         let mut map = IoasMapFile {
             size: IoasMapFile::SIZE,
-            flags: map_flags(access),
+            flags: iommufd::fixed_map_flags(access),
             ioas_id: self.id,
             fd: 0,
             start,
@@ -150,26 +151,26 @@ impl Object {
             iova: at.get(),
         };
         let mut file = [Attachment { offset: offset_of!(IoasMapFile, fd), what: Attached::FileOf(memory) }];
-        self.iommufd.call(Command::with_bytes(abi::IOAS_MAP_FILE, map.as_mut_bytes()).attaching(&mut file))
+        self.iommufd.call(Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes()).attaching(&mut file))
     }
 
     fn map_address(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
         let mut map = IoasMap {
             size: IoasMap::SIZE,
-            flags: map_flags(access),
+            flags: iommufd::fixed_map_flags(access),
             ioas_id: self.id,
             length: memory.len().get(),
             iova: at.get(),
             ..IoasMap::default()
         };
         let mut address = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
-        self.iommufd.call(Command::with_bytes(abi::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
+        self.iommufd.call(Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
     }
 
     /// Unmaps whole mappings in it, and returns how many bytes that were.
     pub(crate) fn unmap(&self, iova: u64, length: u64) -> Result<u64, Failure> {
         let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: self.id, iova, length };
-        self.iommufd.call(Command::with_bytes(abi::IOAS_UNMAP, unmap.as_mut_bytes()))?;
+        self.iommufd.call(Command::with_bytes(iommufd::IOAS_UNMAP, unmap.as_mut_bytes()))?;
         Ok(unmap.length)
     }
 
@@ -187,7 +188,7 @@ impl Drop for Object {
         let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
         // Refused while a device is attached to it; closing the iommufd ends it then. Until that, others may have it open.
         let destroyed = until_gone(|| {
-            let called = self.iommufd.call(Command::with_bytes(abi::DESTROY, destroy.as_mut_bytes()));
+            let called = self.iommufd.call(Command::with_bytes(iommufd::DESTROY, destroy.as_mut_bytes()));
             Undone::unless_absent(called, &[Errno::ENOENT])
         });
         if let Err(failure) = destroyed {

@@ -1,26 +1,29 @@
-//! What whoever opens may ask for: who is charged, whether huge pages are used, which ranges devices must not take away.
+//! What whoever opens may ask for: who is charged, whether huge pages are used, which ranges devices must not take
+//! away.
 
 use std::mem::offset_of;
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{self, IoasAllowIovas, IommuOption};
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure};
 use dmaspace_core::words::locked::AccountingMode;
 use zerocopy::IntoBytes;
 
 use crate::Ioas;
-use crate::abi::{self, IoasAllowIovas, IommuOption, IovaSpan};
 use crate::object::Iommufd;
 
 impl Iommufd {
-    /// Has what is pinned from now on charged to `payer`: the user (as it is unless asked otherwise), whose processes then share one
-    /// limit, or this process alone, as type1 does. Before anything else: an iommufd with objects keeps charging as it did.
+    /// Has what is pinned from now on charged to `payer`: the user (as it is unless asked otherwise), whose processes
+    /// then share one limit, or this process alone, as type1 does. Before anything else: an iommufd with objects keeps
+    /// charging as it did.
     ///
     /// # Errors
     /// `EPERM` without CAP_SYS_RESOURCE, `EBUSY` when there is an object already (linux: drivers/iommu/iommufd/ioas.c,
     /// iommufd_option_rlimit_mode), or what else the kernel says. Nothing changed then.
     pub fn charge(&self, payer: AccountingMode) -> Result<(), Failure> {
         let per_process = payer == AccountingMode::Process;
-        self.set(abi::OPTION_RLIMIT_MODE, 0, per_process)?;
+        self.set(iommufd::OPTION_RLIMIT_MODE, 0, per_process)?;
         self.remember_payer(payer);
         Ok(())
     }
@@ -30,38 +33,39 @@ impl Iommufd {
     /// # Errors
     /// What the kernel says.
     pub fn payer(&self) -> Result<AccountingMode, Failure> {
-        let per_process = self.get(abi::OPTION_RLIMIT_MODE, 0)?;
+        let per_process = self.get(iommufd::OPTION_RLIMIT_MODE, 0)?;
         Ok(if per_process { AccountingMode::Process } else { AccountingMode::User })
     }
 
     fn set(&self, option: u32, object: u32, value: bool) -> Result<(), Failure> {
-        self.option(option, abi::OPTION_OP_SET, object, value.into()).map(drop)
+        self.option(option, iommufd::OPTION_OP_SET, object, value.into()).map(drop)
     }
 
     fn get(&self, option: u32, object: u32) -> Result<bool, Failure> {
-        match self.option(option, abi::OPTION_OP_GET, object, 0)? {
+        match self.option(option, iommufd::OPTION_OP_GET, object, 0)? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(Failure::malformed(abi::OPTION.name, "neither yes nor no")),
+            _ => Err(Failure::malformed(iommufd::OPTION.name, "neither yes nor no")),
         }
     }
 
     fn option(&self, option_id: u32, op: u16, object_id: u32, val64: u64) -> Result<u64, Failure> {
         let mut option = IommuOption { size: IommuOption::SIZE, option_id, op, reserved: 0, object_id, val64 };
-        self.call(Command::with_bytes(abi::OPTION, option.as_mut_bytes()))?;
+        self.call(Command::with_bytes(iommufd::OPTION, option.as_mut_bytes()))?;
         Ok(option.val64)
     }
 }
 
 impl Ioas {
-    /// Allows or forbids huge pages in the page tables of this address space. They are allowed unless asked otherwise; without them every
-    /// translation costs more, and pages can be logged one by one from the start.
+    /// Allows or forbids huge pages in the page tables of this address space. They are allowed unless asked otherwise;
+    /// without them every translation costs more, and pages can be logged one by one from the start.
     ///
     /// # Errors
     /// `EINVAL` when a device is attached and something mapped (linux: drivers/iommu/iommufd/io_pagetable.c,
-    /// iopt_disable_large_pages), `EADDRINUSE` when a mapping is less than a page, or what else the kernel says. Nothing changed then.
+    /// iopt_disable_large_pages), `EADDRINUSE` when a mapping is less than a page, or what else the kernel says.
+    /// Nothing changed then.
     pub fn allow_huge_pages(&self, allowed: bool) -> Result<(), Failure> {
-        self.iommufd().set(abi::OPTION_HUGE_PAGES, self.id(), allowed)
+        self.iommufd().set(iommufd::OPTION_HUGE_PAGES, self.id(), allowed)
     }
 
     /// Whether huge pages are allowed. Asks the kernel.
@@ -69,20 +73,21 @@ impl Ioas {
     /// # Errors
     /// What the kernel says.
     pub fn allows_huge_pages(&self) -> Result<bool, Failure> {
-        self.iommufd().get(abi::OPTION_HUGE_PAGES, self.id())
+        self.iommufd().get(iommufd::OPTION_HUGE_PAGES, self.id())
     }
 
-    /// Has the kernel promise that these ranges can always be mapped, in the place of what it promised before: a device that does not reach
-    /// one of them is refused with `EADDRINUSE`, whoever attaches it. Mappings elsewhere are possible as before.
+    /// Has the kernel promise that these ranges can always be mapped, in the place of what it promised before: a device
+    /// that does not reach one of them is refused with `EADDRINUSE`, whoever attaches it. Mappings elsewhere are
+    /// possible as before.
     ///
     /// # Errors
-    /// `EADDRINUSE` when a device is attached that does not reach one of them, `EINVAL` when two share a byte or one is a single byte long
-    /// (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_load_iovas), or what else the kernel says. What was promised before
-    /// stands then.
+    /// `EADDRINUSE` when a device is attached that does not reach one of them, `EINVAL` when two share a byte or one is
+    /// a single byte long (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_load_iovas), or what else the kernel says.
+    /// What was promised before stands then.
     pub fn promise(&self, ranges: &[IovaRange]) -> Result<(), Failure> {
         let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
         let mut spans: Vec<_> = ranges.iter().map(span).collect();
-        let too_many = Failure::malformed(abi::IOAS_ALLOW_IOVAS.name, "more ranges than can be counted");
+        let too_many = Failure::malformed(iommufd::IOAS_ALLOW_IOVAS.name, "more ranges than can be counted");
         let mut allow = IoasAllowIovas {
             size: IoasAllowIovas::SIZE,
             ioas_id: self.id(),
@@ -91,7 +96,7 @@ impl Ioas {
         };
         let array = Attached::Buffer(spans.as_mut_slice().as_mut_bytes());
         let mut array = [Attachment { offset: offset_of!(IoasAllowIovas, allowed_iovas), what: array }];
-        let command = Command::with_bytes(abi::IOAS_ALLOW_IOVAS, allow.as_mut_bytes());
+        let command = Command::with_bytes(iommufd::IOAS_ALLOW_IOVAS, allow.as_mut_bytes());
         self.iommufd().call(command.attaching(&mut array))
     }
 }

@@ -1,22 +1,22 @@
 //! The page tables of one address space that log what devices write (linux: drivers/iommu/iommufd/hw_pagetable.c).
 //!
-//! The kernel makes page tables by itself, for devices that are attached to an address space, and those never log. One that does has to
-//! be made by hand, and devices are attached to it. IOMMUs of one host can differ, so an address space may need several; a device
-//! that one of them does not fit is told so with `EINVAL`, which means: try another.
+//! The kernel makes page tables by itself, for devices that are attached to an address space, and those never log. One
+//! that does has to be made by hand, and devices are attached to it. IOMMUs of one host can differ, so an address space
+//! may need several; a device that one of them does not fit is told so with `EINVAL`, which means: try another.
 //!
 //! Invariants: a page table is there while a device is attached to it; while logging is on, all of them log.
 //!
-//! Where nothing can log nothing changes but for one question a device, and on kernels that do not know the question not even that after the
-//! first.
+//! Where nothing can log nothing changes but for one question a device, and on kernels that do not know the question
+//! not even that after the first.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use dmaspace_abi::iommufd::{self, HwInfo};
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, HwInfo};
 use crate::object::{Iommufd, Object};
 
 /// Where the devices of one address space are.
@@ -71,7 +71,8 @@ impl PageTables {
         Ok(())
     }
 
-    /// Detaches a device from wherever it is. With the last device of a page table go the page table and what it has logged.
+    /// Detaches a device from wherever it is. With the last device of a page table go the page table and what it has
+    /// logged.
     ///
     /// # Errors
     /// The kernel's answer; the device is still attached then.
@@ -104,9 +105,9 @@ impl State {
             return Ok(false);
         }
         let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device, ..HwInfo::default() };
-        let asked = iommufd.call(Command::with_bytes(abi::GET_HW_INFO, info.as_mut_bytes()));
+        let asked = iommufd.call(Command::with_bytes(iommufd::GET_HW_INFO, info.as_mut_bytes()));
         let answered = self.known(asked, &[Errno::EOPNOTSUPP])?.is_some();
-        Ok(answered && info.out_capabilities & abi::CAP_DIRTY_TRACKING != 0)
+        Ok(answered && info.out_capabilities & iommufd::CAP_DIRTY_TRACKING != 0)
     }
 
     /// Attaches a device to a page table it fits: one that is there, else a new one. Says whether there is any.
@@ -164,15 +165,17 @@ fn is_done(answer: Result<(), Failure>, elsewhere: Errno) -> Result<bool, Failur
 mod tests {
     use std::sync::Arc;
 
+    use dmaspace_abi::device::AttachIommufdPt;
+    use dmaspace_abi::iommufd::{Destroy, HwptAlloc};
     use dmaspace_core::Backend;
     use dmaspace_core::door::{Handle, HandleKind};
     use zerocopy::FromBytes;
 
     use super::*;
-    use crate::abi::{AttachIommufdPt, Destroy, HwptAlloc};
     use crate::scripted::names::{ATTACH, BIND, DESTROY, DETACH, HW_INFO, HWPT_ALLOC, SET};
     use crate::scripted::{Answer, Call, Scripted, done, ioas, logs, ninth, tenth};
     use crate::{Cdev, Ioas};
+    use dmaspace_abi::device;
     use dmaspace_core::backend::DirtyCalls;
 
     fn device(door: &Arc<Scripted>, id: u64) -> Cdev {
@@ -202,7 +205,7 @@ mod tests {
     fn a_device_whose_iommu_logs_is_put_on_a_page_table_that_goes_with_it() {
         let (door, ioas) = ioas(&[
             |bytes| {
-                abi::BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
+                device::BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
                 Ok(0)
             },
             logs,

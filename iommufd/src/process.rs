@@ -1,24 +1,24 @@
 //! Who is charged when descriptors go from process to process.
 //!
-//! The kernel remembers with each mapping which process made it: that one is charged, and pins to come look for its memory there. An
-//! iommufd whose mappings are all of files can be moved, as a whole (linux: drivers/iommu/iommufd/ioas.c,
-//! iommufd_ioas_change_process, and drivers/iommu/iommufd/pages.c).
+//! The kernel remembers with each mapping which process made it: that one is charged, and pins to come look for its
+//! memory there. An iommufd whose mappings are all of files can be moved, as a whole (linux:
+//! drivers/iommu/iommufd/ioas.c, iommufd_ioas_change_process, and drivers/iommu/iommufd/pages.c).
 
+use dmaspace_abi::iommufd::{self, IoasChangeProcess};
 use dmaspace_core::door::{Command, Errno, Failure};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, IoasChangeProcess};
 use crate::object::Iommufd;
 
 impl Iommufd {
-    /// Whether the kernel can move an iommufd to another process: [`Iommufd::change_process`]. Asks the kernel for something too short to
-    /// be done, and changes nothing.
+    /// Whether the kernel can move an iommufd to another process: [`Iommufd::change_process`]. Asks the kernel for
+    /// something too short to be done, and changes nothing.
     ///
     /// # Errors
     /// What the kernel says beyond yes and no.
     pub fn can_change_process(&self) -> Result<bool, Failure> {
         match self.move_here(IoasChangeProcess::HALF) {
-            Ok(()) => Err(Failure::malformed(abi::IOAS_CHANGE_PROCESS.name, "half of a request was enough")),
+            Ok(()) => Err(Failure::malformed(iommufd::IOAS_CHANGE_PROCESS.name, "half of a request was enough")),
             // Numbers that it does not know are looked for among a container's (linux: drivers/iommu/iommufd/main.c,
             // iommufd_fops_ioctl).
             Err(failure) if failure.errno() == Some(Errno::ENOTTY) => Ok(false),
@@ -27,24 +27,24 @@ impl Iommufd {
         }
     }
 
-    /// Has this process charged for all that is pinned in this iommufd, in whichever address space, instead of whoever was. Page tables
-    /// and pins stay as they are, devices do not notice, and the kernel finds the memory from now on by this process. Where it is charged
-    /// already nothing happens, so this can be tried again.
+    /// Has this process charged for all that is pinned in this iommufd, in whichever address space, instead of whoever
+    /// was. Page tables and pins stay as they are, devices do not notice, and the kernel finds the memory from now on
+    /// by this process. Where it is charged already nothing happens, so this can be tried again.
     ///
-    /// This process is charged before the other is not. As long as both are one user's, and he is the one who is charged
-    /// ([`Iommufd::charge`]), his limit must have room for twice as much.
+    /// This process is charged before the other is not. As long as both are one user's, and he is the one who is
+    /// charged ([`Iommufd::charge`]), his limit must have room for twice as much.
     ///
     /// # Errors
-    /// `ENOTTY` when the kernel cannot ([`Iommufd::can_change_process`]), `EINVAL` when something is mapped that is not memory of a file: by
-    /// its address, or a BAR that its device exported; `ENOMEM` when this process or its user may not lock so much. The other is
-    /// charged then, as before.
+    /// `ENOTTY` when the kernel cannot ([`Iommufd::can_change_process`]), `EINVAL` when something is mapped that is not
+    /// memory of a file: by its address, or a BAR that its device exported; `ENOMEM` when this process or its user may
+    /// not lock so much. The other is charged then, as before.
     pub fn change_process(&self) -> Result<(), Failure> {
         self.move_here(IoasChangeProcess::SIZE)
     }
 
     fn move_here(&self, size: u32) -> Result<(), Failure> {
         let mut change = IoasChangeProcess { size, reserved: 0 };
-        self.call(Command::with_bytes(abi::IOAS_CHANGE_PROCESS, change.as_mut_bytes()))
+        self.call(Command::with_bytes(iommufd::IOAS_CHANGE_PROCESS, change.as_mut_bytes()))
     }
 }
 

@@ -1,16 +1,17 @@
 //! Which ranges of an address space can be mapped: spans in, windows out, no descriptor in sight.
 //!
-//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and how many spans there are, and is asked again. Each
-//! device that is attached may make the list longer, so the second array may be too small as well.
+//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and how many spans there are, and is
+//! asked again. Each device that is attached may make the list longer, so the second array may be too small as well.
 //!
-//! The kernel says what bus addresses must be aligned to, which is no set of page sizes: it uses large pages where it can and does not
-//! tell. It can be as small as 1, on an address space without a device; a window's granule is never below the host's page all
-//! the same, since memory is pinned in those, and one mapping's end would share a page with the next one's start.
+//! The kernel says what bus addresses must be aligned to, which is no set of page sizes: it uses large pages where it
+//! can and does not tell. It can be as small as 1, on an address space without a device; a window's granule is never
+//! below the host's page all the same, since memory is pinned in those, and one mapping's end would share a page with
+//! the next one's start.
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{self, IoasIovaRanges};
 use dmaspace_core::door::{Errno, Failure};
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Windows};
-
-use crate::abi::{self, IoasIovaRanges, IovaSpan};
 
 /// What the first array holds: no common machine has more reserved ranges.
 const FIRST_COUNT: u32 = 16;
@@ -19,8 +20,8 @@ const LARGEST_COUNT: u32 = 1 << 16;
 /// How often a list that keeps growing is asked for.
 const ATTEMPTS: usize = 8;
 
-/// Asks, with growing arrays, until all spans fit. `ask` makes one call with the struct and the array it is given, whose length the
-/// struct has already.
+/// Asks, with growing arrays, until all spans fit. `ask` makes one call with the struct and the array it is given,
+/// whose length the struct has already.
 ///
 /// # Errors
 /// What `ask` says, or a reply that cannot be true.
@@ -44,7 +45,7 @@ pub fn gather(
 }
 
 fn malformed(why: &'static str) -> Failure {
-    Failure::malformed(abi::IOAS_IOVA_RANGES.name, why)
+    Failure::malformed(iommufd::IOAS_IOVA_RANGES.name, why)
 }
 
 fn more_than(count: u32, wanted: u32) -> Result<u32, &'static str> {

@@ -1,4 +1,5 @@
-//! A door for unit tests that writes down what it is asked and answers from a script. Hosts that behave live in the soft host.
+//! A door for unit tests that writes down what it is asked and answers from a script. Hosts that behave live in the
+//! soft host.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -6,13 +7,13 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use dmaspace_abi::iommufd::{self, HwInfo, HwptAlloc, IoasAlloc};
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
 use zerocopy::FromBytes;
 
 use crate::Ioas;
-use crate::abi::{self, HwInfo, HwptAlloc, IoasAlloc};
 
 /// What it was asked: the name of the call, the argument, the offsets at which something was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +137,7 @@ pub(crate) fn done(_: &mut [u8]) -> Result<i32, Errno> {
 
 /// The IOMMU in front of the device logs what it writes.
 pub(crate) fn logs(bytes: &mut [u8]) -> Result<i32, Errno> {
-    HwInfo::mut_from_bytes(bytes).expect("room for the struct").out_capabilities = abi::CAP_DIRTY_TRACKING;
+    HwInfo::mut_from_bytes(bytes).expect("room for the struct").out_capabilities = iommufd::CAP_DIRTY_TRACKING;
     Ok(0)
 }
 

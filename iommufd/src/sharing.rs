@@ -1,35 +1,37 @@
 //! Pins that address spaces of one iommufd share.
 //!
-//! The kernel pins and charges each page once for all mappings that were copied from one another, in whichever address spaces (linux:
-//! drivers/iommu/iommufd/pages.c, struct iopt_pages). So memory is mapped in an address space that no device is attached to first, which
-//! pins nothing, and from there it is copied to where devices reach it.
+//! The kernel pins and charges each page once for all mappings that were copied from one another, in whichever address
+//! spaces (linux: drivers/iommu/iommufd/pages.c, struct iopt_pages). So memory is mapped in an address space that no
+//! device is attached to first, which pins nothing, and from there it is copied to where devices reach it.
 //!
-//! In that hidden address space memory lies where it lies in this process: each byte has one place, neighbours are neighbours, and a copy
-//! may begin and end anywhere and span pieces (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_get_pages).
+//! In that hidden address space memory lies where it lies in this process: each byte has one place, neighbours are
+//! neighbours, and a copy may begin and end anywhere and span pieces (linux: drivers/iommu/iommufd/io_pagetable.c,
+//! iopt_get_pages).
 //!
-//! Invariants: pieces are disjoint; each counts the holdings that overlap it, and is there as long as there is one. A piece that no one
-//! holds is one the kernel would not unmap: nobody copies it, and it is unmapped before its place is needed again.
+//! Invariants: pieces are disjoint; each counts the holdings that overlap it, and is there as long as there is one. A
+//! piece that no one holds is one the kernel would not unmap: nobody copies it, and it is unmapped before its place is
+//! needed again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use dmaspace_abi::iommufd::{self, IoasCopy};
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::door::{Command, Errno, Failure};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, IoasCopy};
-use crate::map_flags;
 use crate::object::{Iommufd, Object};
 
-/// What address spaces of one iommufd hold, so that each page of it is pinned and charged once, however many of them map it.
+/// What address spaces of one iommufd hold, so that each page of it is pinned and charged once, however many of them
+/// map it.
 ///
 /// Memory is held, and pinned, for writing, unless it is said to be [`HostMemory::host_read_only`].
 ///
-/// Pins are saved at the price of one map call more for each run of memory that is held. In a second address space a copy is the cheaper
-/// way, too, where memory is made of small pages; of huge ones, mapping again takes fewer instructions, and pins everything again
-/// ([`crate::Ioas::within`]).
+/// Pins are saved at the price of one map call more for each run of memory that is held. In a second address space a
+/// copy is the cheaper way, too, where memory is made of small pages; of huge ones, mapping again takes fewer
+/// instructions, and pins everything again ([`crate::Ioas::within`]).
 #[derive(Debug)]
 pub struct Pool {
     hidden: Object,
@@ -59,7 +61,8 @@ impl Pool {
         self.hidden.iommufd()
     }
 
-    /// Maps memory in another address space by copying it. `None` when it is not held, or not with such rights: then nothing was done.
+    /// Maps memory in another address space by copying it. `None` when it is not held, or not with such rights: then
+    /// nothing was done.
     pub(crate) fn copy(
         &self,
         to: &Object,
@@ -76,23 +79,24 @@ impl Pool {
         }
         let mut copy = IoasCopy {
             size: IoasCopy::SIZE,
-            flags: map_flags(access),
+            flags: iommufd::fixed_map_flags(access),
             dst_ioas_id: to.id(),
             src_ioas_id: self.hidden.id(),
             length: memory.len().get(),
             dst_iova: at.get(),
             src_iova: memory.address(),
         };
-        Some(self.iommufd().call(Command::with_bytes(abi::IOAS_COPY, copy.as_mut_bytes())))
+        Some(self.iommufd().call(Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes())))
     }
 
     /// Unmaps a piece, if it is there.
     fn unmap(&self, memory: &HostMemory) -> Result<(), Failure> {
         let (at, len) = (memory.address(), memory.len().get());
         let _outcome = until_gone(|| match Undone::unless_absent(self.hidden.unmap(at, len), &[Errno::ENOENT])? {
-            Undone::Done(other) if other != len => {
-                Err(Failure::malformed(abi::IOAS_UNMAP.name, "another number of bytes was unmapped than lived there"))
-            }
+            Undone::Done(other) if other != len => Err(Failure::malformed(
+                iommufd::IOAS_UNMAP.name,
+                "another number of bytes was unmapped than lived there",
+            )),
             outcome => Ok(outcome),
         })?;
         Ok(())
@@ -207,8 +211,8 @@ impl Cover {
 mod tests {
     use super::*;
     use crate::Ioas;
-    use crate::abi::{Destroy, IoasAlloc, IoasMap, IoasMapFile};
     use crate::scripted::{Answer, Scripted};
+    use dmaspace_abi::iommufd::{Destroy, IoasAlloc, IoasMap, IoasMapFile};
     use dmaspace_core::door::{Handle, HandleKind};
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
     use std::num::NonZeroU64;

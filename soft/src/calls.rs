@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Counts of kernel calls by name: the request's for an ioctl, else "open", "close", "pread", "pwrite", "mmap", "adopt".
+/// Counts of kernel calls by name: the request's for an ioctl, else "open", "close", "pread", "pwrite", "mmap",
+/// "adopt".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
     counts: BTreeMap<&'static str, Count>,
@@ -23,7 +24,8 @@ impl Calls {
         self.counts.get(name).map_or(0, |count| count.made)
     }
 
-    /// How often calls were made, closing excepted, which cannot be made to fail: what a sweep over all faults counts to.
+    /// How often calls were made, closing excepted, which cannot be made to fail: what a sweep over all faults counts
+    /// to.
     pub fn total(&self) -> u64 {
         self.iter().filter(|(name, _)| *name != "close").map(|(_, count)| count.made).sum()
     }

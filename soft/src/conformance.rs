@@ -1,18 +1,17 @@
 //! What kernels answer, as a table: one row a rule, each a few requests with their expected answers.
 //!
-//! The table knows no soft host. A [`Site`] is any door with a fresh context behind it and a little memory, so the same rows are played on
-//! the soft host and on real kernels, and a difference is a mistake in one of the two. Rows clean up after themselves, except for
-//! those that say they [`leave`](Row::leaves) something no call can take away.
+//! The table knows no soft host. A [`Site`] is any door with a fresh context behind it and a little memory, so the same
+//! rows are played on the soft host and on real kernels, and a difference is a mistake in one of the two. Rows clean up
+//! after themselves, except for those that say they [`leave`](Row::leaves) something no call can take away.
 
 pub mod raw;
 mod rows;
 
 use std::fmt;
 
+use dmaspace_abi::{iommufd, type1};
 use dmaspace_core::door::{Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};
-use dmaspace_iommufd::abi;
-use dmaspace_type1::abi as type1;
 
 use crate::profile::{KernelVersion, Platform};
 use raw::Context;
@@ -33,7 +32,8 @@ pub struct Row {
     pub leaves: Leaves,
 }
 
-/// The kinds of context rows are about. Each is fresh: a group is in it (or a device attached), and nothing was asked of it.
+/// The kinds of context rows are about. Each is fresh: a group is in it (or a device attached), and nothing was asked
+/// of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// A type1 v2 container.
@@ -68,7 +68,8 @@ pub enum Only {
 pub enum Leaves {
     /// Nothing.
     Nothing,
-    /// Locked memory, and registrations that stand in the way of others; perhaps a warning in the kernel's log when the process ends.
+    /// Locked memory, and registrations that stand in the way of others; perhaps a warning in the kernel's log when the
+    /// process ends.
     LockedMemory,
     /// A warning in the kernel's log.
     Warning,
@@ -218,7 +219,8 @@ pub struct Site<'a> {
     pub memory: HostMemory,
     /// Memory that is not what it should be.
     pub flawed: Flawed,
-    /// Makes the device write a few bytes, not all of them zero, at a bus address. Whether they arrive is seen in the memory.
+    /// Makes the device write a few bytes, not all of them zero, at a bus address. Whether they arrive is seen in the
+    /// memory.
     pub store: Option<&'a dyn Fn(Iova)>,
 }
 
@@ -227,7 +229,8 @@ pub struct Site<'a> {
 pub struct Flawed {
     /// A page that is not there.
     pub absent: Option<HostMemory>,
-    /// Two pages, of which the second is not there; or the first alone, for a door that lets a request reach further than its memory.
+    /// Two pages, of which the second is not there; or the first alone, for a door that lets a request reach further
+    /// than its memory.
     pub holed: HostMemory,
     /// A page that this process may only read.
     pub read_only: HostMemory,
@@ -374,11 +377,10 @@ impl Site<'_> {
             Act::ChangeProcess(size) => self.on_ioas(|iommufd, _| raw::change_process(self.door, iommufd, size)),
             Act::HwInfo => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, 0).map(|_| 0)),
             Act::MakePageTable => self.on_ioas(|iommufd, id| {
-                raw::alloc_page_table(self.door, iommufd, id, id, abi::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)
+                raw::alloc_page_table(self.door, iommufd, id, id, iommufd::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)
             }),
-            Act::SetLogging => {
-                self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, abi::DIRTY_TRACKING_ENABLE))
-            }
+            Act::SetLogging => self
+                .on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, iommufd::DIRTY_TRACKING_ENABLE)),
             Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
                 // A door wants all of the page that the bitmap ends in.
                 let room = usize::try_from(2 * self.page()).map_err(|_| Errno::EINVAL)?;

@@ -11,7 +11,8 @@ use crate::engine::Run;
 use crate::host::Machine;
 use crate::kernel::Kernel;
 
-/// A device of a soft host's. Whether anybody opened it makes no difference: what counts is where its group is attached.
+/// A device of a soft host's. Whether anybody opened it makes no difference: what counts is where its group is
+/// attached.
 #[derive(Clone)]
 pub struct SoftDevice {
     machine: Arc<Machine>,
@@ -59,7 +60,8 @@ impl SoftDevice {
         &self.address
     }
 
-    /// Has the platform freeze the device's PE, as after an error on the bus (EEH). Nothing happens on a host that does not do that.
+    /// Has the platform freeze the device's PE, as after an error on the bus (EEH). Nothing happens on a host that does
+    /// not do that.
     pub fn freeze(&self) {
         self.machine.with(|state| state.kernel.freeze(self.index));
     }

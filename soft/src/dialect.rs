@@ -1,8 +1,8 @@
 //! What the kernels say: for every request the checks in their order, the errno of each, and the effect.
 //!
-//! The order is part of the answer: a request that is wrong in two ways gets the errno of the check that comes first. Every module
-//! here names the kernel function it follows. Requests that take part in no mapping, window, registration, attachment or opening
-//! answer `ENOTTY`, or `EINVAL` where the kernel would.
+//! The order is part of the answer: a request that is wrong in two ways gets the errno of the check that comes first.
+//! Every module here names the kernel function it follows. Requests that take part in no mapping, window, registration,
+//! attachment or opening answer `ENOTTY`, or `EINVAL` where the kernel would.
 
 pub(crate) mod call;
 pub(crate) mod cdev;
@@ -48,7 +48,8 @@ pub(crate) struct World {
     pes: BTreeMap<u32, Pe>,
     /// Memory the kernel let go, to be dropped once nothing is locked: its owner's code runs then.
     pub(crate) released: Vec<HostMemory>,
-    /// A fault under way: the call does only part of its work and then answers this ([`crate::FaultMode::PartialEffect`]).
+    /// A fault under way: the call does only part of its work and then answers this
+    /// ([`crate::FaultMode::PartialEffect`]).
     pub(crate) cut: Option<Errno>,
 }
 

@@ -1,7 +1,9 @@
-//! What an IOMMU and the kernel behind it remember, whichever dialect it is told in: translations, registrations, charges.
+//! What an IOMMU and the kernel behind it remember, whichever dialect it is told in: translations, registrations,
+//! charges.
 //!
-//! Nothing here knows a request or a struct, and nothing here decides: the dialects check, in their kernel's order, and then tell the
-//! engine what is so now. Everything is kept in runs, so that a table of 2^28 entries that continue each other costs as much as one.
+//! Nothing here knows a request or a struct, and nothing here decides: the dialects check, in their kernel's order, and
+//! then tell the engine what is so now. Everything is kept in runs, so that a table of 2^28 entries that continue each
+//! other costs as much as one.
 
 pub(crate) mod account;
 pub(crate) mod coverage;

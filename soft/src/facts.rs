@@ -79,7 +79,8 @@ impl Facts {
         self.iommus.get(&group).copied().unwrap_or_default()
     }
 
-    /// Whether the kernel knows page tables that are made by hand and log: since Linux 6.7. 6.6 had half of the requests, of no use for that.
+    /// Whether the kernel knows page tables that are made by hand and log: since Linux 6.7. 6.6 had half of the
+    /// requests, of no use for that.
     pub(crate) fn has_logging_page_tables(&self) -> bool {
         self.kernel >= KernelVersion { major: 6, minor: 7 }
     }

@@ -20,18 +20,19 @@ pub struct FaultPlan {
 pub enum FaultMode {
     /// It fails, and nothing happened: out of memory, interrupted, an old kernel.
     FailBefore,
-    /// It happens, and then fails, as when the answer cannot be copied out. Nothing is written back. A descriptor it opened is
-    /// closed again.
+    /// It happens, and then fails, as when the answer cannot be copied out. Nothing is written back. A descriptor it
+    /// opened is closed again.
     FailAfter,
     /// Nothing happens, and the result is this positive number.
     Positive(i32),
-    /// It happens, and the size it writes back is one page short. Only unmapping writes a size back: other calls happen unspoilt.
+    /// It happens, and the size it writes back is one page short. Only unmapping writes a size back: other calls happen
+    /// unspoilt.
     ShortSize,
     /// Nothing happens, and the result is 0.
     ZeroWithoutEffect,
-    /// It happens in part, and then fails: of an unmap the first mapping, or half the entries, are gone; a map on type1 has left half
-    /// its entries in the hardware, where no later map replaces them, and on sPAPR eaten half the entries it was to replace; a window's
-    /// charge is leaked. Calls that kernels do wholly or not at all fail before.
+    /// It happens in part, and then fails: of an unmap the first mapping, or half the entries, are gone; a map on type1
+    /// has left half its entries in the hardware, where no later map replaces them, and on sPAPR eaten half the entries
+    /// it was to replace; a window's charge is leaked. Calls that kernels do wholly or not at all fail before.
     PartialEffect,
 }
 

@@ -1,7 +1,8 @@
 //! The host as a door: every call counted, spoilt if a fault is due, and answered by the kernel in software.
 //!
-//! One lock guards everything, and nothing is called out to while it is held: memory the kernel lets go is dropped after, because its
-//! owner's code runs then. DMA copies bytes under the lock, so that once an unmap has returned no device sees the memory.
+//! One lock guards everything, and nothing is called out to while it is held: memory the kernel lets go is dropped
+//! after, because its owner's code runs then. DMA copies bytes under the lock, so that once an unmap has returned no
+//! device sees the memory.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -9,14 +10,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_abi::{iommufd, spapr, vfio};
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
-use dmaspace_iommufd::abi as iommufd;
-use dmaspace_spapr::abi as spapr;
-use dmaspace_type1::abi as type1;
-use dmaspace_type1::vfio;
 
 use crate::calls::Calls;
 use crate::device::SoftDevice;
@@ -131,8 +129,8 @@ impl SoftHost {
         self.machine.with(|state| state.kernel.world.has_huge_pages = false);
     }
 
-    /// fork(2): a process that holds the same descriptors, and has nothing locked or registered. A descriptor is closed when both
-    /// have closed it; dropping a process's host is its end.
+    /// fork(2): a process that holds the same descriptors, and has nothing locked or registered. A descriptor is closed
+    /// when both have closed it; dropping a process's host is its end.
     pub fn fork(&self) -> Arc<Self> {
         let process = self.machine.with(|state| state.kernel.fork(self.process));
         Arc::new(Self { machine: self.machine.clone(), process, runs: ProcessRegistrations::default() })
@@ -231,12 +229,12 @@ impl State {
 
 /// Requests that kernels are known to do by halves.
 const DONE_IN_PARTS: [&str; 4] =
-    [type1::MAP_DMA.name, type1::UNMAP_DMA.name, iommufd::IOAS_UNMAP.name, spapr::TCE_CREATE.name];
+    [vfio::MAP_DMA.name, vfio::UNMAP_DMA.name, iommufd::IOAS_UNMAP.name, spapr::TCE_CREATE.name];
 
 /// The size an unmap writes back.
 fn short_size_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut [u8; 8]> {
     let offset = match command.request.name {
-        name if name == type1::UNMAP_DMA.name => std::mem::offset_of!(type1::UnmapDma, size),
+        name if name == vfio::UNMAP_DMA.name => std::mem::offset_of!(vfio::UnmapDma, size),
         name if name == iommufd::IOAS_UNMAP.name => std::mem::offset_of!(iommufd::IoasUnmap, length),
         _ => return None,
     };

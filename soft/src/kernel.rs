@@ -1,7 +1,7 @@
 //! The host's kernel: open files, what they are, and the processes that hold them.
 //!
-//! A file is gone when the last process that holds it has closed it; what it stood for may live on, as with the kernel: a container while
-//! it has groups, a group while a device of its is open, an iommufd while a device is bound to it.
+//! A file is gone when the last process that holds it has closed it; what it stood for may live on, as with the kernel:
+//! a container while it has groups, a group while a device of its is open, an iommufd while a device is bound to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -218,7 +218,8 @@ impl Kernel {
         self.devices.iter().position(|device| device.address == address)
     }
 
-    /// The translation a device goes through, if its group is attached anywhere, and whether writing implies reading there.
+    /// The translation a device goes through, if its group is attached anywhere, and whether writing implies reading
+    /// there.
     fn translation_of(&self, device: DeviceIndex) -> Option<(&Table, bool)> {
         let number = self.devices.get(device)?.group;
         let facts = &self.world.facts;

@@ -13,8 +13,8 @@ pub struct Ledger {
     pub pinned: u64,
     /// The most there ever was.
     pub peak_pinned: u64,
-    /// The part of `locked` that no call gives back any more, as real kernels leak it: a table that could not be made, memory that was
-    /// unregistered under live entries. It goes with the process.
+    /// The part of `locked` that no call gives back any more, as real kernels leak it: a table that could not be made,
+    /// memory that was unregistered under live entries. It goes with the process.
     pub leaked: u64,
     /// Memory ever pinned, counted again when pinned again. Other devices' memory and copies add nothing.
     pub ever_pinned: u64,
@@ -43,7 +43,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Whether nothing is held: no memory, no descriptor, nothing mapped, created or registered. What was once done does not count.
+    /// Whether nothing is held: no memory, no descriptor, nothing mapped, created or registered. What was once done
+    /// does not count.
     pub fn is_clear(&self) -> bool {
         let bytes = [self.locked, self.pinned, self.mappings, self.mapped];
         let counts =

@@ -1,7 +1,8 @@
-//! What a host is: a plain description, presets of hosts that were measured, and the check of one that came from a file.
+//! What a host is: a plain description, presets of hosts that were measured, and the check of one that came from a
+//! file.
 //!
-//! A [`Profile`] holds numbers and names only, so that `probe --json` can print one and a person can write one. [`Profile::check`]
-//! says precisely what is wrong with one; a soft host is only ever made of a profile that passed it.
+//! A [`Profile`] holds numbers and names only, so that `probe --json` can print one and a person can write one.
+//! [`Profile::check`] says precisely what is wrong with one; a soft host is only ever made of a profile that passed it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -43,8 +44,8 @@ pub struct Profile {
     pub groups: Vec<Group>,
 }
 
-/// A processor architecture. Request numbers are those this library was compiled for, whatever the profile says: a POWER host
-/// can be had on a PC.
+/// A processor architecture. Request numbers are those this library was compiled for, whatever the profile says: a
+/// POWER host can be had on a PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub enum Architecture {
@@ -276,7 +277,8 @@ impl Profile {
         })
     }
 
-    /// A PC with Intel's IOMMU, a kernel with type1 and iommufd, three devices in groups of their own, and no limit on locked memory.
+    /// A PC with Intel's IOMMU, a kernel with type1 and iommufd, three devices in groups of their own, and no limit on
+    /// locked memory.
     pub fn vtd() -> Self {
         let msi = Reserved { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
         let slot = |number| Group::of(number, &[(format!("0000:00:{number:02x}.0"), Some(number - 3))]);
@@ -298,16 +300,16 @@ impl Profile {
         }
     }
 
-    /// As [`Profile::vtd`], with no page smaller than 64 KiB, as Arm servers have it whose kernels use such pages: what a PC guest loses
-    /// to alignment there.
+    /// As [`Profile::vtd`], with no page smaller than 64 KiB, as Arm servers have it whose kernels use such pages: what
+    /// a PC guest loses to alignment there.
     pub fn vtd_64k() -> Self {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: 0x2001_0000, ..fixed });
         Self { name: "vtd-64k".to_owned(), host_page: PageSize::K64.bytes(), fixed, ..vtd }
     }
 
-    /// As [`Profile::vtd`], with two IOMMUs that log what devices write, the last device behind the second. They use no large pages, which
-    /// are logged whole: what they say is exactly what was written.
+    /// As [`Profile::vtd`], with two IOMMUs that log what devices write, the last device behind the second. They use no
+    /// large pages, which are logged whole: what they say is exactly what was written.
     pub fn vtd_ssads() -> Self {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: PageSize::K4.bytes(), ..fixed });
@@ -317,7 +319,8 @@ impl Profile {
         Self { name: "vtd-ssads".to_owned(), fixed, groups, ..vtd }
     }
 
-    /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked memory.
+    /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked
+    /// memory.
     pub fn powernv9() -> Self {
         let phb = |number| Group::of(number, &[(format!("{number:04x}:01:00.0"), None)]);
         Self {
@@ -363,8 +366,9 @@ impl Profile {
         Self { name: "pseries".to_owned(), tce: Some(tce), groups: (0..2).map(phb).collect(), ..Self::powernv9() }
     }
 
-    /// The same host, where no window can be created, as where firmware is old or the kernel cannot ask it: SET_IOMMU refuses v2 with
-    /// `EINVAL`, although CHECK_EXTENSION says that it is there (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
+    /// The same host, where no window can be created, as where firmware is old or the kernel cannot ask it: SET_IOMMU
+    /// refuses v2 with `EINVAL`, although CHECK_EXTENSION says that it is there (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
     #[must_use]
     pub fn with_fixed_window(mut self) -> Self {
         self.tce.iter_mut().for_each(|tce| tce.windows = 0);

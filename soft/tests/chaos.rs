@@ -1,19 +1,16 @@
-//! Any calls in any order, sensible or not, some of them spoilt: nothing panics, and closing everything gives everything back but
-//! what the kernels themselves leak, which the end of the process gives back too.
+//! Any calls in any order, sensible or not, some of them spoilt: nothing panics, and closing everything gives
+//! everything back but what the kernels themselves leak, which the end of the process gives back too.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
 mod common;
 
 use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, unbacked};
+use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
 use dmaspace_core::door::{Command, Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};
-use dmaspace_iommufd::abi as iommufd;
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
-use dmaspace_spapr::abi as spapr;
-use dmaspace_type1::abi as type1;
-use dmaspace_type1::vfio;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -90,8 +87,8 @@ fn ops() -> impl Strategy<Value = Op> {
 /// What garbage is sent as.
 const REQUESTS: [dmaspace_core::door::Request; 14] = [
     type1::GET_INFO,
-    type1::MAP_DMA,
-    type1::UNMAP_DMA,
+    vfio::MAP_DMA,
+    vfio::UNMAP_DMA,
     spapr::REGISTER_MEMORY,
     spapr::UNREGISTER_MEMORY,
     spapr::TCE_CREATE,
@@ -102,7 +99,7 @@ const REQUESTS: [dmaspace_core::door::Request; 14] = [
     iommufd::IOAS_MAP,
     iommufd::IOAS_COPY,
     iommufd::IOAS_IOVA_RANGES,
-    iommufd::DEVICE_BIND_IOMMUFD,
+    device::DEVICE_BIND_IOMMUFD,
 ];
 
 struct Run {

@@ -1,17 +1,18 @@
-//! An iommufd in a container's place, on the soft host: when devices are attached, what stays when they leave, and what it says.
+//! An iommufd in a container's place, on the soft host: when devices are attached, what stays when they leave, and what
+//! it says.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
 
 mod common;
 
 use common::{MIB, Opened, PAGE, device, memory, open, open_group};
+use dmaspace_abi::type1::{CAP_DMA_AVAIL, GET_INFO, Info};
+use dmaspace_abi::vfio::{Extension, IommuType};
 use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::Backend;
 use dmaspace_soft::{Profile, SoftHost};
-use dmaspace_type1::abi::{CAP_DMA_AVAIL, GET_INFO, Info};
-use dmaspace_type1::vfio::{Extension, IommuType};
 use std::sync::Arc;
 
 const RW: Access = Access::READ_WRITE;

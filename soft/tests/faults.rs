@@ -147,7 +147,7 @@ fn every_call_of_a_scenario_can_be_made_to_fail() {
         let container = host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container)?;
         let group = host.open("/dev/vfio/0".as_ref(), HandleKind::Group)?;
         raw::set_container(host, group, container)?;
-        raw::set_iommu(host, container, dmaspace_type1::vfio::IommuType::SPAPR_TCE_V2)?;
+        raw::set_iommu(host, container, dmaspace_abi::vfio::IommuType::SPAPR_TCE_V2)?;
         let ram = memory(PAGE);
         raw::register(host, container, Some(&ram), PAGE)?;
         let (_, high) = raw::create(host, container, 12, GIB, 1)?;

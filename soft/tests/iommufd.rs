@@ -10,9 +10,10 @@
 mod common;
 
 use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_node, unbacked};
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{self, IoasAlloc, IoasIovaRanges, IoasMap};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
-use dmaspace_iommufd::abi::{self, IoasAlloc, IoasIovaRanges, IoasMap, IovaSpan};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
@@ -64,7 +65,7 @@ impl Bare {
         let result = {
             let offset = offset_of!(IoasIovaRanges, allowed_iovas);
             let mut attached = [Attachment { offset, what: Attached::Buffer(&mut array) }];
-            let command = Command::with_bytes(abi::IOAS_IOVA_RANGES, ranges.as_mut_bytes());
+            let command = Command::with_bytes(iommufd::IOAS_IOVA_RANGES, ranges.as_mut_bytes());
             self.host.ioctl(self.iommufd, &mut command.attaching(&mut attached))
         };
         let spans = array.chunks(16).map(|span| IovaSpan::read_from_bytes(span).expect("16 bytes"));
@@ -198,9 +199,9 @@ fn another_devices_memory_and_reserved_flags_are_refused() {
     let bar = memory(PAGE).device_memory();
     assert_eq!(raw::map(host, context, MIB, PAGE, Some(&bar), RW), Err(Errno::EFAULT));
     let Context::Ioas { iommufd, id } = context else { unreachable!("it is one") };
-    let ask = |map: IoasMap| raw::ask(host, iommufd, abi::IOAS_MAP, &mut { map });
+    let ask = |map: IoasMap| raw::ask(host, iommufd, iommufd::IOAS_MAP, &mut { map });
     let map =
-        IoasMap { size: IoasMap::SIZE, flags: abi::MAP_READABLE, ioas_id: id, length: PAGE, ..Default::default() };
+        IoasMap { size: IoasMap::SIZE, flags: iommufd::MAP_READABLE, ioas_id: id, length: PAGE, ..Default::default() };
     assert_eq!(ask(IoasMap { flags: 1 << 7, ..map }), Err(Errno::EOPNOTSUPP));
     assert_eq!(ask(IoasMap { reserved: 1, ..map }), Err(Errno::EOPNOTSUPP));
     assert_eq!(ask(IoasMap { ioas_id: 77, ..map }), Err(Errno::ENOENT));
@@ -213,7 +214,7 @@ fn a_struct_from_the_future_is_taken_if_what_is_new_is_zero() {
     let bare = Bare::new(Profile::vtd());
     let ask = |tail: u8| {
         let mut bytes = [IoasAlloc { size: 16, ..Default::default() }.as_bytes(), &[0, 0, 0, tail]].concat();
-        bare.host.ioctl(bare.iommufd, &mut Command::with_bytes(abi::IOAS_ALLOC, &mut bytes))
+        bare.host.ioctl(bare.iommufd, &mut Command::with_bytes(iommufd::IOAS_ALLOC, &mut bytes))
     };
     assert_eq!(ask(0), Ok(0));
     assert_eq!(ask(1), Err(Errno::E2BIG));
@@ -226,9 +227,9 @@ fn the_kernel_finds_a_place_where_none_is_given() {
     let place = |memory: &HostMemory| {
         let length = memory.len().get();
         let mut map =
-            IoasMap { size: IoasMap::SIZE, flags: abi::MAP_READABLE, ioas_id: id, length, ..Default::default() };
+            IoasMap { size: IoasMap::SIZE, flags: iommufd::MAP_READABLE, ioas_id: id, length, ..Default::default() };
         let mut attached = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
-        let mut command = Command::with_bytes(abi::IOAS_MAP, map.as_mut_bytes()).attaching(&mut attached);
+        let mut command = Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut attached);
         let result = opened.host.ioctl(iommufd, &mut command);
         result.map(|_| map.iova)
     };

@@ -10,13 +10,14 @@
 mod common;
 
 use common::{HIGH, MIB, Opened, PAGE, device, memory, open, open_group, open_node};
+use dmaspace_abi::device;
+use dmaspace_abi::vfio::{self, Extension, IommuType};
 use dmaspace_core::door::{Command, Door, Errno, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::Backend;
 use dmaspace_soft::{DmaError, Profile, SoftHost};
-use dmaspace_type1::vfio::{self, Extension, IommuType};
 
 const RW: Access = Access::READ_WRITE;
 
@@ -245,8 +246,8 @@ fn requests_are_known_on_their_own_kind_of_descriptor() {
     assert_eq!(ask(group, vfio::GET_API_VERSION), Err(Errno::ENOTTY));
     assert_eq!(ask(opened.handle(), vfio::GET_API_VERSION), Ok(0));
     let device = raw::open_device(host, group, "0000:00:03.0").expect("opens");
-    assert_eq!(ask(device, vfio::DEVICE_RESET), Ok(0));
-    assert_eq!(ask(device, dmaspace_iommufd::abi::DEVICE_BIND_IOMMUFD), Err(Errno::EINVAL));
+    assert_eq!(ask(device, device::DEVICE_RESET), Ok(0));
+    assert_eq!(ask(device, dmaspace_abi::device::DEVICE_BIND_IOMMUFD), Err(Errno::EINVAL));
     assert_eq!(host.pread(device, 0, &mut [0]), Err(Errno::EINVAL));
 }
 

@@ -12,16 +12,16 @@ mod common;
 use std::sync::Arc;
 
 use common::{MIB, PAGE, device, memory, open, open_node};
+use dmaspace_abi::iommufd;
 use dmaspace_core::door::{Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, Iova};
-use dmaspace_iommufd::abi;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::KernelVersion;
 use dmaspace_soft::{Profile, SoftHost};
 
-const LOGS: u32 = abi::HWPT_ALLOC_DIRTY_TRACKING;
-const ON: u32 = abi::DIRTY_TRACKING_ENABLE;
-const NO_CLEAR: u32 = abi::GET_DIRTY_BITMAP_NO_CLEAR;
+const LOGS: u32 = iommufd::HWPT_ALLOC_DIRTY_TRACKING;
+const ON: u32 = iommufd::DIRTY_TRACKING_ENABLE;
+const NO_CLEAR: u32 = iommufd::GET_DIRTY_BITMAP_NO_CLEAR;
 
 /// An iommufd with an address space, and all devices of the host bound to it.
 struct Stage {
@@ -232,7 +232,7 @@ fn an_iommu_that_does_not_log_says_so() {
     assert_eq!(stage.make(0, LOGS), Err(Errno::EOPNOTSUPP));
     assert!(stage.make(0, 0).is_ok());
     let stage = Stage::new(Profile::vtd_ssads());
-    assert_eq!(raw::hw_info(&*stage.host, stage.iommufd, device, 0), Ok(abi::CAP_DIRTY_TRACKING));
+    assert_eq!(raw::hw_info(&*stage.host, stage.iommufd, device, 0), Ok(iommufd::CAP_DIRTY_TRACKING));
 }
 
 #[test]

@@ -10,14 +10,14 @@
 mod common;
 
 use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, open, open_group, unbacked};
+use dmaspace_abi::spapr::{self, DdwInfo, TceInfo};
+use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::profile::{KernelVersion, Limits};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
-use dmaspace_spapr::abi::{self, DdwInfo, TceInfo};
-use dmaspace_type1::vfio::IommuType;
 
 const RW: Access = Access::READ_WRITE;
 
@@ -32,7 +32,7 @@ fn info_tells_the_default_window_and_with_v2_what_can_be_made() {
         raw::tce_info(&*opened.host, opened.handle()).expect("there is a group")
     };
     let bare = info(Profile::powernv9(), Dialect::Spapr);
-    assert_eq!((bare.dma32_window_start, bare.dma32_window_size, bare.flags), (0, 0x8000_0000, abi::INFO_DDW));
+    assert_eq!((bare.dma32_window_start, bare.dma32_window_size, bare.flags), (0, 0x8000_0000, spapr::INFO_DDW));
     assert_eq!(bare.ddw, DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 });
     let partition = info(Profile::pseries(), Dialect::Spapr);
     assert_eq!(partition.dma32_window_size, 0x4000_0000);
@@ -45,10 +45,10 @@ fn info_tells_the_default_window_and_with_v2_what_can_be_made() {
 fn info_never_writes_more_than_was_asked_for_nor_its_size() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let mut info = TceInfo { argsz: 31, ddw: DdwInfo { levels: 77, ..Default::default() }, ..Default::default() };
-    raw::ask(&*opened.host, opened.handle(), abi::TCE_GET_INFO, &mut info).expect("16 bytes are enough");
+    raw::ask(&*opened.host, opened.handle(), spapr::TCE_GET_INFO, &mut info).expect("16 bytes are enough");
     assert_eq!((info.argsz, info.dma32_window_size, info.ddw.levels), (31, 0x8000_0000, 77));
     info.argsz = 15;
-    assert_eq!(raw::ask(&*opened.host, opened.handle(), abi::TCE_GET_INFO, &mut info), Err(Errno::EINVAL));
+    assert_eq!(raw::ask(&*opened.host, opened.handle(), spapr::TCE_GET_INFO, &mut info), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn the_same_block_in_two_containers_is_charged_once() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let host = opened.host.clone();
     let second = {
-        use dmaspace_type1::vfio::IommuType;
+        use dmaspace_abi::vfio::IommuType;
         let container = common::open(&host, "/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);
         raw::set_container(&*host, open_group(&host, 1), container).expect("joins");
         raw::set_iommu(&*host, container, IommuType::SPAPR_TCE_V2).expect("given");

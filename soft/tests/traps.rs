@@ -10,12 +10,12 @@
 mod common;
 
 use common::{GIB, HIGH, MIB, Opened, PAGE, memory, unbacked};
+use dmaspace_abi::vfio::{self, UnmapDma};
 use dmaspace_core::door::{Command, Errno};
 use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::{DmaError, FaultMode, FaultPlan, Profile};
-use dmaspace_type1::abi::{self, UnmapDma};
 use zerocopy::IntoBytes;
 
 const RW: Access = Access::READ_WRITE;
@@ -175,7 +175,7 @@ fn k10_the_size_an_unmap_writes_back_is_in_the_arguments_bytes() {
     let ram = memory(PAGE);
     raw::map(&*opened.host, opened.context, MIB, PAGE, Some(&ram), RW).expect("mapped");
     let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags: 0, iova: MIB, size: 16 * PAGE };
-    let mut command = Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes());
+    let mut command = Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes());
     assert_eq!(opened.host.ioctl(opened.handle(), &mut command), Ok(0));
     assert_eq!(unmap.size, PAGE);
 }

@@ -10,15 +10,16 @@
 mod common;
 
 use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_group, unbacked};
+use dmaspace_abi::type1::{self, Info, IovaRanges};
+use dmaspace_abi::vfio::{self, IommuType, MapDma, UnmapDma};
+use dmaspace_abi::{IovaSpan, chain};
 use dmaspace_core::door::{Command, Door, Errno, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
-use dmaspace_type1::abi::{self, Info, MapDma, UnmapDma};
-use dmaspace_type1::vfio::IommuType;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 const RW: Access = Access::READ_WRITE;
 
@@ -27,21 +28,24 @@ fn info(opened: &Opened, room: usize) -> (Info, Vec<u8>) {
     let mut bytes = vec![0; room];
     let argsz = u32::try_from(room).expect("a size of the test");
     bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
-    opened.host.ioctl(opened.handle(), &mut Command::with_bytes(abi::GET_INFO, &mut bytes)).expect("always succeeds");
+    opened.host.ioctl(opened.handle(), &mut Command::with_bytes(type1::GET_INFO, &mut bytes)).expect("always succeeds");
     let mut padded = bytes.clone();
     padded.resize(padded.len().max(size_of::<Info>()), 0);
     let (info, rest) = Info::read_from_prefix(&padded).expect("large enough");
     (info, rest.to_vec())
 }
 
-/// The usable ranges, through the backend's own parser.
+/// The usable ranges.
 fn ranges(opened: &Opened) -> Vec<(u64, u64)> {
-    let offer = dmaspace_type1::info::gather(|reply| {
-        opened.host.ioctl(opened.handle(), &mut Command::with_bytes(abi::GET_INFO, reply)).expect("always succeeds");
-        Ok(())
-    });
-    let windows = offer.expect("a sound reply").windows;
-    windows.iter().map(|window| (window.range.first().get(), window.range.last().get())).collect()
+    let mut reply = vec![0; 4096];
+    Info { argsz: 4096, ..Info::default() }.write_to_prefix(&mut reply).expect("room for the struct");
+    opened.host.ioctl(opened.handle(), &mut Command::with_bytes(type1::GET_INFO, &mut reply)).expect("always succeeds");
+    let (info, _) = Info::read_from_prefix(&reply).expect("large enough");
+    let capabilities = chain::capabilities(&reply, size_of::<Info>(), info.cap_offset).expect("a sound chain");
+    let capability = capabilities.iter().find(|capability| capability.header.id == type1::CAP_IOVA_RANGE);
+    let (head, rest) = IovaRanges::read_from_prefix(capability.expect("it lists ranges").bytes).expect("large enough");
+    let (spans, _) = <[IovaSpan]>::ref_from_prefix_with_elems(rest, head.nr_iovas as usize).expect("all of them");
+    spans.iter().map(|span| (span.start, span.last)).collect()
 }
 
 fn reserving(mut profile: Profile, group: usize, first: u64, last: u64, reason: Reason) -> Profile {
@@ -53,7 +57,7 @@ fn reserving(mut profile: Profile, group: usize, first: u64, last: u64, reason: 
 fn info_without_room_for_the_capabilities_says_how_much_they_need() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (old, _) = info(&opened, 16);
-    assert_eq!((old.flags, old.cap_offset), (abi::INFO_PAGE_SIZES | abi::INFO_CAPABILITIES, 0));
+    assert_eq!((old.flags, old.cap_offset), (type1::INFO_PAGE_SIZES | type1::INFO_CAPABILITIES, 0));
     assert_eq!(old.iova_pgsizes, 0x4020_1000);
     // MIGRATION 32, DMA_AVAIL 12 padded to 16, IOVA_RANGE 16 and two spans of 16.
     assert_eq!(old.argsz, 24 + 32 + 16 + 48);
@@ -74,7 +78,7 @@ fn the_chain_links_its_capabilities_in_the_kernels_order() {
         ids.push(u16::from_ne_bytes([header[0], header[1]]));
         at = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]) as usize;
     }
-    assert_eq!(ids, [abi::CAP_MIGRATION, abi::CAP_DMA_AVAIL, abi::CAP_IOVA_RANGE]);
+    assert_eq!(ids, [type1::CAP_MIGRATION, type1::CAP_DMA_AVAIL, type1::CAP_IOVA_RANGE]);
     assert_eq!(ranges(&opened), [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)]);
 }
 
@@ -82,12 +86,12 @@ fn the_chain_links_its_capabilities_in_the_kernels_order() {
 fn structs_that_are_too_small_are_refused() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let mut info = Info { argsz: 15, ..Info::default() };
-    assert_eq!(raw::ask(&*opened.host, opened.handle(), abi::GET_INFO, &mut info), Err(Errno::EINVAL));
-    let mut map = MapDma { argsz: 31, flags: abi::MAP_READ, size: PAGE, ..MapDma::default() };
-    assert_eq!(raw::ask(&*opened.host, opened.handle(), abi::MAP_DMA, &mut map), Err(Errno::EINVAL));
+    assert_eq!(raw::ask(&*opened.host, opened.handle(), type1::GET_INFO, &mut info), Err(Errno::EINVAL));
+    let mut map = MapDma { argsz: 31, flags: vfio::MAP_READ, size: PAGE, ..MapDma::default() };
+    assert_eq!(raw::ask(&*opened.host, opened.handle(), vfio::MAP_DMA, &mut map), Err(Errno::EINVAL));
     let mut unmap = UnmapDma { argsz: 24, flags: 1 << 3, size: PAGE, ..UnmapDma::default() };
-    assert_eq!(raw::ask(&*opened.host, opened.handle(), abi::UNMAP_DMA, &mut unmap), Err(Errno::EINVAL));
-    let bare = opened.host.ioctl(opened.handle(), &mut Command::bare(abi::MAP_DMA));
+    assert_eq!(raw::ask(&*opened.host, opened.handle(), vfio::UNMAP_DMA, &mut unmap), Err(Errno::EINVAL));
+    let bare = opened.host.ioctl(opened.handle(), &mut Command::bare(vfio::MAP_DMA));
     assert_eq!(bare, Err(Errno::EINVAL), "no argument at all");
 }
 

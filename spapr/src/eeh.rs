@@ -1,23 +1,24 @@
 //! Recovering a PE (linux: drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op).
 
+use dmaspace_abi::spapr::{self, EehPeOp};
+use dmaspace_abi::vfio;
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::{PeOperation, Reset, Thaw};
 use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
-use crate::abi::{self, EehPeOp};
 
 /// Whether the kernel recovers PEs at all. A kernel that does not say is one that does not.
 pub(crate) fn is_available(door: &dyn Door, container: Handle) -> bool {
-    let question = Command::with_value(abi::CHECK_EXTENSION, abi::EXTENSION_EEH);
+    let question = Command::with_value(vfio::CHECK_EXTENSION, vfio::Extension::EEH.0);
     door.ask(container, question).is_ok_and(|answer| answer > 0)
 }
 
 /// Makes one call. A positive result is a state, where one was asked for.
 pub(crate) fn operate(door: &dyn Door, container: Handle, operation: PeOperation) -> Result<i32, Failure> {
     let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation) };
-    let command = Command::with_bytes(abi::EEH_PE_OP, op.as_mut_bytes());
+    let command = Command::with_bytes(spapr::EEH_PE_OP, op.as_mut_bytes());
     if operation == PeOperation::State {
         door.ask(container, command)
     } else {
@@ -27,15 +28,15 @@ pub(crate) fn operate(door: &dyn Door, container: Handle, operation: PeOperation
 
 fn number_of(operation: PeOperation) -> u32 {
     match operation {
-        PeOperation::Enable => abi::EEH_ENABLE,
-        PeOperation::Disable => abi::EEH_DISABLE,
-        PeOperation::State => abi::EEH_GET_STATE,
-        PeOperation::Thaw(Thaw::Mmio) => abi::EEH_UNFREEZE_IO,
-        PeOperation::Thaw(Thaw::Dma) => abi::EEH_UNFREEZE_DMA,
-        PeOperation::Reset(Reset::Hot) => abi::EEH_RESET_HOT,
-        PeOperation::Reset(Reset::Fundamental) => abi::EEH_RESET_FUNDAMENTAL,
-        PeOperation::Reset(Reset::Deactivate) => abi::EEH_RESET_DEACTIVATE,
-        PeOperation::Configure => abi::EEH_CONFIGURE,
+        PeOperation::Enable => spapr::EEH_ENABLE,
+        PeOperation::Disable => spapr::EEH_DISABLE,
+        PeOperation::State => spapr::EEH_GET_STATE,
+        PeOperation::Thaw(Thaw::Mmio) => spapr::EEH_UNFREEZE_IO,
+        PeOperation::Thaw(Thaw::Dma) => spapr::EEH_UNFREEZE_DMA,
+        PeOperation::Reset(Reset::Hot) => spapr::EEH_RESET_HOT,
+        PeOperation::Reset(Reset::Fundamental) => spapr::EEH_RESET_FUNDAMENTAL,
+        PeOperation::Reset(Reset::Deactivate) => spapr::EEH_RESET_DEACTIVATE,
+        PeOperation::Configure => spapr::EEH_CONFIGURE,
     }
 }
 

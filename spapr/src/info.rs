@@ -2,10 +2,9 @@
 
 use std::num::NonZeroU64;
 
+use dmaspace_abi::spapr::{self, TceInfo};
 use dmaspace_core::contract::{WindowOffer, WindowPlace};
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Window};
-
-use crate::abi::{self, TceInfo};
 
 /// What the platform can do, as the first group that joined tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ impl Platform {
     /// # Errors
     /// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
     pub fn parse(info: &TceInfo) -> Result<Self, &'static str> {
-        if info.flags & abi::INFO_DDW == 0 {
+        if info.flags & spapr::INFO_DDW == 0 {
             return Err("a v2 container whose windows cannot be created");
         }
         if info.ddw.max_dynamic_windows_supported == 0 {
@@ -88,7 +87,7 @@ impl Platform {
 /// # Errors
 /// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
 pub fn fixed_window(info: &TceInfo) -> Result<Window, &'static str> {
-    if info.flags & abi::INFO_DDW != 0 {
+    if info.flags & spapr::INFO_DDW != 0 {
         return Err("a v1 container whose windows can be created");
     }
     let (first, len) = (Iova::new(u64::from(info.dma32_window_start)), u64::from(info.dma32_window_size));
@@ -104,13 +103,13 @@ pub fn fixed_window(info: &TceInfo) -> Result<Window, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::DdwInfo;
+    use dmaspace_abi::spapr::DdwInfo;
 
     /// A POWER9 host: 4K 64K 2M 1G.
     fn powernv() -> TceInfo {
         TceInfo {
             argsz: TceInfo::SIZE,
-            flags: abi::INFO_DDW,
+            flags: spapr::INFO_DDW,
             dma32_window_start: 0,
             dma32_window_size: 0x8000_0000,
             ddw: DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 },

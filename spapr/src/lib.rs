@@ -14,7 +14,6 @@
 //!
 //! This crate is the host's side. The guest's side, for VMMs that emulate a POWER machine, is the crate `dmaspace-spapr-guest`.
 
-pub mod abi;
 mod eeh;
 mod entries;
 pub mod info;
@@ -153,8 +152,9 @@ fn powers(door: &dyn Door) -> Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{self, DdwInfo, MapDma, RegisterMemory, TceCreate, TceInfo, TceRemove, UnmapDma};
     use crate::scripted::{Answer, Scripted};
+    use dmaspace_abi::spapr::{self, DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
+    use dmaspace_abi::vfio::{MapDma, UnmapDma};
     use dmaspace_core::contract::WindowRequest;
     use dmaspace_core::door::{self, Errno, HandleKind};
     use dmaspace_core::{Iova, PageSize};
@@ -168,7 +168,7 @@ mod tests {
     /// A POWER9 host.
     fn powernv(bytes: &mut [u8]) -> Result<i32, Errno> {
         let info = TceInfo::mut_from_bytes(bytes).expect("room for the struct");
-        info.flags = abi::INFO_DDW;
+        info.flags = spapr::INFO_DDW;
         info.dma32_window_size = 0x8000_0000;
         info.ddw = DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 };
         Ok(0)

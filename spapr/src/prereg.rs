@@ -14,6 +14,7 @@
 
 use std::mem::offset_of;
 
+use dmaspace_abi::spapr::{self, RegisterMemory};
 use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
 use dmaspace_core::door::registrations::ProcessRegistrations;
@@ -22,15 +23,14 @@ use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
-use crate::abi::{self, RegisterMemory};
 
 impl RegistrationCalls for Spapr {
     fn register(&self, memory: &HostMemory) -> Result<(), Failure> {
-        self.call_about(abi::REGISTER_MEMORY, memory)
+        self.call_about(spapr::REGISTER_MEMORY, memory)
     }
 
     fn unregister(&self, memory: &HostMemory) -> Result<Undone, Failure> {
-        Undone::unless_absent(self.call_about(abi::UNREGISTER_MEMORY, memory), &[Errno::ENOENT])
+        Undone::unless_absent(self.call_about(spapr::UNREGISTER_MEMORY, memory), &[Errno::ENOENT])
     }
 
     fn runs(&self) -> &ProcessRegistrations {

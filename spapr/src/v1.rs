@@ -10,6 +10,7 @@
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use dmaspace_abi::spapr::{self, TceInfo};
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::PeOperation;
 use dmaspace_core::contract::{AttachPoint, Capabilities};
@@ -19,7 +20,6 @@ use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, TceInfo};
 use crate::tce::Table;
 use crate::{eeh, entries, info, powers};
 
@@ -61,18 +61,18 @@ impl SpaprV1 {
 
     fn ask_for_the_window(&self) -> Result<Window, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
-        self.door.call(self.container, Command::with_bytes(abi::TCE_GET_INFO, info.as_mut_bytes()))?;
-        info::fixed_window(&info).map_err(|why| Failure::malformed(abi::TCE_GET_INFO.name, why))
+        self.door.call(self.container, Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
+        info::fixed_window(&info).map_err(|why| Failure::malformed(spapr::TCE_GET_INFO.name, why))
     }
 
     /// Enables the container and makes the table. After an error it is not enabled.
     fn put_into_force(&self, window: Window) -> Result<(), Failure> {
-        let enabled = self.door.call(self.container, Command::bare(abi::ENABLE));
+        let enabled = self.door.call(self.container, Command::bare(spapr::ENABLE));
         let made = enabled.and_then(|()| self.make_table(window));
         made.inspect_err(|_| {
             // A call that failed may have done its work all the same, and disabling what is not enabled does nothing (linux:
             // tce_iommu_disable). If this fails too, the group will not stay, and when it leaves the kernel disables the container.
-            let _ = self.door.call(self.container, Command::bare(abi::DISABLE));
+            let _ = self.door.call(self.container, Command::bare(spapr::DISABLE));
         })
     }
 
@@ -165,8 +165,8 @@ impl EehCalls for SpaprV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{MapDma, UnmapDma};
     use crate::scripted::{Answer, Scripted};
+    use dmaspace_abi::vfio::{MapDma, UnmapDma};
     use dmaspace_core::Iova;
     use dmaspace_core::door::{self, Errno, HandleKind};
     use zerocopy::FromBytes;

@@ -8,6 +8,7 @@
 //! map, unmap or creation makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
 //! [`Spapr::begin`] takes the promise back before any of those, so that every window there is was granted here.
 
+use dmaspace_abi::spapr::{self, TceCreate, TceInfo, TceRemove};
 use dmaspace_core::backend::WindowCalls;
 use dmaspace_core::contract::{WindowOffer, WindowRequest};
 use dmaspace_core::door::{Command, Errno, Failure, Kernel};
@@ -16,7 +17,6 @@ use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
-use crate::abi::{self, TceCreate, TceInfo, TceRemove};
 use crate::info::Platform;
 use crate::tce::Table;
 
@@ -50,7 +50,7 @@ impl Tables {
 }
 
 fn malformed_grant(why: &'static str) -> Failure {
-    Failure::malformed(abi::TCE_CREATE.name, why)
+    Failure::malformed(spapr::TCE_CREATE.name, why)
 }
 
 /// All 2^64 bytes do not fit the field: 0, which the kernel refuses.
@@ -62,8 +62,8 @@ impl Spapr {
     /// The first device is there: asks what the platform can do and takes back the default window.
     pub(crate) fn begin(&self) -> Result<Tables, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
-        self.door.call(self.container, Command::with_bytes(abi::TCE_GET_INFO, info.as_mut_bytes()))?;
-        let malformed = |why| Failure::malformed(abi::TCE_GET_INFO.name, why);
+        self.door.call(self.container, Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
+        let malformed = |why| Failure::malformed(spapr::TCE_GET_INFO.name, why);
         let platform = Platform::parse(&info).map_err(malformed)?;
         self.remove_at(DEFAULT_WINDOW)?;
         Ok(Tables { platform, granted: Vec::new() })
@@ -77,13 +77,13 @@ impl Spapr {
             levels,
             ..TceCreate::default()
         };
-        self.door.call(self.container, Command::with_bytes(abi::TCE_CREATE, create.as_mut_bytes()))?;
+        self.door.call(self.container, Command::with_bytes(spapr::TCE_CREATE, create.as_mut_bytes()))?;
         Ok(create.start_addr)
     }
 
     fn remove_at(&self, start: u64) -> Result<(), Failure> {
         let mut remove = TceRemove { argsz: TceRemove::SIZE, flags: 0, start_addr: start };
-        self.door.call(self.container, Command::with_bytes(abi::TCE_REMOVE, remove.as_mut_bytes()))
+        self.door.call(self.container, Command::with_bytes(spapr::TCE_REMOVE, remove.as_mut_bytes()))
     }
 
     /// Before the first device a table is taken to be one block, and creating it is the kernel's to refuse.

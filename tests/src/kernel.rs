@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_soft::SoftHost;
-use dmaspace_spapr::abi::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
 use dmaspace_spapr_guest::{KernelTable, KernelTables, Liobn, Tce};
 use zerocopy::IntoBytes;
 

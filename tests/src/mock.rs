@@ -6,11 +6,11 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace::linux::LinuxDoor;
+use dmaspace_abi::iommufd;
 use dmaspace_core::HostMemory;
 use dmaspace_core::contract::{AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request};
 use dmaspace_core::retry::Undone;
-use dmaspace_iommufd::abi;
 use zerocopy::IntoBytes;
 
 /// `IOMMU_TEST_CMD`.
@@ -64,8 +64,8 @@ impl MockDevice {
     /// # Panics
     /// When the kernel has no mock devices.
     pub fn new(door: &Arc<LinuxDoor>, iommufd: Handle, logs: bool) -> Arc<Self> {
-        let mut alloc = abi::IoasAlloc { size: abi::IoasAlloc::SIZE, ..Default::default() };
-        door.call(iommufd, Command::with_bytes(abi::IOAS_ALLOC, alloc.as_mut_bytes())).expect("an address space");
+        let mut alloc = iommufd::IoasAlloc { size: iommufd::IoasAlloc::SIZE, ..Default::default() };
+        door.call(iommufd, Command::with_bytes(iommufd::IOAS_ALLOC, alloc.as_mut_bytes())).expect("an address space");
         let home = alloc.out_ioas_id;
         // The union: out_stdev_id, out_hwpt_id, out_idev_id, dev_flags.
         let flags = if logs { 0 } else { u64::from(NO_DIRTY) << 32 };

@@ -1,19 +1,21 @@
 //! Logging what devices write (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_dirty_pages).
 //!
-//! The kernel answers whole mappings, gaps between them fine, in its smallest page only. As soon as one group is attached whose device does
-//! not report by itself what it writes, which is nearly every device, all that is mapped reads as written. Bits of what is not mapped mean
-//! nothing: from the second question on some are set behind mappings that begin inside a word (update_user_bitmap shifts a mapping's
-//! bitmap, vfio_iova_dirty_bitmap clears it by the mapping's length; seen on Linux 6.12).
+//! The kernel answers whole mappings, gaps between them fine, in its smallest page only. As soon as one group is
+//! attached whose device does not report by itself what it writes, which is nearly every device, all that is mapped
+//! reads as written. Bits of what is not mapped mean nothing: from the second question on some are set behind mappings
+//! that begin inside a word (update_user_bitmap shifts a mapping's bitmap, vfio_iova_dirty_bitmap clears it by the
+//! mapping's length; seen on Linux 6.12).
 
 use std::mem::offset_of;
 
+use dmaspace_abi::type1::{self, Bitmap, DirtyBitmap, UnmapDirty};
+use dmaspace_abi::vfio;
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Kernel};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{IovaRange, PageSize};
 use zerocopy::IntoBytes;
 
-use crate::abi::{self, Bitmap, DirtyBitmap, UnmapDirty};
 use crate::{Type1, unmap_of};
 
 /// What a container that can log says about it.
@@ -28,8 +30,8 @@ pub struct DirtyLimits {
 impl Type1 {
     fn switch(&self, flags: u32) -> Result<(), Failure> {
         // Only the head is read.
-        let mut command = DirtyBitmap { argsz: abi::DIRTY_BITMAP_HEAD, flags, ..DirtyBitmap::default() };
-        self.door.call(self.container, Command::with_bytes(abi::DIRTY_PAGES, command.as_mut_bytes()))
+        let mut command = DirtyBitmap { argsz: type1::DIRTY_BITMAP_HEAD, flags, ..DirtyBitmap::default() };
+        self.door.call(self.container, Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes()))
     }
 
     /// The field that stands for a bitmap, of which the kernel uses no more than it says it can.
@@ -46,11 +48,11 @@ impl DirtyCalls for Type1 {
     }
 
     fn start(&self) -> Result<(), Failure> {
-        self.switch(abi::DIRTY_START)
+        self.switch(type1::DIRTY_START)
     }
 
     fn stop(&self) -> Result<(), Failure> {
-        self.switch(abi::DIRTY_STOP)
+        self.switch(type1::DIRTY_STOP)
     }
 
     fn reach(&self) -> DirtyReach {
@@ -62,7 +64,7 @@ impl DirtyCalls for Type1 {
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
         let mut command = DirtyBitmap {
             argsz: DirtyBitmap::SIZE,
-            flags: abi::DIRTY_GET_BITMAP,
+            flags: type1::DIRTY_GET_BITMAP,
             iova: range.first().get(),
             // All 2^64 bytes fit no field, and no bitmap covers them.
             size: range.len().map_or(0, std::num::NonZeroU64::get),
@@ -70,7 +72,7 @@ impl DirtyCalls for Type1 {
         };
         let data = offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data);
         let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
-        let command = Command::with_bytes(abi::DIRTY_PAGES, command.as_mut_bytes());
+        let command = Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes());
         self.door.call(self.container, command.attaching(&mut data))
     }
 
@@ -79,10 +81,10 @@ impl DirtyCalls for Type1 {
         // Everything at once goes without a bitmap only.
         range.len()?;
         unmap.unmap.argsz = UnmapDirty::SIZE;
-        unmap.unmap.flags |= abi::UNMAP_GET_DIRTY;
+        unmap.unmap.flags |= type1::UNMAP_GET_DIRTY;
         let data = offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data);
         let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
-        let command = Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes());
+        let command = Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes());
         let result = self.door.call(self.container, command.attaching(&mut data));
         Some(Undone::unless_absent(result.map(|()| Some(unmap.unmap.size)), &[Errno::ENOENT]))
     }

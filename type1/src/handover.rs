@@ -1,18 +1,18 @@
 //! Addresses that change hands: VFIO_UPDATE_VADDR, since Linux 5.12.
 //!
 //! What the kernel does with them (linux: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_unmap, vfio_dma_do_map,
-//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed, whatever is there.
-//! Charged is who gives it, if that is another process than before, with what was charged for the mapping: nothing for another device's
-//! memory. The dirty log stays with the mapping.
+//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed,
+//! whatever is there. Charged is who gives it, if that is another process than before, with what was charged for the
+//! mapping: nothing for another device's memory. The dirty log stays with the mapping.
 
+use dmaspace_abi::vfio::{CHECK_EXTENSION, Extension};
+use dmaspace_abi::{type1, vfio};
 use dmaspace_core::backend::VaddrCalls;
 use dmaspace_core::door::{Command, Errno, Failure, Kernel};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{HostMemory, IovaRange};
 use zerocopy::IntoBytes;
 
-use crate::abi;
-use crate::vfio::{CHECK_EXTENSION, Extension};
 use crate::{Type1, unmap_of};
 
 impl VaddrCalls for Type1 {
@@ -29,12 +29,12 @@ impl VaddrCalls for Type1 {
     /// The kernel answers `EINVAL` where an address is invalidated already (linux: vfio_dma_do_unmap).
     fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
-        unmap.flags |= abi::UNMAP_VADDR;
-        let called = self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()));
+        unmap.flags |= type1::UNMAP_VADDR;
+        let called = self.door.call(self.container, Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()));
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::EINVAL])
     }
 
     fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
-        self.map_dma(abi::MAP_VADDR, range, memory)
+        self.map_dma(type1::MAP_VADDR, range, memory)
     }
 }

@@ -1,15 +1,16 @@
 //! What a type1 container says it offers: bytes in, facts out, no descriptor in sight.
 //!
-//! The call is made with a buffer, and made again with a larger one for as long as the kernel says that its capabilities do not fit:
-//! attaching a device between two calls makes them grow. A reply is not believed; what cannot be true is an error, what can be put
-//! right (the order of ranges, overlaps) is put right.
+//! The call is made with a buffer, and made again with a larger one for as long as the kernel says that its
+//! capabilities do not fit: attaching a device between two calls makes them grow. A reply is not believed; what cannot
+//! be true is an error, what can be put right (the order of ranges, overlaps) is put right.
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::chain::{self, Capability, ChainError};
+use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges, Migration};
 use dmaspace_core::door::Failure;
 use dmaspace_core::{Iova, IovaRange, PageSizes, Windows};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan, Migration};
-use crate::chain::{self, Capability};
 use crate::dirty::DirtyLimits;
 
 /// What a container offers at one moment.
@@ -61,7 +62,7 @@ pub fn gather(mut ask: impl FnMut(&mut [u8]) -> Result<(), Failure>) -> Result<O
 }
 
 fn malformed(why: &'static str) -> Failure {
-    Failure::malformed(abi::GET_INFO.name, why)
+    Failure::malformed(type1::GET_INFO.name, why)
 }
 
 /// A buffer of `size` bytes that says so.
@@ -89,22 +90,22 @@ pub fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
 }
 
 fn offer(info: &Info, used: &[u8]) -> Result<Offer, &'static str> {
-    let capabilities = if info.flags & abi::INFO_CAPABILITIES == 0 {
+    let capabilities = if info.flags & type1::INFO_CAPABILITIES == 0 {
         Vec::new()
     } else if info.cap_offset == 0 {
         return Err("it has capabilities and room for them, but does not say where they are");
     } else {
-        chain::capabilities(used, size_of::<Info>(), info.cap_offset)?
+        chain::capabilities(used, size_of::<Info>(), info.cap_offset).map_err(ChainError::reason)?
     };
-    let page_sizes = if info.flags & abi::INFO_PAGE_SIZES == 0 { 0 } else { info.iova_pgsizes };
+    let page_sizes = if info.flags & type1::INFO_PAGE_SIZES == 0 { 0 } else { info.iova_pgsizes };
     let page_sizes = PageSizes::from_mask(page_sizes).ok_or("it names no page size")?;
-    let ranges = match find(&capabilities, abi::CAP_IOVA_RANGE) {
+    let ranges = match find(&capabilities, type1::CAP_IOVA_RANGE) {
         Some(capability) => ranges(capability)?,
         // Only emulated devices, or a kernel that does not say: any range can be tried.
         None => vec![IovaRange::all()],
     };
-    let mappings_left = find(&capabilities, abi::CAP_DMA_AVAIL).map(mappings_left).transpose()?.flatten();
-    let dirty = find(&capabilities, abi::CAP_MIGRATION).map(dirty_limits).transpose()?.flatten();
+    let mappings_left = find(&capabilities, type1::CAP_DMA_AVAIL).map(mappings_left).transpose()?.flatten();
+    let dirty = find(&capabilities, type1::CAP_MIGRATION).map(dirty_limits).transpose()?.flatten();
     Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left, dirty })
 }
 
@@ -125,7 +126,7 @@ fn ranges(capability: &Capability<'_>) -> Result<Vec<IovaRange>, &'static str> {
     let mut ranges = Vec::with_capacity(count);
     for _ in 0..count {
         let (span, after) = IovaSpan::read_from_prefix(rest).map_err(|_| CUT)?;
-        let range = IovaRange::new(Iova::new(span.start), Iova::new(span.end));
+        let range = IovaRange::new(Iova::new(span.start), Iova::new(span.last));
         ranges.push(range.map_err(|_| "one of its ranges ends before it begins")?);
         rest = after;
     }
@@ -152,8 +153,8 @@ fn dirty_limits(capability: &Capability<'_>) -> Result<Option<DirtyLimits>, &'st
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{INFO_CAPABILITIES, INFO_PAGE_SIZES};
-    use crate::vfio::CapabilityHeader;
+    use dmaspace_abi::type1::{INFO_CAPABILITIES, INFO_PAGE_SIZES};
+    use dmaspace_abi::vfio::CapabilityHeader;
     use dmaspace_core::PageSize;
     use dmaspace_core::door::{Answer, Errno};
 
@@ -169,7 +170,7 @@ mod tests {
     fn iova_ranges(count: u32, spans: &[(u64, u64)]) -> Vec<u8> {
         let mut bytes = IovaRanges { header: header(1), nr_iovas: count, reserved: 0 }.as_bytes().to_vec();
         for &(start, end) in spans {
-            bytes.extend_from_slice(IovaSpan { start, end }.as_bytes());
+            bytes.extend_from_slice(IovaSpan { start, last: end }.as_bytes());
         }
         bytes
     }
@@ -192,8 +193,8 @@ mod tests {
         limits.as_bytes().to_vec()
     }
 
-    /// A reply as the kernel lays it out: the struct, then capabilities one after the other, each pointing to the next. Without padding
-    /// between them, which is the harder case.
+    /// A reply as the kernel lays it out: the struct, then capabilities one after the other, each pointing to the next.
+    /// Without padding between them, which is the harder case.
     fn reply(capabilities: &[Vec<u8>]) -> Vec<u8> {
         let mut info = Info { flags: INFO_PAGE_SIZES, iova_pgsizes: PAGES, ..Info::default() };
         if !capabilities.is_empty() {

@@ -1,26 +1,27 @@
 //! VFIO type1 containers: the IOMMUs of PCs and most others, as a [`Backend`].
 //!
-//! Leans on [`dmaspace_core`] alone. [`Type1`] turns one request into one call on a container that the façade crate opened and a
-//! group has joined; checking and remembering is [`dmaspace_core`]'s. Beside it stand the numbers and structs: [`abi`] for what is
-//! type1's, [`vfio`] for what every VFIO container, group and device understands.
+//! Leans on [`dmaspace_core`] alone. [`Type1`] turns one request into one call on a container that the façade crate
+//! opened and a group has joined; checking and remembering is [`dmaspace_core`]'s. Beside it stand the numbers and
+//! structs: [`abi`] for what is type1's, [`vfio`] for what every VFIO container, group and device understands.
 //!
-//! Windows are fixed, but not for ever: each device that joins may take ranges and page sizes away, each that leaves may give
-//! some back (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions of type1 are served. The older one
-//! unmaps a mapping that is only touched; since whole mappings are all that is ever unmapped here, nobody sees the difference.
+//! Windows are fixed, but not for ever: each device that joins may take ranges and page sizes away, each that leaves
+//! may give some back (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions of type1
+//! are served. The older one unmaps a mapping that is only touched; since whole mappings are all that is ever unmapped
+//! here, nobody sees the difference.
 //!
-//! `/dev/iommu` can take a container's place (linux: drivers/iommu/iommufd/vfio_compat.c): it understands the same requests, but pins as
-//! iommufd does, refuses another device's memory, counts no mappings, and keeps what is mapped when the last device has left.
+//! `/dev/iommu` can take a container's place (linux: drivers/iommu/iommufd/vfio_compat.c): it understands the same
+//! requests, but pins as iommufd does, refuses another device's memory, counts no mappings, and keeps what is mapped
+//! when the last device has left.
 
-pub mod abi;
-pub mod chain;
 pub mod dirty;
 mod handover;
 pub mod info;
-pub mod vfio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dmaspace_abi::type1::{GET_INFO, UNMAP_ALL};
+use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
 use dmaspace_core::backend::{DirtyCalls, VaddrCalls};
 use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
@@ -29,7 +30,6 @@ use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
-use abi::{MapDma, UnmapDma};
 use dirty::DirtyLimits;
 use info::Offer;
 
@@ -45,8 +45,8 @@ pub struct Type1 {
 }
 
 impl Type1 {
-    /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is closed when this is
-    /// dropped; the kernel keeps what it maps until its last group has left.
+    /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is
+    /// closed when this is dropped; the kernel keeps what it maps until its last group has left.
     ///
     /// A handle of the kind [`HandleKind::Iommufd`] is an iommufd in a container's place.
     pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
@@ -65,12 +65,12 @@ impl Type1 {
         let (iova, size) = (range.first().get(), memory.len().get());
         let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size };
         let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
-        let command = Command::with_bytes(abi::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
+        let command = Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
         self.door.call(self.container, command)
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
-        info::gather(|reply| self.door.call(self.container, Command::with_bytes(abi::GET_INFO, reply)))
+        info::gather(|reply| self.door.call(self.container, Command::with_bytes(GET_INFO, reply)))
     }
 }
 
@@ -86,8 +86,8 @@ impl Backend for Type1 {
         if self.is_iommufd() { "type1-on-iommufd" } else { "type1" }
     }
 
-    /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and says `EFAULT`
-    /// (linux: drivers/iommu/iommufd/pages.c).
+    /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and
+    /// says `EFAULT` (linux: drivers/iommu/iommufd/pages.c).
     fn powers(&self) -> Capabilities {
         Capabilities {
             keeps: MappingModel::Mappings,
@@ -103,9 +103,9 @@ impl Backend for Type1 {
         self.offer().ok()?.mappings_left
     }
 
-    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote); by an
-    /// iommufd in the container's place to its user, as ever, unless it was opened under the container's name (linux:
-    /// drivers/iommu/iommufd/main.c, iommufd_fops_open).
+    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c,
+    /// vfio_pin_pages_remote); by an iommufd in the container's place to its user, as ever, unless it was opened under
+    /// the container's name (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
     fn allowance(&self) -> Option<Allowance> {
         let account = if self.is_iommufd() { LockedMemory::of_user } else { LockedMemory::of_process };
         self.door.locked_memory().map(account)
@@ -136,8 +136,9 @@ impl Backend for Type1 {
         self.map_dma(map_flags(access), range, memory)
     }
 
-    /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on VT-d); one that
-    /// refuses to lock more does not. One entry is there with its mapping, or not at all. iommufd takes all of them back.
+    /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on
+    /// VT-d); one that refuses to lock more does not. One entry is there with its mapping, or not at all. iommufd takes
+    /// all of them back.
     fn may_leave_entries(&self, len: u64, failure: &Failure) -> bool {
         if self.is_iommufd() {
             return false;
@@ -149,7 +150,7 @@ impl Backend for Type1 {
     /// `ENOENT` is the answer of an iommufd in a container's place where nothing is mapped.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
-        let called = self.door.call(self.container, Command::with_bytes(abi::UNMAP_DMA, unmap.as_mut_bytes()));
+        let called = self.door.call(self.container, Command::with_bytes(UNMAP_DMA, unmap.as_mut_bytes()));
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::ENOENT])
     }
 
@@ -168,20 +169,15 @@ impl Backend for Type1 {
     }
 }
 
-/// What an iommufd says in a container's place (linux: drivers/iommu/iommufd/vfio_compat.c, iommufd_vfio_check_extension).
+/// What an iommufd says in a container's place (linux: drivers/iommu/iommufd/vfio_compat.c,
+/// iommufd_vfio_check_extension).
 const NO_ADDRESSES: LiveUpdateSupport = LiveUpdateSupport::Never(
     "an iommufd in a container's place moves no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a container of \
      vfio_iommu_type1",
 );
 
-fn map_flags(access: Access) -> u32 {
-    let read = if access.contains(Access::READ) { abi::MAP_READ } else { 0 };
-    let write = if access.contains(Access::WRITE) { abi::MAP_WRITE } else { 0 };
-    read | write
-}
-
 fn unmap_of(range: IovaRange) -> UnmapDma {
-    let all = UnmapDma { argsz: UnmapDma::SIZE, flags: abi::UNMAP_ALL, iova: 0, size: 0 };
+    let all = UnmapDma { argsz: UnmapDma::SIZE, flags: UNMAP_ALL, iova: 0, size: 0 };
     match range.len() {
         Some(len) => UnmapDma { flags: 0, iova: range.first().get(), size: len.get(), ..all },
         // All 2^64 bytes do not fit the field; there is a flag for them.
@@ -193,13 +189,6 @@ fn unmap_of(range: IovaRange) -> UnmapDma {
 mod tests {
     use super::*;
     use dmaspace_core::Iova;
-
-    #[test]
-    fn rights_are_the_devices() {
-        assert_eq!(map_flags(Access::READ), 1);
-        assert_eq!(map_flags(Access::WRITE), 2);
-        assert_eq!(map_flags(Access::READ_WRITE), 3);
-    }
 
     #[test]
     fn the_last_page_is_named_by_its_length_and_everything_by_a_flag() {

@@ -169,9 +169,8 @@ impl Door for CountingDoor {
 #[cfg(test)]
 mod tests {
     use dmaspace::door::Kernel;
+    use dmaspace_abi::vfio::{GET_API_VERSION, UNMAP_DMA};
     use dmaspace_soft::{Profile, SoftHost};
-    use dmaspace_type1::abi::UNMAP_DMA;
-    use dmaspace_type1::vfio::GET_API_VERSION;
 
     use super::*;
 

@@ -1,14 +1,12 @@
 //! Requests as they are, one function each: no retry, no judgement of the answer.
 //!
-//! Sizes are given apart from the memory, so that a request can reach past its memory's end; memory that is `None` leaves the address
-//! zero, where no process has anything.
+//! Sizes are given apart from the memory, so that a request can reach past its memory's end; memory that is `None`
+//! leaves the address zero, where no process has anything.
 
+use dmaspace_abi::vfio::{Extension, IommuType};
+use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Request};
 use dmaspace_core::{Access, HostMemory};
-use dmaspace_iommufd::abi as iommufd;
-use dmaspace_spapr::abi as spapr;
-use dmaspace_type1::abi as type1;
-use dmaspace_type1::vfio::{self, Extension, IommuType};
 use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -45,13 +43,13 @@ pub fn map(
     match on {
         Context::Type1(container) | Context::Compat(container) => {
             let flags = vfio_flags(access);
-            let mut map = type1::MapDma { argsz: type1::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
-            with_memory(door, container, type1::MAP_DMA, &mut map, offset_of!(type1::MapDma, vaddr), memory)
+            let mut map = vfio::MapDma { argsz: vfio::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
+            with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
         }
         Context::Spapr(container) => {
             let flags = vfio_flags(access);
-            let mut map = spapr::MapDma { argsz: spapr::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
-            with_memory(door, container, spapr::MAP_DMA, &mut map, offset_of!(spapr::MapDma, vaddr), memory)
+            let mut map = vfio::MapDma { argsz: vfio::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
+            with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
         }
         Context::Ioas { iommufd, id } => {
             let flags = iommufd::MAP_FIXED_IOVA | iommufd_flags(access);
@@ -105,8 +103,8 @@ pub fn unmap(door: &dyn Door, on: Context, at: u64, size: u64) -> Result<(i32, u
     match on {
         Context::Type1(container) | Context::Compat(container) => unmap_type1(door, container, 0, at, size),
         Context::Spapr(container) => {
-            let mut unmap = spapr::UnmapDma { argsz: spapr::UnmapDma::SIZE, iova: at, size, ..Default::default() };
-            Ok((ask(door, container, spapr::UNMAP_DMA, &mut unmap)?, unmap.size))
+            let mut unmap = vfio::UnmapDma { argsz: vfio::UnmapDma::SIZE, iova: at, size, ..Default::default() };
+            Ok((ask(door, container, vfio::UNMAP_DMA, &mut unmap)?, unmap.size))
         }
         Context::Ioas { iommufd, id } => {
             let mut unmap = iommufd::IoasUnmap { size: iommufd::IoasUnmap::SIZE, ioas_id: id, iova: at, length: size };
@@ -132,8 +130,8 @@ pub fn unmap_all(door: &dyn Door, on: Context) -> Result<(i32, u64), Errno> {
 /// # Errors
 /// The kernel's errno.
 pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size: u64) -> Result<(i32, u64), Errno> {
-    let mut unmap = type1::UnmapDma { argsz: type1::UnmapDma::SIZE, flags, iova: at, size };
-    Ok((ask(door, container, type1::UNMAP_DMA, &mut unmap)?, unmap.size))
+    let mut unmap = vfio::UnmapDma { argsz: vfio::UnmapDma::SIZE, flags, iova: at, size };
+    Ok((ask(door, container, vfio::UNMAP_DMA, &mut unmap)?, unmap.size))
 }
 
 /// Gives a type1 container's mapping another address, with `access`, which it should not have.
@@ -148,8 +146,8 @@ pub fn give(
     access: Access,
 ) -> Result<i32, Errno> {
     let flags = type1::MAP_VADDR | vfio_flags(access);
-    let mut map = type1::MapDma { argsz: type1::MapDma::SIZE, flags, vaddr: 0, iova, size };
-    with_memory(door, container, type1::MAP_DMA, &mut map, offset_of!(type1::MapDma, vaddr), memory)
+    let mut map = vfio::MapDma { argsz: vfio::MapDma::SIZE, flags, vaddr: 0, iova, size };
+    with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
 }
 
 /// A type1 container's DIRTY_PAGES without a question.
@@ -185,9 +183,9 @@ pub fn unmap_written(
 ) -> Result<(i32, u64), Errno> {
     let bitmap = type1::Bitmap { pgsize: page, size: 8, data: 0 };
     let (argsz, flags) = (type1::UnmapDirty::SIZE, type1::UNMAP_GET_DIRTY);
-    let mut unmap = type1::UnmapDirty { unmap: type1::UnmapDma { argsz, flags, iova, size }, bitmap };
+    let mut unmap = type1::UnmapDirty { unmap: vfio::UnmapDma { argsz, flags, iova, size }, bitmap };
     let offset = offset_of!(type1::UnmapDirty, bitmap) + offset_of!(type1::Bitmap, data);
-    with_bits(door, container, type1::UNMAP_DMA, &mut unmap, offset)
+    with_bits(door, container, vfio::UNMAP_DMA, &mut unmap, offset)
 }
 
 /// Makes a request that fills a bitmap of 64 bits; returns the result and how many are set.
@@ -355,10 +353,10 @@ pub fn open_device(door: &dyn Door, group: Handle, name: &str) -> Result<Handle,
 /// # Errors
 /// The kernel's errno.
 pub fn bind(door: &dyn Door, device: Handle, iommufd: Handle) -> Result<u32, Errno> {
-    let mut bind = iommufd::BindIommufd { argsz: iommufd::BindIommufd::SIZE, ..Default::default() };
-    let offset = offset_of!(iommufd::BindIommufd, iommufd);
+    let mut bind = device::BindIommufd { argsz: device::BindIommufd::SIZE, ..Default::default() };
+    let offset = offset_of!(device::BindIommufd, iommufd);
     let mut attachments = [Attachment { offset, what: Attached::Handle(iommufd) }];
-    let command = Command::with_bytes(iommufd::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
+    let command = Command::with_bytes(device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
     door.ioctl(device, &mut command.attaching(&mut attachments))?;
     Ok(bind.out_devid)
 }
@@ -368,9 +366,9 @@ pub fn bind(door: &dyn Door, device: Handle, iommufd: Handle) -> Result<u32, Err
 /// # Errors
 /// The kernel's errno.
 pub fn attach(door: &dyn Door, device: Handle, to: u32) -> Result<u32, Errno> {
-    let argsz = iommufd::AttachIommufdPt::SIZE;
-    let mut attach = iommufd::AttachIommufdPt { argsz, pt_id: to, ..Default::default() };
-    ask(door, device, iommufd::DEVICE_ATTACH_IOMMUFD_PT, &mut attach).map(|_| attach.pt_id)
+    let argsz = device::AttachIommufdPt::SIZE;
+    let mut attach = device::AttachIommufdPt { argsz, pt_id: to, ..Default::default() };
+    ask(door, device, device::DEVICE_ATTACH_IOMMUFD_PT, &mut attach).map(|_| attach.pt_id)
 }
 
 /// Detaches a device.
@@ -378,8 +376,8 @@ pub fn attach(door: &dyn Door, device: Handle, to: u32) -> Result<u32, Errno> {
 /// # Errors
 /// The kernel's errno.
 pub fn detach(door: &dyn Door, device: Handle) -> Result<i32, Errno> {
-    let mut detach = iommufd::DetachIommufdPt { argsz: iommufd::DetachIommufdPt::SIZE, ..Default::default() };
-    ask(door, device, iommufd::DEVICE_DETACH_IOMMUFD_PT, &mut detach)
+    let mut detach = device::DetachIommufdPt { argsz: device::DetachIommufdPt::SIZE, ..Default::default() };
+    ask(door, device, device::DEVICE_DETACH_IOMMUFD_PT, &mut detach)
 }
 
 /// Makes an address space; returns its id.
@@ -428,7 +426,8 @@ pub fn set_dirty_tracking(door: &dyn Door, iommufd: Handle, page_table: u32, fla
     ask(door, iommufd, iommufd::HWPT_SET_DIRTY_TRACKING, &mut set)
 }
 
-/// Asks what was written through a page table, in so many bytes from a bus address, with a bit for each page of that size.
+/// Asks what was written through a page table, in so many bytes from a bus address, with a bit for each page of that
+/// size.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -497,8 +496,8 @@ fn block(
 }
 
 fn vfio_flags(access: Access) -> u32 {
-    let read = if access.contains(Access::READ) { type1::MAP_READ } else { 0 };
-    read | if access.contains(Access::WRITE) { type1::MAP_WRITE } else { 0 }
+    let read = if access.contains(Access::READ) { vfio::MAP_READ } else { 0 };
+    read | if access.contains(Access::WRITE) { vfio::MAP_WRITE } else { 0 }
 }
 
 fn iommufd_flags(access: Access) -> u32 {

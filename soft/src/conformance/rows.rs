@@ -1,8 +1,8 @@
 //! The rows. Where two kernels are known to differ, a row says both answers.
 
+use dmaspace_abi::type1::{DIRTY_START, DIRTY_STOP};
 use dmaspace_core::Access;
 use dmaspace_core::door::Errno;
-use dmaspace_type1::abi::{DIRTY_START, DIRTY_STOP};
 
 use super::Answer::{Arrives, Bits, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
 use super::Dialect::{Compat, CompatV1, Ioas, Spapr, SpaprV1, Type1, Type1V1};
@@ -436,8 +436,8 @@ pub const ROWS: &[Row] = &[
             unmap(0, 1, Pages(1)),
         ],
     ),
-    // What iommufd asks its page tables for then is a mistake of its own since they are generic (linux: drivers/iommu/generic_pt/iommu_pt.h,
-    // DOMAIN_NS(map_range)).
+    // What iommufd asks its page tables for then is a mistake of its own since they are generic (linux:
+    // drivers/iommu/generic_pt/iommu_pt.h, DOMAIN_NS(map_range)).
     row("a map must allow something", Compat, NO_RIGHTS).leaving(Leaves::WarningSince72),
     row("a map must be whole pages, and some", Compat, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),

@@ -1,8 +1,8 @@
 //! One call's argument, as the kernel reads and writes it.
 //!
-//! Structs are read from and written to the argument's bytes; what stands in for a pointer or a descriptor is found by the field's
-//! offset. A field that holds an address although nothing is attached there points to nothing: this host has no memory but what
-//! it is handed.
+//! Structs are read from and written to the argument's bytes; what stands in for a pointer or a descriptor is found by
+//! the field's offset. A field that holds an address although nothing is attached there points to nothing: this host
+//! has no memory but what it is handed.
 
 use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_core::{HostMemory, PageSize};

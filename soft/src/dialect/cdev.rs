@@ -3,9 +3,8 @@
 //!
 //! Edges: no regions, no interrupts, no features; a device here only does DMA.
 
+use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt, DeviceInfo};
 use dmaspace_core::door::Errno;
-use dmaspace_iommufd::abi::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
-use dmaspace_type1::vfio::{self, DeviceInfo};
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
@@ -30,10 +29,10 @@ impl Kernel {
     /// vfio_device_fops_unl_ioctl, of a device that was opened through its group.
     pub(crate) fn device_ioctl(&self, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
         let result = match call.number() {
-            number if number == vfio::DEVICE_GET_INFO.number => device_info(call)?,
-            number if number == vfio::DEVICE_RESET.number => 0,
+            number if number == device::DEVICE_GET_INFO.number => device_info(call)?,
+            number if number == device::DEVICE_RESET.number => 0,
             // Binding is for descriptors of device nodes only.
-            number if number == abi::DEVICE_BIND_IOMMUFD.number => return Err(Errno::EINVAL),
+            number if number == device::DEVICE_BIND_IOMMUFD.number => return Err(Errno::EINVAL),
             _ => return Err(Errno::ENOTTY),
         };
         Ok(Reply::Number(result))
@@ -41,13 +40,13 @@ impl Kernel {
 
     /// vfio_device_fops_unl_ioctl, of a descriptor of a device's own node: nothing but binding before it is bound.
     pub(crate) fn node_ioctl(&mut self, id: u64, node: NodeFile, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
-        if call.number() == abi::DEVICE_BIND_IOMMUFD.number {
+        if call.number() == device::DEVICE_BIND_IOMMUFD.number {
             return self.bind(id, node, call);
         }
         let (context, _) = node.bound.ok_or(Errno::EINVAL)?;
         match call.number() {
-            number if number == abi::DEVICE_ATTACH_IOMMUFD_PT.number => self.attach_node(node.device, context, call),
-            number if number == abi::DEVICE_DETACH_IOMMUFD_PT.number => self.detach_node(node.device, context, call),
+            number if number == device::DEVICE_ATTACH_IOMMUFD_PT.number => self.attach_node(node.device, context, call),
+            number if number == device::DEVICE_DETACH_IOMMUFD_PT.number => self.detach_node(node.device, context, call),
             _ => self.device_ioctl(call),
         }
     }
@@ -129,7 +128,7 @@ fn device_info(call: &mut Call<'_, '_>) -> Result<i32, Errno> {
     let least = offset_of!(DeviceInfo, cap_offset);
     let mut info: DeviceInfo = call.read_prefix(least)?;
     require(info.argsz as usize >= least, Errno::EINVAL)?;
-    info.flags = vfio::DEVICE_HAS_RESET | vfio::DEVICE_IS_PCI;
+    info.flags = device::DEVICE_HAS_RESET | device::DEVICE_IS_PCI;
     // VFIO_PCI_NUM_REGIONS and VFIO_PCI_NUM_IRQS.
     (info.num_regions, info.num_irqs) = (9, 5);
     call.write_prefix(&info, least);

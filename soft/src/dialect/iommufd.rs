@@ -1,10 +1,11 @@
 //! An open `/dev/iommu`: address spaces, the page tables made for them, the devices bound to it
 //! (linux: drivers/iommu/iommufd/).
 //!
-//! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole mappings one by
-//! one and stops at the first that it would cut, without bringing back the ones before.
+//! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole
+//! mappings one by one and stops at the first that it would cut, without bringing back the ones before.
 //!
-//! A file is mapped as the memory is that the caller has mapped from it. Linux 6.12 knows no such request, nor moves to another process.
+//! A file is mapped as the memory is that the caller has mapped from it. Linux 6.12 knows no such request, nor moves to
+//! another process.
 //!
 //! Edges: page tables the kernel manages only.
 
@@ -18,11 +19,12 @@ mod pages;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{
+    self, Destroy, IoasAlloc, IoasChangeProcess, IoasCopy, IoasIovaRanges, IoasMap, IoasMapFile, IoasUnmap,
+};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange};
-use dmaspace_iommufd::abi::{
-    self, Destroy, IoasAlloc, IoasChangeProcess, IoasCopy, IoasIovaRanges, IoasMap, IoasMapFile, IoasUnmap, IovaSpan,
-};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::dialect::call::Call;
@@ -98,22 +100,22 @@ impl Context {
     /// iommufd_fops_ioctl.
     pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match call.number() {
-            number if number == abi::DESTROY.number => self.destroy(world, call),
-            number if number == abi::IOAS_ALLOC.number => self.alloc(call),
-            number if number == abi::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
-            number if number == abi::IOAS_MAP.number => self.map(world, call),
-            number if number == abi::IOAS_MAP_FILE.number && world.facts.is_modern() => self.map_file(world, call),
-            number if number == abi::IOAS_CHANGE_PROCESS.number && world.facts.is_modern() => {
+            number if number == iommufd::DESTROY.number => self.destroy(world, call),
+            number if number == iommufd::IOAS_ALLOC.number => self.alloc(call),
+            number if number == iommufd::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
+            number if number == iommufd::IOAS_MAP.number => self.map(world, call),
+            number if number == iommufd::IOAS_MAP_FILE.number && world.facts.is_modern() => self.map_file(world, call),
+            number if number == iommufd::IOAS_CHANGE_PROCESS.number && world.facts.is_modern() => {
                 self.change_process(world, call)
             }
-            number if number == abi::IOAS_COPY.number => self.copy(world, call),
-            number if number == abi::IOAS_UNMAP.number => self.unmap(world, call),
-            number if number == abi::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
-            number if number == abi::OPTION.number => self.option(world, call),
-            number if number == abi::GET_HW_INFO.number => self.hw_info(world, call),
-            number if number == abi::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
-            number if number == abi::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
-            number if number == abi::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
+            number if number == iommufd::IOAS_COPY.number => self.copy(world, call),
+            number if number == iommufd::IOAS_UNMAP.number => self.unmap(world, call),
+            number if number == iommufd::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
+            number if number == iommufd::OPTION.number => self.option(world, call),
+            number if number == iommufd::GET_HW_INFO.number => self.hw_info(world, call),
+            number if number == iommufd::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
+            number if number == iommufd::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
+            number if number == iommufd::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
             _ => return self.container_ioctl(world, call),
         }
         .map(|()| 0)
@@ -145,7 +147,8 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_ioas_iova_ranges: as many ranges as there is room for, and how many there are. Too many is an error that fills everything.
+    /// iommufd_ioas_iova_ranges: as many ranges as there is room for, and how many there are. Too many is an error that
+    /// fills everything.
     fn iova_ranges(&self, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut ranges: IoasIovaRanges = read(call)?;
         require(ranges.reserved == 0, Errno::EOPNOTSUPP)?;
@@ -273,18 +276,18 @@ fn read<T: FromBytes + IntoBytes + Immutable>(call: &Call<'_, '_>) -> Result<T, 
 }
 
 /// The flags of a map that this kernel knows.
-const KNOWN_FLAGS: u32 = abi::MAP_FIXED_IOVA | abi::MAP_WRITEABLE | abi::MAP_READABLE;
+const KNOWN_FLAGS: u32 = iommufd::MAP_FIXED_IOVA | iommufd::MAP_WRITEABLE | iommufd::MAP_READABLE;
 
 /// What the flags of a map allow, which must be something.
 fn access(flags: u32) -> Result<Access, Errno> {
     let mut access = Access::empty();
-    access.set(Access::READ, flags & abi::MAP_READABLE != 0);
-    access.set(Access::WRITE, flags & abi::MAP_WRITEABLE != 0);
+    access.set(Access::READ, flags & iommufd::MAP_READABLE != 0);
+    access.set(Access::WRITE, flags & iommufd::MAP_WRITEABLE != 0);
     require(!access.is_empty(), Errno::EINVAL).map(|()| access)
 }
 
 fn place(flags: u32, iova: u64) -> Place {
-    if flags & abi::MAP_FIXED_IOVA != 0 { Place::At(Iova::new(iova)) } else { Place::Anywhere }
+    if flags & iommufd::MAP_FIXED_IOVA != 0 { Place::At(Iova::new(iova)) } else { Place::Anywhere }
 }
 
 fn unmap_range(unmap: &IoasUnmap) -> Result<IovaRange, Errno> {

@@ -1,22 +1,24 @@
 //! An sPAPR TCE container, v1 and v2 (linux: drivers/vfio/vfio_iommu_spapr_tce.c).
 //!
-//! Nothing here is a mapping: there are windows, and entries in them that are written and cleared. A map over live entries replaces
-//! them; a map that fails half way clears what it had written, and does not bring back what it had replaced; only its
-//! first entry is looked at to see whether it lies in the window. Some refusals are positive results.
+//! Nothing here is a mapping: there are windows, and entries in them that are written and cleared. A map over live
+//! entries replaces them; a map that fails half way clears what it had written, and does not bring back what it had
+//! replaced; only its first entry is looked at to see whether it lies in the window. Some refusals are positive
+//! results.
 //!
-//! Past a window's end powernv's index arithmetic goes on somewhere else (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c,
-//! pnv_tce): with several levels at the window's beginning, with one level in memory that is no table at all. Here it is the beginning
-//! always, so that the damage can be seen. On pseries the hypervisor refuses such an entry.
+//! Past a window's end powernv's index arithmetic goes on somewhere else (linux:
+//! arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_tce): with several levels at the window's beginning, with one
+//! level in memory that is no table at all. Here it is the beginning always, so that the damage can be seen. On pseries
+//! the hypervisor refuses such an entry.
 
 mod batch;
 mod blocks;
 mod eeh;
 mod windows;
 
+use dmaspace_abi::spapr::{self, DdwInfo, TceInfo};
+use dmaspace_abi::vfio::{self, Extension, IommuType, MapDma, UnmapDma};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
-use dmaspace_spapr::abi::{self, DdwInfo, MapDma, TceInfo, UnmapDma};
-use dmaspace_type1::vfio::{Extension, IommuType};
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
@@ -97,7 +99,8 @@ impl Spapr {
         let tce = tce(world)?;
         require(!self.v2 || tce.windows > 0, Errno::EINVAL)?;
         require(self.v2 || self.groups.is_empty(), Errno::EBUSY)?;
-        // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_set_window).
+        // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c,
+        // spapr_tce_set_window).
         require(tce.platform == Platform::PowerNv || self.window_count() == 0, Errno::EPERM)?;
         self.pending |= self.groups.is_empty() && self.windows.first().is_some_and(Option::is_none);
         self.groups.insert(0, group);
@@ -130,16 +133,16 @@ impl Spapr {
     pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.owner.is_none_or(|owner| owner == call.by), Errno::EPERM)?;
         match call.number() {
-            number if number == abi::TCE_GET_INFO.number => self.get_info(world, call),
-            number if number == abi::MAP_DMA.number => self.map(world, call),
-            number if number == abi::UNMAP_DMA.number => self.unmap(world, call),
-            number if number == abi::ENABLE.number && !self.v2 => self.enable(world, call.by),
-            number if number == abi::DISABLE.number && !self.v2 => Ok(self.disable(world)),
-            number if number == abi::REGISTER_MEMORY.number && self.v2 => self.register(world, call),
-            number if number == abi::UNREGISTER_MEMORY.number && self.v2 => self.unregister(world, call),
-            number if number == abi::TCE_CREATE.number && self.v2 => self.create(world, call),
-            number if number == abi::TCE_REMOVE.number && self.v2 => self.remove(world, call),
-            number if number == abi::EEH_PE_OP.number => self.pe_op(world, call),
+            number if number == spapr::TCE_GET_INFO.number => self.get_info(world, call),
+            number if number == vfio::MAP_DMA.number => self.map(world, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap(world, call),
+            number if number == spapr::ENABLE.number && !self.v2 => self.enable(world, call.by),
+            number if number == spapr::DISABLE.number && !self.v2 => Ok(self.disable(world)),
+            number if number == spapr::REGISTER_MEMORY.number && self.v2 => self.register(world, call),
+            number if number == spapr::UNREGISTER_MEMORY.number && self.v2 => self.unregister(world, call),
+            number if number == spapr::TCE_CREATE.number && self.v2 => self.create(world, call),
+            number if number == spapr::TCE_REMOVE.number && self.v2 => self.remove(world, call),
+            number if number == spapr::EEH_PE_OP.number => self.pe_op(world, call),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -155,7 +158,7 @@ impl Spapr {
         info.dma32_window_start = u32::try_from(start).unwrap_or(0);
         info.dma32_window_size = u32::try_from(tce.default_window).unwrap_or(0);
         if self.v2 && tce.windows > 0 {
-            info.flags = abi::INFO_DDW;
+            info.flags = spapr::INFO_DDW;
             info.ddw =
                 DdwInfo { pgsizes: tce.page_sizes, max_dynamic_windows_supported: tce.windows, levels: tce.levels };
         }
@@ -170,7 +173,7 @@ impl Spapr {
         require(self.enabled, Errno::EPERM)?;
         let map: MapDma = call.read()?;
         require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
-        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE) == 0, Errno::EINVAL)?;
+        require(map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0, Errno::EINVAL)?;
         self.create_pending(world, call.by)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
         let at = Iova::new(map.iova);
@@ -197,9 +200,9 @@ impl Spapr {
         }
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA. Entries that are not live are skipped, and no size is written back. A misaligned bus address is refused with
-    /// the result 1, and so is, but not by 6.12, a range that leaves the window
-    /// (linux: arch/powerpc/kernel/iommu.c, iommu_tce_check_ioba).
+    /// VFIO_IOMMU_UNMAP_DMA. Entries that are not live are skipped, and no size is written back. A misaligned bus
+    /// address is refused with the result 1, and so is, but not by 6.12, a range that leaves the window (linux:
+    /// arch/powerpc/kernel/iommu.c, iommu_tce_check_ioba).
     fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.enabled, Errno::EPERM)?;
         let unmap: UnmapDma = call.read()?;
@@ -240,7 +243,8 @@ impl Spapr {
         0
     }
 
-    /// tce_iommu_register_pages. A hole in the memory is answered with the number of pages before it, and nothing is registered.
+    /// tce_iommu_register_pages. A hole in the memory is answered with the number of pages before it, and nothing is
+    /// registered.
     fn register(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         self.owner = Some(call.by);
         let (memory, size) = read_block(world, call)?;
@@ -258,8 +262,8 @@ impl Spapr {
         Ok(0)
     }
 
-    /// tce_iommu_unregister_pages. The last put would say EBUSY when TCEs lean on the block, but nobody listens: the container forgets
-    /// the block, the block stays pinned and charged, and the result is 0.
+    /// tce_iommu_unregister_pages. The last put would say EBUSY when TCEs lean on the block, but nobody listens: the
+    /// container forgets the block, the block stays pinned and charged, and the result is 0.
     fn unregister(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.owner.is_some(), Errno::EPERM)?;
         let (memory, size) = read_block(world, call)?;
@@ -334,7 +338,7 @@ fn tce(world: &World) -> Result<TceIommu, Errno> {
 
 fn access(flags: u32) -> Access {
     let mut access = Access::empty();
-    access.set(Access::READ, flags & abi::MAP_READ != 0);
-    access.set(Access::WRITE, flags & abi::MAP_WRITE != 0);
+    access.set(Access::READ, flags & vfio::MAP_READ != 0);
+    access.set(Access::WRITE, flags & vfio::MAP_WRITE != 0);
     access
 }

@@ -7,12 +7,11 @@ mod dirty;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::type1::{self, Bitmap, DmaAvailable, Info, IovaRanges, Migration, UnmapDirty};
+use dmaspace_abi::vfio::{self, CapabilityHeader, Extension, IommuType, MapDma, UnmapDma};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
-use dmaspace_type1::abi::{
-    self, Bitmap, DmaAvailable, Info, IovaRanges, IovaSpan, MapDma, Migration, UnmapDirty, UnmapDma,
-};
-use dmaspace_type1::vfio::{CapabilityHeader, Extension, IommuType};
 use std::mem::offset_of;
 use zerocopy::IntoBytes;
 
@@ -109,21 +108,22 @@ impl Type1 {
     /// vfio_iommu_type1_ioctl.
     pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match call.number() {
-            number if number == abi::GET_INFO.number => self.get_info(world, call),
-            number if number == abi::MAP_DMA.number => self.map(world, call),
-            number if number == abi::UNMAP_DMA.number => self.unmap(world, call),
-            number if number == abi::DIRTY_PAGES.number => self.dirty_pages(world, call),
+            number if number == type1::GET_INFO.number => self.get_info(world, call),
+            number if number == vfio::MAP_DMA.number => self.map(world, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap(world, call),
+            number if number == type1::DIRTY_PAGES.number => self.dirty_pages(world, call),
             _ => Err(Errno::ENOTTY),
         }
     }
 
-    /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds, without the capabilities, and says how large it should be.
+    /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds, without the capabilities, and says how large
+    /// it should be.
     fn get_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut info: Info = call.read_prefix(offset_of!(Info, cap_offset))?;
         let asked = info.argsz as usize;
         require(asked >= offset_of!(Info, cap_offset), Errno::EINVAL)?;
         require(call.bytes()?.len() >= asked, Errno::EINVAL)?;
-        info.flags = abi::INFO_PAGE_SIZES | abi::INFO_CAPABILITIES;
+        info.flags = type1::INFO_PAGE_SIZES | type1::INFO_CAPABILITIES;
         info.iova_pgsizes = page_sizes(world);
         let chain = self.capabilities(world);
         let wanted = size_of::<Info>() + chain.len();
@@ -141,15 +141,15 @@ impl Type1 {
     fn capabilities(&self, world: &World) -> Vec<u8> {
         let header = |id| CapabilityHeader { id, version: 1, next: 0 };
         let migration = Migration {
-            header: header(abi::CAP_MIGRATION),
+            header: header(type1::CAP_MIGRATION),
             pgsize_bitmap: granule(world).bytes(),
             max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
             ..Migration::default()
         };
-        let available = DmaAvailable { header: header(abi::CAP_DMA_AVAIL), avail: self.available };
+        let available = DmaAvailable { header: header(type1::CAP_DMA_AVAIL), avail: self.available };
         let nr_iovas = u32::try_from(self.ranges.len()).unwrap_or(u32::MAX);
-        let ranges = IovaRanges { header: header(abi::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
-        let span = |range: &IovaRange| IovaSpan { start: range.first().get(), end: range.last().get() };
+        let ranges = IovaRanges { header: header(type1::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
+        let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
         let spans: Vec<_> = self.ranges.iter().map(span).collect();
         chain_of(&[&[migration.as_bytes()], &[available.as_bytes()], &[ranges.as_bytes(), spans.as_bytes()]])
     }
@@ -158,10 +158,10 @@ impl Type1 {
     fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
         require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
-        require(map.flags & !(abi::MAP_READ | abi::MAP_WRITE | abi::MAP_VADDR) == 0, Errno::EINVAL)?;
+        require(map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE | type1::MAP_VADDR) == 0, Errno::EINVAL)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
         let range = check_map_bounds(world, &map, &memory)?;
-        if map.flags & abi::MAP_VADDR != 0 {
+        if map.flags & type1::MAP_VADDR != 0 {
             return self.give_address(world, call.by, range);
         }
         require(!self.table.overlaps(range), Errno::EEXIST)?;
@@ -182,9 +182,9 @@ impl Type1 {
     fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE, Errno::EINVAL)?;
-        let known = abi::UNMAP_GET_DIRTY | abi::UNMAP_ALL | abi::UNMAP_VADDR;
+        let known = type1::UNMAP_GET_DIRTY | type1::UNMAP_ALL | type1::UNMAP_VADDR;
         require(unmap.flags & !known == 0, Errno::EINVAL)?;
-        if unmap.flags & abi::UNMAP_GET_DIRTY != 0 {
+        if unmap.flags & type1::UNMAP_GET_DIRTY != 0 {
             self.tell_unmapped(world, call, &unmap)?;
         }
         unmap.size = self.unmap_range(world, &unmap)?;
@@ -194,7 +194,7 @@ impl Type1 {
 
     /// What was written where an unmap is about to pass.
     fn tell_unmapped(&mut self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
-        let alone = unmap.flags & (abi::UNMAP_ALL | abi::UNMAP_VADDR) == 0;
+        let alone = unmap.flags & (type1::UNMAP_ALL | type1::UNMAP_VADDR) == 0;
         require(alone && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
         let request: UnmapDirty = call.read()?;
         self.check_bitmap(world, unmap.size, &request.bitmap)?;
@@ -205,7 +205,7 @@ impl Type1 {
 
     /// vfio_dma_do_unmap.
     fn unmap_range(&mut self, world: &mut World, unmap: &UnmapDma) -> Result<u64, Errno> {
-        let all = unmap.flags & abi::UNMAP_ALL != 0;
+        let all = unmap.flags & type1::UNMAP_ALL != 0;
         let Some(range) = check_unmap_bounds(world, unmap, all)? else { return Ok(0) };
         if self.version == IommuType::TYPE1_V2 && !all {
             require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
@@ -215,7 +215,7 @@ impl Type1 {
         if begun_before {
             return Ok(0);
         }
-        if unmap.flags & abi::UNMAP_VADDR != 0 {
+        if unmap.flags & type1::UNMAP_VADDR != 0 {
             return self.let_go_of_addresses(range);
         }
         let firsts: Vec<_> = self.table.overlapping(range).map(|run| run.range.first()).collect();
@@ -245,24 +245,25 @@ impl Type1 {
     }
 }
 
-/// The checks of a map that look at nothing but the request. 7.2 looks for a wrap before anything else is wrong with it.
+/// The checks of a map that look at nothing but the request. 7.2 looks for a wrap before anything else is wrong with
+/// it.
 fn check_map_bounds(world: &World, map: &MapDma, memory: &UserMemory) -> Result<IovaRange, Errno> {
-    let rights = map.flags & (abi::MAP_READ | abi::MAP_WRITE) != 0;
+    let rights = map.flags & (vfio::MAP_READ | vfio::MAP_WRITE) != 0;
     let range = IovaRange::with_len(Iova::new(map.iova), map.size);
     let wraps = map.size > 0 && (range.is_err() || memory.address.checked_add(map.size - 1).is_none());
     if world.facts.is_modern() {
         require(map.size > 0, Errno::EINVAL)?;
         require(!wraps, world.facts.wrap())?;
     }
-    require(rights == (map.flags & abi::MAP_VADDR == 0), Errno::EINVAL)?;
+    require(rights == (map.flags & type1::MAP_VADDR == 0), Errno::EINVAL)?;
     let aligned = granule(world).divides(map.size | map.iova | memory.address);
     require(map.size > 0 && aligned, Errno::EINVAL)?;
     require(!wraps, world.facts.wrap())?;
     range.map_err(|_| world.facts.wrap())
 }
 
-/// The checks of an unmap that look at nothing but the request. `None`: a range in which 6.12 finds nothing, whatever is there: it
-/// compares with an end that has wrapped to zero.
+/// The checks of an unmap that look at nothing but the request. `None`: a range in which 6.12 finds nothing, whatever
+/// is there: it compares with an end that has wrapped to zero.
 fn check_unmap_bounds(world: &World, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
     let granule = granule(world);
     require(granule.divides(unmap.iova), Errno::EINVAL)?;
@@ -281,8 +282,8 @@ fn cuts_a_run(table: &Table, range: IovaRange) -> bool {
     across(range.first()) || across(range.last())
 }
 
-/// vfio_pin_map_dma: page by page, so that whichever is met first, the limit or a page that is not there, is the answer. Other devices'
-/// memory is not charged.
+/// vfio_pin_map_dma: page by page, so that whichever is met first, the limit or a page that is not there, is the
+/// answer. Other devices' memory is not charged.
 fn pin(world: &mut World, by: Pid, range: IovaRange, memory: &UserMemory, access: Access) -> Result<Run, Errno> {
     let size = range.bytes().try_into().map_err(|_| Errno::EINVAL)?;
     let page = world.page();
@@ -332,8 +333,8 @@ fn usable_ranges(world: &World, groups: &[u32]) -> Vec<IovaRange> {
 
 pub(crate) fn access(flags: u32) -> Access {
     let mut access = Access::empty();
-    access.set(Access::READ, flags & abi::MAP_READ != 0);
-    access.set(Access::WRITE, flags & abi::MAP_WRITE != 0);
+    access.set(Access::READ, flags & vfio::MAP_READ != 0);
+    access.set(Access::WRITE, flags & vfio::MAP_WRITE != 0);
     access
 }
 

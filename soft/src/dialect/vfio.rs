@@ -1,10 +1,12 @@
-//! VFIO itself: containers, groups and devices, and who holds whom (linux: drivers/vfio/container.c, drivers/vfio/group.c).
+//! VFIO itself: containers, groups and devices, and who holds whom (linux: drivers/vfio/container.c,
+//! drivers/vfio/group.c).
 //!
-//! A container lives as long as it is open or has a group; an IOMMU driver lives in it as long as it has a group, and takes everything
-//! along when the last one leaves. A group lives as long as it is open or a device that was opened through it is.
+//! A container lives as long as it is open or has a group; an IOMMU driver lives in it as long as it has a group, and
+//! takes everything along when the last one leaves. A group lives as long as it is open or a device that was opened
+//! through it is.
 
+use dmaspace_abi::vfio::{self, Extension, GroupStatus, IommuType, SetContainer};
 use dmaspace_core::door::Errno;
-use dmaspace_type1::vfio::{self, Extension, GroupStatus, IommuType, SetContainer};
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
@@ -254,7 +256,8 @@ impl Kernel {
         Ok(0)
     }
 
-    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along; an iommufd keeps it.
+    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along; an iommufd keeps
+    /// it.
     fn leave_container(&mut self, number: u32) {
         let Self { world, containers, groups, .. } = self;
         let Some(group) = groups.get_mut(&number) else { return };
@@ -296,7 +299,8 @@ impl Kernel {
         Ok(Reply::Opened(File::DeviceOfGroup(index)))
     }
 
-    /// vfio_df_group_open, where an iommufd stands in for the container: the first descriptor of a device binds and attaches it.
+    /// vfio_df_group_open, where an iommufd stands in for the container: the first descriptor of a device binds and
+    /// attaches it.
     fn open_through_iommufd(&mut self, index: DeviceIndex, id: ContextId) -> Result<Reply, Errno> {
         let Self { world, contexts, groups, devices, .. } = self;
         let device = devices.get_mut(index).ok_or(Errno::ENODEV)?;

@@ -1,8 +1,9 @@
 //! What one process has locked and pinned, as `/proc/<pid>/status` would say.
 //!
-//! `VmLck` (linux: mm/util.c, __account_locked_vm) is charged by type1 and sPAPR, `VmPin` by iommufd, which also charges the user, or
-//! `VmLck` if it is asked to (linux: drivers/iommu/iommufd/pages.c, do_update_pinned). There is one user here, so his count is the sum over his processes; the
-//! only limit is RLIMIT_MEMLOCK, and a process without one has CAP_IPC_LOCK.
+//! `VmLck` (linux: mm/util.c, __account_locked_vm) is charged by type1 and sPAPR, `VmPin` by iommufd, which also
+//! charges the user, or `VmLck` if it is asked to (linux: drivers/iommu/iommufd/pages.c, do_update_pinned). There is
+//! one user here, so his count is the sum over his processes; the only limit is RLIMIT_MEMLOCK, and a process without
+//! one has CAP_IPC_LOCK.
 
 use dmaspace_core::PageSize;
 use dmaspace_core::door::Errno;

@@ -1,7 +1,8 @@
 //! How often each page of something is used: iommufd pins a page once, however many mappings show it
 //! (linux: drivers/iommu/iommufd/pages.c, the interval trees of an iopt_pages).
 //!
-//! Kept as borders between stretches of equal use, so that a million copies of a guest's pages cost a million borders and no scan.
+//! Kept as borders between stretches of equal use, so that a million copies of a guest's pages cost a million borders
+//! and no scan.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Memory a process has registered for sPAPR windows: pinned and charged once, whatever the number of containers that know it
-//! (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+//! Memory a process has registered for sPAPR windows: pinned and charged once, whatever the number of containers that
+//! know it (linux: arch/powerpc/mm/book3s64/iommu_api.c).
 //!
 //! Invariants: registrations share no byte; one is there exactly while somebody uses it or a TCE leans on it.
 
@@ -69,8 +69,8 @@ impl Registry {
         self.by_address.range(..=last).next_back().is_some_and(|(_, block)| block.memory.last() >= address)
     }
 
-    /// Takes a user away. When it was the last and no TCE shows the block, the block goes; when TCEs show it, the user stays
-    /// (linux: mm_iommu_put).
+    /// Takes a user away. When it was the last and no TCE shows the block, the block goes; when TCEs show it, the user
+    /// stays (linux: mm_iommu_put).
     pub(crate) fn put(&mut self, id: u64) -> Option<Registration> {
         let block = self.get_mut(id)?;
         if block.users > 1 {

@@ -1,10 +1,10 @@
 //! The translation of one IOMMU context: bus address to host memory and rights, in runs.
 //!
-//! Invariants: runs share no byte; a run's memory is exactly as long as its range. Who made a run, and whether it may be cut, the
-//! dialects know: type1 and iommufd insert and remove whole ones, sPAPR puts and carves as it likes.
+//! Invariants: runs share no byte; a run's memory is exactly as long as its range. Who made a run, and whether it may
+//! be cut, the dialects know: type1 and iommufd insert and remove whole ones, sPAPR puts and carves as it likes.
 //!
-//! A map that failed half way can leave entries in the hardware that no list knows ([`Table::leave_behind`]). Devices find those
-//! first, whatever is mapped there later, until an unmap passes over them.
+//! A map that failed half way can leave entries in the hardware that no list knows ([`Table::leave_behind`]). Devices
+//! find those first, whatever is mapped there later, until an unmap passes over them.
 
 use std::collections::BTreeMap;
 

@@ -5,13 +5,13 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 
+use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Handle, HandleKind};
 use dmaspace_core::{HostMemory, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{Backend, Platform};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
-use dmaspace_type1::vfio::IommuType;
 
 pub(crate) const PAGE: u64 = 0x1000;
 pub(crate) const MIB: u64 = 1 << 20;

@@ -1,12 +1,12 @@
 //! Groups that join a container and leave it, and what that does to those that stay.
 
+use dmaspace_abi::vfio::GROUP_UNSET_CONTAINER;
 use dmaspace_core::contract::Attachable;
 use dmaspace_core::door::{Command, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
-use dmaspace_type1::vfio::GROUP_UNSET_CONTAINER;
 
 use crate::power::machine::{Machine, leave, rejoin};
 use crate::power::windows::{GIB, MIB, PAGE, TOP, registration};

@@ -1,18 +1,20 @@
 //! An iommufd in a container's place: what a type1 container understands, asked of `/dev/iommu`
 //! (linux: drivers/iommu/iommufd/vfio_compat.c).
 //!
-//! One address space of the iommufd is meant, whose id nobody has to know: the first group that joins makes it. Devices are attached to it
-//! when they are opened, not when their group joins, and it keeps what is mapped when the last of them is closed.
+//! One address space of the iommufd is meant, whose id nobody has to know: the first group that joins makes it. Devices
+//! are attached to it when they are opened, not when their group joins, and it keeps what is mapped when the last of
+//! them is closed.
 //!
-//! Edges: the address space cannot be chosen (IOMMU_VFIO_IOAS); the size beside an error is not written back; capabilities that have room
-//! are not written when others have none.
+//! Edges: the address space cannot be chosen (IOMMU_VFIO_IOAS); the size beside an error is not written back;
+//! capabilities that have room are not written when others have none.
 
 use std::mem::offset_of;
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges};
+use dmaspace_abi::vfio::{self, CapabilityHeader, Extension, IommuType, MapDma, UnmapDma};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange};
-use dmaspace_type1::abi::{self, DmaAvailable, Info, IovaRanges, IovaSpan, MapDma, UnmapDma};
-use dmaspace_type1::vfio::{self, CapabilityHeader, Extension, IommuType};
 use zerocopy::IntoBytes;
 
 use super::ioas::{Ioas, Place};
@@ -43,9 +45,9 @@ impl Context {
             number if number == vfio::GET_API_VERSION.number => Ok(vfio::API_VERSION),
             number if number == vfio::CHECK_EXTENSION.number => self.check_extension(Extension(call.value()?)),
             number if number == vfio::SET_IOMMU.number => self.set_iommu(IommuType(call.value()?)),
-            number if number == abi::GET_INFO.number => self.get_info(world, call),
-            number if number == abi::MAP_DMA.number => self.map_dma(world, call),
-            number if number == abi::UNMAP_DMA.number => self.unmap_dma(world, call),
+            number if number == type1::GET_INFO.number => self.get_info(world, call),
+            number if number == vfio::MAP_DMA.number => self.map_dma(world, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap_dma(world, call),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -79,7 +81,7 @@ impl Context {
         let ioas = self.meant()?;
         let any_page = !(world.page().bytes() - 1);
         info.iova_pgsizes = if ioas.page_tables.is_empty() { any_page } else { page_sizes(world) };
-        info.flags = abi::INFO_PAGE_SIZES | abi::INFO_CAPABILITIES;
+        info.flags = type1::INFO_PAGE_SIZES | type1::INFO_CAPABILITIES;
         let chain = capabilities(ioas);
         let wanted = size_of::<Info>() + chain.len();
         info.cap_offset = 0;
@@ -95,7 +97,7 @@ impl Context {
     /// iommufd_vfio_map_dma: rights are nothing to it, only to a page table.
     fn map_dma(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
-        let known = map.argsz >= MapDma::SIZE && map.flags & !(abi::MAP_READ | abi::MAP_WRITE) == 0;
+        let known = map.argsz >= MapDma::SIZE && map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0;
         require(known, Errno::EINVAL)?;
         world.cut.take().map_or(Ok(()), Err)?;
         let access = access(map.flags);
@@ -112,10 +114,10 @@ impl Context {
     /// iommufd_vfio_unmap_dma: nothing is no error here, and a mapping that would be cut is `ENOENT`.
     fn unmap_dma(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
-        require(unmap.argsz >= UnmapDma::SIZE && unmap.flags & !abi::UNMAP_ALL == 0, Errno::EINVAL)?;
+        require(unmap.argsz >= UnmapDma::SIZE && unmap.flags & !type1::UNMAP_ALL == 0, Errno::EINVAL)?;
         let id = self.container.ok_or(Errno::ENODEV)?;
         let ioas = ioas_of(&mut self.objects, id)?;
-        let range = if unmap.flags & abi::UNMAP_ALL != 0 {
+        let range = if unmap.flags & type1::UNMAP_ALL != 0 {
             require(unmap.iova == 0 && unmap.size == 0, Errno::EINVAL)?;
             IovaRange::all()
         } else {
@@ -139,11 +141,11 @@ impl Context {
 /// iommufd_fill_cap_dma_avail and iommufd_fill_cap_iova, in their order.
 fn capabilities(ioas: &Ioas) -> Vec<u8> {
     let header = |id| CapabilityHeader { id, version: 1, next: 0 };
-    let available = DmaAvailable { header: header(abi::CAP_DMA_AVAIL), avail: u32::MAX };
+    let available = DmaAvailable { header: header(type1::CAP_DMA_AVAIL), avail: u32::MAX };
     let usable = ioas.usable();
     let nr_iovas = u32::try_from(usable.len()).unwrap_or(u32::MAX);
-    let ranges = IovaRanges { header: header(abi::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
-    let span = |range: &IovaRange| IovaSpan { start: range.first().get(), end: range.last().get() };
+    let ranges = IovaRanges { header: header(type1::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
+    let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
     let spans: Vec<_> = usable.iter().map(span).collect();
     chain_of(&[&[available.as_bytes()], &[ranges.as_bytes(), spans.as_bytes()]])
 }

@@ -1,7 +1,7 @@
 //! Devices: bound, attached to page tables, moved, and gone (linux: drivers/iommu/iommufd/device.c).
 //!
-//! Page tables that the kernel made come with the first device that needs one and go with the last; those that were made by hand stay until
-//! they are destroyed.
+//! Page tables that the kernel made come with the first device that needs one and go with the last; those that were
+//! made by hand stay until they are destroyed.
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::Errno;
@@ -36,8 +36,8 @@ impl Context {
         self.objects.remove(&id);
     }
 
-    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel then has one.
-    /// Returns the page table.
+    /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel
+    /// then has one. Returns the page table.
     pub(crate) fn attach(&mut self, world: &mut World, device: DeviceIndex, group: u32, to: u32) -> Result<u32, Errno> {
         let (ioas, chosen) = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
             Object::Ioas(_) => (to, None),
@@ -118,7 +118,8 @@ impl Context {
         Ok(target.chosen.or_else(|| known.find(|(_, page_table)| automatic(page_table)).map(|(id, _)| *id)))
     }
 
-    /// The page table of a target, which for an address space is made if need be (linux: iommufd_device_auto_get_domain).
+    /// The page table of a target, which for an address space is made if need be (linux:
+    /// iommufd_device_auto_get_domain).
     fn page_table_of(&mut self, world: &mut World, target: Target) -> Result<u32, Errno> {
         if let Some(id) = self.found(target)? {
             let fits = self.page_table_mut(id)?.fits(target.iommu);

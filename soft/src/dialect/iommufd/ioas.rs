@@ -1,7 +1,8 @@
 //! One I/O address space (linux: drivers/iommu/iommufd/io_pagetable.c).
 //!
-//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, unless it finds one, which
-//! narrows it to what the IOMMU translates and aligns it to the IOMMU's page, and ranges that are reserved for the device.
+//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, unless it
+//! finds one, which narrows it to what the IOMMU translates and aligns it to the IOMMU's page, and ranges that are
+//! reserved for the device.
 
 use std::collections::BTreeMap;
 

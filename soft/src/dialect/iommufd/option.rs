@@ -2,9 +2,10 @@
 
 use std::mem::offset_of;
 
+use dmaspace_abi::IovaSpan;
+use dmaspace_abi::iommufd::{self, IoasAllowIovas, IommuOption};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange};
-use dmaspace_iommufd::abi::{self, IoasAllowIovas, IommuOption, IovaSpan};
 use zerocopy::FromBytes;
 
 use super::{Context, ioas_of, read};
@@ -17,8 +18,8 @@ impl Context {
         let mut option: IommuOption = read(call)?;
         require(option.reserved == 0, Errno::EOPNOTSUPP)?;
         option.val64 = match option.option_id {
-            abi::OPTION_RLIMIT_MODE => self.rlimit_mode(world, call, &option)?,
-            abi::OPTION_HUGE_PAGES => self.huge_pages(world, &option)?,
+            iommufd::OPTION_RLIMIT_MODE => self.rlimit_mode(world, call, &option)?,
+            iommufd::OPTION_HUGE_PAGES => self.huge_pages(world, &option)?,
             _ => return Err(Errno::EOPNOTSUPP),
         };
         call.write(&option);
@@ -29,8 +30,8 @@ impl Context {
     fn rlimit_mode(&mut self, world: &mut World, call: &Call<'_, '_>, option: &IommuOption) -> Result<u64, Errno> {
         require(option.object_id == 0, Errno::EOPNOTSUPP)?;
         match option.op {
-            abi::OPTION_OP_GET => Ok(self.pages.charges_process.into()),
-            abi::OPTION_OP_SET => {
+            iommufd::OPTION_OP_GET => Ok(self.pages.charges_process.into()),
+            iommufd::OPTION_OP_SET => {
                 require(world.account(call.by).limit.is_none(), Errno::EPERM)?;
                 require(self.objects.is_empty(), Errno::EBUSY)?;
                 self.pages.charges_process = yes_or_no(option.val64)?;
@@ -44,8 +45,8 @@ impl Context {
     fn huge_pages(&mut self, world: &World, option: &IommuOption) -> Result<u64, Errno> {
         let ioas = ioas_of(&mut self.objects, option.object_id)?;
         match option.op {
-            abi::OPTION_OP_GET => Ok(ioas.has_huge_pages().into()),
-            abi::OPTION_OP_SET => {
+            iommufd::OPTION_OP_GET => Ok(ioas.has_huge_pages().into()),
+            iommufd::OPTION_OP_SET => {
                 ioas.allow_huge_pages(world.page(), yes_or_no(option.val64)?)?;
                 Ok(option.val64)
             }

@@ -1,17 +1,18 @@
 //! Page tables, and what they log (linux: drivers/iommu/iommufd/hw_pagetable.c, drivers/iommu/intel/iommu.c).
 //!
-//! The kernel makes them for address spaces that devices are attached to, and takes those away again; or they are made by hand, for a
-//! device, and then they can log. All of one address space show the same.
+//! The kernel makes them for address spaces that devices are attached to, and takes those away again; or they are made
+//! by hand, for a device, and then they can log. All of one address space show the same.
 //!
-//! Every entry of a page table has one bit for what was written through it, and an entry is as large a page as the IOMMU can use there. A
-//! question that ends inside one gets told of all of it, and one that begins inside clears the bit and is told of what lies behind.
+//! Every entry of a page table has one bit for what was written through it, and an entry is as large a page as the
+//! IOMMU can use there. A question that ends inside one gets told of all of it, and one that begins inside clears the
+//! bit and is told of what lies behind.
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 
+use dmaspace_abi::iommufd::{self, HwInfo, HwptAlloc, HwptGetDirtyBitmap, HwptSetDirtyTracking};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
-use dmaspace_iommufd::abi::{self, HwInfo, HwptAlloc, HwptGetDirtyBitmap, HwptSetDirtyTracking};
 
 use super::ioas::Ioas;
 use super::{Context, Object, read};
@@ -123,7 +124,7 @@ impl Context {
         let group = self.group_of(info.dev_id)?;
         (info.data_len, info.out_data_type) = (0, 0);
         let logs = world.facts.iommu(group).logs_writes;
-        info.out_capabilities = if logs { abi::CAP_DIRTY_TRACKING } else { 0 };
+        info.out_capabilities = if logs { iommufd::CAP_DIRTY_TRACKING } else { 0 };
         call.write(&info);
         Ok(())
     }
@@ -137,8 +138,8 @@ impl Context {
         let iommu = world.facts.iommu(self.group_of(alloc.dev_id)?);
         // A page table made by hand, for nesting, wants a driver's data.
         self.ioas(alloc.pt_id).map_err(|_| Errno::EINVAL)?;
-        let logs = alloc.flags & abi::HWPT_ALLOC_DIRTY_TRACKING != 0;
-        let known = alloc.flags & !abi::HWPT_ALLOC_DIRTY_TRACKING == 0 && alloc.data_type == 0;
+        let logs = alloc.flags & iommufd::HWPT_ALLOC_DIRTY_TRACKING != 0;
+        let known = alloc.flags & !iommufd::HWPT_ALLOC_DIRTY_TRACKING == 0 && alloc.data_type == 0;
         require(known && (iommu.logs_writes || !logs), Errno::EOPNOTSUPP)?;
         let id = self.free_id();
         self.add_page_table(world, alloc.pt_id, id, PageTable::by_hand(iommu, logs))?;
@@ -151,16 +152,16 @@ impl Context {
     pub(super) fn set_dirty_tracking(&mut self, world: &World, call: &Call<'_, '_>) -> Result<(), Errno> {
         require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let set: HwptSetDirtyTracking = read(call)?;
-        require(set.flags & !abi::DIRTY_TRACKING_ENABLE == 0, Errno::EOPNOTSUPP)?;
+        require(set.flags & !iommufd::DIRTY_TRACKING_ENABLE == 0, Errno::EOPNOTSUPP)?;
         let page_table = self.page_table_mut(set.hwpt_id)?;
-        page_table.set_logging(set.flags & abi::DIRTY_TRACKING_ENABLE != 0)
+        page_table.set_logging(set.flags & iommufd::DIRTY_TRACKING_ENABLE != 0)
     }
 
     /// iommufd_hwpt_get_dirty_bitmap: nothing is said behind the first gap, nor that nothing is said.
     pub(super) fn get_dirty_bitmap(&mut self, world: &World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let get: HwptGetDirtyBitmap = read(call)?;
-        let known = get.flags & !abi::GET_DIRTY_BITMAP_NO_CLEAR == 0 && get.reserved == 0;
+        let known = get.flags & !iommufd::GET_DIRTY_BITMAP_NO_CLEAR == 0 && get.reserved == 0;
         require(known, Errno::EOPNOTSUPP)?;
         let sizes = world.facts.fixed.as_ref().ok_or(Errno::EOPNOTSUPP)?.page_sizes;
         let (ioas, _) = self.ioas_of_page_table(get.hwpt_id)?;
@@ -171,7 +172,7 @@ impl Context {
         if !log.is_on {
             return Ok(());
         }
-        let clear = get.flags & abi::GET_DIRTY_BITMAP_NO_CLEAR == 0;
+        let clear = get.flags & iommufd::GET_DIRTY_BITMAP_NO_CLEAR == 0;
         for run in shown {
             // An entry that reaches into the range is cleared whole, and told from where the walk came upon it.
             for entry in entries(&run, range, sizes).filter(|entry| page_table.take_written(*entry, clear)) {
@@ -203,8 +204,8 @@ fn checked_range(ioas: &Ioas, get: &HwptGetDirtyBitmap) -> Result<IovaRange, Err
     IovaRange::new(Iova::new(get.iova), Iova::new(last)).map_err(|_| Errno::EINVAL)
 }
 
-/// iova_bitmap_set, which looks neither whether the bits are still the range's nor whether there is a bitmap: those that are not there
-/// are lost.
+/// iova_bitmap_set, which looks neither whether the bits are still the range's nor whether there is a bitmap: those
+/// that are not there are lost.
 fn set_bits(call: &mut Call<'_, '_>, first: u64, last: u64) {
     let Some(bitmap) = call.buffer(offset_of!(HwptGetDirtyBitmap, data)) else { return };
     for bit in first..=last {

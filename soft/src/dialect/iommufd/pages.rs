@@ -1,8 +1,8 @@
 //! Memory that mappings show: once for all mappings of it, in whichever address space
 //! (linux: drivers/iommu/iommufd/pages.c).
 //!
-//! Invariants: pages are there while a mapping, or a call under way, uses them; a page is pinned and charged exactly while a mapping in an
-//! address space with a page table shows it, and once however many do.
+//! Invariants: pages are there while a mapping, or a call under way, uses them; a page is pinned and charged exactly
+//! while a mapping in an address space with a page table shows it, and once however many do.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -85,8 +85,9 @@ impl PagesStore {
         self.insert(page, pages, whole, length)
     }
 
-    /// iopt_alloc_file_pages, and iopt_alloc_dmabuf_pages for another device's memory, all of which must be there at once: `length` bytes from
-    /// `start` of the file that `memory` is mapped from. Of the file there is as much as `memory` shows.
+    /// iopt_alloc_file_pages, and iopt_alloc_dmabuf_pages for another device's memory, all of which must be there at
+    /// once: `length` bytes from `start` of the file that `memory` is mapped from. Of the file there is as much as
+    /// `memory` shows.
     pub(super) fn add_file(
         &mut self,
         by: Pid,
@@ -171,8 +172,8 @@ impl PagesStore {
         }
     }
 
-    /// iommufd_ioas_change_process: `to` is charged for everything that another is charged for, and then that one is not. For a moment a user
-    /// who is both is charged twice.
+    /// iommufd_ioas_change_process: `to` is charged for everything that another is charged for, and then that one is
+    /// not. For a moment a user who is both is charged twice.
     pub(super) fn change_process(&mut self, world: &mut World, to: Pid) -> Result<(), Errno> {
         require(self.all.values().all(|pages| pages.of_file), Errno::EINVAL)?;
         let page = world.page();

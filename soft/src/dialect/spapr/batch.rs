@@ -55,8 +55,8 @@ impl Batch {
         Ok(plan)
     }
 
-    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number; `refusal` is
-    /// the answer where there is none.
+    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number;
+    /// `refusal` is the answer where there is none.
     fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
         let page = self.window.page;
         let wanted = self.entries << page.shift();

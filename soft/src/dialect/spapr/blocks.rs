@@ -3,15 +3,15 @@
 
 use std::mem::offset_of;
 
+use dmaspace_abi::spapr::RegisterMemory;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{HostMemory, PageSize};
-use dmaspace_spapr::abi::RegisterMemory;
 
 use crate::dialect::call::{Call, UserMemory};
 use crate::dialect::{Pid, Process, World, require};
 
-/// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB with 4 KiB
-/// pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
+/// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB
+/// with 4 KiB pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
 const PIN_ROUND: u64 = (16 << 20) / 8;
 
 /// What became of a registration.
@@ -48,8 +48,8 @@ pub(super) fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u
     }
 }
 
-/// Pins a block in rounds. A round that pins some of its pages ends everything and its number of pages becomes the result, `Ok(Err(_))`;
-/// one that pins none is `EFAULT`.
+/// Pins a block in rounds. A round that pins some of its pages ends everything and its number of pages becomes the
+/// result, `Ok(Err(_))`; one that pins none is `EFAULT`.
 fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<HostMemory, i32>, Errno> {
     require(size > 0, Errno::ENOMEM)?;
     require(!memory.is_device_memory(), Errno::EFAULT)?;

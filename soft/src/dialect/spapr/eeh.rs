@@ -1,8 +1,8 @@
 //! Recovering PEs (linux: arch/powerpc/kernel/eeh.c). A PE is a group here. Errors happen when a test says so
 //! ([`crate::SoftDevice::freeze`]): a stray DMA goes nowhere, and that is all.
 
+use dmaspace_abi::spapr::{self, EehPeOp};
 use dmaspace_core::door::Errno;
-use dmaspace_spapr::abi::{self, EehPeOp};
 
 use crate::dialect::call::Call;
 use crate::dialect::spapr::{Spapr, tce};
@@ -56,14 +56,14 @@ impl Spapr {
 /// vfio_spapr_ioctl_eeh_pe_op.
 fn operate(pe: &mut Pe, op: u32) -> Result<i32, Errno> {
     match op {
-        abi::EEH_DISABLE | abi::EEH_CONFIGURE => {}
+        spapr::EEH_DISABLE | spapr::EEH_CONFIGURE => {}
         // eeh_pe_change_owner: what is frozen is thawed for the new owner.
-        abi::EEH_ENABLE => *pe = Pe::default(),
-        abi::EEH_UNFREEZE_IO => pe.mmio_frozen = false,
-        abi::EEH_UNFREEZE_DMA => pe.dma_frozen = false,
-        abi::EEH_GET_STATE => return Ok(pe.state()),
-        abi::EEH_RESET_HOT | abi::EEH_RESET_FUNDAMENTAL => pe.in_reset = true,
-        abi::EEH_RESET_DEACTIVATE => *pe = Pe::default(),
+        spapr::EEH_ENABLE => *pe = Pe::default(),
+        spapr::EEH_UNFREEZE_IO => pe.mmio_frozen = false,
+        spapr::EEH_UNFREEZE_DMA => pe.dma_frozen = false,
+        spapr::EEH_GET_STATE => return Ok(pe.state()),
+        spapr::EEH_RESET_HOT | spapr::EEH_RESET_FUNDAMENTAL => pe.in_reset = true,
+        spapr::EEH_RESET_DEACTIVATE => *pe = Pe::default(),
         _ => return Err(Errno::EINVAL),
     }
     Ok(0)

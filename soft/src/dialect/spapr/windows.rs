@@ -1,11 +1,11 @@
 //! Windows of an sPAPR container: slots, tables, and where the platform puts them.
 //!
-//! The platforms: bare metal, where the kernel makes the tables (linux: arch/powerpc/platforms/powernv/pci-ioda.c), and partitions,
-//! where firmware makes them on request (linux: arch/powerpc/platforms/pseries/iommu.c).
+//! The platforms: bare metal, where the kernel makes the tables (linux: arch/powerpc/platforms/powernv/pci-ioda.c), and
+//! partitions, where firmware makes them on request (linux: arch/powerpc/platforms/pseries/iommu.c).
 
+use dmaspace_abi::spapr::{TceCreate, TceRemove};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize};
-use dmaspace_spapr::abi::{TceCreate, TceRemove};
 
 use super::{Spapr, tce};
 use crate::dialect::call::Call;
@@ -27,7 +27,8 @@ impl TceWindow {
         (self.range.last().get() - at.get()).saturating_add(1)
     }
 
-    /// Where the entry lies that is `offset` bytes behind the one at `at`, and how many bytes there are from it to the window's end.
+    /// Where the entry lies that is `offset` bytes behind the one at `at`, and how many bytes there are from it to the
+    /// window's end.
     pub(super) fn place(&self, platform: Platform, at: Iova, offset: u64) -> Option<(Iova, u64)> {
         let inside = self.range.offset_of(at).checked_add(offset)?;
         let bytes = self.range.len()?.get();
@@ -94,8 +95,8 @@ impl Spapr {
         Ok(())
     }
 
-    /// tce_iommu_create_window: the first free slot, wherever the platform puts that. The table is charged before it is made, and when
-    /// it cannot be made the charge stays.
+    /// tce_iommu_create_window: the first free slot, wherever the platform puts that. The table is charged before it is
+    /// made, and when it cannot be made the charge stays.
     fn create_window(&mut self, world: &mut World, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
         let tce = tce(world)?;
         let slot = self.windows.iter().position(Option::is_none).ok_or(Errno::ENOSPC)?;
@@ -160,9 +161,10 @@ impl Spapr {
 
 /// What firmware knows of a partition's group, and what the kernel remembers of its failures.
 ///
-/// Firmware's own default window is always there: the kernel drops it from the device tree only, because the default window's
-/// property is shorter than the one it looks for (linux: arch/powerpc/platforms/pseries/iommu.c, remove_dma_window_named). So
-/// whatever else is created has the second place, in whichever slot the kernel keeps it, and there is room for one.
+/// Firmware's own default window is always there: the kernel drops it from the device tree only, because the default
+/// window's property is shorter than the one it looks for (linux: arch/powerpc/platforms/pseries/iommu.c,
+/// remove_dma_window_named). So whatever else is created has the second place, in whichever slot the kernel keeps it,
+/// and there is room for one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Firmware {
     /// The slot of the window that was created by request, if there is one.

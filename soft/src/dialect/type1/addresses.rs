@@ -1,5 +1,5 @@
-//! Addresses of a type1 container's mappings that change hands. Pins, and what devices reach, stay as they are: the memory behind a
-//! mapping is what was pinned, whatever address it is given.
+//! Addresses of a type1 container's mappings that change hands. Pins, and what devices reach, stay as they are: the
+//! memory behind a mapping is what was pinned, whatever address it is given.
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::Errno;

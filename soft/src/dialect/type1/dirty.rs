@@ -1,32 +1,32 @@
-//! Dirty tracking of a type1 container. No device of this host reports by itself what it writes, and so, as in the kernel, all that is
-//! mapped reads as written (linux: drivers/vfio/vfio_iommu_type1.c, update_user_bitmap).
+//! Dirty tracking of a type1 container. No device of this host reports by itself what it writes, and so, as in the
+//! kernel, all that is mapped reads as written (linux: drivers/vfio/vfio_iommu_type1.c, update_user_bitmap).
 
 use std::mem::offset_of;
 
+use dmaspace_abi::type1::{self, Bitmap, DirtyBitmap};
+use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange};
-use dmaspace_type1::abi::{self, Bitmap, DirtyBitmap};
-use dmaspace_type1::vfio::IommuType;
 
 use crate::dialect::call::Call;
 use crate::dialect::type1::{DIRTY_BITMAP_SIZE_MAX, Type1, cuts_a_run, granule};
 use crate::dialect::{World, require};
 
-const KNOWN: u32 = abi::DIRTY_START | abi::DIRTY_STOP | abi::DIRTY_GET_BITMAP;
+const KNOWN: u32 = type1::DIRTY_START | type1::DIRTY_STOP | type1::DIRTY_GET_BITMAP;
 
 impl Type1 {
     /// vfio_iommu_type1_dirty_pages.
     pub(super) fn dirty_pages(&mut self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.version == IommuType::TYPE1_V2, Errno::EACCES)?;
-        let request: DirtyBitmap = call.read_prefix(abi::DIRTY_BITMAP_HEAD as usize)?;
-        require(request.argsz >= abi::DIRTY_BITMAP_HEAD && request.flags & !KNOWN == 0, Errno::EINVAL)?;
+        let request: DirtyBitmap = call.read_prefix(type1::DIRTY_BITMAP_HEAD as usize)?;
+        require(request.argsz >= type1::DIRTY_BITMAP_HEAD && request.flags & !KNOWN == 0, Errno::EINVAL)?;
         match request.flags {
-            abi::DIRTY_START => self.is_logging = true,
-            abi::DIRTY_STOP => {
+            type1::DIRTY_START => self.is_logging = true,
+            type1::DIRTY_STOP => {
                 self.is_logging = false;
                 self.logs.clear();
             }
-            abi::DIRTY_GET_BITMAP => self.get_bitmap(world, call, &request)?,
+            type1::DIRTY_GET_BITMAP => self.get_bitmap(world, call, &request)?,
             _ => return Err(Errno::EINVAL),
         }
         Ok(0)
@@ -73,15 +73,17 @@ impl Type1 {
     }
 }
 
-/// A mapping's own bitmap, which the kernel shifts to where the mapping's first bit is in a word of the answer, and clears by its length
-/// only: what was shifted behind that is told again, further on, the next time. Too much is told, never too little.
+/// A mapping's own bitmap, which the kernel shifts to where the mapping's first bit is in a word of the answer, and
+/// clears by its length only: what was shifted behind that is told again, further on, the next time. Too much is told,
+/// never too little.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     words: Vec<u64>,
 }
 
 impl Log {
-    /// update_user_bitmap for a mapping all of which counts, and the bitmap_clear after it. `None`: the answer has no room.
+    /// update_user_bitmap for a mapping all of which counts, and the bitmap_clear after it. `None`: the answer has no
+    /// room.
     fn tell(&mut self, answer: &mut [u8], first: u64, pages: u64) -> Option<()> {
         let (word, shift) = (usize::try_from(first / 64).ok()?, first % 64);
         let count = usize::try_from((pages + shift).div_ceil(64)).ok()?;

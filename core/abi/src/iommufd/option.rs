@@ -1,38 +1,36 @@
-//! Options, and promises about what can be mapped.
-
-use std::mem::offset_of;
+//! Options, and ranges that must stay mappable.
 
 use dmaspace_core::door::Request;
 use iommufd_bindings as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// iommufd: promise that ranges can always be mapped: [`IoasAllowIovas`].
+/// iommufd: requires that ranges can always be mapped ([`IoasAllowIovas`]).
 pub const IOAS_ALLOW_IOVAS: Request = Request::vfio(0x82, "IOMMU_IOAS_ALLOW_IOVAS");
-/// iommufd: set an option, or ask for it: [`IommuOption`].
+/// iommufd: sets or gets an option ([`IommuOption`]).
 pub const OPTION: Request = Request::vfio(0x87, "IOMMU_OPTION");
 
 const _: () = {
-    assert!(IOAS_ALLOW_IOVAS.is(0x3b00 | kernel::IOMMUFD_CMD_IOAS_ALLOW_IOVAS) && IOAS_ALLOW_IOVAS.is(0x3b82));
-    assert!(OPTION.is(0x3b00 | kernel::IOMMUFD_CMD_OPTION) && OPTION.is(0x3b87));
+    assert!(super::is_command(IOAS_ALLOW_IOVAS, kernel::IOMMUFD_CMD_IOAS_ALLOW_IOVAS, 0x3b82));
+    assert!(super::is_command(OPTION, kernel::IOMMUFD_CMD_OPTION, 0x3b87));
 };
 
-/// What [`IOAS_ALLOW_IOVAS`] reads. The list takes the place of the one before.
+/// The argument of [`IOAS_ALLOW_IOVAS`]. The list replaces the previous one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IoasAllowIovas {
     /// [`IoasAllowIovas::SIZE`].
     pub size: u32,
-    /// Which address space.
+    /// The id of the address space.
     pub ioas_id: u32,
-    /// How many [`IovaSpan`](super::IovaSpan)s the array holds.
+    /// The number of [`IovaSpan`](crate::IovaSpan)s in the array.
     pub num_iovas: u32,
     /// Zero.
     pub reserved: u32,
-    /// The array of [`IovaSpan`](super::IovaSpan)s: attached, left zero.
+    /// The array of [`IovaSpan`](crate::IovaSpan)s: attached, left zero.
     pub allowed_iovas: u64,
 }
 
-/// What [`OPTION`] reads and, when asked, fills.
+/// The argument of [`OPTION`], and the reply to a get.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IommuOption {
@@ -44,19 +42,20 @@ pub struct IommuOption {
     pub op: u16,
     /// Zero.
     pub reserved: u16,
-    /// Of which address space; zero for an option of all of the iommufd.
+    /// The id of the address space; zero for an option of the whole iommufd.
     pub object_id: u32,
-    /// The value to set; on return the value it has.
+    /// The value to set; on return the current value.
     pub val64: u64,
 }
 
-/// Who is charged for what is pinned: 0 the user, 1 the process. Of all of the iommufd, and only while there is no object in it.
+/// The account that pinned memory is charged to: 0 the user's, 1 the process's. Of the whole iommufd; can be set only
+/// while the iommufd has no object.
 pub const OPTION_RLIMIT_MODE: u32 = kernel::iommufd_option_IOMMU_OPTION_RLIMIT_MODE;
 /// Whether page tables may have entries for huge pages: 0 no, 1 yes.
 pub const OPTION_HUGE_PAGES: u32 = kernel::iommufd_option_IOMMU_OPTION_HUGE_PAGES;
-/// Set it.
+/// Set the option.
 pub const OPTION_OP_SET: u16 = 0;
-/// Ask for it.
+/// Get the option.
 pub const OPTION_OP_GET: u16 = 1;
 
 const _: () = {

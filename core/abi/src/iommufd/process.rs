@@ -1,18 +1,15 @@
-//! Moving to another process.
-
-use std::mem::offset_of;
+//! Moving an iommufd to another process.
 
 use dmaspace_core::door::Request;
 use iommufd_bindings as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// iommufd: have the caller charged for all that is mapped: [`IoasChangeProcess`]. Linux 6.12 does not know it.
+/// iommufd: charges the calling process for everything that is mapped ([`IoasChangeProcess`]). Linux 6.12 lacks it.
 pub const IOAS_CHANGE_PROCESS: Request = Request::vfio(0x92, "IOMMU_IOAS_CHANGE_PROCESS");
 
-const _: () =
-    assert!(IOAS_CHANGE_PROCESS.is(0x3b00 | kernel::IOMMUFD_CMD_IOAS_CHANGE_PROCESS) && IOAS_CHANGE_PROCESS.is(0x3b92));
+const _: () = assert!(super::is_command(IOAS_CHANGE_PROCESS, kernel::IOMMUFD_CMD_IOAS_CHANGE_PROCESS, 0x3b92));
 
-/// What [`IOAS_CHANGE_PROCESS`] reads.
+/// The argument of [`IOAS_CHANGE_PROCESS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IoasChangeProcess {
@@ -23,7 +20,8 @@ pub struct IoasChangeProcess {
 }
 
 impl IoasChangeProcess {
-    /// Half of its size: too short for anything to be done (`EINVAL`), so that the answer says whether the kernel knows it.
+    /// A size that is too short (`EINVAL`), for which the kernel does nothing: the errno tells whether the kernel knows
+    /// the request.
     pub const HALF: u32 = Self::SIZE / 2;
 }
 
