@@ -1,35 +1,43 @@
-//! The program: files in, what became of every range out.
+//! The program: files in, the fate of every range out.
 //!
 //! ```text
-//!  mtree ────► guest ────► sections ────► replay ──────┐
-//!  the text    its views   what a VMM     one commit    ├─► outcome ────► JSON, text, drawing
-//!                          would say                    │
-//!  trace, recording ────► course ───────► stepwise ─────┘
-//!  lines                  its steps       commit by commit
+//!            ┌► mtree ────► guest ────► sections ────► replay ──────┐
+//!            │  the text    its views   as a VMM      one commit    ├─► outcome ────► JSON, text, drawing
+//! surround-  │                          says them                   │
+//! ings ──────┼► trace ──────► course ───────────────► stepwise ─────┤
+//!            │  events        its steps               each a commit │
+//!            └► error lines ► findings ─────────────► answer ───────┘
 //! ```
 //!
-//! Both commit on a stage: the listener, on a host, through the door that counts.
+//! A recording is a course, too. All commit on a stage: the listener, on a host, through the door that counts.
 //!
-//! It leans on the library as any VMM would: what opens a device here opens it there. Results go to the standard output; whatever
-//! explains them, to the standard error.
+//! The program uses the library as any VMM would: the code that opens a device here opens it there. Results go to the standard output;
+//! remarks, warnings and errors, to the standard error. No text of a file reaches a terminal as it is ([`printable`]).
 
+mod answer;
 mod arguments;
+mod cause;
 mod commit;
 mod counting;
 mod course;
 mod drawing;
 mod failure;
+mod finding;
+mod folding;
 mod guest;
 mod host;
 mod mtree;
 mod outcome;
+mod printable;
 mod replay;
 mod sections;
 mod stage;
 mod stepwise;
+mod surroundings;
 mod survey;
 mod text;
 mod trace;
+mod translating;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -41,12 +49,14 @@ use clap::Parser;
 use arguments::{Arguments, Command};
 use course::Course;
 use failure::{Failure, Status};
+use finding::Finding;
 use guest::Guest;
 use host::Place;
 use replay::Replay;
 use stage::Setting;
+use surroundings::Text;
 
-/// ProcessRegistrations the program.
+/// Runs the program.
 pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Replay(arguments) => replay_all(&arguments),
@@ -71,9 +81,12 @@ fn survey_file(path: &Path) -> Result<String, Failure> {
     let (file, text) = read(path)?;
     let on = |(host, backend): (&'static str, _)| {
         let arguments = arguments::Replay { host: Some(host.to_owned()), backend: Some(backend), ..Default::default() };
-        replay_text(&file, &text, &arguments).map(|replay| (host, replay.outcome))
+        let replayed = replay_text(&file, &text, &arguments)?;
+        Ok(replayed.into_iter().map(move |replay| (host, replay.outcome)))
     };
-    let rows = survey::hosts().map(|(host, backend)| on((host, backend.into()))).collect::<Result<Vec<_>, _>>()?;
+    let rows =
+        survey::hosts().map(|(host, backend)| on((host, backend.into()))).collect::<Result<Vec<_>, Failure>>()?;
+    let rows: Vec<_> = rows.into_iter().flatten().collect();
     let name = path.file_name().map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
     Ok(survey::table(&name, &rows))
 }
@@ -100,57 +113,81 @@ fn replay_all(arguments: &arguments::Replay) -> Status {
 
 fn replay_file(path: &Path, arguments: &arguments::Replay) -> Result<Status, Failure> {
     let (file, text) = read(path)?;
-    let replay = replay_text(&file, &text, arguments)?;
-    report(&replay, arguments)?;
-    Ok(replay.status())
+    let replays = replay_text(&file, &text, arguments)?;
+    let is_one_wanted = arguments.svg.is_some() || arguments.record.is_some();
+    if is_one_wanted && replays.len() > 1 {
+        let n = replays.len();
+        return Err(Failure::Input(format!("{file}: expected one address space with --svg or --record, not {n}")));
+    }
+    let is_one_of_many = arguments.files.len() > 1 || replays.len() > 1;
+    for replay in &replays {
+        report(replay, arguments, is_one_of_many)?;
+    }
+    Ok(replays.iter().map(Replay::status).max().unwrap_or_default())
 }
 
-fn replay_text(file: &str, text: &[u8], arguments: &arguments::Replay) -> Result<Replay, Failure> {
-    match Kind::of(text) {
-        Kind::FlatViews => replay_views(file, text, arguments),
-        Kind::Trace => {
-            let course =
-                trace::parse(text, arguments.guest_page).map_err(|bad| Failure::input(file, bad.line, &bad))?;
-            replay_course(file, &course, arguments)
-        }
-        Kind::Recording => {
-            let course = Course::recorded(text).map_err(|bad| Failure::input(file, bad.line, &bad.what))?;
-            replay_course(file, &course, arguments)
-        }
+/// Replays a text: one replay for each address space it tells of.
+fn replay_text(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    if is_recording(bytes) {
+        return replay_recording(file, bytes, arguments);
+    }
+    let text = Text::of(bytes);
+    match Kind::of(&text) {
+        Some(Kind::FlatViews) => replay_views(file, &text, arguments),
+        Some(Kind::Trace) => replay_trace(file, &text, arguments),
+        None if bytes.trim_ascii_start().starts_with(b"{") => replay_recording(file, bytes, arguments),
+        None => replay_views(file, &text, arguments),
     }
 }
 
-/// What a file can be.
+/// Whether a text begins as the lines of a recording do.
+fn is_recording(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"{\"event\":")
+}
+
+/// The kinds of texts with surroundings.
 enum Kind {
     FlatViews,
     Trace,
-    Recording,
 }
 
 impl Kind {
-    /// By the first line that can be told. A log may hold a trace and what the monitor said; what comes first is meant.
-    fn of(text: &[u8]) -> Self {
-        if text.trim_ascii_start().starts_with(b"{") {
-            return Self::Recording;
-        }
-        let lines = text.split(|byte| *byte == b'\n').map(String::from_utf8_lossy);
-        let mut kinds = lines.filter_map(|line| match line.trim() {
-            line if line.starts_with("FlatView #") => Some(Self::FlatViews),
-            line if trace::is_line(line) => Some(Self::Trace),
+    /// The kind of the first line that can be told. A log may hold a trace and what the monitor printed; the one that comes first is meant.
+    fn of(text: &Text<'_>) -> Option<Self> {
+        text.lines().find_map(|line| match line.text.as_ref() {
+            line if mtree::is_heading(line) => Some(Self::FlatViews),
+            line if trace::is_known(line) => Some(Self::Trace),
             _ => None,
-        });
-        kinds.next().unwrap_or(Self::FlatViews)
+        })
     }
 }
 
-fn replay_views(file: &str, text: &[u8], arguments: &arguments::Replay) -> Result<Replay, Failure> {
+fn replay_recording(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    let course = Course::recorded(bytes).map_err(|bad| Failure::input(file, bad.line, &bad.what))?;
+    Ok(vec![replay_course(file, &course, &[], arguments)?])
+}
+
+fn replay_trace(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    let traced = trace::parse(text, arguments.guest_page).map_err(|bad| Failure::input(file, bad.line, &bad))?;
+    // The findings are of the log as a whole, and told once.
+    let findings = std::iter::once(traced.findings.as_slice()).chain(std::iter::repeat(&[][..]));
+    let replays = traced.courses.iter().zip(findings);
+    replays.map(|(course, findings)| replay_course(file, course, findings, arguments)).collect()
+}
+
+fn replay_views(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
     let views = mtree::parse(text).map_err(|bad| Failure::input(file, bad.line, &bad))?;
     let guest = Guest::of(&views, arguments.address_space.as_deref(), arguments.guest_page)
         .map_err(|none| Failure::input(file, none.line, &none))?;
-    replay::replay(file, &guest, &setting(arguments, guest.has_tce_windows())?)
+    Ok(vec![replay::replay(file, &guest, &setting(arguments, guest.has_tce_windows())?)?])
 }
 
-fn replay_course(file: &str, course: &Course, arguments: &arguments::Replay) -> Result<Replay, Failure> {
+fn replay_course(
+    file: &str,
+    course: &Course,
+    findings: &[Finding],
+    arguments: &arguments::Replay,
+) -> Result<Replay, Failure> {
     let (told_by, is_told) = (course.told_by, course.front.is_some());
     let unfit = [
         (arguments.address_space.is_some(), "--address-space", "has one address space"),
@@ -160,10 +197,10 @@ fn replay_course(file: &str, course: &Course, arguments: &arguments::Replay) -> 
     if let Some((_, option, why)) = unfit.into_iter().find(|(is_given, ..)| *is_given) {
         return Err(Failure::Input(format!("{file}: expected a flat view with {option}; a {told_by} {why}")));
     }
-    stepwise::replay(file, course, &setting(arguments, course.has_tce_windows())?)
+    stepwise::replay(file, course, findings, &setting(arguments, course.has_tce_windows())?)
 }
 
-/// A file, and what to call it.
+/// A file, and its name.
 fn read(path: &Path) -> Result<(String, Vec<u8>), Failure> {
     let file = path.display().to_string();
     match bytes_of(path) {
@@ -173,15 +210,20 @@ fn read(path: &Path) -> Result<(String, Vec<u8>), Failure> {
 }
 
 fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
-    if path != Path::new("-") {
-        return std::fs::read(path);
-    }
+    /// No log that a person reads is larger.
+    const LARGEST: u64 = 1 << 30;
     let mut text = Vec::new();
-    io::stdin().lock().read_to_end(&mut text)?;
+    match path == Path::new("-") {
+        true => io::stdin().lock().take(LARGEST + 1).read_to_end(&mut text)?,
+        false => std::fs::File::open(path)?.take(LARGEST + 1).read_to_end(&mut text)?,
+    };
+    if text.len() as u64 > LARGEST {
+        return Err(io::Error::other(format!("it has more than {LARGEST} bytes")));
+    }
     Ok(text)
 }
 
-/// How to replay a guest: as asked, and otherwise where such a guest belongs.
+/// The host and the backend: those asked for, and otherwise those where such a guest belongs.
 fn setting(arguments: &arguments::Replay, has_tce_windows: bool) -> Result<Setting, Failure> {
     let at_home = if has_tce_windows { "powernv9" } else { "vtd" };
     let place = match arguments.device {
@@ -192,21 +234,29 @@ fn setting(arguments: &arguments::Replay, has_tce_windows: bool) -> Result<Setti
     Ok(Setting { place, backend, hints: !arguments.no_hints, record })
 }
 
-/// The drawing, if it is wanted, then what goes to people, then the result.
-fn report(replay: &Replay, arguments: &arguments::Replay) -> Result<(), Failure> {
+/// The drawing, if it is wanted, then remarks for people, then the result.
+fn report(replay: &Replay, arguments: &arguments::Replay, is_one_of_many: bool) -> Result<(), Failure> {
     if let Some(path) = &arguments.svg {
         svg::save(path, &drawing::of(replay)).map_err(|error| stage::unwritable(path, &error))?;
     }
-    replay.warnings.iter().for_each(|warning| tell("warning", warning));
-    replay.errors.iter().for_each(|error| tell("error", error));
-    let apart = if arguments.files.len() > 1 { "\n" } else { "" };
+    for note in &replay.outcome.notes {
+        tell("note", note);
+    }
+    let warnings = replay.warnings.iter().map(|warning| (reason_of(warning), warning.clone()));
+    for warning in folding::told(warnings) {
+        tell("warning", warning);
+    }
+    for error in &replay.errors {
+        tell("error", error);
+    }
+    let apart = if is_one_of_many { "\n" } else { "" };
     let result = if arguments.json { json(replay)? } else { text::replay(replay) + apart };
     print(&result)
 }
 
 fn print(result: &str) -> Result<(), Failure> {
-    match io::stdout().lock().write_all(result.as_bytes()) {
-        // Whoever was reading has seen enough.
+    match io::stdout().lock().write_all(printable::shown(result).as_bytes()) {
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| Failure::host(&error)),
     }
@@ -215,10 +265,18 @@ fn print(result: &str) -> Result<(), Failure> {
 /// On one line, so that the objects of several files can be told apart.
 fn json(replay: &Replay) -> Result<String, Failure> {
     let object = serde_json::to_string(&replay.outcome).map_err(|error| Failure::host(&error))?;
-    Ok(object + "\n")
+    Ok(printable::shown_json(&object) + "\n")
 }
 
-/// Says something on the standard error; if that is closed, nobody wants to know.
+/// The part of a warning behind its range and its fate, which many may share.
+fn reason_of(warning: &str) -> &str {
+    warning.splitn(3, ": ").nth(2).unwrap_or(warning)
+}
+
+/// Says something on the standard error. If that is closed, there is no one to tell.
 fn tell(what: &str, text: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "{what}: {text}");
+    /// A name may be as long as a file.
+    const LONGEST: usize = 2000;
+    let text = text.to_string();
+    let _ = writeln!(io::stderr(), "{what}: {}", printable::shown(&printable::cut(&text, LONGEST)));
 }

@@ -1,30 +1,34 @@
-//! A commit of a replay, and what became of everything in it, whether it went well or not.
+//! A commit of a replay, and the fate of everything in it, whether it went well or not.
 
 use dmaspace::error::Subject;
 use dmaspace::listener::{CommitError, Fate, Report, SpaceReport, Update};
 use dmaspace::section::Need;
 use dmaspace::{HostMemory, IovaRange, Listener};
 
-/// How a commit ended.
+use crate::program::folding;
+
+/// The end of a commit.
 pub(crate) struct Ended {
-    /// What became of what.
+    /// The fate of each section.
     pub(crate) report: SpaceReport,
-    /// What went wrong.
+    /// The errors, each cause in a few lines.
     pub(crate) errors: Vec<String>,
 }
 
 /// Commits `update`.
 pub(crate) fn commit(listener: &mut Listener, update: Update) -> Ended {
-    // If a call fails, this is what it was all about; afterwards nobody could tell any more.
-    let foreseen = listener.explain(&update).map(only).unwrap_or_default();
-    let (report, errors) = match listener.commit(update) {
+    let (report, errors) = match listener.commit(update.clone()) {
         Ok(report) => (only(report), Vec::new()),
         Err(CommitError::Refused(report)) => {
             let report = only(report);
             let errors = refusals(&report);
             (report, errors)
         }
-        Err(error) => (taken_back(foreseen, &error), vec![error.to_string()]),
+        Err(error) => {
+            // Everything is as it was before, so the same plan tells again what the call that failed was for.
+            let foreseen = listener.explain(&update).map(only).unwrap_or_default();
+            (taken_back(foreseen, &error), vec![error.to_string()])
+        }
     };
     Ended { report, errors }
 }
@@ -35,12 +39,14 @@ fn only(report: Report) -> SpaceReport {
 }
 
 fn refusals(report: &SpaceReport) -> Vec<String> {
-    let sections = report.sections.iter().filter(|verdict| verdict.fate == Fate::Refused).map(ToString::to_string);
-    let targets = report.targets.iter().filter(|verdict| verdict.fate == Fate::Refused).map(ToString::to_string);
-    sections.chain(targets).collect()
+    let sections = report.sections.iter().filter(|verdict| verdict.fate == Fate::Refused);
+    let sections = sections.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
+    let targets = report.targets.iter().filter(|verdict| verdict.fate == Fate::Refused);
+    let targets = targets.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
+    folding::told(sections.chain(targets))
 }
 
-/// What a plan promised and a kernel did not let come true.
+/// The report of a plan that a kernel did not let come true.
 fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
     let failed = Failed::of(error);
     for verdict in report.sections.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
@@ -59,7 +65,7 @@ fn was_promised(fate: Fate) -> bool {
     matches!(fate, Fate::Mapped | Fate::Discardable | Fate::Registered | Fate::PinsShared | Fate::Window)
 }
 
-/// What failed, and of what.
+/// The call that failed, and the range or memory it was for.
 struct Failed<'a> {
     subject: Option<&'a Subject>,
     words: String,
@@ -74,7 +80,7 @@ impl<'a> Failed<'a> {
         Self { subject, words: error.to_string() }
     }
 
-    /// Why something at `range`, made of `memory`, did not come true: the whole story where it happened, and a hint elsewhere.
+    /// The reason for which something at `range`, made of `memory`, did not come true: the whole story where it happened, and a hint elsewhere.
     fn reason(&self, range: Option<IovaRange>, memory: Option<&HostMemory>) -> String {
         let happened_here = match self.subject {
             Some(Subject::Range(failed)) => range.is_some_and(|range| range.overlaps(*failed)),

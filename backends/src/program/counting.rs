@@ -1,4 +1,4 @@
-//! A door that counts what goes through it, the calls that fail included.
+//! A door that counts the calls through it, those that fail included, and the bytes of those that succeed.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -52,9 +52,9 @@ pub(crate) struct CountingDoor {
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
     calls: Calls,
-    /// Memory, not counting devices', in calls that map.
+    /// Memory, not counting devices', in calls that mapped it.
     mapped: u64,
-    /// Memory in calls that register.
+    /// Memory in calls that registered it.
     registered: u64,
 }
 
@@ -63,20 +63,24 @@ impl Counted {
     fn count(&mut self, command: &Command<'_>) {
         let calls = &mut self.calls;
         match command.request.name {
-            "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => {
-                calls.map += 1;
-                self.mapped = self.mapped.saturating_add(memory_in(command));
-            }
-            "VFIO_IOMMU_SPAPR_REGISTER_MEMORY" => {
-                calls.register += 1;
-                self.registered = self.registered.saturating_add(memory_in(command));
-            }
+            "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => calls.map += 1,
+            "VFIO_IOMMU_SPAPR_REGISTER_MEMORY" => calls.register += 1,
             "VFIO_IOMMU_UNMAP_DMA" | "IOMMU_IOAS_UNMAP" => calls.unmap += 1,
             "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" => calls.unregister += 1,
             "VFIO_IOMMU_SPAPR_TCE_CREATE" => calls.create_window += 1,
             "VFIO_IOMMU_SPAPR_TCE_REMOVE" => calls.remove_window += 1,
             _ => {}
         }
+    }
+
+    /// A call that succeeded pins what it hands over, if it maps or registers.
+    fn count_bytes(&mut self, command: &Command<'_>) {
+        let counted = match command.request.name {
+            "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => &mut self.mapped,
+            "VFIO_IOMMU_SPAPR_REGISTER_MEMORY" => &mut self.registered,
+            _ => return,
+        };
+        *counted = counted.saturating_add(memory_in(command));
     }
 }
 
@@ -100,12 +104,12 @@ impl CountingDoor {
         self.counted().calls
     }
 
-    /// The bytes handed to calls that map, so far.
+    /// The bytes handed to calls that mapped them, so far.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         self.counted().mapped
     }
 
-    /// The bytes handed to calls that register, so far.
+    /// The bytes handed to calls that registered them, so far.
     pub(crate) fn registered_bytes(&self) -> u64 {
         self.counted().registered
     }
@@ -126,7 +130,9 @@ impl Door for CountingDoor {
 
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         self.counted().count(command);
-        self.door.ioctl(on, command)
+        let answer = self.door.ioctl(on, command)?;
+        self.counted().count_bytes(command);
+        Ok(answer)
     }
 
     fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {

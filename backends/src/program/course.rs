@@ -1,27 +1,29 @@
-//! A course of updates, as a trace or a recording tells it: what a guest's devices saw, step by step.
+//! A course of updates, as a trace or a recording tells it: the sections that a guest's devices saw, step by step.
 
-use dmaspace::FrontEnd;
 use dmaspace::listener::Update;
 use dmaspace::recording::{Asked, BadRecording, Ending, Event, Reader};
 use dmaspace::section::Backing;
+use dmaspace::{FrontEnd, Section};
 
-use crate::program::guest::tce_table;
+use crate::program::translating::EmulatedIommu;
 
-/// What happened to a guest's PCI address space.
+/// The changes of a guest's PCI address space.
 #[derive(Clone, Debug)]
 pub(crate) struct Course {
-    /// Which kind of text told it.
+    /// The kind of text that told it.
     pub(crate) told_by: &'static str,
-    /// What the front end said of the guest's bus, if that is told.
+    /// The front end's description of the guest's bus, if that is told.
     pub(crate) front: Option<FrontEnd>,
     /// The steps, in order.
     pub(crate) steps: Vec<Step>,
-    /// Lines that were passed over.
-    pub(crate) ignored: usize,
+    /// The number of lines that were passed over.
+    pub(crate) passed_over: usize,
     /// The bytes that were pinned there, each as often as they were, if that is told.
     pub(crate) pinned_there: Option<u64>,
     /// Whether the host there was a POWER host.
     pub(crate) was_on_power: bool,
+    /// The name of the address space, where the text tells of several.
+    pub(crate) space: Option<String>,
 }
 
 /// A transaction.
@@ -29,9 +31,9 @@ pub(crate) struct Course {
 pub(crate) struct Step {
     /// Its first line and its last.
     pub(crate) lines: (usize, usize),
-    /// What goes and comes.
+    /// The sections that go and come.
     pub(crate) update: Update,
-    /// How it failed there, if it did: what is said afterwards is said as if it had never been.
+    /// The error it failed with there, if it did: what is said afterwards is said as if it had never been.
     pub(crate) failed_there: Option<String>,
 }
 
@@ -40,7 +42,9 @@ impl Course {
     pub(crate) fn has_tce_windows(&self) -> bool {
         let sections = self.steps.iter().flat_map(|step| step.update.added());
         let mut translated = sections.filter(|section| matches!(section.backing(), Backing::Translated { .. }));
-        self.was_on_power || translated.any(|section| tce_table(section.name()).is_some())
+        let is_of_power =
+            |section: &Section| EmulatedIommu::of_region(section.name()).is_some_and(|iommu| iommu.is_of_power);
+        self.was_on_power || translated.any(|section| is_of_power(section))
     }
 
     /// Reads a recording.
@@ -52,9 +56,10 @@ impl Course {
             told_by: "recording",
             front: None,
             steps: Vec::new(),
-            ignored: 0,
+            passed_over: 0,
             pinned_there: None,
             was_on_power: false,
+            space: None,
         };
         for event in Reader::new(text, Asked::unbacked) {
             let event = event?;
@@ -80,9 +85,9 @@ impl Course {
             // One space is served, from the beginning to the end.
             Event::Joins { space, .. } => {
                 self.was_on_power |= space.backend.starts_with("spapr");
-                self.ignored += 1;
+                self.passed_over += 1;
             }
-            Event::Leaves { .. } => self.ignored += 1,
+            Event::Leaves { .. } => self.passed_over += 1,
         }
     }
 }

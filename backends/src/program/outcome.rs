@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 
 pub(crate) use dmaspace::recording::{Hex, SpaceOf as AddressesOf, Window as HostWindow};
 
+use crate::program::answer::{Answer, Cure};
 use crate::program::counting::Calls;
 use crate::program::course::Course;
 use crate::program::guest::Guest;
@@ -37,6 +38,15 @@ pub(crate) struct Outcome {
     /// What happened step by step, where the input has steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) steps: Option<Vec<StepOutcome>>,
+    /// The failures of the log, and the host's answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) findings: Vec<Answer>,
+    /// One cure for each cause of what is refused, or not mapped, here or there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cures: Vec<Cure>,
+    /// Remarks on how the input was read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notes: Vec<String>,
 }
 
 /// What was replayed.
@@ -46,6 +56,12 @@ pub(crate) struct Input {
     pub(crate) file: String,
     /// The address space of it that is the PCI address space.
     pub(crate) address_space: String,
+    /// The address space of a trace that tells of several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) space: Option<String>,
+    /// The number of lines around flat views that were passed over.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) passed_over: usize,
     /// What else there is to say of a course of updates.
     #[serde(flatten)]
     pub(crate) course: Option<Told>,
@@ -58,7 +74,7 @@ pub(crate) struct Told {
     pub(crate) told_by: &'static str,
     /// The first line of each step, and its last.
     pub(crate) lines: Vec<(usize, usize)>,
-    /// Lines that were passed over.
+    /// The number of lines that were passed over.
     pub(crate) ignored: usize,
     /// The steps, from 1 and ascending, that failed when they were recorded.
     pub(crate) failed_there: Vec<usize>,
@@ -146,6 +162,11 @@ pub(crate) struct Bytes {
     pub(crate) disturbed: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 fn as_text<S: Serializer>(word: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(word)
 }
@@ -190,7 +211,7 @@ impl Told {
         Self {
             told_by: course.told_by,
             lines: course.steps.iter().map(|step| step.lines).collect(),
-            ignored: course.ignored,
+            ignored: course.passed_over,
             failed_there: failed.map(|(n, _)| n + 1).collect(),
             pinned_there: course.pinned_there,
         }
@@ -225,7 +246,7 @@ fn kind_of(backing: &Backing) -> Kind {
         Backing::DeviceMemory { .. } => What::RamDevice,
         Backing::Translated { .. } | Backing::Msi | Backing::Nothing => What::Io,
     };
-    Kind { nonvolatile: false, what }
+    Kind::volatile(what)
 }
 
 impl fmt::Display for Judged {
@@ -245,7 +266,7 @@ impl Judged {
 
     /// What became of target memory, in a few words.
     pub(crate) fn of_target(target: &TargetMemory, fate: Fate, reason: &str) -> Self {
-        let (range, kind) = (target.range(), Kind { nonvolatile: false, what: What::Ram });
+        let (range, kind) = (target.range(), Kind::volatile(What::Ram));
         let ends = (range.first().get(), range.last().get());
         Self::whole(AddressesOf::Memory, ends, target.name(), kind, fate, reason)
     }
@@ -274,7 +295,7 @@ impl Judged {
 
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
         let (fate, reason) = verdict.map_or((Fate::Skipped, ""), |verdict| (verdict.fate, &verdict.reason));
-        let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind, fate, reason);
+        let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind.clone(), fate, reason);
         let (lost_head, lost_tail) = verdict.map_or((0, 0), |verdict| (verdict.lost_head, verdict.lost_tail));
         Self { lost_head, lost_tail, ..whole }
     }

@@ -1,29 +1,34 @@
 //! Replaying: a guest's map, in one commit, through the listener and a real backend, onto a host.
 
 use dmaspace::FrontEnd;
+use dmaspace::listener::Fate;
+use dmaspace::{Iova, IovaRange};
 
+use crate::program::answer::{Causes, Cure};
+use crate::program::cause::Cause;
 use crate::program::commit::Ended;
 use crate::program::failure::{Failure, Status};
 use crate::program::guest::Guest;
-use crate::program::outcome::{self, Input, Outcome};
+use crate::program::mtree::What;
+use crate::program::outcome::{self, AddressesOf, Input, Judged, Outcome};
 use crate::program::sections::{self, NoMemory};
 use crate::program::stage::{Setting, Stage};
 
 /// A replay that came to its end, whether that went well or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Replay {
-    /// What it found.
+    /// The result.
     pub(crate) outcome: Outcome,
     /// The host, in words.
     pub(crate) host: String,
-    /// What the user should know although it may have gone well.
+    /// Warnings, although it may have gone well.
     pub(crate) warnings: Vec<String>,
-    /// What went wrong.
+    /// Errors.
     pub(crate) errors: Vec<String>,
 }
 
 impl Replay {
-    /// How the run ends, as far as this replay is concerned.
+    /// The status of the run, as far as this replay is concerned.
     pub(crate) fn status(&self) -> Status {
         if self.outcome.ok { Status::Good } else { Status::Refused }
     }
@@ -42,18 +47,70 @@ pub(crate) fn replay(file: &str, guest: &Guest<'_>, setting: &Setting) -> Result
     let Ended { report, errors } = stage.commit(told.update);
     let sections = outcome::judge(guest, &told.reasons, &report);
     let warnings = report.warnings.iter().map(ToString::to_string).collect();
+    let mut causes = Causes::default();
+    add_causes(&sections, &stage, &mut causes);
+    let needed = sections.iter().map(locked_by).sum();
     let outcome = Outcome {
         ok: errors.is_empty(),
-        input: Input { file: file.to_owned(), address_space: guest.address_space.to_owned(), course: None },
+        input: Input {
+            file: file.to_owned(),
+            address_space: guest.address_space.to_owned(),
+            space: None,
+            passed_over: guest.passed_over,
+            course: None,
+        },
         backend: stage.backend(),
         windows: stage.windows(),
         sections,
         calls: stage.spent().calls,
         bytes: stage.bytes(report.disturbed),
         steps: None,
+        findings: Vec::new(),
+        cures: cures(causes, needed, &stage),
+        notes: guest.notes.clone(),
     };
     stage.close()?;
     Ok(Replay { outcome, host: setting.place.name(), warnings, errors })
+}
+
+/// The bytes a section locks, or would if nothing were in the way.
+pub(crate) fn locked_by(judged: &Judged) -> u64 {
+    let is_memory = matches!(judged.kind.what, What::Ram | What::Rom);
+    let is_locked = matches!(judged.fate, Fate::Mapped | Fate::Registered | Fate::Refused);
+    let len = (judged.last.0 - judged.first.0).saturating_add(1);
+    if is_memory && is_locked { len.saturating_sub(judged.lost_head.saturating_add(judged.lost_tail)) } else { 0 }
+}
+
+/// Adds the causes of what is not mapped and should be.
+pub(crate) fn add_causes<'a>(sections: impl IntoIterator<Item = &'a Judged>, stage: &Stage, causes: &mut Causes) {
+    let view = stage.view();
+    for judged in sections.into_iter().filter(|judged| judged.space == AddressesOf::Pci) {
+        let is_device = judged.kind.what == What::RamDevice;
+        let is_missing = judged.fate == Fate::Refused || (judged.fate == Fate::Skipped && is_device);
+        let Ok(range) = IovaRange::new(Iova::new(judged.first.0), Iova::new(judged.last.0)) else { continue };
+        if !is_missing {
+            continue;
+        }
+        let of_memory = if is_device { view.of_device_memory() } else { of_mappings(&judged.reason) };
+        for cause in view.of_addresses(range).into_iter().chain(of_memory) {
+            causes.add(cause);
+        }
+    }
+}
+
+/// The listener's own words for more mappings than the kernel takes.
+fn of_mappings(reason: &str) -> Option<Cause> {
+    let (needed, rest) = reason.split_once(" more mappings are needed, the kernel has ")?;
+    let left = rest.strip_suffix(" left")?;
+    Some(Cause::Mappings { needed: needed.parse().ok()?, left: left.parse().ok()? })
+}
+
+/// One cure for each cause, and one more where a guest that locks `needed` bytes in total meets a lower limit.
+pub(crate) fn cures(mut causes: Causes, needed: u64, stage: &Stage) -> Vec<Cure> {
+    if let Some(limit) = stage.lockable().filter(|limit| *limit < needed) {
+        causes.add(Cause::LockedMemory { needed, limit });
+    }
+    causes.cures()
 }
 
 /// QEMU maps what loses bytes at its ends, shrunk; so does a replay of what QEMU had.
@@ -63,7 +120,6 @@ pub(crate) fn front_end(hints: bool) -> FrontEnd {
 
 #[cfg(test)]
 mod tests {
-    use dmaspace::listener::Fate;
     use proptest::prelude::*;
 
     use super::*;
@@ -72,16 +128,16 @@ mod tests {
     use crate::program::host::Place;
     use crate::program::mtree::parse;
     use crate::program::mtree::tests::damaged;
-    use crate::program::outcome::Judged;
+    use crate::program::surroundings::Text;
 
     const HOSTS: [(&str, Option<BackendKind>); 4] =
         [("vtd", None), ("vtd", Some(BackendKind::Type1)), ("powernv9", None), ("pseries", None)];
 
     proptest! {
-        /// Whatever the text says, there is an answer; and what is said to be mapped is mapped.
+        /// There is an answer to every text; and a range that is said to be mapped is mapped.
         #[test]
         fn damaged_texts_are_replayed_or_refused(text in damaged(), (host, backend) in prop::sample::select(&HOSTS[..])) {
-            let Ok(views) = parse(&text) else { return Ok(()) };
+            let Ok(views) = parse(&Text::of(&text)) else { return Ok(()) };
             let Ok(guest) = Guest::of(&views, None, None) else { return Ok(()) };
             let setting = Setting { place: Place::named(host).expect("a preset"), backend, hints: true, record: None };
             let Ok(replay) = replay("text", &guest, &setting) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! From a guest's ranges to what a listener is told: sections, target memory, and the host memory behind them.
+//! From a guest's ranges to an update of a listener: sections, target memory, and the host memory behind them.
 //!
 //! QEMU's text says which memory region a range shows, and from where in it, but not where QEMU had put the region. So each region, by
 //! its name, gets a place of its own. Pieces of one region then continue each other exactly as they did in QEMU, and different regions
@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use dmaspace::listener::Update;
 use dmaspace::section::TargetMemory;
@@ -17,16 +18,16 @@ use crate::program::guest::{Guest, Meaning};
 use crate::program::mtree::Range;
 use crate::program::text::bytes;
 
-/// What the listener is told, and the few things it is not.
+/// The update a listener is told, and the few things it is not.
 #[derive(Debug)]
 pub(crate) struct Told {
-    /// Everything that comes.
+    /// The sections and target memory that come.
     pub(crate) update: Update,
-    /// Why ranges that are nothing to a listener are nothing, by first address.
+    /// The reasons for which ranges are nothing to a listener, by first address.
     pub(crate) reasons: BTreeMap<u64, &'static str>,
 }
 
-/// Where the guest's memory is to come from.
+/// The source of the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// Nowhere: addresses are enough.
@@ -35,7 +36,7 @@ pub(crate) enum Source {
     Real,
 }
 
-/// Why there is no host memory for a guest.
+/// The reason for which there is no host memory for a guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoMemory {
     /// One range, by itself or together with the others, is larger than an address space.
@@ -47,14 +48,14 @@ pub(crate) enum NoMemory {
     /// This host has less.
     #[error("the guest has {need} of memory, but only {have} is free here; a soft host (--host) needs none")]
     TooLittle {
-        /// What the guest has, in words.
+        /// The guest's memory, in words.
         need: String,
-        /// What the host has, in words.
+        /// The host's memory, in words.
         have: String,
     },
 }
 
-/// What the listener is to be told of `guest`.
+/// The update that tells a listener of `guest`.
 ///
 /// # Errors
 /// When there is no memory for it.
@@ -71,7 +72,7 @@ pub(crate) fn tell(guest: &Guest<'_>, source: Source) -> Result<Told, NoMemory> 
     Ok(told)
 }
 
-/// Why a range is nothing to devices, if it is.
+/// The reason for which a range is nothing to devices, if it is.
 fn reason(meaning: Meaning, source: Source) -> Option<&'static str> {
     match meaning {
         Meaning::Nothing(reason) => Some(reason),
@@ -85,7 +86,7 @@ fn reason(meaning: Meaning, source: Source) -> Option<&'static str> {
 /// The guest's memory regions, by name.
 struct Regions {
     source: Source,
-    regions: BTreeMap<String, HostMemory>,
+    regions: BTreeMap<Arc<str>, HostMemory>,
 }
 
 impl Regions {
@@ -96,18 +97,18 @@ impl Regions {
         }
         let mut place = FIRST_PLACE;
         let mut regions = BTreeMap::new();
-        for (name, Size { bytes, line }) in sizes {
+        for (name, Size { bytes, line, bus }) in sizes {
             let memory = match source {
-                Source::MadeUp => made_up(&mut place, bytes),
+                Source::MadeUp => made_up(&mut place, bus, bytes),
                 Source::Real => real(bytes),
             };
-            regions.insert(name.to_owned(), memory.ok_or(NoMemory::TooLarge { line })?);
+            regions.insert(name, memory.ok_or(NoMemory::TooLarge { line })?);
         }
         Ok(Self { source, regions })
     }
 
     fn section(&self, range: &Range, meaning: Meaning) -> Result<Section, NoMemory> {
-        let (name, at, all) = (range.name.as_str(), Iova::new(range.first), bus_range(range));
+        let (name, at, all) = (range.name.as_ref(), Iova::new(range.first), bus_range(range));
         let section = match meaning {
             Meaning::Memory(access) => Section::ram(name, at, self.memory(range)?, access),
             Meaning::DeviceMemory if self.source == Source::MadeUp => {
@@ -145,40 +146,46 @@ fn too_large(range: &Range) -> NoMemory {
     NoMemory::TooLarge { line: range.line }
 }
 
-/// How large a region is at least.
+/// The size of a region, at least.
 #[derive(Clone, Copy)]
 struct Size {
     bytes: NonZeroU64,
     /// The range that shows its last byte.
     line: usize,
+    /// The bus address of its first byte, as the first range that shows it has it.
+    bus: u64,
 }
 
 /// The size of every region that has to be there, as far as ranges show it.
-fn sizes<'a>(guest: &Guest<'a>, source: Source) -> Result<BTreeMap<&'a str, Size>, NoMemory> {
+fn sizes(guest: &Guest<'_>, source: Source) -> Result<BTreeMap<Arc<str>, Size>, NoMemory> {
     let has_memory = |meaning: Meaning| match meaning {
         Meaning::Memory(_) => true,
         Meaning::DeviceMemory => source == Source::MadeUp,
         Meaning::Translated(_) | Meaning::Msi | Meaning::Nothing(_) => false,
     };
     let shown = guest.pci.iter().filter(|(_, meaning)| has_memory(*meaning)).map(|(range, _)| *range);
-    let mut sizes: BTreeMap<&str, Size> = BTreeMap::new();
+    let mut sizes: BTreeMap<Arc<str>, Size> = BTreeMap::new();
     for range in shown.chain(guest.targets.iter().copied()) {
         let bytes = len(range).and_then(|len| len.checked_add(range.offset)).ok_or_else(|| too_large(range))?;
-        let size = sizes.entry(&range.name).or_insert(Size { bytes, line: range.line });
+        let shown = Size { bytes, line: range.line, bus: range.first.wrapping_sub(range.offset) };
+        let size = sizes.entry(range.name.clone()).or_insert(shown);
         if size.bytes < bytes {
-            *size = Size { bytes, line: range.line };
+            *size = Size { bus: size.bus, ..shown };
         }
     }
     Ok(sizes)
 }
 
-/// Where made-up places begin: anywhere but at zero, so that no two kinds of address are ever equal by chance.
+/// The first made-up place: anywhere but at zero, so that no two kinds of address are ever equal by chance.
 const FIRST_PLACE: u64 = 1 << 44;
 
-/// A place of its own. Places are aligned to 1 GiB, so that every page size the bus address allows is allowed by the host's too, and
-/// 1 GiB or more lies between them, so that what is behind different regions is never taken for one piece.
-fn made_up(place: &mut u64, bytes: NonZeroU64) -> Option<HostMemory> {
-    let memory = HostMemory::unbacked(*place, bytes)?;
+/// A place of its own. Places lie in a GiB as their bus addresses do, so that every page size the bus address allows is allowed by the
+/// host's too: an address that was made up here is no reason against anything. But QEMU's memory begins with a page of the host's, of
+/// 64 KiB at most, and where that does not fit the bus address QEMU itself does not map it. 1 GiB or more lies between places, so that
+/// what is behind different regions is never taken for one piece.
+fn made_up(place: &mut u64, bus: u64, bytes: NonZeroU64) -> Option<HostMemory> {
+    let within = PageSize::K64.round_down(bus % PageSize::G1.bytes());
+    let memory = HostMemory::unbacked(place.checked_add(within)?, bytes)?;
     *place = PageSize::G1.round_up(memory.last())?.checked_add(PageSize::G1.bytes())?;
     Some(memory)
 }
@@ -188,8 +195,8 @@ fn real(bytes: NonZeroU64) -> Option<HostMemory> {
     HostMemory::of_region(&GuestRegionMmap::new(pages, GuestAddress(0))?)
 }
 
-/// All of the guest's memory is about to be pinned: the kernel would rather kill somebody than say no.
-fn check_free_memory(sizes: &BTreeMap<&str, Size>) -> Result<(), NoMemory> {
+/// All of the guest's memory is about to be pinned: the kernel would rather kill a process than say no.
+fn check_free_memory(sizes: &BTreeMap<Arc<str>, Size>) -> Result<(), NoMemory> {
     let need: u128 = sizes.values().map(|size| u128::from(size.bytes.get())).sum();
     match free_memory().map(u128::from) {
         Some(have) if have < need => Err(NoMemory::TooLittle { need: bytes(need), have: bytes(have) }),
@@ -197,7 +204,7 @@ fn check_free_memory(sizes: &BTreeMap<&str, Size>) -> Result<(), NoMemory> {
     }
 }
 
-/// What the kernel thinks it can give without swapping.
+/// The bytes that the kernel can give without swapping, by its own estimate.
 fn free_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -238,7 +245,7 @@ mod tests {
         let mut places = [low.address(), bios.address(), bar.address()];
         places.sort_unstable();
         assert!(places.windows(2).all(|pair| pair[1] - pair[0] >= PageSize::G1.bytes()));
-        assert!(places.iter().all(|place| PageSize::G1.divides(*place)));
+        assert!(PageSize::G1.divides(low.address()) && PageSize::G1.divides(bios.address() - 0x3ffc_0000));
     }
 
     #[test]

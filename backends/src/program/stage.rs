@@ -1,4 +1,4 @@
-//! Where a replay takes place: a host, a space on it with the counter at its door, and the listener, which may be recorded.
+//! The stage of a replay: a host, a space on it with the counter at its door, and the listener, which may be recorded.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -6,27 +6,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dmaspace::choose::BackendKind;
 use dmaspace::contract::PciAddressSpace;
+use dmaspace::door::Door;
 use dmaspace::listener::Update;
 use dmaspace::recording::{JsonLines, Space};
 use dmaspace::{FrontEnd, Listener};
 
+use crate::program::cause::HostView;
 use crate::program::commit::{self, Ended};
 use crate::program::counting::Calls;
 use crate::program::failure::Failure;
 use crate::program::host::{Place, Ready};
 use crate::program::outcome::{Bytes, HostWindow};
 
-/// How to replay.
+/// The circumstances of a replay.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
-    /// On which host.
+    /// The host.
     pub(crate) place: Place,
-    /// Through which backend; `None`: the best the host has.
+    /// The backend; `None` for the best the host has.
     pub(crate) backend: Option<BackendKind>,
     /// Whether mappings are cut where the front end expects changes.
     pub(crate) hints: bool,
-    /// Where to record what the listener is told.
+    /// The file in which to record what the listener is told.
     pub(crate) record: Option<PathBuf>,
+}
+
+impl Setting {
+    /// The same host and backend, for a question beside the replay.
+    pub(crate) fn without_recording(&self) -> Self {
+        Self { record: None, ..self.clone() }
+    }
 }
 
 /// A space that is served by a listener.
@@ -43,7 +52,7 @@ struct Recording {
     lines: Lines,
 }
 
-/// What was spent so far.
+/// The cost of a replay so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spent {
     /// The kernel calls.
@@ -53,7 +62,7 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    /// What was spent since then.
+    /// The part spent since then.
     pub(crate) fn since(self, then: Self) -> Self {
         Self { calls: self.calls.since(then.calls), pinned: self.pinned.saturating_sub(then.pinned) }
     }
@@ -80,12 +89,22 @@ impl Stage {
         commit::commit(&mut self.listener, update)
     }
 
-    /// What the guest's devices see.
+    /// The listener, which knows what the guest's devices see.
     pub(crate) fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// How the host is reached.
+    /// The host, as far as it decides what can be mapped where.
+    pub(crate) fn view(&self) -> HostView<'_> {
+        HostView::of(self.space())
+    }
+
+    /// The bytes that may be locked; nothing where no limit is set.
+    pub(crate) fn lockable(&self) -> Option<u64> {
+        self.ready.counter.locked_memory()?.limit
+    }
+
+    /// The name of the backend.
     pub(crate) fn backend(&self) -> &'static str {
         self.space().backend()
     }
@@ -95,7 +114,7 @@ impl Stage {
         Space::of(self.space()).windows
     }
 
-    /// What was spent so far. A host that wants memory registered pins it then; others pin what they map.
+    /// The calls and bytes spent so far. A host that wants memory registered pins it then; others pin what they map.
     pub(crate) fn spent(&self) -> Spent {
         let counter = &self.ready.counter;
         let registers = self.space().registration().is_some();
@@ -103,7 +122,7 @@ impl Stage {
         Spent { calls: counter.calls(), pinned }
     }
 
-    /// What can be seen at the end, and what was counted on the way.
+    /// The bytes in force at the end, and those counted on the way.
     pub(crate) fn bytes(&self, disturbed: u64) -> Bytes {
         Bytes::of(self.space(), self.spent().pinned, disturbed)
     }

@@ -7,33 +7,46 @@
 use std::collections::BTreeMap;
 
 use dmaspace::address::{Address, AddressRange};
-use dmaspace::listener::{Fate, SpaceReport, Update};
+use dmaspace::listener::{Fate, SpaceReport, Update, Verdict};
 use dmaspace::section::TargetMemory;
-use dmaspace::{FrontEnd, Listener, Section};
+use dmaspace::{FrontEnd, Section};
 
+use crate::program::answer::{Causes, answer};
 use crate::program::commit::Ended;
 use crate::program::course::{Course, Step};
 use crate::program::failure::Failure;
+use crate::program::finding::Finding;
 use crate::program::outcome::{AddressesOf, Input, Judged, Outcome, StepOutcome, Told};
-use crate::program::replay::{Replay, front_end};
+use crate::program::replay::{Replay, add_causes, cures, front_end, locked_by};
 use crate::program::stage::{Setting, Stage};
 
 /// Replays `course`, which `file` tells.
 ///
 /// # Errors
 /// When it does not come to a commit.
-pub(crate) fn replay(file: &str, course: &Course, setting: &Setting) -> Result<Replay, Failure> {
+pub(crate) fn replay(file: &str, course: &Course, findings: &[Finding], setting: &Setting) -> Result<Replay, Failure> {
     let mut run = Run::new(Stage::new(setting, front(course, setting.hints))?);
-    let steps = course.steps.iter().enumerate().map(|(n, step)| run.take(n + 1, step)).collect();
+    let steps: Vec<_> = course.steps.iter().enumerate().map(|(n, step)| run.take(n + 1, step)).collect();
+    add_causes(run.in_force.values().map(|(judged, _)| judged), &run.stage, &mut run.causes);
+    let findings = answer(findings, setting, &mut run.causes)?;
     let outcome = Outcome {
-        ok: run.errors.is_empty(),
-        input: Input { file: file.to_owned(), address_space: "pci".to_owned(), course: Some(Told::of(course)) },
+        ok: run.errors.is_empty() && !findings.iter().any(|answer| answer.is_refused),
+        input: Input {
+            file: file.to_owned(),
+            address_space: "pci".to_owned(),
+            space: course.space.clone(),
+            passed_over: 0,
+            course: Some(Told::of(course)),
+        },
         backend: run.stage.backend(),
         windows: run.stage.windows(),
-        sections: run.in_force.into_values().collect(),
+        sections: run.in_force.into_values().map(|(judged, _)| judged).collect(),
         calls: run.stage.spent().calls,
         bytes: run.stage.bytes(run.disturbed),
         steps: Some(steps),
+        findings,
+        cures: cures(run.causes, run.locked_at_most, &run.stage),
+        notes: Vec::new(),
     };
     run.stage.close()?;
     Ok(Replay { outcome, host: setting.place.name(), warnings: run.warnings, errors: run.errors })
@@ -50,9 +63,13 @@ fn front(course: &Course, hints: bool) -> FrontEnd {
 
 struct Run {
     stage: Stage,
-    /// What is in force and what became of it.
-    in_force: BTreeMap<(AddressesOf, u64), Judged>,
-    /// Whether a step was refused here that was not refused there.
+    /// The pieces in force, with their fates.
+    in_force: BTreeMap<(AddressesOf, u64), (Judged, Piece)>,
+    /// The bytes they lock, and the most that any step would have locked.
+    locked: u64,
+    locked_at_most: u64,
+    causes: Causes,
+    /// Whether a step was refused here, and not there.
     has_strayed: bool,
     disturbed: u64,
     warnings: Vec<String>,
@@ -61,19 +78,32 @@ struct Run {
 
 impl Run {
     fn new(stage: Stage) -> Self {
-        let (warnings, errors) = (Vec::new(), Vec::new());
-        Self { stage, in_force: BTreeMap::new(), has_strayed: false, disturbed: 0, warnings, errors }
+        Self {
+            stage,
+            in_force: BTreeMap::new(),
+            locked: 0,
+            locked_at_most: 0,
+            causes: Causes::default(),
+            has_strayed: false,
+            disturbed: 0,
+            warnings: Vec::new(),
+            errors: Vec::new(),
+        }
     }
 
     fn take(&mut self, number: usize, step: &Step) -> StepOutcome {
         let update = match self.has_strayed {
-            true => as_far_as_it_goes(&step.update, self.stage.listener()),
+            true => self.as_far_as_it_goes(&step.update),
             false => step.update.clone(),
         };
-        let before = self.stage.spent();
+        let (before, staying) = (self.stage.spent(), self.locked.saturating_sub(self.locked_by_removed(&update)));
         let mut ended = self.commit(number, &update);
         let mut disturbed = ended.report.disturbed;
         let added = judged(&update, &ended);
+        self.locked_at_most = self.locked_at_most.max(staying.saturating_add(added.iter().map(locked_by).sum()));
+        if !ended.errors.is_empty() {
+            add_causes(&added, &self.stage, &mut self.causes);
+        }
         match (ended.errors.is_empty(), step.failed_there.is_some()) {
             (true, true) => {
                 let back = self.commit(number, &update.clone().reversed());
@@ -90,74 +120,111 @@ impl Run {
 
     fn commit(&mut self, number: usize, update: &Update) -> Ended {
         let ended = self.stage.commit(update.clone());
-        let say = |text: &String| format!("step {number}: {text}");
-        self.errors.extend(ended.errors.iter().map(say));
+        self.errors.extend(ended.errors.iter().map(|text| of_step(number, text)));
         if ended.errors.is_empty() {
             self.follow(update, &ended.report);
-            self.warnings.extend(ended.report.warnings.iter().map(|warning| say(&warning.text)));
+            self.warnings.extend(ended.report.warnings.iter().map(|warning| of_step(number, &warning.text)));
         }
         ended
     }
 
-    /// What is in force now.
+    /// An update is in force.
     fn follow(&mut self, update: &Update, report: &SpaceReport) {
-        for section in update.removed() {
-            self.in_force.remove(&(AddressesOf::Pci, section.range().first().get()));
+        for place in places_removed(update) {
+            if let Some((judged, _)) = self.in_force.remove(&place) {
+                self.locked = self.locked.saturating_sub(locked_by(&judged));
+            }
         }
-        for target in update.removed_targets() {
-            self.in_force.remove(&(AddressesOf::Memory, target.range().first().get()));
+        for (judged, piece) in judged_in(report) {
+            self.locked = self.locked.saturating_add(locked_by(&judged));
+            if let Some((before, _)) = self.in_force.insert(judged.place(), (judged, piece)) {
+                self.locked = self.locked.saturating_sub(locked_by(&before));
+            }
         }
-        self.in_force.extend(judged_in(report).map(|judged| (judged.place(), judged)));
+    }
+
+    /// The bytes that the pieces an update removes lock.
+    fn locked_by_removed(&self, update: &Update) -> u64 {
+        let removed = places_removed(update).filter_map(|place| self.in_force.get(&place));
+        removed.map(|(judged, _)| locked_by(judged)).sum()
+    }
+
+    /// `update` where not everything is in force that should be, or something is that should not.
+    fn as_far_as_it_goes(&self, update: &Update) -> Update {
+        let sections = update.removed().iter().chain(update.added()).map(|section| ends_of(section.range()));
+        let targets =
+            update.removed_targets().iter().chain(update.added_targets()).map(|target| ends_of(target.range()));
+        let in_the_way =
+            self.overlapping(AddressesOf::Pci, sections).chain(self.overlapping(AddressesOf::Memory, targets));
+        let mut changed = Update::new();
+        for piece in in_the_way {
+            changed = match piece {
+                Piece::Section(section) => changed.removing(section.clone()),
+                Piece::Target(target) => changed.removing_target(target.clone()),
+            };
+        }
+        let changed = update.added().iter().cloned().fold(changed, Update::adding);
+        update.added_targets().iter().cloned().fold(changed, Update::adding_target)
+    }
+
+    /// The pieces in force that share an address with one of `ranges`, each once.
+    fn overlapping(
+        &self,
+        space: AddressesOf,
+        ranges: impl Iterator<Item = (u64, u64)>,
+    ) -> impl Iterator<Item = &Piece> {
+        let mut found: BTreeMap<u64, &Piece> = BTreeMap::new();
+        for (first, last) in ranges {
+            let below = self.in_force.range((space, 0)..(space, first)).next_back();
+            let below = below.filter(|(_, (judged, _))| judged.last.0 >= first);
+            let inside = self.in_force.range((space, first)..=(space, last));
+            found.extend(below.into_iter().chain(inside).map(|((_, at), (_, piece))| (*at, piece)));
+        }
+        found.into_values()
     }
 }
 
-/// What became of what came.
+fn of_step(number: usize, text: &str) -> String {
+    format!("step {number}: {text}")
+}
+
+/// A piece in force, as it has to be removed.
+enum Piece {
+    Section(Section),
+    Target(TargetMemory),
+}
+
+fn places_removed(update: &Update) -> impl Iterator<Item = (AddressesOf, u64)> {
+    let sections = update.removed().iter().map(|section| (AddressesOf::Pci, section.range().first().get()));
+    let targets = update.removed_targets().iter().map(|target| (AddressesOf::Memory, target.range().first().get()));
+    sections.chain(targets)
+}
+
+fn ends_of<A: Address>(range: AddressRange<A>) -> (u64, u64) {
+    (range.first().get(), range.last().get())
+}
+
+/// The fates of the pieces that came.
 fn judged(update: &Update, ended: &Ended) -> Vec<Judged> {
-    let mut judged: BTreeMap<_, _> = judged_in(&ended.report).map(|judged| (judged.place(), judged)).collect();
-    // What is not judged was not asked for: the update makes no sense.
+    let mut judged: BTreeMap<_, _> = judged_in(&ended.report).map(|(judged, _)| (judged.place(), judged)).collect();
+    // A piece that is not judged was not asked for: the update makes no sense.
     let reason = ended.errors.first().map_or("", String::as_str);
     let sections = update.added().iter().map(|section| Judged::of_section(section, Fate::Refused, reason));
     let targets = update.added_targets().iter().map(|target| Judged::of_target(target, Fate::Refused, reason));
     sections.chain(targets).map(|unjudged| judged.remove(&unjudged.place()).unwrap_or(unjudged)).collect()
 }
 
-fn judged_in(report: &SpaceReport) -> impl Iterator<Item = Judged> + '_ {
-    let sections = report.sections.iter().map(Judged::of_section_verdict);
-    sections.chain(report.targets.iter().map(Judged::of_target_verdict))
-}
-
-/// `update` where not everything is in force that should be, or something is that should not.
-fn as_far_as_it_goes(update: &Update, listener: &Listener) -> Update {
-    let sections = update.removed().iter().chain(update.added()).map(Section::range).collect();
-    let targets = update.removed_targets().iter().chain(update.added_targets()).map(TargetMemory::range).collect();
-    let (sections, targets) = (sorted(sections), sorted(targets));
-    let removed = listener.sections().filter(|section| overlaps(&sections, section.range())).cloned();
-    let changed = removed.fold(Update::new(), Update::removing);
-    let removed = listener.targets().filter(|target| overlaps(&targets, target.range())).cloned();
-    let changed = removed.fold(changed, Update::removing_target);
-    let changed = update.added().iter().cloned().fold(changed, Update::adding);
-    update.added_targets().iter().cloned().fold(changed, Update::adding_target)
-}
-
-/// Ascending, without those that another covers: then their last addresses ascend, too.
-fn sorted<A: Address>(mut ranges: Vec<AddressRange<A>>) -> Vec<AddressRange<A>> {
-    ranges.sort_by_key(|range| (range.first(), std::cmp::Reverse(range.last())));
-    let mut reach = None;
-    ranges.retain(|range| {
-        let is_covered = reach.is_some_and(|reach| range.last() <= reach);
-        reach = reach.max(Some(range.last()));
-        !is_covered
-    });
-    ranges
-}
-
-fn overlaps<A: Address>(ranges: &[AddressRange<A>], range: AddressRange<A>) -> bool {
-    let next = ranges.partition_point(|other| other.last() < range.first());
-    ranges.get(next).is_some_and(|other| other.overlaps(range))
+fn judged_in(report: &SpaceReport) -> impl Iterator<Item = (Judged, Piece)> + '_ {
+    let of_section =
+        |verdict: &Verdict<Section>| (Judged::of_section_verdict(verdict), Piece::Section(verdict.piece.clone()));
+    let of_target =
+        |verdict: &Verdict<TargetMemory>| (Judged::of_target_verdict(verdict), Piece::Target(verdict.piece.clone()));
+    report.sections.iter().map(of_section).chain(report.targets.iter().map(of_target))
 }
 
 #[cfg(test)]
 mod tests {
+    use dmaspace::Listener;
     use dmaspace::choose::BackendKind;
     use dmaspace::recording::JsonLines;
     use proptest::prelude::*;
@@ -165,6 +232,7 @@ mod tests {
 
     use super::*;
     use crate::program::host::Place;
+    use crate::program::surroundings::Text;
     use crate::program::trace;
     use crate::program::trace::tests::{PSERIES, Q35, damaged};
 
@@ -177,7 +245,7 @@ mod tests {
 
     /// What is said to be mapped at the end is mapped, and steps add up.
     fn check(course: &Course, setting: &Setting) -> Result<(), TestCaseError> {
-        let outcome = replay("course", course, setting).expect("a soft host").outcome;
+        let outcome = replay("course", course, &[], setting).expect("a soft host").outcome;
         let mapped = outcome.sections.iter().filter(|judged| judged.fate == Fate::Mapped);
         let reached = |judged: &Judged| {
             let lost = u128::from(judged.lost_head) + u128::from(judged.lost_tail);
@@ -198,7 +266,7 @@ mod tests {
         let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
         let mut listener = Listener::new(FrontEnd::pc());
         listener.record_to(Box::new(lines.clone()));
-        for step in trace::parse(text.as_bytes(), None).expect("a good trace").steps {
+        for step in trace::parse(&Text::of(text.as_bytes()), None).expect("a good trace").courses.remove(0).steps {
             listener.commit(step.update).expect("no host can refuse");
         }
         let lines = lines.lock().expect("nobody panicked");
@@ -241,8 +309,10 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_traces_are_replayed_or_refused(text in damaged(), (host, backend) in prop::sample::select(&HOSTS[..])) {
-            let Ok(course) = trace::parse(&text, None) else { return Ok(()) };
-            check(&course, &on(host, backend))?;
+            let Ok(traced) = trace::parse(&Text::of(&text), None) else { return Ok(()) };
+            for course in traced.courses {
+                check(&course, &on(host, backend))?;
+            }
         }
 
         #[test]

@@ -3,8 +3,11 @@
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
+use crate::program::answer::{Answer, Cure};
 use crate::program::counting::Calls;
-use crate::program::outcome::{AddressesOf, Bytes, HostWindow, Judged, Outcome, StepOutcome, Told};
+use crate::program::folding::{self, Row};
+use crate::program::outcome::{AddressesOf, Bytes, HostWindow, Input, Judged, Outcome, StepOutcome};
+use crate::program::printable;
 use crate::program::replay::Replay;
 
 const COLUMNS: usize = 100;
@@ -12,16 +15,17 @@ const COLUMNS: usize = 100;
 /// The whole of it.
 pub(crate) fn replay(replay: &Replay) -> String {
     let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
-    let what = input.course.as_ref().map_or_else(|| input.address_space.clone(), course);
-    let heading = format!("{}: {what}\non {}, through {backend}\n", input.file, replay.host);
+    let heading = format!("{}: {}\non {}, through {backend}\n", input.file, told(input), replay.host);
     let of = |space| sections.iter().filter(move |judged: &&Judged| judged.space == space);
     let parts = [
+        paragraph("Failures where the log was written", findings(&replay.outcome.findings)),
         paragraph("Step by step", steps(&replay.outcome)),
         paragraph("The host's windows", window_table(windows)),
         paragraph("The PCI address space", section_table(of(AddressesOf::Pci))),
         paragraph("System memory, behind the guest's windows", section_table(of(AddressesOf::Memory))),
         paragraph("Kernel calls", Some(format!("  {}\n", calls(&replay.outcome.calls)))),
         paragraph("Bytes", costs(&replay.outcome)),
+        paragraph("What to do", cures(&replay.outcome.cures)),
     ];
     heading + &parts.concat() + "\n" + &result(&replay.outcome) + "\n"
 }
@@ -29,26 +33,80 @@ pub(crate) fn replay(replay: &Replay) -> String {
 fn result(outcome: &Outcome) -> String {
     let steps = outcome.steps.as_deref().unwrap_or_default();
     let failed = steps.iter().filter(|step| !step.ok).count();
+    let refused = outcome.findings.iter().filter(|answer| answer.is_refused).count();
     match (outcome.ok, failed) {
+        (true, _) if steps.is_empty() && !outcome.findings.is_empty() => "This host refuses none of it.".to_owned(),
         (true, _) => "Every required section is provided.".to_owned(),
+        (false, 0) if refused > 0 => format!("Refused: {refused} of the failures are failures here, too."),
         (false, 0) => "Refused: nothing of it is in force.".to_owned(),
         (false, failed) => format!("Refused: {failed} of {} steps; nothing of them is in force.", steps.len()),
     }
 }
 
-/// What kind of course it is, in words.
-fn course(told: &Told) -> String {
-    let ignored = if told.ignored > 0 { format!(", {} lines passed over", told.ignored) } else { String::new() };
-    format!("a {} of {}{ignored}", told.told_by, plural(told.lines.len(), "step"))
+/// The kind of the input, in words.
+fn told(input: &Input) -> String {
+    let space = input.space.as_ref().map_or_else(String::new, |space| format!(" ({space})"));
+    match &input.course {
+        Some(told) if told.told_by == "log" => format!("a log of failures{}", passed_over(told.ignored)),
+        Some(told) => {
+            let steps = plural(told.lines.len(), "step");
+            format!("a {} of {steps}{space}{}", told.told_by, passed_over(told.ignored))
+        }
+        None if input.address_space.is_empty() => {
+            format!("an address space without a name{}", passed_over(input.passed_over))
+        }
+        None => format!("{}{}", input.address_space, passed_over(input.passed_over)),
+    }
+}
+
+fn passed_over(lines: usize) -> String {
+    if lines > 0 { format!(", {} passed over", plural(lines, "line")) } else { String::new() }
+}
+
+/// The failures of a log, each with its causes and what became of the same here.
+fn findings(findings: &[Answer]) -> Option<String> {
+    /// A log may repeat itself for hours.
+    const MOST: usize = 32;
+    if findings.is_empty() {
+        return None;
+    }
+    let shown: String = findings.iter().take(MOST).map(finding).collect();
+    let more = findings.len().saturating_sub(MOST);
+    Some(if more > 0 { format!("{shown}  … and {more} more\n") } else { shown })
+}
+
+fn finding(answer: &Answer) -> String {
+    let Answer { line, call, first, last, name, errno, causes, here, .. } = answer;
+    let range = first.zip(*last).map_or_else(String::new, |(first, last)| format!(" {first}..={last}"));
+    let name = name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+    let call = call.map_or_else(String::new, |call| format!(" {call}"));
+    let errno = errno.as_ref().map_or_else(String::new, |errno| format!(": {errno}"));
+    let heading = format!("  line {line}:{call}{range}{name}{errno}\n");
+    let here = here.iter().map(|here| format!("here: {here}"));
+    let told = causes.iter().cloned().chain(here);
+    heading + &told.map(|text| below(&text)).collect::<String>()
+}
+
+/// One cure for each cause.
+fn cures(cures: &[Cure]) -> Option<String> {
+    let cure = |Cure { cause, count, cure }: &Cure| {
+        let times = if *count > 1 { format!("{count} times ") } else { String::new() };
+        format!("  {}\n{}", wrapped(&format!("{times}{cause}"), COLUMNS - 2).join("\n    "), below(cure))
+    };
+    (!cures.is_empty()).then(|| cures.iter().map(cure).collect())
+}
+
+fn below(text: &str) -> String {
+    wrapped(text, COLUMNS - BELOW.len()).iter().map(|part| format!("{BELOW}{part}\n")).collect()
 }
 
 fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Each step: what it took, what went and what came.
+/// Each step: its cost, and the pieces that went and came.
 fn steps(outcome: &Outcome) -> Option<String> {
-    let told = outcome.input.course.as_ref()?;
+    let told = outcome.input.course.as_ref().filter(|told| !told.lines.is_empty())?;
     let failed_there = |number: usize| told.failed_there.binary_search(&number).is_ok();
     let steps = (1..).zip(outcome.steps.iter().flatten()).zip(&told.lines);
     Some(steps.map(|((number, step), lines)| one_step(number, *lines, step, failed_there(number))).collect())
@@ -71,20 +129,63 @@ fn one_step(number: usize, (first, last): (usize, usize), step: &StepOutcome, fa
     );
     let gone = step.removed.iter().map(|gone| {
         let (first, last) = (gone.first.to_string(), gone.last.to_string());
-        ["-".to_owned(), first, last, gone.kind.to_string(), gone.name.clone(), String::new()]
+        TableRow {
+            cells: ["-".to_owned(), first, last, gone.kind.to_string(), shown_name(&gone.name), String::new()],
+            reason: "",
+        }
     });
     let come = step.added.iter().map(|judged| {
         let (first, last) = (judged.first.to_string(), judged.last.to_string());
-        ["+".to_owned(), first, last, judged.kind.to_string(), judged.name.clone(), judged.fate.to_string()]
+        let cells =
+            ["+".to_owned(), first, last, judged.kind.to_string(), shown_name(&judged.name), judged.fate.to_string()];
+        TableRow { cells, reason: if step.ok { "" } else { judged.reason.as_str() } }
     });
-    let why = step.added.iter().map(|judged| if step.ok { "" } else { judged.reason.as_str() });
-    let reasons = step.removed.iter().map(|_| "").chain(why);
-    let lines = table([""; 6], gone.chain(come)).skip(1).map(|line| format!("   {line}"));
-    let pieces: String = lines.zip(reasons).map(|(line, reason)| with_reason(&line, reason)).collect();
-    heading + &spent + &pieces
+    let pieces = folded_table("   ", None, gone.chain(come).collect(), [0, 3, 5]);
+    heading + &spent + &pieces.concat()
 }
 
-/// A title and what belongs to it; nothing when there is nothing.
+/// A name as it fits into a table.
+fn shown_name(name: &str) -> String {
+    const LONGEST: usize = 60;
+    printable::cut(name, LONGEST).into_owned()
+}
+
+/// A row of a table, with a reason at its end.
+struct TableRow<'a, const N: usize> {
+    cells: [String; N],
+    reason: &'a str,
+}
+
+impl<const N: usize> TableRow<'_, N> {
+    /// Whether another row has the same reason and the same in these columns.
+    fn is_like(&self, other: &Self, columns: &[usize]) -> bool {
+        let same = columns.iter().all(|column| self.cells.get(*column) == other.cells.get(*column));
+        same && folding::shared(self.reason) == folding::shared(other.reason)
+    }
+}
+
+/// The lines of a table, indented, in which long runs of rows with one reason are folded that are alike in some columns.
+fn folded_table<const N: usize, const M: usize>(
+    indent: &str,
+    heading: Option<[&str; N]>,
+    rows: Vec<TableRow<'_, N>>,
+    columns: [usize; M],
+) -> Vec<String> {
+    let rows = folding::rows(rows, |a, b| a.is_like(b, &columns));
+    let cells = rows.iter().map(|row| match row {
+        Row::One(row) => row.cells.clone(),
+        Row::Alike(n) => std::array::from_fn(|column| if column == 1 { format!("… {n} more") } else { String::new() }),
+    });
+    let mut lines = table(heading.unwrap_or([""; N]), cells).map(|line| format!("{indent}{line}"));
+    let first = lines.next().filter(|_| heading.is_some()).map(|line| with_reason(&line, "why"));
+    let reasons = rows.iter().map(|row| match row {
+        Row::One(row) => row.reason,
+        Row::Alike(_) => "",
+    });
+    first.into_iter().chain(lines.zip(reasons).map(|(line, reason)| with_reason(&line, reason))).collect()
+}
+
+/// A title and its body; nothing where there is no body.
 fn paragraph(title: &str, body: Option<String>) -> String {
     body.map_or_else(String::new, |body| format!("\n{title}\n{body}"))
 }
@@ -101,14 +202,16 @@ fn window_table(windows: &[HostWindow]) -> Option<String> {
 }
 
 /// One line for each section, with the reason at its end or, where there is no room, below it.
-fn section_table<'a>(sections: impl Iterator<Item = &'a Judged> + Clone) -> Option<String> {
-    sections.clone().next()?;
-    let rows = sections.clone().map(|Judged { first, last, kind, name, fate, .. }| {
-        [first.to_string(), last.to_string(), kind.to_string(), name.clone(), fate.to_string()]
-    });
-    let reasons = std::iter::once("why").chain(sections.map(|judged| judged.reason.as_str()));
-    let lines = table(["first", "last", "kind", "name", "fate"], rows);
-    Some(lines.zip(reasons).map(|(line, reason)| with_reason(&line, reason)).collect())
+fn section_table<'a>(sections: impl Iterator<Item = &'a Judged>) -> Option<String> {
+    let rows: Vec<_> = sections
+        .map(|Judged { first, last, kind, name, fate, reason, .. }| TableRow {
+            cells: [first.to_string(), last.to_string(), kind.to_string(), shown_name(name), fate.to_string()],
+            reason,
+        })
+        .collect();
+    let heading = ["first", "last", "kind", "name", "fate"];
+    let lines = folded_table("", Some(heading), rows, [2, 4]);
+    (lines.len() > 1).then(|| lines.concat())
 }
 
 fn with_reason(line: &str, reason: &str) -> String {

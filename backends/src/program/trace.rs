@@ -1,351 +1,305 @@
-//! A trace of QEMU's VFIO events: what its memory listener was told, as a course of updates.
+//! A trace of QEMU's VFIO events, or a log with its error lines: what its memory listener was told and what came of it, as a course of
+//! updates, and what failed, as findings.
 //!
 //! QEMU's log backends write a line for each event, `<pid>@<time>:<name> <what happened>`, among lines of other events and of QEMU's own;
-//! what [`line`] does not know is counted and passed over. A line that is known and says something else than it can is refused: half a
-//! trace replays to a state that never was.
+//! a line that [`events`] and [`messages`] do not know is counted and passed over, and so is an event in an unknown form whose content
+//! is not needed. An event whose content is needed is refused then: half a trace replays to a state that never was.
 //!
-//! A trace has no transactions, but it has their shape: QEMU's memory core tells a listener first what goes and then what comes (qemu:
-//! system/memory.c, address_space_set_flatview), so a step ends where something goes after something came. Two transactions that only add
-//! become one that way, and so do one that only removes and one after it that only adds; the state after each step is one that was.
-//!
-//! - `vfio_listener_region_add_ram` is RAM, read-write: a trace does not tell ROM from RAM, nor a BAR from either, except where QEMU says
-//!   afterwards that it did not map a device's memory.
+//! - An event acts only if it succeeded there. One that failed becomes a [`Finding`]: what, where, which error.
+//! - `vfio_listener_region_add_ram` is RAM, read-write: a trace does not tell ROM from RAM. A BAR is told from RAM by events that QEMU
+//!   prints before it ([`bars`]) or after it (`…_no_dma_map`, `…_skip_dma_map`), and by what an error line says.
 //! - `vfio_listener_region_add_iommu` is a translated window. Its page is that of the host window QEMU made there, if it made one.
 //! - `vfio_listener_region_skip` is nothing to devices.
 //! - `vfio_prereg_register` is target memory. The trace does not tell where the guest sees it: its host address stands in for that.
-//! - `iommufd_backend_map_dma` and its like are the calls behind the above, and are only looked at where the listener's events were not
-//!   traced.
+//! - `iommufd_backend_map_dma` and its like are the calls behind the listener's events, and say what came of them. Where the listener said
+//!   nothing, a call is memory by itself: a confidential guest's pages are mapped when they become shared.
 //! - What goes without ever having come is passed over: QEMU's listener is also told of ranges that it could not map, and a trace may
 //!   begin in the middle.
+//! - The listener of each container prints the same events, one after another. An event that repeats another exactly is another
+//!   container's, and a call names its address space: each is a course of its own.
 
+mod bars;
+mod events;
 mod form;
 mod line;
+mod messages;
 mod placed;
+pub(crate) mod said;
+mod space;
 
 use std::collections::BTreeMap;
 
-use dmaspace::listener::Update;
 use dmaspace::section::TargetMemory;
-use dmaspace::{HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress, SystemRange};
+use dmaspace::{Access, HostMemory, Iova, IovaRange, PageSize, Section, SystemAddress, SystemRange};
 
-use crate::program::course::{Course, Step};
-use crate::program::guest::{is_where_pcs_take_interrupts, page_of_translated};
+use crate::program::course::Course;
+use crate::program::finding::{Finding, Findings};
+use crate::program::guest::is_where_pcs_take_interrupts;
 use crate::program::mtree::BadLine;
-use line::{Said, Speaker};
-use placed::Placed;
+use crate::program::surroundings::{Line, PassedOver, Text};
+use crate::program::translating::page_of_translated;
+use bars::{Bars, Found};
+use line::Read;
+use said::{Call, Failed, Ioas, Said};
+use space::Space;
 
-/// Whether a line is one of such a trace.
-pub(crate) fn is_line(line: &str) -> bool {
-    line::is_known(line)
+pub(crate) use line::is_known;
+
+/// The content of a trace or a log.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    /// A course for each address space, never none.
+    pub(crate) courses: Vec<Course>,
+    /// The calls that failed there, and what else the log says of failures.
+    pub(crate) findings: Vec<Finding>,
 }
 
-/// Reads a trace, bytes as they come. `guest_page`, if given, is the page of every translated window.
+/// Reads a trace. `guest_page`, if given, is the page of every translated window.
 ///
 /// # Errors
 /// The first line that is not what it has to be.
-pub(crate) fn parse(text: &[u8], guest_page: Option<PageSize>) -> Result<Course, BadLine> {
-    let mut said = Vec::new();
-    let mut ignored = 0;
-    for (n, bytes) in text.split(|byte| *byte == b'\n').enumerate() {
-        let text = String::from_utf8_lossy(bytes);
-        let text = text.trim();
-        match line::read(text) {
-            None => ignored += usize::from(!text.is_empty()),
-            Some(Ok((speaker, what))) => said.push(Line { number: n + 1, text: text.to_owned(), speaker, what }),
-            Some(Err(expected)) => return Err(BadLine { line: n + 1, expected, found: Some(text.to_owned()) }),
-        }
-    }
-    let has_listener = said.iter().any(|line| line.speaker == Speaker::Listener && line.comes());
-    let mut tracer = Tracer { guest_page, ignored, ..Tracer::default() };
-    for line in said {
-        if has_listener && line.speaker == Speaker::Iommufd {
-            tracer.ignored += 1;
-        } else {
-            tracer.follow(line.number, line.what).map_err(|expected| BadLine {
-                line: line.number,
-                expected,
-                found: Some(line.text),
-            })?;
+pub(crate) fn parse(text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Traced, BadLine> {
+    let mut tracer = Tracer { guest_page, ..Tracer::default() };
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let bad = |expected| BadLine { line: line.number, expected, found: Some(line.text.clone().into_owned()) };
+        match line::read(&line, &mut lines).map_err(bad)? {
+            Read::Unknown => tracer.passed_over.pass(&line),
+            Read::Said(said, continued) => {
+                let is_taken = tracer.follow(line.number, said).map_err(bad)?;
+                tracer.note(&line, is_taken);
+                for _ in 0..continued {
+                    tracer.passed_over.extend_taken(lines.next());
+                }
+            }
         }
     }
     Ok(tracer.finish())
 }
 
-/// A line that is known.
-struct Line {
-    number: usize,
-    text: String,
-    speaker: Speaker,
-    what: Said,
-}
-
-impl Line {
-    fn comes(&self) -> bool {
-        matches!(self.what, Said::Memory { .. } | Said::Translated { .. })
-    }
-}
-
-/// What was followed so far.
+/// The course followed so far.
 #[derive(Default)]
 struct Tracer {
     guest_page: Option<PageSize>,
-    sections: Placed<Iova, Section>,
-    targets: Placed<SystemAddress, TargetMemory>,
+    /// The address spaces, in the order in which they came up.
+    spaces: Vec<Space>,
+    /// The space that the last event was of.
+    last: usize,
+    bars: Bars,
     /// The pages of the windows that QEMU made, by first address.
     pages: BTreeMap<Iova, PageSize>,
-    steps: Vec<Step>,
-    open: Option<Open>,
-    ignored: usize,
-    mapped: u64,
-    registered: Option<u64>,
+    findings: Findings,
+    /// Whether the next call that fails was one for a BAR.
+    is_of_a_bar: bool,
+    passed_over: PassedOver,
+    has_events: bool,
 }
 
-/// A step that may not be over.
-#[derive(Default)]
-struct Open {
-    first: usize,
-    last: usize,
-    removed: Vec<Section>,
-    added: Vec<Section>,
-    removed_targets: Vec<TargetMemory>,
-    added_targets: Vec<TargetMemory>,
-}
-
-impl Open {
-    fn has_added(&self) -> bool {
-        !self.added.is_empty() || !self.added_targets.is_empty()
-    }
-
-    fn close(self) -> Step {
-        let update = self.removed.into_iter().fold(Update::new(), Update::removing);
-        let update = self.removed_targets.into_iter().fold(update, Update::removing_target);
-        let update = self.added.into_iter().fold(update, Update::adding);
-        let update = self.added_targets.into_iter().fold(update, Update::adding_target);
-        Step { lines: (self.first, self.last), update, failed_there: None }
-    }
-}
+/// A machine with more containers than this is none.
+const MOST_SPACES: usize = 64;
 
 impl Tracer {
-    fn follow(&mut self, line: usize, said: Said) -> Result<(), String> {
+    /// Follows a line. Returns false where nothing came of it.
+    fn follow(&mut self, line: usize, said: Said) -> Result<bool, String> {
+        self.has_events |= !matches!(said, Said::Failed(_) | Said::OfABar | Said::Message(_) | Said::Irrelevant);
         match said {
-            Said::Memory { at, memory, access } => {
-                self.mapped = self.mapped.saturating_add(memory.len().get());
-                let section = Section::ram("ram", at.first(), memory, access);
-                self.add(line, section.map_err(|error| format!("a range, but {error}"))?)
+            Said::Memory { at, memory } => {
+                let section = self.section_of(at, memory, Access::READ_WRITE)?;
+                self.add(line, section)?;
             }
             Said::Translated { at, name } => {
                 let made = self.pages.get(&at.first()).copied();
                 let page = self.guest_page.or(made).or(page_of_translated(&name)).unwrap_or(PageSize::K4);
-                self.add(line, Section::translated(&name, at, page))
+                self.add(line, Section::translated(&name, at, page))?;
             }
-            Said::Nothing { at } if is_where_pcs_take_interrupts(at) => self.add(line, Section::msi("msi", at)),
-            Said::Nothing { at } => self.add(line, Section::nothing("i/o", at)),
-            Said::Gone { at } => self.remove(line, at),
-            Said::Device { at, name } => {
-                self.make_device(at, &name);
-                Ok(())
+            Said::Nothing { at } if is_where_pcs_take_interrupts(at) => self.add(line, Section::msi("msi", at))?,
+            Said::Nothing { at } => self.add(line, Section::nothing("i/o", at))?,
+            Said::Gone { at } => return self.remove(line, at),
+            Said::NotMapped { at, name } => {
+                if let Some(space) = self.spaces.get_mut(self.last) {
+                    space.make_device(at, &name);
+                }
             }
-            Said::Target(memory) => self.add_target(line, memory),
-            Said::TargetGone(memory) => self.remove_target(line, &memory),
+            Said::BarArea { name, first, last, is_exported: true } => self.bars.export(name, first, last),
+            Said::BarArea { name, first, last, .. } => self.bars.add(name, first, last),
+            Said::Map { ioas, at, memory, access, errno } => self.map(line, ioas, at, memory, access, errno)?,
+            Said::Unmap { ioas, at, errno } => self.unmap(line, ioas, at, errno)?,
+            Said::Target { memory, errno } => self.register(line, memory, errno)?,
+            Said::TargetGone { memory, errno } => return self.unregister(line, &memory, errno),
             Said::Window { first, page } => {
                 self.pages.insert(first, page);
+            }
+            Said::Failed(failed) => self.fail(line, failed),
+            Said::OfABar => self.note_bar(line),
+            Said::Message(message) => self.findings.add_message(line, message),
+            Said::Irrelevant => {}
+        }
+        Ok(true)
+    }
+
+    fn note(&mut self, line: &Line<'_>, is_taken: bool) {
+        if is_taken { self.passed_over.take(line) } else { self.passed_over.pass(line) }
+    }
+
+    /// Memory, as a BAR's or as RAM.
+    fn section_of(&mut self, at: IovaRange, memory: HostMemory, access: Access) -> Result<Section, String> {
+        let section = match self.bars.find(at, &memory) {
+            Some(Found { name, earlier }) => {
+                if let Some((earlier, space)) = earlier.zip(self.spaces.get_mut(self.last)) {
+                    space.make_device(earlier, &name);
+                }
+                Section::device_memory(&name, at.first(), memory, access)
+            }
+            None => Section::ram("ram", at.first(), memory, access),
+        };
+        section.map_err(|error| format!("a range, but {error}"))
+    }
+
+    /// A section comes, to the first space that has not got it yet.
+    fn add(&mut self, line: usize, section: Section) -> Result<(), String> {
+        let place = self.spaces.iter().position(|space| !space.has(&section)).unwrap_or(self.spaces.len());
+        self.space(place)?.add(line, section)
+    }
+
+    /// What lies in a range goes, from the first space that has something there.
+    fn remove(&mut self, line: usize, at: IovaRange) -> Result<bool, String> {
+        self.bars.forget(at);
+        for (place, space) in self.spaces.iter_mut().enumerate() {
+            if space.remove(line, at)? {
+                self.last = place;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A call of iommufd's: what came of an event of the listener's, or memory by itself.
+    fn map(
+        &mut self,
+        line: usize,
+        ioas: Ioas,
+        at: IovaRange,
+        memory: HostMemory,
+        access: Access,
+        errno: u32,
+    ) -> Result<(), String> {
+        let place = self.place_of(ioas, at);
+        let is_told = self.spaces.get(place).is_some_and(|space| space.section_at(at).is_some());
+        self.space(place)?.ioas = Some(ioas);
+        match (errno, is_told) {
+            (0, true) => Ok(()),
+            (0, false) => {
+                let section = self.section_of(at, memory, access)?;
+                self.space(place)?.add(line, section)
+            }
+            (errno, _) => {
+                self.fail(line, Failed { call: Call::Map, at, errno, name: None });
                 Ok(())
             }
-            Said::Irrelevant => Ok(()),
         }
     }
 
-    fn add(&mut self, line: usize, section: Section) -> Result<(), String> {
-        self.sections.put(section.range(), section.clone(), line)?;
-        self.open(line, false).added.push(section);
-        Ok(())
-    }
-
-    fn remove(&mut self, line: usize, range: IovaRange) -> Result<(), String> {
-        let gone = self.sections.take(range)?;
-        if gone.is_empty() {
-            self.ignored += 1;
-        } else {
-            self.open(line, true).removed.extend(gone);
+    /// A call of iommufd's. The event of the listener's that it follows has removed what was there.
+    fn unmap(&mut self, line: usize, ioas: Ioas, at: IovaRange, errno: u32) -> Result<(), String> {
+        /// Nothing was mapped there.
+        const ENOENT: u32 = 2;
+        let place = self.place_of(ioas, at);
+        match self.spaces.get_mut(place) {
+            Some(space) if errno == 0 => {
+                space.remove(line, at)?;
+                self.last = place;
+            }
+            _ if errno != 0 && errno != ENOENT => {
+                self.findings.add(line, Failed { call: Call::Unmap, at, errno, name: None }, false);
+            }
+            _ => {}
         }
         Ok(())
     }
 
-    fn add_target(&mut self, line: usize, memory: HostMemory) -> Result<(), String> {
-        let registered = self.registered.get_or_insert(0);
-        *registered = registered.saturating_add(memory.len().get());
+    /// The space of an IOAS: the one that is known as it, or one without a name that was told of this range, or a new one.
+    fn place_of(&self, ioas: Ioas, at: IovaRange) -> usize {
+        let known = self.spaces.iter().position(|space| space.ioas == Some(ioas));
+        let told = || {
+            let mut nameless = self.spaces.iter().enumerate().filter(|(_, space)| space.ioas.is_none());
+            nameless.find(|(_, space)| space.section_at(at).is_some()).map(|(place, _)| place)
+        };
+        known.or_else(told).unwrap_or(self.spaces.len())
+    }
+
+    /// The space in that place, or a new one.
+    fn space(&mut self, place: usize) -> Result<&mut Space, String> {
+        if place >= MOST_SPACES {
+            return Err(format!("no more than {MOST_SPACES} containers in one trace"));
+        }
+        if place >= self.spaces.len() {
+            self.spaces.resize_with(place + 1, Space::default);
+        }
+        self.last = place;
+        self.spaces.get_mut(place).ok_or_else(|| "a container".to_owned())
+    }
+
+    /// A call failed: what it was for is not in force.
+    fn fail(&mut self, line: usize, mut failed: Failed) {
+        let mut retracted = None;
+        for space in &mut self.spaces {
+            retracted = retracted.or_else(|| space.retract(failed.at));
+        }
+        let is_device = retracted.as_ref().and_then(Section::memory).is_some_and(HostMemory::is_device_memory);
+        let is_device = is_device || std::mem::take(&mut self.is_of_a_bar);
+        failed.name = failed.name.or(retracted.filter(|_| is_device).map(|section| section.name().to_owned()));
+        self.findings.add(line, failed, is_device);
+    }
+
+    /// The failure beside this line was a BAR's.
+    fn note_bar(&mut self, line: usize) {
+        /// QEMU prints both lines at once.
+        const NEAR: usize = 4;
+        self.is_of_a_bar = !self.findings.make_last_device(line.saturating_sub(NEAR));
+    }
+
+    fn register(&mut self, line: usize, memory: HostMemory, errno: u32) -> Result<(), String> {
         let target = TargetMemory::new("ram", SystemAddress::new(memory.address()), memory);
         let target = target.map_err(|error| format!("a range, but {error}"))?;
-        self.targets.put(target.range(), target.clone(), line)?;
-        self.open(line, false).added_targets.push(target);
-        Ok(())
+        if errno != 0 {
+            self.findings.add_target(line, &target, errno);
+            return Ok(());
+        }
+        self.space(0)?.add_target(line, target)
     }
 
-    fn remove_target(&mut self, line: usize, memory: &HostMemory) -> Result<(), String> {
+    fn unregister(&mut self, line: usize, memory: &HostMemory, errno: u32) -> Result<bool, String> {
         let range = SystemRange::with_len(SystemAddress::new(memory.address()), memory.len().get());
-        let gone = self.targets.take(range.map_err(|error| format!("a range, but {error}"))?)?;
-        if gone.is_empty() {
-            self.ignored += 1;
-        } else {
-            self.open(line, true).removed_targets.extend(gone);
+        let range = range.map_err(|error| format!("a range, but {error}"))?;
+        match self.spaces.first_mut() {
+            Some(space) if errno == 0 => space.remove_target(line, range),
+            _ => Ok(false),
         }
-        Ok(())
     }
 
-    /// What came last was a device's memory, if it is this: whole pages of it, or what was left of them.
-    fn make_device(&mut self, at: IovaRange, name: &str) {
-        let Some(last) = self.open.as_mut().and_then(|open| open.added.last_mut()) else { return };
-        let Some((memory, access)) = last.direct().filter(|_| at.covers(last.range())) else { return };
-        let pinned = memory.len().get();
-        let Ok(device) = Section::device_memory(name, last.range().first(), memory.clone(), access) else { return };
-        *last = device.clone();
-        self.sections.exchange(device.range().first(), device);
-        self.mapped = self.mapped.saturating_sub(pinned);
-    }
-
-    /// The step that a line belongs to.
-    fn open(&mut self, line: usize, removes: bool) -> &mut Open {
-        if removes && self.open.as_ref().is_some_and(Open::has_added) {
-            self.close();
+    fn finish(mut self) -> Traced {
+        if self.spaces.is_empty() {
+            self.spaces.push(Space::default());
         }
-        let open = self.open.get_or_insert_with(|| Open { first: line, ..Open::default() });
-        open.last = line;
-        open
-    }
-
-    fn close(&mut self) {
-        self.steps.extend(self.open.take().map(Open::close));
-    }
-
-    fn finish(mut self) -> Course {
-        self.close();
-        Course {
-            told_by: "trace",
-            front: None,
-            steps: self.steps,
-            ignored: self.ignored,
-            pinned_there: Some(self.registered.unwrap_or(self.mapped)),
-            was_on_power: self.registered.is_some(),
-        }
+        let several = self.spaces.len() > 1;
+        let (passed_over, told_by) = (self.passed_over.count(), if self.has_events { "trace" } else { "log" });
+        let courses = self.spaces.into_iter().enumerate().map(|(place, space)| {
+            let ioas = space.ioas.map(|ioas| format!("ioas {} of iommufd {}", ioas.id, ioas.iommufd));
+            let label = ioas.unwrap_or_else(|| format!("container {}", place + 1));
+            let (steps, pinned, was_on_power) = space.finish();
+            Course {
+                told_by,
+                front: None,
+                steps,
+                passed_over,
+                pinned_there: self.has_events.then_some(pinned),
+                was_on_power,
+                space: several.then_some(label),
+            }
+        });
+        Traced { courses: courses.collect(), findings: self.findings.finish() }
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use dmaspace::section::Backing;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    pub(crate) const Q35: &str =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/q35-256m-type1-boot.trace"));
-    pub(crate) const PSERIES: &str =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/traces/pseries-512m-spapr-v2-reset.trace"));
-
-    /// One of the traces with a few bytes changed, or lines exchanged.
-    pub(crate) fn damaged() -> impl Strategy<Value = Vec<u8>> {
-        let bytes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
-        let lines = prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..6);
-        (prop::sample::select(vec![Q35, PSERIES]), lines, bytes).prop_map(|(text, exchanged, changed)| {
-            let mut lines: Vec<_> = text.lines().collect();
-            let n = lines.len();
-            exchanged.iter().for_each(|(a, b)| lines.swap(a.index(n), b.index(n)));
-            let mut text = lines.join("\n").into_bytes();
-            for (place, byte) in changed {
-                let place = place.index(text.len());
-                text[place] = byte;
-            }
-            text
-        })
-    }
-
-    fn course(text: &str) -> Course {
-        parse(text.as_bytes(), None).expect("a good trace")
-    }
-
-    fn refused(text: &str) -> (usize, String) {
-        let bad = parse(text.as_bytes(), None).expect_err("a bad trace");
-        (bad.line, bad.to_string())
-    }
-
-    #[test]
-    fn a_boot_is_cut_where_something_goes_after_something_came() {
-        let course = course(Q35);
-        let shape = |step: &Step| (step.lines, step.update.removed().len(), step.update.added().len());
-        let shapes: Vec<_> = course.steps.iter().map(shape).collect();
-        assert_eq!(
-            shapes,
-            [((1, 5), 0, 5), ((7, 11), 1, 4), ((12, 19), 4, 4), ((20, 28), 4, 5), ((29, 34), 1, 5), ((35, 38), 2, 2)]
-        );
-        assert_eq!((course.ignored, course.pinned_there), (0, Some(1_343_672_320)));
-        assert!(!course.has_tce_windows());
-    }
-
-    #[test]
-    fn a_reset_of_a_pseries_guest_is_one_step_with_a_window_and_target_memory() {
-        let course = course(PSERIES);
-        let [step] = &course.steps[..] else { panic!("{course:?}") };
-        assert_eq!(step.update.added_targets().len(), 1);
-        let backings: Vec<_> = step.update.added().iter().map(|section| section.backing().clone()).collect();
-        assert_eq!(backings, [Backing::Nothing, Backing::Translated { page: PageSize::K4 }]);
-        assert_eq!(course.pinned_there, Some(0x2000_0000));
-        assert!(course.has_tce_windows());
-    }
-
-    #[test]
-    fn what_never_came_may_go_and_what_is_unknown_is_counted() {
-        let course = course(
-            "qemu-system-x86_64: warning: something\n\
-             1@2.3:vfio_listener_region_del region_del 0x0 - 0xfff\n\
-             vfio_intx_eoi  (0000:00:03.0) EOI\n\n\
-             vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]\n",
-        );
-        assert_eq!((course.ignored, course.steps.len()), (3, 1));
-    }
-
-    #[test]
-    fn overlaps_and_cuts_are_refused() {
-        let add = "vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]";
-        let (line, error) = refused(&format!("{add}\n{add}\n"));
-        assert_eq!(line, 2);
-        assert!(error.starts_with("expected a range that does not overlap 0x0..=0xfff of line 1"), "{error}");
-        let (line, error) = refused(&format!("\n{add}\nvfio_listener_region_del region_del 0x800 - 0xfff"));
-        assert_eq!(line, 3);
-        assert!(error.starts_with("expected a range that does not cut 0x0..=0xfff of line 2"), "{error}");
-    }
-
-    #[test]
-    fn memory_that_was_not_mapped_was_a_devices() {
-        let course = course(
-            "vfio_listener_region_add_ram region_add [ram] 0xfe001000 - 0xfe001fff [0x7f0000001000]\n\
-             vfio_listener_region_add_no_dma_map Region \"0000:01:00.0 BAR 0 mmaps[0]\" 0xfe001000 size=0x1000 is not \
-             aligned to 0x10000 and cannot be mapped for DMA\n",
-        );
-        let section = &course.steps[0].update.added()[0];
-        assert_eq!((section.name(), course.pinned_there), ("0000:01:00.0 BAR 0 mmaps[0]", Some(0)));
-        assert!(matches!(section.backing(), Backing::DeviceMemory { .. }));
-    }
-
-    #[test]
-    fn iommufds_calls_stand_in_for_a_listener_that_was_not_traced() {
-        let map = "iommufd_backend_map_dma  iommufd=9 ioas=2 iova=0x0 size=0x1000 addr=0x7f0000000000 readonly=0 (0)";
-        let file =
-            "iommufd_backend_map_file_dma  iommufd=9 ioas=2 iova=0x1000 size=0x1000 fd=3 start=4096 readonly=0 (0)";
-        let unmap = "iommufd_backend_unmap_dma  iommufd=9 ioas=2 iova=0x0 size=0x2000 (0)";
-        let steps = course(&[map, file, unmap].join("\n")).steps;
-        assert_eq!(steps.iter().map(|step| step.update.added().len()).collect::<Vec<_>>(), [2, 0]);
-        assert_eq!(steps[1].update.removed().len(), 2);
-        let told = "vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]";
-        let both = course(&[told, map].join("\n"));
-        assert_eq!((both.steps.len(), both.ignored), (1, 1));
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_traces_are_read_or_refused(text in damaged()) {
-            if let Err(bad) = parse(&text, None) {
-                prop_assert!(bad.line >= 1 && bad.to_string().starts_with("expected "));
-            }
-        }
-    }
-}
+pub(crate) mod tests;

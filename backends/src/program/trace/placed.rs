@@ -1,10 +1,10 @@
-//! Where things are that a trace told of.
+//! The places of what a trace told of.
 
 use std::collections::BTreeMap;
 
 use dmaspace::address::{Address, AddressRange};
 
-/// What lies where, and the line that said so.
+/// Disjoint pieces by their first address, each with the line that told of it.
 pub(crate) struct Placed<A, T> {
     pieces: BTreeMap<A, (AddressRange<A>, T, usize)>,
 }
@@ -29,6 +29,11 @@ impl<A: Address, T> Placed<A, T> {
         }
         self.pieces.insert(range.first(), (range, piece, line));
         Ok(())
+    }
+
+    /// The piece that begins where `range` does.
+    pub(crate) fn at(&self, range: AddressRange<A>) -> Option<&T> {
+        self.pieces.get(&range.first()).map(|(_, piece, _)| piece)
     }
 
     /// Takes out what lies in `range`.

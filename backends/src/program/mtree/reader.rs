@@ -1,0 +1,281 @@
+//! Reading flat views, line by line.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::line::Part;
+use super::range::RangeText;
+use super::{AddressSpace, BadLine, FlatView, FlatViews, Names, Range, What};
+use crate::program::printable;
+use crate::program::surroundings::{Line, Lines, PassedOver, Text};
+
+pub(super) const VIEW: &str =
+    "`FlatView #<number>`, as QEMU's `info mtree -f` begins; or a trace of QEMU's VFIO events, or a recording";
+
+/// Reads a text.
+///
+/// # Errors
+/// The first range that is no good one; where there is no view at all, the first line.
+pub(crate) fn parse(text: &Text<'_>) -> Result<FlatViews, BadLine> {
+    let mut lines = text.lines();
+    let mut reader = Reader::default();
+    while let Some(line) = lines.next() {
+        reader.read(line, &mut lines)?;
+    }
+    reader.finish(lines.number())
+}
+
+/// The views read so far.
+#[derive(Default)]
+struct Reader {
+    views: Vec<FlatView>,
+    /// The view that is being read, or was read last.
+    view: Option<FlatView>,
+    place: Place,
+    names: Names,
+    /// Words behind offsets that are no accelerators known here.
+    marks: BTreeSet<String>,
+    passed_over: PassedOver,
+    /// The first line that was passed over, which is where a text that has no view is wrong.
+    first_passed: Option<BadLine>,
+    /// Whether the text has a tree.
+    has_tree: bool,
+}
+
+/// Where in the text the reader is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// Before, between and after views.
+    #[default]
+    Outside,
+    /// In a tree of `info mtree` without `-f`.
+    Tree,
+    /// In a view that has no root yet.
+    Spaces,
+    /// In a view whose ranges follow.
+    Ranges,
+}
+
+impl Reader {
+    fn read(&mut self, line: Line<'_>, lines: &mut Lines<'_>) -> Result<(), BadLine> {
+        match Part::of(&line.text) {
+            Part::Heading(space) => {
+                self.begin(&line);
+                self.view().spaces.extend(space);
+            }
+            Part::Space(space) => {
+                if self.place != Place::Spaces {
+                    self.begin(&line);
+                }
+                self.view().spaces.push(space);
+            }
+            Part::Root(root) => {
+                if self.place != Place::Spaces {
+                    self.begin(&line);
+                }
+                self.place = Place::Ranges;
+                self.name_view(root);
+            }
+            Part::Empty if matches!(self.place, Place::Spaces | Place::Ranges) => {
+                self.view().is_empty = true;
+                self.place = Place::Outside;
+            }
+            Part::Range(range) if self.takes_ranges(range.is_ok()) => return self.read_range(line, lines),
+            part => {
+                self.leave(&part);
+                self.pass(&line);
+                return Ok(());
+            }
+        }
+        self.passed_over.take(&line);
+        Ok(())
+    }
+
+    /// Whether a range belongs to a view. A good one may stand alone, without a heading.
+    fn takes_ranges(&self, is_good: bool) -> bool {
+        match self.place {
+            Place::Spaces | Place::Ranges => true,
+            Place::Outside => is_good && !self.has_tree,
+            Place::Tree => false,
+        }
+    }
+
+    /// Something that is no part of a view.
+    fn leave(&mut self, part: &Part<'_>) {
+        match part {
+            Part::End => self.place = Place::Outside,
+            Part::Tree => {
+                self.place = Place::Tree;
+                self.has_tree = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, line: &Line<'_>) {
+        self.views.extend(self.view.replace(FlatView { line: line.number, ..FlatView::default() }));
+        self.place = Place::Spaces;
+    }
+
+    fn view(&mut self) -> &mut FlatView {
+        debug_assert!(self.view.is_some(), "a view was begun");
+        self.view.get_or_insert_default()
+    }
+
+    /// A view that names no address space goes by its root.
+    fn name_view(&mut self, root: &str) {
+        let view = self.view();
+        if view.spaces.is_empty() {
+            view.spaces.push(AddressSpace { name: root.to_owned(), root: root.to_owned() });
+        }
+    }
+
+    fn read_range(&mut self, line: Line<'_>, lines: &mut Lines<'_>) -> Result<(), BadLine> {
+        if self.place == Place::Outside {
+            self.begin(&line);
+        }
+        self.place = Place::Ranges;
+        let unfolded = unfolded(&line, lines);
+        let text = match Part::of(&unfolded.text) {
+            Part::Range(Ok(text)) => text,
+            Part::Range(Err(expected)) => return Err(bad(&line, expected)),
+            _ => return Err(bad(&line, super::range::RANGE)),
+        };
+        let before = self.view.as_ref().and_then(|view| view.ranges.last());
+        check(&text, before).map_err(|expected| bad(&line, expected))?;
+        const MOST_MARKS: usize = 16;
+        if let Some(mark) = text.mark.filter(|_| self.marks.len() < MOST_MARKS) {
+            self.marks.insert(mark.to_owned());
+        }
+        let RangeText { first, last, kind, offset, .. } = text;
+        let range = Range { line: line.number, first, last, kind, name: self.names.of(text.name), offset };
+        self.view().ranges.push(range);
+        self.passed_over.take(&line);
+        for _ in 0..unfolded.continued {
+            self.passed_over.extend_taken(lines.next());
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, line: &Line<'_>) {
+        self.passed_over.pass(line);
+        if self.first_passed.is_none() && !line.text.is_empty() {
+            let expected = if line.had_controls { "text without control characters" } else { VIEW };
+            self.first_passed = Some(bad(line, expected));
+        }
+    }
+
+    fn finish(mut self, last_line: usize) -> Result<FlatViews, BadLine> {
+        self.views.extend(self.view.take());
+        if self.views.is_empty() {
+            let nothing = BadLine { line: last_line, expected: VIEW.into(), found: None };
+            let mut first = self.first_passed.unwrap_or(nothing);
+            if self.has_tree {
+                first.expected.push_str("; `info mtree` prints trees, with `-f` it prints flat views");
+            }
+            return Err(first);
+        }
+        self.forget_marks();
+        self.check_kinds()?;
+        for view in self.views.iter_mut().filter(|view| view.spaces.is_empty()) {
+            view.spaces.push(AddressSpace { name: String::new(), root: String::new() });
+        }
+        Ok(FlatViews { views: self.views, passed_over: self.passed_over.count() })
+    }
+
+    /// A region is of one kind. A word that is not known does not stand for memory, unless it was misspelt: then the guest would lose it.
+    fn check_kinds(&self) -> Result<(), BadLine> {
+        let ranges = || self.views.iter().flat_map(|view| &view.ranges);
+        let unknown = |range: &&Range| matches!(range.kind.what, What::Other(_));
+        if !ranges().any(|range| unknown(&range)) {
+            return Ok(());
+        }
+        let memory: BTreeSet<_> = ranges().filter(|range| range.kind.is_memory()).map(|range| &range.name).collect();
+        match ranges().filter(unknown).find(|range| memory.contains(&range.name)) {
+            None => Ok(()),
+            Some(range) => {
+                let name = printable::cut(&range.name, LONGEST_NAME);
+                let expected = format!("the kind ram, rom, ramd, romd or i/o, of which {name} is elsewhere");
+                Err(BadLine { line: range.line, expected, found: Some(range.kind.to_string()) })
+            }
+        }
+    }
+
+    /// A word that stands behind an offset somewhere is no part of a name anywhere.
+    fn forget_marks(&mut self) {
+        if self.marks.is_empty() {
+            return;
+        }
+        for range in self.views.iter_mut().flat_map(|view| &mut view.ranges) {
+            if let Some((name, mark)) = range.name.rsplit_once(' ') {
+                if self.marks.contains(mark) {
+                    range.name = self.names.of(name);
+                }
+            }
+        }
+    }
+}
+
+/// Flat views are ascending, disjoint, and inside their regions: QEMU never writes anything else.
+fn check(range: &RangeText<'_>, before: Option<&Range>) -> Result<(), String> {
+    if let Some(before) = before.filter(|before| before.last >= range.first) {
+        return Err(format!("a range that begins after the one before it, which ends at {:#x}", before.last));
+    }
+    let Some(reach) = range.last.checked_sub(range.first) else {
+        return Err("a last address that does not lie before the first".to_owned());
+    };
+    match range.offset.checked_add(reach) {
+        Some(_) => Ok(()),
+        None => Err("an offset at which the range fits into its region".to_owned()),
+    }
+}
+
+fn bad(line: &Line<'_>, expected: impl Into<String>) -> BadLine {
+    BadLine { line: line.number, expected: expected.into(), found: Some(line.text.clone().into_owned()) }
+}
+
+/// As much of a name as is worth repeating.
+const LONGEST_NAME: usize = 60;
+
+/// A range with the lines that a mail program folded off it.
+struct Unfolded<'a> {
+    text: Cow<'a, str>,
+    continued: usize,
+}
+
+/// Mail programs fold at 72 to 80 columns.
+const FOLD: usize = 72;
+
+fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
+    const MOST_LINES: usize = 3;
+    let mut whole = Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 };
+    let mut width = line.width;
+    while whole.continued < MOST_LINES {
+        let is_whole = matches!(RangeText::of(&whole.text), Some(Ok(_)));
+        let Some(next) = lines.peek(whole.continued) else { break };
+        if !continues(&next.text, is_whole, width) {
+            break;
+        }
+        width = next.width;
+        let joint = if whole.text.ends_with('-') { "" } else { " " };
+        whole = Unfolded {
+            text: Cow::Owned(format!("{}{joint}{}", whole.text, next.text)),
+            continued: whole.continued + 1,
+        };
+    }
+    // What a fold does not explain stays as it is, and so does the error.
+    match RangeText::of(&whole.text) {
+        Some(Ok(_)) => whole,
+        _ => Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 },
+    }
+}
+
+/// Whether a line was folded off a range, which is a good one already or is not.
+fn continues(next: &str, is_whole: bool, width: usize) -> bool {
+    let first_word = next.split(' ').next().unwrap_or_default();
+    if first_word.is_empty() || Part::of(next) != Part::Other {
+        return false;
+    }
+    let is_offset = |word: &str| word.len() == 17 && word.starts_with('@');
+    !is_whole || is_offset(first_word) || (width + 1 + first_word.chars().count() > FOLD && next.len() < FOLD / 2)
+}

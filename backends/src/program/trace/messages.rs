@@ -1,0 +1,82 @@
+//! Error lines of QEMU and of the kernel. They are an input of their own: most reports have nothing else.
+
+use super::form::Fields;
+use super::said::{Call, Failed, Message, Said, span};
+
+/// A line in which one of these stands may be an error line, or part of one.
+const MARKS: [&str; 10] = [
+    "dma_map(",
+    "dma_unmap(",
+    "VFIO_MAP_DMA",
+    "IOMMU_IOAS_MAP",
+    "PCI peer-to-peer transactions on BARs",
+    "RLIMIT_MEMLOCK",
+    "1:1 IOMMU mapping",
+    "platform RMRR requirement",
+    "allow_unsafe_interrupts",
+    "is not viable",
+];
+
+/// The content of an error line. `None` for another line, and for one whose rest was folded away.
+pub(super) fn read(line: &str) -> Option<Said> {
+    if !MARKS.iter().any(|mark| line.contains(mark)) {
+        return None;
+    }
+    failed(line).or_else(|| message(line))
+}
+
+/// Whether an error line may go on in the next one.
+pub(super) fn may_go_on(line: &str) -> bool {
+    CALLS.iter().any(|(name, ..)| line.contains(name)) && failed(line).is_none()
+}
+
+/// The calls that QEMU's error lines name, and the form of what follows (qemu: hw/vfio/listener.c; in hw/vfio/common.c up to 10.0, and as
+/// `vfio_dma_map` up to 8.2).
+const CALLS: [(&str, Call, &str); 4] = [
+    ("vfio_container_dma_map(", Call::Map, MAP),
+    ("vfio_dma_map(", Call::Map, MAP),
+    ("vfio_container_dma_unmap(", Call::Unmap, UNMAP),
+    ("vfio_dma_unmap(", Call::Unmap, UNMAP),
+];
+const MAP: &str = "{container:p}, 0x{iova:x}, 0x{size:x}, {vaddr:p}) = {ret:d}{rest:*}";
+const UNMAP: &str = "{container:p}, 0x{iova:x}, 0x{size:x}) = {ret:d}{rest:*}";
+
+fn failed(line: &str) -> Option<Said> {
+    let (name, call, form) = CALLS.iter().find(|(name, ..)| line.contains(name))?;
+    let (before, after) = line.split_once(name)?;
+    let fields = Fields::of(form, after)?;
+    let (at, errno) = (span(&fields, "iova", "size").ok()?, fields.errno("ret").ok()?);
+    if errno == 0 {
+        return Some(Said::Irrelevant);
+    }
+    // hw/vfio/common.c up to 8.2: "Region %s: " before the rest.
+    let region = before.rsplit_once("Region ").and_then(|(_, region)| region.trim_end().strip_suffix(':'));
+    Some(Said::Failed(Failed { call: *call, at, errno, name: region.map(str::to_owned) }))
+}
+
+fn message(line: &str) -> Option<Said> {
+    let has = |text: &str| line.contains(text);
+    // backends/iommufd.c, iommufd_backend_map_dma, and hw/vfio/listener.c, vfio_listener_region_add
+    if has("PCI BAR?") || has("PCI peer-to-peer transactions on BARs") {
+        return Some(Said::OfABar);
+    }
+    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote and vfio_pin_page_external
+    if let Some((_, limit)) = line.split_once("RLIMIT_MEMLOCK (") {
+        let (limit, _) = limit.split_once(')')?;
+        return Some(Said::Message(Message::LockedMemory(limit.parse().ok()?)));
+    }
+    // linux: drivers/iommu/iommu.c, __iommu_device_set_domain (6.6 on); drivers/iommu/intel/iommu.c, intel_iommu_attach_device (before)
+    if has("1:1 IOMMU mapping") || has("platform RMRR requirement") {
+        return Some(Said::Message(Message::Firmware));
+    }
+    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group
+    if has("allow_unsafe_interrupts") {
+        return Some(Said::Message(Message::Interrupts));
+    }
+    // hw/vfio/container.c, vfio_group_get
+    if has("is not viable") {
+        return Some(Said::Message(Message::NotViable));
+    }
+    // What failed stands in another line, with its range.
+    (has("VFIO_MAP_DMA") || has("IOMMU_IOAS_MAP")).then_some(Said::Irrelevant)
+}
