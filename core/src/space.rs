@@ -30,7 +30,6 @@ mod windows;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::backend::Backend;
@@ -62,8 +61,6 @@ pub struct Space<B: Backend> {
     layout: RwLock<Arc<Layout>>,
     registered: RwLock<BTreeMap<u64, HostMemory>>,
     held: RwLock<BTreeMap<u64, HostMemory>>,
-    /// How often the kernel has forgotten everything with the last device.
-    forgotten: AtomicU64,
     fenced: RwLock<Vec<Fenced>>,
     devices: Mutex<Vec<Arc<dyn Attachable>>>,
     tracking: RwLock<Option<Tracking>>,
@@ -125,7 +122,6 @@ impl<B: Backend> Space<B> {
             layout: RwLock::new(Arc::new(Layout::new(0, windows, Vec::new()))),
             registered: RwLock::default(),
             held: RwLock::default(),
-            forgotten: AtomicU64::new(0),
             fenced: RwLock::default(),
             devices: Mutex::new(devices),
             tracking: RwLock::default(),
@@ -512,10 +508,6 @@ impl<B: Backend> PciAddressSpace for Space<B> {
 
     fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
         self.fence_leaning_on(memory)
-    }
-
-    fn times_forgotten(&self) -> u64 {
-        self.forgotten.load(Ordering::Acquire)
     }
 
     fn window_control(&self) -> Option<&dyn WindowControl> {

@@ -11,8 +11,8 @@ use dmaspace_core::{HostMemory, Iova, IovaRange};
 use dmaspace_listener::Update;
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::Fixture;
 use crate::ram::Ram;
-use crate::stage::Stage;
 
 const BOOT: &str = include_str!("../data/q35-256m-type1-boot.jsonl");
 
@@ -26,8 +26,8 @@ const AT_WORK: u64 = 200 * MIB;
 
 /// Step by step the bus is as it was recorded, nothing that stays is disturbed or pinned twice, and a transfer that began before a step
 /// ends well after it.
-pub fn q35_boot(stage: &mut Stage) {
-    let arenas = Arenas::of_boot();
+pub fn q35_boot(fixture: &mut Fixture) {
+    let arenas = GuestRam::of_boot();
     let mut listener = Listener::default();
     let mut pinned = 0;
     let mut steps = 0;
@@ -35,50 +35,50 @@ pub fn q35_boot(stage: &mut Stage) {
         let update = match event.expect("a proper recording").event {
             Event::Begins { front, in_force, .. } => {
                 listener = Listener::new(front);
-                listener.attach(stage.space.clone()).expect("an empty view fits");
+                listener.attach(fixture.space.clone()).expect("an empty view fits");
                 in_force
             }
             Event::Commits { update, .. } => update,
             Event::Joins { .. } | Event::Leaves { .. } => Update::new(),
         };
-        pinned += step(stage, &mut listener, update);
+        pinned += step(fixture, &mut listener, update);
         steps += 1;
     }
     assert_eq!(steps, 7, "the beginning, and six transactions of QEMU's");
     assert!(pinned <= FLOOR + 2 * MIB, "{pinned} bytes were pinned, {FLOOR} had to be");
-    assert_eq!(bus_of(stage), expected_bus(&listener), "the bus is as the recording left it");
+    assert_eq!(bus_of(fixture), expected_bus(&listener), "the bus is as the recording left it");
     let scratch = Iova::new(100 * MIB);
-    let shown = page_at(stage, scratch).expect("RAM is there");
-    stage.show_results_at(scratch, shown);
+    let shown = page_at(fixture, scratch).expect("RAM is there");
+    fixture.show_results_at(scratch, shown);
     for section in listener.sections().cloned().collect::<Vec<_>>() {
         let Some((memory, _)) = section.direct() else { continue };
-        stage.assert_range(section.range(), memory, true);
+        fixture.assert_range(section.range(), memory, true);
     }
-    let space = stage.space.clone();
+    let space = fixture.space.clone();
     listener.detach(&space).expect("everything can be taken out");
 }
 
 /// Commits one update while the device writes, and returns how many bytes that pinned.
-fn step(stage: &mut Stage, listener: &mut Listener, update: Update) -> u64 {
+fn step(fixture: &mut Fixture, listener: &mut Listener, update: Update) -> u64 {
     let at = Iova::new(AT_WORK);
-    let transfer = page_at(stage, at).map(|memory| stage.begin_transfer(at, memory));
+    let transfer = page_at(fixture, at).map(|memory| fixture.begin_transfer(at, memory));
     let report = listener.commit(update).expect("the step fits").spaces.remove(0);
     if let Some(transfer) = transfer {
-        stage.end_transfer(transfer);
+        fixture.end_transfer(transfer);
     }
     assert_eq!(report.disturbed, 0, "what stays was taken away meanwhile");
     report.pinned
 }
 
 /// The memory behind a page, if it is mapped.
-fn page_at(stage: &Stage, at: Iova) -> Option<HostMemory> {
-    let live = stage.space.lookup(at)?;
+fn page_at(fixture: &Fixture, at: Iova) -> Option<HostMemory> {
+    let live = fixture.space.lookup(at)?;
     live.memory.slice(live.range.offset_of(at), 0x1000)
 }
 
 /// What devices reach, in stretches that are contiguous on the bus and in the host.
-fn bus_of(stage: &Stage) -> BTreeMap<Iova, (IovaRange, u64)> {
-    let live = stage.space.mappings(IovaRange::all());
+fn bus_of(fixture: &Fixture) -> BTreeMap<Iova, (IovaRange, u64)> {
+    let live = fixture.space.mappings(IovaRange::all());
     joined(live.into_iter().map(|mapping| (mapping.range, mapping.memory.address())))
 }
 
@@ -103,9 +103,9 @@ fn joined(stretches: impl Iterator<Item = (IovaRange, u64)>) -> BTreeMap<Iova, (
 }
 
 /// The memory of the process that was recorded, in pieces that were contiguous there.
-struct Arenas(Vec<(u64, Ram)>);
+struct GuestRam(Vec<(u64, Ram)>);
 
-impl Arenas {
+impl GuestRam {
     fn of_boot() -> Self {
         let asked = RefCell::new(Vec::new());
         let note = |it: &Asked| {

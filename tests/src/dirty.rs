@@ -10,9 +10,9 @@ use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::Fixture;
 use crate::ram::SPOT;
 use crate::scenarios::second_window;
-use crate::stage::Stage;
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 0x1000;
@@ -47,24 +47,24 @@ pub fn page_of(memory: &HostMemory, offset: u64) -> u64 {
 }
 
 /// The device writes into the pages at these offsets of `memory`, which is mapped at `at`. Returns the pages.
-fn write_to(stage: &mut Stage, at: u64, memory: &HostMemory, offsets: &[u64]) -> BTreeSet<u64> {
+fn write_to(fixture: &mut Fixture, at: u64, memory: &HostMemory, offsets: &[u64]) -> BTreeSet<u64> {
     for offset in offsets {
         let spot = memory.slice(*offset, SPOT as u64).expect("inside the memory");
-        stage.assert_writable(Iova::new(at + offset), &spot);
+        fixture.assert_writable(Iova::new(at + offset), &spot);
     }
     offsets.iter().map(|offset| page_of(memory, *offset)).collect()
 }
 
 /// Pages that a device wrote, with holes between the mappings, before and after mappings came and went, are told; on a host that logs
 /// exactly (`exact`), no others.
-pub fn dirty_pages(stage: &mut Stage, exact: bool) {
+pub fn dirty_pages(fixture: &mut Fixture, exact: bool) {
     let section = |name, at, memory: &HostMemory, access| {
         Section::ram(name, Iova::new(at), memory.clone(), access).expect("a section of the scenario")
     };
-    let low = stage.ram.slice(0, MIB);
-    let read_only = stage.ram.slice(MIB, MIB);
-    let high = stage.ram.slice(2 * MIB, 4 * MIB);
-    let (low_at, high_at, window) = (0, 8 * MIB, second_window(stage).0);
+    let low = fixture.ram.slice(0, MIB);
+    let read_only = fixture.ram.slice(MIB, MIB);
+    let high = fixture.ram.slice(2 * MIB, 4 * MIB);
+    let (low_at, high_at, window) = (0, 8 * MIB, second_window(fixture).0);
     let high_section = section("high", high_at, &high, Access::READ_WRITE);
     let sections = [
         section("low", low_at, &low, Access::READ_WRITE),
@@ -72,13 +72,13 @@ pub fn dirty_pages(stage: &mut Stage, exact: bool) {
         high_section.clone(),
         Section::translated("window", range(window, 64 * MIB), PageSize::K64),
     ];
-    let entries = stage.ram.slice(8 * MIB, 2 * MIB);
+    let entries = fixture.ram.slice(8 * MIB, 2 * MIB);
     let target = TargetMemory::new("target", SystemAddress::new(0), entries.clone()).expect("a proper range");
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
     listener.commit(listener.update_to(&sections, &[target])).expect("the sections fit");
-    stage.show_results_at(Iova::new(0x1_0000), low.slice(0x1_0000, PAGE).expect("inside"));
-    write_to(stage, low_at, &low, &[0x3_0000]);
+    fixture.show_results_at(Iova::new(0x1_0000), low.slice(0x1_0000, PAGE).expect("inside"));
+    write_to(fixture, low_at, &low, &[0x3_0000]);
 
     let told = Arc::new(Told::default());
     let precision = listener.track_dirty(told.clone()).expect("every host can be tracked");
@@ -94,13 +94,13 @@ pub fn dirty_pages(stage: &mut Stage, exact: bool) {
     ask(&listener);
 
     // On both sides of holes, and of memory that cannot be written; the first and the last page of a mapping.
-    let mut written = write_to(stage, low_at, &low, &[0, 0x5_0000, MIB - PAGE]);
-    written.append(&mut write_to(stage, high_at, &high, &[0x1_1000, 3 * MIB, 4 * MIB - PAGE]));
+    let mut written = write_to(fixture, low_at, &low, &[0, 0x5_0000, MIB - PAGE]);
+    written.append(&mut write_to(fixture, high_at, &high, &[0x1_1000, 3 * MIB, 4 * MIB - PAGE]));
     let answer = ask(&listener);
     assert!(!answer.contains(&page_of(&read_only, 0)), "nobody can write there");
     assert_told(answer, written);
     // Asked for again: what is written again is told again.
-    let written = write_to(stage, high_at, &high, &[3 * MIB]);
+    let written = write_to(fixture, high_at, &high, &[3 * MIB]);
     assert_told(ask(&listener), written);
 
     // Entries that come and go while pages are tracked.
@@ -109,24 +109,24 @@ pub fn dirty_pages(stage: &mut Stage, exact: bool) {
         .put_run(Iova::new(window), SystemAddress::new(0x2_0000), 0x2_0000, Access::READ_WRITE)
         .expect("RAM is there");
     let behind = entries.slice(0x2_0000, 0x2_0000).expect("inside");
-    let written = write_to(stage, window, &behind, &[0x1000, 0x1_8000]);
+    let written = write_to(fixture, window, &behind, &[0x1000, 0x1_8000]);
     assert_told(ask(&listener), written);
-    let mut written = write_to(stage, window, &behind, &[0x2000]);
+    let mut written = write_to(fixture, window, &behind, &[0x2000]);
     handle.clear(range(window, 0x1_0000)).expect("whole entries");
-    written.append(&mut write_to(stage, window, &behind, &[0x1_3000]));
+    written.append(&mut write_to(fixture, window, &behind, &[0x1_3000]));
     let answer = ask(&listener);
     assert!(written.is_subset(&answer), "{written:x?} were written, {} pages told", answer.len());
 
     // RAM that goes.
-    let mut written = write_to(stage, high_at, &high, &[0x7_0000]);
-    written.append(&mut write_to(stage, low_at, &low, &[0x8_0000]));
+    let mut written = write_to(fixture, high_at, &high, &[0x7_0000]);
+    written.append(&mut write_to(fixture, low_at, &low, &[0x8_0000]));
     listener.commit(Update::new().removing(high_section)).expect("RAM can go");
     let answer = ask(&listener);
     assert!(written.is_subset(&answer), "{written:x?} were written, {} pages told", answer.len());
 
     listener.stop_tracking();
     listener.sync_dirty().expect_err("it ended");
-    let space = stage.space.clone();
+    let space = fixture.space.clone();
     listener.detach(&space).expect("everything can be taken out");
     assert!(precision.iter().all(|precision| !exact || *precision == Precision::Pages(PageSize::K4)));
 }
@@ -136,23 +136,23 @@ fn range(first: u64, len: u64) -> IovaRange {
 }
 
 /// As many mappings as a kernel takes by default, each by itself: all of them asked about, and unmapped.
-pub fn scattered(stage: &mut Stage) {
+pub fn scattered(fixture: &mut Fixture) {
     const COUNT: u64 = 60_000;
-    let (space, told) = (stage.space.clone(), Arc::new(Told::default()));
-    let pages = stage.ram.all().len().get() / PAGE;
+    let (space, told) = (fixture.space.clone(), Arc::new(Told::default()));
+    let pages = fixture.ram.all().len().get() / PAGE;
     for n in 0..COUNT {
-        let memory = stage.ram.slice(n % pages * PAGE, PAGE);
+        let memory = fixture.ram.slice(n % pages * PAGE, PAGE);
         space.map(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE, Unit::Whole).expect("the kernel takes 65,535");
     }
     let tracking = space.dirty_tracking();
     tracking.start(told.clone()).expect("every host can be tracked");
-    stage.show_results_at(Iova::new(0), stage.ram.slice(0, PAGE));
+    fixture.show_results_at(Iova::new(0), fixture.ram.slice(0, PAGE));
     let last = COUNT - 1;
-    stage.assert_writable(Iova::new(last * 2 * PAGE), &stage.ram.slice(last % pages * PAGE, PAGE));
+    fixture.assert_writable(Iova::new(last * 2 * PAGE), &fixture.ram.slice(last % pages * PAGE, PAGE));
     let synced = tracking.sync(IovaRange::all()).expect("it answers");
-    assert!(synced.bytes <= COUNT * PAGE && told.take().contains(&page_of(stage.ram.all(), last % pages * PAGE)));
+    assert!(synced.bytes <= COUNT * PAGE && told.take().contains(&page_of(fixture.ram.all(), last % pages * PAGE)));
     assert_eq!(space.unmap(IovaRange::all()).expect("whole mappings"), COUNT * PAGE);
     tracking.stop().expect("it is tracked");
-    space.map(Iova::new(0), &stage.ram.slice(0, PAGE), Access::READ_WRITE, Unit::Whole).expect("it is free");
-    stage.assert_unreached(Iova::new(last * 2 * PAGE));
+    space.map(Iova::new(0), &fixture.ram.slice(0, PAGE), Access::READ_WRITE, Unit::Whole).expect("it is free");
+    fixture.assert_unreached(Iova::new(last * 2 * PAGE));
 }

@@ -402,14 +402,14 @@ fn named(request: &str, mode: FaultMode) -> String {
 
 /// Plays every case of every sequence, or only those whose names begin with `only`.
 pub fn sweep(sequences: &[Sequence], only: &str) -> Tally {
-    let stages: Vec<_> =
+    let fixtures: Vec<_> =
         sequences.iter().flat_map(|sequence| sequence.on.iter().map(move |ground| (sequence, *ground))).collect();
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     let work = || {
-        while let Some((sequence, ground)) = stages.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut stage = Stage { sequence, ground: *ground, only, tally: Tally::default() };
-            stage.play();
-            tally.lock().expect("cases catch their panics").append(stage.tally);
+        while let Some((sequence, ground)) = fixtures.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut fixture = InjectedRun { sequence, ground: *ground, only, tally: Tally::default() };
+            fixture.play();
+            tally.lock().expect("cases catch their panics").append(fixture.tally);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -418,14 +418,14 @@ pub fn sweep(sequences: &[Sequence], only: &str) -> Tally {
 }
 
 /// A sequence on one ground, on the way through its cases.
-struct Stage<'a> {
+struct InjectedRun<'a> {
     sequence: &'a Sequence,
     ground: Ground,
     only: &'a str,
     tally: Tally,
 }
 
-impl Stage<'_> {
+impl InjectedRun<'_> {
     fn play(&mut self) {
         let name = format!("{}/{}/", self.sequence.name, self.ground);
         if !name.starts_with(self.only) && !self.only.starts_with(&name) {

@@ -8,7 +8,7 @@ use dmaspace_core::words::locked::LockedMemory;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::limits::Purse;
+use crate::limits::LockLimit;
 
 /// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the counting too (linux:
 /// drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is large enough takes its place.
@@ -32,7 +32,7 @@ fn limit_to(bytes: u64) {
 #[derive(Debug)]
 pub struct OfThisProcess;
 
-impl Purse for OfThisProcess {
+impl LockLimit for OfThisProcess {
     fn locked(&self) -> LockedMemory {
         LinuxDoor::new().locked_memory().expect("procfs is mounted")
     }

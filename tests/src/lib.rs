@@ -1,22 +1,21 @@
-//! What every backend is held to: scenarios and the contract, written once, played on the soft host and on real kernels.
+//! The tests that every backend must pass: scenarios and the contract, written once, for the soft host and for real kernels.
 
 pub mod boot;
 pub mod conformance;
-pub mod contract;
 pub mod device;
 pub mod dirty;
 pub mod edu;
 pub mod files;
+pub mod fixture;
 pub mod flat_view;
 pub mod kernel;
 pub mod ledger;
 pub mod limits;
-pub mod live;
+pub mod live_update;
 pub mod logged;
 pub mod mock;
 pub mod model;
 pub mod options;
-pub mod plays;
 pub mod power;
 pub mod process;
 pub mod ram;
@@ -26,4 +25,5 @@ pub mod scenarios;
 pub mod sharing;
 pub mod soft;
 pub mod spapr_guest;
-pub mod stage;
+pub mod subject;
+pub mod suite;

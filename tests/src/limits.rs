@@ -9,7 +9,7 @@ use dmaspace_listener::section::FrontEnd;
 use dmaspace_listener::{CommitError, Update};
 use dmaspace_listener::{Listener, Section};
 
-use crate::stage::Stage;
+use crate::fixture::Fixture;
 
 const MIB: u64 = 1 << 20;
 
@@ -20,7 +20,7 @@ const FIRST: u64 = 15 * MIB;
 const MORE: [u64; 3] = [0, 2 * MIB, 4 * MIB];
 
 /// What a process may lock.
-pub trait Purse {
+pub trait LockLimit {
     /// What it may lock and has locked, as its kernel counts.
     fn locked(&self) -> LockedMemory;
 
@@ -29,19 +29,19 @@ pub trait Purse {
 }
 
 /// Three sections come where two can be locked.
-pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage) {
-    let ram = stage.ram.clone();
+pub fn limit_met_in_the_middle_of_a_commit(fixture: &mut Fixture) {
+    let ram = fixture.ram.clone();
     let section = |at: u64| {
         Section::ram("ram", Iova::new(at), ram.slice(at, MIB), Access::READ_WRITE).expect("a section of the scenario")
     };
     let all = MORE.iter().fold(Update::new(), |update, at| update.adding(section(*at)));
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
     listener.commit(Update::new().adding(section(FIRST))).expect("nothing is in its way");
 
-    let before = Held::by(stage);
+    let before = Held::by(fixture);
     let allowed = before.taken + 3 * MIB - 0x1_0000;
-    stage.purse.limit(allowed);
+    fixture.lock_limit.limit(allowed);
     let refusal = listener.commit(all.clone()).expect_err("two of three fit");
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
     let (taken, payer) = (before.taken + 2 * MIB, before.payer);
@@ -50,18 +50,18 @@ pub fn limit_met_in_the_middle_of_a_commit(stage: &mut Stage) {
     let short = format!("{MIB} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK)");
     assert!(error.to_string().contains(&format!("{short}, {taken} of them taken")), "{error}");
     assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{error}");
-    assert_eq!(Held::by(stage), before, "after {error}");
+    assert_eq!(Held::by(fixture), before, "after {error}");
 
-    stage.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));
-    stage.assert_range(section(FIRST).range(), &ram.slice(FIRST, MIB), true);
-    MORE.iter().for_each(|at| stage.assert_unreached(Iova::new(*at)));
+    fixture.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));
+    fixture.assert_range(section(FIRST).range(), &ram.slice(FIRST, MIB), true);
+    MORE.iter().for_each(|at| fixture.assert_unreached(Iova::new(*at)));
 
-    stage.purse.limit(allowed + 0x1_0000);
+    fixture.lock_limit.limit(allowed + 0x1_0000);
     listener.commit(all).expect("all of it fits");
     for at in MORE {
-        stage.assert_range(section(at).range(), &ram.slice(at, MIB), true);
+        fixture.assert_range(section(at).range(), &ram.slice(at, MIB), true);
     }
-    let space = stage.space.clone();
+    let space = fixture.space.clone();
     listener.detach(&space).expect("everything can be taken out");
 }
 
@@ -76,17 +76,17 @@ struct Held {
 }
 
 impl Held {
-    fn by(stage: &Stage) -> Self {
-        let locked = stage.purse.locked();
-        let on_iommufd = stage.space.backend().ends_with("iommufd");
+    fn by(fixture: &Fixture) -> Self {
+        let locked = fixture.lock_limit.locked();
+        let on_iommufd = fixture.space.backend().ends_with("iommufd");
         let account = if on_iommufd { LockedMemory::of_user } else { LockedMemory::of_process };
         let Allowance { taken, payer, .. } = account(locked);
         Self {
             taken,
             payer,
-            mappings: stage.space.mappings(IovaRange::all()),
-            windows: stage.space.windows(),
-            registered: stage.space.registration().map(|power| power.registered()).unwrap_or_default(),
+            mappings: fixture.space.mappings(IovaRange::all()),
+            windows: fixture.space.windows(),
+            registered: fixture.space.registration().map(|power| power.registered()).unwrap_or_default(),
         }
     }
 }

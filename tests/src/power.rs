@@ -21,12 +21,12 @@ pub struct Trial {
     /// The name in reports.
     pub name: &'static str,
     /// What is tried.
-    pub play: fn(&Machine),
+    pub run: fn(&Machine),
 }
 
 macro_rules! trials {
     ($($room:ident::$name:ident)*) => {
-        &[$(Trial { name: stringify!($name), play: $room::$name }),*]
+        &[$(Trial { name: stringify!($name), run: $room::$name }),*]
     };
 }
 

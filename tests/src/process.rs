@@ -19,7 +19,7 @@ use dmaspace_iommufd::Iommufd;
 
 use crate::files::impostor;
 use crate::ledger::{OfThisProcess, have_locked_memory_counted};
-use crate::limits::Purse;
+use crate::limits::LockLimit;
 use crate::ram::Ram;
 
 const MIB: u64 = 1 << 20;

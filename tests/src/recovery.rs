@@ -8,22 +8,22 @@ use dmaspace_listener::Update;
 use dmaspace_listener::section::FrontEnd;
 use dmaspace_listener::{Listener, Section};
 
-use crate::stage::Stage;
+use crate::fixture::Fixture;
 
 const MIB: u64 = 1 << 20;
 
 /// The PE is asked after, reset, configured and thawed as a guest's firmware calls do it; the host's entries stay, and the device reaches
 /// memory before and after. Hosts without EEH say that they have none.
-pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
+pub fn pe_is_recovered(fixture: &mut Fixture, expected: bool) {
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
-    let ram = Section::ram("ram", Iova::new(0), stage.ram.slice(0, MIB), Access::READ_WRITE).expect("a proper range");
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
+    let ram = Section::ram("ram", Iova::new(0), fixture.ram.slice(0, MIB), Access::READ_WRITE).expect("a proper range");
     listener.commit(Update::new().adding(ram)).expect("it fits");
-    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(0x1_0000, 0x1000));
-    let spot = stage.ram.slice(0x4_0000, 0x1000);
-    stage.assert_readable(Iova::new(0x4_0000), &spot);
+    fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(0x1_0000, 0x1000));
+    let spot = fixture.ram.slice(0x4_0000, 0x1000);
+    fixture.assert_readable(Iova::new(0x4_0000), &spot);
 
-    let space = stage.space.clone();
+    let space = fixture.space.clone();
     assert_eq!(space.eeh().is_some(), expected, "whether the host recovers PEs");
     let Some(eeh) = space.eeh() else { return };
     let mut watch = PeWatch::default();
@@ -35,16 +35,16 @@ pub fn pe_is_recovered(stage: &mut Stage, expected: bool) {
         eeh.operate(PeOperation::Reset(Reset::Deactivate)).expect("what was begun can end");
         eeh.operate(PeOperation::Configure).expect("bridges are restored");
         is_normal(&mut watch);
-        stage.device.wake();
-        stage.assert_readable(Iova::new(0x4_0000), &spot);
+        fixture.device.wake();
+        fixture.assert_readable(Iova::new(0x4_0000), &spot);
     }
     for thaw in [Thaw::Mmio, Thaw::Dma] {
         eeh.operate(PeOperation::Thaw(thaw)).expect("what is not frozen can be thawed");
     }
     is_normal(&mut watch);
     assert_eq!(eeh.state().expect("it can be asked"), PeState::Normal);
-    stage.assert_readable(Iova::new(0x4_0000), &spot);
-    stage.assert_writable(Iova::new(0x4_0000), &spot);
+    fixture.assert_readable(Iova::new(0x4_0000), &spot);
+    fixture.assert_writable(Iova::new(0x4_0000), &spot);
     listener.detach(&space).expect("everything can be taken out");
 }
 

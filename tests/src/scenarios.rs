@@ -8,25 +8,26 @@ use dmaspace_listener::{CommitError, Fate, Report, Update};
 use dmaspace_listener::{Listener, Section};
 
 use crate::dirty::dirty_pages;
+use crate::fixture::Fixture;
 use crate::limits::limit_met_in_the_middle_of_a_commit;
 use crate::ram::Droppable;
-use crate::stage::Stage;
 
 /// A scenario by name.
+#[derive(Clone, Copy)]
 pub struct Scenario {
     /// The name in reports.
     pub name: &'static str,
-    /// What is played.
-    pub play: fn(&mut Stage),
+    /// The scenario.
+    pub run: fn(&mut Fixture),
 }
 
 /// All there are.
 pub const ALL: &[Scenario] = &[
-    Scenario { name: "dirty_pages", play: |stage| dirty_pages(stage, false) },
-    Scenario { name: "discardable_blocks", play: discardable_blocks },
-    Scenario { name: "flat_pc_map", play: flat_pc_map },
-    Scenario { name: "limit_met_in_the_middle_of_a_commit", play: limit_met_in_the_middle_of_a_commit },
-    Scenario { name: "two_windows", play: two_windows },
+    Scenario { name: "dirty_pages", run: |fixture| dirty_pages(fixture, false) },
+    Scenario { name: "discardable_blocks", run: discardable_blocks },
+    Scenario { name: "flat_pc_map", run: flat_pc_map },
+    Scenario { name: "limit_met_in_the_middle_of_a_commit", run: limit_met_in_the_middle_of_a_commit },
+    Scenario { name: "two_windows", run: two_windows },
 ];
 
 const MIB: u64 = 1 << 20;
@@ -44,11 +45,11 @@ fn ram(name: &str, at: u64, memory: HostMemory, access: Access) -> Section {
 }
 
 /// A PC with 8 MiB below 4 GiB, 4 MiB above, holes for VGA and MMIO, shadow RAM, and firmware below 4 GiB.
-fn flat_pc_sections(stage: &Stage) -> Vec<Section> {
-    let pc_ram = |at: u64, len: u64| stage.ram.slice(at, len);
+fn flat_pc_sections(fixture: &Fixture) -> Vec<Section> {
+    let pc_ram = |at: u64, len: u64| fixture.ram.slice(at, len);
     // Short of 4 GiB: on a PHB4 the last 64 KiB below it are for interrupts, whatever window lies there (qemu: hw/pci-host/pnv_phb4.c,
     // pnv_phb4_update_msi_regions).
-    let bios = stage.ram.slice(12 * MIB, 0x2_0000);
+    let bios = fixture.ram.slice(12 * MIB, 0x2_0000);
     vec![
         ram("pc.ram", 0, pc_ram(0, 0xa_0000), Access::READ_WRITE),
         Section::nothing("vga-lowmem", range(0xa_0000, 0x2_0000)),
@@ -64,11 +65,11 @@ fn flat_pc_sections(stage: &Stage) -> Vec<Section> {
 
 /// All sections in one commit; the device reaches every RAM section as far as its access goes, and nothing else. Then shadow RAM
 /// turns from ROM to RAM and the RAM above 4 GiB goes: only they change.
-fn flat_pc_map(stage: &mut Stage) {
+fn flat_pc_map(fixture: &mut Fixture) {
     let mut listener = Listener::new(FrontEnd::pc());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
-    let mut sections = flat_pc_sections(stage);
-    let reach = reach(stage);
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
+    let mut sections = flat_pc_sections(fixture);
+    let reach = reach(fixture);
     let beyond = |section: &Section| reach.is_some_and(|reach| section.range().last() > reach);
     if sections.iter().any(|section| section.direct().is_some() && beyond(section)) {
         // A pseries host, or a window that is there: the whole map is refused before anything happens, what is in reach is mapped.
@@ -80,30 +81,30 @@ fn flat_pc_map(stage: &mut Stage) {
     let report = listener.commit(listener.update_to(&sections, &[])).expect("the map fits");
     assert_fates(&report, &sections);
 
-    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(0x1_0000, 0x1000));
+    fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(0x1_0000, 0x1000));
     for section in &sections {
         let Some((memory, access)) = section.direct() else { continue };
-        stage.assert_range(section.range(), memory, access.contains(Access::WRITE));
+        fixture.assert_range(section.range(), memory, access.contains(Access::WRITE));
     }
     // The pages before and after what is mapped, and one in the middle of nowhere.
     for hole in [0xa_0000, 0xb_f000, 8 * MIB, GIB / 2, 0xfffb_f000, HIGH + 4 * MIB] {
-        assert_outside(stage, hole);
+        assert_outside(fixture, hole);
     }
 
-    unlock_shadow_ram(stage, &mut listener, &sections);
-    leave(stage, listener);
+    unlock_shadow_ram(fixture, &mut listener, &sections);
+    leave(fixture, listener);
 }
 
 /// How far the host's windows reach, where they have an end: the listener cannot know of windows to come, it is asked like anybody.
-fn reach(stage: &Stage) -> Option<Iova> {
-    let Some(control) = stage.space.window_control() else { return stage.space.windows().windows.top() };
+fn reach(fixture: &Fixture) -> Option<Iova> {
+    let Some(control) = fixture.space.window_control() else { return fixture.space.windows().windows.top() };
     let offer = control.offer().expect("a device is attached");
     let longest = offer.places.first()?.longest?;
     Some(Iova::new(longest.get() - 1))
 }
 
 /// Shadow RAM turns from ROM to RAM, and the RAM at the end goes.
-fn unlock_shadow_ram(stage: &mut Stage, listener: &mut Listener, sections: &[Section]) {
+fn unlock_shadow_ram(fixture: &mut Fixture, listener: &mut Listener, sections: &[Section]) {
     let rom = sections.iter().find(|section| section.name() == "pc.rom").expect("the map has one");
     let high = sections.iter().rfind(|section| section.name() == "pc.ram").expect("the map has RAM");
     let (shadow, _) = rom.direct().expect("ROM is memory");
@@ -111,9 +112,9 @@ fn unlock_shadow_ram(stage: &mut Stage, listener: &mut Listener, sections: &[Sec
     let update = Update::new().removing(rom.clone()).removing(high.clone()).adding(unlocked.clone());
     let report = listener.commit(update).expect("unlocking the shadow RAM fits");
     assert_eq!(report.spaces[0].disturbed, 0, "only what changed is touched");
-    stage.assert_range(unlocked.range(), shadow, true);
-    stage.assert_unreached(high.range().first());
-    stage.assert_range(sections[0].range(), &stage.ram.slice(0, 0xa_0000), true);
+    fixture.assert_range(unlocked.range(), shadow, true);
+    fixture.assert_unreached(high.range().first());
+    fixture.assert_range(sections[0].range(), &fixture.ram.slice(0, 0xa_0000), true);
 }
 
 fn assert_fates(report: &Report, sections: &[Section]) {
@@ -131,8 +132,8 @@ fn assert_fates(report: &Report, sections: &[Section]) {
 
 /// Where the second window lies, and how long both are: sPAPR's place where the host creates windows, a place every PC's IOMMU has
 /// elsewhere; both inside the one window where there is no other.
-pub(crate) fn second_window(stage: &Stage) -> (u64, u64) {
-    match (stage.creates_windows(), stage.space.powers().keeps) {
+pub(crate) fn second_window(fixture: &Fixture) -> (u64, u64) {
+    match (fixture.creates_windows(), fixture.space.powers().keeps) {
         (true, _) => (1 << 59, GIB),
         (false, MappingModel::Mappings) => (HIGH, GIB),
         (false, MappingModel::PageEntries) => (GIB / 2, GIB / 4),
@@ -140,24 +141,24 @@ pub(crate) fn second_window(stage: &Stage) -> (u64, u64) {
 }
 
 /// sPAPR's bus: two TCE windows and one for MSI; RAM is reached only through entries.
-fn two_windows(stage: &mut Stage) {
+fn two_windows(fixture: &mut Fixture) {
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
-    let (second, len) = second_window(stage);
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
+    let (second, len) = second_window(fixture);
     let sections = [
         Section::translated("tce-iommu-80000000", range(0, len), PageSize::K4),
         Section::msi("msi", range(1 << 42, 0x1000)),
         Section::translated("tce-iommu-80000001", range(second, len), PageSize::K64),
     ];
     let target =
-        TargetMemory::new("spapr.ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
+        TargetMemory::new("spapr.ram", SystemAddress::new(0), fixture.ram.all().clone()).expect("a proper range");
     let report =
         listener.commit(listener.update_to(&sections, std::slice::from_ref(&target))).expect("two windows fit");
     for verdict in &report.spaces[0].sections {
         let expected = if verdict.piece.name() == "msi" { Fate::Msi } else { Fate::Window };
         assert_eq!(verdict.fate, expected, "{verdict}");
     }
-    let fate = match (stage.space.registration(), stage.space.sharing()) {
+    let fate = match (fixture.space.registration(), fixture.space.sharing()) {
         (Some(_), _) => Fate::Registered,
         (None, Some(_)) => Fate::PinsShared,
         (None, None) => Fate::Skipped,
@@ -169,7 +170,7 @@ fn two_windows(stage: &mut Stage) {
     // Results show through an entry in the middle of the first window.
     let scratch = Iova::new(len / 2);
     low.put(scratch, SystemAddress::new(15 * MIB), Access::READ_WRITE).expect("RAM is there");
-    stage.show_results_at(scratch, stage.ram.slice(15 * MIB, 0x1000));
+    fixture.show_results_at(scratch, fixture.ram.slice(15 * MIB, 0x1000));
 
     for (window, first, page) in [(&low, 0, 0x1000), (&high, second, 0x1_0000_u64)] {
         // The window's first, a middle and its last entry, each to another place in RAM.
@@ -177,44 +178,44 @@ fn two_windows(stage: &mut Stage) {
         for (n, at) in (1..).zip(places) {
             let place = n * 2 * MIB;
             window.put(Iova::new(at), SystemAddress::new(place), Access::READ_WRITE).expect("RAM is there");
-            stage.assert_range(range(at, page), &stage.ram.slice(place, page), true);
+            fixture.assert_range(range(at, page), &fixture.ram.slice(place, page), true);
         }
         // Between entries, and right outside the window.
         for hole in [first + page, first + len / 4 - page, first + len / 4 + page] {
-            stage.assert_unreached(Iova::new(hole));
+            fixture.assert_unreached(Iova::new(hole));
         }
-        assert_outside(stage, first + len);
+        assert_outside(fixture, first + len);
 
         // A run of sixteen entries, read-only; then the middle is cleared.
         let run = Iova::new(first + len / 8);
         window.put_run(run, SystemAddress::new(9 * MIB), 16 * page, Access::READ).expect("RAM is there");
-        stage.assert_range(range(run.get(), 16 * page), &stage.ram.slice(9 * MIB, 16 * page), false);
+        fixture.assert_range(range(run.get(), 16 * page), &fixture.ram.slice(9 * MIB, 16 * page), false);
         window.clear(range(run.get() + 4 * page, 8 * page)).expect("whole entries");
-        stage.assert_unreached(Iova::new(run.get() + 4 * page));
-        stage.assert_unreached(Iova::new(run.get() + 12 * page - 0x1000));
-        stage.assert_readable(Iova::new(run.get() + 12 * page), &stage.ram.slice(9 * MIB + 12 * page, page));
+        fixture.assert_unreached(Iova::new(run.get() + 4 * page));
+        fixture.assert_unreached(Iova::new(run.get() + 12 * page - 0x1000));
+        fixture.assert_readable(Iova::new(run.get() + 12 * page), &fixture.ram.slice(9 * MIB + 12 * page, page));
 
         // An entry that is live can be replaced, not put again.
         window.put(run, SystemAddress::new(0), Access::READ_WRITE).expect_err("the entry is live");
         window.replace(run, SystemAddress::new(11 * MIB), page, Access::READ_WRITE).expect("the entry is live");
-        stage.assert_range(range(run.get(), page), &stage.ram.slice(11 * MIB, page), true);
+        fixture.assert_range(range(run.get(), page), &fixture.ram.slice(11 * MIB, page), true);
         window.clear(range(first + len / 4, page)).expect("whole entries");
-        stage.assert_unreached(Iova::new(first + len / 4));
+        fixture.assert_unreached(Iova::new(first + len / 4));
     }
 
-    assert_outside(stage, second - 0x1000);
+    assert_outside(fixture, second - 0x1000);
 
     // A window goes with what is in it; the other one stays as it is.
     listener.commit(Update::new().removing(sections[2].clone())).expect("a window can go");
     assert!(high.put(Iova::new(second), SystemAddress::new(0), Access::READ).is_err(), "the window is gone");
-    stage.assert_unreached(Iova::new(second));
-    stage.assert_readable(Iova::new(0), &stage.ram.slice(2 * MIB, 0x1000));
-    leave(stage, listener);
+    fixture.assert_unreached(Iova::new(second));
+    fixture.assert_readable(Iova::new(0), &fixture.ram.slice(2 * MIB, 0x1000));
+    leave(fixture, listener);
 }
 
 /// virtio-mem beside plain RAM: devices reach what is populated and nothing else. Pages that are dropped after a discard are nobody's:
 /// what is populated again is what this process sees.
-fn discardable_blocks(stage: &mut Stage) {
+fn discardable_blocks(fixture: &mut Fixture) {
     const BLOCK: PageSize = PageSize::K64;
     const FIRST: u64 = 4 * MIB;
     const SECOND: u64 = GIB / 2;
@@ -222,90 +223,90 @@ fn discardable_blocks(stage: &mut Stage) {
     let discardable = |name, at, memory| {
         Section::discardable(name, Iova::new(at), memory, Access::READ_WRITE, BLOCK).expect("a section of the scenario")
     };
-    let (shown, droppable) = (stage.ram.slice(FIRST, MIB), Droppable::new(MIB));
+    let (shown, droppable) = (fixture.ram.slice(FIRST, MIB), Droppable::new(MIB));
     let sections = [
-        ram("pc.ram", 0, stage.ram.slice(0, MIB), Access::READ_WRITE),
+        ram("pc.ram", 0, fixture.ram.slice(0, MIB), Access::READ_WRITE),
         discardable("virtio-mem", FIRST, shown.clone()),
         discardable("droppable", SECOND, droppable.memory().clone()),
     ];
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
     let report = listener.commit(listener.update_to(&sections, &[])).expect("the sections fit");
     let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.fate).collect();
     assert_eq!(fates, [Fate::Mapped, Fate::Discardable, Fate::Discardable]);
-    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(0x1_0000, 0x1000));
-    stage.assert_unreached(Iova::new(FIRST));
+    fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(0x1_0000, 0x1000));
+    fixture.assert_unreached(Iova::new(FIRST));
 
     // Four blocks of sixteen come, two in their middle go.
     let part = |n: u64, count: u64| shown.slice(n * BLOCK.bytes(), count * BLOCK.bytes()).expect("inside the section");
     let handle = listener.discardable(Iova::new(FIRST)).expect("the section is in force");
     handle.populate(blocks(FIRST, 4, 4)).expect("the memory is there");
-    stage.assert_range(blocks(FIRST, 4, 4), &part(4, 4), true);
+    fixture.assert_range(blocks(FIRST, 4, 4), &part(4, 4), true);
     for hole in [0, 3, 8, 15] {
-        stage.assert_unreached(blocks(FIRST, hole, 1).first());
+        fixture.assert_unreached(blocks(FIRST, hole, 1).first());
     }
     handle.discard(blocks(FIRST, 5, 2)).expect("the blocks can go by themselves");
-    stage.assert_range(blocks(FIRST, 4, 1), &part(4, 1), true);
-    stage.assert_unreached(blocks(FIRST, 5, 1).first());
-    stage.assert_unreached(blocks(FIRST, 6, 1).first());
-    stage.assert_range(blocks(FIRST, 7, 1), &part(7, 1), true);
+    fixture.assert_range(blocks(FIRST, 4, 1), &part(4, 1), true);
+    fixture.assert_unreached(blocks(FIRST, 5, 1).first());
+    fixture.assert_unreached(blocks(FIRST, 6, 1).first());
+    fixture.assert_range(blocks(FIRST, 7, 1), &part(7, 1), true);
 
     // Dropped pages do not come back by the device's way.
     let dropping = listener.discardable(Iova::new(SECOND)).expect("the section is in force");
     dropping.populate(blocks(SECOND, 0, 16)).expect("the memory is there");
-    stage.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
+    fixture.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
     dropping.discard(blocks(SECOND, 2, 3)).expect("the blocks can go by themselves");
     droppable.drop_pages(2 * BLOCK.bytes(), 3 * BLOCK.bytes());
     dropping.populate(blocks(SECOND, 2, 3)).expect("new pages come when they are asked for");
     let anew = droppable.memory().slice(2 * BLOCK.bytes(), 3 * BLOCK.bytes()).expect("inside the section");
-    stage.assert_range(blocks(SECOND, 2, 3), &anew, true);
+    fixture.assert_range(blocks(SECOND, 2, 3), &anew, true);
 
     // A section goes with its blocks; the others stay as they are.
     let report = listener.commit(Update::new().removing(sections[1].clone())).expect("a section can go");
     assert_eq!(report.spaces[0].disturbed, 0, "only what goes is touched");
     handle.populate(blocks(FIRST, 0, 1)).expect_err("the section is gone");
-    stage.assert_unreached(blocks(FIRST, 4, 1).first());
-    stage.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
-    leave(stage, listener);
+    fixture.assert_unreached(blocks(FIRST, 4, 1).first());
+    fixture.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);
+    leave(fixture, listener);
 }
 
 /// On a host that creates windows: memory that is not made of the pages its owner says. The window's pages are small all the same, and the
 /// device reaches all of it.
-pub fn smaller_pages_than_said(stage: &mut Stage) {
+pub fn smaller_pages_than_said(fixture: &mut Fixture) {
     let huge = PageSize::M2.bytes();
-    let begin = stage.ram.all().address().next_multiple_of(huge) - stage.ram.all().address();
-    let memory = |n: u64| stage.ram.slice(begin + n * huge, huge).backed_by(PageSize::M2);
+    let begin = fixture.ram.all().address().next_multiple_of(huge) - fixture.ram.all().address();
+    let memory = |n: u64| fixture.ram.slice(begin + n * huge, huge).backed_by(PageSize::M2);
     let sections = [ram("first", 0, memory(0), Access::READ_WRITE), ram("second", 2 * huge, memory(1), Access::READ)];
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space.clone()).expect("an empty view fits every host");
+    listener.attach(fixture.space.clone()).expect("an empty view fits every host");
     let report = listener.commit(listener.update_to(&sections, &[])).expect("smaller pages do");
     assert_fates(&report, &sections);
-    let window = *stage.space.windows().windows.iter().next().expect("the RAM has one");
-    assert!(window.granule() <= stage.space.powers().host_page, "{window}");
-    stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(begin + 0x1_0000, 0x1000));
+    let window = *fixture.space.windows().windows.iter().next().expect("the RAM has one");
+    assert!(window.granule() <= fixture.space.powers().host_page, "{window}");
+    fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(begin + 0x1_0000, 0x1000));
     for section in &sections {
         let (memory, access) = section.direct().expect("RAM");
-        stage.assert_range(section.range(), memory, access.contains(Access::WRITE));
+        fixture.assert_range(section.range(), memory, access.contains(Access::WRITE));
     }
-    stage.assert_unreached(Iova::new(huge));
-    leave(stage, listener);
+    fixture.assert_unreached(Iova::new(huge));
+    leave(fixture, listener);
 }
 
 /// Nothing is mapped at `at`, as far as a device can tell: a PHB4 takes an address modulo its table, so right behind its end a window
 /// begins anew (qemu: hw/pci-host/pnv_phb4.c, pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes; a
 /// window that is there already does not tell.
-fn assert_outside(stage: &mut Stage, at: u64) {
-    let windows = stage.space.windows().windows;
-    let has_end = stage.creates_windows() && reach(stage).is_some();
-    let may_begin_anew = stage.space.powers().keeps == MappingModel::PageEntries && !has_end;
+fn assert_outside(fixture: &mut Fixture, at: u64) {
+    let windows = fixture.space.windows().windows;
+    let has_end = fixture.creates_windows() && reach(fixture).is_some();
+    let may_begin_anew = fixture.space.powers().keeps == MappingModel::PageEntries && !has_end;
     if !may_begin_anew || windows.containing(Iova::new(at)).is_some() {
-        stage.assert_unreached(Iova::new(at));
+        fixture.assert_unreached(Iova::new(at));
     }
 }
 
 /// A space that leaves its listener is empty.
-fn leave(stage: &Stage, mut listener: Listener) {
-    let space = stage.space.clone();
+fn leave(fixture: &Fixture, mut listener: Listener) {
+    let space = fixture.space.clone();
     listener.detach(&space).expect("everything can be taken out");
     assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
     let registered = space.registration().map_or(0, |registration| registration.registered().len());

@@ -14,9 +14,9 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section};
 
 use crate::edu::Edu;
+use crate::fixture::{Fixture, RAM};
 use crate::ledger::OfThisProcess;
 use crate::soft::range;
-use crate::stage::{RAM, Stage};
 
 const K4: u64 = 0x1000;
 const MIB: u64 = 1 << 20;
@@ -39,10 +39,10 @@ fn listener_of(space: &Arc<dyn PciAddressSpace>) -> Listener {
     listener
 }
 
-/// The stage of a device, over RAM that another may share.
-fn stage_of(mut opened: Opened) -> Stage {
+/// The fixture of a device, over RAM that another may share.
+fn fixture_of(mut opened: Opened) -> Fixture {
     let device = Edu::new(opened.devices.remove(0));
-    Stage::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened)
+    Fixture::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened)
 }
 
 /// Devices in a pool pin the guest's RAM once, whoever comes, goes, or stands behind a vIOMMU.
@@ -51,8 +51,8 @@ fn stage_of(mut opened: Opened) -> Stage {
 /// What opening says.
 pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dmaspace::OpenError> {
     let pool = host.open_pool()?;
-    let mut first = stage_of(host.open_in(&pool, &OpenRequest::device(devices[0]))?);
-    let mut second = stage_of(host.open_in(&pool, &OpenRequest::device(devices[1]))?);
+    let mut first = fixture_of(host.open_in(&pool, &OpenRequest::device(devices[0]))?);
+    let mut second = fixture_of(host.open_in(&pool, &OpenRequest::device(devices[1]))?);
     second.ram = first.ram.clone();
     drop(pool);
     let (ram, all) = (first.ram.clone(), RAM as u64);
@@ -68,10 +68,10 @@ pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dma
     assert_eq!((report.spaces[0].pinned, report.spaces[0].shared), (all, 0));
     assert_eq!((report.spaces[1].pinned, report.spaces[1].shared), (0, all));
     assert_eq!(pinned() - none, all, "the guest's RAM is pinned once");
-    for stage in [&mut first, &mut second] {
-        stage.show_results_at(Iova::new(SCRATCH), ram.slice(SCRATCH, K4));
-        stage.assert_range(range(0, 8 * MIB), &ram.slice(0, 8 * MIB), true);
-        stage.assert_range(range(4 * all, 8 * MIB), &ram.slice(8 * MIB, 8 * MIB), true);
+    for fixture in [&mut first, &mut second] {
+        fixture.show_results_at(Iova::new(SCRATCH), ram.slice(SCRATCH, K4));
+        fixture.assert_range(range(0, 8 * MIB), &ram.slice(0, 8 * MIB), true);
+        fixture.assert_range(range(4 * all, 8 * MIB), &ram.slice(8 * MIB, 8 * MIB), true);
     }
 
     // The second goes behind its vIOMMU: entries anywhere, into the same pins.

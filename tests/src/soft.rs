@@ -1,4 +1,4 @@
-//! Stages on the soft host: the same opening code, the same backends, another door.
+//! Fixtures on the soft host: the same opening code, the same backends, another door.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use dmaspace_listener::Section;
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 use crate::device::TestDevice;
-use crate::limits::Purse;
+use crate::fixture::Fixture;
+use crate::limits::LockLimit;
 use crate::ram::SPOT;
-use crate::stage::Stage;
 
 /// A soft host's device with a buffer, as `edu` has one.
 struct BufferedDevice {
@@ -49,7 +49,7 @@ impl TestDevice for BufferedDevice {
 /// What may be locked on a soft host.
 struct OfSoftProcess(Arc<SoftHost>);
 
-impl Purse for OfSoftProcess {
+impl LockLimit for OfSoftProcess {
     fn locked(&self) -> LockedMemory {
         self.0.locked_memory().expect("a soft host tells")
     }
@@ -102,24 +102,24 @@ pub fn range(first: u64, len: u64) -> IovaRange {
     IovaRange::with_len(Iova::new(first), len).expect("a proper range")
 }
 
-/// A stage on `soft` with its first device.
-pub fn stage(soft: &Arc<SoftHost>, backend: BackendKind) -> Stage {
-    stage_of(soft, open(soft, backend))
+/// A fixture on `soft` with its first device.
+pub fn fixture(soft: &Arc<SoftHost>, backend: BackendKind) -> Fixture {
+    fixture_of(soft, open(soft, backend))
 }
 
-/// A stage on `soft` with its first device, in a pool.
-pub fn stage_in_a_pool(soft: &Arc<SoftHost>) -> Stage {
+/// A fixture on `soft` with its first device, in a pool.
+pub fn fixture_in_a_pool(soft: &Arc<SoftHost>) -> Fixture {
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
     let pool = host.open_pool().expect("the soft host has it");
-    stage_of(soft, host.open_in(&pool, &OpenRequest::device(device)).expect("the soft host opens its device"))
+    fixture_of(soft, host.open_in(&pool, &OpenRequest::device(device)).expect("the soft host opens its device"))
 }
 
-fn stage_of(soft: &Arc<SoftHost>, mut opened: Opened) -> Stage {
+fn fixture_of(soft: &Arc<SoftHost>, mut opened: Opened) -> Fixture {
     // The guest's RAM is of this process, whose pages are small.
     soft.deny_huge_pages();
     let device = buffered(soft, opened.devices.remove(0));
-    Stage::new(opened.space.space().clone(), device, purse(soft)).keeping(opened)
+    Fixture::new(opened.space.space().clone(), device, lock_limit(soft)).keeping(opened)
 }
 
 /// The device of `soft` that was opened.
@@ -129,6 +129,6 @@ pub fn buffered(soft: &SoftHost, opened: Device) -> Box<dyn TestDevice> {
 }
 
 /// What may be locked on `soft`.
-pub fn purse(soft: &Arc<SoftHost>) -> Box<dyn Purse> {
+pub fn lock_limit(soft: &Arc<SoftHost>) -> Box<dyn LockLimit> {
     Box::new(OfSoftProcess(soft.clone()))
 }

@@ -16,7 +16,7 @@ use dmaspace_soft::profile::KernelVersion;
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::dirty::{Told, dirty_pages, page_of};
 use dmaspace_tests::ram::Ram;
-use dmaspace_tests::soft::{range, stage};
+use dmaspace_tests::soft::{fixture, range};
 use proptest::prelude::*;
 
 const PAGE: u64 = 0x1000;
@@ -86,7 +86,7 @@ fn pages(memory: &HostMemory, numbers: impl IntoIterator<Item = u64>) -> BTreeSe
 #[test]
 fn the_scenario_is_told_exactly() {
     let soft = dmaspace_tests::soft::host("vtd-ssads");
-    dirty_pages(&mut stage(&soft, BackendKind::Iommufd), true);
+    dirty_pages(&mut fixture(&soft, BackendKind::Iommufd), true);
     assert!(soft.ledger().is_clear());
 }
 

@@ -15,7 +15,7 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, InUse, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
-use dmaspace_tests::soft::{host, memory, open, ram, stage};
+use dmaspace_tests::soft::{fixture, host, memory, open, ram};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -89,34 +89,34 @@ fn unmaps(soft: &SoftHost) -> u64 {
 fn devices_reach_what_is_populated_and_nothing_else() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
-        let mut stage = stage(&soft, backend);
-        let shown = stage.ram.slice(AT, MIB);
+        let mut fixture = fixture(&soft, backend);
+        let shown = fixture.ram.slice(AT, MIB);
         let mut listener = Listener::new(FrontEnd::default());
-        listener.attach(stage.space.clone()).expect("an empty view fits");
-        let plain = Section::ram("ram", Iova::new(0), stage.ram.slice(0, MIB), RW).expect("a proper range");
+        listener.attach(fixture.space.clone()).expect("an empty view fits");
+        let plain = Section::ram("ram", Iova::new(0), fixture.ram.slice(0, MIB), RW).expect("a proper range");
         listener.commit(Update::new().adding(plain).adding(discardable(shown.clone()))).expect("it fits");
-        stage.show_results_at(Iova::new(0x1_0000), stage.ram.slice(0x1_0000, 0x1000));
-        let reached = |stage: &mut dmaspace_tests::stage::Stage, populated: &[u64]| {
+        fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(0x1_0000, 0x1000));
+        let reached = |fixture: &mut dmaspace_tests::fixture::Fixture, populated: &[u64]| {
             for n in 0..16 {
                 let block = shown.slice(n * BLOCK.bytes(), BLOCK.bytes()).expect("inside");
                 match populated.contains(&n) {
-                    true => stage.assert_range(blocks(n, 1), &block, true),
-                    false => stage.assert_unreached(blocks(n, 1).first()),
+                    true => fixture.assert_range(blocks(n, 1), &block, true),
+                    false => fixture.assert_unreached(blocks(n, 1).first()),
                 }
             }
         };
-        reached(&mut stage, &[]);
+        reached(&mut fixture, &[]);
         let handle = handle(&listener);
         handle.populate(blocks(2, 5)).expect("the memory is there");
-        reached(&mut stage, &[2, 3, 4, 5, 6]);
+        reached(&mut fixture, &[2, 3, 4, 5, 6]);
         handle.discard(blocks(3, 2)).expect("blocks go by themselves");
-        reached(&mut stage, &[2, 5, 6]);
+        reached(&mut fixture, &[2, 5, 6]);
         handle.populate(blocks(0, 6)).expect("around what is there");
         assert_eq!(handle.populated(), Ok(vec![blocks(0, 7)]));
-        reached(&mut stage, &[0, 1, 2, 3, 4, 5, 6]);
+        reached(&mut fixture, &[0, 1, 2, 3, 4, 5, 6]);
         handle.discard(blocks(0, 16)).expect("all there is");
-        reached(&mut stage, &[]);
-        drop((listener, stage));
+        reached(&mut fixture, &[]);
+        drop((listener, fixture));
         assert!(soft.ledger().is_clear(), "{preset}: {:?}", soft.ledger());
     }
 }

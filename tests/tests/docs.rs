@@ -7,9 +7,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use dmaspace::choose::BackendKind;
+use dmaspace_conformance::{Abilities, CASES};
 use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::ROWS;
-use dmaspace_tests::{plays, soft};
+use dmaspace_tests::{soft, subject, suite};
 
 const HEADING: &str = "\
 # What is tested where
@@ -37,42 +38,84 @@ fn lists() -> Lists {
     files.map(|file| file.path()).map(|path| (name(&path), list(&path))).collect()
 }
 
-/// A host in a column: what it is called, and what is played there.
+/// A host in a column: its name, and the tests that run there.
 struct Column {
     heading: String,
-    plays: BTreeSet<String>,
+    tests: BTreeSet<String>,
 }
 
 fn columns(backend: BackendKind, lists: &Lists) -> Vec<Column> {
-    let presets = Profile::PRESETS.into_iter().filter(|preset| soft::backends_of(preset).contains(&backend));
-    let on_preset = |preset: &str| Column {
-        heading: format!("soft {preset}"),
-        plays: plays::on_soft(preset, backend).into_iter().map(|play| play.name).collect(),
-    };
+    let mut columns = Vec::new();
+    for preset in Profile::PRESETS.into_iter().filter(|preset| soft::backends_of(preset).contains(&backend)) {
+        columns.push(Column { heading: format!("soft {preset}"), tests: tests_on_soft(preset, backend) });
+    }
     let prefix = format!("{backend}::");
-    let on_kernel = |(host, list): (&String, &BTreeSet<String>)| Column {
-        heading: format!("real {host}"),
-        plays: list.iter().filter_map(|test| test.strip_prefix(&prefix)).map(str::to_owned).collect(),
-    };
-    let kernels = lists.iter().map(on_kernel).filter(|column| !column.plays.is_empty());
-    presets.map(on_preset).chain(kernels).collect()
+    for (host, list) in lists {
+        let tests: BTreeSet<_> = list.iter().filter_map(|test| test.strip_prefix(&prefix)).map(str::to_owned).collect();
+        if !tests.is_empty() {
+            columns.push(Column { heading: format!("real {host}"), tests });
+        }
+    }
+    columns
 }
 
-/// The table of one backend: the contract first, then what else is played.
+fn tests_on_soft(preset: &'static str, backend: BackendKind) -> BTreeSet<String> {
+    let cases = suite::cases_for(&move || subject::on_soft(preset, backend));
+    let scenarios = suite::scenarios_on_soft(preset, backend);
+    cases.into_iter().map(suite::name_of).chain(scenarios.iter().map(|scenario| scenario.name.to_owned())).collect()
+}
+
+/// The table of one backend: the contract in the order of its cases, then the scenarios.
 fn table(backend: BackendKind, lists: &Lists) -> String {
     let columns = columns(backend, lists);
-    let all: BTreeSet<_> = columns.iter().flat_map(|column| &column.plays).collect();
-    let (cases, others): (Vec<&String>, Vec<&String>) =
-        all.into_iter().partition(|name| name.starts_with("contract::"));
-    let cells = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
-    let headings = columns.iter().map(|column| column.heading.as_str());
+    let all: BTreeSet<&String> = columns.iter().flat_map(|column| &column.tests).collect();
+    let cases: Vec<String> = CASES.iter().map(suite::name_of).filter(|name| all.contains(name)).collect();
+    let others = all.iter().copied().filter(|name| !cases.contains(name));
     let mut text = format!("\n## {backend}\n\n");
-    text += &cells([""].into_iter().chain(headings).collect());
-    text += &cells(vec!["---"; columns.len() + 1]);
-    for name in cases.into_iter().chain(others) {
+    text += &row([""].into_iter().chain(columns.iter().map(|column| column.heading.as_str())));
+    text += &row(std::iter::repeat_n("---", columns.len() + 1));
+    for name in cases.iter().chain(others) {
         let words = name.replace("::", ": ").replace('_', " ");
-        let played = columns.iter().map(|column| if column.plays.contains(name) { "yes" } else { "" });
-        text += &cells([words.as_str()].into_iter().chain(played).collect());
+        let cells = columns.iter().map(|column| if column.tests.contains(name) { "yes" } else { "" });
+        text += &row([words.as_str()].into_iter().chain(cells));
+    }
+    text
+}
+
+fn row<'a>(cells: impl Iterator<Item = &'a str>) -> String {
+    format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+}
+
+/// The counts of the suite: how many cases there are, and how many apply to each preset and backend.
+fn counts() -> String {
+    let mut text = format!("\n## How many cases apply\n\nThe suite has {} cases.\n\n", CASES.len());
+    text += &row(["soft host", "backend", "cases"].into_iter());
+    text += &row(std::iter::repeat_n("---", 3));
+    for preset in Profile::PRESETS {
+        for backend in soft::backends_of(preset) {
+            let cases = suite::cases_for(&move || subject::on_soft(preset, *backend)).len();
+            text += &row([preset, &backend.to_string(), &cases.to_string()].into_iter());
+        }
+    }
+    text
+}
+
+/// The reasons for which cases do not apply, by the need that is not met.
+fn reasons() -> String {
+    let mut reasons: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for preset in Profile::PRESETS {
+        for backend in soft::backends_of(preset) {
+            let abilities = Abilities::of(&move || subject::on_soft(preset, *backend));
+            for (need, reason) in abilities.unmet() {
+                reasons.entry(format!("{need:?}: {reason}")).or_default().insert(format!("{preset} {backend}"));
+            }
+        }
+    }
+    let mut text = "\n## Why cases do not apply\n\n".to_owned();
+    text += &row(["need, and the reason against it", "soft hosts"].into_iter());
+    text += &row(std::iter::repeat_n("---", 2));
+    for (reason, hosts) in reasons {
+        text += &row([reason.as_str(), &hosts.into_iter().collect::<Vec<_>>().join(", ")].into_iter());
     }
     text
 }
@@ -100,7 +143,7 @@ fn conformance(lists: &Lists) -> String {
 fn the_docs_say_which_test_of_the_contract_runs_where() {
     let lists = lists();
     let tables = BackendKind::ALL.map(|backend| table(backend, &lists));
-    let text = [HEADING, &tables.concat(), &conformance(&lists)].concat();
+    let text = [HEADING, &counts(), &tables.concat(), &reasons(), &conformance(&lists)].concat();
     let docs = repository().join("docs/contract.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&docs, &text).expect("the docs can be written");

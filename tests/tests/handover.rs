@@ -86,7 +86,7 @@ impl Vmm {
     }
 
     /// A process with the same descriptors, which has adopted nothing yet and whose listener serves nothing.
-    fn heir(&self) -> Self {
+    fn successor(&self) -> Self {
         let soft = self.soft.fork();
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let groups = self.opened.groups().iter().map(|group| (group.name(), group.handle())).collect();
@@ -108,7 +108,7 @@ fn adopt(space: &dyn PciAddressSpace, handover: &Handover) {
 fn a_successor_finds_everything_in_step_and_is_charged() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
-    let mut new = old.heir();
+    let mut new = old.successor();
     let locked = old.soft.ledger().locked;
     new.describe_guest(NEW);
     let before = new.soft.calls();
@@ -165,7 +165,7 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
 fn a_wrong_description_is_named_and_nothing_is_lost() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
-    let new = old.heir();
+    let new = old.successor();
     let space = new.space();
     let fails = |handover: &Handover, names: &NamedMemory| {
         let error = space.handover().adopt(handover, names).expect_err("it is wrong");
@@ -202,7 +202,7 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
     old.listener.take_back().expect("nobody has it");
     old.space().map(Iova::new(32 * MIB), &part(OLD, 0, K4), RW, Unit::Whole).expect("it is free");
     old.hand_over();
-    let new = old.heir();
+    let new = old.successor();
     let error = new.space().handover().adopt(&handover, &names(NEW)).expect_err("there is more by now");
     assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
     let error = old.space().handover().adopt(&handover, &names(NEW)).expect_err("there is more by now");
@@ -213,7 +213,7 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
 fn a_successor_that_may_not_lock_so_much_leaves_it_to_who_may() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
-    let new = old.heir();
+    let new = old.successor();
     new.soft.set_memlock(Some(MIB));
     let error = new.space().handover().adopt(&handover, &names(NEW)).expect_err("too much");
     assert!(matches!(error.kind, Kind::PinLimit(_)), "{error}");
@@ -253,7 +253,7 @@ fn entries_of_translated_windows_go_along() {
     window.put_run(Iova::new(MIB), SystemAddress::new(0x5000), 3 * K4, RW).expect("there is RAM");
     window.put(Iova::new(3 * MIB), SystemAddress::new(MIB), Access::READ).expect("there is RAM");
     let handover = old.hand_over();
-    let mut new = old.heir();
+    let mut new = old.successor();
     adopt(new.space().as_ref(), &handover);
     new.listener.commit(translated(NEW)).expect("nobody is served");
     new.listener.attach(new.space()).expect("all of it is there");
@@ -269,7 +269,7 @@ fn what_was_written_meanwhile_is_told_to_the_successor() {
     let old = Vmm::with_a_guest();
     old.space().dirty_tracking().start(Arc::new(Told::default())).expect("the kernel logs");
     let handover = old.hand_over();
-    let new = old.heir();
+    let new = old.successor();
     adopt(new.space().as_ref(), &handover);
     let told = Arc::new(Told::default());
     new.space().dirty_tracking().start(told.clone()).expect("the kernel goes on");

@@ -1,6 +1,7 @@
 //! Everything, on the real kernel of an emulated host. Inside one nothing is skipped: no device, group or node is a failure. Outside
 //! there is nothing to run.
 
+use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::process::ExitCode;
 #[cfg(target_arch = "x86_64")]
 use std::sync::Arc;
@@ -10,28 +11,27 @@ use dmaspace::open::{Host, OpenError};
 use dmaspace::pci::PciAddress;
 #[cfg(target_arch = "x86_64")]
 use dmaspace::{facts::Facts, kvm::KvmVfio, linux::LinuxDoor};
+use dmaspace_conformance::{Bench, CASES};
 #[cfg(target_arch = "x86_64")]
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Leaves, Row};
 use dmaspace_soft::profile::Platform;
 use dmaspace_tests::conformance;
-use dmaspace_tests::contract::Field;
 use dmaspace_tests::edu::Edu;
+use dmaspace_tests::fixture::Fixture;
 use dmaspace_tests::ledger::{Ledger, OfThisProcess, have_locked_memory_counted};
-use dmaspace_tests::live;
+use dmaspace_tests::live_update;
 use dmaspace_tests::logged;
-use dmaspace_tests::plays;
 use dmaspace_tests::power::{self, Machine};
 use dmaspace_tests::process;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
-use dmaspace_tests::stage::Stage;
-use dmaspace_tests::{files, options, sharing};
+use dmaspace_tests::{files, options, sharing, subject, suite};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    if live::is_heir() {
-        live::take_over();
+    if live_update::is_successor() {
+        live_update::take_over();
         return ExitCode::SUCCESS;
     }
     if process::is_another() {
@@ -97,69 +97,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
     }
     let mut trials = conformance(host);
     for backend in backends_of(host) {
-        #[cfg(target_arch = "x86_64")]
-        if has_kvm(host) {
-            let name = format!("{backend}::kvm_is_told_of_the_device");
-            trials.push(Trial::test(name, move || on_stage_of(|| open_with_kvm(*backend), reaches_memory)));
-        }
-        let name = format!("{backend}::locked_memory_is_counted_and_given_back");
-        trials.push(Trial::test(name, move || {
-            let before = Ledger::now();
-            on_stage(*backend, |stage| locks_memory(stage, &before))
-        }));
-        if *backend == BackendKind::Type1 {
-            let name = format!("{backend}::a_vmm_makes_way_for_another");
-            trials.push(Trial::test(name, || {
-                leaving_nothing(|| {
-                    live::a_vmm_makes_way_for_another(first_device()?);
-                    Ok(())
-                })
-            }));
-        }
-        if *backend == BackendKind::SpaprV1 {
-            let name = format!("{backend}::the_window_is_charged_and_no_map");
-            // An entry has 8 bytes; bare metal keeps its address in the process beside it.
-            let entry = if host == "pseries" { 8 } else { 16 };
-            trials.push(Trial::test(name, move || on_stage(*backend, |stage| charges_the_window(stage, entry))));
-        }
-        if *backend == BackendKind::Iommufd {
-            let name = format!("{backend}::device_refused_while_memory_lies_over_its_interrupts");
-            trials.push(Trial::test(name, || {
-                leaving_nothing(|| {
-                    device_refused_while_memory_lies_over_its_interrupts(&Host::this()?, first_device()?);
-                    Ok(())
-                })
-            }));
-        }
-        if backend.is_of_power() {
-            let expected = host != "pseries";
-            let recovered = move |stage: &mut Stage| pe_is_recovered(stage, expected);
-            trials.push(Trial::test(format!("{backend}::pe_is_recovered"), move || on_stage(*backend, recovered)));
-        }
-        if *backend == BackendKind::Spapr {
-            trials.extend(power_trials(host));
-            #[cfg(target_arch = "powerpc64")]
-            if host != "pseries" {
-                trials.extend(power::WITH_KVM.iter().map(|trial| power_trial("kvm", trial)));
-            }
-        }
-        if *backend == BackendKind::Iommufd {
-            for play in plays::on(*backend) {
-                let name = format!("pool::{}", play.name);
-                trials.push(Trial::test(name, move || on_stage_of(open_in_a_pool, |stage| play.play(stage))));
-            }
-            trials.push(Trial::test("iommufd::a_pool_pins_once", || with_two_devices(sharing::a_pool_pins_once)));
-            let name = "iommufd::options_are_kept";
-            trials.push(Trial::test(name, || with_a_device(options::options_are_kept)));
-            let name = "iommufd::what_the_kernel_says_to_options";
-            trials.push(Trial::test(name, || with_a_device(options::what_the_kernel_says_to_options)));
-            let name = "iommufd::mapping_again_pins_twice";
-            trials.push(Trial::test(name, || with_two_devices(sharing::mapping_again_pins_twice)));
-        }
-        for play in plays::on(*backend) {
-            let name = format!("{backend}::{}", play.name);
-            trials.push(Trial::test(name, move || on_stage(*backend, |stage| play.play(stage))));
-        }
+        trials.extend(trials_of(host, *backend));
     }
     if host == NEWEST {
         trials.extend(file_trials());
@@ -167,6 +105,114 @@ fn trials_on(host: &str) -> Vec<Trial> {
             trials.retain(tells_of_the_kernel);
         }
     }
+    trials
+}
+
+/// All trials of one backend.
+fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
+    let mut trials = vec![locked_memory_trial(backend)];
+    #[cfg(target_arch = "x86_64")]
+    if has_kvm(host) {
+        trials.push(kvm_trial(backend));
+    }
+    match backend {
+        BackendKind::Type1 => trials.push(live_update_trial()),
+        BackendKind::Type1OnIommufd => {}
+        BackendKind::Iommufd => trials.extend(iommufd_trials()),
+        BackendKind::Spapr => {
+            trials.push(recovery_trial(host, backend));
+            trials.extend(power_trials(host));
+            trials.extend(kvm_trials_on_power(host));
+        }
+        BackendKind::SpaprV1 => trials.extend([recovery_trial(host, backend), charged_window_trial(host)]),
+    }
+    for scenario in suite::scenarios_on(backend) {
+        let name = format!("{backend}::{}", scenario.name);
+        trials.push(Trial::test(name, move || on_fixture(backend, scenario.run)));
+    }
+    trials.extend(contract_trials(&backend.to_string(), move || subject::on_this_host(backend, &devices())));
+    trials
+}
+
+/// The cases of the contract that apply. On a host that opens no space all of them run, and fail.
+fn contract_trials<F>(prefix: &str, open: F) -> Vec<Trial>
+where
+    F: Fn() -> Result<Bench, OpenError> + Clone + Send + UnwindSafe + RefUnwindSafe + 'static,
+{
+    let opened = move || open().unwrap_or_else(|error| panic!("the host opens no space: {error}"));
+    let asked = opened.clone();
+    let cases = catch_unwind(move || suite::cases_for(&asked)).unwrap_or_else(|_| CASES.iter().collect());
+    let mut trials = Vec::new();
+    for case in cases {
+        let open = opened.clone();
+        trials.push(Trial::test(format!("{prefix}::{}", suite::name_of(case)), move || {
+            case.run(&open);
+            Ok(())
+        }));
+    }
+    trials
+}
+
+fn locked_memory_trial(backend: BackendKind) -> Trial {
+    Trial::test(format!("{backend}::locked_memory_is_counted_and_given_back"), move || {
+        let before = Ledger::now();
+        on_fixture(backend, |fixture| locks_memory(fixture, &before))
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kvm_trial(backend: BackendKind) -> Trial {
+    Trial::test(format!("{backend}::kvm_is_told_of_the_device"), move || {
+        on_fixture_of(|| open_with_kvm(backend), reaches_memory)
+    })
+}
+
+fn live_update_trial() -> Trial {
+    Trial::test("type1::a_vmm_makes_way_for_another", || {
+        leaving_nothing(|| {
+            live_update::a_vmm_makes_way_for_another(first_device()?);
+            Ok(())
+        })
+    })
+}
+
+fn charged_window_trial(host: &str) -> Trial {
+    // An entry has 8 bytes; bare metal keeps its address in the process beside it.
+    let entry = if host == "pseries" { 8 } else { 16 };
+    let backend = BackendKind::SpaprV1;
+    Trial::test(format!("{backend}::the_window_is_charged_and_no_map"), move || {
+        on_fixture(backend, |fixture| charges_the_window(fixture, entry))
+    })
+}
+
+fn recovery_trial(host: &str, backend: BackendKind) -> Trial {
+    let expected = host != "pseries";
+    Trial::test(format!("{backend}::pe_is_recovered"), move || {
+        on_fixture(backend, |fixture| pe_is_recovered(fixture, expected))
+    })
+}
+
+fn iommufd_trials() -> Vec<Trial> {
+    let mut trials = contract_trials("pool", || subject::in_a_pool_of_this_host(&devices()));
+    for scenario in suite::scenarios_on(BackendKind::Iommufd) {
+        let name = format!("pool::{}", scenario.name);
+        trials.push(Trial::test(name, move || on_fixture_of(open_in_a_pool, scenario.run)));
+    }
+    let name = |name| format!("iommufd::{name}");
+    trials.extend([
+        Trial::test(name("device_refused_while_memory_lies_over_its_interrupts"), || {
+            leaving_nothing(|| {
+                device_refused_while_memory_lies_over_its_interrupts(&Host::this()?, first_device()?);
+                Ok(())
+            })
+        }),
+        Trial::test(name("a_pool_pins_once"), || with_two_devices(sharing::a_pool_pins_once)),
+        Trial::test(name("options_are_kept"), || with_a_device(options::options_are_kept)),
+        Trial::test(name("what_the_kernel_says_to_options"), || {
+            with_a_device(options::what_the_kernel_says_to_options)
+        }),
+        Trial::test(name("mapping_again_pins_twice"), || with_two_devices(sharing::mapping_again_pins_twice)),
+    ]);
     trials
 }
 
@@ -179,12 +225,23 @@ fn power_trials(host: &str) -> impl Iterator<Item = Trial> {
     power::ALL.iter().chain(more).map(|trial| power_trial("power", trial))
 }
 
+/// The trials of KVM, on hosts of POWER that have it.
+fn kvm_trials_on_power(host: &str) -> Vec<Trial> {
+    #[cfg(target_arch = "powerpc64")]
+    if host != "pseries" {
+        return power::WITH_KVM.iter().map(|trial| power_trial("kvm", trial)).collect();
+    }
+    let _ = host;
+    Vec::new()
+}
+
 fn power_trial(room: &str, trial: &'static power::Trial) -> Trial {
-    let act = || {
-        (trial.play)(&Machine::real(vec![device(0)?, device(1)?])?);
-        Ok(())
-    };
-    Trial::test(format!("{room}::{}", trial.name), move || leaving_nothing(act))
+    Trial::test(format!("{room}::{}", trial.name), move || {
+        leaving_nothing(|| {
+            (trial.run)(&Machine::real(vec![device(0)?, device(1)?])?);
+            Ok(())
+        })
+    })
 }
 
 /// A kernel with a mock device and no other.
@@ -225,14 +282,14 @@ fn conformance(host: &str) -> Vec<Trial> {
     rows.map(trial).collect()
 }
 
-/// Plays on a fresh space, and sees that nothing of it is left.
-fn on_stage(backend: BackendKind, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
-    on_stage_of(|| open(Host::this()?, backend), play)
+/// Runs on a fresh space, and checks that nothing of it is left.
+fn on_fixture(backend: BackendKind, run: impl FnOnce(&mut Fixture)) -> Result<(), Failed> {
+    on_fixture_of(|| open(Host::this()?, backend), run)
 }
 
-fn on_stage_of(open: impl FnOnce() -> Result<Stage, Failed>, play: impl FnOnce(&mut Stage)) -> Result<(), Failed> {
+fn on_fixture_of(open: impl FnOnce() -> Result<Fixture, Failed>, run: impl FnOnce(&mut Fixture)) -> Result<(), Failed> {
     leaving_nothing(|| {
-        play(&mut open()?);
+        run(&mut open()?);
         Ok(())
     })
 }
@@ -256,35 +313,35 @@ fn leaving_nothing(act: impl FnOnce() -> Result<(), Failed>) -> Result<(), Faile
 }
 
 /// The measure itself: if nothing were counted since there was no space, giving it back would prove nothing.
-fn locks_memory(stage: &mut Stage, before: &Ledger) {
-    Field::new(stage).map_something();
+fn locks_memory(fixture: &mut Fixture, before: &Ledger) {
+    fixture.map_first_mib();
     assert_ne!(Ledger::now().locked, before.locked, "a MiB is mapped, and the kernel counts no locked memory");
 }
 
 /// All that could be mapped is charged when the device comes, and the window's table, whose entries have so many bytes.
-fn charges_the_window(stage: &mut Stage, entry: u128) {
-    let window = *stage.space.windows().windows.iter().next().expect("there is one");
+fn charges_the_window(fixture: &mut Fixture, entry: u128) {
+    let window = *fixture.space.windows().windows.iter().next().expect("there is one");
     let before = Ledger::now();
     let locked = before.locked.iter().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB"));
     let locked = locked.expect("the kernel says it in KiB").parse::<u128>().expect("a number") * 1024;
     let table = entry * (window.range.bytes() >> window.granule().shift());
     assert_eq!(locked, window.range.bytes() + table, "for {window}");
-    Field::new(stage).map_something();
+    fixture.map_first_mib();
     assert_eq!(Ledger::now().locked, before.locked);
 }
 
-fn open(host: Host, backend: BackendKind) -> Result<Stage, Failed> {
+fn open(host: Host, backend: BackendKind) -> Result<Fixture, Failed> {
     let mut opened = host.open(&OpenRequest::device(first_device()?).with_backend(backend))?;
     let device = Edu::new(opened.devices.remove(0));
     let space = opened.space.space().clone();
-    Ok(Stage::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
+    Ok(Fixture::new(space, Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }
 
-fn open_in_a_pool() -> Result<Stage, Failed> {
+fn open_in_a_pool() -> Result<Fixture, Failed> {
     let host = Host::this()?;
     let mut opened = host.open_in(&host.open_pool()?, &OpenRequest::device(first_device()?))?;
     let device = Edu::new(opened.devices.remove(0));
-    Ok(Stage::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened))
+    Ok(Fixture::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened))
 }
 
 /// Debian's kernel for the PC comes without its KVM modules loaded; the small one has KVM built in.
@@ -295,23 +352,28 @@ fn has_kvm(host: &str) -> bool {
 
 /// KVM's VFIO device hears of every group or device before it is used, and forgets it afterwards.
 #[cfg(target_arch = "x86_64")]
-fn open_with_kvm(backend: BackendKind) -> Result<Stage, Failed> {
+fn open_with_kvm(backend: BackendKind) -> Result<Fixture, Failed> {
     let door = Arc::new(LinuxDoor::new());
     let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
     let kvm = KvmVfio::new(door.clone(), &vm)?;
     let facts = Facts::of_this_host(&*door)?;
-    let stage = open(Host::new(door, facts).with_registry(Arc::new(kvm)), backend)?;
-    Ok(stage.keeping(vm))
+    let fixture = open(Host::new(door, facts).with_registry(Arc::new(kvm)), backend)?;
+    Ok(fixture.keeping(vm))
 }
 
 /// The device reads and writes the first MiB, as ever.
 #[cfg(target_arch = "x86_64")]
-fn reaches_memory(stage: &mut Stage) {
-    Field::new(stage).map_something();
-    let memory = stage.ram.slice(0, 0x10_0000);
-    stage.show_results_at(Iova::new(0x8_0000), stage.ram.slice(0x8_0000, 0x1000));
-    stage.assert_readable(Iova::new(0), &memory);
-    stage.assert_writable(Iova::new(0), &memory);
+fn reaches_memory(fixture: &mut Fixture) {
+    fixture.map_first_mib();
+    let memory = fixture.ram.slice(0, 0x10_0000);
+    fixture.show_results_at(Iova::new(0x8_0000), fixture.ram.slice(0x8_0000, 0x1000));
+    fixture.assert_readable(Iova::new(0), &memory);
+    fixture.assert_writable(Iova::new(0), &memory);
+}
+
+/// All devices that the host names.
+fn devices() -> Vec<PciAddress> {
+    (0..).map_while(|n| device(n).ok()).collect()
 }
 
 fn first_device() -> Result<PciAddress, Failed> {

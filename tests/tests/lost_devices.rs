@@ -27,14 +27,14 @@ const HOSTS: [(&str, BackendKind); 5] = [
 ];
 
 /// Two spaces with a device each, which one listener serves, with a window and memory for its entries.
-struct Stage {
+struct DeviceFixture {
     soft: Arc<SoftHost>,
     host: Host,
     opened: [Opened; 2],
     listener: Listener,
 }
 
-impl Stage {
+impl DeviceFixture {
     fn new(preset: &str, backend: BackendKind) -> Self {
         let soft = host(preset);
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
@@ -92,26 +92,26 @@ fn address(soft: &SoftHost, n: usize) -> PciAddress {
 #[test]
 fn entries_come_and_go_while_a_space_has_no_device_and_it_gets_them_when_it_has_one() {
     for (preset, backend) in HOSTS {
-        let mut stage = Stage::new(preset, backend);
-        [0, 1, 2].iter().for_each(|mib| stage.put(*mib).expect("RAM is there"));
+        let mut fixture = DeviceFixture::new(preset, backend);
+        [0, 1, 2].iter().for_each(|mib| fixture.put(*mib).expect("RAM is there"));
         for (lost, at) in [(0, 10), (1, 20), (0, 30)] {
-            stage.unplug(lost);
-            stage.put(at).expect("the other space goes on");
-            stage.listener.sync().expect("a space without a device is left alone");
-            stage.put(at + 1).expect("the other space goes on");
-            stage.window().replace(Iova::new(0), SystemAddress::new(at * PAGE), PAGE, RW).expect("it is live");
-            stage.window().clear(range((at + 1) * MIB, PAGE)).expect("it is live");
-            assert!(stage.window().lookup(Iova::new(at * MIB)).expect("it is in force").is_some());
-            stage.plug(lost);
-            stage.put(at + 2).expect("both go on, or one does");
-            stage.window().clear(range(2 * MIB, MIB)).expect("whole entries");
-            stage.listener.sync().expect("it fits as before");
-            stage.put(2).expect("both have the window");
+            fixture.unplug(lost);
+            fixture.put(at).expect("the other space goes on");
+            fixture.listener.sync().expect("a space without a device is left alone");
+            fixture.put(at + 1).expect("the other space goes on");
+            fixture.window().replace(Iova::new(0), SystemAddress::new(at * PAGE), PAGE, RW).expect("it is live");
+            fixture.window().clear(range((at + 1) * MIB, PAGE)).expect("it is live");
+            assert!(fixture.window().lookup(Iova::new(at * MIB)).expect("it is in force").is_some());
+            fixture.plug(lost);
+            fixture.put(at + 2).expect("both go on, or one does");
+            fixture.window().clear(range(2 * MIB, MIB)).expect("whole entries");
+            fixture.listener.sync().expect("it fits as before");
+            fixture.put(2).expect("both have the window");
             let puts = 3 + 3 * u128::from(at / 10);
-            assert_eq!(stage.live(), (puts * 4 - u128::from(at / 10)) * u128::from(PAGE), "{preset} {backend}");
-            assert_eq!(stage.listener.audit(), []);
+            assert_eq!(fixture.live(), (puts * 4 - u128::from(at / 10)) * u128::from(PAGE), "{preset} {backend}");
+            assert_eq!(fixture.listener.audit(), []);
         }
-        let Stage { soft, listener, opened, .. } = stage;
+        let DeviceFixture { soft, listener, opened, .. } = fixture;
         drop((listener, opened));
         assert!(soft.ledger().is_clear(), "{preset} {backend}: {:?}", soft.ledger());
     }
@@ -119,38 +119,38 @@ fn entries_come_and_go_while_a_space_has_no_device_and_it_gets_them_when_it_has_
 
 #[test]
 fn memory_that_entries_of_the_space_that_goes_on_point_to_cannot_go() {
-    let mut stage = Stage::new("powernv9", BackendKind::Spapr);
-    stage.put(1).expect("RAM is there");
-    stage.unplug(0);
-    stage.listener.sync().expect("a space without a device is left alone");
-    let target = stage.listener.targets().next().expect("it is in force").clone();
-    stage.listener.commit(Update::new().removing_target(target)).expect_err("the second space's entry points there");
+    let mut fixture = DeviceFixture::new("powernv9", BackendKind::Spapr);
+    fixture.put(1).expect("RAM is there");
+    fixture.unplug(0);
+    fixture.listener.sync().expect("a space without a device is left alone");
+    let target = fixture.listener.targets().next().expect("it is in force").clone();
+    fixture.listener.commit(Update::new().removing_target(target)).expect_err("the second space's entry points there");
 }
 
 #[test]
 fn a_space_that_joins_while_the_first_has_no_device_gets_what_the_second_has() {
-    let mut stage = Stage::new("powernv9", BackendKind::Spapr);
-    stage.put(1).expect("RAM is there");
-    stage.unplug(0);
-    let wish = OpenRequest::device(address(&stage.soft, 2)).with_backend(BackendKind::Spapr);
-    let third = stage.host.open(&wish).expect("the soft host opens its device");
-    stage.listener.attach(third.space.space().clone()).expect("it fits");
-    assert_eq!(third.space.space().mappings(IovaRange::all()), stage.space(1).mappings(IovaRange::all()));
-    assert_eq!(stage.space(1).mappings(IovaRange::all()).len(), 1);
+    let mut fixture = DeviceFixture::new("powernv9", BackendKind::Spapr);
+    fixture.put(1).expect("RAM is there");
+    fixture.unplug(0);
+    let wish = OpenRequest::device(address(&fixture.soft, 2)).with_backend(BackendKind::Spapr);
+    let third = fixture.host.open(&wish).expect("the soft host opens its device");
+    fixture.listener.attach(third.space.space().clone()).expect("it fits");
+    assert_eq!(third.space.space().mappings(IovaRange::all()), fixture.space(1).mappings(IovaRange::all()));
+    assert_eq!(fixture.space(1).mappings(IovaRange::all()).len(), 1);
 }
 
 #[test]
 fn nothing_is_put_where_no_space_has_a_device() {
     for (preset, backend) in HOSTS.into_iter().filter(|(_, backend)| *backend != BackendKind::Iommufd) {
-        let mut stage = Stage::new(preset, backend);
-        stage.put(1).expect("RAM is there");
-        stage.unplug(0);
-        stage.unplug(1);
-        stage.put(2).expect_err("nobody would have it");
-        stage.plug(1);
-        stage.plug(0);
-        stage.listener.sync().expect("it fits as before");
-        stage.put(1).expect("it is the guest's to put again");
-        assert_eq!(stage.live(), u128::from(4 * PAGE), "{preset} {backend}");
+        let mut fixture = DeviceFixture::new(preset, backend);
+        fixture.put(1).expect("RAM is there");
+        fixture.unplug(0);
+        fixture.unplug(1);
+        fixture.put(2).expect_err("nobody would have it");
+        fixture.plug(1);
+        fixture.plug(0);
+        fixture.listener.sync().expect("it fits as before");
+        fixture.put(1).expect("it is the guest's to put again");
+        assert_eq!(fixture.live(), u128::from(4 * PAGE), "{preset} {backend}");
     }
 }

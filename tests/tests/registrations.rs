@@ -26,12 +26,12 @@ const REGISTER: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY";
 const UNREGISTER: &str = "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY";
 
 /// A host, and spaces on it with a device each.
-struct Stage {
+struct RegistrationFixture {
     soft: Arc<SoftHost>,
     opened: Vec<Opened>,
 }
 
-impl Stage {
+impl RegistrationFixture {
     fn new(preset: &str, spaces: usize) -> Self {
         let soft = host(preset);
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
@@ -120,8 +120,8 @@ fn put(listener: &Listener, mib: u64) {
 #[test]
 fn a_late_joiner_registers_exactly_the_runs_there_are() {
     for preset in ["powernv9", "powernv9-64k", "pseries"] {
-        let stage = Stage::new(preset, 2);
-        let mut listener = stage.listener(&[0]);
+        let fixture = RegistrationFixture::new(preset, 2);
+        let mut listener = fixture.listener(&[0]);
         listener.commit(adding(0, 4).adding(window())).expect("it fits");
         put(&listener, 1);
         // Something leans on the first run, so that what comes is one of its own; and what goes leaves its run as long as it was.
@@ -130,145 +130,145 @@ fn a_late_joiner_registers_exactly_the_runs_there_are() {
         let shorter = Update::new().removing_target(target(4, 4)).adding_target(target(4, 3));
         listener.commit(shorter).expect("no entry points there");
         let expected = [(0, 4), (4, 6)];
-        assert_eq!(stage.runs(0), expected, "{preset}");
-        let pinned = stage.pinned();
-        let report = listener.attach(stage.space(1)).expect("it takes the runs as they are").spaces.remove(0);
-        assert_eq!((stage.runs(1), stage.pinned()), (expected.to_vec(), pinned), "{preset}");
+        assert_eq!(fixture.runs(0), expected, "{preset}");
+        let pinned = fixture.pinned();
+        let report = listener.attach(fixture.space(1)).expect("it takes the runs as they are").spaces.remove(0);
+        assert_eq!((fixture.runs(1), fixture.pinned()), (expected.to_vec(), pinned), "{preset}");
         assert_eq!((report.pinned, report.shared / MIB), (0, 10), "{preset}");
-        assert_eq!(stage.space(1).mappings(IovaRange::all()), stage.space(0).mappings(IovaRange::all()));
-        listener.detach(&stage.space(0)).expect("everything can be taken out");
-        assert_eq!((stage.runs(0), stage.runs(1), stage.pinned()), (vec![], expected.to_vec(), pinned));
+        assert_eq!(fixture.space(1).mappings(IovaRange::all()), fixture.space(0).mappings(IovaRange::all()));
+        listener.detach(&fixture.space(0)).expect("everything can be taken out");
+        assert_eq!((fixture.runs(0), fixture.runs(1), fixture.pinned()), (vec![], expected.to_vec(), pinned));
         drop(listener);
-        stage.close();
+        fixture.close();
     }
 }
 
 #[test]
 fn listeners_that_cut_differently_register_the_same_runs() {
-    let stage = Stage::new("pseries", 2);
-    let (mut one, mut other) = (stage.listener(&[0]), stage.listener(&[1]));
+    let fixture = RegistrationFixture::new("pseries", 2);
+    let (mut one, mut other) = (fixture.listener(&[0]), fixture.listener(&[1]));
     one.commit(adding(2, 4)).expect("it fits");
     other.commit(adding(0, 10)).expect("it takes the run there is, and the rest is registered beside it");
-    assert_eq!((stage.runs(0), stage.runs(1)), (vec![(2, 4)], vec![(0, 2), (2, 4), (6, 4)]));
+    assert_eq!((fixture.runs(0), fixture.runs(1)), (vec![(2, 4)], vec![(0, 2), (2, 4), (6, 4)]));
     one.commit(adding(6, 1)).expect("the other's run has it");
-    assert_eq!(stage.runs(0), [(2, 4), (6, 4)]);
-    assert_eq!((stage.pinned(), stage.soft.ledger().registrations), (10, 3));
+    assert_eq!(fixture.runs(0), [(2, 4), (6, 4)]);
+    assert_eq!((fixture.pinned(), fixture.soft.ledger().registrations), (10, 3));
     other.commit(Update::new().removing_target(target(0, 10))).expect("no entry points there");
-    assert_eq!((stage.runs(1), stage.pinned()), (vec![], 8), "the first one's stay");
+    assert_eq!((fixture.runs(1), fixture.pinned()), (vec![], 8), "the first one's stay");
     drop((one, other));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn a_run_that_another_space_cut_otherwise_is_refused_before_the_kernel_is_asked() {
-    let stage = Stage::new("powernv9", 2);
-    let spaces = [stage.space(0), stage.space(1)];
+    let fixture = RegistrationFixture::new("powernv9", 2);
+    let spaces = [fixture.space(0), fixture.space(1)];
     let registrations = spaces.each_ref().map(|space| space.registration().expect("POWER wants memory registered"));
     registrations[0].register(&memory(HOST, 2 * MIB)).expect("it fits");
-    stage.calls();
+    fixture.calls();
     let refused = registrations[1].register(&memory(HOST + MIB, 2 * MIB)).expect_err("it overlaps the other's run");
-    assert_eq!((refused.kind, stage.calls()), (Kind::AlreadyRegistered, [0, 0]));
+    assert_eq!((refused.kind, fixture.calls()), (Kind::AlreadyRegistered, [0, 0]));
     registrations[1].register(&memory(HOST, 2 * MIB)).expect("it is the same");
     assert_eq!(registrations[1].runs().map(|runs| runs.users(&memory(HOST, 2 * MIB))), Some(2));
     drop(spaces);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn memory_that_comes_next_to_a_run_joins_it_in_every_space() {
-    let stage = Stage::new("powernv9", 2);
-    let mut listener = stage.listener(&[0, 1]);
+    let fixture = RegistrationFixture::new("powernv9", 2);
+    let mut listener = fixture.listener(&[0, 1]);
     listener.commit(adding(4, 4).adding(window())).expect("it fits");
-    stage.calls();
+    fixture.calls();
     let report = listener.commit(adding(8, 2).adding_target(target(2, 2))).expect("it fits");
-    assert_eq!((stage.runs(0), stage.runs(1), stage.pinned()), (vec![(2, 8)], vec![(2, 8)], 8));
+    assert_eq!((fixture.runs(0), fixture.runs(1), fixture.pinned()), (vec![(2, 8)], vec![(2, 8)], 8));
     let counted: Vec<_> = report.spaces.iter().map(|space| (space.pinned / MIB, space.shared / MIB)).collect();
     assert_eq!(counted, [(8, 0), (0, 8)]);
-    assert_eq!((stage.calls(), report.spaces[0].disturbed), ([2, 2], 0));
+    assert_eq!((fixture.calls(), report.spaces[0].disturbed), ([2, 2], 0));
     put(&listener, 9);
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn a_run_grows_only_while_no_entry_leans_on_it() {
-    let stage = Stage::new("pseries", 2);
-    let mut listener = stage.listener(&[0, 1]);
+    let fixture = RegistrationFixture::new("pseries", 2);
+    let mut listener = fixture.listener(&[0, 1]);
     listener.commit(adding(0, 4).adding(window())).expect("it fits");
     put(&listener, 1);
     listener.commit(adding(4, 1)).expect("it fits");
-    assert_eq!(stage.runs(0), [(0, 4), (4, 1)]);
+    assert_eq!(fixture.runs(0), [(0, 4), (4, 1)]);
     listener.commit(adding(5, 1)).expect("it fits");
     assert_eq!(
-        (stage.runs(0), stage.runs(1)),
+        (fixture.runs(0), fixture.runs(1)),
         (vec![(0, 4), (4, 2)], vec![(0, 4), (4, 2)]),
         "nothing leans on the second"
     );
     let entries = listener.translated(Iova::new(0)).expect("the window is in force");
     entries.clear(range(0, GIB)).expect("whole entries");
     listener.commit(adding(6, 1)).expect("it fits");
-    assert_eq!((stage.runs(0), stage.runs(1)), (vec![(0, 7)], vec![(0, 7)]));
+    assert_eq!((fixture.runs(0), fixture.runs(1)), (vec![(0, 7)], vec![(0, 7)]));
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn a_run_that_others_have_too_stays_as_it_is() {
-    let stage = Stage::new("powernv9", 2);
-    let (mut one, mut other) = (stage.listener(&[0]), stage.listener(&[1]));
+    let fixture = RegistrationFixture::new("powernv9", 2);
+    let (mut one, mut other) = (fixture.listener(&[0]), fixture.listener(&[1]));
     one.commit(adding(0, 4)).expect("it fits");
     other.commit(adding(0, 4).adding(window())).expect("it fits");
     put(&other, 1);
     one.commit(adding(4, 4)).expect("it fits");
-    assert_eq!((stage.runs(0), stage.runs(1)), (vec![(0, 4), (4, 4)], vec![(0, 4)]));
+    assert_eq!((fixture.runs(0), fixture.runs(1)), (vec![(0, 4), (4, 4)], vec![(0, 4)]));
     drop((one, other));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn runs_end_where_memory_of_another_owner_begins() {
-    let stage = Stage::new("powernv9", 1);
-    let mut listener = stage.listener(&[0]);
+    let fixture = RegistrationFixture::new("powernv9", 1);
+    let mut listener = fixture.listener(&[0]);
     listener.commit(adding(0, 4)).expect("it fits");
     let region = memory(HOST + 4 * MIB, 4 * MIB).in_unit(7);
     let region = TargetMemory::new("dimm", SystemAddress::new(4 * MIB), region).expect("a proper range");
     listener.commit(Update::new().adding_target(region)).expect("it fits");
-    assert_eq!(stage.runs(0), [(0, 4), (4, 4)]);
+    assert_eq!(fixture.runs(0), [(0, 4), (4, 4)]);
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn a_run_that_cannot_grow_for_the_limit_is_as_it_was() {
-    let stage = Stage::new("powernv9", 2);
-    let mut listener = stage.listener(&[0, 1]);
+    let fixture = RegistrationFixture::new("powernv9", 2);
+    let mut listener = fixture.listener(&[0, 1]);
     listener.commit(adding(0, 4)).expect("it fits");
-    let before = (stage.soft.ledger().locked, stage.pinned());
-    stage.soft.set_memlock(Some(before.0 + MIB));
+    let before = (fixture.soft.ledger().locked, fixture.pinned());
+    fixture.soft.set_memlock(Some(before.0 + MIB));
     let refused = listener.commit(adding(4, 2)).expect_err("it does not fit");
     assert!(
         matches!(&refused, CommitError::Step { error, .. } if matches!(error.kind, Kind::PinLimit(_))),
         "{refused}"
     );
-    assert_eq!((stage.runs(0), stage.runs(1)), (vec![(0, 4)], vec![(0, 4)]));
-    assert_eq!((stage.soft.ledger().locked, stage.pinned()), before);
+    assert_eq!((fixture.runs(0), fixture.runs(1)), (vec![(0, 4)], vec![(0, 4)]));
+    assert_eq!((fixture.soft.ledger().locked, fixture.pinned()), before);
     listener.commit(adding(4, 1)).expect("it just fits");
-    assert_eq!(stage.runs(1), [(0, 5)]);
+    assert_eq!(fixture.runs(1), [(0, 5)]);
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn memory_that_comes_in_many_pieces_makes_few_runs_and_is_not_pinned_over_and_over() {
-    let stage = Stage::new("powernv9", 1);
-    let mut listener = stage.listener(&[0]);
+    let fixture = RegistrationFixture::new("powernv9", 1);
+    let mut listener = fixture.listener(&[0]);
     (0..1024).for_each(|piece| drop(listener.commit(adding(piece, 1)).expect("it fits")));
-    assert_eq!(stage.pinned(), 1024);
-    assert!(stage.runs(0).len() <= 4, "{:?}", stage.runs(0));
-    let ever = stage.soft.ledger().ever_pinned / MIB;
+    assert_eq!(fixture.pinned(), 1024);
+    assert!(fixture.runs(0).len() <= 4, "{:?}", fixture.runs(0));
+    let ever = fixture.soft.ledger().ever_pinned / MIB;
     assert!(ever <= 32 * 1024, "{ever} MiB pinned for 1024");
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 /// How many pieces the guest's memory has: the first half of one owner, the rest of another.
@@ -314,19 +314,19 @@ struct Told {
 }
 
 struct World {
-    stage: Stage,
+    fixture: RegistrationFixture,
     listeners: Vec<Listener>,
     told: Vec<Told>,
 }
 
 impl World {
     fn new(preset: &str) -> Self {
-        let stage = Stage::new(preset, SPACES.min(host(preset).profile().groups.len()));
-        let mut listeners: Vec<_> = SERVED.iter().map(|_| stage.listener(&[])).collect();
+        let fixture = RegistrationFixture::new(preset, SPACES.min(host(preset).profile().groups.len()));
+        let mut listeners: Vec<_> = SERVED.iter().map(|_| fixture.listener(&[])).collect();
         for listener in &mut listeners {
             listener.commit(Update::new().adding(window())).expect("nobody is asked");
         }
-        Self { stage, listeners, told: SERVED.iter().map(|_| Told::default()).collect() }
+        Self { fixture, listeners, told: SERVED.iter().map(|_| Told::default()).collect() }
     }
 
     fn take(&mut self, step: &Step) {
@@ -346,10 +346,10 @@ impl World {
             }
             Step::Turn(space) => {
                 let Some(n) = SERVED.iter().position(|served| served.contains(&space)) else { return };
-                if space >= self.stage.opened.len() {
+                if space >= self.fixture.opened.len() {
                     return;
                 }
-                let (listener, told, space_of) = (&mut self.listeners[n], &mut self.told[n], self.stage.space(space));
+                let (listener, told, space_of) = (&mut self.listeners[n], &mut self.told[n], self.fixture.space(space));
                 if told.serves.remove(&space) {
                     listener.detach(&space_of).expect("everything can be taken out");
                     if told.serves.is_empty() {
@@ -382,7 +382,7 @@ impl World {
         let mut runs = BTreeSet::new();
         for told in &self.told {
             for space in &told.serves {
-                let registered = registered(&*self.stage.space(*space));
+                let registered = registered(&*self.fixture.space(*space));
                 let leans = |run: &&HostMemory| told.entries.iter().any(|at| run.overlaps(piece(*at).memory()));
                 runs.extend(registered.iter().filter(leans).map(|run| (run.address(), run.len().get())));
             }
@@ -395,7 +395,7 @@ impl World {
         let mut all: BTreeSet<(u64, u64)> = BTreeSet::new();
         for told in &self.told {
             for space in &told.serves {
-                let registered = registered(&*self.stage.space(*space));
+                let registered = registered(&*self.fixture.space(*space));
                 for at in &told.pieces {
                     let memory = piece(*at).memory().clone();
                     assert!(registered.iter().any(|run| run.overlaps(&memory)), "space {space} lacks piece {at}");
@@ -412,9 +412,9 @@ impl World {
         }
         let runs: Vec<_> = all.into_iter().collect();
         assert!(runs.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0), "cut differently: {runs:x?}");
-        let ledger = self.stage.soft.ledger();
+        let ledger = self.fixture.soft.ledger();
         let pinned: u64 = runs.iter().map(|(_, len)| len).sum();
-        let locked = ledger.locked - self.stage.tables();
+        let locked = ledger.locked - self.fixture.tables();
         assert_eq!((ledger.registrations, locked, ledger.leaked), (runs.len(), pinned, 0));
     }
 }
@@ -436,8 +436,8 @@ proptest! {
                 prop_assert!(world.leaned_on().is_superset(&before), "a run under entries was registered anew");
             }
         }
-        let World { stage, listeners, .. } = world;
+        let World { fixture, listeners, .. } = world;
         drop(listeners);
-        stage.close();
+        fixture.close();
     }
 }

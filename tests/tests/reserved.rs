@@ -32,14 +32,14 @@ fn profile() -> Profile {
     profile
 }
 
-struct Stage {
+struct ReservedFixture {
     soft: Arc<SoftHost>,
     host: Host,
     opened: Opened,
     backend: BackendKind,
 }
 
-impl Stage {
+impl ReservedFixture {
     /// With the first device.
     fn new(backend: BackendKind) -> Self {
         let soft = SoftHost::new(profile()).expect("it makes sense");
@@ -87,35 +87,35 @@ fn memory(len: u64) -> HostMemory {
 #[test]
 fn ram_over_the_interrupts_is_told_whose_they_are_and_where_there_is_room() {
     for backend in ON_A_PC {
-        let stage = Stage::new(backend);
-        let whose = stage.name(0);
+        let fixture = ReservedFixture::new(backend);
+        let whose = fixture.name(0);
         let text = format!(
             "it would lie over 0xfee00000..=0xfeefffff, where a write is an interrupt ({whose}); \
              0x100000000..=0x1007fffff would do"
         );
-        assert_eq!(stage.refusal(0xfe80_0000, 8 * MIB), text);
+        assert_eq!(fixture.refusal(0xfe80_0000, 8 * MIB), text);
     }
 }
 
 #[test]
 fn ram_over_hypertransport_is_told_so() {
     for backend in ON_A_PC {
-        let stage = Stage::new(backend);
-        let whose = stage.name(0);
+        let fixture = ReservedFixture::new(backend);
+        let whose = fixture.name(0);
         let text = format!(
             "it would lie over 0xfd00000000..=0xffffffffff, AMD's HyperTransport hole ({whose}); \
              0x100000000..=0x1000fffff would do"
         );
-        assert_eq!(stage.refusal(0xfd_0000_0000, MIB), text);
+        assert_eq!(fixture.refusal(0xfd_0000_0000, MIB), text);
     }
 }
 
 #[test]
 fn ram_that_ends_above_the_top_is_told_the_top() {
     for backend in ON_A_PC {
-        let stage = Stage::new(backend);
-        let top = stage.space().windows().windows.top().expect("there are windows");
-        let reason = stage.refusal(top.get() + 1 - MIB, 2 * MIB);
+        let fixture = ReservedFixture::new(backend);
+        let top = fixture.space().windows().windows.top().expect("there are windows");
+        let reason = fixture.refusal(top.get() + 1 - MIB, 2 * MIB);
         let text =
             format!("it would lie over what is above the host's top address {top}; 0x100000000..=0x1001fffff would do");
         assert_eq!(reason, text);
@@ -124,15 +124,15 @@ fn ram_that_ends_above_the_top_is_told_the_top() {
 
 #[test]
 fn room_is_looked_for_behind_the_hole() {
-    let stage = Stage::new(BackendKind::Type1);
-    let reason = stage.refusal(0, 1 << 39);
+    let fixture = ReservedFixture::new(BackendKind::Type1);
+    let reason = fixture.refusal(0, 1 << 39);
     assert!(reason.ends_with("; 0x10000000000..=0x17fffffffff would do"), "{reason}");
 }
 
 #[test]
 fn all_that_is_in_the_way_is_named() {
-    let stage = Stage::new(BackendKind::Type1);
-    let reason = stage.refusal(0, 1 << 40);
+    let fixture = ReservedFixture::new(BackendKind::Type1);
+    let reason = fixture.refusal(0, 1 << 40);
     assert!(reason.starts_with("it would lie over 0xfee00000..=0xfeefffff, "), "{reason}");
     assert!(reason.contains(", and over 0xfd00000000..=0xffffffffff, "), "{reason}");
 }
@@ -140,11 +140,11 @@ fn all_that_is_in_the_way_is_named() {
 #[test]
 fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
     for backend in ON_A_PC {
-        let mut stage = Stage::new(backend);
+        let mut fixture = ReservedFixture::new(backend);
         let at = Iova::new(0x8000_0000);
-        stage.space().map(at, &memory(2 * MIB), Access::READ_WRITE, Unit::Whole).expect("it is free so far");
-        let OpenError::Attach { error } = stage.attach_second().expect_err("it is in the way") else { panic!() };
-        let (whose, failure) = (stage.name(1), error.failure.expect("the kernel refused"));
+        fixture.space().map(at, &memory(2 * MIB), Access::READ_WRITE, Unit::Whole).expect("it is free so far");
+        let OpenError::Attach { error } = fixture.attach_second().expect_err("it is in the way") else { panic!() };
+        let (whose, failure) = (fixture.name(1), error.failure.expect("the kernel refused"));
         let text = format!(
             "attach {whose}: the live mapping 0x80000000..=0x801fffff would lie over 0x80000000..=0x800fffff, \
              which the firmware wants mapped one to one ({whose}); nothing changed ({failure}); unmap it first"
@@ -152,9 +152,9 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
         assert_eq!(error.to_string(), text);
         assert!(matches!(error.kind, Kind::WouldStrand(..)));
 
-        stage.space().unmap(dmaspace_core::IovaRange::all()).expect("no unit is cut");
-        stage.attach_second().expect("nothing is in the way");
-        let reason = stage.refusal(0x8000_0000, MIB);
+        fixture.space().unmap(dmaspace_core::IovaRange::all()).expect("no unit is cut");
+        fixture.attach_second().expect("nothing is in the way");
+        let reason = fixture.refusal(0x8000_0000, MIB);
         assert!(reason.contains(&format!("mapped one to one ({whose})")), "{reason}");
     }
 }
@@ -162,11 +162,11 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
 #[test]
 fn what_the_firmware_can_do_without_is_in_nobodys_way() {
     for backend in ON_A_PC {
-        let mut stage = Stage::new(backend);
+        let mut fixture = ReservedFixture::new(backend);
         let at = Iova::new(0x9000_0000);
-        stage.space().map(at, &memory(MIB), Access::READ_WRITE, Unit::Whole).expect("it is free");
-        stage.attach_second().expect("it is in nobody's way");
-        assert!(stage.space().reserved().iter().all(|reserved| reserved.range.first() != at));
+        fixture.space().map(at, &memory(MIB), Access::READ_WRITE, Unit::Whole).expect("it is free");
+        fixture.attach_second().expect("it is in nobody's way");
+        assert!(fixture.space().reserved().iter().all(|reserved| reserved.range.first() != at));
     }
 }
 

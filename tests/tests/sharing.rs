@@ -27,21 +27,21 @@ const COPY: &str = "IOMMU_IOAS_COPY";
 const UNMAP: &str = "IOMMU_IOAS_UNMAP";
 
 /// A host with a pool, and spaces in it, each with a device.
-struct Stage {
+struct PoolFixture {
     soft: Arc<SoftHost>,
     host: Host,
     opened: Vec<Opened>,
     pool: Arc<Pool>,
 }
 
-impl Stage {
+impl PoolFixture {
     fn new(spaces: usize) -> Self {
         let soft = host("vtd");
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let pool = host.open_pool().expect("the soft host has it");
-        let mut stage = Self { soft, host, opened: Vec::new(), pool };
-        (0..spaces).for_each(|_| stage.open());
-        stage
+        let mut fixture = Self { soft, host, opened: Vec::new(), pool };
+        (0..spaces).for_each(|_| fixture.open());
+        fixture
     }
 
     /// Opens one more space.
@@ -90,19 +90,19 @@ fn guest() -> Update {
 
 #[test]
 fn two_spaces_over_one_guest_pin_it_once_for_one_map_call_more() {
-    let stage = Stage::new(2);
-    let mut listener = stage.listener(FrontEnd::default());
+    let fixture = PoolFixture::new(2);
+    let mut listener = fixture.listener(FrontEnd::default());
     let report = listener.commit(guest()).expect("it fits");
-    assert_eq!((stage.soft.ledger().pinned, stage.soft.ledger().ever_pinned), (4 * GIB, 4 * GIB));
+    assert_eq!((fixture.soft.ledger().pinned, fixture.soft.ledger().ever_pinned), (4 * GIB, 4 * GIB));
     let counted: Vec<_> = report.spaces.iter().map(|space| (space.pinned, space.shared)).collect();
     assert_eq!(counted, [(4 * GIB, 0), (0, 4 * GIB)]);
-    assert_eq!(stage.calls(), [1, 4, 0], "one map of all there is, two copies in each space");
+    assert_eq!(fixture.calls(), [1, 4, 0], "one map of all there is, two copies in each space");
     let state = listener.state();
     assert_eq!(state.spaces[1].shared_pins.len(), 1);
     let words = state.to_string();
     assert!(words.contains("0x100000000 bytes more were mapped whose pins are shared with other spaces"), "{words}");
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
@@ -127,57 +127,57 @@ fn two_spaces_that_map_again_pin_it_twice() {
 
 #[test]
 fn spaces_that_cut_differently_share_all_the_same() {
-    let stage = Stage::new(2);
+    let fixture = PoolFixture::new(2);
     // One chunks and knows a PC's hints, the other was told of RAM that the first has not.
     let mut listeners = [Listener::new(FrontEnd::pc()), Listener::new(FrontEnd::default())];
     for (n, listener) in listeners.iter_mut().enumerate() {
-        listener.attach(stage.space(n)).expect("an empty view fits");
+        listener.attach(fixture.space(n)).expect("an empty view fits");
     }
     listeners[0].commit(guest()).expect("it fits");
     let more = ram(5 * GIB, HOST + 4 * GIB, GIB);
     listeners[1].commit(guest().adding(more.clone())).expect("it fits");
-    assert_eq!(stage.soft.ledger().pinned, 5 * GIB);
+    assert_eq!(fixture.soft.ledger().pinned, 5 * GIB);
     // What the first holds is no business of the second's, and the other way round.
     listeners[0].commit(adding([more])).expect("it fits");
-    assert_eq!(stage.soft.ledger().pinned, 5 * GIB);
+    assert_eq!(fixture.soft.ledger().pinned, 5 * GIB);
     drop(listeners);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn who_comes_late_pins_nothing_and_who_stays_keeps_everything() {
-    let mut stage = Stage::new(1);
-    let mut listener = stage.listener(FrontEnd::default());
+    let mut fixture = PoolFixture::new(1);
+    let mut listener = fixture.listener(FrontEnd::default());
     listener.commit(guest()).expect("it fits");
-    stage.open();
-    let late = stage.space(1);
+    fixture.open();
+    let late = fixture.space(1);
     let report = listener.attach(late.clone()).expect("it fits there too");
     assert_eq!((report.spaces[0].pinned, report.spaces[0].shared), (0, 4 * GIB));
-    assert_eq!(stage.soft.ledger().ever_pinned, 4 * GIB);
+    assert_eq!(fixture.soft.ledger().ever_pinned, 4 * GIB);
     // The first one goes with its device, its listener's entry, everything.
-    let first = stage.space(0);
+    let first = fixture.space(0);
     listener.detach(&first).expect("it can leave");
     drop(first);
-    drop(stage.opened.remove(0));
-    let ledger = stage.soft.ledger();
+    drop(fixture.opened.remove(0));
+    let ledger = fixture.soft.ledger();
     assert_eq!((ledger.pinned, ledger.ever_pinned), (4 * GIB, 4 * GIB));
     assert!(late.lookup(Iova::new(4 * GIB)).is_some());
     // What is mapped anew where it was mapped before finds its pins.
     let section = ram(4 * GIB, HOST + 3 * GIB, GIB);
     listener.commit(Update::new().removing(section.clone())).expect("it can go");
-    assert_eq!(stage.soft.ledger().pinned, 3 * GIB);
+    assert_eq!(fixture.soft.ledger().pinned, 3 * GIB);
     listener.commit(Update::new().adding(section)).expect("it can come back");
-    assert_eq!(stage.soft.ledger().pinned, 4 * GIB);
+    assert_eq!(fixture.soft.ledger().pinned, 4 * GIB);
     drop((listener, late));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn entries_of_two_translated_windows_pin_a_page_once_and_take_one_call_each() {
-    let stage = Stage::new(2);
-    let mut listeners = [stage.listener(FrontEnd::default()), Listener::new(FrontEnd::default())];
-    listeners[0].detach(&stage.space(1)).expect("it can leave");
-    listeners[1].attach(stage.space(1)).expect("an empty view fits");
+    let fixture = PoolFixture::new(2);
+    let mut listeners = [fixture.listener(FrontEnd::default()), Listener::new(FrontEnd::default())];
+    listeners[0].detach(&fixture.space(1)).expect("it can leave");
+    listeners[1].attach(fixture.space(1)).expect("an empty view fits");
     let target = TargetMemory::new("ram", SystemAddress::new(0), memory(HOST, GIB)).expect("a piece of the test");
     let window = Section::translated("vIOMMU", range(0, 3 * GIB), PageSize::K4);
     for listener in &mut listeners {
@@ -186,18 +186,18 @@ fn entries_of_two_translated_windows_pin_a_page_once_and_take_one_call_each() {
         assert_eq!(report.spaces[0].targets[0].fate, Fate::PinsShared);
         assert_eq!(report.spaces[0].pinned, 0, "holding pins nothing");
     }
-    assert_eq!((stage.calls(), stage.soft.ledger().pinned), ([1, 0, 0], 0));
+    assert_eq!((fixture.calls(), fixture.soft.ledger().pinned), ([1, 0, 0], 0));
     let handles = listeners.each_ref().map(|listener| listener.translated(Iova::new(0)).expect("in force"));
     for (n, handle) in handles.iter().enumerate() {
         let at = Iova::new(n as u64 * MIB);
         handle.put(at, SystemAddress::new(5 * K4), RW).expect("there is room");
         handle.put(Iova::new(n as u64 * MIB + K4), SystemAddress::new(9 * K4), Access::READ).expect("room");
     }
-    assert_eq!((stage.calls(), stage.soft.ledger().pinned), ([0, 4, 0], 2 * K4));
+    assert_eq!((fixture.calls(), fixture.soft.ledger().pinned), ([0, 4, 0], 2 * K4));
     handles[0].clear(range(0, 2 * K4)).expect("whole entries");
-    assert_eq!(stage.soft.ledger().pinned, 2 * K4, "the other one still reaches them");
+    assert_eq!(fixture.soft.ledger().pinned, 2 * K4, "the other one still reaches them");
     handles[1].clear(range(MIB, K4)).expect("whole entries");
-    assert_eq!(stage.soft.ledger().pinned, K4);
+    assert_eq!(fixture.soft.ledger().pinned, K4);
     // Memory that entries point to does not go, neither here nor there.
     let gone = listeners[1].commit(Update::new().removing_target(target.clone()));
     assert!(gone.expect_err("an entry points to it").to_string().contains("still point to it"));
@@ -205,71 +205,71 @@ fn entries_of_two_translated_windows_pin_a_page_once_and_take_one_call_each() {
     for listener in &mut listeners {
         listener.commit(Update::new().removing_target(target.clone())).expect("nothing points to it");
     }
-    assert_eq!(stage.soft.ledger().mappings, 0, "nobody holds it any more");
+    assert_eq!(fixture.soft.ledger().mappings, 0, "nobody holds it any more");
     drop((listeners, handles));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn a_device_behind_its_viommu_and_one_beside_it_pin_the_guest_once() {
-    let stage = Stage::new(2);
+    let fixture = PoolFixture::new(2);
     let (mut beside, mut behind) = (Listener::new(FrontEnd::pc()), Listener::new(FrontEnd::default()));
-    beside.attach(stage.space(0)).expect("an empty view fits");
-    behind.attach(stage.space(1)).expect("an empty view fits");
+    beside.attach(fixture.space(0)).expect("an empty view fits");
+    behind.attach(fixture.space(1)).expect("an empty view fits");
     beside.commit(guest()).expect("it fits");
     let target = TargetMemory::new("ram", SystemAddress::new(0), memory(HOST, 4 * GIB)).expect("a piece of the test");
     let window = Section::translated("vIOMMU", range(0, 3 * GIB), PageSize::K4);
     behind.commit(adding([window]).adding_target(target)).expect("the window fits");
     let handle = behind.translated(Iova::new(0)).expect("in force");
     handle.put_run(Iova::new(GIB), SystemAddress::new(GIB), 64 * K4, RW).expect("there is room");
-    assert_eq!(stage.soft.ledger().ever_pinned, 4 * GIB);
-    let live = stage.space(1).lookup(Iova::new(GIB)).expect("an entry");
+    assert_eq!(fixture.soft.ledger().ever_pinned, 4 * GIB);
+    let live = fixture.space(1).lookup(Iova::new(GIB)).expect("an entry");
     assert_eq!(live.memory.address(), HOST + GIB);
     drop((beside, behind, handle));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn blocks_that_come_and_go_in_two_spaces_are_pinned_once() {
-    let stage = Stage::new(2);
-    let mut listener = stage.listener(FrontEnd::default());
+    let fixture = PoolFixture::new(2);
+    let mut listener = fixture.listener(FrontEnd::default());
     let at = Iova::new(4 * GIB);
     let section = Section::discardable("virtio-mem", at, memory(HOST, GIB), RW, PageSize::M2).expect("of the test");
     listener.commit(adding([section])).expect("it fits");
     let handle = listener.discardable(at).expect("in force");
     let blocks = |n: u64, count: u64| range(4 * GIB + 2 * n * MIB, 2 * count * MIB);
     handle.populate(blocks(3, 4)).expect("the memory is there");
-    assert_eq!((stage.soft.ledger().pinned, stage.calls()), (8 * MIB, [1, 8, 0]));
+    assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (8 * MIB, [1, 8, 0]));
     handle.discard(blocks(4, 2)).expect("they can go");
-    assert_eq!(stage.soft.ledger().pinned, 4 * MIB);
+    assert_eq!(fixture.soft.ledger().pinned, 4 * MIB);
     assert!(listener.may_discard(&memory(HOST + 8 * MIB, 4 * MIB)).is_ok(), "holding pins nothing");
     assert!(listener.may_discard(&memory(HOST + 6 * MIB, K4)).is_err());
     drop((listener, handle));
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn memory_that_may_only_be_read_is_shared_for_reading() {
-    let stage = Stage::new(2);
-    let mut listener = stage.listener(FrontEnd::default());
+    let fixture = PoolFixture::new(2);
+    let mut listener = fixture.listener(FrontEnd::default());
     let memory = memory(HOST, MIB).host_read_only();
     let rom = Section::ram("rom", Iova::new(0), memory.clone(), Access::READ).expect("of the test");
     listener.commit(adding([rom])).expect("reading is possible");
-    assert_eq!((stage.soft.ledger().pinned, stage.calls()), (MIB, [1, 2, 0]));
+    assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (MIB, [1, 2, 0]));
     // Differently described it may be written, and then it is pinned for that by itself.
     let plain = HostMemory::unbacked(HOST, memory.len()).expect("no wrap");
-    stage.space(0).map(Iova::new(GIB), &plain, RW, Unit::Whole).expect("it is pinned anew");
-    assert_eq!((stage.soft.ledger().pinned, stage.calls()), (2 * MIB, [1, 0, 0]));
+    fixture.space(0).map(Iova::new(GIB), &plain, RW, Unit::Whole).expect("it is pinned anew");
+    assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (2 * MIB, [1, 0, 0]));
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn what_is_not_held_is_mapped_by_itself() {
-    let stage = Stage::new(2);
+    let fixture = PoolFixture::new(2);
     let half = memory(HOST, MIB);
     let sharing = |n: usize, work: &dyn Fn(&dyn dmaspace_core::contract::PinSharing)| {
-        work(stage.space(n).sharing().expect("it is in a pool"));
+        work(fixture.space(n).sharing().expect("it is in a pool"));
     };
     sharing(0, &|sharing| {
         sharing.share_pins(&half).expect("it can be held");
@@ -277,83 +277,91 @@ fn what_is_not_held_is_mapped_by_itself() {
         assert_eq!(sharing.share_pins(&memory(HOST + K4, MIB)).expect_err("twice").kind, Kind::AlreadyShared);
         assert_eq!(sharing.stop_sharing(&memory(HOST, K4)).expect_err("a part").kind, Kind::NotShared);
     });
-    stage.soft.reset_calls();
-    let map = |n: usize, at: u64, memory: &HostMemory| stage.space(n).map(Iova::new(at), memory, RW, Unit::Whole);
+    fixture.soft.reset_calls();
+    let map = |n: usize, at: u64, memory: &HostMemory| fixture.space(n).map(Iova::new(at), memory, RW, Unit::Whole);
     map(0, 0, &half).expect("it fits");
     map(1, 0, &half).expect("who holds it does not matter");
-    assert_eq!((stage.soft.ledger().pinned, stage.calls()), (MIB, [0, 2, 0]));
+    assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (MIB, [0, 2, 0]));
     map(1, GIB, &memory(HOST + K4, MIB)).expect("it fits");
-    assert_eq!((stage.soft.ledger().pinned, stage.calls()), (2 * MIB, [1, 0, 0]), "not all of it is held");
+    assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (2 * MIB, [1, 0, 0]), "not all of it is held");
     sharing(0, &|sharing| {
         assert_eq!(sharing.stop_sharing(&half).expect_err("in use").kind, Kind::InUse(range(0, MIB)));
     });
     // Copies stay when it is let go of.
-    stage.space(0).unmap(IovaRange::all()).expect("whole mappings");
+    fixture.space(0).unmap(IovaRange::all()).expect("whole mappings");
     sharing(0, &|sharing| sharing.stop_sharing(&half).expect("nothing leans on it here"));
-    assert_eq!(stage.space(1).lookup(Iova::new(K4)).expect("mapped").memory.address(), HOST);
-    assert_eq!(stage.soft.ledger().pinned, 2 * MIB);
-    stage.close();
+    assert_eq!(fixture.space(1).lookup(Iova::new(K4)).expect("mapped").memory.address(), HOST);
+    assert_eq!(fixture.soft.ledger().pinned, 2 * MIB);
+    fixture.close();
 }
 
 #[test]
 fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
-    let stage = Stage::new(3);
+    let fixture = PoolFixture::new(3);
     let hold = |n: usize, first: u64, pages: u64| {
-        stage.space(n).sharing().expect("a pool").share_pins(&memory(HOST + first * K4, pages * K4)).expect("held");
+        fixture.space(n).sharing().expect("a pool").share_pins(&memory(HOST + first * K4, pages * K4)).expect("held");
     };
     let let_go = |n: usize, first: u64, pages: u64| {
-        stage.space(n).sharing().expect("a pool").stop_sharing(&memory(HOST + first * K4, pages * K4)).expect("let go");
+        fixture
+            .space(n)
+            .sharing()
+            .expect("a pool")
+            .stop_sharing(&memory(HOST + first * K4, pages * K4))
+            .expect("let go");
     };
     let holders = |first: u64, pages: u64| {
-        stage.space(0).sharing().expect("a pool").sharers(&memory(HOST + first * K4, pages * K4))
+        fixture.space(0).sharing().expect("a pool").sharers(&memory(HOST + first * K4, pages * K4))
     };
     hold(0, 2, 2);
     hold(1, 6, 2);
     hold(2, 0, 10);
-    assert_eq!(stage.soft.ledger().mappings, 5, "two pieces, and what lay around them");
+    assert_eq!(fixture.soft.ledger().mappings, 5, "two pieces, and what lay around them");
     assert_eq!([holders(2, 2), holders(6, 2), holders(0, 10), holders(0, 11)], [2, 2, 1, 0]);
     let_go(2, 0, 10);
-    assert_eq!([holders(2, 2), holders(6, 2), holders(2, 3), stage.soft.ledger().mapped as usize / 4096], [1, 1, 0, 4]);
+    assert_eq!(
+        [holders(2, 2), holders(6, 2), holders(2, 3), fixture.soft.ledger().mapped as usize / 4096],
+        [1, 1, 0, 4]
+    );
     hold(2, 3, 4);
     let_go(0, 2, 2);
     assert_eq!([holders(2, 2), holders(3, 4)], [1, 1], "a piece stays whole while somebody holds a part of it");
     let_go(2, 3, 4);
     let_go(1, 6, 2);
-    assert_eq!(stage.soft.ledger().mappings, 0);
-    stage.close();
+    assert_eq!(fixture.soft.ledger().mappings, 0);
+    fixture.close();
 }
 
 #[test]
 fn a_piece_the_kernel_would_not_unmap_is_not_copied_and_goes_before_its_place_is_needed() {
-    let stage = Stage::new(1);
-    let space = stage.space(0);
+    let fixture = PoolFixture::new(1);
+    let space = fixture.space(0);
     let sharing = space.sharing().expect("it is in a pool");
     let piece = memory(HOST, MIB);
     sharing.share_pins(&piece).expect("held");
     let stubborn: Vec<_> =
         (1..=5).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).with(Errno::EIO).of(UNMAP)).collect();
-    stage.soft.plan_faults(&stubborn);
+    fixture.soft.plan_faults(&stubborn);
     sharing.stop_sharing(&piece).expect("what pins nothing is no reason to fail");
-    stage.soft.plan_faults(&[]);
-    assert_eq!((sharing.sharers(&piece), stage.soft.ledger().mappings), (0, 1));
+    fixture.soft.plan_faults(&[]);
+    assert_eq!((sharing.sharers(&piece), fixture.soft.ledger().mappings), (0, 1));
     sharing.share_pins(&memory(HOST + K4, MIB)).expect("it goes now");
-    assert_eq!((stage.soft.ledger().mappings, stage.soft.ledger().mapped), (1, MIB));
+    assert_eq!((fixture.soft.ledger().mappings, fixture.soft.ledger().mapped), (1, MIB));
     drop(space);
-    stage.close();
+    fixture.close();
 }
 
 #[test]
 fn what_no_memory_can_be_held_for_is_said() {
-    let stage = Stage::new(1);
-    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).with(Errno::ENOMEM).of(MAP)]);
+    let fixture = PoolFixture::new(1);
+    fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).with(Errno::ENOMEM).of(MAP)]);
     let mut listener = Listener::new(FrontEnd::default());
-    listener.attach(stage.space(0)).expect("an empty view fits");
+    listener.attach(fixture.space(0)).expect("an empty view fits");
     let error = listener.commit(guest()).expect_err("the kernel had no memory").to_string();
     assert!(error.contains("share the pins of host memory 0x200000000000..=0x2000ffffffff"), "{error}");
     assert!(error.contains("IOMMU_IOAS_MAP: ENOMEM"), "{error}");
-    assert_eq!(stage.soft.ledger().mappings, 0);
+    assert_eq!(fixture.soft.ledger().mappings, 0);
     drop(listener);
-    stage.close();
+    fixture.close();
 }
 
 #[test]

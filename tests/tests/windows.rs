@@ -23,7 +23,7 @@ const MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 /// A host, a space on it that a listener serves, and its devices.
-struct Stage {
+struct WindowFixture {
     soft: Arc<SoftHost>,
     host: Host,
     opened: OpenSpace,
@@ -31,7 +31,7 @@ struct Stage {
     devices: Vec<Device>,
 }
 
-impl Stage {
+impl WindowFixture {
     /// Without a device.
     fn bare(preset: &str) -> Self {
         let soft = host(preset);
@@ -43,10 +43,10 @@ impl Stage {
     }
 
     fn new(preset: &str) -> Self {
-        let mut stage = Self::bare(preset);
-        stage.add_device();
-        stage.listener.sync().expect("an empty view fits");
-        stage
+        let mut fixture = Self::bare(preset);
+        fixture.add_device();
+        fixture.listener.sync().expect("an empty view fits");
+        fixture
     }
 
     fn add_device(&mut self) {
@@ -70,90 +70,90 @@ fn window(at: u64, len: u64, page: PageSize) -> Section {
 
 #[test]
 fn what_the_host_cannot_provide_is_noticed_when_its_first_device_comes() {
-    let mut stage = Stage::bare("powernv9");
+    let mut fixture = WindowFixture::bare("powernv9");
     let odd = Update::new().adding(window(0, 3 * MIB, PageSize::K4));
-    stage.listener.commit(odd).expect("there is no device yet that could miss it");
-    stage.add_device();
-    let refused = stage.listener.sync().expect_err("windows are powers of two in size");
+    fixture.listener.commit(odd).expect("there is no device yet that could miss it");
+    fixture.add_device();
+    let refused = fixture.listener.sync().expect_err("windows are powers of two in size");
     assert!(matches!(&refused, CommitError::Refused(_)), "{refused}");
 }
 
 #[test]
 fn after_a_commit_that_failed_the_next_one_looks_at_its_own_sections_only() {
-    let mut stage = Stage::new("powernv9");
-    stage.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
-    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP)]);
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
+    fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP)]);
     let beyond = Update::new().adding(ram(2 * MIB, 1 << 46, MIB));
-    stage.listener.commit(beyond.clone()).expect_err("the larger window was made in vain");
-    assert_eq!(stage.space().mappings(IovaRange::all()).len(), 1);
-    let report = stage.listener.sync().expect("nothing to do");
+    fixture.listener.commit(beyond.clone()).expect_err("the larger window was made in vain");
+    assert_eq!(fixture.space().mappings(IovaRange::all()).len(), 1);
+    let report = fixture.listener.sync().expect("nothing to do");
     assert!(report.spaces[0].sections.is_empty(), "{report:?}");
-    stage.listener.commit(beyond).expect("it fits now");
+    fixture.listener.commit(beyond).expect("it fits now");
 }
 
 #[test]
 fn a_window_whose_removal_was_reported_as_failed_can_be_made_again() {
-    let mut stage = Stage::new("powernv9");
-    stage.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
-    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(REMOVE)]);
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(REMOVE)]);
     let resized = Update::new().removing(window(0, MIB, PageSize::K4)).adding(window(0, 2 * MIB, PageSize::K4));
-    stage.listener.commit(resized).expect("the old window is gone");
-    assert_eq!(stage.space().fences(), []);
+    fixture.listener.commit(resized).expect("the old window is gone");
+    assert_eq!(fixture.space().fences(), []);
 }
 
 #[test]
 fn a_window_too_coarse_for_new_ram_is_made_anew() {
-    let mut stage = Stage::new("powernv9-64k");
-    stage.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
-    assert_eq!(stage.granule_at(0), Some(PageSize::K64));
+    let mut fixture = WindowFixture::new("powernv9-64k");
+    fixture.listener.commit(Update::new().adding(ram(0, 1 << 45, MIB))).expect("it fits");
+    assert_eq!(fixture.granule_at(0), Some(PageSize::K64));
     let smaller = Update::new().removing(ram(0, 1 << 45, MIB)).adding(ram(0, 1 << 45, 0x1000));
-    stage.listener.commit(smaller).expect("the host has 4K pages, too");
-    assert_eq!(stage.granule_at(0), Some(PageSize::K4));
+    fixture.listener.commit(smaller).expect("the host has 4K pages, too");
+    assert_eq!(fixture.granule_at(0), Some(PageSize::K4));
 }
 
 #[test]
 fn where_a_window_could_not_be_brought_back_none_is_asked_for() {
-    let mut stage = Stage::new("powernv9");
-    stage.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.listener.commit(Update::new().adding(window(0, MIB, PageSize::K4))).expect("it fits");
     let fence = IovaRange::with_len(Iova::new(HIGH), MIB).expect("a proper range");
-    stage.space().fence(fence, None, Failure::malformed("test", "made up"));
-    stage.soft.reset_calls();
-    let refused = stage.listener.commit(Update::new().adding(window(HIGH, MIB, PageSize::K4))).expect_err("fenced");
+    fixture.space().fence(fence, None, Failure::malformed("test", "made up"));
+    fixture.soft.reset_calls();
+    let refused = fixture.listener.commit(Update::new().adding(window(HIGH, MIB, PageSize::K4))).expect_err("fenced");
     assert!(matches!(&refused, CommitError::Refused(_)), "{refused}");
     assert!(refused.to_string().contains("fenced after an earlier failure"), "{refused}");
-    assert_eq!(stage.soft.calls().of("VFIO_IOMMU_SPAPR_TCE_CREATE"), 0);
+    assert_eq!(fixture.soft.calls().of("VFIO_IOMMU_SPAPR_TCE_CREATE"), 0);
 }
 
 #[test]
 fn ram_that_could_not_be_unmapped_can_go_and_stays_registered() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let (stays, goes) = (ram(0, 1 << 45, MIB), ram(MIB, 1 << 46, MIB));
-    stage.listener.commit(Update::new().adding(stays).adding(goes.clone())).expect("it fits");
+    fixture.listener.commit(Update::new().adding(stays).adding(goes.clone())).expect("it fits");
     // However often it is asked.
     let stubborn: Vec<_> = (1..9).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNMAP)).collect();
-    stage.soft.plan_faults(&stubborn);
-    stage.listener.commit(Update::new().removing(goes.clone())).expect_err("it is still there");
-    assert_eq!(stage.space().fences().len(), 1);
-    stage.soft.plan_faults(&[]);
-    stage.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
-    assert_eq!(stage.space().registration().expect("a host that registers").registered().len(), 2);
+    fixture.soft.plan_faults(&stubborn);
+    fixture.listener.commit(Update::new().removing(goes.clone())).expect_err("it is still there");
+    assert_eq!(fixture.space().fences().len(), 1);
+    fixture.soft.plan_faults(&[]);
+    fixture.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
+    assert_eq!(fixture.space().registration().expect("a host that registers").registered().len(), 2);
 }
 
 #[test]
 fn of_entries_that_cannot_all_be_replaced_none_is() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let target = |at: u64, host: u64| {
         TargetMemory::new("target", SystemAddress::new(at), memory(host, MIB)).expect("a proper range")
     };
     let update = Update::new().adding_target(target(0, 1 << 45)).adding_target(target(MIB, 1 << 46));
-    stage.listener.commit(update.adding(window(0, MIB, PageSize::K4))).expect("it fits");
-    let handle = stage.listener.translated(Iova::new(0)).expect("it is in force");
+    fixture.listener.commit(update.adding(window(0, MIB, PageSize::K4))).expect("it fits");
+    let handle = fixture.listener.translated(Iova::new(0)).expect("it is in force");
     handle.put(Iova::new(0), SystemAddress::new(0), Access::READ_WRITE).expect("RAM is there");
-    let before = stage.space().mappings(IovaRange::all());
+    let before = fixture.space().mappings(IovaRange::all());
     // The last page of one and the first of the other: two calls, of which the second finds no entry.
     let border = SystemAddress::new(MIB - 0x1000);
     handle.replace(Iova::new(0), border, 0x2000, Access::READ_WRITE).expect_err("there is one entry only");
-    assert_eq!(stage.space().mappings(IovaRange::all()), before);
+    assert_eq!(fixture.space().mappings(IovaRange::all()), before);
 }
 
 /// RAM that its owner says is made of pages of 2 MiB.
@@ -165,82 +165,82 @@ fn huge(at: u64, host: u64, len: u64) -> Section {
 const CREATE: &str = "VFIO_IOMMU_SPAPR_TCE_CREATE";
 
 /// The live mappings, and how each may be unmapped.
-fn live(stage: &Stage) -> Vec<(IovaRange, Unit)> {
-    let live = stage.space().mappings(IovaRange::all());
+fn live(fixture: &WindowFixture) -> Vec<(IovaRange, Unit)> {
+    let live = fixture.space().mappings(IovaRange::all());
     live.into_iter().map(|mapping| (mapping.range, mapping.unit)).collect()
 }
 
 #[test]
 fn a_window_whose_pages_prove_too_large_is_made_again_before_anybody_was_promised_them() {
-    let mut stage = Stage::new("powernv9");
-    stage.soft.deny_huge_pages();
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.soft.deny_huge_pages();
     let sections = [huge(0, 1 << 45, 4 * MIB), huge(8 * MIB, 1 << 46, 4 * MIB)];
     let update = sections.iter().cloned().fold(Update::new(), Update::adding);
-    let report = stage.listener.commit(update).expect("smaller pages do");
+    let report = fixture.listener.commit(update).expect("smaller pages do");
     let reasons: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.as_str()).collect();
     assert_eq!(reasons, ["read-write with 4K pages"; 2]);
     assert_eq!((report.spaces[0].pinned, report.spaces[0].disturbed), (8 * MIB, 0));
-    assert_eq!(stage.soft.calls().of(CREATE), 2);
+    assert_eq!(fixture.soft.calls().of(CREATE), 2);
     let small = Unit::Pages(PageSize::K4);
-    assert_eq!(live(&stage), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
-    let table = stage
+    assert_eq!(live(&fixture), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
+    let table = fixture
         .space()
         .window_control()
         .expect("POWER")
         .table_bytes(WindowRequest { range: range(0, 16 * MIB), page: PageSize::K4 });
-    assert_eq!(stage.soft.ledger().locked, 8 * MIB + table, "the first table was given back");
+    assert_eq!(fixture.soft.ledger().locked, 8 * MIB + table, "the first table was given back");
 
     // What comes later finds a window that will do, and any page can go.
-    stage.listener.commit(Update::new().adding(huge(4 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
+    fixture.listener.commit(Update::new().adding(huge(4 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
     let shorter = Update::new().removing(sections[0].clone()).adding(huge(0, 1 << 45, 0x3000));
-    stage.listener.commit(shorter).expect("the window has small pages");
-    assert_eq!(stage.soft.calls().of(CREATE), 2);
-    assert_eq!(stage.listener.audit(), []);
+    fixture.listener.commit(shorter).expect("the window has small pages");
+    assert_eq!(fixture.soft.calls().of(CREATE), 2);
+    assert_eq!(fixture.listener.audit(), []);
 }
 
 #[test]
 fn what_was_mapped_before_the_pages_proved_too_large_is_mapped_again() {
-    let mut stage = Stage::new("powernv9");
-    stage.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
     let update = Update::new().adding(huge(0, 1 << 45, 4 * MIB)).adding(huge(8 * MIB, 1 << 46, 4 * MIB));
-    stage.listener.commit(update).expect("smaller pages do");
+    fixture.listener.commit(update).expect("smaller pages do");
     let small = Unit::Pages(PageSize::K4);
-    assert_eq!(live(&stage), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
-    assert_eq!(stage.soft.ledger().mapped, 8 * MIB);
+    assert_eq!(live(&fixture), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
+    assert_eq!(fixture.soft.ledger().mapped, 8 * MIB);
 }
 
 #[test]
 fn blocks_stay_blocks_in_a_window_that_is_made_again() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let memory = memory(1 << 46, 4 * MIB).backed_by(PageSize::M2);
     let section = Section::discardable("blocks", Iova::new(8 * MIB), memory, Access::READ_WRITE, PageSize::M2);
-    stage.listener.commit(Update::new().adding(section.expect("a proper range"))).expect("it fits");
-    let blocks = stage.listener.discardable(Iova::new(8 * MIB)).expect("it is in force");
+    fixture.listener.commit(Update::new().adding(section.expect("a proper range"))).expect("it fits");
+    let blocks = fixture.listener.discardable(Iova::new(8 * MIB)).expect("it is in force");
     blocks.populate(range(8 * MIB, 4 * MIB)).expect("it fits");
-    assert_eq!(live(&stage), [(range(8 * MIB, 4 * MIB), Unit::Pages(PageSize::M2))]);
+    assert_eq!(live(&fixture), [(range(8 * MIB, 4 * MIB), Unit::Pages(PageSize::M2))]);
     // A larger window, in which the blocks come first.
-    stage.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
-    stage.listener.commit(Update::new().adding(huge(32 * MIB, 1 << 45, 2 * MIB))).expect("smaller pages do");
-    assert_eq!(stage.granule_at(0), Some(PageSize::K4));
+    fixture.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    fixture.listener.commit(Update::new().adding(huge(32 * MIB, 1 << 45, 2 * MIB))).expect("smaller pages do");
+    assert_eq!(fixture.granule_at(0), Some(PageSize::K4));
     let large = (range(8 * MIB, 4 * MIB), Unit::Pages(PageSize::M2));
-    assert_eq!(live(&stage), [large, (range(32 * MIB, 2 * MIB), Unit::Pages(PageSize::K4))]);
-    stage.listener.commit(Update::new().adding(huge(16 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
+    assert_eq!(live(&fixture), [large, (range(32 * MIB, 2 * MIB), Unit::Pages(PageSize::K4))]);
+    fixture.listener.commit(Update::new().adding(huge(16 * MIB, 1 << 47, 2 * MIB))).expect("it fits");
     blocks.discard(range(8 * MIB, 2 * MIB)).expect("a whole block");
 }
 
 #[test]
 fn a_window_that_was_there_before_keeps_its_pages_whatever_comes() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let update = Update::new().adding(huge(0, 1 << 45, 4 * MIB)).adding(huge(12 * MIB, 1 << 46, 4 * MIB));
-    stage.listener.commit(update).expect("it fits");
-    let before = live(&stage);
-    stage.soft.reset_calls();
-    stage.soft.deny_huge_pages();
-    let error = stage.listener.commit(Update::new().adding(huge(8 * MIB, 1 << 47, 2 * MIB)));
+    fixture.listener.commit(update).expect("it fits");
+    let before = live(&fixture);
+    fixture.soft.reset_calls();
+    fixture.soft.deny_huge_pages();
+    let error = fixture.listener.commit(Update::new().adding(huge(8 * MIB, 1 << 47, 2 * MIB)));
     let error = error.expect_err("others live there");
     assert!(error.to_string().contains("VFIO_IOMMU_MAP_DMA: EINVAL"), "{error}");
-    assert_eq!((live(&stage), stage.soft.calls().of(CREATE)), (before, 0));
-    assert_eq!(stage.granule_at(0), Some(PageSize::M2));
+    assert_eq!((live(&fixture), fixture.soft.calls().of(CREATE)), (before, 0));
+    assert_eq!(fixture.granule_at(0), Some(PageSize::M2));
 }
 
 #[test]
@@ -251,14 +251,18 @@ fn smaller_pages_are_tried_once_and_only_where_pages_may_be_at_fault() {
         (Errno::ENOMEM, 1, None),
         (Errno::EFAULT, 1, None),
     ] {
-        let mut stage = Stage::new("powernv9");
+        let mut fixture = WindowFixture::new("powernv9");
         let plans: Vec<_> =
             (1..=denied).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(MAP).with(errno)).collect();
-        stage.soft.plan_faults(&plans);
-        let committed = stage.listener.commit(Update::new().adding(huge(0, 1 << 45, 4 * MIB)));
-        assert_eq!((committed.is_ok(), stage.granule_at(0)), (expected.is_some(), expected), "{errno}, {denied} times");
+        fixture.soft.plan_faults(&plans);
+        let committed = fixture.listener.commit(Update::new().adding(huge(0, 1 << 45, 4 * MIB)));
+        assert_eq!(
+            (committed.is_ok(), fixture.granule_at(0)),
+            (expected.is_some(), expected),
+            "{errno}, {denied} times"
+        );
         if committed.is_err() {
-            assert_eq!((stage.soft.ledger().locked, stage.space().fences()), (0, vec![]));
+            assert_eq!((fixture.soft.ledger().locked, fixture.space().fences()), (0, vec![]));
         }
     }
 }
@@ -270,94 +274,97 @@ fn translated_huge(at: u64) -> Update {
     Update::new().adding(section).adding_target(target.expect("a proper range"))
 }
 
-fn put(stage: &Stage, at: u64, target: u64) -> Result<(), EntryError> {
-    let window = stage.listener.translated(Iova::new(at & HIGH)).expect("it is in force");
+fn put(fixture: &WindowFixture, at: u64, target: u64) -> Result<(), EntryError> {
+    let window = fixture.listener.translated(Iova::new(at & HIGH)).expect("it is in force");
     window.put_run(Iova::new(at), SystemAddress::new(target), 4 * MIB, Access::READ_WRITE)
 }
 
 #[test]
 fn a_window_is_made_again_when_its_first_entry_shows_that_its_pages_are_too_large() {
-    let mut stage = Stage::new("powernv9");
-    stage.soft.deny_huge_pages();
-    stage.listener.commit(translated_huge(0)).expect("it fits");
-    assert_eq!(stage.granule_at(0), Some(PageSize::M2));
-    stage.soft.reset_calls();
-    put(&stage, 0, 0).expect("smaller pages do");
-    assert_eq!((stage.granule_at(0), stage.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
-    put(&stage, 8 * MIB, 4 * MIB).expect("the window has small pages");
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.soft.deny_huge_pages();
+    fixture.listener.commit(translated_huge(0)).expect("it fits");
+    assert_eq!(fixture.granule_at(0), Some(PageSize::M2));
+    fixture.soft.reset_calls();
+    put(&fixture, 0, 0).expect("smaller pages do");
+    assert_eq!((fixture.granule_at(0), fixture.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
+    put(&fixture, 8 * MIB, 4 * MIB).expect("the window has small pages");
     let large = Unit::Pages(PageSize::M2);
-    assert_eq!(live(&stage), [(range(0, 4 * MIB), large), (range(8 * MIB, 4 * MIB), large)]);
-    let calls = stage.soft.calls();
+    assert_eq!(live(&fixture), [(range(0, 4 * MIB), large), (range(8 * MIB, 4 * MIB), large)]);
+    let calls = fixture.soft.calls();
     assert_eq!((calls.of(CREATE), calls.of(REMOVE), calls.of(MAP)), (1, 1, 3));
     // The next commit finds a window that will do.
-    stage.listener.sync().expect("nothing is to be done");
-    assert_eq!((stage.granule_at(0), stage.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
-    assert_eq!(stage.listener.audit(), []);
+    fixture.listener.sync().expect("nothing is to be done");
+    assert_eq!((fixture.granule_at(0), fixture.soft.calls().of(CREATE)), (Some(PageSize::K4), 1));
+    assert_eq!(fixture.listener.audit(), []);
 }
 
 #[test]
 fn a_window_with_entries_stays_as_it_is_and_the_error_says_so() {
-    let mut stage = Stage::new("powernv9");
-    stage.listener.commit(translated_huge(0)).expect("it fits");
-    put(&stage, 0, 0).expect("the memory is of huge pages so far");
-    let before = live(&stage);
-    stage.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
-    let refused = put(&stage, 8 * MIB, 4 * MIB).expect_err("there are entries");
+    let mut fixture = WindowFixture::new("powernv9");
+    fixture.listener.commit(translated_huge(0)).expect("it fits");
+    put(&fixture, 0, 0).expect("the memory is of huge pages so far");
+    let before = live(&fixture);
+    fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
+    let refused = put(&fixture, 8 * MIB, 4 * MIB).expect_err("there are entries");
     assert!(matches!(refused, EntryError::PagesTooLarge(_, PageSize::M2)), "{refused}");
     let words =
         "the host's window is of 2M pages, which may be larger than the memory's, and cannot be made again as it is";
     assert!(refused.to_string().ends_with(words), "{refused}");
-    assert_eq!((live(&stage), stage.granule_at(0), stage.soft.calls().of(CREATE)), (before, Some(PageSize::M2), 1));
+    assert_eq!(
+        (live(&fixture), fixture.granule_at(0), fixture.soft.calls().of(CREATE)),
+        (before, Some(PageSize::M2), 1)
+    );
 }
 
 #[test]
 fn a_window_that_the_platform_would_put_elsewhere_is_not_made_again() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let low = Section::translated("low", range(0, 64 * MIB), PageSize::K4);
-    stage.soft.deny_huge_pages();
-    stage.listener.commit(translated_huge(HIGH).adding(low.clone())).expect("both fit");
-    stage.listener.commit(Update::new().removing(low)).expect("it can go");
-    let refused = put(&stage, HIGH, 0).expect_err("the lower place is free");
+    fixture.soft.deny_huge_pages();
+    fixture.listener.commit(translated_huge(HIGH).adding(low.clone())).expect("both fit");
+    fixture.listener.commit(Update::new().removing(low)).expect("it can go");
+    let refused = put(&fixture, HIGH, 0).expect_err("the lower place is free");
     assert!(matches!(refused, EntryError::PagesTooLarge(_, PageSize::M2)), "{refused}");
-    assert_eq!((stage.granule_at(HIGH), stage.space().fences()), (Some(PageSize::M2), vec![]));
+    assert_eq!((fixture.granule_at(HIGH), fixture.space().fences()), (Some(PageSize::M2), vec![]));
 }
 
 #[test]
 fn every_space_gets_the_pages_it_needs_and_so_does_one_that_joins_late() {
-    let mut stage = Stage::new("powernv9");
+    let mut fixture = WindowFixture::new("powernv9");
     let open = |n: usize| {
-        let device = stage.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
-        stage
+        let device = fixture.soft.profile().groups[n].devices[0].address.parse().expect("a PCI address");
+        fixture
             .host
             .open(&OpenRequest::device(device).with_backend(BackendKind::Spapr))
             .expect("the soft host opens its device")
     };
     let (second, late) = (open(1), open(2));
-    stage.soft.deny_huge_pages();
-    stage.listener.attach(second.space.space().clone()).expect("an empty view fits");
-    stage.listener.commit(translated_huge(0)).expect("it fits");
-    put(&stage, 0, 0).expect("smaller pages do");
-    stage.listener.attach(late.space.space().clone()).expect("smaller pages do");
-    put(&stage, 8 * MIB, 4 * MIB).expect("all have small pages");
+    fixture.soft.deny_huge_pages();
+    fixture.listener.attach(second.space.space().clone()).expect("an empty view fits");
+    fixture.listener.commit(translated_huge(0)).expect("it fits");
+    put(&fixture, 0, 0).expect("smaller pages do");
+    fixture.listener.attach(late.space.space().clone()).expect("smaller pages do");
+    put(&fixture, 8 * MIB, 4 * MIB).expect("all have small pages");
     for space in [second.space.space(), late.space.space()] {
         let granules: Vec<_> = space.windows().windows.iter().map(Window::granule).collect();
         assert_eq!(granules, [PageSize::K4]);
-        assert_eq!(space.mappings(IovaRange::all()), stage.space().mappings(IovaRange::all()));
+        assert_eq!(space.mappings(IovaRange::all()), fixture.space().mappings(IovaRange::all()));
     }
 }
 
 #[test]
 fn processors_whose_first_entries_are_refused_at_once_all_get_them_put() {
     for _ in 0..20 {
-        let mut stage = Stage::new("powernv9");
-        stage.soft.deny_huge_pages();
-        stage.listener.commit(translated_huge(0)).expect("it fits");
-        let stage = &stage;
+        let mut fixture = WindowFixture::new("powernv9");
+        fixture.soft.deny_huge_pages();
+        fixture.listener.commit(translated_huge(0)).expect("it fits");
+        let fixture = &fixture;
         std::thread::scope(|scope| {
             for n in 0..4 {
-                scope.spawn(move || put(stage, n * 8 * MIB, n * 4 * MIB).expect("smaller pages do"));
+                scope.spawn(move || put(fixture, n * 8 * MIB, n * 4 * MIB).expect("smaller pages do"));
             }
         });
-        assert_eq!((live(stage).len(), stage.granule_at(0)), (4, Some(PageSize::K4)));
+        assert_eq!((live(fixture).len(), fixture.granule_at(0)), (4, Some(PageSize::K4)));
     }
 }

@@ -1,31 +1,36 @@
 //! Applying a plan, with a journal: a step that fails takes everything done before it back, in reverse.
 
-use crate::journal::{Done, Journal, map, powerless};
 use crate::page_size_fallback::SmallerPages;
 use crate::plan::{Plan, Step};
 use crate::report::{Fate, SpaceReport, Warning};
 use crate::section::Need;
-use crate::served_space::{SeenDevices, ServedSpace};
 use dmaspace_core::contract::{Mapping, PciAddressSpace, WindowRequest};
-use dmaspace_core::error::{Error, Kind, Operation};
+use dmaspace_core::door::Failure;
+use dmaspace_core::error::{Error, Kind, Operation, Subject};
 use dmaspace_core::words::address::IovaRange;
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
 
-/// A plan that was applied to one space.
-#[derive(Debug)]
-pub(super) struct Applied {
-    pub(super) report: SpaceReport,
-    /// Whether the plan itself created or removed windows.
-    pub(super) has_changed_windows: bool,
+/// What was done to one space, and how to take it back.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    done: Vec<Done>,
 }
 
-impl Applied {
-    /// Has `member` remember the commit, which was planned when its devices were as `seen`, and returns the report.
-    pub(super) fn remembered_by(self, member: &mut ServedSpace, seen: SeenDevices) -> SpaceReport {
-        let mut report = self.report;
-        let seen = if self.has_changed_windows { seen.with_windows_of(member.space.as_ref()) } else { seen };
-        member.remember(seen, &mut report);
-        report
-    }
+#[derive(Debug)]
+enum Done {
+    Unmapped(Vec<Mapping>),
+    WindowRemoved(WindowRequest, Vec<Mapping>),
+    Registered(HostMemory),
+    PinsShared(HostMemory),
+    WindowCreated(IovaRange),
+    Mapped(IovaRange),
+    Unregistered(HostMemory),
+    SharingStopped(HostMemory),
+    /// Live units of pages of this size, as they were.
+    Replaced(Vec<Mapping>, PageSize),
+    /// A step of something best effort failed and left these.
+    Fenced(Vec<IovaRange>),
 }
 
 /// A step that failed on one of several spaces, after everything done before it was taken back.
@@ -39,23 +44,22 @@ pub(super) struct Failed {
 /// Applies each plan to its space, all or none.
 pub(super) fn apply_all<'a>(
     plans: impl IntoIterator<Item = (&'a dyn PciAddressSpace, Plan)>,
-) -> Result<Vec<Applied>, Failed> {
+) -> Result<Vec<SpaceReport>, Failed> {
     let mut journals: Vec<(&dyn PciAddressSpace, Journal)> = Vec::new();
-    let mut all = Vec::new();
+    let mut reports = Vec::new();
     for (space, plan) in plans {
-        let mut journal = Journal::of(space);
+        let mut journal = Journal::default();
         let result = apply(space, plan, &mut journal);
-        let has_changed_windows = journal.has_changed_windows();
         journals.push((space, journal));
         match result {
-            Ok(report) => all.push(Applied { report, has_changed_windows }),
+            Ok(report) => reports.push(report),
             Err(error) => {
                 let fenced = journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space)).collect();
                 return Err(Failed { error, fenced });
             }
         }
     }
-    Ok(all)
+    Ok(reports)
 }
 
 /// Carries out the steps of `plan` on `space`, entering each into `journal`.
@@ -77,20 +81,20 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         log::debug!("{}: {step}", report.backend);
         match step {
             Step::Map(mapping, Need::BestEffort) => match map(space, &mapping) {
-                Ok(()) => journal.enter(Done::Mapped(mapping.range)),
+                Ok(()) => journal.done.push(Done::Mapped(mapping.range)),
                 Err(error) => {
                     give_up(&mut report, mapping.range, &error);
-                    journal.enter(Done::Fenced(error.fenced));
+                    journal.done.push(Done::Fenced(error.fenced));
                 }
             },
             Step::Map(mapping, Need::Required) => {
                 let mapping =
                     remade.iter().fold(mapping, |mapping, smaller: &SmallerPages| smaller.of(mapping, &report));
                 let done = map_required(space, mapping, journal, &mut report, &mut remade)?;
-                journal.enter(done);
+                journal.done.push(done);
             }
             step => match carry_out(space, step, &mut report) {
-                Ok(done) => journal.enter(done),
+                Ok(done) => journal.done.push(done),
                 // Nobody needs it any more but the fence, which holds it until the space is dropped.
                 Err(Error { operation: Operation::Unregister, kind: Kind::Fenced(fence), .. }) => {
                     log::warn!("{}: memory behind the fence {fence} stays registered", report.backend);
@@ -192,7 +196,7 @@ fn map_entry(
         remake_window(space, entry.range, error, journal, report)?;
         map(space, entry)
     })?;
-    journal.enter(Done::Mapped(entry.range));
+    journal.note_mapped(entry.range);
     Ok(())
 }
 
@@ -208,10 +212,142 @@ fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut Spa
     Ok(Done::Mapped(mapping.range))
 }
 
+fn map(space: &dyn PciAddressSpace, mapping: &Mapping) -> Result<(), Error> {
+    space.map(mapping.range.first(), &mapping.memory, mapping.access, mapping.unit)
+}
+
+/// Plans only ask for powers the space has shown; a space that loses one meanwhile gets an error, not a panic.
+pub(super) fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
+    Error::new(operation, subject, Kind::Unsupported("the space lost this power"))
+}
+
 /// A best-effort section could not be mapped: the guest lives on without it.
 fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
     for verdict in report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(range)) {
         (verdict.fate, verdict.reason) = (Fate::Skipped, error.to_string());
         report.warnings.extend(Warning::of(verdict, ""));
     }
+}
+
+impl Journal {
+    /// Unregisters memory beside a plan.
+    pub(super) fn unregister(&mut self, space: &dyn PciAddressSpace, memory: HostMemory) -> Result<(), Error> {
+        let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
+        registration.unregister(&memory)?;
+        self.done.push(Done::Unregistered(memory));
+        Ok(())
+    }
+
+    /// Something was mapped beside the plan.
+    pub(super) fn note_mapped(&mut self, range: IovaRange) {
+        self.done.push(Done::Mapped(range));
+    }
+
+    /// Something was unmapped beside a plan.
+    pub(super) fn note_unmapped(&mut self, old: Vec<Mapping>) {
+        self.done.push(Done::Unmapped(old));
+    }
+
+    /// Live units were replaced beside a plan.
+    pub(super) fn note_replaced(&mut self, old: Vec<Mapping>, page: PageSize) {
+        self.done.push(Done::Replaced(old, page));
+    }
+
+    /// The window that holds `range`, if it was created here.
+    fn window_around(&self, range: IovaRange) -> Option<IovaRange> {
+        self.done.iter().find_map(|done| match done {
+            Done::WindowCreated(window) if window.covers(range) => Some(*window),
+            _ => None,
+        })
+    }
+
+    /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.
+    pub(super) fn undo(self, space: &dyn PciAddressSpace) -> Vec<IovaRange> {
+        self.done.into_iter().rev().flat_map(|done| take_back(space, done)).collect()
+    }
+}
+
+fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
+    match done {
+        Done::Unmapped(live) => map_again(space, live),
+        Done::WindowRemoved(request, live) => {
+            let created = twice(|| match space.window_control() {
+                Some(control) => control.create_window(request),
+                None => Err(powerless(Operation::CreateWindow, request.range)),
+            });
+            match created {
+                Ok(_) => map_again(space, live),
+                Err(error) => {
+                    // Without its window nothing is reachable there, so no memory has to be held.
+                    space.fence(request.range, None, cause(&error));
+                    [error.fenced, vec![request.range]].concat()
+                }
+            }
+        }
+        Done::Registered(memory) => {
+            settle(space.registration().map(|registration| registration.unregister(&memory)));
+            Vec::new()
+        }
+        Done::PinsShared(memory) => {
+            settle(space.sharing().map(|sharing| sharing.stop_sharing(&memory)));
+            Vec::new()
+        }
+        Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
+            Some(Err(error)) => error.fenced,
+            _ => Vec::new(),
+        },
+        Done::Mapped(range) => match space.unmap(range) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.fenced,
+        },
+        Done::Fenced(fenced) => fenced,
+        Done::Replaced(old, page) => put_back(space, old, page),
+        Done::Unregistered(memory) => {
+            settle(space.registration().map(|registration| twice(|| registration.register(&memory))));
+            Vec::new()
+        }
+        Done::SharingStopped(memory) => {
+            settle(space.sharing().map(|sharing| sharing.share_pins(&memory)));
+            Vec::new()
+        }
+    }
+}
+
+fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> {
+    let mut lost = Vec::new();
+    for mapping in live {
+        if let Err(error) = twice(|| map(space, &mapping)) {
+            space.fence(mapping.range, Some(mapping.memory), cause(&error));
+            lost.push(mapping.range);
+        }
+    }
+    lost
+}
+
+fn put_back(space: &dyn PciAddressSpace, old: Vec<Mapping>, page: PageSize) -> Vec<IovaRange> {
+    let mut lost = Vec::new();
+    for Mapping { range, memory, access, .. } in old {
+        if let Err(error) = twice(|| space.replace(range.first(), &memory, access, page)) {
+            let fenced = space.unmap(range).map_or_else(|error| error.fenced, |_| Vec::new());
+            space.fence(range, Some(memory), cause(&error));
+            lost.extend([error.fenced, fenced, vec![range]].concat());
+        }
+    }
+    lost
+}
+
+/// What is being taken back is worth a second try, unless the first left something in doubt.
+fn twice<T>(step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    step().or_else(|error| if error.fenced.is_empty() { step() } else { Err(error) })
+}
+
+/// A registration or a holding too many, or one too few, changes nothing that devices can reach: the log is told.
+fn settle(result: Option<Result<(), Error>>) {
+    if let Some(Err(error)) = result {
+        log::error!("while taking back a commit: {error}");
+    }
+}
+
+fn cause(error: &Error) -> Failure {
+    error.failure.unwrap_or(Failure::malformed("undo", "what was there before could not be brought back"))
 }

@@ -44,7 +44,7 @@ impl Listener {
     fn audit_of(&self, member: &ServedSpace) -> Vec<Finding> {
         let space = member.space.as_ref();
         let finding = |what| Finding { backend: space.backend(), what };
-        if !member.is_current() {
+        if !member.is_in_step() {
             return vec![finding("its windows changed since the last commit".into())];
         }
         let plan = self.plan(&self.view, member, &Scope::all(&self.view));

@@ -20,7 +20,6 @@ mod balloon;
 pub mod bar;
 mod discardable;
 mod handover;
-mod journal;
 mod kernel_owned;
 mod merge_registrations;
 mod page_size_fallback;
@@ -55,17 +54,16 @@ pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, 
 pub use translated::{EntryError, EntryRun, TranslatedWindow};
 pub use update::{BadUpdate, Update};
 
-use apply::Applied;
+use apply::Journal;
 use discardable::{Discardables, Serving};
 use dmaspace_core::contract::dirty::DirtySink;
 use dmaspace_core::contract::{Mapping, PciAddressSpace};
 use dmaspace_core::error::Error;
 use dmaspace_core::words::address::{Address, Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
-use journal::Journal;
 use plan::{Host, Plan, Scope};
 use section::{Backing, TargetMemory};
-use served_space::{SeenDevices, ServedSpace};
+use served_space::ServedSpace;
 use translated::{Shared, Targets};
 use update::{Piece, Pieces, View};
 
@@ -273,8 +271,16 @@ impl Listener {
         let closing: Vec<_> = removed.filter_map(|first| self.windows.get(&first)).cloned().collect();
         // No entry may come while its window goes.
         let gates: Vec<_> = closing.iter().map(|window| window.hold()).collect();
-        let seen: Vec<_> = self.members.iter().map(|member| SeenDevices::of(member.space.as_ref())).collect();
-        let applied = self.bring_in_step(update, scope, &closing)?;
+        let in_step: Vec<bool> = self.members.iter().map(ServedSpace::is_in_step).collect();
+        let mut report = match self.bring_in_step(update, scope, &closing) {
+            Ok(report) => report,
+            Err(error) => {
+                // Windows that were removed and created again are the ones there were.
+                let unchanged = self.members.iter_mut().zip(in_step).filter(|(_, in_step)| *in_step);
+                unchanged.for_each(|(member, _)| member.note_windows());
+                return Err(error);
+            }
+        };
         gates.iter().for_each(|gate| gate.serve(Vec::new()));
         drop(gates);
         closing.iter().for_each(|window| drop(self.windows.remove(&window.range().first())));
@@ -284,30 +290,23 @@ impl Listener {
             held.get_mut(&first).into_iter().for_each(|serving| **serving = None);
         }
         self.open_sections(&update.added);
-        let members = self.members.iter_mut().zip(seen);
-        let spaces =
-            applied.into_iter().zip(members).map(|(applied, (member, seen))| applied.remembered_by(member, seen));
-        Ok(Report { spaces: spaces.collect() })
+        self.members.iter_mut().zip(&mut report.spaces).for_each(|(member, report)| member.note(report));
+        Ok(report)
     }
 
     /// Brings every space in step with the view. Nobody puts entries in the windows that are `closing`.
-    fn bring_in_step(
-        &self,
-        update: &Update,
-        scope: &Scope,
-        closing: &[Arc<Shared>],
-    ) -> Result<Vec<Applied>, CommitError> {
+    fn bring_in_step(&self, update: &Update, scope: &Scope, closing: &[Arc<Shared>]) -> Result<Report, CommitError> {
         let stays = |window: &&Arc<Shared>| !closing.iter().any(|closing| Arc::ptr_eq(closing, window));
         let staying: Vec<_> = self.windows.values().filter(stays).collect();
         let grows = !(update.added.is_empty() && update.added_targets.is_empty());
         let is_growing = grows && !merge_registrations::in_the_way(&self.view, &self.members).is_empty();
-        let lags = self.members.len() > 1 && !self.members.iter().all(ServedSpace::is_current);
+        let lags = self.members.len() > 1 && !self.members.iter().all(ServedSpace::is_in_step);
         // No entry may come while a space gets those it lacks, or gives up what entries lean on.
         let quiet = if is_growing || lags { &staying[..] } else { &[] };
         let _quiet: Vec<_> = quiet.iter().map(|window| window.hold()).collect();
         let plan = || {
             let mut plans = self.plans(&self.view, &self.members, scope)?;
-            let lagging = self.members.iter().zip(&mut plans).filter(|(member, _)| lags && member.regained_device());
+            let lagging = self.members.iter().zip(&mut plans).filter(|(member, _)| lags && member.came_back());
             for (member, plan) in lagging {
                 plan.entries = staying.iter().flat_map(|window| window.lacked_by(member.space.as_ref())).collect();
             }
@@ -319,18 +318,18 @@ impl Listener {
             // What the kernel put is in the spaces' hands before its window goes: it cannot put more, and can be brought back.
             closing.iter().for_each(|window| window.reclaim_everywhere());
         }
-        let applied = match is_growing {
+        let report = match is_growing {
             true => self.apply_growing(plan),
             false => plan().and_then(|plans| apply_to(&self.members, plans)),
         }?;
-        for member in self.members.iter().filter(|member| lags && member.regained_device()) {
+        for member in self.members.iter().filter(|member| lags && member.came_back()) {
             staying.iter().for_each(|window| window.hand_over_returning(member.space.as_ref()));
         }
-        Ok(applied)
+        Ok(report)
     }
 
     /// Applies what is planned once runs that can grow were given up; if they cannot be, what is planned as it is. No entry may come meanwhile.
-    fn apply_growing(&self, plan: impl Fn() -> Result<Vec<Plan>, CommitError>) -> Result<Vec<Applied>, CommitError> {
+    fn apply_growing(&self, plan: impl Fn() -> Result<Vec<Plan>, CommitError>) -> Result<Report, CommitError> {
         // What is refused is refused before anything is given up.
         let plans = plan()?;
         let given_up = match merge_registrations::give_up(merge_registrations::in_the_way(&self.view, &self.members)) {
@@ -385,7 +384,6 @@ impl Listener {
         let entries = if self.members.is_empty() { self.mappings_of(entries)? } else { Vec::new() };
         let discardables = self.discardables.clone();
         let mut held = hold(&discardables);
-        let seen = SeenDevices::of(space.as_ref());
         let mut joining = [ServedSpace::new(space.clone())];
         let mut plan = self.plans(&self.view, &joining, &Scope::all(&self.view))?.pop().unwrap_or_default();
         // No entry may come before the space is there to get it.
@@ -396,19 +394,18 @@ impl Listener {
         let missing = |entry: &Mapping| space.mappings(entry.range) != [entry.clone()];
         let live = windows.iter().flat_map(|window| window.entries()).chain(entries);
         plan.entries = live.filter(missing).collect();
-        let mut journal = Journal::of(space.as_ref());
+        let mut journal = Journal::default();
         let replayed = apply::apply(space.as_ref(), plan, &mut journal).and_then(|report| {
             windows.iter().try_for_each(|window| window.hand_over_joining(space.as_ref()))?;
-            Ok(Applied { report, has_changed_windows: true })
+            Ok(report)
         });
-        let applied = replayed.map_err(|error| {
+        let mut report = replayed.map_err(|error| {
             windows.iter().for_each(|window| window.give_up(&space));
             let fenced = journal.undo(space.as_ref());
             self.track_no_longer(&space);
             CommitError::Step { error, fenced }
         })?;
-        let [member] = &mut joining;
-        let report = applied.remembered_by(member, seen);
+        joining.iter_mut().for_each(|member| member.note(&mut report));
         self.members.extend(joining);
         gates.iter().for_each(|gate| gate.serve(self.serving()));
         held.values_mut().for_each(|serving| **serving = Some(self.serving()));
@@ -438,7 +435,7 @@ impl Listener {
             let parting: Vec<_> = leaving.iter().map(|member| member.space.clone()).collect();
             let taken_back = windows.iter().try_for_each(|window| window.reclaim(&parting));
             taken_back.map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
-            apply_to(&leaving, plans).map(drop)
+            apply_to(&leaving, plans)
         });
         if let Err(error) = applied {
             // It may be without what the kernel put since.
@@ -469,7 +466,7 @@ impl Listener {
 
     fn plan(&self, view: &View, member: &ServedSpace, scope: &Scope) -> Plan {
         let host = Host::of(member.space.as_ref());
-        match member.is_current() {
+        match member.is_in_step() {
             true => plan::plan(view, &self.front, &host, &self.discardables, scope),
             false => plan::plan(view, &self.front, &host, &self.discardables, &scope.of_everything(view)),
         }
@@ -517,12 +514,13 @@ fn hold(discardables: &Discardables) -> Held<'_> {
 }
 
 /// Applies each plan to its member, all or none.
-fn apply_to(members: &[ServedSpace], plans: Vec<Plan>) -> Result<Vec<Applied>, CommitError> {
+fn apply_to(members: &[ServedSpace], plans: Vec<Plan>) -> Result<Report, CommitError> {
     let spaces = members.iter().map(|member| member.space.as_ref());
-    apply::apply_all(spaces.zip(plans)).map_err(|failed| {
+    let spaces = apply::apply_all(spaces.zip(plans)).map_err(|failed| {
         let fenced = [failed.error.fenced.clone(), failed.fenced].concat();
         CommitError::Step { error: failed.error, fenced }
-    })
+    })?;
+    Ok(Report { spaces })
 }
 
 /// What plans say before anything is done.

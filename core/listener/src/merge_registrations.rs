@@ -8,7 +8,7 @@
 
 use std::ptr;
 
-use crate::journal::Journal;
+use crate::apply::Journal;
 use crate::plan::{missing_from, near, needed_runs};
 use crate::served_space::ServedSpace;
 use crate::update::View;
@@ -49,7 +49,7 @@ pub(super) fn in_the_way<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Sur
 pub(super) fn give_up(surrenders: Vec<Surrender<'_>>) -> Result<Vec<(&dyn PciAddressSpace, Journal)>, Error> {
     let mut journals = Vec::with_capacity(surrenders.len());
     for (space, runs) in surrenders {
-        let mut journal = Journal::of(space);
+        let mut journal = Journal::default();
         let result = runs.into_iter().try_for_each(|run| journal.unregister(space, run));
         journals.push((space, journal));
         if let Err(error) = result {

@@ -11,8 +11,7 @@
 
 use std::fmt;
 
-use crate::apply::apply;
-use crate::journal::{Journal, powerless};
+use crate::apply::{Journal, apply, powerless};
 use crate::plan::{Plan, Step};
 use crate::report::SpaceReport;
 use crate::section::Backing;

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use crate::journal::{Done, Journal};
+use crate::apply::Journal;
 use crate::kernel_owned::KernelOwned;
 use crate::plan::rest_of;
 use crate::section::TargetMemory;
@@ -286,7 +286,7 @@ impl TranslatedWindow {
                 if space.replace(place.first(), piece, access, shared.page)? == Swap::WithGap {
                     swap = Swap::WithGap;
                 }
-                journal.enter(Done::Replaced(old, shared.page));
+                journal.note_replaced(old, shared.page);
                 next = place.last().get().wrapping_add(1);
             }
             Ok(())
@@ -313,7 +313,7 @@ impl TranslatedWindow {
             let old = if spaces.len() > 1 { space.mappings(range) } else { Vec::new() };
             // One whose device has just come back may lack some.
             bytes = bytes.max(space.unmap(range)?);
-            journal.enter(Done::Unmapped(old));
+            journal.note_unmapped(old);
             Ok(())
         })?;
         Ok(bytes)
@@ -386,7 +386,7 @@ impl Shared {
         let are_all_lost = spaces.iter().all(is_lost);
         let mut journals = Vec::with_capacity(spaces.len());
         for space in spaces.iter().filter(|space| are_all_lost || !is_lost(space)) {
-            let mut journal = Journal::of(space.as_ref());
+            let mut journal = Journal::default();
             let result = work(space, &mut journal);
             journals.push((space, journal));
             if let Err(error) = result {

@@ -1,7 +1,6 @@
 //! What devices bring and take along: windows, and on some hosts everything that was mapped.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::backend::Backend;
 use crate::contract::{Attachable, MappingModel, WindowChange};
@@ -65,7 +64,6 @@ impl<B: Backend> Space<B> {
     pub(super) fn forget_everything(&self) {
         self.layout().slots.iter().for_each(|slot| drop(write(&slot.live).drain()));
         self.forget_registrations();
-        self.forgotten.fetch_add(1, Ordering::Release);
     }
 
     /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.

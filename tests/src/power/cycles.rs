@@ -29,7 +29,7 @@ fn cycles(machine: &Machine, count: usize, with_device: bool) {
     let before = machine.held();
     for n in 0..count {
         rejoin(&open, &group);
-        let stage = with_device.then(|| machine.stage_of(&open, machine.device(&open, &group, 0)));
+        let fixture = with_device.then(|| machine.fixture_of(&open, machine.device(&open, &group, 0)));
         let (control, registration) = (control(&*space), registration(&*space));
         registration.register(ram.all()).expect("memory can be registered");
         for first in [0, TOP] {
@@ -38,9 +38,9 @@ fn cycles(machine: &Machine, count: usize, with_device: bool) {
             let memory = ram.slice(first % TOP + PAGE, 4 * PAGE);
             space.map(Iova::new(first), &memory, Access::READ_WRITE, Unit::Pages(PageSize::K4)).expect("it fits");
         }
-        if let Some(mut stage) = stage {
-            stage.show_results_at(Iova::new(0), ram.slice(PAGE, PAGE));
-            stage.assert_writable(Iova::new(TOP + PAGE), &ram.slice(2 * PAGE, PAGE));
+        if let Some(mut fixture) = fixture {
+            fixture.show_results_at(Iova::new(0), ram.slice(PAGE, PAGE));
+            fixture.assert_writable(Iova::new(TOP + PAGE), &ram.slice(2 * PAGE, PAGE));
         }
         if n % 2 == 0 {
             for first in [TOP, 0] {

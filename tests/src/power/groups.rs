@@ -8,11 +8,11 @@ use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::{Fixture, RAM};
 use crate::power::machine::{Machine, leave, rejoin};
 use crate::power::windows::{GIB, MIB, PAGE, TOP, registration};
 use crate::ram::Ram;
 use crate::soft::range;
-use crate::stage::{RAM, Stage};
 
 /// Two windows over all of `ram`.
 fn two_windows(ram: &Ram) -> Update {
@@ -49,11 +49,11 @@ fn put_entries(listener: &Listener) {
     }
 }
 
-/// The device on the stage reads through one window and writes through the other.
-fn assert_reaches(stage: &mut Stage, ram: &Ram) {
-    stage.show_results_at(Iova::new(SCRATCH), piece(ram, SCRATCH));
-    stage.assert_readable(Iova::new(LOW), &piece(ram, LOW));
-    stage.assert_writable(Iova::new(HIGH), &piece(ram, HIGH));
+/// The device on the fixture reads through one window and writes through the other.
+fn assert_reaches(fixture: &mut Fixture, ram: &Ram) {
+    fixture.show_results_at(Iova::new(SCRATCH), piece(ram, SCRATCH));
+    fixture.assert_readable(Iova::new(LOW), &piece(ram, LOW));
+    fixture.assert_writable(Iova::new(HIGH), &piece(ram, HIGH));
 }
 
 /// The only group leaves its container, whose windows, registrations and charges go with it, and comes back: the next sync brings all but
@@ -70,9 +70,9 @@ pub(super) fn a_group_that_left_comes_back(machine: &Machine) {
     let full = (machine.locked(), space.windows().windows, registration(&*space).registered());
     for _ in 0..2 {
         put_entries(&listener);
-        let mut stage = machine.stage_of(&open, machine.device(&open, &group, 0));
-        assert_reaches(&mut stage, &ram);
-        drop(stage);
+        let mut fixture = machine.fixture_of(&open, machine.device(&open, &group, 0));
+        assert_reaches(&mut fixture, &ram);
+        drop(fixture);
 
         let change = leave(&open, &group);
         assert!(change.after.windows.is_empty() && space.mappings(IovaRange::all()).is_empty());
@@ -94,8 +94,8 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
     let mut open = machine.space();
     let space = open.space().clone();
     let first = machine.join(&mut open, 0).expect("the first group joins");
-    let mut stage = machine.stage_of(&open, machine.device(&open, &first, 0));
-    stage.ram = ram.clone();
+    let mut fixture = machine.fixture_of(&open, machine.device(&open, &first, 0));
+    fixture.ram = ram.clone();
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(space.clone()).expect("an empty view fits");
     listener.commit(two_windows(&ram)).expect("two windows fit");
@@ -109,32 +109,32 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
         Err(refusal) => {
             assert!(machine.is_pseries(), "{refusal}");
             assert_eq!((state(), space.devices().len()), (before, 1), "after {refusal}");
-            assert_reaches(&mut stage, &ram);
+            assert_reaches(&mut fixture, &ram);
             return listener.detach(&space).expect("everything can be taken out");
         }
     };
     assert_eq!(state(), before, "the second group finds what the first has");
     let mut device = machine.device(&open, &second, 1);
-    assert_reaches(&mut stage, &ram);
-    std::mem::swap(&mut stage.device, &mut device);
-    assert_reaches(&mut stage, &ram);
-    std::mem::swap(&mut stage.device, &mut device);
+    assert_reaches(&mut fixture, &ram);
+    std::mem::swap(&mut fixture.device, &mut device);
+    assert_reaches(&mut fixture, &ram);
+    std::mem::swap(&mut fixture.device, &mut device);
     drop(device);
 
     // Behind the space's back, to see what the kernel does.
     let door = machine.host().door();
     door.call(second.handle(), Command::bare(GROUP_UNSET_CONTAINER)).expect("its device is closed");
-    stage.assert_unreached(Iova::new(LOW));
-    stage.assert_unreached(Iova::new(HIGH));
+    fixture.assert_unreached(Iova::new(LOW));
+    fixture.assert_unreached(Iova::new(HIGH));
     leave(&open, &second);
     assert_eq!(state(), before, "what lives was put again");
-    assert_reaches(&mut stage, &ram);
+    assert_reaches(&mut fixture, &ram);
 
     // By the space.
     rejoin(&open, &second);
     leave(&open, &second);
     assert_eq!(state(), before, "what lives was put again");
-    assert_reaches(&mut stage, &ram);
+    assert_reaches(&mut fixture, &ram);
     assert_eq!(listener.audit(), []);
     listener.detach(&space).expect("everything can be taken out");
 }
@@ -151,29 +151,29 @@ pub(super) fn two_spaces_follow_one_listener(machine: &Machine) {
     let report = listener.commit(two_windows(&ram)).expect("two windows fit in each");
     assert_eq!(report.spaces.iter().map(|space| space.backend).collect::<Vec<_>>(), ["spapr"; 2]);
     put_entries(&listener);
-    let mut stage = machine.stage_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
+    let mut fixture = machine.fixture_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
     let mut device = machine.device(&opens[1], &groups[1], 1);
     for _ in 0..2 {
-        assert_reaches(&mut stage, &ram);
-        std::mem::swap(&mut stage.device, &mut device);
+        assert_reaches(&mut fixture, &ram);
+        std::mem::swap(&mut fixture.device, &mut device);
     }
     drop(device);
 
     leave(&opens[1], &groups[1]);
-    assert_reaches(&mut stage, &ram);
+    assert_reaches(&mut fixture, &ram);
     listener.detach(&spaces[1]).expect("there is nothing left in it");
     rejoin(&opens[1], &groups[1]);
     listener.attach(spaces[1].clone()).expect("there is room as before");
     let live = |n: usize| spaces[n].mappings(IovaRange::all());
     assert_eq!(live(1), live(0));
     let mut device = machine.device(&opens[1], &groups[1], 1);
-    std::mem::swap(&mut stage.device, &mut device);
-    assert_reaches(&mut stage, &ram);
+    std::mem::swap(&mut fixture.device, &mut device);
+    assert_reaches(&mut fixture, &ram);
     assert_eq!(listener.audit(), []);
     drop(device);
     let [first, second] = &spaces;
     assert_eq!(second.devices(), [groups[1].name()]);
     listener.detach(first).expect("everything can be taken out");
-    assert_reaches(&mut stage, &ram);
+    assert_reaches(&mut fixture, &ram);
     listener.detach(second).expect("everything can be taken out");
 }

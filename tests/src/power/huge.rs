@@ -7,11 +7,11 @@ use dmaspace_core::{Access, Iova, PageSize, SystemAddress};
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::Fixture;
 use crate::power::machine::Machine;
 use crate::power::windows::{MIB, TOP, control, registration};
 use crate::ram::Ram;
 use crate::soft::range;
-use crate::stage::Stage;
 
 /// How much huge memory there is, in pages of 2 MiB or of 16 MiB.
 const LEN: u64 = 32 * MIB;
@@ -27,22 +27,22 @@ const SPOT: u64 = 0x400;
 /// are both windows. In the end the host has its huge pages back.
 pub(super) fn windows_are_made_of_the_largest_pages_that_work(machine: &Machine) {
     let free = machine.free_huge_pages();
-    let mut stage = machine.stage();
-    let host_page = stage.space.powers().host_page;
-    let (small, huge) = (stage.ram.clone(), machine.huge_ram(LEN));
+    let mut fixture = machine.fixture();
+    let host_page = fixture.space.powers().host_page;
+    let (small, huge) = (fixture.ram.clone(), machine.huge_ram(LEN));
     let largest = match machine.huge_page() {
         PageSize::M2 => "which the memory behind it is made of; the guest's are 16M",
         _ => "the largest of the host's up to 16M; the guest's are 16M",
     };
     let smaller = "which the memory behind it is made of; the guest's are 16M";
 
-    windows_are(machine, &mut stage, &huge, PageSize::M16, PageSize::M2, largest);
-    windows_are(machine, &mut stage, &huge, PageSize::M2, PageSize::M2, "which are the guest's");
-    windows_are(machine, &mut stage, &small, PageSize::M16, host_page, smaller);
-    windows_are(machine, &mut stage, &huge, PageSize::M16, PageSize::M2, largest);
+    windows_are(machine, &mut fixture, &huge, PageSize::M16, PageSize::M2, largest);
+    windows_are(machine, &mut fixture, &huge, PageSize::M2, PageSize::M2, "which are the guest's");
+    windows_are(machine, &mut fixture, &small, PageSize::M16, host_page, smaller);
+    windows_are(machine, &mut fixture, &huge, PageSize::M16, PageSize::M2, largest);
 
-    stage.ram = small;
-    drop((stage, huge));
+    fixture.ram = small;
+    drop((fixture, huge));
     assert_eq!(free_in_the_end(machine, free), free);
 }
 
@@ -58,10 +58,10 @@ fn free_in_the_end(machine: &Machine, expected: Option<u64>) -> Option<u64> {
 
 /// A guest with this RAM and entries for pages of `guest_s` in its high window has a window of `page` pages behind it, for the reason
 /// `why`. It comes, and goes.
-fn windows_are(machine: &Machine, stage: &mut Stage, ram: &Ram, guest_s: PageSize, page: PageSize, why: &str) {
-    let space = stage.space.clone();
+fn windows_are(machine: &Machine, fixture: &mut Fixture, ram: &Ram, guest_s: PageSize, page: PageSize, why: &str) {
+    let space = fixture.space.clone();
     let empty = machine.locked();
-    stage.ram = ram.clone();
+    fixture.ram = ram.clone();
     let windows = [(0, PageSize::K4), (TOP, guest_s)];
     let sections = windows.map(|(first, page)| Section::translated("window", range(first, LONG), page));
     let target = TargetMemory::new("ram", SystemAddress::new(0), ram.all().clone()).expect("a proper range");
@@ -80,27 +80,27 @@ fn windows_are(machine: &Machine, stage: &mut Stage, ram: &Ram, guest_s: PageSiz
     let tables: u64 = requests.map(|request| control(&*space).table_bytes(request)).sum();
     assert_eq!(machine.locked() - empty, ram.all().len().get() + tables);
 
-    assert_reaches_both_ends(stage, &listener, windows);
+    assert_reaches_both_ends(fixture, &listener, windows);
     listener.detach(&space).expect("everything can be taken out");
     assert_eq!((machine.locked(), space.windows().windows.is_empty()), (empty, true));
 }
 
 /// Each of the guest's windows begins there and has entries of that page: the device reads through its first entry, at both ends of it, and
 /// writes through its last. Between the entries of the high one is nothing.
-fn assert_reaches_both_ends(stage: &mut Stage, listener: &Listener, windows: [(u64, PageSize); 2]) {
-    let len = stage.ram.all().len().get();
+fn assert_reaches_both_ends(fixture: &mut Fixture, listener: &Listener, windows: [(u64, PageSize); 2]) {
+    let len = fixture.ram.all().len().get();
     for (first, page) in windows.map(|(first, page)| (first, page.bytes())) {
         let window = listener.translated(Iova::new(first)).expect("the window is in force");
         for (at, target) in [(first, 0), (first + LONG - page, len - page)] {
             let target = SystemAddress::new(target);
             window.put_run(Iova::new(at), target, page, Access::READ_WRITE).expect("RAM is there");
         }
-        stage.show_results_at(Iova::new(first + SPOT), stage.ram.slice(SPOT, SPOT));
+        fixture.show_results_at(Iova::new(first + SPOT), fixture.ram.slice(SPOT, SPOT));
         for offset in [0, page - SPOT] {
-            stage.assert_readable(Iova::new(first + offset), &stage.ram.slice(offset, SPOT));
+            fixture.assert_readable(Iova::new(first + offset), &fixture.ram.slice(offset, SPOT));
         }
-        stage.assert_writable(Iova::new(first + LONG - SPOT), &stage.ram.slice(len - SPOT, SPOT));
+        fixture.assert_writable(Iova::new(first + LONG - SPOT), &fixture.ram.slice(len - SPOT, SPOT));
     }
     let [.., (high, _)] = windows;
-    stage.assert_unreached(Iova::new(high + LONG / 2));
+    fixture.assert_unreached(Iova::new(high + LONG / 2));
 }

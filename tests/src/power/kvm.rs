@@ -12,12 +12,12 @@ use dmaspace_listener::{CommitError, Update};
 use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
 use dmaspace_spapr_guest::{AnsweredBy, Layout, Reason};
 
+use crate::fixture::Fixture;
 use crate::power::machine::Machine;
 use crate::power::vm::Vm;
 use crate::ram::{Ram, SPOT};
 use crate::soft::range;
 use crate::spapr_guest::{FIRST, LIST, SECOND, SpaprGuest};
-use crate::stage::Stage;
 
 /// Where entries are put, a page of every size apart, and what they point to.
 const AT: [u64; 4] = [0x1_0000, 0x2_0000, 0x2_1000, 0x2_2000];
@@ -31,7 +31,7 @@ const READ_WRITE: u64 = 3;
 struct Play {
     guest: SpaprGuest,
     vm: Vm,
-    stage: Stage,
+    fixture: Fixture,
     space: Arc<dyn PciAddressSpace>,
 }
 
@@ -46,13 +46,13 @@ impl Play {
         let layout = Layout { default_window: range(0, 16 << 20), ..layout };
         let guest = SpaprGuest::new(layout);
         let vm = Vm::new(guest.ram().clone());
-        let mut stage = machine.stage_of(&open, machine.device(&open, &group, 0));
-        stage.ram = Ram::of(guest.ram().clone());
+        let mut fixture = machine.fixture_of(&open, machine.device(&open, &group, 0));
+        fixture.ram = Ram::of(guest.ram().clone());
         let guest = match door {
             Some(door) => guest.with_kernel(Arc::new(KvmVfio::new(door, vm.descriptor()).expect("KVM has the device"))),
             None => guest,
         };
-        let mut play = Self { guest, vm, stage, space };
+        let mut play = Self { guest, vm, fixture, space };
         play.attach(&open);
         assert_eq!(play.guest.reset(), 0);
         (play, open)
@@ -86,15 +86,15 @@ impl Play {
     /// The device reaches the guest's memory through the last of them, and shows what it found through the first.
     fn assert_reaches(&mut self) {
         let shown = self.guest.ram().slice(TARGETS[0] + 0x100, 0x100).expect("inside");
-        self.stage.show_results_at(Iova::new(AT[0] + 0x100), shown);
+        self.fixture.show_results_at(Iova::new(AT[0] + 0x100), shown);
         self.assert_reaches_at(AT[3], TARGETS[3]);
         assert!(AT.iter().all(|at| self.space.lookup(Iova::new(*at)).is_some()));
     }
 
     fn assert_reaches_at(&mut self, at: u64, target: u64) {
         let memory = self.guest.ram().slice(target, SPOT as u64).expect("inside");
-        self.stage.assert_readable(Iova::new(at), &memory);
-        self.stage.assert_writable(Iova::new(at), &memory);
+        self.fixture.assert_readable(Iova::new(at), &memory);
+        self.fixture.assert_writable(Iova::new(at), &memory);
         let live = self.space.lookup(Iova::new(at)).expect("the space knows it");
         let offset = at - live.range.first().get();
         assert_eq!(live.memory.address() + offset, memory.address());
@@ -104,7 +104,7 @@ impl Play {
     /// All but the first go, with which the device shows what it found.
     fn stuff_all_but_one(&mut self) {
         assert_eq!(self.make(&[[H_STUFF_TCE, FIRST, AT[1], 0, 3]]), [0]);
-        self.stage.assert_unreached(Iova::new(AT[3]));
+        self.fixture.assert_unreached(Iova::new(AT[3]));
         assert_eq!(AT.map(|at| self.space.lookup(Iova::new(at)).is_some()), [true, false, false, false]);
     }
 
@@ -184,13 +184,13 @@ pub(super) fn a_host_that_comes_later_gets_what_the_kernel_put(machine: &Machine
     let group = machine.join(&mut later, 1).expect("the second group joins");
     play.attach(&later);
     let mut device = machine.device(&later, &group, 1);
-    // What it finds, on the stage in place of the first one.
-    std::mem::swap(&mut play.stage.device, &mut device);
+    // What it finds, on the fixture in place of the first one.
+    std::mem::swap(&mut play.fixture.device, &mut device);
     play.assert_reaches();
     play.stuff_all_but_one();
     play.put_all();
     play.assert_reaches();
-    std::mem::swap(&mut play.stage.device, &mut device);
+    std::mem::swap(&mut play.fixture.device, &mut device);
     play.assert_reaches();
     drop(device);
     let (bridge, listener) = &mut play.guest.bridges[0];

@@ -15,17 +15,17 @@ use crate::soft::range;
 /// The error says what was wanted, allowed and taken; nothing changed, in the space and in the kernel's count; what was in force goes on.
 /// When just as much may be locked as was wanted, the window comes.
 pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) {
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let low = Section::translated("low", range(0, GIB), PageSize::K4);
     let high = Section::translated("high", range(TOP, 4 * GIB), PageSize::K4);
-    let target = TargetMemory::new("ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
+    let target = TargetMemory::new("ram", SystemAddress::new(0), fixture.ram.all().clone()).expect("a proper range");
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(space.clone()).expect("an empty view fits");
     listener.commit(Update::new().adding(low).adding_target(target)).expect("one window fits");
     let window = listener.translated(Iova::new(0)).expect("the window is in force");
     window.put_run(Iova::new(0), SystemAddress::new(0), 2 * PAGE, Access::READ_WRITE).expect("RAM is there");
-    stage.show_results_at(Iova::new(PAGE), stage.ram.slice(PAGE, PAGE));
+    fixture.show_results_at(Iova::new(PAGE), fixture.ram.slice(PAGE, PAGE));
 
     let registered = || registration(&*space).registered();
     let taken = machine.locked();
@@ -45,7 +45,7 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{refusal}");
     assert_eq!(machine.locked(), taken, "the kernel keeps a charge after {refusal}");
     assert_eq!((space.windows(), space.mappings(IovaRange::all()), registered()), before, "after {refusal}");
-    stage.assert_writable(Iova::new(0), &stage.ram.slice(0, PAGE));
+    fixture.assert_writable(Iova::new(0), &fixture.ram.slice(0, PAGE));
     drop(limited);
 
     let limited = machine.limited_to(taken + wanted);
@@ -55,7 +55,7 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     let last = Iova::new(TOP + 4 * GIB - PAGE);
     let window = listener.translated(Iova::new(TOP)).expect("the window is in force");
     window.put_run(last, SystemAddress::new(2 * PAGE), PAGE, Access::READ_WRITE).expect("RAM is there");
-    stage.assert_readable(last, &stage.ram.slice(2 * PAGE, PAGE));
-    stage.assert_writable(last, &stage.ram.slice(2 * PAGE, PAGE));
+    fixture.assert_readable(last, &fixture.ram.slice(2 * PAGE, PAGE));
+    fixture.assert_writable(last, &fixture.ram.slice(2 * PAGE, PAGE));
     listener.detach(&space).expect("everything can be taken out");
 }

@@ -18,11 +18,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::device::TestDevice;
 use crate::edu::Edu;
+use crate::fixture::Fixture;
 use crate::ledger::{Ledger, OfThisProcess};
-use crate::limits::Purse;
+use crate::limits::LockLimit;
 use crate::ram::Ram;
-use crate::soft::{buffered, purse};
-use crate::stage::Stage;
+use crate::soft::{buffered, lock_limit};
 
 /// A host and the devices of it that a trial may use.
 pub struct Machine {
@@ -130,21 +130,21 @@ impl Machine {
         }
     }
 
-    /// A stage with the first device.
-    pub(super) fn stage(&self) -> Stage {
+    /// A fixture with the first device.
+    pub(super) fn fixture(&self) -> Fixture {
         let mut space = self.space();
         let group = self.join(&mut space, 0).expect("the first group joins");
         let device = self.device(&space, &group, 0);
-        self.stage_of(&space, device).keeping(space)
+        self.fixture_of(&space, device).keeping(space)
     }
 
-    /// A stage with this device, which is in this space.
-    pub(super) fn stage_of(&self, space: &OpenSpace, device: Box<dyn TestDevice>) -> Stage {
-        let purse: Box<dyn Purse> = match &self.kind {
+    /// A fixture with this device, which is in this space.
+    pub(super) fn fixture_of(&self, space: &OpenSpace, device: Box<dyn TestDevice>) -> Fixture {
+        let lock_limit: Box<dyn LockLimit> = match &self.kind {
             Kind::Real(_) => Box::new(OfThisProcess),
-            Kind::Soft(soft) => purse(soft),
+            Kind::Soft(soft) => lock_limit(soft),
         };
-        Stage::new(space.space().clone(), device, purse)
+        Fixture::new(space.space().clone(), device, lock_limit)
     }
 
     /// The locked memory this process is charged for: `VmLck`.

@@ -5,11 +5,11 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::Fixture;
 use crate::flat_view;
 use crate::power::machine::Machine;
 use crate::power::windows::{PAGE, control, registration};
 use crate::ram::Ram;
-use crate::stage::Stage;
 
 /// The first window has been there from the beginning, in pages of 4K; the guest asked for the second, in pages of 64K.
 fn section((range, name): (IovaRange, &str)) -> Section {
@@ -23,8 +23,8 @@ fn section((range, name): (IovaRange, &str)) -> Section {
 /// A guest of 4 GiB with two windows: there are two of the host behind them, of the pages that the guest and the memory allow, and the
 /// report says why. All of the guest's RAM is one registration, and the device reaches its ends through the ends of both windows.
 pub(super) fn two_windows_of_a_recorded_guest_are_two_of_the_host(machine: &Machine) {
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let host_page = space.powers().host_page;
     let empty = machine.locked();
     let ram = Ram::new(usize::try_from(flat_view::ram().bytes()).expect("4 GiB"));
@@ -53,13 +53,13 @@ pub(super) fn two_windows_of_a_recorded_guest_are_two_of_the_host(machine: &Mach
     let tables: u64 = requests.map(|request| control(&*space).table_bytes(request)).sum();
     assert_eq!((report.pinned, machine.locked() - empty), (ram.all().len().get(), ram.all().len().get() + tables));
 
-    assert_reaches_both_ends(&mut stage, &listener, &ram, [low, high]);
+    assert_reaches_both_ends(&mut fixture, &listener, &ram, [low, high]);
     listener.detach(&space).expect("everything can be taken out");
     assert_eq!(machine.locked(), empty);
 }
 
 /// The device reads the first page of RAM at the beginning of each window, and writes the last at its end.
-fn assert_reaches_both_ends(stage: &mut Stage, listener: &Listener, ram: &Ram, windows: [IovaRange; 2]) {
+fn assert_reaches_both_ends(fixture: &mut Fixture, listener: &Listener, ram: &Ram, windows: [IovaRange; 2]) {
     let last_page = ram.all().len().get() - PAGE;
     for range in windows {
         let window = listener.translated(range.first()).expect("the window is in force");
@@ -69,8 +69,8 @@ fn assert_reaches_both_ends(stage: &mut Stage, listener: &Listener, ram: &Ram, w
             window.put_run(Iova::new(at), target, PAGE, Access::READ_WRITE).expect("RAM is there");
         }
         let [(first, _), (last, _)] = ends;
-        stage.show_results_at(Iova::new(first + 0x1000), ram.slice(0x1000, 0x1000));
-        stage.assert_readable(Iova::new(first), &ram.slice(0, 0x1000));
-        stage.assert_writable(Iova::new(last + PAGE - 0x1000), &ram.slice(last_page + PAGE - 0x1000, 0x1000));
+        fixture.show_results_at(Iova::new(first + 0x1000), ram.slice(0x1000, 0x1000));
+        fixture.assert_readable(Iova::new(first), &ram.slice(0, 0x1000));
+        fixture.assert_writable(Iova::new(last + PAGE - 0x1000), &ram.slice(last_page + PAGE - 0x1000, 0x1000));
     }
 }

@@ -17,8 +17,8 @@ const BLOCKS: u64 = 1024;
 /// Memory comes in 1,024 adjacent blocks in one update: the kernel looks through one registration, not through 1,024, whenever an entry
 /// is put. Entries can run across blocks, and devices reach both ends.
 pub(super) fn adjacent_blocks_are_one_registration(machine: &Machine) {
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let ram = Ram::new(usize::try_from(BLOCKS * PAGE).expect("64 MiB"));
     let block = |n: u64| {
         let memory = ram.slice(n * PAGE, PAGE);
@@ -38,10 +38,10 @@ pub(super) fn adjacent_blocks_are_one_registration(machine: &Machine) {
     let window = listener.translated(Iova::new(0)).expect("the window is in force");
     window.put_run(Iova::new(0), SystemAddress::new(0), BLOCKS * PAGE, Access::READ_WRITE).expect("RAM is there");
     let middle = BLOCKS / 2 * PAGE;
-    stage.show_results_at(Iova::new(middle), ram.slice(middle, PAGE));
+    fixture.show_results_at(Iova::new(middle), ram.slice(middle, PAGE));
     for at in [0, middle - PAGE, BLOCKS * PAGE - 0x1000] {
-        stage.assert_readable(Iova::new(at), &ram.slice(at, 0x1000));
-        stage.assert_writable(Iova::new(at), &ram.slice(at, 0x1000));
+        fixture.assert_readable(Iova::new(at), &ram.slice(at, 0x1000));
+        fixture.assert_writable(Iova::new(at), &ram.slice(at, 0x1000));
     }
     window.clear(range(0, BLOCKS * PAGE)).expect("whole entries");
     let update = (0..BLOCKS).fold(Update::new(), |update, n| update.removing_target(block(n)));
@@ -63,7 +63,7 @@ pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
     let mut opens = [machine.space(), machine.space()];
     let groups = [0, 1].map(|n| machine.join(&mut opens[n], n).expect("a group for each container"));
     let spaces = [0, 1].map(|n| opens[n].space().clone());
-    let mut stage = machine.stage_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
+    let mut fixture = machine.fixture_of(&opens[0], machine.device(&opens[0], &groups[0], 0));
     let empty = machine.locked();
     let window = range(0, GIB);
     let mut listener = Listener::new(FrontEnd::default());
@@ -88,10 +88,10 @@ pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
     assert_eq!(machine.locked(), before + table, "only its window's table is charged");
     let mut device = machine.device(&opens[1], &groups[1], 1);
     for _ in 0..2 {
-        stage.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
-        stage.assert_readable(Iova::new(PART), &ram.slice(PART, PAGE));
-        stage.assert_writable(Iova::new(PART), &ram.slice(PART, PAGE));
-        std::mem::swap(&mut stage.device, &mut device);
+        fixture.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
+        fixture.assert_readable(Iova::new(PART), &ram.slice(PART, PAGE));
+        fixture.assert_writable(Iova::new(PART), &ram.slice(PART, PAGE));
+        std::mem::swap(&mut fixture.device, &mut device);
     }
 
     entries.clear(window).expect("whole entries");
@@ -101,9 +101,9 @@ pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
     put(0);
     put(2);
     for _ in 0..2 {
-        stage.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
-        stage.assert_writable(Iova::new(2 * PART), &ram.slice(2 * PART, PAGE));
-        std::mem::swap(&mut stage.device, &mut device);
+        fixture.show_results_at(Iova::new(PAGE), ram.slice(PAGE, PAGE));
+        fixture.assert_writable(Iova::new(2 * PART), &ram.slice(2 * PART, PAGE));
+        std::mem::swap(&mut fixture.device, &mut device);
     }
     drop(device);
     listener.detach(&spaces[0]).expect("everything can be taken out");

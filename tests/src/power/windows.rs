@@ -7,9 +7,9 @@ use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{CommitError, Update};
 use dmaspace_listener::{Listener, Section};
 
+use crate::fixture::Fixture;
 use crate::power::machine::Machine;
 use crate::soft::range;
-use crate::stage::Stage;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
@@ -36,10 +36,10 @@ fn window(first: u64, page: PageSize) -> WindowRequest {
 /// memory through its first and its last entry, and when it is removed everything is as before. Memory in pages smaller than the
 /// window's cannot be mapped there. A page the host does not have is refused, and those it has are named.
 pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let (control, host_page) = (control(&*space), space.powers().host_page);
-    registration(&*space).register(stage.ram.all()).expect("the guest's RAM can be registered");
+    registration(&*space).register(fixture.ram.all()).expect("the guest's RAM can be registered");
     let offer = control.offer().expect("a device is attached");
     let empty = (machine.locked(), space.windows().windows);
 
@@ -56,9 +56,9 @@ pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
             assert_eq!((granted.range, granted.granule()), (request.range, page));
             assert_eq!(machine.locked() - before, control.table_bytes(request), "the table of {page} entries");
             if page <= host_page {
-                assert_reaches_both_ends(&mut stage, granted.range, page);
+                assert_reaches_both_ends(&mut fixture, granted.range, page);
             } else {
-                assert_takes_no_smaller_pages(&stage, granted.range, page);
+                assert_takes_no_smaller_pages(&fixture, granted.range, page);
             }
             control.remove_window(granted.range).expect("a window that is there");
             assert_eq!(machine.locked(), before, "after the window of {page} entries");
@@ -77,37 +77,37 @@ pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
 }
 
 /// The device reads through a window's first entry, and writes through its last.
-fn assert_reaches_both_ends(stage: &mut Stage, window: IovaRange, page: PageSize) {
+fn assert_reaches_both_ends(fixture: &mut Fixture, window: IovaRange, page: PageSize) {
     let (first, bytes) = (window.first().get(), page.bytes());
     let places = [first + GIB / 2, first, first + GIB - bytes].map(Iova::new);
-    let pieces = [0, 1, 2].map(|n| stage.ram.slice(n * bytes, bytes));
+    let pieces = [0, 1, 2].map(|n| fixture.ram.slice(n * bytes, bytes));
     for (at, memory) in places.iter().zip(&pieces) {
-        stage.space.map(*at, memory, Access::READ_WRITE, Unit::Pages(page)).expect("an entry");
+        fixture.space.map(*at, memory, Access::READ_WRITE, Unit::Pages(page)).expect("an entry");
     }
-    stage.show_results_at(places[0], pieces[0].clone());
-    stage.assert_readable(places[1], &pieces[1]);
+    fixture.show_results_at(places[0], pieces[0].clone());
+    fixture.assert_readable(places[1], &pieces[1]);
     let last_page = pieces[2].slice(bytes - 0x1000, 0x1000).expect("inside");
-    stage.assert_writable(Iova::new(first + GIB - 0x1000), &last_page);
+    fixture.assert_writable(Iova::new(first + GIB - 0x1000), &last_page);
 }
 
 /// An entry stands for memory of one piece (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_page_is_contained).
-fn assert_takes_no_smaller_pages(stage: &Stage, window: IovaRange, page: PageSize) {
-    let all = stage.ram.all();
+fn assert_takes_no_smaller_pages(fixture: &Fixture, window: IovaRange, page: PageSize) {
+    let all = fixture.ram.all();
     let offset = page.round_up(all.address()).expect("far from the end") - all.address();
-    let memory = stage.ram.slice(offset, page.bytes());
-    let mapped = stage.space.map(window.first(), &memory, Access::READ_WRITE, Unit::Pages(page));
+    let memory = fixture.ram.slice(offset, page.bytes());
+    let mapped = fixture.space.map(window.first(), &memory, Access::READ_WRITE, Unit::Pages(page));
     let error = mapped.expect_err("the memory is in smaller pages");
     assert_eq!((&error.kind, error.fenced.as_slice()), (&Kind::Refused, &[][..]), "{error}");
-    assert!(stage.space.mappings(IovaRange::all()).is_empty(), "after {error}");
+    assert!(fixture.space.mappings(IovaRange::all()).is_empty(), "after {error}");
 }
 
 /// Two windows are in force and a third is wanted: of the listener, which refuses before the kernel is asked, and of the space, whose
 /// kernel refuses. The two are as they were.
 pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let section = |first| Section::translated("window", range(first, GIB), PageSize::K4);
-    let target = TargetMemory::new("ram", SystemAddress::new(0), stage.ram.all().clone()).expect("a proper range");
+    let target = TargetMemory::new("ram", SystemAddress::new(0), fixture.ram.all().clone()).expect("a proper range");
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(space.clone()).expect("an empty view fits");
     listener.commit(listener.update_to(&[section(0), section(TOP)], &[target])).expect("two windows fit");
@@ -117,7 +117,7 @@ pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
         let window = window.expect("the window is in force");
         window.put_run(at, SystemAddress::new(n * PAGE), PAGE, Access::READ_WRITE).expect("RAM is there");
     }
-    stage.show_results_at(places[0], stage.ram.slice(0, PAGE));
+    fixture.show_results_at(places[0], fixture.ram.slice(0, PAGE));
     let before = (machine.locked(), space.windows(), space.mappings(IovaRange::all()));
 
     let refusal = listener.commit(Update::new().adding(section(4 * GIB))).expect_err("there are two slots");
@@ -128,7 +128,7 @@ pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
     assert_eq!((machine.locked(), space.windows(), space.mappings(IovaRange::all())), before, "after {refusal}");
 
     for (n, at) in (0..).zip(places).skip(1) {
-        stage.assert_writable(at, &stage.ram.slice(n * PAGE, PAGE));
+        fixture.assert_writable(at, &fixture.ram.slice(n * PAGE, PAGE));
     }
     listener.detach(&space).expect("everything can be taken out");
 }
@@ -136,31 +136,31 @@ pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
 /// A window is removed with entries in it: what was there is told, the other window stays, and once the window is back, so can they.
 pub(super) fn a_window_goes_with_its_entries_and_they_can_come_back(machine: &Machine) {
     const ENTRIES: [u64; 3] = [TOP, TOP + GIB / 2, TOP + GIB - PAGE];
-    let mut stage = machine.stage();
-    let space = stage.space.clone();
+    let mut fixture = machine.fixture();
+    let space = fixture.space.clone();
     let (control, registration) = (control(&*space), registration(&*space));
-    let memory: Vec<HostMemory> = (0..4).map(|n| stage.ram.slice(n * MIB, PAGE)).collect();
-    let all = stage.ram.all().clone();
+    let memory: Vec<HostMemory> = (0..4).map(|n| fixture.ram.slice(n * MIB, PAGE)).collect();
+    let all = fixture.ram.all().clone();
     registration.register(&all).expect("the guest's RAM can be registered");
     control.create_window(window(0, PageSize::K4)).expect("a first window");
     let map = |at: u64, memory: &HostMemory| {
         space.map(Iova::new(at), memory, Access::READ_WRITE, Unit::Pages(PageSize::K4)).expect("it fits")
     };
     map(PAGE, &memory[3]);
-    stage.show_results_at(Iova::new(PAGE), memory[3].clone());
+    fixture.show_results_at(Iova::new(PAGE), memory[3].clone());
     let before = machine.locked();
 
     for _ in 0..2 {
         control.create_window(window(TOP, PageSize::K4)).expect("a second window");
         ENTRIES.iter().zip(&memory).for_each(|(at, memory)| map(*at, memory));
         for (at, memory) in ENTRIES.iter().zip(&memory) {
-            stage.assert_writable(Iova::new(*at), memory);
+            fixture.assert_writable(Iova::new(*at), memory);
         }
         let gone = control.remove_window(range(TOP, GIB)).expect("entries are no obstacle");
         let gone: Vec<_> = gone.into_iter().map(|mapping| (mapping.range.first().get(), mapping.memory)).collect();
         assert_eq!(gone, ENTRIES.into_iter().zip(memory.iter().cloned()).collect::<Vec<_>>());
         assert_eq!((machine.locked(), space.mappings(range(TOP, GIB))), (before, Vec::new()));
-        stage.assert_unreached(Iova::new(ENTRIES[1]));
+        fixture.assert_unreached(Iova::new(ENTRIES[1]));
     }
 
     // Nothing leans on the memory any more when the last window goes: the kernel gives all of it back.

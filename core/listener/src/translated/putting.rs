@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::journal::{Done, Journal};
+use crate::apply::Journal;
 use crate::page_size_fallback::SmallerPages;
 use crate::translated::{EntryError, Shared};
 use dmaspace_core::contract::{PciAddressSpace, Unit};
@@ -57,7 +57,7 @@ impl Shared {
             for piece in &memory {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
                 space.map(place.first(), piece, access, Unit::Pages(self.page))?;
-                journal.enter(Done::Mapped(place));
+                journal.note_mapped(place);
                 next = place.last().get().wrapping_add(1);
             }
             Ok(())
@@ -104,7 +104,7 @@ impl Shared {
             return Err(EntryError::PagesTooLarge(error, smaller.from()));
         }
         log::warn!("{}: {error}; trying {smaller}", space.backend());
-        let mut journal = Journal::of(space.as_ref());
+        let mut journal = Journal::default();
         let done = smaller.put_in_force_empty(space.as_ref(), &mut journal);
         remade.push((space, journal));
         self.made_again.fetch_add(1, Ordering::Relaxed);

@@ -1,25 +1,26 @@
-//! The stage a scenario plays on: a space, a device attached to it, and the guest's RAM.
+//! The fixture a scenario plays on: a space, a device attached to it, and the guest's RAM.
 
 use std::any::Any;
 use std::sync::Arc;
 
-use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace};
+use dmaspace_core::contract::{Unit, WindowRequest};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 
 use crate::device::TestDevice;
-use crate::limits::Purse;
+use crate::limits::LockLimit;
 use crate::ram::{Ram, SPOT, pattern};
 
 /// How much RAM the guests of the scenarios have.
 pub const RAM: usize = 16 << 20;
 
 /// A space with a device on some host.
-pub struct Stage {
+pub struct Fixture {
     /// Dropped first: on real hosts a group cannot be left while its device is open.
     pub device: Box<dyn TestDevice>,
     /// The space the device is attached to.
     pub space: Arc<dyn PciAddressSpace>,
     /// What this process may lock.
-    pub purse: Box<dyn Purse>,
+    pub lock_limit: Box<dyn LockLimit>,
     /// The guest's RAM.
     pub ram: Ram,
     seed: u64,
@@ -35,17 +36,34 @@ pub struct Transfer {
     sent: [u8; SPOT],
 }
 
-impl Stage {
-    /// Sets the stage.
-    pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>, purse: Box<dyn Purse>) -> Self {
-        Self { device, space, purse, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
+impl Fixture {
+    /// Sets the fixture.
+    pub fn new(space: Arc<dyn PciAddressSpace>, device: Box<dyn TestDevice>, lock_limit: Box<dyn LockLimit>) -> Self {
+        Self { device, space, lock_limit, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
     }
 
-    /// MappingModel something open for as long as the stage stands.
+    /// MappingModel something open for as long as the fixture stands.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any) -> Self {
         self.kept.push(Box::new(kept));
         self
+    }
+
+    /// Maps the first MiB of the guest's RAM at 0: on hosts that want it, the RAM is registered and a window created; in a pool, its pins are
+    /// shared.
+    pub fn map_first_mib(&self) {
+        if let Some(registration) = self.space.registration() {
+            registration.register(self.ram.all()).expect("the guest's RAM can be registered");
+        }
+        if let Some(sharing) = self.space.sharing() {
+            sharing.share_pins(self.ram.all()).expect("the pins of the guest's RAM can be shared");
+        }
+        if let Some(control) = self.space.window_control() {
+            let range = IovaRange::with_len(Iova::new(0), 1 << 30).expect("a range of the fixture");
+            control.create_window(WindowRequest { range, page: PageSize::K4 }).expect("a window of 1 GiB at 0");
+        }
+        let first = self.ram.slice(0, 1 << 20);
+        self.space.map(Iova::new(0), &first, Access::READ_WRITE, Unit::Whole).expect("nothing is mapped yet");
     }
 
     /// A host whose windows are created, and that wants memory registered: POWER.
@@ -113,7 +131,7 @@ impl Stage {
     /// And writes it.
     pub fn assert_writable(&mut self, at: Iova, memory: &HostMemory) {
         let sent = self.fresh();
-        // The same may have been sent here from another stage.
+        // The same may have been sent here from another fixture.
         memory.write(0, &[0; SPOT]).expect("guest RAM");
         self.device_writes(at, sent);
         assert_eq!(bytes_of(memory), sent, "the device's write at {at} did not arrive");

@@ -1,7 +1,7 @@
 //! One VMM makes way for another on a real kernel, with a device at work: first a process that was spawned gets the descriptors through a
 //! socket, then that one replaces itself with exec(2).
 //!
-//! Whoever comes is this program again, which [`is_heir`] tells. It finds a socket as its standard input, and what it needs in that.
+//! Whoever comes is this program again, which [`is_successor`] tells. It finds a socket as its standard input, and what it needs in that.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -34,7 +34,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 use crate::device::TestDevice;
 use crate::edu::Edu;
 use crate::ledger::{OfThisProcess, have_locked_memory_counted};
-use crate::limits::Purse;
+use crate::limits::LockLimit;
 use crate::ram::{SPOT, pattern};
 
 const MIB: u64 = 1 << 20;
@@ -45,15 +45,15 @@ const BLOCKS_AT: u64 = 4 * MIB;
 const BAR_AT: u64 = 16 * MIB;
 
 /// In the environment of a process that takes over: `first` or `last`.
-const HEIR: &str = "DMASPACE_TESTS_HEIR";
+const SUCCESSOR: &str = "DMASPACE_TESTS_SUCCESSOR";
 
 /// What goes through the socket: the device's name, the group's, the space's backend, what is handed over. The descriptors come with it:
 /// container, group, device, memory.
-type Letter = (String, String, Handover);
+type HandoverMessage = (String, String, Handover);
 
 /// Whether this process is to take over from another.
-pub fn is_heir() -> bool {
-    std::env::var_os(HEIR).is_some()
+pub fn is_successor() -> bool {
+    std::env::var_os(SUCCESSOR).is_some()
 }
 
 /// A VMM with a guest of some memory, and a device that is passed through to it.
@@ -71,7 +71,7 @@ struct Vmm {
     _opened: dmaspace::open::OpenSpace,
 }
 
-/// Plays the old VMM, and sees that its heirs did well and that it is charged for nothing any more.
+/// Plays the old VMM, and sees that its successors did well and that it is charged for nothing any more.
 ///
 /// # Panics
 /// When anything is not as it should be.
@@ -81,13 +81,13 @@ pub fn a_vmm_makes_way_for_another(address: PciAddress) {
     assert_eq!(OfThisProcess.locked().locked, locked + LOCKED);
     vmm.transfer(1);
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let mut heir = Command::new("/proc/self/exe");
-    let heir = heir.env(HEIR, "first").stdin(Stdio::from(OwnedFd::from(theirs)));
-    let mut heir = heir.spawn().expect("this program starts again");
+    let mut successor = Command::new("/proc/self/exe");
+    let successor = successor.env(SUCCESSOR, "first").stdin(Stdio::from(OwnedFd::from(theirs)));
+    let mut successor = successor.spawn().expect("this program starts again");
     vmm.hand_over(&ours);
     drop(vmm);
-    assert!(heir.wait().expect("it ends").success(), "what took over says why, above");
-    assert_eq!(OfThisProcess.locked().locked, locked, "the heir is charged, and nobody after it");
+    assert!(successor.wait().expect("it ends").success(), "what took over says why, above");
+    assert_eq!(OfThisProcess.locked().locked, locked, "the successor is charged, and nobody after it");
 }
 
 /// Plays a VMM that takes over. The first makes way once more.
@@ -96,16 +96,16 @@ pub fn a_vmm_makes_way_for_another(address: PciAddress) {
 /// When anything is not as it should be.
 pub fn take_over() {
     have_locked_memory_counted();
-    let (letter, descriptors) = receive(std::io::stdin().as_fd());
+    let (message, descriptors) = receive(std::io::stdin().as_fd());
     assert_eq!(OfThisProcess.locked().locked, 0);
-    let mut vmm = Vmm::inherit(letter, descriptors);
+    let mut vmm = Vmm::inherit(message, descriptors);
     assert_eq!(OfThisProcess.locked().locked, LOCKED);
     vmm.transfer(3);
-    if std::env::var(HEIR).as_deref() == Ok("first") {
+    if std::env::var(SUCCESSOR).as_deref() == Ok("first") {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         vmm.hand_over(&ours);
         rustix::stdio::dup2_stdin(&theirs).expect("standard input can be another");
-        let error = Command::new("/proc/self/exe").env(HEIR, "last").exec();
+        let error = Command::new("/proc/self/exe").env(SUCCESSOR, "last").exec();
         panic!("this program does not start again: {error}");
     }
     let rom = vmm.listener.sections().find(|section| section.name() == "rom").cloned().expect("it is in force");
@@ -157,8 +157,8 @@ impl Vmm {
 
         let handover = self.listener.hand_over(&names).expect("type1 moves addresses").remove(0);
         let [device, group] = self.names.clone();
-        let letter: Letter = (device, group, handover);
-        let text = serde_json::to_vec(&letter).expect("it can be written");
+        let message: HandoverMessage = (device, group, handover);
+        let text = serde_json::to_vec(&message).expect("it can be written");
         let [container, group, device] = self.handles;
         self.door
             .with_descriptor(container, |container| {
@@ -172,7 +172,7 @@ impl Vmm {
             .expect("it is open");
     }
 
-    fn inherit((name, group, handover): Letter, descriptors: Vec<OwnedFd>) -> Self {
+    fn inherit((name, group, handover): HandoverMessage, descriptors: Vec<OwnedFd>) -> Self {
         let door = Arc::new(LinuxDoor::new());
         let facts = Facts::of_this_host(&*door).expect("sysfs is mounted");
         let host = Host::new(door.clone(), facts);
@@ -220,10 +220,10 @@ fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memor
     blocks.expect("they are populated").unit = dmaspace_core::contract::Unit::Whole;
     assert_eq!(fails(&joined, &names), Kind::NoSuchMapping);
     // What was given before the mapping that failed is charged here already; the blocks are not.
-    let purse = OfThisProcess;
-    purse.limit(K64);
+    let lock_limit = OfThisProcess;
+    lock_limit.limit(K64);
     assert!(matches!(fails(handover, &names), Kind::PinLimit(_)));
-    drop(purse);
+    drop(lock_limit);
     space.handover().adopt(handover, &names).expect("it is as it was");
 }
 
@@ -283,16 +283,16 @@ fn send(socket: &UnixStream, text: &[u8], descriptors: &[BorrowedFd<'_>]) {
     assert_eq!(sent, text.len());
 }
 
-fn receive(socket: BorrowedFd<'_>) -> (Letter, Vec<OwnedFd>) {
+fn receive(socket: BorrowedFd<'_>) -> (HandoverMessage, Vec<OwnedFd>) {
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let mut text = vec![0; 0x1_0000];
     let mut parts = [IoSliceMut::new(&mut text)];
     let received = recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).expect("something was sent");
-    let letter = serde_json::from_slice(&text[..received.bytes]).expect("a letter");
+    let message = serde_json::from_slice(&text[..received.bytes]).expect("a message");
     let descriptors = control.drain().flat_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
         _ => Vec::new(),
     });
-    (letter, descriptors.collect())
+    (message, descriptors.collect())
 }
