@@ -25,7 +25,7 @@ mod object;
 mod option;
 mod page_table;
 mod process;
-pub mod ranges;
+mod ranges;
 #[cfg(test)]
 mod scripted;
 mod sharing;

@@ -1,39 +1,43 @@
-//! Which ranges of an address space can be mapped: spans in, windows out, no descriptor in sight.
+//! The ranges of an address space that can be mapped: spans in, windows out, no descriptor in sight.
 //!
-//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and how many spans there are, and is
-//! asked again. Each device that is attached may make the list longer, so the second array may be too small as well.
+//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and the number of spans, and the call is
+//! made again. Each device that is attached may make the list longer, so the second array may be too small as well.
 //!
-//! The kernel says what bus addresses must be aligned to, which is no set of page sizes: it uses large pages where it
-//! can and does not tell. It can be as small as 1, on an address space without a device; a window's granule is never
-//! below the host's page all the same, since memory is pinned in those, and one mapping's end would share a page with
-//! the next one's start.
+//! The kernel reports an alignment of bus addresses and no set of page sizes: it uses large pages where it can and does
+//! not tell. The alignment can be as small as 1, on an address space without a device; a window's granule is never below
+//! the host's page all the same, since memory is pinned in those, and the end of one mapping would share a page with the
+//! start of the next.
 
-use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{self, IoasIovaRanges};
+use dmaspace_abi::{IovaSpan, LARGEST_HOST_PAGE};
 use dmaspace_core::door::{Errno, Failure};
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Windows};
 
-/// What the first array holds: no common machine has more reserved ranges.
+/// The length of the first array: no common machine has more reserved ranges.
 const FIRST_COUNT: u32 = 16;
-/// No list is longer; it takes a megabyte.
+/// The length of the longest array, which has a megabyte. No list is longer.
 const LARGEST_COUNT: u32 = 1 << 16;
-/// How often a list that keeps growing is asked for.
+/// The number of calls after which a list that keeps growing is given up.
 const ATTEMPTS: usize = 8;
 
-/// Asks, with growing arrays, until all spans fit. `ask` makes one call with the struct and the array it is given,
-/// whose length the struct has already.
+/// Makes the call with growing arrays until all spans fit. `call` makes it once, with the struct and the array it is
+/// given; the struct holds the array's length already.
 ///
 /// # Errors
-/// What `ask` says, or a reply that cannot be true.
-pub fn gather(
+/// The failure of `call`; a reply that no correct kernel gives; a host page that no kernel has, since the dirty log's
+/// buffers are as large as one.
+pub(crate) fn gather(
     host_page: PageSize,
-    mut ask: impl FnMut(&mut IoasIovaRanges, &mut [IovaSpan]) -> Result<(), Failure>,
+    mut call: impl FnMut(&mut IoasIovaRanges, &mut [IovaSpan]) -> Result<(), Failure>,
 ) -> Result<Windows, Failure> {
+    if host_page > LARGEST_HOST_PAGE {
+        return Err(malformed("the host's page is larger than that of any kernel"));
+    }
     let mut count = FIRST_COUNT;
     for _ in 0..ATTEMPTS {
         let mut spans = vec![IovaSpan::default(); count as usize];
         let mut reply = IoasIovaRanges { size: IoasIovaRanges::SIZE, num_iovas: count, ..IoasIovaRanges::default() };
-        match ask(&mut reply, &mut spans) {
+        match call(&mut reply, &mut spans) {
             Ok(()) => return windows(&reply, &spans, host_page).map_err(malformed),
             Err(failure) if failure.errno() == Some(Errno::EMSGSIZE) => {
                 count = more_than(count, reply.num_iovas).map_err(malformed)?;
@@ -59,10 +63,16 @@ fn more_than(count: u32, wanted: u32) -> Result<u32, &'static str> {
 }
 
 fn windows(reply: &IoasIovaRanges, spans: &[IovaSpan], host_page: PageSize) -> Result<Windows, &'static str> {
-    let spans = spans.get(..reply.num_iovas as usize).ok_or("it has more ranges than it was given room for")?;
-    let ranges = spans.iter().map(|span| IovaRange::new(Iova::new(span.start), Iova::new(span.last)));
-    let ranges: Vec<_> = ranges.collect::<Result<_, _>>().map_err(|_| "one of its ranges ends before it begins")?;
+    let filled = spans.get(..reply.num_iovas as usize).ok_or("it has more ranges than it was given room for")?;
+    let mut ranges = Vec::with_capacity(filled.len());
+    for span in filled {
+        let range = IovaRange::new(Iova::new(span.start), Iova::new(span.last));
+        ranges.push(range.map_err(|_| "one of its ranges ends before it begins")?);
+    }
     let alignment = PageSize::from_bytes(reply.out_iova_alignment).ok_or("its alignment is no power of two")?;
+    if alignment > LARGEST_HOST_PAGE {
+        return Err("its alignment is larger than the page of any kernel");
+    }
     Ok(Windows::uniform(ranges, PageSizes::only(alignment.max(host_page))))
 }
 
@@ -77,7 +87,7 @@ mod tests {
         Failure { call: "IOMMU_IOAS_IOVA_RANGES", answer: Answer::Errno(errno) }
     }
 
-    /// A kernel with these spans, which fills as many as there is room for.
+    /// A kernel with these spans: it fills as many as the array has room for.
     fn kernel_with(spans: &[(u64, u64)], reply: &mut IoasIovaRanges, room: &mut [IovaSpan]) -> Result<(), Failure> {
         assert_eq!(reply.num_iovas as usize, room.len());
         for (place, &(start, last)) in room.iter_mut().zip(spans) {
@@ -125,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_range_at_all_is_no_window() {
+    fn without_a_range_there_is_no_window() {
         assert_eq!(reply_of(&[], 1, PageSize::K4), Ok(Windows::default()));
     }
 
@@ -163,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_cannot_be_true_are_refused() {
+    fn sizes_that_no_kernel_asks_for_are_refused() {
         for (wanted, why) in [
             (0, "an array that it calls too small would do"),
             (16, "an array that it calls too small would do"),
@@ -178,10 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_cannot_be_true_are_refused() {
+    fn replies_that_no_kernel_gives_are_refused() {
         let full = [(0, 0xffff); 1];
         assert_eq!(reply_of(&full, 0, PageSize::K4), Err(malformed("its alignment is no power of two")));
         assert_eq!(reply_of(&full, 0x3000, PageSize::K4), Err(malformed("its alignment is no power of two")));
+        let huge = reply_of(&full, 1 << 40, PageSize::K4);
+        assert_eq!(huge, Err(malformed("its alignment is larger than the page of any kernel")));
         let backwards = [(0x1000, 0xfff)];
         assert_eq!(reply_of(&backwards, 1, PageSize::K4), Err(malformed("one of its ranges ends before it begins")));
         let boast = gather(PageSize::K4, |reply, room| {
@@ -189,6 +201,13 @@ mod tests {
             Ok(())
         });
         assert_eq!(boast, Err(malformed("it has more ranges than it was given room for")));
+    }
+
+    #[test]
+    fn a_host_page_that_no_kernel_has_is_refused_before_any_call() {
+        let page = PageSize::from_shift(40).expect("below 64");
+        let windows = gather(page, |_, _| panic!("a call"));
+        assert_eq!(windows, Err(malformed("the host's page is larger than that of any kernel")));
     }
 
     #[test]

@@ -18,13 +18,13 @@ use zerocopy::IntoBytes;
 
 use crate::{Type1, unmap_of};
 
-/// What a container that can log says about it.
+/// The limits of a container's dirty log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirtyLimits {
-    /// The page dirt is asked for in.
-    pub page: PageSize,
+pub(crate) struct DirtyLimits {
+    /// The page size of the log.
+    pub(crate) page: PageSize,
     /// The largest bitmap one call fills, in bytes.
-    pub longest_bitmap: u64,
+    pub(crate) longest_bitmap: u64,
 }
 
 impl Type1 {

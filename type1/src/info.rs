@@ -1,57 +1,64 @@
-//! What a type1 container says it offers: bytes in, facts out, no descriptor in sight.
+//! Parsing of a type1 container's description of itself: bytes in, facts out, no descriptor in sight.
 //!
-//! The call is made with a buffer, and made again with a larger one for as long as the kernel says that its
-//! capabilities do not fit: attaching a device between two calls makes them grow. A reply is not believed; what cannot
-//! be true is an error, what can be put right (the order of ranges, overlaps) is put right.
+//! The call is made with a buffer, and made again with a larger one while the kernel reports that its capabilities do not
+//! fit: attaching a device between two calls makes them grow. A reply is not trusted: impossible content is an error;
+//! the order and the overlaps of ranges are corrected.
 
-use dmaspace_abi::IovaSpan;
 use dmaspace_abi::chain::{self, Capability, ChainError};
-use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges, Migration};
+use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges, LONGEST_BITMAP, Migration};
+use dmaspace_abi::{IovaSpan, LARGEST_HOST_PAGE};
 use dmaspace_core::door::Failure;
-use dmaspace_core::{Iova, IovaRange, PageSizes, Windows};
+use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Windows};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::dirty::DirtyLimits;
 
-/// What a container offers at one moment.
+/// The offer of a container at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// The ranges that can be mapped, in which pages.
-    pub windows: Windows,
-    /// How many mappings the kernel still takes, where it says so.
-    pub mappings_left: Option<u64>,
-    /// How what devices write is logged, where it can be.
-    pub dirty: Option<DirtyLimits>,
+pub(crate) struct Offer {
+    /// The ranges that can be mapped, with their page sizes.
+    pub(crate) windows: Windows,
+    /// The number of mappings the kernel has room for, if it reports one.
+    pub(crate) mappings_left: Option<u64>,
+    /// The limits of the dirty log, if the kernel has a usable one.
+    pub(crate) dirty: Option<DirtyLimits>,
 }
 
-/// What a reply amounts to.
+/// A parsed reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// Everything is there.
+enum Reply {
+    /// The reply has every capability.
     Complete(Offer),
-    /// The capabilities did not fit: ask again with this many bytes.
+    /// The capabilities did not fit: the call must be made again with this many bytes.
     Needs(usize),
 }
 
-/// What the first question brings along: room for a dozen ranges.
+/// The bytes of the first buffer: room for a dozen ranges.
 const FIRST_SIZE: usize = 320;
-/// No list of ranges is that long: 65,536 of them.
+/// The most bytes of a buffer: room for 65,536 ranges. No list is that long.
 const LARGEST_SIZE: usize = 1 << 20;
-/// How often a list that keeps growing is asked for.
+/// The number of calls after which a list that keeps growing is given up.
 const ATTEMPTS: usize = 8;
 
-/// The least of [`Info`] that every kernel fills: those before capabilities end there.
+/// The least of [`Info`] that every kernel fills: kernels without capabilities end there.
 const OLDEST_INFO: usize = std::mem::offset_of!(Info, cap_offset);
 
-/// Asks, with growing buffers, until everything fits. `ask` makes one call with the buffer it is given.
+/// Makes the call with growing buffers until everything fits. `call` makes it once, with the buffer it is given.
 ///
 /// # Errors
-/// What `ask` says, or a reply that cannot be true.
-pub fn gather(mut ask: impl FnMut(&mut [u8]) -> Result<(), Failure>) -> Result<Offer, Failure> {
+/// The failure of `call`; a reply that no correct kernel gives; a host page that no kernel has, since the dirty log's
+/// buffers are as large as one.
+pub(crate) fn gather(
+    host_page: PageSize,
+    mut call: impl FnMut(&mut [u8]) -> Result<(), Failure>,
+) -> Result<Offer, Failure> {
+    if host_page > LARGEST_HOST_PAGE {
+        return Err(malformed("the host's page is larger than that of any kernel"));
+    }
     let mut size = FIRST_SIZE;
     for _ in 0..ATTEMPTS {
-        let mut reply = question(size);
-        ask(&mut reply)?;
+        let mut reply = empty_reply(size);
+        call(&mut reply)?;
         match parse(&reply).map_err(malformed)? {
             Reply::Complete(offer) => return Ok(offer),
             Reply::Needs(more) if more > LARGEST_SIZE => return Err(malformed("it wants an absurdly large buffer")),
@@ -65,26 +72,24 @@ fn malformed(why: &'static str) -> Failure {
     Failure::malformed(type1::GET_INFO.name, why)
 }
 
-/// A buffer of `size` bytes that says so.
-fn question(size: usize) -> Vec<u8> {
+/// Returns a buffer of `size` bytes, whose head holds its size.
+fn empty_reply(size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     let info = Info { argsz: u32::try_from(size).unwrap_or(u32::MAX), ..Info::default() };
-    // A buffer too small for the struct stays zero: the kernel then refuses it.
-    let _ = info.write_to_prefix(&mut bytes);
+    let written = info.write_to_prefix(&mut bytes);
+    debug_assert!(written.is_ok(), "a buffer of {size} bytes is smaller than its head");
     bytes
 }
 
-/// Reads a reply: the whole buffer, as the kernel left it.
-///
-/// # Errors
-/// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
-pub fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
+/// Parses a reply: the whole buffer, as the kernel left it. The error is a reason for
+/// [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
+fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
     let (info, _) = Info::read_from_prefix(reply).map_err(|_| "it is shorter than its own struct")?;
     let claimed = usize::try_from(info.argsz).unwrap_or(usize::MAX);
     if claimed < OLDEST_INFO {
         return Err("it claims to be shorter than its own struct");
     }
-    // A kernel that found room for everything leaves `argsz` alone, or writes what it used.
+    // A kernel for which everything fits leaves `argsz` alone, or writes the size it used.
     let Some(used) = reply.get(..claimed) else { return Ok(Reply::Needs(claimed)) };
     offer(&info, used).map(Reply::Complete)
 }
@@ -97,15 +102,21 @@ fn offer(info: &Info, used: &[u8]) -> Result<Offer, &'static str> {
     } else {
         chain::capabilities(used, size_of::<Info>(), info.cap_offset).map_err(ChainError::reason)?
     };
-    let page_sizes = if info.flags & type1::INFO_PAGE_SIZES == 0 { 0 } else { info.iova_pgsizes };
-    let page_sizes = PageSizes::from_mask(page_sizes).ok_or("it names no page size")?;
+    let mask = if info.flags & type1::INFO_PAGE_SIZES == 0 { 0 } else { info.iova_pgsizes };
+    let page_sizes = PageSizes::from_mask(mask).ok_or("it names no page size")?;
     let ranges = match find(&capabilities, type1::CAP_IOVA_RANGE) {
         Some(capability) => ranges(capability)?,
-        // Only emulated devices, or a kernel that does not say: any range can be tried.
+        // Only emulated devices are attached, or the kernel does not report ranges: any range can be tried.
         None => vec![IovaRange::all()],
     };
-    let mappings_left = find(&capabilities, type1::CAP_DMA_AVAIL).map(mappings_left).transpose()?.flatten();
-    let dirty = find(&capabilities, type1::CAP_MIGRATION).map(dirty_limits).transpose()?.flatten();
+    let mappings_left = match find(&capabilities, type1::CAP_DMA_AVAIL) {
+        Some(capability) => mappings_left(capability)?,
+        None => None,
+    };
+    let dirty = match find(&capabilities, type1::CAP_MIGRATION) {
+        Some(capability) => dirty_limits(capability, page_sizes.smallest())?,
+        None => None,
+    };
     Ok(Offer { windows: Windows::uniform(ranges, page_sizes), mappings_left, dirty })
 }
 
@@ -133,21 +144,26 @@ fn ranges(capability: &Capability<'_>) -> Result<Vec<IovaRange>, &'static str> {
     Ok(ranges)
 }
 
-/// `None`: as many as there is memory for, which is what iommufd says in a container's place (linux:
-/// drivers/iommu/iommufd/vfio_compat.c, iommufd_fill_cap_dma_avail).
+/// The number of mappings that the container has room for. `None` if only memory limits it, which an iommufd in a
+/// container's place reports as 2^32-1 (linux: drivers/iommu/iommufd/vfio_compat.c, iommufd_fill_cap_dma_avail).
 fn mappings_left(capability: &Capability<'_>) -> Result<Option<u64>, &'static str> {
     let (available, _) =
         DmaAvailable::read_from_prefix(capability.bytes).map_err(|_| "its number of free mappings is cut off")?;
     Ok(Some(available.avail).filter(|left| *left != u32::MAX).map(u64::from))
 }
 
-/// A mask without a page, or no room for a bitmap, is a kernel that cannot log after all.
-fn dirty_limits(capability: &Capability<'_>) -> Result<Option<DirtyLimits>, &'static str> {
+/// The limits of the dirty log. `None` if the log cannot be used: everything then counts as written, always.
+///
+/// The kernel logs in the smallest page of the container (linux: drivers/vfio/vfio_iommu_type1.c,
+/// vfio_iommu_migration_build_caps). A larger page would lose the dirt of mappings that are smaller, and a page of one
+/// byte would take an eighth of a mapping for its bitmap, so that another page is not trusted.
+fn dirty_limits(capability: &Capability<'_>, smallest: PageSize) -> Result<Option<DirtyLimits>, &'static str> {
     let (migration, _) =
         Migration::read_from_prefix(capability.bytes).map_err(|_| "its limits on dirty tracking are cut off")?;
     let page = PageSizes::from_mask(migration.pgsize_bitmap).map(PageSizes::smallest);
-    let longest_bitmap = migration.max_dirty_bitmap_size;
-    Ok(page.filter(|_| longest_bitmap > 0).map(|page| DirtyLimits { page, longest_bitmap }))
+    let longest_bitmap = migration.max_dirty_bitmap_size.min(LONGEST_BITMAP);
+    let is_usable = page == Some(smallest) && longest_bitmap > 0;
+    Ok(is_usable.then_some(DirtyLimits { page: smallest, longest_bitmap }))
 }
 
 #[cfg(test)]
@@ -160,7 +176,7 @@ mod tests {
 
     /// 4K 2M 1G.
     const PAGES: u64 = 0x4020_1000;
-    /// Intel's: everything an address of 48 bits reaches, but for the interrupt range.
+    /// The ranges of Intel's IOMMU: 48 bits of addresses without the interrupt range.
     const VTD: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];
 
     fn header(id: u16) -> CapabilityHeader {
@@ -193,8 +209,8 @@ mod tests {
         limits.as_bytes().to_vec()
     }
 
-    /// A reply as the kernel lays it out: the struct, then capabilities one after the other, each pointing to the next.
-    /// Without padding between them, which is the harder case.
+    /// A reply as the kernel lays it out: the struct, then capabilities that each hold the offset of the next. There is
+    /// no padding between them, which is the harder case.
     fn reply(capabilities: &[Vec<u8>]) -> Vec<u8> {
         let mut info = Info { flags: INFO_PAGE_SIZES, iova_pgsizes: PAGES, ..Info::default() };
         if !capabilities.is_empty() {
@@ -231,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_mappings_as_fit_into_the_number_are_as_many_as_one_likes() {
+    fn the_largest_number_of_mappings_means_no_limit() {
         assert_eq!(complete(&reply(&[dma_available(u32::MAX), vtd()])).mappings_left, None);
         assert_eq!(complete(&reply(&[dma_available(u32::MAX - 1), vtd()])).mappings_left, Some(0xffff_fffe));
     }
@@ -311,11 +327,24 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_allow_nothing_are_none() {
-        for (pgsize_bitmap, max_dirty_bitmap_size) in [(0, 1 << 28), (0x1000, 0)] {
+    fn a_dirty_log_that_cannot_be_used_is_none() {
+        // No page, no room, a page larger than the smallest, one page of a byte.
+        for (pgsize_bitmap, max_dirty_bitmap_size) in [(0, 1 << 28), (0x1000, 0), (0x20_0000, 1 << 28), (1, 1 << 28)] {
             let limits = Migration { header: header(2), pgsize_bitmap, max_dirty_bitmap_size, ..Migration::default() };
-            assert_eq!(complete(&reply(&[limits.as_bytes().to_vec()])).dirty, None);
+            assert_eq!(complete(&reply(&[limits.as_bytes().to_vec()])).dirty, None, "{pgsize_bitmap:#x}");
         }
+    }
+
+    #[test]
+    fn no_bitmap_is_longer_than_the_longest_that_a_kernel_accepts() {
+        let limits = Migration {
+            header: header(2),
+            pgsize_bitmap: 0x1000,
+            max_dirty_bitmap_size: u64::MAX,
+            ..Migration::default()
+        };
+        let dirty = complete(&reply(&[limits.as_bytes().to_vec()])).dirty;
+        assert_eq!(dirty, Some(DirtyLimits { page: PageSize::K4, longest_bitmap: 1 << 28 }));
     }
 
     #[test]
@@ -354,7 +383,7 @@ mod tests {
         for (ranges, expected) in [(2, 1), (12, 1), (1000, 2)] {
             let full = many_ranges(ranges);
             let mut calls = 0;
-            let offer = gather(|buffer| {
+            let offer = gather(PageSize::K4, |buffer| {
                 calls += 1;
                 kernel_with(&full, buffer)
             });
@@ -366,7 +395,7 @@ mod tests {
     #[test]
     fn a_list_that_grows_between_two_calls_is_asked_for_again() {
         let mut ranges = 50;
-        let offer = gather(|buffer| {
+        let offer = gather(PageSize::K4, |buffer| {
             ranges += 50;
             kernel_with(&many_ranges(ranges.min(200)), buffer)
         });
@@ -376,7 +405,7 @@ mod tests {
     #[test]
     fn a_list_that_never_stops_growing_is_given_up() {
         let mut ranges = 50;
-        let offer = gather(|buffer| {
+        let offer = gather(PageSize::K4, |buffer| {
             ranges *= 2;
             kernel_with(&many_ranges(ranges), buffer)
         });
@@ -385,7 +414,7 @@ mod tests {
 
     #[test]
     fn no_buffer_of_absurd_size_is_made() {
-        let offer = gather(|buffer| {
+        let offer = gather(PageSize::K4, |buffer| {
             Info { argsz: u32::MAX, ..Info::default() }.write_to_prefix(buffer).expect("room for the struct");
             Ok(())
         });
@@ -393,8 +422,16 @@ mod tests {
     }
 
     #[test]
+    fn a_host_page_that_no_kernel_has_is_refused_before_any_call() {
+        let page = PageSize::from_shift(40).expect("below 64");
+        let offer = gather(page, |_| panic!("a call"));
+        let why = "the host's page is larger than that of any kernel";
+        assert_eq!(offer, Err(Failure::malformed("VFIO_IOMMU_GET_INFO", why)));
+    }
+
+    #[test]
     fn a_refusal_is_passed_on() {
         let refusal = Failure { call: "VFIO_IOMMU_GET_INFO", answer: Answer::Errno(Errno::EINVAL) };
-        assert_eq!(gather(|_| Err(refusal)), Err(refusal));
+        assert_eq!(gather(PageSize::K4, |_| Err(refusal)), Err(refusal));
     }
 }

@@ -13,9 +13,9 @@
 //! requests, but pins as iommufd does, refuses another device's memory, counts no mappings, and keeps what is mapped
 //! when the last device has left.
 
-pub mod dirty;
+mod dirty;
 mod handover;
-pub mod info;
+mod info;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,7 +70,9 @@ impl Type1 {
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
-        info::gather(|reply| self.door.call(self.container, Command::with_bytes(GET_INFO, reply)))
+        info::gather(self.door.host_page(), |reply| {
+            self.door.call(self.container, Command::with_bytes(GET_INFO, reply))
+        })
     }
 }
 

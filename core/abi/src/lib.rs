@@ -47,6 +47,8 @@ macro_rules! laid_out_as {
     };
 }
 
+use dmaspace_core::PageSize;
+
 pub mod chain;
 pub mod device;
 pub mod iommufd;
@@ -56,3 +58,9 @@ pub mod type1;
 pub mod vfio;
 
 pub use span::IovaSpan;
+
+/// The largest page that any Linux kernel manages memory in: 1 MiB (linux: arch/hexagon/Kconfig, PAGE_SIZE_1MB).
+pub const LARGEST_HOST_PAGE: PageSize = match PageSize::from_shift(20) {
+    Some(page) => page,
+    None => PageSize::K64,
+};

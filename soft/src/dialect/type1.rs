@@ -23,7 +23,7 @@ use dirty::Log;
 /// VFIO_TYPE1_NESTING_IOMMU: old kernels say that they have it, and fail to attach.
 const NESTING: IommuType = IommuType(6);
 /// The largest bitmap one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
-const DIRTY_BITMAP_SIZE_MAX: u64 = 256 << 20;
+const DIRTY_BITMAP_SIZE_MAX: u64 = type1::LONGEST_BITMAP;
 
 /// A container that was given to type1.
 #[derive(Debug)]
