@@ -8,8 +8,8 @@ use dmaspace_core::{Access, Iova, IovaRange};
 
 use crate::dialect::iommufd::DeviceIndex;
 use crate::engine::Run;
-use crate::host::Machine;
 use crate::kernel::Kernel;
+use crate::machine::Machine;
 
 /// A device of a soft host's. Whether anybody opened it makes no difference: what counts is where its group is
 /// attached.

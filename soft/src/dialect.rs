@@ -33,7 +33,7 @@ pub(crate) struct Process {
 
 /// Everything a dialect reaches beside its own context.
 #[derive(Debug)]
-pub(crate) struct World {
+pub(crate) struct System {
     /// What the host is.
     pub(crate) facts: Facts,
     /// Who is there.
@@ -53,7 +53,7 @@ pub(crate) struct World {
     pub(crate) cut: Option<Errno>,
 }
 
-impl World {
+impl System {
     pub(crate) fn new(facts: Facts, limit: Option<u64>) -> Self {
         Self {
             facts,

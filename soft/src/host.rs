@@ -8,20 +8,20 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use dmaspace_abi::{iommufd, spapr, vfio};
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 use crate::calls::Calls;
 use crate::device::SoftDevice;
 use crate::dialect::Pid;
-use crate::fault::{FaultMode, FaultPlan, Faults};
+use crate::fault::FaultPlan;
 use crate::kernel::{File, Kernel, Reply};
 use crate::ledger::Ledger;
+use crate::machine::Machine;
 use crate::profile::{BadProfile, Profile};
 
 /// A host in software, as one process on it sees it.
@@ -31,57 +31,20 @@ pub struct SoftHost {
     runs: ProcessRegistrations,
 }
 
-/// What all processes of a host share.
-pub(crate) struct Machine {
-    profile: Profile,
-    page: PageSize,
-    state: Mutex<State>,
-}
-
-/// What the lock guards.
-pub(crate) struct State {
-    pub(crate) kernel: Kernel,
-    calls: Calls,
-    faults: Faults,
-}
-
-impl Machine {
-    /// Does something under the lock, and lets go of memory after it.
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let result = work(&mut state);
-        let released = std::mem::take(&mut state.kernel.world.released);
-        drop(state);
-        drop(released);
-        result
-    }
-
-    /// A thread that panicked while it held the lock is a failing test: the others go on with what it left.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl SoftHost {
     /// Boots a host, with one process on it.
     ///
     /// # Errors
     /// [`BadProfile`]: which field of the profile is wrong, and why.
     pub fn new(profile: Profile) -> Result<Arc<Self>, BadProfile> {
-        let mut kernel = Kernel::boot(&profile)?;
-        let process = kernel.spawn();
-        let page = kernel.world.page();
-        let state = Mutex::new(State { kernel, calls: Calls::default(), faults: Faults::default() });
-        Ok(Arc::new(Self {
-            machine: Arc::new(Machine { profile, page, state }),
-            process,
-            runs: ProcessRegistrations::default(),
-        }))
+        let machine = Machine::boot(profile)?;
+        let process = machine.with(|state| state.kernel.spawn());
+        Ok(Arc::new(Self { machine: Arc::new(machine), process, runs: ProcessRegistrations::default() }))
     }
 
     /// What it was made of.
     pub fn profile(&self) -> &Profile {
-        &self.machine.profile
+        self.machine.profile()
     }
 
     /// The device at a PCI address.
@@ -118,15 +81,15 @@ impl SoftHost {
     /// Changes RLIMIT_MEMLOCK for all processes; `None` is CAP_IPC_LOCK. What is charged already stays.
     pub fn set_memlock(&self, limit: Option<u64>) {
         self.machine.with(|state| {
-            state.kernel.world.limit = limit;
-            state.kernel.world.processes.values_mut().for_each(|process| process.account.limit = limit);
+            state.kernel.system.limit = limit;
+            state.kernel.system.processes.values_mut().for_each(|process| process.account.limit = limit);
         });
     }
 
     /// From now on the memory that is registered is made of the host's page, whatever
     /// [`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by) says of it.
     pub fn deny_huge_pages(&self) {
-        self.machine.with(|state| state.kernel.world.has_huge_pages = false);
+        self.machine.with(|state| state.kernel.system.has_huge_pages = false);
     }
 
     /// fork(2): a process that holds the same descriptors, and has nothing locked or registered. A descriptor is closed
@@ -170,76 +133,6 @@ impl SoftHost {
             result
         })
     }
-}
-
-impl State {
-    /// The kernel's reply, or what a fault makes of it.
-    fn answer(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<Reply, Errno> {
-        let Some(plan) = self.faults.next(command.request.name) else { return self.kernel.ioctl(by, on, command) };
-        let opens = command.request.number == vfio::GROUP_GET_DEVICE_FD.number;
-        if plan.mode == FaultMode::ShortSize && short_size_of(command).is_none() {
-            return self.kernel.ioctl(by, on, command);
-        }
-        self.faults.note_fired();
-        match plan.mode {
-            FaultMode::Positive(result) if !opens => Ok(Reply::Number(result)),
-            FaultMode::ZeroWithoutEffect if !opens => Ok(Reply::Number(0)),
-            FaultMode::ShortSize => self.answer_short(by, on, command),
-            FaultMode::FailAfter => self.fail_after(by, on, command).and(Err(plan.errno)),
-            FaultMode::PartialEffect if DONE_IN_PARTS.contains(&command.request.name) => {
-                self.kernel.world.cut = Some(plan.errno);
-                let reply = self.kernel.ioctl(by, on, command);
-                self.kernel.world.cut = None;
-                reply.and(Err(plan.errno))
-            }
-            FaultMode::FailBefore
-            | FaultMode::Positive(_)
-            | FaultMode::ZeroWithoutEffect
-            | FaultMode::PartialEffect => Err(plan.errno),
-        }
-    }
-
-    /// Lets it happen and takes back what was written.
-    fn fail_after(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<(), Errno> {
-        let before = match &command.argument {
-            Argument::Bytes(bytes) => bytes.to_vec(),
-            Argument::None | Argument::Value(_) => Vec::new(),
-        };
-        let reply = self.kernel.ioctl(by, on, command)?;
-        if let Argument::Bytes(bytes) = &mut command.argument {
-            bytes.copy_from_slice(&before);
-        }
-        if let Reply::Opened(file) = reply {
-            self.kernel.release(file);
-        }
-        Ok(())
-    }
-
-    /// Lets it happen and takes a page off the size it wrote back.
-    fn answer_short(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<Reply, Errno> {
-        let reply = self.kernel.ioctl(by, on, command)?;
-        let page = self.kernel.world.page();
-        if let Some(size) = short_size_of(command) {
-            let short = u64::from_ne_bytes(*size).saturating_sub(page.bytes());
-            *size = short.to_ne_bytes();
-        }
-        Ok(reply)
-    }
-}
-
-/// Requests that kernels are known to do by halves.
-const DONE_IN_PARTS: [&str; 4] =
-    [vfio::MAP_DMA.name, vfio::UNMAP_DMA.name, iommufd::IOAS_UNMAP.name, spapr::TCE_CREATE.name];
-
-/// The size an unmap writes back.
-fn short_size_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut [u8; 8]> {
-    let offset = match command.request.name {
-        name if name == vfio::UNMAP_DMA.name => std::mem::offset_of!(vfio::UnmapDma, size),
-        name if name == iommufd::IOAS_UNMAP.name => std::mem::offset_of!(iommufd::IoasUnmap, length),
-        _ => return None,
-    };
-    let Argument::Bytes(bytes) = &mut command.argument else { return None };
-    bytes.get_mut(offset..offset + 8)?.try_into().ok()
 }
 
 impl Door for SoftHost {
@@ -293,16 +186,16 @@ impl Door for SoftHost {
     }
 
     fn host_page(&self) -> PageSize {
-        self.machine.page
+        self.machine.page()
     }
 
     fn locked_memory(&self) -> Option<LockedMemory> {
         self.machine.with(|state| {
-            let world = &state.kernel.world;
+            let system = &state.kernel.system;
             // A process that never locked anything has no account yet.
-            let account = world.processes.get(&self.process).map(|process| &process.account);
+            let account = system.processes.get(&self.process).map(|process| &process.account);
             let (locked, pinned) = account.map_or((0, 0), |account| (account.locked.now, account.pinned.now));
-            Some(LockedMemory { limit: world.limit, locked, pinned })
+            Some(LockedMemory { limit: system.limit, locked, pinned })
         })
     }
 
@@ -323,7 +216,7 @@ fn no_bytes(_: File) -> Result<usize, Errno> {
 /// Its name only: what it holds can be a million mappings, and a space's debug output shows its door.
 impl fmt::Debug for SoftHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SoftHost").field("profile", &self.machine.profile.name).finish_non_exhaustive()
+        f.debug_struct("SoftHost").field("profile", &self.machine.profile().name).finish_non_exhaustive()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::dialect::cdev::NodeFile;
 use crate::dialect::iommufd::{Context, DeviceIndex};
 use crate::dialect::spapr::Pe;
 use crate::dialect::vfio::{Container, Device, Driver, Group};
-use crate::dialect::{Pid, World};
+use crate::dialect::{Pid, System};
 use crate::engine::{Run, Table};
 use crate::facts::Facts;
 use crate::ledger::Ledger;
@@ -52,7 +52,7 @@ pub(crate) enum Reply {
 /// The kernel of one host.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    pub(crate) world: World,
+    pub(crate) system: System,
     backends: Vec<Backend>,
     files: BTreeMap<u64, OpenFile>,
     last_file: u64,
@@ -67,7 +67,7 @@ impl Kernel {
     pub(crate) fn boot(profile: &Profile) -> Result<Self, BadProfile> {
         let groups = profile.groups.iter().map(|group| (group.number, Group::new(group.held_by_kernel)));
         Ok(Self {
-            world: World::new(Facts::of(profile)?, profile.limits.memlock),
+            system: System::new(Facts::of(profile)?, profile.limits.memlock),
             backends: profile.backends.clone(),
             files: BTreeMap::new(),
             last_file: 0,
@@ -106,8 +106,8 @@ impl Kernel {
             // It is there.
             let _ = self.close(pid, id);
         }
-        if let Some(mut process) = self.world.processes.remove(&pid) {
-            process.registry.drain().for_each(|block| self.world.release(block.memory));
+        if let Some(mut process) = self.system.processes.remove(&pid) {
+            process.registry.drain().for_each(|block| self.system.release(block.memory));
         }
     }
 
@@ -165,8 +165,8 @@ impl Kernel {
             File::DeviceOfGroup(_) => self.device_ioctl(&mut call),
             File::Node(node) => self.node_ioctl(on.id(), node, &mut call),
             File::Iommufd(id) => {
-                let Self { world, contexts, .. } = self;
-                contexts.get_mut(&id).ok_or(Errno::EBADF)?.ioctl(world, &mut call).map(Reply::Number)
+                let Self { system, contexts, .. } = self;
+                contexts.get_mut(&id).ok_or(Errno::EBADF)?.ioctl(system, &mut call).map(Reply::Number)
             }
         }
     }
@@ -209,7 +209,7 @@ impl Kernel {
             return;
         }
         if let Some(mut context) = self.contexts.remove(&id) {
-            context.release(&mut self.world);
+            context.release(&mut self.system);
         }
     }
 
@@ -222,7 +222,7 @@ impl Kernel {
     /// there.
     fn translation_of(&self, device: DeviceIndex) -> Option<(&Table, bool)> {
         let number = self.devices.get(device)?.group;
-        let facts = &self.world.facts;
+        let facts = &self.system.facts;
         let through_container =
             self.groups.get(&number)?.container.and_then(|id| self.containers.get(&id)?.driver.as_ref());
         let fixed = facts.fixed.as_ref().is_some_and(|fixed| fixed.write_implies_read);
@@ -248,22 +248,22 @@ impl Kernel {
 
     /// Freezes the PE a device is in, where PEs are frozen.
     pub(crate) fn freeze(&mut self, device: DeviceIndex) {
-        let eeh = self.world.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
+        let eeh = self.system.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
         if let Some(device) = self.devices.get(device).filter(|_| eeh) {
-            *self.world.pe(device.group) = Pe::FROZEN;
+            *self.system.pe(device.group) = Pe::FROZEN;
         }
     }
 
     /// Whether a device is kept from memory.
     pub(crate) fn is_frozen(&self, device: DeviceIndex) -> bool {
-        self.devices.get(device).is_some_and(|device| self.world.is_frozen(device.group))
+        self.devices.get(device).is_some_and(|device| self.system.is_frozen(device.group))
     }
 
     /// A device has written in `range`, which lies in one run. Some page tables log that.
     pub(crate) fn note_write(&mut self, device: DeviceIndex, range: IovaRange) {
         let Some(number) = self.devices.get(device).map(|device| device.group) else { return };
-        let Self { world, contexts, .. } = self;
-        contexts.values_mut().for_each(|context| context.note_write(world, number, range));
+        let Self { system, contexts, .. } = self;
+        contexts.values_mut().for_each(|context| context.note_write(system, number, range));
     }
 
     /// What is held and what was done.
@@ -284,7 +284,7 @@ impl Kernel {
             ledger.objects += context.object_count();
             context.tables().for_each(|table| count_table(&mut ledger, table));
         }
-        for (pid, process) in &self.world.processes {
+        for (pid, process) in &self.system.processes {
             ledger.count_account(&process.account);
             for block in process.registry.iter() {
                 ledger.registrations += 1;

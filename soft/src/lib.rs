@@ -34,6 +34,7 @@ mod fault;
 mod host;
 mod kernel;
 mod ledger;
+mod machine;
 pub mod profile;
 
 pub use calls::{Calls, Count};

@@ -88,9 +88,9 @@ impl Kernel {
         let mut attach: AttachIommufdPt = call.read_prefix(ATTACH_LEAST)?;
         require(attach.argsz as usize >= ATTACH_LEAST && attach.flags == 0, Errno::EINVAL)?;
         let group = self.devices.get(device).ok_or(Errno::ENODEV)?.group;
-        let Self { world, contexts, .. } = self;
+        let Self { system, contexts, .. } = self;
         let context = contexts.get_mut(&context).ok_or(Errno::EBADF)?;
-        attach.pt_id = context.attach(world, device, group, attach.pt_id)?;
+        attach.pt_id = context.attach(system, device, group, attach.pt_id)?;
         call.write_prefix(&attach, ATTACH_LEAST);
         Ok(Reply::Number(0))
     }
@@ -100,8 +100,8 @@ impl Kernel {
         let detach: DetachIommufdPt = call.read_prefix(DETACH_LEAST)?;
         require(detach.argsz as usize >= DETACH_LEAST && detach.flags == 0, Errno::EINVAL)?;
         let group = self.devices.get(device).ok_or(Errno::ENODEV)?.group;
-        let Self { world, contexts, .. } = self;
-        contexts.get_mut(&context).ok_or(Errno::EBADF)?.detach(world, device, group);
+        let Self { system, contexts, .. } = self;
+        contexts.get_mut(&context).ok_or(Errno::EBADF)?.detach(system, device, group);
         Ok(Reply::Number(0))
     }
 
@@ -111,9 +111,9 @@ impl Kernel {
         let Some(device) = self.devices.get_mut(node.device) else { return };
         device.opened = 0;
         let number = device.group;
-        let Self { world, contexts, groups, .. } = self;
+        let Self { system, contexts, groups, .. } = self;
         if let Some(context) = contexts.get_mut(&id) {
-            context.unbind(world, devid, node.device, number);
+            context.unbind(system, devid, node.device, number);
         }
         if let Some(group) = groups.get_mut(&number) {
             group.unclaim_for_context();

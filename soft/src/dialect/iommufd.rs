@@ -28,7 +28,7 @@ use dmaspace_core::{Access, Iova, IovaRange};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::dialect::call::Call;
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 use crate::engine::Table;
 use ioas::{Ioas, Place};
 use pages::PagesStore;
@@ -88,49 +88,51 @@ impl Context {
     }
 
     /// iommufd_fops_release: everything goes.
-    pub(crate) fn release(&mut self, world: &mut World) {
+    pub(crate) fn release(&mut self, system: &mut System) {
         let ids: Vec<_> = self.objects.keys().copied().collect();
         for id in ids {
             if let Some(Object::Ioas(mut ioas)) = self.objects.remove(&id) {
-                ioas.unmap_all(world, &mut self.pages);
+                ioas.unmap_all(system, &mut self.pages);
             }
         }
     }
 
     /// iommufd_fops_ioctl.
-    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(crate) fn ioctl(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match call.number() {
-            number if number == iommufd::DESTROY.number => self.destroy(world, call),
+            number if number == iommufd::DESTROY.number => self.destroy(system, call),
             number if number == iommufd::IOAS_ALLOC.number => self.alloc(call),
             number if number == iommufd::IOAS_IOVA_RANGES.number => self.iova_ranges(call),
-            number if number == iommufd::IOAS_MAP.number => self.map(world, call),
-            number if number == iommufd::IOAS_MAP_FILE.number && world.facts.is_modern() => self.map_file(world, call),
-            number if number == iommufd::IOAS_CHANGE_PROCESS.number && world.facts.is_modern() => {
-                self.change_process(world, call)
+            number if number == iommufd::IOAS_MAP.number => self.map(system, call),
+            number if number == iommufd::IOAS_MAP_FILE.number && system.facts.is_modern() => {
+                self.map_file(system, call)
             }
-            number if number == iommufd::IOAS_COPY.number => self.copy(world, call),
-            number if number == iommufd::IOAS_UNMAP.number => self.unmap(world, call),
+            number if number == iommufd::IOAS_CHANGE_PROCESS.number && system.facts.is_modern() => {
+                self.change_process(system, call)
+            }
+            number if number == iommufd::IOAS_COPY.number => self.copy(system, call),
+            number if number == iommufd::IOAS_UNMAP.number => self.unmap(system, call),
             number if number == iommufd::IOAS_ALLOW_IOVAS.number => self.allow_iovas(call),
-            number if number == iommufd::OPTION.number => self.option(world, call),
-            number if number == iommufd::GET_HW_INFO.number => self.hw_info(world, call),
-            number if number == iommufd::HWPT_ALLOC.number => self.hwpt_alloc(world, call),
-            number if number == iommufd::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(world, call),
-            number if number == iommufd::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(world, call),
-            _ => return self.container_ioctl(world, call),
+            number if number == iommufd::OPTION.number => self.option(system, call),
+            number if number == iommufd::GET_HW_INFO.number => self.hw_info(system, call),
+            number if number == iommufd::HWPT_ALLOC.number => self.hwpt_alloc(system, call),
+            number if number == iommufd::HWPT_SET_DIRTY_TRACKING.number => self.set_dirty_tracking(system, call),
+            number if number == iommufd::HWPT_GET_DIRTY_BITMAP.number => self.get_dirty_bitmap(system, call),
+            _ => return self.container_ioctl(system, call),
         }
         .map(|()| 0)
     }
 
     /// iommufd_destroy: only what nobody uses.
-    fn destroy(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<(), Errno> {
+    fn destroy(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<(), Errno> {
         let destroy: Destroy = read(call)?;
         let in_use = self.is_in_use(destroy.id);
         match self.objects.get_mut(&destroy.id).ok_or(Errno::ENOENT)? {
             Object::Ioas(ioas) if ioas.page_tables.is_empty() => {
-                ioas.unmap_all(world, &mut self.pages);
+                ioas.unmap_all(system, &mut self.pages);
                 self.objects.remove(&destroy.id);
             }
-            Object::PageTable(_) if !in_use => self.remove_page_table(world, destroy.id),
+            Object::PageTable(_) if !in_use => self.remove_page_table(system, destroy.id),
             Object::Ioas(_) | Object::PageTable(_) | Object::Device(_) => return Err(Errno::EBUSY),
         }
         self.container = self.container.filter(|id| *id != destroy.id);
@@ -169,23 +171,23 @@ impl Context {
     }
 
     /// iommufd_ioas_map.
-    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+    fn map(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut map: IoasMap = read(call)?;
         require(map.flags & !KNOWN_FLAGS == 0 && map.reserved == 0, Errno::EOPNOTSUPP)?;
         require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
         let access = access(map.flags)?;
         let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
         let memory = call.memory(offset_of!(IoasMap, user_va), map.user_va);
-        let piece = self.pages.add(call.by, world.page(), &memory, map.length, access.contains(Access::WRITE))?;
-        let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
-        self.pages.put(world, &piece);
+        let piece = self.pages.add(call.by, system.page(), &memory, map.length, access.contains(Access::WRITE))?;
+        let mapped = ioas.map(system, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
+        self.pages.put(system, &piece);
         map.iova = mapped?.get();
         call.write(&map);
         Ok(())
     }
 
     /// iommufd_ioas_map_file.
-    fn map_file(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+    fn map_file(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut map: IoasMapFile = read(call)?;
         require(map.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
         require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
@@ -195,16 +197,16 @@ impl Context {
         require(map.start.checked_add(map.length - 1).is_some(), Errno::EOVERFLOW)?;
         let memory = call.file_of(offset_of!(IoasMapFile, fd)).ok_or(Errno::EBADF)?;
         let writable = access.contains(Access::WRITE);
-        let piece = self.pages.add_file(call.by, world.page(), &memory, map.start, map.length, writable)?;
-        let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
-        self.pages.put(world, &piece);
+        let piece = self.pages.add_file(call.by, system.page(), &memory, map.start, map.length, writable)?;
+        let mapped = ioas.map(system, &mut self.pages, vec![piece.clone()], place(map.flags, map.iova), access);
+        self.pages.put(system, &piece);
         map.iova = mapped?.get();
         call.write(&map);
         Ok(())
     }
 
     /// iommufd_ioas_copy: what another range shows, pinned once for both.
-    fn copy(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+    fn copy(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut copy: IoasCopy = read(call)?;
         require(copy.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
         require([copy.length, copy.src_iova, copy.dst_iova].iter().all(|field| *field != u64::MAX), Errno::EOVERFLOW)?;
@@ -212,19 +214,19 @@ impl Context {
         let source = ioas_of(&mut self.objects, copy.src_ioas_id)?;
         let pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
         let target = ioas_of(&mut self.objects, copy.dst_ioas_id)?;
-        let at = target.map(world, &mut self.pages, pieces, place(copy.flags, copy.dst_iova), access)?;
+        let at = target.map(system, &mut self.pages, pieces, place(copy.flags, copy.dst_iova), access)?;
         copy.dst_iova = at.get();
         call.write(&copy);
         Ok(())
     }
 
     /// iommufd_ioas_unmap.
-    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+    fn unmap(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut unmap: IoasUnmap = read(call)?;
         let ioas = ioas_of(&mut self.objects, unmap.ioas_id)?;
         let everything = unmap.iova == 0 && unmap.length == u64::MAX;
         let range = if everything { IovaRange::all() } else { unmap_range(&unmap)? };
-        let bytes = ioas.unmap(world, &mut self.pages, range)?;
+        let bytes = ioas.unmap(system, &mut self.pages, range)?;
         require(bytes > 0 || everything, Errno::ENOENT)?;
         unmap.length = bytes;
         call.write(&unmap);
@@ -232,10 +234,10 @@ impl Context {
     }
 
     /// iommufd_ioas_change_process: of all address spaces, or of none.
-    fn change_process(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<(), Errno> {
+    fn change_process(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<(), Errno> {
         let change: IoasChangeProcess = read(call)?;
         require(change.reserved == 0, Errno::EOPNOTSUPP)?;
-        self.pages.change_process(world, call.by)
+        self.pages.change_process(system, call.by)
     }
 
     fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {

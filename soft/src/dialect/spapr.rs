@@ -22,7 +22,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
-use crate::dialect::{Pid, World, require};
+use crate::dialect::{Pid, System, require};
 use crate::engine::{Registration, Run, Table};
 use crate::profile::{Platform, TceIommu};
 use batch::Batch;
@@ -52,8 +52,8 @@ pub(crate) struct Spapr {
 }
 
 /// What the module says to VFIO_CHECK_EXTENSION: v2 always, whether the platform can or not.
-pub(crate) fn has_extension(world: &World, extension: Extension) -> bool {
-    let eeh = world.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
+pub(crate) fn has_extension(system: &System, extension: Extension) -> bool {
+    let eeh = system.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
     let types = [IommuType::SPAPR_TCE.extension(), IommuType::SPAPR_TCE_V2.extension()];
     types.contains(&extension) || (extension == Extension::EEH && eeh)
 }
@@ -95,8 +95,8 @@ impl Spapr {
     }
 
     /// tce_iommu_attach_group.
-    pub(crate) fn attach(&mut self, world: &mut World, group: u32) -> Result<(), Errno> {
-        let tce = tce(world)?;
+    pub(crate) fn attach(&mut self, system: &mut System, group: u32) -> Result<(), Errno> {
+        let tce = tce(system)?;
         require(!self.v2 || tce.windows > 0, Errno::EINVAL)?;
         require(self.v2 || self.groups.is_empty(), Errno::EBUSY)?;
         // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c,
@@ -104,52 +104,52 @@ impl Spapr {
         require(tce.platform == Platform::PowerNv || self.window_count() == 0, Errno::EPERM)?;
         self.pending |= self.groups.is_empty() && self.windows.first().is_some_and(Option::is_none);
         self.groups.insert(0, group);
-        world.firmware(group).reset();
+        system.firmware(group).reset();
         Ok(())
     }
 
     /// tce_iommu_detach_group: windows are shared, so the entries of all of them go, whoever stays.
-    pub(crate) fn detach(&mut self, world: &mut World, group: u32) {
+    pub(crate) fn detach(&mut self, system: &mut System, group: u32) {
         self.groups.retain(|other| *other != group);
-        self.clear(world, IovaRange::all());
-        world.firmware(group).reset();
+        self.clear(system, IovaRange::all());
+        system.firmware(group).reset();
     }
 
     /// tce_iommu_release.
-    pub(crate) fn release(&mut self, world: &mut World) {
+    pub(crate) fn release(&mut self, system: &mut System) {
         while let Some(group) = self.groups.first().copied() {
-            self.detach(world, group);
+            self.detach(system, group);
         }
         for window in std::mem::take(&mut self.windows).into_iter().flatten() {
-            self.uncharge(world, window.charged);
+            self.uncharge(system, window.charged);
         }
         for id in std::mem::take(&mut self.registered) {
-            self.put_registration(world, id);
+            self.put_registration(system, id);
         }
-        self.disable(world);
+        self.disable(system);
     }
 
     /// tce_iommu_ioctl.
-    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(crate) fn ioctl(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.owner.is_none_or(|owner| owner == call.by), Errno::EPERM)?;
         match call.number() {
-            number if number == spapr::TCE_GET_INFO.number => self.get_info(world, call),
-            number if number == vfio::MAP_DMA.number => self.map(world, call),
-            number if number == vfio::UNMAP_DMA.number => self.unmap(world, call),
-            number if number == spapr::ENABLE.number && !self.v2 => self.enable(world, call.by),
-            number if number == spapr::DISABLE.number && !self.v2 => Ok(self.disable(world)),
-            number if number == spapr::REGISTER_MEMORY.number && self.v2 => self.register(world, call),
-            number if number == spapr::UNREGISTER_MEMORY.number && self.v2 => self.unregister(world, call),
-            number if number == spapr::TCE_CREATE.number && self.v2 => self.create(world, call),
-            number if number == spapr::TCE_REMOVE.number && self.v2 => self.remove(world, call),
-            number if number == spapr::EEH_PE_OP.number => self.pe_op(world, call),
+            number if number == spapr::TCE_GET_INFO.number => self.get_info(system, call),
+            number if number == vfio::MAP_DMA.number => self.map(system, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap(system, call),
+            number if number == spapr::ENABLE.number && !self.v2 => self.enable(system, call.by),
+            number if number == spapr::DISABLE.number && !self.v2 => Ok(self.disable(system)),
+            number if number == spapr::REGISTER_MEMORY.number && self.v2 => self.register(system, call),
+            number if number == spapr::UNREGISTER_MEMORY.number && self.v2 => self.unregister(system, call),
+            number if number == spapr::TCE_CREATE.number && self.v2 => self.create(system, call),
+            number if number == spapr::TCE_REMOVE.number && self.v2 => self.remove(system, call),
+            number if number == spapr::EEH_PE_OP.number => self.pe_op(system, call),
             _ => Err(Errno::ENOTTY),
         }
     }
 
     /// The default window is reported whether it is there or not; `argsz` is not written back.
-    fn get_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
-        let tce = tce(world)?;
+    fn get_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+        let tce = tce(system)?;
         require(!self.groups.is_empty(), Errno::ENXIO)?;
         let asked: TceInfo = call.read_prefix(offset_of!(TceInfo, ddw))?;
         require(asked.argsz as usize >= offset_of!(TceInfo, ddw), Errno::EINVAL)?;
@@ -169,12 +169,12 @@ impl Spapr {
     }
 
     /// VFIO_IOMMU_MAP_DMA. A misaligned bus address is refused with the result 1.
-    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn map(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.enabled, Errno::EPERM)?;
         let map: MapDma = call.read()?;
         require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
         require(map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0, Errno::EINVAL)?;
-        self.create_pending(world, call.by)?;
+        self.create_pending(system, call.by)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
         let at = Iova::new(map.iova);
         let window = self.window_at(at).ok_or(Errno::ENXIO)?;
@@ -183,18 +183,18 @@ impl Spapr {
         if !window.page.divides(map.iova) {
             return Ok(1);
         }
-        let fault = world.cut.take();
+        let fault = system.cut.take();
         let entries = map.size >> window.page.shift();
         let entries = if fault.is_some() { entries.div_ceil(2) } else { entries };
         let batch = Batch { window, at, entries, access: access(map.flags) };
-        let plan = if self.v2 { batch.show(world, call.by, &memory)? } else { batch.pin(world, call.by, &memory)? };
+        let plan = if self.v2 { batch.show(system, call.by, &memory)? } else { batch.pin(system, call.by, &memory)? };
         match plan.failure.or(fault) {
             Some(errno) => {
-                plan.runs.iter().for_each(|run| self.clear(world, run.range));
+                plan.runs.iter().for_each(|run| self.clear(system, run.range));
                 Err(errno)
             }
             None => {
-                plan.runs.into_iter().for_each(|run| self.write(world, run));
+                plan.runs.into_iter().for_each(|run| self.write(system, run));
                 Ok(0)
             }
         }
@@ -203,57 +203,57 @@ impl Spapr {
     /// VFIO_IOMMU_UNMAP_DMA. Entries that are not live are skipped, and no size is written back. A misaligned bus
     /// address is refused with the result 1, and so is, but not by 6.12, a range that leaves the window (linux:
     /// arch/powerpc/kernel/iommu.c, iommu_tce_check_ioba).
-    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn unmap(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.enabled, Errno::EPERM)?;
         let unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE && unmap.flags == 0, Errno::EINVAL)?;
-        self.create_pending(world, call.by)?;
+        self.create_pending(system, call.by)?;
         let at = Iova::new(unmap.iova);
         let window = self.window_at(at).ok_or(Errno::ENXIO)?;
         require(window.page.divides(unmap.size), Errno::EINVAL)?;
         let stays_inside = unmap.size <= window.bytes_from(at);
-        if !window.page.divides(unmap.iova) || (world.facts.is_modern() && !stays_inside) {
+        if !window.page.divides(unmap.iova) || (system.facts.is_modern() && !stays_inside) {
             return Ok(1);
         }
-        let fault = world.cut.take();
+        let fault = system.cut.take();
         let size = if fault.is_some() { window.page.round_down(unmap.size / 2) } else { unmap.size };
-        for range in window.reached(tce(world)?.platform, at, size) {
-            self.clear(world, range);
+        for range in window.reached(tce(system)?.platform, at, size) {
+            self.clear(system, range);
         }
         fault.map_or(Ok(0), Err)
     }
 
     /// tce_iommu_enable: charges the whole window, whatever will be mapped in it.
-    fn enable(&mut self, world: &mut World, by: Pid) -> Result<i32, Errno> {
+    fn enable(&mut self, system: &mut System, by: Pid) -> Result<i32, Errno> {
         require(!self.enabled, Errno::EBUSY)?;
         require(!self.groups.is_empty(), Errno::ENODEV)?;
-        let charge = tce(world)?.default_window;
+        let charge = tce(system)?.default_window;
         self.owner = Some(by);
-        world.account(by).lock(charge)?;
+        system.account(by).lock(charge)?;
         self.enable_charge = charge;
         self.enabled = true;
         Ok(0)
     }
 
     /// tce_iommu_disable.
-    fn disable(&mut self, world: &mut World) -> i32 {
+    fn disable(&mut self, system: &mut System) -> i32 {
         self.enabled = false;
         let charge = std::mem::take(&mut self.enable_charge);
-        self.uncharge(world, charge);
+        self.uncharge(system, charge);
         0
     }
 
     /// tce_iommu_register_pages. A hole in the memory is answered with the number of pages before it, and nothing is
     /// registered.
-    fn register(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn register(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         self.owner = Some(call.by);
-        let (memory, size) = read_block(world, call)?;
-        if let Some(block) = world.process(call.by).registry.exactly(memory.address, size) {
+        let (memory, size) = read_block(system, call)?;
+        if let Some(block) = system.process(call.by).registry.exactly(memory.address, size) {
             require(!self.registered.contains(&block.id), Errno::EBUSY)?;
             block.users += 1;
             self.registered.push(block.id);
         } else {
-            match new_block(world, call.by, &memory, size)? {
+            match new_block(system, call.by, &memory, size)? {
                 Pinned::All(id) => self.registered.push(id),
                 Pinned::Some(pages) => return Ok(pages),
             }
@@ -264,61 +264,61 @@ impl Spapr {
 
     /// tce_iommu_unregister_pages. The last put would say EBUSY when TCEs lean on the block, but nobody listens: the
     /// container forgets the block, the block stays pinned and charged, and the result is 0.
-    fn unregister(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn unregister(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.owner.is_some(), Errno::EPERM)?;
-        let (memory, size) = read_block(world, call)?;
-        let block = world.process(call.by).registry.exactly(memory.address, size).ok_or(Errno::ENOENT)?;
+        let (memory, size) = read_block(system, call)?;
+        let block = system.process(call.by).registry.exactly(memory.address, size).ok_or(Errno::ENOENT)?;
         let id = block.id;
         require(self.registered.contains(&id), Errno::ENOENT)?;
         self.registered.retain(|known| *known != id);
-        self.put_registration(world, id);
+        self.put_registration(system, id);
         Ok(0)
     }
 
     /// Writes entries, replacing what was there.
-    fn write(&mut self, world: &mut World, run: Run) {
+    fn write(&mut self, system: &mut System, run: Run) {
         let entries = self.entries_of(&run);
-        if let Some(block) = self.block(world, run.source) {
+        if let Some(block) = self.block(system, run.source) {
             block.mapped += entries;
         }
         for replaced in self.table.put(run) {
-            self.let_go(world, replaced);
+            self.let_go(system, replaced);
         }
     }
 
     /// tce_iommu_clear.
-    fn clear(&mut self, world: &mut World, range: IovaRange) {
+    fn clear(&mut self, system: &mut System, range: IovaRange) {
         for run in self.table.carve(range) {
-            self.let_go(world, run);
+            self.let_go(system, run);
         }
     }
 
     /// What entries leaned on is leaned on less.
-    fn let_go(&self, world: &mut World, run: Run) {
+    fn let_go(&self, system: &mut System, run: Run) {
         let entries = self.entries_of(&run);
-        if let Some(block) = self.block(world, run.source) {
+        if let Some(block) = self.block(system, run.source) {
             block.mapped = block.mapped.saturating_sub(entries);
         }
-        world.release(run.memory);
+        system.release(run.memory);
     }
 
     /// mm_iommu_put, and what follows from it.
-    fn put_registration(&self, world: &mut World, id: u64) {
+    fn put_registration(&self, system: &mut System, id: u64) {
         let Some(owner) = self.owner else { return };
-        if let Some(block) = world.process(owner).registry.put(id) {
-            world.give_back(owner, |account| account.unlock(block.memory.len().get()));
-            world.release(block.memory);
+        if let Some(block) = system.process(owner).registry.put(id) {
+            system.give_back(owner, |account| account.unlock(block.memory.len().get()));
+            system.release(block.memory);
         }
     }
 
-    fn uncharge(&self, world: &mut World, bytes: u64) {
+    fn uncharge(&self, system: &mut System, bytes: u64) {
         if let Some(owner) = self.owner {
-            world.give_back(owner, |account| account.unlock(bytes));
+            system.give_back(owner, |account| account.unlock(bytes));
         }
     }
 
-    fn block<'w>(&self, world: &'w mut World, id: u64) -> Option<&'w mut Registration> {
-        world.process(self.owner?).registry.get_mut(id)
+    fn block<'w>(&self, system: &'w mut System, id: u64) -> Option<&'w mut Registration> {
+        system.process(self.owner?).registry.get_mut(id)
     }
 
     fn entries_of(&self, run: &Run) -> u64 {
@@ -332,8 +332,8 @@ impl Spapr {
     }
 }
 
-fn tce(world: &World) -> Result<TceIommu, Errno> {
-    world.facts.tce.clone().ok_or(Errno::ENODEV)
+fn tce(system: &System) -> Result<TceIommu, Errno> {
+    system.facts.tce.clone().ok_or(Errno::ENODEV)
 }
 
 fn access(flags: u32) -> Access {

@@ -16,7 +16,7 @@ use std::mem::offset_of;
 use zerocopy::IntoBytes;
 
 use crate::dialect::call::{Call, UserMemory};
-use crate::dialect::{Pid, World, require};
+use crate::dialect::{Pid, System, require};
 use crate::engine::{Run, Table};
 use dirty::Log;
 
@@ -44,17 +44,17 @@ pub(crate) struct Type1 {
 }
 
 /// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here.
-pub(crate) fn has_extension(world: &World, extension: Extension) -> bool {
+pub(crate) fn has_extension(system: &System, extension: Extension) -> bool {
     let always = [IommuType::TYPE1.extension(), IommuType::TYPE1_V2.extension(), Extension::UNMAP_ALL];
     always.contains(&extension)
-        || (extension == NESTING.extension() && !world.facts.is_modern())
-        || (extension == Extension::UPDATE_VADDR && world.facts.moves_addresses())
+        || (extension == NESTING.extension() && !system.facts.is_modern())
+        || (extension == Extension::UPDATE_VADDR && system.facts.moves_addresses())
 }
 
 impl Type1 {
     /// vfio_iommu_type1_open.
-    pub(crate) fn new(world: &World, version: IommuType) -> Self {
-        let available = world.facts.dma_entries;
+    pub(crate) fn new(system: &System, version: IommuType) -> Self {
+        let available = system.facts.dma_entries;
         Self {
             version,
             table: Table::default(),
@@ -72,60 +72,60 @@ impl Type1 {
     }
 
     /// vfio_iommu_type1_attach_group.
-    pub(crate) fn attach(&mut self, world: &World, group: u32) -> Result<(), Errno> {
+    pub(crate) fn attach(&mut self, system: &System, group: u32) -> Result<(), Errno> {
         require(self.version != NESTING, Errno::EINVAL)?;
         require(self.without_address.is_empty(), Errno::EBUSY)?;
-        let conflict = world.facts.reserved(group).iter().any(|range| self.table.overlaps(*range));
+        let conflict = system.facts.reserved(group).iter().any(|range| self.table.overlaps(*range));
         require(!conflict, Errno::EINVAL)?;
         let mut groups = self.groups.clone();
         groups.push(group);
-        let ranges = usable_ranges(world, &groups);
+        let ranges = usable_ranges(system, &groups);
         require(!ranges.is_empty(), Errno::EINVAL)?;
         (self.groups, self.ranges) = (groups, ranges);
         Ok(())
     }
 
     /// vfio_iommu_type1_detach_group. The last group takes all mappings with it.
-    pub(crate) fn detach(&mut self, world: &mut World, group: u32) {
+    pub(crate) fn detach(&mut self, system: &mut System, group: u32) {
         self.groups.retain(|other| *other != group);
         if self.groups.is_empty() {
-            self.release(world);
+            self.release(system);
         } else {
-            self.ranges = usable_ranges(world, &self.groups);
+            self.ranges = usable_ranges(system, &self.groups);
         }
     }
 
     /// vfio_iommu_type1_release.
-    pub(crate) fn release(&mut self, world: &mut World) {
-        self.sweep(world, IovaRange::all());
+    pub(crate) fn release(&mut self, system: &mut System) {
+        self.sweep(system, IovaRange::all());
         self.without_address.clear();
         for run in self.table.drain() {
             self.available += 1;
-            forget(world, run);
+            forget(system, run);
         }
     }
 
     /// vfio_iommu_type1_ioctl.
-    pub(crate) fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(crate) fn ioctl(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match call.number() {
-            number if number == type1::GET_INFO.number => self.get_info(world, call),
-            number if number == vfio::MAP_DMA.number => self.map(world, call),
-            number if number == vfio::UNMAP_DMA.number => self.unmap(world, call),
-            number if number == type1::DIRTY_PAGES.number => self.dirty_pages(world, call),
+            number if number == type1::GET_INFO.number => self.get_info(system, call),
+            number if number == vfio::MAP_DMA.number => self.map(system, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap(system, call),
+            number if number == type1::DIRTY_PAGES.number => self.dirty_pages(system, call),
             _ => Err(Errno::ENOTTY),
         }
     }
 
     /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds, without the capabilities, and says how large
     /// it should be.
-    fn get_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn get_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut info: Info = call.read_prefix(offset_of!(Info, cap_offset))?;
         let asked = info.argsz as usize;
         require(asked >= offset_of!(Info, cap_offset), Errno::EINVAL)?;
         require(call.bytes()?.len() >= asked, Errno::EINVAL)?;
         info.flags = type1::INFO_PAGE_SIZES | type1::INFO_CAPABILITIES;
-        info.iova_pgsizes = page_sizes(world);
-        let chain = self.capabilities(world);
+        info.iova_pgsizes = page_sizes(system);
+        let chain = self.capabilities(system);
         let wanted = size_of::<Info>() + chain.len();
         if asked < wanted {
             info.argsz = u32::try_from(wanted).map_err(|_| Errno::E2BIG)?;
@@ -138,11 +138,11 @@ impl Type1 {
     }
 
     /// The capabilities in the kernel's order, as they stand behind the info struct.
-    fn capabilities(&self, world: &World) -> Vec<u8> {
+    fn capabilities(&self, system: &System) -> Vec<u8> {
         let header = |id| CapabilityHeader { id, version: 1, next: 0 };
         let migration = Migration {
             header: header(type1::CAP_MIGRATION),
-            pgsize_bitmap: granule(world).bytes(),
+            pgsize_bitmap: granule(system).bytes(),
             max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
             ..Migration::default()
         };
@@ -155,22 +155,22 @@ impl Type1 {
     }
 
     /// vfio_dma_do_map.
-    fn map(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn map(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
         require(map.argsz >= MapDma::SIZE, Errno::EINVAL)?;
         require(map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE | type1::MAP_VADDR) == 0, Errno::EINVAL)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
-        let range = check_map_bounds(world, &map, &memory)?;
+        let range = check_map_bounds(system, &map, &memory)?;
         if map.flags & type1::MAP_VADDR != 0 {
-            return self.give_address(world, call.by, range);
+            return self.give_address(system, call.by, range);
         }
         require(!self.table.overlaps(range), Errno::EEXIST)?;
         require(self.available > 0, Errno::ENOSPC)?;
         require(self.ranges.iter().any(|usable| usable.covers(range)), Errno::EINVAL)?;
-        let run = pin(world, call.by, range, &memory, access(map.flags))?;
-        if let Some(errno) = world.cut.take() {
-            self.table.leave_behind(&run, granule(world));
-            forget(world, run);
+        let run = pin(system, call.by, range, &memory, access(map.flags))?;
+        if let Some(errno) = system.cut.take() {
+            self.table.leave_behind(&run, granule(system));
+            forget(system, run);
             return Err(errno);
         }
         self.table.insert(run);
@@ -179,34 +179,34 @@ impl Type1 {
     }
 
     /// vfio_iommu_type1_unmap_dma. The size is written back on success only.
-    fn unmap(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn unmap(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE, Errno::EINVAL)?;
         let known = type1::UNMAP_GET_DIRTY | type1::UNMAP_ALL | type1::UNMAP_VADDR;
         require(unmap.flags & !known == 0, Errno::EINVAL)?;
         if unmap.flags & type1::UNMAP_GET_DIRTY != 0 {
-            self.tell_unmapped(world, call, &unmap)?;
+            self.tell_unmapped(system, call, &unmap)?;
         }
-        unmap.size = self.unmap_range(world, &unmap)?;
+        unmap.size = self.unmap_range(system, &unmap)?;
         call.write(&unmap);
         Ok(0)
     }
 
     /// What was written where an unmap is about to pass.
-    fn tell_unmapped(&mut self, world: &World, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
+    fn tell_unmapped(&mut self, system: &System, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
         let alone = unmap.flags & (type1::UNMAP_ALL | type1::UNMAP_VADDR) == 0;
         require(alone && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
         let request: UnmapDirty = call.read()?;
-        self.check_bitmap(world, unmap.size, &request.bitmap)?;
-        let Some(range) = check_unmap_bounds(world, unmap, false)? else { return Ok(()) };
+        self.check_bitmap(system, unmap.size, &request.bitmap)?;
+        let Some(range) = check_unmap_bounds(system, unmap, false)? else { return Ok(()) };
         require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
-        self.fill(world, call, offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data), range)
+        self.fill(system, call, offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data), range)
     }
 
     /// vfio_dma_do_unmap.
-    fn unmap_range(&mut self, world: &mut World, unmap: &UnmapDma) -> Result<u64, Errno> {
+    fn unmap_range(&mut self, system: &mut System, unmap: &UnmapDma) -> Result<u64, Errno> {
         let all = unmap.flags & type1::UNMAP_ALL != 0;
-        let Some(range) = check_unmap_bounds(world, unmap, all)? else { return Ok(0) };
+        let Some(range) = check_unmap_bounds(system, unmap, all)? else { return Ok(0) };
         if self.version == IommuType::TYPE1_V2 && !all {
             require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
         }
@@ -221,59 +221,59 @@ impl Type1 {
         let firsts: Vec<_> = self.table.overlapping(range).map(|run| run.range.first()).collect();
         let mut bytes = 0;
         for first in firsts {
-            bytes += self.remove(world, first);
-            world.cut.take().map_or(Ok(()), Err)?;
+            bytes += self.remove(system, first);
+            system.cut.take().map_or(Ok(()), Err)?;
         }
         Ok(bytes)
     }
 
     /// vfio_remove_dma.
-    fn remove(&mut self, world: &mut World, first: Iova) -> u64 {
+    fn remove(&mut self, system: &mut System, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
         self.logs.remove(&first);
         self.without_address.remove(&first);
         let bytes = run.bytes();
         self.available += 1;
-        self.sweep(world, run.range);
-        forget(world, run);
+        self.sweep(system, run.range);
+        forget(system, run);
         bytes
     }
 
     /// Unmapping clears the hardware's entries, whoever left them.
-    fn sweep(&mut self, world: &mut World, range: IovaRange) {
-        self.table.sweep(range).into_iter().for_each(|run| world.release(run.memory));
+    fn sweep(&mut self, system: &mut System, range: IovaRange) {
+        self.table.sweep(range).into_iter().for_each(|run| system.release(run.memory));
     }
 }
 
 /// The checks of a map that look at nothing but the request. 7.2 looks for a wrap before anything else is wrong with
 /// it.
-fn check_map_bounds(world: &World, map: &MapDma, memory: &UserMemory) -> Result<IovaRange, Errno> {
+fn check_map_bounds(system: &System, map: &MapDma, memory: &UserMemory) -> Result<IovaRange, Errno> {
     let rights = map.flags & (vfio::MAP_READ | vfio::MAP_WRITE) != 0;
     let range = IovaRange::with_len(Iova::new(map.iova), map.size);
     let wraps = map.size > 0 && (range.is_err() || memory.address.checked_add(map.size - 1).is_none());
-    if world.facts.is_modern() {
+    if system.facts.is_modern() {
         require(map.size > 0, Errno::EINVAL)?;
-        require(!wraps, world.facts.wrap())?;
+        require(!wraps, system.facts.wrap())?;
     }
     require(rights == (map.flags & type1::MAP_VADDR == 0), Errno::EINVAL)?;
-    let aligned = granule(world).divides(map.size | map.iova | memory.address);
+    let aligned = granule(system).divides(map.size | map.iova | memory.address);
     require(map.size > 0 && aligned, Errno::EINVAL)?;
-    require(!wraps, world.facts.wrap())?;
-    range.map_err(|_| world.facts.wrap())
+    require(!wraps, system.facts.wrap())?;
+    range.map_err(|_| system.facts.wrap())
 }
 
 /// The checks of an unmap that look at nothing but the request. `None`: a range in which 6.12 finds nothing, whatever
 /// is there: it compares with an end that has wrapped to zero.
-fn check_unmap_bounds(world: &World, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
-    let granule = granule(world);
+fn check_unmap_bounds(system: &System, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
+    let granule = granule(system);
     require(granule.divides(unmap.iova), Errno::EINVAL)?;
     if all {
         require(unmap.iova == 0 && unmap.size == 0, Errno::EINVAL)?;
         return Ok(Some(IovaRange::all()));
     }
     require(unmap.size > 0 && granule.divides(unmap.size), Errno::EINVAL)?;
-    let range = IovaRange::with_len(Iova::new(unmap.iova), unmap.size).map_err(|_| world.facts.wrap())?;
-    Ok(Some(range).filter(|range| world.facts.is_modern() || range.end().is_some()))
+    let range = IovaRange::with_len(Iova::new(unmap.iova), unmap.size).map_err(|_| system.facts.wrap())?;
+    Ok(Some(range).filter(|range| system.facts.is_modern() || range.end().is_some()))
 }
 
 /// Whether a run lies across an end of `range`.
@@ -284,11 +284,11 @@ fn cuts_a_run(table: &Table, range: IovaRange) -> bool {
 
 /// vfio_pin_map_dma: page by page, so that whichever is met first, the limit or a page that is not there, is the
 /// answer. Other devices' memory is not charged.
-fn pin(world: &mut World, by: Pid, range: IovaRange, memory: &UserMemory, access: Access) -> Result<Run, Errno> {
+fn pin(system: &mut System, by: Pid, range: IovaRange, memory: &UserMemory, access: Access) -> Result<Run, Errno> {
     let size = range.bytes().try_into().map_err(|_| Errno::EINVAL)?;
-    let page = world.page();
+    let page = system.page();
     let there = memory.pinnable_pages(size, access.contains(Access::WRITE), page) << page.shift();
-    let account = world.account(by);
+    let account = system.account(by);
     let charged = if memory.is_device_memory() { 0 } else { size };
     require(charged.min(there) <= account.room(), Errno::ENOMEM)?;
     let memory = memory.pinnable(size, access.contains(Access::WRITE)).ok_or(Errno::EFAULT)?;
@@ -303,28 +303,28 @@ fn charged_for(run: &Run) -> u64 {
 }
 
 /// Uncharges and lets go of what was behind a mapping.
-fn forget(world: &mut World, run: Run) {
+fn forget(system: &mut System, run: Run) {
     let charged = charged_for(&run);
-    world.give_back(Pid(run.source), |account| account.unlock(charged));
-    world.release(run.memory);
+    system.give_back(Pid(run.source), |account| account.unlock(charged));
+    system.release(run.memory);
 }
 
 /// The IOMMU's pages, sizes below the host's page hidden behind it (linux: vfio_update_pgsize_bitmap).
-pub(crate) fn page_sizes(world: &World) -> u64 {
-    let mask = world.facts.fixed.as_ref().map_or(0, |fixed| fixed.page_sizes.mask());
-    let below = world.page().bytes() - 1;
-    if mask & below == 0 { mask } else { mask & !below | world.page().bytes() }
+pub(crate) fn page_sizes(system: &System) -> u64 {
+    let mask = system.facts.fixed.as_ref().map_or(0, |fixed| fixed.page_sizes.mask());
+    let below = system.page().bytes() - 1;
+    if mask & below == 0 { mask } else { mask & !below | system.page().bytes() }
 }
 
 /// What everything must be a multiple of.
-fn granule(world: &World) -> PageSize {
-    PageSize::from_shift(page_sizes(world).trailing_zeros()).unwrap_or(world.page())
+fn granule(system: &System) -> PageSize {
+    PageSize::from_shift(page_sizes(system).trailing_zeros()).unwrap_or(system.page())
 }
 
 /// What can be mapped when these groups are attached (linux: vfio_iommu_resv_exclude).
-fn usable_ranges(world: &World, groups: &[u32]) -> Vec<IovaRange> {
-    let mut ranges: Vec<_> = world.facts.fixed.iter().map(|fixed| fixed.aperture).collect();
-    for hole in groups.iter().flat_map(|group| world.facts.reserved(*group)) {
+fn usable_ranges(system: &System, groups: &[u32]) -> Vec<IovaRange> {
+    let mut ranges: Vec<_> = system.facts.fixed.iter().map(|fixed| fixed.aperture).collect();
+    for hole in groups.iter().flat_map(|group| system.facts.reserved(*group)) {
         let without = |range: IovaRange| <[_; 2]>::from(range.without(*hole)).into_iter().flatten();
         ranges = ranges.into_iter().flat_map(without).collect();
     }

@@ -13,7 +13,7 @@ use crate::dialect::call::Call;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::spapr::{self, Spapr};
 use crate::dialect::type1::{self, Type1};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 use crate::engine::Table;
 use crate::kernel::{ContainerId, ContextId, File, Kernel, Reply};
 use crate::profile::{Backend, Profile};
@@ -43,11 +43,11 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    fn open(world: &World, version: IommuType) -> Self {
+    fn open(system: &System, version: IommuType) -> Self {
         if TCE_TYPES.contains(&version) {
             Self::Spapr(Spapr::new(version))
         } else {
-            Self::Type1(Type1::new(world, version))
+            Self::Type1(Type1::new(system, version))
         }
     }
 
@@ -58,31 +58,31 @@ impl Driver {
         }
     }
 
-    fn attach(&mut self, world: &mut World, group: u32) -> Result<(), Errno> {
+    fn attach(&mut self, system: &mut System, group: u32) -> Result<(), Errno> {
         match self {
-            Self::Type1(type1) => type1.attach(world, group),
-            Self::Spapr(spapr) => spapr.attach(world, group),
+            Self::Type1(type1) => type1.attach(system, group),
+            Self::Spapr(spapr) => spapr.attach(system, group),
         }
     }
 
-    fn detach(&mut self, world: &mut World, group: u32) {
+    fn detach(&mut self, system: &mut System, group: u32) {
         match self {
-            Self::Type1(type1) => type1.detach(world, group),
-            Self::Spapr(spapr) => spapr.detach(world, group),
+            Self::Type1(type1) => type1.detach(system, group),
+            Self::Spapr(spapr) => spapr.detach(system, group),
         }
     }
 
-    fn release(&mut self, world: &mut World) {
+    fn release(&mut self, system: &mut System) {
         match self {
-            Self::Type1(type1) => type1.release(world),
-            Self::Spapr(spapr) => spapr.release(world),
+            Self::Type1(type1) => type1.release(system),
+            Self::Spapr(spapr) => spapr.release(system),
         }
     }
 
-    fn ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn ioctl(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match self {
-            Self::Type1(type1) => type1.ioctl(world, call),
-            Self::Spapr(spapr) => spapr.ioctl(world, call),
+            Self::Type1(type1) => type1.ioctl(system, call),
+            Self::Spapr(spapr) => spapr.ioctl(system, call),
         }
     }
 }
@@ -152,9 +152,9 @@ impl Kernel {
             number if number == vfio::CHECK_EXTENSION.number => self.check_extension(id, Extension(call.value()?))?,
             number if number == vfio::SET_IOMMU.number => self.set_iommu(id, IommuType(call.value()?))?,
             _ => {
-                let Self { world, containers, .. } = self;
+                let Self { system, containers, .. } = self;
                 let driver = containers.get_mut(&id).and_then(|container| container.driver.as_mut());
-                driver.ok_or(Errno::EINVAL)?.ioctl(world, call)?
+                driver.ok_or(Errno::EINVAL)?.ioctl(system, call)?
             }
         };
         Ok(Reply::Number(result))
@@ -163,8 +163,8 @@ impl Kernel {
     /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first that says yes.
     fn check_extension(&self, id: ContainerId, extension: Extension) -> Result<i32, Errno> {
         let container = self.containers.get(&id).ok_or(Errno::EBADF)?;
-        let type1 = || type1::has_extension(&self.world, extension);
-        let spapr = || spapr::has_extension(&self.world, extension);
+        let type1 = || type1::has_extension(&self.system, extension);
+        let spapr = || spapr::has_extension(&self.system, extension);
         let has = match container.driver {
             Some(Driver::Type1(_)) => type1(),
             Some(Driver::Spapr(_)) => spapr(),
@@ -178,19 +178,19 @@ impl Kernel {
     /// vfio_ioctl_set_iommu: needs a group, and can be tried again with another type when the driver refuses a group.
     fn set_iommu(&mut self, id: ContainerId, version: IommuType) -> Result<i32, Errno> {
         let (type1, spapr) = (self.has(Backend::Type1), self.has(Backend::Spapr));
-        let Self { world, containers, .. } = self;
+        let Self { system, containers, .. } = self;
         let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
         require(!container.groups.is_empty() && container.driver.is_none(), Errno::EINVAL)?;
         let known = if TCE_TYPES.contains(&version) {
             spapr
         } else {
-            type1 && version.0 < EXTENSIONS_BEGIN && type1::has_extension(world, version.extension())
+            type1 && version.0 < EXTENSIONS_BEGIN && type1::has_extension(system, version.extension())
         };
         require(known, Errno::ENODEV)?;
-        let mut driver = Driver::open(world, version);
+        let mut driver = Driver::open(system, version);
         for group in &container.groups {
-            if let Err(errno) = driver.attach(world, *group) {
-                driver.release(world);
+            if let Err(errno) = driver.attach(system, *group) {
+                driver.release(system);
                 return Err(errno);
             }
         }
@@ -228,7 +228,7 @@ impl Kernel {
     fn set_container(&mut self, number: u32, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let handle = call.handle(offset_of!(SetContainer, container)).ok_or(Errno::EBADF)?;
         let file = self.file(call.by, handle)?;
-        let Self { world, containers, contexts, groups, .. } = self;
+        let Self { system, containers, contexts, groups, .. } = self;
         let group = groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         require(!group.is_in_a_container(), Errno::EINVAL)?;
         if let File::Iommufd(id) = file {
@@ -240,7 +240,7 @@ impl Kernel {
         let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
         require(group.claim == Claim::Nobody, Errno::EPERM)?;
         if let Some(driver) = &mut container.driver {
-            driver.attach(world, number)?;
+            driver.attach(system, number)?;
         }
         (group.claim, group.container) = (Claim::Container, Some(id));
         container.groups.insert(0, number);
@@ -259,7 +259,7 @@ impl Kernel {
     /// vfio_group_detach_container. The last group takes the driver and everything it remembers along; an iommufd keeps
     /// it.
     fn leave_container(&mut self, number: u32) {
-        let Self { world, containers, groups, .. } = self;
+        let Self { system, containers, groups, .. } = self;
         let Some(group) = groups.get_mut(&number) else { return };
         if let Some(id) = group.context.take() {
             return self.put_context(id);
@@ -268,12 +268,12 @@ impl Kernel {
         group.claim = Claim::Nobody;
         let Some(container) = containers.get_mut(&id) else { return };
         if let Some(driver) = &mut container.driver {
-            driver.detach(world, number);
+            driver.detach(system, number);
         }
         container.groups.retain(|other| *other != number);
         if container.groups.is_empty() {
             if let Some(mut driver) = container.driver.take() {
-                driver.release(world);
+                driver.release(system);
             }
             if !container.is_open {
                 containers.remove(&id);
@@ -302,15 +302,15 @@ impl Kernel {
     /// vfio_df_group_open, where an iommufd stands in for the container: the first descriptor of a device binds and
     /// attaches it.
     fn open_through_iommufd(&mut self, index: DeviceIndex, id: ContextId) -> Result<Reply, Errno> {
-        let Self { world, contexts, groups, devices, .. } = self;
+        let Self { system, contexts, groups, devices, .. } = self;
         let device = devices.get_mut(index).ok_or(Errno::ENODEV)?;
         let group = groups.get_mut(&device.group).ok_or(Errno::ENODEV)?;
         let context = contexts.get_mut(&id).ok_or(Errno::ENODEV)?;
         if device.opened == 0 {
             group.claim_for(id)?;
             let devid = context.bind(device.group);
-            if let Err(errno) = context.attach_opened(world, index, device.group) {
-                context.unbind(world, devid, index, device.group);
+            if let Err(errno) = context.attach_opened(system, index, device.group) {
+                context.unbind(system, devid, index, device.group);
                 group.unclaim_for_context();
                 return Err(errno);
             }
@@ -359,9 +359,9 @@ impl Kernel {
         }
         let number = device.group;
         let Some((id, devid)) = device.bound.take() else { return self.put_group(number) };
-        let Self { world, contexts, groups, .. } = self;
+        let Self { system, contexts, groups, .. } = self;
         if let Some(context) = contexts.get_mut(&id) {
-            context.unbind(world, devid, index, number);
+            context.unbind(system, devid, index, number);
         }
         if let Some(group) = groups.get_mut(&number) {
             group.unclaim_for_context();

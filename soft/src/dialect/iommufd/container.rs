@@ -21,7 +21,7 @@ use super::ioas::{Ioas, Place};
 use super::{Context, DeviceIndex, Object, ioas_of};
 use crate::dialect::call::Call;
 use crate::dialect::type1::{access, chain_of, page_sizes};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 
 impl Context {
     /// iommufd_vfio_compat_ioas_create: a group joined.
@@ -34,20 +34,20 @@ impl Context {
     }
 
     /// vfio_iommufd_compat_attach_ioas: a device was opened through its group.
-    pub(crate) fn attach_opened(&mut self, world: &mut World, device: DeviceIndex, group: u32) -> Result<(), Errno> {
+    pub(crate) fn attach_opened(&mut self, system: &mut System, device: DeviceIndex, group: u32) -> Result<(), Errno> {
         let ioas = self.container.ok_or(Errno::ENODEV)?;
-        self.attach(world, device, group, ioas).map(drop)
+        self.attach(system, device, group, ioas).map(drop)
     }
 
     /// iommufd_vfio_ioctl.
-    pub(super) fn container_ioctl(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(super) fn container_ioctl(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         match call.number() {
             number if number == vfio::GET_API_VERSION.number => Ok(vfio::API_VERSION),
             number if number == vfio::CHECK_EXTENSION.number => self.check_extension(Extension(call.value()?)),
             number if number == vfio::SET_IOMMU.number => self.set_iommu(IommuType(call.value()?)),
-            number if number == type1::GET_INFO.number => self.get_info(world, call),
-            number if number == vfio::MAP_DMA.number => self.map_dma(world, call),
-            number if number == vfio::UNMAP_DMA.number => self.unmap_dma(world, call),
+            number if number == type1::GET_INFO.number => self.get_info(system, call),
+            number if number == vfio::MAP_DMA.number => self.map_dma(system, call),
+            number if number == vfio::UNMAP_DMA.number => self.unmap_dma(system, call),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -73,14 +73,14 @@ impl Context {
     }
 
     /// iommufd_vfio_iommu_get_info: `argsz` comes back as what everything needs, whether it is there or not.
-    fn get_info(&mut self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn get_info(&mut self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let least = offset_of!(Info, cap_offset);
         let mut info: Info = call.read_prefix(least)?;
         let asked = info.argsz as usize;
         require(asked >= least && call.bytes()?.len() >= asked, Errno::EINVAL)?;
         let ioas = self.meant()?;
-        let any_page = !(world.page().bytes() - 1);
-        info.iova_pgsizes = if ioas.page_tables.is_empty() { any_page } else { page_sizes(world) };
+        let any_page = !(system.page().bytes() - 1);
+        info.iova_pgsizes = if ioas.page_tables.is_empty() { any_page } else { page_sizes(system) };
         info.flags = type1::INFO_PAGE_SIZES | type1::INFO_CAPABILITIES;
         let chain = capabilities(ioas);
         let wanted = size_of::<Info>() + chain.len();
@@ -95,24 +95,24 @@ impl Context {
     }
 
     /// iommufd_vfio_map_dma: rights are nothing to it, only to a page table.
-    fn map_dma(&mut self, world: &mut World, call: &Call<'_, '_>) -> Result<i32, Errno> {
+    fn map_dma(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
         let known = map.argsz >= MapDma::SIZE && map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0;
         require(known, Errno::EINVAL)?;
-        world.cut.take().map_or(Ok(()), Err)?;
+        system.cut.take().map_or(Ok(()), Err)?;
         let access = access(map.flags);
         let id = self.container.ok_or(Errno::ENODEV)?;
         let ioas = ioas_of(&mut self.objects, id)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
-        let piece = self.pages.add(call.by, world.page(), &memory, map.size, access.contains(Access::WRITE))?;
+        let piece = self.pages.add(call.by, system.page(), &memory, map.size, access.contains(Access::WRITE))?;
         let place = Place::At(Iova::new(map.iova));
-        let mapped = ioas.map(world, &mut self.pages, vec![piece.clone()], place, access);
-        self.pages.put(world, &piece);
+        let mapped = ioas.map(system, &mut self.pages, vec![piece.clone()], place, access);
+        self.pages.put(system, &piece);
         mapped.map(|_| 0)
     }
 
     /// iommufd_vfio_unmap_dma: nothing is no error here, and a mapping that would be cut is `ENOENT`.
-    fn unmap_dma(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    fn unmap_dma(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE && unmap.flags & !type1::UNMAP_ALL == 0, Errno::EINVAL)?;
         let id = self.container.ok_or(Errno::ENODEV)?;
@@ -126,7 +126,7 @@ impl Context {
             ioas.cut_at_ends(&mut self.pages, range)?;
             range
         };
-        unmap.size = ioas.unmap(world, &mut self.pages, range)?;
+        unmap.size = ioas.unmap(system, &mut self.pages, range)?;
         call.write(&unmap);
         Ok(0)
     }

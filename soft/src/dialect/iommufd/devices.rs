@@ -9,7 +9,7 @@ use dmaspace_core::door::Errno;
 use super::ioas::{Ioas, Owner};
 use super::page_table::PageTable;
 use super::{Context, DeviceIndex, Object, ioas_of};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 use crate::facts::Iommu;
 
 /// What a device is to be attached to.
@@ -31,36 +31,42 @@ impl Context {
     }
 
     /// iommufd_device_unbind.
-    pub(crate) fn unbind(&mut self, world: &mut World, id: u32, device: DeviceIndex, group: u32) {
-        self.detach(world, device, group);
+    pub(crate) fn unbind(&mut self, system: &mut System, id: u32, device: DeviceIndex, group: u32) {
+        self.detach(system, device, group);
         self.objects.remove(&id);
     }
 
     /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel
     /// then has one. Returns the page table.
-    pub(crate) fn attach(&mut self, world: &mut World, device: DeviceIndex, group: u32, to: u32) -> Result<u32, Errno> {
+    pub(crate) fn attach(
+        &mut self,
+        system: &mut System,
+        device: DeviceIndex,
+        group: u32,
+        to: u32,
+    ) -> Result<u32, Errno> {
         let (ioas, chosen) = match self.objects.get(&to).ok_or(Errno::ENOENT)? {
             Object::Ioas(_) => (to, None),
             Object::PageTable(ioas) => (*ioas, Some(to)),
             Object::Device(_) => return Err(Errno::EINVAL),
         };
-        let target = Target { ioas, chosen, iommu: world.facts.iommu(group) };
+        let target = Target { ioas, chosen, iommu: system.facts.iommu(group) };
         let attached = self.groups.get(&group).is_some_and(|attachment| attachment.devices.contains(&device));
-        if attached { self.replace(world, group, target) } else { self.attach_anew(world, device, group, target) }
+        if attached { self.replace(system, group, target) } else { self.attach_anew(system, device, group, target) }
     }
 
     /// iommufd_hw_pagetable_attach: what is reserved for the device first, then the page table.
     fn attach_anew(
         &mut self,
-        world: &mut World,
+        system: &mut System,
         device: DeviceIndex,
         group: u32,
         target: Target,
     ) -> Result<u32, Errno> {
         let current = self.groups.get(&group).and_then(|attachment| attachment.page_table);
         require(current.is_none() || current == self.found(target)?, Errno::EINVAL)?;
-        self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(device))?;
-        let page_table = match self.page_table_of(world, target) {
+        self.ioas_mut(target.ioas)?.reserve(system.facts.reserved(group), Owner::Device(device))?;
+        let page_table = match self.page_table_of(system, target) {
             Ok(page_table) => page_table,
             Err(errno) => {
                 self.unreserve(target.ioas, &[device]);
@@ -74,17 +80,17 @@ impl Context {
     }
 
     /// iommufd_device_do_replace: the whole group moves.
-    fn replace(&mut self, world: &mut World, group: u32, target: Target) -> Result<u32, Errno> {
-        let page_table = self.page_table_of(world, target)?;
+    fn replace(&mut self, system: &mut System, group: u32, target: Target) -> Result<u32, Errno> {
+        let page_table = self.page_table_of(system, target)?;
         let attachment = self.groups.entry(group).or_default();
         let Some(old) = attachment.page_table.filter(|old| *old != page_table) else { return Ok(page_table) };
         let devices = attachment.devices.clone();
         let old_ioas = self.ioas_of_page_table(old)?.1;
         for device in devices.iter().filter(|_| old_ioas != target.ioas) {
-            let reserved = self.ioas_mut(target.ioas)?.reserve(world.facts.reserved(group), Owner::Device(*device));
+            let reserved = self.ioas_mut(target.ioas)?.reserve(system.facts.reserved(group), Owner::Device(*device));
             if let Err(errno) = reserved {
                 self.unreserve(target.ioas, &devices);
-                self.drop_if_unused(world, page_table);
+                self.drop_if_unused(system, page_table);
                 return Err(errno);
             }
         }
@@ -92,12 +98,12 @@ impl Context {
             self.unreserve(old_ioas, &devices);
         }
         self.groups.entry(group).or_default().page_table = Some(page_table);
-        self.drop_if_unused(world, old);
+        self.drop_if_unused(system, old);
         Ok(page_table)
     }
 
     /// iommufd_device_detach. Nothing happens to a device that is not attached.
-    pub(crate) fn detach(&mut self, world: &mut World, device: DeviceIndex, group: u32) {
+    pub(crate) fn detach(&mut self, system: &mut System, device: DeviceIndex, group: u32) {
         let Some(attachment) = self.groups.get_mut(&group) else { return };
         attachment.devices.retain(|other| *other != device);
         let page_table = attachment.page_table;
@@ -108,7 +114,7 @@ impl Context {
         if let Ok((_, ioas)) = self.ioas_of_page_table(page_table) {
             self.unreserve(ioas, &[device]);
         }
-        self.drop_if_unused(world, page_table);
+        self.drop_if_unused(system, page_table);
     }
 
     /// The page table of a target that is there.
@@ -120,32 +126,32 @@ impl Context {
 
     /// The page table of a target, which for an address space is made if need be (linux:
     /// iommufd_device_auto_get_domain).
-    fn page_table_of(&mut self, world: &mut World, target: Target) -> Result<u32, Errno> {
+    fn page_table_of(&mut self, system: &mut System, target: Target) -> Result<u32, Errno> {
         if let Some(id) = self.found(target)? {
             let fits = self.page_table_mut(id)?.fits(target.iommu);
             return require(fits, Errno::EINVAL).map(|()| id);
         }
         let id = self.free_id();
-        self.add_page_table(world, target.ioas, id, PageTable::automatic(target.iommu))?;
+        self.add_page_table(system, target.ioas, id, PageTable::automatic(target.iommu))?;
         Ok(id)
     }
 
     pub(super) fn add_page_table(
         &mut self,
-        world: &mut World,
+        system: &mut System,
         ioas: u32,
         id: u32,
         page_table: PageTable,
     ) -> Result<(), Errno> {
-        ioas_of(&mut self.objects, ioas)?.add_page_table(world, &mut self.pages, id, page_table)?;
+        ioas_of(&mut self.objects, ioas)?.add_page_table(system, &mut self.pages, id, page_table)?;
         self.objects.insert(id, Object::PageTable(ioas));
         Ok(())
     }
 
-    pub(super) fn remove_page_table(&mut self, world: &mut World, id: u32) {
+    pub(super) fn remove_page_table(&mut self, system: &mut System, id: u32) {
         let Some(Object::PageTable(ioas)) = self.objects.remove(&id) else { return };
         if let Ok(ioas) = ioas_of(&mut self.objects, ioas) {
-            ioas.remove_page_table(world, &mut self.pages, id);
+            ioas.remove_page_table(system, &mut self.pages, id);
         }
     }
 
@@ -154,10 +160,10 @@ impl Context {
     }
 
     /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
-    fn drop_if_unused(&mut self, world: &mut World, id: u32) {
+    fn drop_if_unused(&mut self, system: &mut System, id: u32) {
         let automatic = self.page_table_mut(id).is_ok_and(|page_table| page_table.is_automatic);
         if automatic && !self.is_in_use(id) {
-            self.remove_page_table(world, id);
+            self.remove_page_table(system, id);
         }
     }
 
@@ -173,10 +179,10 @@ impl Context {
     }
 
     /// A device of `group` wrote in `range`, which lies in one mapping.
-    pub(crate) fn note_write(&mut self, world: &World, group: u32, range: IovaRange) {
+    pub(crate) fn note_write(&mut self, system: &System, group: u32, range: IovaRange) {
         let page_table = self.groups.get(&group).and_then(|attachment| attachment.page_table);
         if let Some((id, Ok((ioas, _)))) = page_table.map(|id| (id, self.ioas_of_page_table(id))) {
-            ioas.note_write(world, id, range);
+            ioas.note_write(system, id, range);
         }
     }
 

@@ -12,7 +12,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 use super::DeviceIndex;
 use super::page_table::PageTable;
 use super::pages::{PagesStore, Piece};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 use crate::engine::{Run, Table};
 
 /// One byte.
@@ -120,19 +120,19 @@ impl Ioas {
     /// iopt_table_add_domain: what is mapped must fit the page table, and is pinned, unless it is already.
     pub(super) fn add_page_table(
         &mut self,
-        world: &mut World,
+        system: &mut System,
         pages: &mut PagesStore,
         id: u32,
         page_table: PageTable,
     ) -> Result<(), Errno> {
-        let fixed = world.facts.fixed.clone().ok_or(Errno::EOPNOTSUPP)?;
+        let fixed = system.facts.fixed.clone().ok_or(Errno::EOPNOTSUPP)?;
         let alignment = fixed.page_sizes.smallest().max(self.alignment);
-        require(alignment <= world.page(), Errno::EINVAL)?;
-        require(self.table.iter().all(|run| is_aligned(run, alignment, world.page())), Errno::EADDRINUSE)?;
+        require(alignment <= system.page(), Errno::EINVAL)?;
+        require(self.table.iter().all(|run| is_aligned(run, alignment, system.page())), Errno::EADDRINUSE)?;
         let beyond = IovaRange::all().without(fixed.aperture).1;
         self.reserve(beyond.as_slice(), Owner::PageTable(id))?;
         if self.page_tables.is_empty() {
-            self.pin_all(world, pages).inspect_err(|_| self.unreserve(Owner::PageTable(id)))?;
+            self.pin_all(system, pages).inspect_err(|_| self.unreserve(Owner::PageTable(id)))?;
         }
         self.alignment = alignment;
         self.page_tables.insert(id, page_table);
@@ -140,11 +140,11 @@ impl Ioas {
     }
 
     /// iopt_table_remove_domain.
-    pub(super) fn remove_page_table(&mut self, world: &mut World, pages: &mut PagesStore, id: u32) {
+    pub(super) fn remove_page_table(&mut self, system: &mut System, pages: &mut PagesStore, id: u32) {
         self.page_tables.remove(&id);
         self.unreserve(Owner::PageTable(id));
         if self.page_tables.is_empty() {
-            self.table.iter().for_each(|run| pages.unpin(world, run));
+            self.table.iter().for_each(|run| pages.unpin(system, run));
             self.alignment = self.smallest;
         }
     }
@@ -162,8 +162,8 @@ impl Ioas {
     }
 
     /// A device wrote in `range`, which lies in one run, through a page table.
-    pub(super) fn note_write(&mut self, world: &World, page_table: u32, range: IovaRange) {
-        let Some(fixed) = &world.facts.fixed else { return };
+    pub(super) fn note_write(&mut self, system: &System, page_table: u32, range: IovaRange) {
+        let Some(fixed) = &system.facts.fixed else { return };
         let found = self.table.at(range.first()).zip(self.page_tables.get_mut(&page_table));
         if let Some((run, page_table)) = found {
             page_table.note_write(run, range, fixed.page_sizes);
@@ -173,7 +173,7 @@ impl Ioas {
     /// iopt_map_pages: pieces that follow each other, and where the first of them came to lie.
     pub(super) fn map(
         &mut self,
-        world: &mut World,
+        system: &mut System,
         pages: &mut PagesStore,
         pieces: Vec<Piece>,
         place: Place,
@@ -183,13 +183,13 @@ impl Ioas {
         require(self.alignment.divides(length), Errno::EINVAL)?;
         let at = match place {
             Place::At(at) => self.checked(at, length)?,
-            Place::Anywhere => self.choose(world.page(), &pieces, length)?,
+            Place::Anywhere => self.choose(system.page(), &pieces, length)?,
         };
-        let runs = self.runs_of(pages, &pieces, at, access, world.page())?;
+        let runs = self.runs_of(pages, &pieces, at, access, system.page())?;
         if !self.page_tables.is_empty() {
             // There is no entry without rights (linux: drivers/iommu/intel/iommu.c, __domain_mapping).
             require(!access.is_empty(), Errno::EINVAL)?;
-            pin_each(world, pages, &runs)?;
+            pin_each(system, pages, &runs)?;
         }
         pieces.iter().for_each(|piece| pages.get(piece));
         runs.into_iter().for_each(|run| self.table.insert(run));
@@ -214,13 +214,18 @@ impl Ioas {
     }
 
     /// iopt_unmap_iova_range: mapping by mapping; one that would be cut ends it, and what is gone stays gone.
-    pub(super) fn unmap(&mut self, world: &mut World, pages: &mut PagesStore, range: IovaRange) -> Result<u64, Errno> {
+    pub(super) fn unmap(
+        &mut self,
+        system: &mut System,
+        pages: &mut PagesStore,
+        range: IovaRange,
+    ) -> Result<u64, Errno> {
         let found: Vec<_> = self.table.overlapping(range).map(|run| run.range).collect();
         let mut bytes = 0;
         for mapped in found {
             require(range.covers(mapped), Errno::ENOENT)?;
-            bytes += self.remove(world, pages, mapped.first());
-            world.cut.take().map_or(Ok(()), Err)?;
+            bytes += self.remove(system, pages, mapped.first());
+            system.cut.take().map_or(Ok(()), Err)?;
         }
         Ok(bytes)
     }
@@ -253,21 +258,21 @@ impl Ioas {
     }
 
     /// iopt_unmap_all.
-    pub(super) fn unmap_all(&mut self, world: &mut World, pages: &mut PagesStore) {
+    pub(super) fn unmap_all(&mut self, system: &mut System, pages: &mut PagesStore) {
         let firsts: Vec<_> = self.table.iter().map(|run| run.range.first()).collect();
         for first in firsts {
-            self.remove(world, pages, first);
+            self.remove(system, pages, first);
         }
     }
 
-    fn remove(&mut self, world: &mut World, pages: &mut PagesStore, first: Iova) -> u64 {
+    fn remove(&mut self, system: &mut System, pages: &mut PagesStore, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
         self.page_tables.values_mut().for_each(|page_table| page_table.forget(run.range));
         if !self.page_tables.is_empty() {
-            pages.unpin(world, &run);
+            pages.unpin(system, &run);
         }
         let bytes = run.bytes();
-        pages.put(world, &Piece { pages: run.source, memory: run.memory });
+        pages.put(system, &Piece { pages: run.source, memory: run.memory });
         bytes
     }
 
@@ -325,24 +330,24 @@ impl Ioas {
         Ok(runs)
     }
 
-    fn pin_all(&self, world: &mut World, pages: &mut PagesStore) -> Result<(), Errno> {
-        pin_each(world, pages, &self.table.iter().cloned().collect::<Vec<_>>())
+    fn pin_all(&self, system: &mut System, pages: &mut PagesStore) -> Result<(), Errno> {
+        pin_each(system, pages, &self.table.iter().cloned().collect::<Vec<_>>())
     }
 }
 
 /// Pins all of them or none.
-fn pin_each(world: &mut World, pages: &mut PagesStore, runs: &[Run]) -> Result<(), Errno> {
+fn pin_each(system: &mut System, pages: &mut PagesStore, runs: &[Run]) -> Result<(), Errno> {
     let mut pinned = Vec::new();
     for run in runs {
-        match pages.pin(world, run) {
+        match pages.pin(system, run) {
             Ok(bytes) => pinned.push((run, bytes)),
             Err(errno) => {
-                pinned.iter().for_each(|(run, _)| pages.unpin(world, run));
+                pinned.iter().for_each(|(run, _)| pages.unpin(system, run));
                 return Err(errno);
             }
         }
     }
-    pinned.iter().for_each(|(run, bytes)| pages.note_pins(world, run, *bytes));
+    pinned.iter().for_each(|(run, bytes)| pages.note_pins(system, run, *bytes));
     Ok(())
 }
 

@@ -10,16 +10,16 @@ use zerocopy::FromBytes;
 
 use super::{Context, ioas_of, read};
 use crate::dialect::call::Call;
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 
 impl Context {
     /// iommufd_option.
-    pub(super) fn option(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+    pub(super) fn option(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut option: IommuOption = read(call)?;
         require(option.reserved == 0, Errno::EOPNOTSUPP)?;
         option.val64 = match option.option_id {
-            iommufd::OPTION_RLIMIT_MODE => self.rlimit_mode(world, call, &option)?,
-            iommufd::OPTION_HUGE_PAGES => self.huge_pages(world, &option)?,
+            iommufd::OPTION_RLIMIT_MODE => self.rlimit_mode(system, call, &option)?,
+            iommufd::OPTION_HUGE_PAGES => self.huge_pages(system, &option)?,
             _ => return Err(Errno::EOPNOTSUPP),
         };
         call.write(&option);
@@ -27,12 +27,12 @@ impl Context {
     }
 
     /// iommufd_option_rlimit_mode. Whom no limit binds has CAP_SYS_RESOURCE too.
-    fn rlimit_mode(&mut self, world: &mut World, call: &Call<'_, '_>, option: &IommuOption) -> Result<u64, Errno> {
+    fn rlimit_mode(&mut self, system: &mut System, call: &Call<'_, '_>, option: &IommuOption) -> Result<u64, Errno> {
         require(option.object_id == 0, Errno::EOPNOTSUPP)?;
         match option.op {
             iommufd::OPTION_OP_GET => Ok(self.pages.charges_process.into()),
             iommufd::OPTION_OP_SET => {
-                require(world.account(call.by).limit.is_none(), Errno::EPERM)?;
+                require(system.account(call.by).limit.is_none(), Errno::EPERM)?;
                 require(self.objects.is_empty(), Errno::EBUSY)?;
                 self.pages.charges_process = yes_or_no(option.val64)?;
                 Ok(option.val64)
@@ -42,12 +42,12 @@ impl Context {
     }
 
     /// iommufd_ioas_option.
-    fn huge_pages(&mut self, world: &World, option: &IommuOption) -> Result<u64, Errno> {
+    fn huge_pages(&mut self, system: &System, option: &IommuOption) -> Result<u64, Errno> {
         let ioas = ioas_of(&mut self.objects, option.object_id)?;
         match option.op {
             iommufd::OPTION_OP_GET => Ok(ioas.has_huge_pages().into()),
             iommufd::OPTION_OP_SET => {
-                ioas.allow_huge_pages(world.page(), yes_or_no(option.val64)?)?;
+                ioas.allow_huge_pages(system.page(), yes_or_no(option.val64)?)?;
                 Ok(option.val64)
             }
             _ => Err(Errno::EOPNOTSUPP),

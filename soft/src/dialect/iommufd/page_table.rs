@@ -17,7 +17,7 @@ use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 use super::ioas::Ioas;
 use super::{Context, Object, read};
 use crate::dialect::call::Call;
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 use crate::engine::Run;
 use crate::facts::Iommu;
 
@@ -117,40 +117,40 @@ fn entry_at(run: &Run, at: Iova, sizes: PageSizes) -> Option<IovaRange> {
 
 impl Context {
     /// iommufd_get_hw_info, of a driver that has nothing of its own to say.
-    pub(super) fn hw_info(&self, world: &World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
-        require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
+    pub(super) fn hw_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let mut info: HwInfo = read(call)?;
         require(info.flags == 0 && info.reserved == [0; 3], Errno::EOPNOTSUPP)?;
         let group = self.group_of(info.dev_id)?;
         (info.data_len, info.out_data_type) = (0, 0);
-        let logs = world.facts.iommu(group).logs_writes;
+        let logs = system.facts.iommu(group).logs_writes;
         info.out_capabilities = if logs { iommufd::CAP_DIRTY_TRACKING } else { 0 };
         call.write(&info);
         Ok(())
     }
 
     /// iommufd_hwpt_alloc, of page tables that the kernel manages.
-    pub(super) fn hwpt_alloc(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
-        require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
+    pub(super) fn hwpt_alloc(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let mut alloc: HwptAlloc = read(call)?;
         require(alloc.reserved == 0, Errno::EOPNOTSUPP)?;
         require((alloc.data_type == 0) == (alloc.data_len == 0), Errno::EINVAL)?;
-        let iommu = world.facts.iommu(self.group_of(alloc.dev_id)?);
+        let iommu = system.facts.iommu(self.group_of(alloc.dev_id)?);
         // A page table made by hand, for nesting, wants a driver's data.
         self.ioas(alloc.pt_id).map_err(|_| Errno::EINVAL)?;
         let logs = alloc.flags & iommufd::HWPT_ALLOC_DIRTY_TRACKING != 0;
         let known = alloc.flags & !iommufd::HWPT_ALLOC_DIRTY_TRACKING == 0 && alloc.data_type == 0;
         require(known && (iommu.logs_writes || !logs), Errno::EOPNOTSUPP)?;
         let id = self.free_id();
-        self.add_page_table(world, alloc.pt_id, id, PageTable::by_hand(iommu, logs))?;
+        self.add_page_table(system, alloc.pt_id, id, PageTable::by_hand(iommu, logs))?;
         alloc.out_hwpt_id = id;
         call.write(&alloc);
         Ok(())
     }
 
     /// iommufd_hwpt_set_dirty_tracking.
-    pub(super) fn set_dirty_tracking(&mut self, world: &World, call: &Call<'_, '_>) -> Result<(), Errno> {
-        require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
+    pub(super) fn set_dirty_tracking(&mut self, system: &System, call: &Call<'_, '_>) -> Result<(), Errno> {
+        require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let set: HwptSetDirtyTracking = read(call)?;
         require(set.flags & !iommufd::DIRTY_TRACKING_ENABLE == 0, Errno::EOPNOTSUPP)?;
         let page_table = self.page_table_mut(set.hwpt_id)?;
@@ -158,12 +158,12 @@ impl Context {
     }
 
     /// iommufd_hwpt_get_dirty_bitmap: nothing is said behind the first gap, nor that nothing is said.
-    pub(super) fn get_dirty_bitmap(&mut self, world: &World, call: &mut Call<'_, '_>) -> Result<(), Errno> {
-        require(world.facts.has_logging_page_tables(), Errno::ENOTTY)?;
+    pub(super) fn get_dirty_bitmap(&mut self, system: &System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
+        require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let get: HwptGetDirtyBitmap = read(call)?;
         let known = get.flags & !iommufd::GET_DIRTY_BITMAP_NO_CLEAR == 0 && get.reserved == 0;
         require(known, Errno::EOPNOTSUPP)?;
-        let sizes = world.facts.fixed.as_ref().ok_or(Errno::EOPNOTSUPP)?.page_sizes;
+        let sizes = system.facts.fixed.as_ref().ok_or(Errno::EOPNOTSUPP)?.page_sizes;
         let (ioas, _) = self.ioas_of_page_table(get.hwpt_id)?;
         let range = checked_range(ioas, &get)?;
         let shown = ioas.contiguous(range);

@@ -11,7 +11,7 @@ use dmaspace_core::door::Errno;
 use dmaspace_core::{HostMemory, PageSize};
 
 use crate::dialect::call::UserMemory;
-use crate::dialect::{Pid, World, require};
+use crate::dialect::{Pid, System, require};
 use crate::engine::{Coverage, Run};
 
 /// A stretch of some pages' memory.
@@ -133,13 +133,13 @@ impl PagesStore {
     }
 
     /// One user less. The last lets go of the memory.
-    pub(super) fn put(&mut self, world: &mut World, piece: &Piece) {
+    pub(super) fn put(&mut self, system: &mut System, piece: &Piece) {
         let Some(pages) = self.all.get_mut(&piece.pages) else { return };
         pages.users -= 1;
         if pages.users == 0 {
             self.all.remove(&piece.pages);
         }
-        world.release(piece.memory.clone());
+        system.release(piece.memory.clone());
     }
 
     /// Whether devices may be given writes.
@@ -148,14 +148,14 @@ impl PagesStore {
     }
 
     /// Pins what a mapping shows and charges what nobody had pinned before; says how many bytes that was.
-    pub(super) fn pin(&mut self, world: &mut World, run: &Run) -> Result<u64, Errno> {
-        let page = world.page();
+    pub(super) fn pin(&mut self, system: &mut System, run: &Run) -> Result<u64, Errno> {
+        let page = system.page();
         let Some(pages) = self.all.get_mut(&run.source) else { return Ok(0) };
         let (first, end) = pages.indices(run, page);
         let fresh = pages.pinned.unused(first, end);
         let there = run.memory.last() - pages.address < pages.there;
         require(there || fresh == 0, pages.lacking)?;
-        let (account, bytes) = (world.account(pages.by), fresh << page.shift());
+        let (account, bytes) = (system.account(pages.by), fresh << page.shift());
         match pages.charged {
             Charged::User => account.pin(bytes)?,
             Charged::Process => account.lock_pinned(bytes)?,
@@ -166,23 +166,23 @@ impl PagesStore {
     }
 
     /// Remembers that a call has pinned so many bytes for a mapping.
-    pub(super) fn note_pins(&self, world: &mut World, run: &Run, bytes: u64) {
+    pub(super) fn note_pins(&self, system: &mut System, run: &Run, bytes: u64) {
         if let Some(pages) = self.all.get(&run.source) {
-            world.account(pages.by).note_pins(bytes);
+            system.account(pages.by).note_pins(bytes);
         }
     }
 
     /// iommufd_ioas_change_process: `to` is charged for everything that another is charged for, and then that one is
     /// not. For a moment a user who is both is charged twice.
-    pub(super) fn change_process(&mut self, world: &mut World, to: Pid) -> Result<(), Errno> {
+    pub(super) fn change_process(&mut self, system: &mut System, to: Pid) -> Result<(), Errno> {
         require(self.all.values().all(|pages| pages.of_file), Errno::EINVAL)?;
-        let page = world.page();
+        let page = system.page();
         let moving = |charged| {
             let moving = self.all.values().filter(move |pages| pages.by != to && pages.charged == charged);
             moving.map(|pages| pages.pinned_bytes(page)).sum::<u64>()
         };
         let (by_user, by_process) = (moving(Charged::User), moving(Charged::Process));
-        let account = world.account(to);
+        let account = system.account(to);
         // Who is charged for nothing more is not asked whether he is over his limit already.
         if by_user > 0 {
             account.pin_beside(by_user, by_user)?;
@@ -192,23 +192,23 @@ impl PagesStore {
         }
         for pages in self.all.values_mut().filter(|pages| pages.by != to) {
             let (from, bytes) = (std::mem::replace(&mut pages.by, to), pages.pinned_bytes(page));
-            give_back(world, from, pages.charged, bytes);
+            give_back(system, from, pages.charged, bytes);
         }
         Ok(())
     }
 
     /// Unpins what a mapping showed, where no other shows it.
-    pub(super) fn unpin(&mut self, world: &mut World, run: &Run) {
-        let page = world.page();
+    pub(super) fn unpin(&mut self, system: &mut System, run: &Run) {
+        let page = system.page();
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
-        give_back(world, pages.by, pages.charged, stale << page.shift());
+        give_back(system, pages.by, pages.charged, stale << page.shift());
     }
 }
 
-fn give_back(world: &mut World, to: Pid, charged: Charged, bytes: u64) {
-    world.give_back(to, |account| {
+fn give_back(system: &mut System, to: Pid, charged: Charged, bytes: u64) {
+    system.give_back(to, |account| {
         account.unpin(if charged == Charged::Nobody { 0 } else { bytes });
         account.unlock(if charged == Charged::Process { bytes } else { 0 });
     });

@@ -6,7 +6,7 @@ use dmaspace_core::{Access, HostMemory, Iova};
 use super::tce;
 use super::windows::TceWindow;
 use crate::dialect::call::UserMemory;
-use crate::dialect::{Pid, World};
+use crate::dialect::{Pid, System};
 use crate::engine::Run;
 use crate::profile::Platform;
 
@@ -31,10 +31,10 @@ pub(super) struct Plan {
 
 impl Batch {
     /// tce_iommu_build_v2: every entry must lie wholly in one registered block, on pages that are large enough.
-    pub(super) fn show(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+    pub(super) fn show(&self, system: &mut System, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
         let page = self.window.page;
-        let platform = tce(world)?.platform;
-        let registry = &world.process(by).registry;
+        let platform = tce(system)?.platform;
+        let registry = &system.process(by).registry;
         Ok(self.plan(platform, Errno::EINVAL, |offset| {
             let address = memory.address.checked_add(offset)?;
             let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
@@ -44,14 +44,14 @@ impl Batch {
     }
 
     /// tce_iommu_build: pinned page by page, for writing always, uncharged.
-    pub(super) fn pin(&self, world: &mut World, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
+    pub(super) fn pin(&self, system: &mut System, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
         let page = self.window.page;
-        let platform = tce(world)?.platform;
+        let platform = tce(system)?.platform;
         let plan = self.plan(platform, Errno::EFAULT, |offset| {
             let rest = memory.rest(offset).filter(|rest| !rest.is_device_memory())?;
             Some((rest.slice(0, page.round_down(rest.len().get()))?, 0))
         });
-        world.account(by).note_pins(plan.runs.iter().map(Run::bytes).sum());
+        system.account(by).note_pins(plan.runs.iter().map(Run::bytes).sum());
         Ok(plan)
     }
 

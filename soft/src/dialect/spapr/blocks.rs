@@ -8,7 +8,7 @@ use dmaspace_core::door::Errno;
 use dmaspace_core::{HostMemory, PageSize};
 
 use crate::dialect::call::{Call, UserMemory};
-use crate::dialect::{Pid, Process, World, require};
+use crate::dialect::{Pid, Process, System, require};
 
 /// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB
 /// with 4 KiB pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
@@ -23,9 +23,9 @@ pub(super) enum Pinned {
 }
 
 /// mm_iommu_do_alloc: charged, then pinned for writing, and only then looked at whether it overlaps another block.
-pub(super) fn new_block(world: &mut World, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
-    let (page, has_huge_pages) = (world.page(), world.has_huge_pages);
-    let Process { account, registry } = world.process(by);
+pub(super) fn new_block(system: &mut System, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
+    let (page, has_huge_pages) = (system.page(), system.has_huge_pages);
+    let Process { account, registry } = system.process(by);
     account.lock(size)?;
     let pinned = pin_block(memory, size, page).and_then(|pinned| match pinned {
         Ok(memory) if registry.overlaps(memory.address(), size) => Err(Errno::EINVAL),
@@ -68,11 +68,11 @@ fn largest_page(memory: &HostMemory, page: PageSize) -> PageSize {
 }
 
 /// The argument of REGISTER_MEMORY and UNREGISTER_MEMORY.
-pub(super) fn read_block(world: &World, call: &Call<'_, '_>) -> Result<(UserMemory, u64), Errno> {
+pub(super) fn read_block(system: &System, call: &Call<'_, '_>) -> Result<(UserMemory, u64), Errno> {
     let block: RegisterMemory = call.read()?;
     require(block.argsz >= RegisterMemory::SIZE && block.flags == 0, Errno::EINVAL)?;
     let memory = call.memory(offset_of!(RegisterMemory, vaddr), block.vaddr);
-    require(world.page().divides(memory.address | block.size), Errno::EINVAL)?;
+    require(system.page().divides(memory.address | block.size), Errno::EINVAL)?;
     require(memory.address.checked_add(block.size).is_some(), Errno::EINVAL)?;
     Ok((memory, block.size))
 }

@@ -6,7 +6,7 @@ use dmaspace_core::door::Errno;
 
 use crate::dialect::call::Call;
 use crate::dialect::spapr::{Spapr, tce};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 
 /// What is wrong with a PE.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,12 +39,12 @@ impl Pe {
 
 impl Spapr {
     /// VFIO_EEH_PE_OP: to each group, newest first, until one has something to say.
-    pub(super) fn pe_op(&self, world: &mut World, call: &Call<'_, '_>) -> Result<i32, Errno> {
-        require(tce(world)?.eeh, Errno::ENODEV)?;
+    pub(super) fn pe_op(&self, system: &mut System, call: &Call<'_, '_>) -> Result<i32, Errno> {
+        require(tce(system)?.eeh, Errno::ENODEV)?;
         let op: EehPeOp = call.read()?;
         require(op.argsz >= EehPeOp::SIZE && op.flags == 0, Errno::EINVAL)?;
         for group in &self.groups {
-            let answer = operate(world.pe(*group), op.op)?;
+            let answer = operate(system.pe(*group), op.op)?;
             if answer != 0 {
                 return Ok(answer);
             }

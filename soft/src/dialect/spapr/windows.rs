@@ -9,7 +9,7 @@ use dmaspace_core::{Iova, IovaRange, PageSize};
 
 use super::{Spapr, tce};
 use crate::dialect::call::Call;
-use crate::dialect::{Pid, World, require};
+use crate::dialect::{Pid, System, require};
 use crate::profile::{Platform, TceIommu};
 
 /// A window that is there.
@@ -59,20 +59,20 @@ struct Wanted {
 
 impl Spapr {
     /// VFIO_IOMMU_SPAPR_TCE_CREATE.
-    pub(super) fn create(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(super) fn create(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         self.owner = Some(call.by);
         require(!self.groups.is_empty(), Errno::ENXIO)?;
         let mut create: TceCreate = call.read()?;
         require(create.argsz >= TceCreate::SIZE && create.flags == 0, Errno::EINVAL)?;
-        self.create_pending(world, call.by)?;
+        self.create_pending(system, call.by)?;
         let wanted = Wanted { page_shift: create.page_shift, size: create.window_size, levels: create.levels };
-        create.start_addr = self.create_window(world, call.by, wanted)?.get();
+        create.start_addr = self.create_window(system, call.by, wanted)?.get();
         call.write(&create);
         Ok(0)
     }
 
     /// VFIO_IOMMU_SPAPR_TCE_REMOVE: the window that holds the address, entries and all.
-    pub(super) fn remove(&mut self, world: &mut World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(super) fn remove(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         self.owner = Some(call.by);
         require(!self.groups.is_empty(), Errno::ENXIO)?;
         let remove: TceRemove = call.read()?;
@@ -81,15 +81,15 @@ impl Spapr {
             self.pending = false;
             return Ok(0);
         }
-        self.remove_window(world, Iova::new(remove.start_addr))
+        self.remove_window(system, Iova::new(remove.start_addr))
     }
 
     /// tce_iommu_create_default_window, which every map, unmap and creation goes through first.
-    pub(super) fn create_pending(&mut self, world: &mut World, by: Pid) -> Result<(), Errno> {
+    pub(super) fn create_pending(&mut self, system: &mut System, by: Pid) -> Result<(), Errno> {
         if self.pending {
             require(!self.groups.is_empty(), Errno::ENODEV)?;
-            let size = tce(world)?.default_window;
-            self.create_window(world, by, Wanted { page_shift: PageSize::K4.shift(), size, levels: 1 })?;
+            let size = tce(system)?.default_window;
+            self.create_window(system, by, Wanted { page_shift: PageSize::K4.shift(), size, levels: 1 })?;
             self.pending = false;
         }
         Ok(())
@@ -97,21 +97,21 @@ impl Spapr {
 
     /// tce_iommu_create_window: the first free slot, wherever the platform puts that. The table is charged before it is
     /// made, and when it cannot be made the charge stays.
-    fn create_window(&mut self, world: &mut World, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
-        let tce = tce(world)?;
+    fn create_window(&mut self, system: &mut System, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
+        let tce = tce(system)?;
         let slot = self.windows.iter().position(Option::is_none).ok_or(Errno::ENOSPC)?;
         let page = known_page(&tce, wanted.page_shift).ok_or(Errno::EINVAL)?;
-        let charge = world.page().round_down(table_bytes(&tce, world.page(), page, wanted)?);
-        world.account(by).lock(charge)?;
-        let made = world.cut.take().map_or(Ok(()), Err).and_then(|()| self.make(world, &tce, slot, page, wanted));
-        let start = made.inspect_err(|_| world.account(by).leak(charge))?;
+        let charge = system.page().round_down(table_bytes(&tce, system.page(), page, wanted)?);
+        system.account(by).lock(charge)?;
+        let made = system.cut.take().map_or(Ok(()), Err).and_then(|()| self.make(system, &tce, slot, page, wanted));
+        let start = made.inspect_err(|_| system.account(by).leak(charge))?;
         if self.groups.len() > 1 && tce.platform == Platform::PSeries {
             // The other group does not accept the first one's table (linux: spapr_tce_set_window).
-            self.unmake(world, slot);
-            world.account(by).unlock(charge);
+            self.unmake(system, slot);
+            system.account(by).unlock(charge);
             return Err(Errno::EPERM);
         }
-        world.account(by).note_table(charge);
+        system.account(by).note_table(charge);
         let range = IovaRange::with_len(start, wanted.size).map_err(|_| Errno::EINVAL)?;
         if let Some(window) = self.windows.get_mut(slot) {
             *window = Some(TceWindow { range, page, charged: charge });
@@ -122,36 +122,36 @@ impl Spapr {
     /// The platform's part.
     fn make(
         &self,
-        world: &mut World,
+        system: &mut System,
         tce: &TceIommu,
         slot: usize,
         page: PageSize,
         wanted: Wanted,
     ) -> Result<Iova, Errno> {
         match tce.platform {
-            Platform::PowerNv => make_table(tce, world.page(), slot, page, wanted),
+            Platform::PowerNv => make_table(tce, system.page(), slot, page, wanted),
             Platform::PSeries => {
                 let group = self.groups.first().copied().ok_or(Errno::ENODEV)?;
-                world.firmware(group).make(tce, slot, page, wanted)
+                system.firmware(group).make(tce, slot, page, wanted)
             }
         }
     }
 
     /// The platform's part of removing one.
-    fn unmake(&self, world: &mut World, slot: usize) {
+    fn unmake(&self, system: &mut System, slot: usize) {
         for group in &self.groups {
-            world.firmware(*group).unmake(slot);
+            system.firmware(*group).unmake(slot);
         }
     }
 
     /// tce_iommu_remove_window.
-    fn remove_window(&mut self, world: &mut World, at: Iova) -> Result<i32, Errno> {
+    fn remove_window(&mut self, system: &mut System, at: Iova) -> Result<i32, Errno> {
         let window = self.window_at(at).ok_or(Errno::EINVAL)?;
-        self.clear(world, window.range);
+        self.clear(system, window.range);
         let holds = |slot: &Option<TceWindow>| slot.is_some_and(|slot| slot.range == window.range);
         let slot = self.windows.iter().position(holds).ok_or(Errno::EINVAL)?;
-        self.unmake(world, slot);
-        self.uncharge(world, window.charged);
+        self.unmake(system, slot);
+        self.uncharge(system, window.charged);
         if let Some(slot) = self.windows.get_mut(slot) {
             *slot = None;
         }

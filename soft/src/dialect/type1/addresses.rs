@@ -5,7 +5,7 @@ use dmaspace_core::IovaRange;
 use dmaspace_core::door::Errno;
 
 use crate::dialect::type1::{Type1, charged_for};
-use crate::dialect::{Pid, World, require};
+use crate::dialect::{Pid, System, require};
 
 impl Type1 {
     /// How many mappings have no address.
@@ -23,21 +23,21 @@ impl Type1 {
     }
 
     /// vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR: `range` must be a mapping's, and that without an address.
-    pub(super) fn give_address(&mut self, world: &mut World, by: Pid, range: IovaRange) -> Result<i32, Errno> {
+    pub(super) fn give_address(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<i32, Errno> {
         let first = self.table.overlapping(range).map(|run| run.range).next().ok_or(Errno::ENOENT)?;
         require(first == range && self.without_address.contains(&range.first()), Errno::EINVAL)?;
-        self.change_owner(world, by, range)?;
+        self.change_owner(system, by, range)?;
         self.without_address.remove(&range.first());
         Ok(0)
     }
 
     /// vfio_change_dma_owner: another process is charged before the old one gets anything back, which may be gone.
-    fn change_owner(&mut self, world: &mut World, by: Pid, range: IovaRange) -> Result<(), Errno> {
+    fn change_owner(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<(), Errno> {
         let run = self.table.at(range.first()).filter(|run| run.source != by.0).cloned();
         let Some(mut run) = run else { return Ok(()) };
         let charged = charged_for(&run);
-        world.account(by).lock(charged)?;
-        world.give_back(Pid(run.source), |account| account.unlock(charged));
+        system.account(by).lock(charged)?;
+        system.give_back(Pid(run.source), |account| account.unlock(charged));
         run.source = by.0;
         self.table.remove(range.first());
         self.table.insert(run);

@@ -10,13 +10,13 @@ use dmaspace_core::{Iova, IovaRange};
 
 use crate::dialect::call::Call;
 use crate::dialect::type1::{DIRTY_BITMAP_SIZE_MAX, Type1, cuts_a_run, granule};
-use crate::dialect::{World, require};
+use crate::dialect::{System, require};
 
 const KNOWN: u32 = type1::DIRTY_START | type1::DIRTY_STOP | type1::DIRTY_GET_BITMAP;
 
 impl Type1 {
     /// vfio_iommu_type1_dirty_pages.
-    pub(super) fn dirty_pages(&mut self, world: &World, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
+    pub(super) fn dirty_pages(&mut self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.version == IommuType::TYPE1_V2, Errno::EACCES)?;
         let request: DirtyBitmap = call.read_prefix(type1::DIRTY_BITMAP_HEAD as usize)?;
         require(request.argsz >= type1::DIRTY_BITMAP_HEAD && request.flags & !KNOWN == 0, Errno::EINVAL)?;
@@ -26,29 +26,29 @@ impl Type1 {
                 self.is_logging = false;
                 self.logs.clear();
             }
-            type1::DIRTY_GET_BITMAP => self.get_bitmap(world, call, &request)?,
+            type1::DIRTY_GET_BITMAP => self.get_bitmap(system, call, &request)?,
             _ => return Err(Errno::EINVAL),
         }
         Ok(0)
     }
 
     /// vfio_iova_dirty_bitmap, and the checks before it.
-    fn get_bitmap(&mut self, world: &World, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
+    fn get_bitmap(&mut self, system: &System, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
         require(request.argsz >= DirtyBitmap::SIZE, Errno::EINVAL)?;
-        let page = granule(world);
+        let page = granule(system);
         require(request.size > 0, Errno::EINVAL)?;
-        let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| world.facts.wrap())?;
+        let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| system.facts.wrap())?;
         // Before 7.2 a range that ends at 2^64 wraps to zero, and is refused with those that wrap further.
-        require(range.end().is_some() || world.facts.is_modern(), Errno::EINVAL)?;
+        require(range.end().is_some() || system.facts.is_modern(), Errno::EINVAL)?;
         require(range.is_aligned_to(page), Errno::EINVAL)?;
-        self.check_bitmap(world, request.size, &request.bitmap)?;
+        self.check_bitmap(system, request.size, &request.bitmap)?;
         require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
-        self.fill(world, call, offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data), range)
+        self.fill(system, call, offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data), range)
     }
 
     /// verify_bitmap_size, and that anything is logged at all.
-    pub(super) fn check_bitmap(&self, world: &World, size: u64, bitmap: &Bitmap) -> Result<(), Errno> {
-        let page = granule(world);
+    pub(super) fn check_bitmap(&self, system: &System, size: u64, bitmap: &Bitmap) -> Result<(), Errno> {
+        let page = granule(system);
         let needed = (size >> page.shift()).div_ceil(64) * 8;
         let holds = needed > 0 && bitmap.size >= needed && bitmap.size <= DIRTY_BITMAP_SIZE_MAX;
         require(holds && bitmap.pgsize == page.bytes() && self.is_logging, Errno::EINVAL)
@@ -57,12 +57,12 @@ impl Type1 {
     /// Tells the pages of `range` that are mapped.
     pub(super) fn fill(
         &mut self,
-        world: &World,
+        system: &System,
         call: &mut Call<'_, '_>,
         data: usize,
         range: IovaRange,
     ) -> Result<(), Errno> {
-        let page = granule(world);
+        let page = granule(system);
         let bitmap = call.buffer(data).ok_or(Errno::EFAULT)?;
         for run in self.table.overlapping(range) {
             let (first, pages) = (range.offset_of(run.range.first()) >> page.shift(), run.bytes() >> page.shift());
