@@ -1,31 +1,31 @@
-//! How often what was called.
+//! Counts of kernel calls.
 
 use std::collections::BTreeMap;
 
-/// Counts of kernel calls by name: the request's for an ioctl, else "open", "close", "pread", "pwrite", "mmap",
-/// "adopt".
+/// Counts of kernel calls by name: the name of the request for an ioctl, else "open", "close", "pread", "pwrite",
+/// "mmap", "adopt".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
     counts: BTreeMap<&'static str, Count>,
 }
 
-/// How often one call was made.
+/// The count of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// In all.
+    /// The number of calls, failed ones included.
     pub made: u64,
-    /// How many of them failed. A positive result where zero was meant is no failure here.
+    /// The number of failed calls. A positive result is not counted as a failure.
     pub failed: u64,
 }
 
 impl Calls {
-    /// How often a call was made, failed ones included.
+    /// The number of calls of this name, failed ones included.
     pub fn of(&self, name: &str) -> u64 {
         self.counts.get(name).map_or(0, |count| count.made)
     }
 
-    /// How often calls were made, closing excepted, which cannot be made to fail: what a sweep over all faults counts
-    /// to.
+    /// The number of calls of every name but "close", which cannot be made to fail: a sweep over all faults injects one
+    /// at each.
     pub fn total(&self) -> u64 {
         self.iter().filter(|(name, _)| *name != "close").map(|(_, count)| count.made).sum()
     }

@@ -1,8 +1,8 @@
-//! What kernels answer, as a table: one row a rule, each a few requests with their expected answers.
+//! The kernels' answers as a table: one row per rule, each with a few requests and their expected answers.
 //!
-//! The table knows no soft host. A [`Site`] is any door with a fresh context behind it and a little memory, so the same
-//! rows are played on the soft host and on real kernels, and a difference is a mistake in one of the two. Rows clean up
-//! after themselves, except for those that say they [`leave`](Row::leaves) something no call can take away.
+//! The table does not depend on the soft host. A [`Site`] is any door with a fresh context and a little memory, so the
+//! same rows are checked on the soft host and on real kernels, and a difference is a bug in one of the two. Rows clean
+//! up after themselves, except for those that [leave](Row::leaves) something that no call removes.
 
 pub mod raw;
 mod rows;
@@ -17,23 +17,22 @@ use crate::profile::{KernelVersion, Platform};
 use raw::Context;
 pub use rows::ROWS;
 
-/// A rule and how it shows.
+/// A rule, and the requests that show it.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// The rule, in a few words.
     pub name: &'static str,
-    /// The context it is about.
+    /// The context of the requests.
     pub dialect: Dialect,
-    /// Where it holds.
+    /// The hosts on which the rule holds.
     pub only: Only,
     /// The requests.
     pub steps: &'static [Step],
-    /// What it leaves behind that no call takes away.
+    /// The things it leaves behind that no call removes.
     pub leaves: Leaves,
 }
 
-/// The kinds of context rows are about. Each is fresh: a group is in it (or a device attached), and nothing was asked
-/// of it.
+/// The kinds of context. Each is fresh: a group has joined it (or a device is attached), and no request was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// A type1 v2 container.
@@ -52,18 +51,18 @@ pub enum Dialect {
     CompatV1,
 }
 
-/// Where a row holds.
+/// The hosts on which a row holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Only {
-    /// On every host that has the dialect.
+    /// Every host that has the dialect.
     Anywhere,
-    /// On hosts of this platform.
+    /// Hosts of this platform.
     On(Platform),
-    /// Where a device can be made to write.
+    /// Hosts with a device that can be made to write.
     WithDevice,
 }
 
-/// What a row leaves behind.
+/// The things a row leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Leaves {
     /// Nothing.
@@ -73,16 +72,16 @@ pub enum Leaves {
     LockedMemory,
     /// A warning in the kernel's log.
     Warning,
-    /// The same, on kernels since 7.2; nothing on earlier ones.
+    /// A warning in the kernel's log since Linux 7.2; nothing before.
     WarningSince72,
 }
 
 /// A request and its answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// What is done.
+    /// The request.
     pub act: Act,
-    /// What must come of it.
+    /// The expected answer.
     pub answer: Answer,
 }
 
@@ -91,35 +90,35 @@ pub struct Step {
 pub enum Act {
     /// Map memory at a place.
     Map(Place, Memory, Access),
-    /// Map what the memory's file holds.
+    /// Map the memory by its file.
     MapFile(Place, Memory, Access),
-    /// Unmap so many pages and bytes.
+    /// Unmap a range.
     Unmap(Place, Length),
     /// Unmap everything; on sPAPR, remove the window at 0.
     UnmapAll,
-    /// Map at the second place, in the same address space, so much of what the first shows.
+    /// Map, at the second place of the same address space, a range of the memory that the first place has mapped.
     Copy(Place, Place, Length, Access),
-    /// Have this process charged for all that is mapped, with a request of so many bytes.
+    /// Charge this process for everything that is mapped, with a request of this size.
     ChangeProcess(u32),
-    /// Ask what the IOMMU in front of a device can do: the address space, which is none.
+    /// Query the IOMMU in front of a device, with the id of the address space, which is no device.
     HwInfo,
-    /// Make a page table that logs for a device: the address space, which is none.
+    /// Allocate a page table that logs, with the id of the address space, which is no device.
     MakePageTable,
-    /// Have a page table log: the address space's, which is none.
+    /// Start logging, with the id of the address space, which is no page table.
     SetLogging,
-    /// Ask, with these flags, what was written through a page table: the address space, which is none.
+    /// Read a log with these flags, and with the id of the address space, which is no page table.
     GetWritten(u32),
-    /// Begin or end logging in a type1 container, or what else such flags mean.
+    /// Start or stop logging in a type1 container, or make its request with other flags.
     Log(u32),
-    /// Ask a type1 container what was written in so many pages. What is written back is how many bits are set.
+    /// Read the log of a type1 container. The number written back is that of the bits set.
     Written(Place, Length),
-    /// Unmap so many pages of a type1 container, and ask what was written there.
+    /// Unmap a range of a type1 container, and read its log.
     UnmapWritten(Place, Length),
-    /// Let go of the addresses of a container's mappings.
+    /// Invalidate the addresses of a container's mappings.
     LetGo(Place, Length),
-    /// Let go of all of them.
+    /// Invalidate the addresses of all mappings.
     LetGoOfAll,
-    /// Give the address of memory to a container's mapping, with rights that belong to none.
+    /// Update the address of a container's mapping, with access, which no update may have.
     Give(Place, Memory, Access),
     /// Register memory.
     Register(Memory),
@@ -127,24 +126,24 @@ pub enum Act {
     Unregister(Memory),
     /// Create a window: page shift, bytes, levels.
     Create(u32, u64, u32),
-    /// Remove the window that holds an address.
+    /// Remove the window that contains an address.
     Remove(u64),
     /// Allow maps in a v1 container.
     Enable,
-    /// The opposite.
+    /// Disallow maps in a v1 container.
     Disable,
-    /// Let the device write at a place.
+    /// Make the device write at a place.
     Store(Place),
 }
 
 /// A bus address.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// This page, counted from 1 MiB.
+    /// The first byte of this page, counted from 1 MiB.
     Page(u64),
-    /// So many bytes into this page.
+    /// A byte inside this page, by its offset.
     Inside(u64, u64),
-    /// So many pages below 2^64.
+    /// The first byte of a page below 2^64, counted from there.
     BelowTop(u64),
     /// This address.
     Address(u64),
@@ -153,32 +152,32 @@ pub enum Place {
 /// A number of bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
-    /// So many pages.
+    /// A number of pages.
     Pages(u64),
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
 }
 
-/// Memory of the site's.
+/// Memory of the site.
 #[derive(Clone, Copy, Debug)]
 pub enum Memory {
     /// The first or second page.
     Page(u64),
-    /// Both.
+    /// The first and the second page.
     Both,
-    /// The first page, of which no byte is asked for.
+    /// The first page, with a length of zero.
     Empty,
-    /// So many bytes of the first page, from so many on.
+    /// A part of the first page: length and offset.
     Part(u64, u64),
-    /// A page nobody has.
+    /// A page that does not exist.
     Absent,
-    /// Two pages, of which nobody has the second.
+    /// Two pages, of which the second does not exist.
     Holed,
     /// A page this process may only read.
     ReadOnly,
 }
 
-/// What an act must come to.
+/// The expected outcome of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer {
     /// The result 0.
@@ -187,7 +186,7 @@ pub enum Answer {
     Pages(u64),
     /// The result 0, and this many bits set.
     Bits(u64),
-    /// The result 0, and a size field as it was.
+    /// The result 0, and an untouched size field.
     SizeUntouched,
     /// The result 0, and a window that begins there.
     WindowAt(u64),
@@ -195,65 +194,65 @@ pub enum Answer {
     Result(i32),
     /// This errno.
     Fails(Errno),
-    /// What the device wrote is in this page of the site's memory, and nowhere else.
+    /// The bytes that the device wrote are in this page of the site's memory, and nowhere else.
     Arrives(u64),
-    /// What the device wrote is nowhere.
+    /// The bytes that the device wrote are nowhere.
     Vanishes,
-    /// Kernels before 7.2 say the first, later ones the second.
+    /// The first answer before Linux 7.2, the second since.
     Since72(&'static Answer, &'static Answer),
-    /// Bare metal says the first, partitions the second.
+    /// The first answer on bare metal, the second in partitions.
     Platforms(&'static Answer, &'static Answer),
 }
 
-/// Where rows are played.
+/// A place to check rows on.
 pub struct Site<'a> {
     /// The door.
     pub door: &'a dyn Door,
     /// A fresh context.
     pub context: Context,
-    /// Whose answers to expect.
+    /// The kernel whose answers are expected.
     pub kernel: KernelVersion,
     /// The platform, on POWER.
     pub platform: Option<Platform>,
-    /// Two pages of the host, there and writable.
+    /// Two pages of the host that exist and are writable.
     pub memory: HostMemory,
-    /// Memory that is not what it should be.
+    /// Memory with faults.
     pub flawed: Flawed,
-    /// Makes the device write a few bytes, not all of them zero, at a bus address. Whether they arrive is seen in the
-    /// memory.
+    /// Makes the device write a few bytes, not all of them zero, at a bus address. The memory shows whether they
+    /// arrive.
     pub store: Option<&'a dyn Fn(Iova)>,
 }
 
-/// Memory that is not what it should be. Without a span, the address in the request is zero.
+/// Memory with faults. Where it is `None`, the address in the request is zero.
 #[derive(Clone, Debug)]
 pub struct Flawed {
-    /// A page that is not there.
+    /// A page that does not exist.
     pub absent: Option<HostMemory>,
-    /// Two pages, of which the second is not there; or the first alone, for a door that lets a request reach further
-    /// than its memory.
+    /// Two pages, of which the second does not exist; or the first alone, for a door that accepts requests that reach
+    /// beyond their memory.
     pub holed: HostMemory,
     /// A page that this process may only read.
     pub read_only: HostMemory,
 }
 
-/// A row that did not play out as it should.
+/// A row whose answers are not as expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{row}, step {step} ({act}): expected {expected}, found {found}")]
 pub struct Mismatch {
-    /// Which row.
+    /// The name of the row.
     pub row: &'static str,
-    /// Which of its steps, from 1.
+    /// The number of the step, from 1.
     pub step: usize,
-    /// What was done.
+    /// The request.
     pub act: String,
-    /// What should have come of it.
+    /// The expected outcome.
     pub expected: String,
-    /// What did.
+    /// The outcome.
     pub found: String,
 }
 
 impl Row {
-    /// Whether the row can be played there.
+    /// Returns whether the row can be checked on the site.
     pub fn applies_to(&self, site: &Site<'_>) -> bool {
         let dialect = matches!(
             (self.dialect, site.context),
@@ -270,10 +269,10 @@ impl Row {
             }
     }
 
-    /// Plays the row.
+    /// Makes the row's requests and compares the answers.
     ///
     /// # Errors
-    /// The first step that came to something else.
+    /// The first step with another outcome.
     pub fn play(&self, site: &Site<'_>) -> Result<(), Mismatch> {
         for (n, step) in self.steps.iter().enumerate() {
             let expected = site.resolve(step.answer);
@@ -292,7 +291,7 @@ impl Row {
     }
 }
 
-/// What an act came to.
+/// The outcome of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Found {
     result: Result<i32, Errno>,
@@ -310,7 +309,7 @@ impl fmt::Debug for Found {
     }
 }
 
-/// An answer on a certain site.
+/// An expected answer on a given site.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     Result(i32),
@@ -382,7 +381,7 @@ impl Site<'_> {
             Act::SetLogging => self
                 .on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, iommufd::DIRTY_TRACKING_ENABLE)),
             Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
-                // A door wants all of the page that the bitmap ends in.
+                // The door requires the whole page that the bitmap ends in.
                 let room = usize::try_from(2 * self.page()).map_err(|_| Errno::EINVAL)?;
                 let (range, page, mut bitmap) = ((0, self.page()), self.page(), vec![0; room]);
                 raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap)
@@ -438,7 +437,7 @@ impl Site<'_> {
         }
     }
 
-    /// A question about written pages.
+    /// A request about dirty pages.
     fn on_type1(&self, request: impl FnOnce(Handle) -> Result<(i32, u64), Errno>) -> Found {
         match self.context {
             Context::Type1(container) => sized(request(container)),
@@ -453,7 +452,7 @@ impl Site<'_> {
         }
     }
 
-    /// Lets the device write, and looks which page it reached.
+    /// Makes the device write, and finds the page that changed.
     fn store(&self, at: Iova) -> Found {
         let Some(store) = self.store else { return NOT_MEANT };
         let zeroes = [0; 64];
@@ -487,12 +486,12 @@ impl Site<'_> {
         }
     }
 
-    /// The size after an unmap, or that it was left alone: on sPAPR only, where it never is anything else.
+    /// The size after an unmap, or the mark of an untouched one, which is possible on sPAPR only.
     fn as_written(&self, asked: u64, after: u64) -> u64 {
         if matches!(self.context, Context::Spapr(_)) && asked == after { UNTOUCHED } else { after }
     }
 
-    /// The memory, and how many bytes of it are asked for.
+    /// The memory, and the length of the request.
     fn memory(&self, memory: Memory) -> (Option<HostMemory>, u64) {
         let page = self.page();
         match memory {
@@ -507,10 +506,10 @@ impl Site<'_> {
     }
 }
 
-/// Stands for a size field that was left alone.
+/// The mark of a size field that the kernel did not touch.
 const UNTOUCHED: u64 = u64::MAX;
 
-/// The row and the site do not go together.
+/// The outcome of a row on a site of another dialect.
 const NOT_MEANT: Found = Found { result: Err(Errno::EOPNOTSUPP), written: None };
 
 fn plain(result: Result<i32, Errno>) -> Found {

@@ -11,8 +11,7 @@ use crate::engine::Run;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 
-/// A device of a soft host's. Whether anybody opened it makes no difference: what counts is where its group is
-/// attached.
+/// A device of a soft host. It does DMA wherever its group is attached, whether or not a process has it open.
 #[derive(Clone)]
 pub struct SoftDevice {
     machine: Arc<Machine>,
@@ -26,11 +25,11 @@ pub struct SoftDevice {
 pub struct DmaFault {
     /// The first bus address that could not be used.
     pub at: Iova,
-    /// Why.
+    /// The reason.
     pub why: DmaError,
 }
 
-/// Why a bus address could not be used.
+/// The reason why a bus address could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DmaError {
     /// The device's group is attached to nothing.
@@ -39,10 +38,10 @@ pub enum DmaError {
     /// The device's PE is frozen, or held in reset.
     #[error("the device's PE is frozen")]
     Frozen,
-    /// Nothing is mapped there.
+    /// Nothing is mapped at the address.
     #[error("nothing is mapped there")]
     NotMapped,
-    /// Only this is allowed there.
+    /// The mapping does not allow the access, but this one.
     #[error("the mapping is {0}")]
     NotAllowed(Access),
     /// The memory could not be copied.
@@ -55,13 +54,13 @@ impl SoftDevice {
         Self { machine, index, address }
     }
 
-    /// Its PCI address.
+    /// The device's PCI address.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Has the platform freeze the device's PE, as after an error on the bus (EEH). Nothing happens on a host that does
-    /// not do that.
+    /// Freezes the device's PE, as the platform does after an error on the bus (EEH). Does nothing on a host without
+    /// EEH.
     pub fn freeze(&self) {
         self.machine.with(|state| state.kernel.freeze(self.index));
     }
@@ -106,7 +105,7 @@ impl SoftDevice {
     }
 }
 
-/// What the device finds `done` bytes behind `at`: the run, how far into it, and the address.
+/// The run that the device reaches `done` bytes behind `at`, the offset in the run, and the address.
 fn reach(
     kernel: &Kernel,
     device: DeviceIndex,
@@ -128,7 +127,7 @@ fn reach(
     Ok((run, run.range.offset_of(here), here))
 }
 
-/// How many of `len` bytes the run still has behind `offset`.
+/// The number of bytes, at most `len`, that the run has behind `offset`.
 fn shorter(run: &Run, offset: u64, len: usize) -> usize {
     usize::try_from(run.bytes() - offset).unwrap_or(usize::MAX).min(len)
 }

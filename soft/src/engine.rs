@@ -1,9 +1,8 @@
-//! What an IOMMU and the kernel behind it remember, whichever dialect it is told in: translations, registrations,
-//! charges.
+//! The state of an IOMMU and of the kernel behind it, for every dialect: translations, registrations, charges.
 //!
-//! Nothing here knows a request or a struct, and nothing here decides: the dialects check, in their kernel's order, and
-//! then tell the engine what is so now. Everything is kept in runs, so that a table of 2^28 entries that continue each
-//! other costs as much as one.
+//! No module here knows a request or a struct, and none decides: the dialects check, in their kernel's order, and then
+//! change the engine's state. Everything is kept in runs, so that a table of 2^28 adjacent entries costs as much as
+//! one.
 
 pub(crate) mod account;
 pub(crate) mod coverage;

@@ -1,4 +1,4 @@
-//! A checked profile, in types: what the dialects ask about the host.
+//! A checked profile in types: the properties of the host that the dialects ask for.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 
 use crate::profile::{BadProfile, Group, KernelVersion, Profile, Reserved, TceIommu};
 
-/// What the host is.
+/// The properties of the host.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// The host's page.
     pub(crate) page: PageSize,
-    /// Whose answers it gives.
+    /// The kernel whose answers the host gives.
     pub(crate) kernel: KernelVersion,
-    /// Its IOMMU, if its windows are fixed.
+    /// The IOMMU, on hosts with fixed windows.
     pub(crate) fixed: Option<Fixed>,
-    /// Its IOMMU, if its windows are created.
+    /// The IOMMU, on hosts with windows that are created.
     pub(crate) tce: Option<TceIommu>,
-    /// How many mappings a type1 container takes.
+    /// The number of mappings that a type1 container accepts.
     pub(crate) dma_entries: u32,
-    /// What is reserved for the devices of each group, the IOMMU's own reservations included.
+    /// The ranges reserved for the devices of each group, including the IOMMU's own.
     reserved: BTreeMap<u32, Vec<IovaRange>>,
-    /// What is in front of each group.
+    /// The IOMMU in front of each group.
     iommus: BTreeMap<u32, Iommu>,
 }
 
@@ -30,18 +30,18 @@ pub(crate) struct Facts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Iommu {
     number: u32,
-    /// Whether it logs what devices write.
+    /// `true` if the IOMMU logs the writes of devices.
     pub(crate) logs_writes: bool,
 }
 
 /// An IOMMU with fixed windows.
 #[derive(Clone, Debug)]
 pub(crate) struct Fixed {
-    /// What it translates at all.
+    /// The addresses that the IOMMU translates.
     pub(crate) aperture: IovaRange,
-    /// The pages it can use.
+    /// The page sizes of the IOMMU.
     pub(crate) page_sizes: PageSizes,
-    /// Whether devices may read what was mapped for writing only.
+    /// `true` if devices may read memory that was mapped for writing only.
     pub(crate) write_implies_read: bool,
 }
 
@@ -52,7 +52,7 @@ impl Facts {
         let common = fixed.map_or(&[][..], |fixed| &fixed.reserved);
         let reserved = |own: &[Reserved]| common.iter().chain(own).filter_map(Reserved::that_counts).collect();
         Ok(Self {
-            // Both were checked.
+            // The profile was checked: both conversions succeed.
             page: PageSize::from_bytes(profile.host_page).unwrap_or(PageSize::K4),
             kernel: profile.kernel,
             fixed: fixed.and_then(|fixed| {
@@ -69,33 +69,33 @@ impl Facts {
         })
     }
 
-    /// What the devices of `group` cannot use.
+    /// The ranges that the devices of `group` cannot use.
     pub(crate) fn reserved(&self, group: u32) -> &[IovaRange] {
         self.reserved.get(&group).map_or(&[], Vec::as_slice)
     }
 
-    /// What is in front of `group`.
+    /// The IOMMU in front of `group`.
     pub(crate) fn iommu(&self, group: u32) -> Iommu {
         self.iommus.get(&group).copied().unwrap_or_default()
     }
 
-    /// Whether the kernel knows page tables that are made by hand and log: since Linux 6.7. 6.6 had half of the
-    /// requests, of no use for that.
+    /// Returns whether the kernel allocates page tables by request that log: since Linux 6.7. Linux 6.6 has only a part
+    /// of the requests.
     pub(crate) fn has_logging_page_tables(&self) -> bool {
         self.kernel >= KernelVersion { major: 6, minor: 7 }
     }
 
-    /// Whether a type1 container's mappings can be given other addresses: since Linux 5.12.
+    /// Returns whether the addresses of a type1 container's mappings can be updated: since Linux 5.12.
     pub(crate) fn moves_addresses(&self) -> bool {
         self.kernel >= KernelVersion { major: 5, minor: 12 }
     }
 
-    /// What type1 says to a range that wraps around 2^64.
+    /// The errno of type1 for a range that wraps around 2^64.
     pub(crate) fn wrap(&self) -> Errno {
         if self.is_modern() { Errno::EOVERFLOW } else { Errno::EINVAL }
     }
 
-    /// Whether the answers are those of Linux 7.2 rather than 6.12, where the two differ.
+    /// Returns whether to answer as Linux 7.2, and not as 6.12, where the two differ.
     pub(crate) fn is_modern(&self) -> bool {
         self.kernel >= KernelVersion::V7_2
     }

@@ -2,42 +2,43 @@
 
 use dmaspace_core::door::Errno;
 
-/// One call to be spoilt, and how.
+/// A fault to inject into one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlan {
-    /// Which call: 1 is the next one. Opening and every ioctl count, closing does not.
+    /// The number of the call: 1 is the next one. Opening and every ioctl count, closing does not.
     pub at: u64,
-    /// Count calls of this name only.
+    /// The name of the calls to count; `None` counts all.
     pub call: Option<&'static str>,
-    /// How.
+    /// The effect of the fault.
     pub mode: FaultMode,
-    /// What the call answers, where it fails.
+    /// The errno of the call, if the fault makes it fail.
     pub errno: Errno,
 }
 
-/// How a call is spoilt.
+/// The effect of a fault on its call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultMode {
-    /// It fails, and nothing happened: out of memory, interrupted, an old kernel.
+    /// The call fails without an effect: out of memory, interrupted, an old kernel.
     FailBefore,
-    /// It happens, and then fails, as when the answer cannot be copied out. Nothing is written back. A descriptor it
-    /// opened is closed again.
+    /// The call takes effect and then fails, as when the answer cannot be copied out. Nothing is written back. A
+    /// descriptor that it opened is closed again.
     FailAfter,
-    /// Nothing happens, and the result is this positive number.
+    /// The call has no effect, and its result is this positive number.
     Positive(i32),
-    /// It happens, and the size it writes back is one page short. Only unmapping writes a size back: other calls happen
-    /// unspoilt.
+    /// The call takes effect, and the size it writes back is one page short. Only unmaps write a size back: other calls
+    /// are left alone.
     ShortSize,
-    /// Nothing happens, and the result is 0.
+    /// The call has no effect, and its result is 0.
     ZeroWithoutEffect,
-    /// It happens in part, and then fails: of an unmap the first mapping, or half the entries, are gone; a map on type1
-    /// has left half its entries in the hardware, where no later map replaces them, and on sPAPR eaten half the entries
-    /// it was to replace; a window's charge is leaked. Calls that kernels do wholly or not at all fail before.
+    /// The call takes effect in part and then fails. An unmap removes the first mapping, or half the entries. A map on
+    /// type1 leaves half its entries in the hardware, where no later map replaces them; on sPAPR it clears half the
+    /// entries it was to replace. The charge of a window leaks. Calls that kernels make wholly or not at all fail
+    /// without an effect.
     PartialEffect,
 }
 
 impl FaultPlan {
-    /// Spoils the `at`th call from now; where the call fails, with `EIO`.
+    /// Injects a fault into the `at`th call from now; where the call fails, it fails with `EIO`.
     pub const fn nth(at: u64, mode: FaultMode) -> Self {
         Self { at, call: None, mode, errno: Errno::EIO }
     }
@@ -48,14 +49,14 @@ impl FaultPlan {
         Self { call: Some(call), ..self }
     }
 
-    /// Fails with `errno`.
+    /// Makes the call fail with `errno`.
     #[must_use]
     pub const fn with(self, errno: Errno) -> Self {
         Self { errno, ..self }
     }
 }
 
-/// The plans that wait for their calls.
+/// The plans whose calls have not come yet.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     waiting: Vec<Waiting>,
@@ -69,13 +70,13 @@ struct Waiting {
 }
 
 impl Faults {
-    /// Forgets what was planned, and plans this.
+    /// Replaces all plans.
     pub(crate) fn plan(&mut self, plans: &[FaultPlan]) {
         let waiting = plans.iter().map(|plan| Waiting { plan: *plan, seen: 0 });
         *self = Self { waiting: waiting.collect(), fired: 0 };
     }
 
-    /// A call is being made: the plan for it, if there is one.
+    /// Counts a call, and returns the plan for it, if there is one.
     pub(crate) fn next(&mut self, call: &str) -> Option<FaultPlan> {
         let meant = |waiting: &&mut Waiting| waiting.plan.call.is_none_or(|only| only == call);
         for waiting in self.waiting.iter_mut().filter(meant) {
@@ -87,7 +88,7 @@ impl Faults {
         Some(self.waiting.swap_remove(due).plan)
     }
 
-    /// A plan did what it was meant to.
+    /// Notes that the fault of a plan was injected.
     pub(crate) fn note_fired(&mut self) {
         self.fired += 1;
     }

@@ -1,8 +1,8 @@
-//! The host as a door: every call counted, spoilt if a fault is due, and answered by the kernel in software.
+//! The host as a door: every call is counted, fails if a fault is due, and is answered by the kernel in software.
 //!
-//! One lock guards everything, and nothing is called out to while it is held: memory the kernel lets go is dropped
-//! after, because its owner's code runs then. DMA copies bytes under the lock, so that once an unmap has returned no
-//! device sees the memory.
+//! One lock guards everything, and no code of a caller runs while it is held: memory that the kernel released is
+//! dropped after the lock, because code of its owner runs then. DMA copies bytes under the lock, so that no device sees
+//! the memory once an unmap has returned.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -32,17 +32,17 @@ pub struct SoftHost {
 }
 
 impl SoftHost {
-    /// Boots a host, with one process on it.
+    /// Boots a host with one process on it.
     ///
     /// # Errors
-    /// [`BadProfile`]: which field of the profile is wrong, and why.
+    /// [`BadProfile`] names the field of the profile that is wrong, and the reason.
     pub fn new(profile: Profile) -> Result<Arc<Self>, BadProfile> {
         let machine = Machine::boot(profile)?;
         let process = machine.with(|state| state.kernel.spawn());
         Ok(Arc::new(Self { machine: Arc::new(machine), process, runs: ProcessRegistrations::default() }))
     }
 
-    /// What it was made of.
+    /// The profile of the host.
     pub fn profile(&self) -> &Profile {
         self.machine.profile()
     }
@@ -53,32 +53,32 @@ impl SoftHost {
         Some(SoftDevice::new(self.machine.clone(), index, address.to_owned()))
     }
 
-    /// Which calls were made since the host was booted or the counts were reset, by all processes.
+    /// The calls that all processes made since the host was booted or the counts were reset.
     pub fn calls(&self) -> Calls {
         self.machine.with(|state| state.calls.clone())
     }
 
-    /// Counts from zero again.
+    /// Resets the counts to zero.
     pub fn reset_calls(&self) {
         self.machine.with(|state| state.calls = Calls::default());
     }
 
-    /// Spoils calls to come. What was planned before is forgotten.
+    /// Injects faults into calls to come, in place of the faults that were planned before.
     pub fn plan_faults(&self, plans: &[FaultPlan]) {
         self.machine.with(|state| state.faults.plan(plans));
     }
 
-    /// How many of the planned faults have done what they were meant to.
+    /// The number of planned faults that have been injected.
     pub fn faults_fired(&self) -> usize {
         self.machine.with(|state| state.faults.fired())
     }
 
-    /// What is held and what was done.
+    /// The resources that the host's processes hold and have used.
     pub fn ledger(&self) -> Ledger {
         self.machine.with(|state| state.kernel.ledger())
     }
 
-    /// Changes RLIMIT_MEMLOCK for all processes; `None` is CAP_IPC_LOCK. What is charged already stays.
+    /// Changes RLIMIT_MEMLOCK for all processes; `None` is CAP_IPC_LOCK. Existing charges stay.
     pub fn set_memlock(&self, limit: Option<u64>) {
         self.machine.with(|state| {
             state.kernel.system.limit = limit;
@@ -86,20 +86,20 @@ impl SoftHost {
         });
     }
 
-    /// From now on the memory that is registered is made of the host's page, whatever
-    /// [`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by) says of it.
+    /// From now on the kernel finds no huge pages under registered memory, whatever
+    /// [`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by) says.
     pub fn deny_huge_pages(&self) {
         self.machine.with(|state| state.kernel.system.has_huge_pages = false);
     }
 
-    /// fork(2): a process that holds the same descriptors, and has nothing locked or registered. A descriptor is closed
-    /// when both have closed it; dropping a process's host is its end.
+    /// Forks the process (fork(2)): the child holds the same descriptors, and has nothing locked or registered. A
+    /// descriptor is closed when both processes have closed it; dropping a process's host ends the process.
     pub fn fork(&self) -> Arc<Self> {
         let process = self.machine.with(|state| state.kernel.fork(self.process));
         Arc::new(Self { machine: self.machine.clone(), process, runs: ProcessRegistrations::default() })
     }
 
-    /// A call other than an ioctl: there is no way of spoiling it but to fail.
+    /// A call other than an ioctl, to which every fault is a plain failure.
     fn plain<T>(
         &self,
         name: &'static str,
@@ -118,7 +118,7 @@ impl SoftHost {
         })
     }
 
-    /// An ioctl; `finish` makes of the kernel's reply what the caller wants.
+    /// An ioctl; `finish` turns the kernel's reply into the result.
     fn request<T>(
         &self,
         on: Handle,
@@ -147,7 +147,7 @@ impl Door for SoftHost {
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         self.request(on, command, |kernel, _, reply| match reply {
             Reply::Number(number) => Ok(number),
-            // A descriptor nobody asked for.
+            // The caller did not ask for a descriptor.
             Reply::Opened(file) => {
                 kernel.release(file);
                 Err(Errno::EINVAL)
@@ -192,7 +192,7 @@ impl Door for SoftHost {
     fn locked_memory(&self) -> Option<LockedMemory> {
         self.machine.with(|state| {
             let system = &state.kernel.system;
-            // A process that never locked anything has no account yet.
+            // A process that has never locked memory has no account yet.
             let account = system.processes.get(&self.process).map(|process| &process.account);
             let (locked, pinned) = account.map_or((0, 0), |account| (account.locked.now, account.pinned.now));
             Some(LockedMemory { limit: system.limit, locked, pinned })
@@ -208,12 +208,12 @@ impl Door for SoftHost {
     }
 }
 
-/// No descriptor here has bytes of its own: devices have no regions.
+/// Files of this host have no bytes: its devices have no regions.
 fn no_bytes(_: File) -> Result<usize, Errno> {
     Err(Errno::EINVAL)
 }
 
-/// Its name only: what it holds can be a million mappings, and a space's debug output shows its door.
+/// Prints the name only: a host may hold a million mappings, and the debug output of a space includes its door.
 impl fmt::Debug for SoftHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SoftHost").field("profile", &self.machine.profile().name).finish_non_exhaustive()

@@ -1,7 +1,7 @@
-//! The host's kernel: open files, what they are, and the processes that hold them.
+//! The host's kernel: open files, the objects they stand for, and the processes that hold them.
 //!
-//! A file is gone when the last process that holds it has closed it; what it stood for may live on, as with the kernel:
-//! a container while it has groups, a group while a device of its is open, an iommufd while a device is bound to it.
+//! A file is gone when the last process that holds it has closed it; its object may outlive it, as in the kernel: a
+//! container while it has groups, a group while one of its devices is open, an iommufd while a device is bound to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,10 +22,10 @@ use crate::profile::{Backend, BadProfile, Platform, Profile};
 
 /// A container, known by the number of the file that made it.
 pub(crate) type ContainerId = u64;
-/// An open `/dev/iommu`, likewise.
+/// An open `/dev/iommu`, known by the number of the file that made it.
 pub(crate) type ContextId = u64;
 
-/// What a descriptor is.
+/// The object of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum File {
     Container(ContainerId),
@@ -35,14 +35,14 @@ pub(crate) enum File {
     Iommufd(ContextId),
 }
 
-/// An open file and who holds it.
+/// An open file and the processes that hold it.
 #[derive(Debug)]
 struct OpenFile {
     file: File,
     holders: BTreeSet<Pid>,
 }
 
-/// What a request answers.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     Number(i32),
@@ -83,13 +83,13 @@ impl Kernel {
         self.backends.contains(&backend)
     }
 
-    /// A new process, without files.
+    /// Starts a process without files.
     pub(crate) fn spawn(&mut self) -> Pid {
         self.last_process += 1;
         Pid(self.last_process)
     }
 
-    /// A new process with the files of another.
+    /// Starts a process with the files of another.
     pub(crate) fn fork(&mut self, parent: Pid) -> Pid {
         let child = self.spawn();
         for file in self.files.values_mut().filter(|file| file.holders.contains(&parent)) {
@@ -98,12 +98,12 @@ impl Kernel {
         child
     }
 
-    /// The end of a process: its files are closed, and what it had registered goes, leaked or not.
+    /// Ends a process: closes its files and drops its registrations, leaked ones included.
     pub(crate) fn exit(&mut self, pid: Pid) {
         let held: Vec<_> =
             self.files.iter().filter(|(_, file)| file.holders.contains(&pid)).map(|(id, _)| *id).collect();
         for id in held {
-            // It is there.
+            // The descriptor is open, so that closing it cannot fail.
             let _ = self.close(pid, id);
         }
         if let Some(mut process) = self.system.processes.remove(&pid) {
@@ -142,13 +142,13 @@ impl Kernel {
         self.last_file
     }
 
-    /// What a process's descriptor is.
+    /// The object of a process's descriptor.
     pub(crate) fn file(&self, by: Pid, handle: Handle) -> Result<File, Errno> {
         let held = self.files.get(&handle.id()).filter(|file| file.holders.contains(&by));
         held.map(|file| file.file).ok_or(Errno::EBADF)
     }
 
-    /// Makes something else of a descriptor.
+    /// Gives a descriptor another object.
     pub(crate) fn replace_file(&mut self, id: u64, file: File) {
         if let Some(open) = self.files.get_mut(&id) {
             open.file = file;
@@ -185,7 +185,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The last descriptor of a file is gone.
+    /// Releases a file whose last descriptor was closed.
     pub(crate) fn release(&mut self, file: File) {
         match file {
             File::Container(id) => self.close_container(id),
@@ -196,7 +196,7 @@ impl Kernel {
         }
     }
 
-    /// An iommufd goes when neither a descriptor nor a group nor a bound device holds it.
+    /// Removes an iommufd that no descriptor, group or bound device holds any more.
     pub(crate) fn put_context(&mut self, id: ContextId) {
         let holds = |file: &OpenFile| match file.file {
             File::Iommufd(context) => context == id,
@@ -213,12 +213,12 @@ impl Kernel {
         }
     }
 
-    /// The place of a device in the list.
+    /// The index of a device in the list.
     pub(crate) fn device(&self, address: &str) -> Option<DeviceIndex> {
         self.devices.iter().position(|device| device.address == address)
     }
 
-    /// The translation a device goes through, if its group is attached anywhere, and whether writing implies reading
+    /// The translation that a device uses while its group is attached, and whether write access implies read access
     /// there.
     fn translation_of(&self, device: DeviceIndex) -> Option<(&Table, bool)> {
         let number = self.devices.get(device)?.group;
@@ -229,7 +229,7 @@ impl Kernel {
         match through_container {
             Some(driver @ Driver::Type1(_)) => Some((driver.table(), fixed)),
             Some(driver @ Driver::Spapr(_)) => {
-                // powernv adds the right to read to every entry that can be written (linux: pnv_tce_xchg).
+                // powernv adds read access to every writable entry (linux: pnv_tce_xchg).
                 let platform = facts.tce.as_ref()?.platform;
                 Some((driver.table(), platform == Platform::PowerNv))
             }
@@ -237,7 +237,7 @@ impl Kernel {
         }
     }
 
-    /// The run a device finds at `at`, with the rights it has there. `None`: no translation at all.
+    /// The run that a device reaches at `at`, with the device's access. `None` if the device is not attached.
     pub(crate) fn translate(&self, device: DeviceIndex, at: Iova) -> Option<Option<(&Run, Access)>> {
         let (table, write_implies_read) = self.translation_of(device)?;
         Some(table.reached_at(at).map(|run| {
@@ -246,7 +246,7 @@ impl Kernel {
         }))
     }
 
-    /// Freezes the PE a device is in, where PEs are frozen.
+    /// Freezes a device's PE, on hosts with EEH.
     pub(crate) fn freeze(&mut self, device: DeviceIndex) {
         let eeh = self.system.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
         if let Some(device) = self.devices.get(device).filter(|_| eeh) {
@@ -254,19 +254,19 @@ impl Kernel {
         }
     }
 
-    /// Whether a device is kept from memory.
+    /// Returns whether a device's PE keeps it from memory.
     pub(crate) fn is_frozen(&self, device: DeviceIndex) -> bool {
         self.devices.get(device).is_some_and(|device| self.system.is_frozen(device.group))
     }
 
-    /// A device has written in `range`, which lies in one run. Some page tables log that.
+    /// Notes that a device wrote in `range`, which lies in one run. Some page tables log that.
     pub(crate) fn note_write(&mut self, device: DeviceIndex, range: IovaRange) {
         let Some(number) = self.devices.get(device).map(|device| device.group) else { return };
         let Self { system, contexts, .. } = self;
         contexts.values_mut().for_each(|context| context.note_write(system, number, range));
     }
 
-    /// What is held and what was done.
+    /// The resources that are held and were used.
     pub(crate) fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for file in self.files.values() {
@@ -295,7 +295,7 @@ impl Kernel {
     }
 }
 
-/// The registrations a driver knows: whose, and by number.
+/// The registrations that a driver knows: the process and the number.
 fn registered(driver: &Driver) -> Vec<(Pid, u64)> {
     match driver {
         Driver::Type1(_) => Vec::new(),
@@ -317,13 +317,13 @@ fn count_driver(ledger: &mut Ledger, driver: &Driver) {
     }
 }
 
-/// Counts translations that are kept whole.
+/// Counts translations that are kept as whole mappings.
 fn count_table(ledger: &mut Ledger, table: &Table) {
     ledger.mappings += table.len() as u64;
     ledger.mapped = ledger.mapped.saturating_add(table.bytes());
 }
 
-/// What a path below /dev stands for.
+/// The object of a path below /dev.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Node {
     Container,

@@ -1,24 +1,24 @@
-//! What the host holds, and what it was made to do.
+//! Counts of the resources that the host's processes hold, and have used.
 
 use crate::engine::Account;
 
-/// The host's books, over all its processes. Sizes are in bytes.
+/// The host's resources, over all its processes. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Locked memory, `VmLck`: what type1 and sPAPR charge.
+    /// Locked memory, `VmLck`, which type1 and sPAPR charge.
     pub locked: u64,
-    /// The most there ever was.
+    /// The maximum of `locked` so far.
     pub peak_locked: u64,
-    /// Pinned memory, `VmPin`: what iommufd charges.
+    /// Pinned memory, `VmPin`, which iommufd charges.
     pub pinned: u64,
-    /// The most there ever was.
+    /// The maximum of `pinned` so far.
     pub peak_pinned: u64,
-    /// The part of `locked` that no call gives back any more, as real kernels leak it: a table that could not be made,
-    /// memory that was unregistered under live entries. It goes with the process.
+    /// The part of `locked` that no call uncharges any more, because real kernels leak it: a table that could not be
+    /// made, memory that was unregistered under live entries. It ends with the process.
     pub leaked: u64,
-    /// Memory ever pinned, counted again when pinned again. Other devices' memory and copies add nothing.
+    /// All memory that was ever pinned, counted once per pin. Other devices' memory and copies add nothing.
     pub ever_pinned: u64,
-    /// TCE tables ever made.
+    /// The size of all TCE tables that were ever made.
     pub ever_tables: u64,
     /// Open descriptors of `/dev/vfio/vfio`.
     pub containers: usize,
@@ -36,15 +36,15 @@ pub struct Ledger {
     pub registrations: usize,
     /// Live mappings; on sPAPR, live TCEs.
     pub mappings: u64,
-    /// Live mappings' bytes.
+    /// The size of live mappings.
     pub mapped: u64,
-    /// Live mappings of type1 whose address a process has let go of, and none has given again.
+    /// Live mappings of type1 whose address was invalidated, and not updated since.
     pub without_address: usize,
 }
 
 impl Ledger {
-    /// Whether nothing is held: no memory, no descriptor, nothing mapped, created or registered. What was once done
-    /// does not count.
+    /// Returns whether nothing is held: no memory, no descriptor, no mapping, window or registration. Past use does not
+    /// count.
     pub fn is_clear(&self) -> bool {
         let bytes = [self.locked, self.pinned, self.mappings, self.mapped];
         let counts =

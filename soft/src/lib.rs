@@ -1,9 +1,8 @@
-//! A host in software: what stands behind the [`Door`](dmaspace_core::door::Door) when there is no kernel, or none to
-//! be trusted with a test.
+//! A host in software: a [`Door`](dmaspace_core::door::Door) for tests, with no kernel behind it.
 //!
-//! The backends run on it unmodified. It keeps what a kernel and an IOMMU keep (translations, windows, registrations,
-//! charges), answers requests in three dialects with the quirks of the kernels that speak them, and lets devices do DMA
-//! through the result. Every call is counted, and every call can be made to fail.
+//! The backends run on it unmodified. It keeps the state that a kernel and an IOMMU keep (translations, windows,
+//! registrations, charges), answers requests in three dialects with the quirks of the kernels that speak them, and lets
+//! devices do DMA through the result. Every call is counted, and every call can be made to fail.
 //!
 //! ```
 //! use dmaspace_core::door::{Door, HandleKind};
@@ -17,12 +16,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The way through the crate: a [`Profile`] says what the host is; [`SoftHost`] is the door; behind it are the kernel's
-//! files, the dialects and the engine. [`SoftDevice`] does DMA. [`FaultPlan`] spoils calls, [`Calls`] counts them,
-//! [`Ledger`] says what is held.
+//! A tour: a [`Profile`] describes a host; [`SoftHost`] is the door; behind it are the kernel's files, the dialects and
+//! the engine. [`SoftDevice`] does DMA. [`FaultPlan`] injects faults into calls, [`Calls`] counts them, [`Ledger`]
+//! counts the resources that are held.
 //!
-//! What is not there: dirty tracking of containers, interrupts, devices' registers, hand-made page tables, no-IOMMU
-//! mode. Requests for them answer `ENOTTY` or `EINVAL`.
+//! The host lacks interrupts, registers of devices, nested page tables and the no-IOMMU mode. Requests for them answer
+//! `ENOTTY` or `EINVAL`.
 
 mod calls;
 pub mod conformance;

@@ -55,7 +55,7 @@ impl Machine {
 }
 
 impl State {
-    /// The kernel's reply, or what a fault makes of it.
+    /// The kernel's reply, or the fault that replaces or alters it.
     pub(crate) fn answer(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<Reply, Errno> {
         let Some(plan) = self.faults.next(command.request.name) else { return self.kernel.ioctl(by, on, command) };
         let opens = command.request.number == vfio::GROUP_GET_DEVICE_FD.number;
@@ -81,7 +81,7 @@ impl State {
         }
     }
 
-    /// Lets it happen and takes back what was written.
+    /// Makes the call and then takes back the bytes it wrote.
     fn fail_after(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<(), Errno> {
         let before = match &command.argument {
             Argument::Bytes(bytes) => bytes.to_vec(),
@@ -97,7 +97,7 @@ impl State {
         Ok(())
     }
 
-    /// Lets it happen and takes a page off the size it wrote back.
+    /// Makes the call and then reduces the size it wrote back by a page.
     fn answer_short(&mut self, by: Pid, on: Handle, command: &mut Command<'_>) -> Result<Reply, Errno> {
         let reply = self.kernel.ioctl(by, on, command)?;
         let page = self.kernel.system.page();
@@ -109,11 +109,11 @@ impl State {
     }
 }
 
-/// Requests that kernels are known to do by halves.
+/// Requests that real kernels may carry out in part.
 const DONE_IN_PARTS: [&str; 4] =
     [vfio::MAP_DMA.name, vfio::UNMAP_DMA.name, iommufd::IOAS_UNMAP.name, spapr::TCE_CREATE.name];
 
-/// The size an unmap writes back.
+/// The size that an unmap writes back.
 fn short_size_of<'c>(command: &'c mut Command<'_>) -> Option<&'c mut [u8; 8]> {
     let offset = match command.request.name {
         name if name == vfio::UNMAP_DMA.name => std::mem::offset_of!(vfio::UnmapDma, size),

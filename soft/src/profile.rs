@@ -1,8 +1,8 @@
-//! What a host is: a plain description, presets of hosts that were measured, and the check of one that came from a
+//! The description of a host: plain data, presets of hosts that were measured, and the check of a description from a
 //! file.
 //!
 //! A [`Profile`] holds numbers and names only, so that `probe --json` can print one and a person can write one.
-//! [`Profile::check`] says precisely what is wrong with one; a soft host is only ever made of a profile that passed it.
+//! [`Profile::check`] reports the field that is wrong, and why; a soft host is only made of a profile that passed it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,35 +17,35 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "serde")]
 mod hex;
 
-/// A host, as far as devices' DMA is concerned.
+/// The description of a host, as far as devices' DMA is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Profile {
-    /// What to call it.
+    /// The name of the host.
     pub name: String,
-    /// Its processor.
+    /// The processor.
     pub architecture: Architecture,
-    /// The kernel whose answers it gives.
+    /// The kernel whose answers the host gives.
     pub kernel: KernelVersion,
-    /// The page the host's memory is made of, in bytes.
+    /// The page size of the host's memory, in bytes.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub host_page: u64,
-    /// The ways of reaching the IOMMU its kernel has.
+    /// The kernel's interfaces to the IOMMU.
     pub backends: Vec<Backend>,
-    /// An IOMMU whose windows are fixed. type1 and iommufd need one.
+    /// The IOMMU of a host with fixed windows. Required for type1 and iommufd.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub fixed: Option<FixedIommu>,
-    /// An IOMMU whose windows are created. sPAPR needs one.
+    /// The IOMMU of a host with windows that are created. Required for sPAPR.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub tce: Option<TceIommu>,
-    /// What the process may use up.
+    /// The limits of a process.
     pub limits: Limits,
-    /// The groups of devices that were given to VFIO.
+    /// The groups of devices that are bound to VFIO.
     pub groups: Vec<Group>,
 }
 
-/// A processor architecture. Request numbers are those this library was compiled for, whatever the profile says: a
-/// POWER host can be had on a PC.
+/// A processor architecture. Request numbers are always those this library was compiled for: a POWER host can run on a
+/// PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub enum Architecture {
@@ -57,7 +57,7 @@ pub enum Architecture {
     Ppc64le,
 }
 
-/// A way of reaching the host's IOMMU.
+/// A kernel interface to the IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
 pub enum Backend {
@@ -73,15 +73,15 @@ pub enum Backend {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct FixedIommu {
-    /// The pages it can use: bit n stands for 2^n bytes.
+    /// The page sizes as a mask: bit n stands for 2^n bytes.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub page_sizes: u64,
-    /// The last bus address it translates.
+    /// The last bus address that it translates.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub last: u64,
-    /// Ranges no device behind it can use.
+    /// Ranges that no device behind it can use.
     pub reserved: Vec<Reserved>,
-    /// Whether devices may read what was mapped for writing only, as they may on VT-d.
+    /// `true` if devices may read memory that was mapped for writing only, as on VT-d.
     pub write_implies_read: bool,
 }
 
@@ -89,28 +89,28 @@ pub struct FixedIommu {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Reserved {
-    /// Its first bus address.
+    /// The first bus address.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub first: u64,
-    /// Its last bus address, which is inside.
+    /// The last bus address, which is inside.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub last: u64,
-    /// Why.
+    /// The reason for the reservation.
     pub reason: Reason,
 }
 
-/// Why a range is reserved: the kernel's words in `/sys/kernel/iommu_groups/<n>/reserved_regions`
-/// (linux: drivers/iommu/iommu.c, iommu_group_resv_type_string).
+/// The reason for a reservation, in the kernel's words of `/sys/kernel/iommu_groups/<n>/reserved_regions` (linux:
+/// drivers/iommu/iommu.c, iommu_group_resv_type_string).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Reason {
-    /// A write there is an interrupt, or a range the kernel uses to deliver them.
+    /// A write to the range is an interrupt, or the kernel uses the range to deliver interrupts.
     Msi,
-    /// The hardware does something else with it.
+    /// The hardware uses the range otherwise.
     Reserved,
-    /// The firmware wants it mapped one to one.
+    /// The firmware requires an identity mapping of the range.
     Direct,
-    /// The firmware wanted it mapped one to one, but can do without: it does not count.
+    /// The firmware asks for an identity mapping of the range, but works without: the range can be mapped.
     DirectRelaxable,
 }
 
@@ -118,68 +118,69 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct TceIommu {
-    /// Who manages the tables.
+    /// The manager of the tables.
     pub platform: Platform,
-    /// The pages a window can be made of: bit n stands for 2^n bytes.
+    /// The page sizes of windows as a mask: bit n stands for 2^n bytes.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub page_sizes: u64,
-    /// The bytes of the default 32-bit window, which begins where the first slot does.
+    /// The length in bytes of the default 32-bit window, which begins where the first slot does.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub default_window: u64,
-    /// How many windows the kernel says there can be. It has two slots whatever it says, but with none v2 is refused.
+    /// The number of windows that the kernel reports. It has two slots whatever it reports, but refuses v2 if it
+    /// reports none.
     pub windows: u32,
-    /// How many levels a table can have.
+    /// The most levels of a table.
     pub levels: u32,
-    /// Where windows begin: in the first slot, in the second.
+    /// The first addresses of windows in the first and in the second slot.
     #[cfg_attr(feature = "serde", serde(with = "hex::list"))]
     pub starts: [u64; 2],
-    /// How many TCEs the largest window has, where firmware creates them.
+    /// The number of TCEs of the largest window, where firmware creates them.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub largest_window: u64,
-    /// Whether the kernel recovers from PCI errors (EEH).
+    /// `true` if the kernel recovers from PCI errors (EEH).
     pub eeh: bool,
 }
 
-/// Who manages TCE tables.
+/// The manager of TCE tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
 pub enum Platform {
-    /// The kernel: POWER's bare metal.
+    /// The kernel, on bare metal.
     PowerNv,
-    /// A hypervisor, asked by calls: a partition, a KVM guest.
+    /// A hypervisor, by hypercalls, in a partition or a KVM guest.
     PSeries,
 }
 
-/// What a process may use up.
+/// The limits of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Limits {
-    /// RLIMIT_MEMLOCK in bytes; nothing for a process with CAP_IPC_LOCK, which has no limit.
+    /// RLIMIT_MEMLOCK in bytes; absent for a process with CAP_IPC_LOCK, which has no limit.
     #[cfg_attr(feature = "serde", serde(default))]
     pub memlock: Option<u64>,
-    /// How many mappings a type1 container takes (vfio_iommu_type1's `dma_entry_limit`).
+    /// The number of mappings that a type1 container accepts (vfio_iommu_type1's `dma_entry_limit`).
     pub dma_entries: u32,
 }
 
-/// An IOMMU group that was given to VFIO.
+/// An IOMMU group that is bound to VFIO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Group {
-    /// Its number, as in `/dev/vfio/<number>`.
+    /// The group's number, as in `/dev/vfio/<number>`.
     pub number: u32,
-    /// Whether a kernel driver still holds one of its devices, so that it cannot be used.
+    /// `true` if a kernel driver still holds one of the group's devices, which makes the group unusable.
     #[cfg_attr(feature = "serde", serde(default))]
     pub held_by_kernel: bool,
-    /// Ranges that are reserved for its devices only.
+    /// Ranges that are reserved only for the group's devices.
     #[cfg_attr(feature = "serde", serde(default))]
     pub reserved: Vec<Reserved>,
-    /// Which of the host's IOMMUs is in front of it. iommufd's page tables are made for one of them and fit no other.
+    /// The number of the IOMMU in front of the group. A page table of iommufd fits one IOMMU only.
     #[cfg_attr(feature = "serde", serde(default))]
     pub iommu: u32,
-    /// Whether that IOMMU logs what its devices write, for iommufd (VT-d: SSADS, in scalable mode).
+    /// `true` if that IOMMU logs the writes of the group's devices, for iommufd (VT-d: SSADS, in scalable mode).
     #[cfg_attr(feature = "serde", serde(default))]
     pub logs_writes: bool,
-    /// Its devices.
+    /// The devices of the group.
     pub devices: Vec<Device>,
 }
 
@@ -187,9 +188,9 @@ pub struct Group {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct Device {
-    /// Its address, as in `0000:00:03.0`.
+    /// The PCI address, as in `0000:00:03.0`.
     pub address: String,
-    /// The number of its own node, as in `/dev/vfio/devices/vfio<number>`.
+    /// The number of the device's own node, as in `/dev/vfio/devices/vfio<number>`.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub node: Option<u32>,
 }
@@ -198,14 +199,14 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(try_from = "String", into = "String"))]
 pub struct KernelVersion {
-    /// Before the dot.
+    /// The number before the dot.
     pub major: u16,
-    /// After it.
+    /// The number after the dot.
     pub minor: u16,
 }
 
 impl KernelVersion {
-    /// Linux 6.12, Debian 13's.
+    /// Linux 6.12, the kernel of Debian 13.
     pub const V6_12: Self = Self { major: 6, minor: 12 };
     /// Linux 7.2.
     pub const V7_2: Self = Self { major: 7, minor: 2 };
@@ -217,7 +218,7 @@ impl fmt::Display for KernelVersion {
     }
 }
 
-/// What is not a kernel's version.
+/// The error of a text that is no kernel version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no kernel version such as 6.12")]
 pub struct BadVersion(String);
@@ -246,22 +247,22 @@ impl From<KernelVersion> for String {
     }
 }
 
-/// What is wrong with a profile: where, and why.
+/// The error of a profile: the field, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct BadProfile {
     /// The field, as a path: `groups[1].devices[0].address`.
     pub field: String,
-    /// What is wrong with it.
+    /// The reason why the field is wrong.
     pub why: String,
 }
 
-/// Tables this large are the largest Linux's page allocator gives, with 4 KiB pages and with 64 KiB ones
-/// (linux: arch/powerpc/Kconfig, ARCH_FORCE_MAX_ORDER).
+/// The most entries of a window: as many as the largest block of Linux's page allocator holds, with 4 KiB pages and
+/// with 64 KiB ones (linux: arch/powerpc/Kconfig, ARCH_FORCE_MAX_ORDER).
 const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
 
 impl Profile {
-    /// The names [`Profile::preset`] knows.
+    /// The names that [`Profile::preset`] knows.
     pub const PRESETS: [&str; 6] = ["vtd", "vtd-64k", "vtd-ssads", "powernv9", "powernv9-64k", "pseries"];
 
     /// The preset of that name.
@@ -300,16 +301,16 @@ impl Profile {
         }
     }
 
-    /// As [`Profile::vtd`], with no page smaller than 64 KiB, as Arm servers have it whose kernels use such pages: what
-    /// a PC guest loses to alignment there.
+    /// [`Profile::vtd`] with no page smaller than 64 KiB, as on Arm servers whose kernels use such pages: it shows the
+    /// bytes that a PC guest loses to alignment there.
     pub fn vtd_64k() -> Self {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: 0x2001_0000, ..fixed });
         Self { name: "vtd-64k".to_owned(), host_page: PageSize::K64.bytes(), fixed, ..vtd }
     }
 
-    /// As [`Profile::vtd`], with two IOMMUs that log what devices write, the last device behind the second. They use no
-    /// large pages, which are logged whole: what they say is exactly what was written.
+    /// [`Profile::vtd`] with two IOMMUs that log the writes of devices, the last device behind the second. They use no
+    /// large pages, which are logged as a whole: the log has exactly the pages that were written.
     pub fn vtd_ssads() -> Self {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: PageSize::K4.bytes(), ..fixed });
@@ -345,12 +346,12 @@ impl Profile {
         }
     }
 
-    /// As [`Profile::powernv9`], with 64 KiB pages.
+    /// [`Profile::powernv9`] with 64 KiB pages.
     pub fn powernv9_64k() -> Self {
         Self { name: "powernv9-64k".to_owned(), host_page: PageSize::K64.bytes(), ..Self::powernv9() }
     }
 
-    /// A POWER9 guest of KVM's or PowerVM's as a host of its own: other pages, one level, one group per container.
+    /// A POWER9 guest of KVM or PowerVM that is a host itself: other page sizes, one level, one group per container.
     pub fn pseries() -> Self {
         let phb = |number| Group::of(number, &[(format!("{number:04x}:00:05.0"), None)]);
         let tce = TceIommu {
@@ -366,8 +367,8 @@ impl Profile {
         Self { name: "pseries".to_owned(), tce: Some(tce), groups: (0..2).map(phb).collect(), ..Self::powernv9() }
     }
 
-    /// The same host, where no window can be created, as where firmware is old or the kernel cannot ask it: SET_IOMMU
-    /// refuses v2 with `EINVAL`, although CHECK_EXTENSION says that it is there (linux:
+    /// Returns the profile of a host on which no window can be created, because its firmware is old or the kernel
+    /// cannot ask it: SET_IOMMU refuses v2 with `EINVAL`, although CHECK_EXTENSION reports it (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
     #[must_use]
     pub fn with_fixed_window(mut self) -> Self {
@@ -375,10 +376,10 @@ impl Profile {
         self
     }
 
-    /// Whether a soft host can be made of it.
+    /// Checks that a soft host can be made of the profile.
     ///
     /// # Errors
-    /// The first field that is wrong, and why.
+    /// The first field that is wrong, and the reason.
     pub fn check(&self) -> Result<(), BadProfile> {
         let page = self.checked_page()?;
         self.check_backends()?;
@@ -392,7 +393,7 @@ impl Profile {
         self.check_groups()
     }
 
-    /// Whether its kernel has `backend`.
+    /// Returns whether the kernel has `backend`.
     pub fn has(&self, backend: Backend) -> bool {
         self.backends.contains(&backend)
     }
@@ -455,8 +456,8 @@ impl FixedIommu {
 }
 
 impl TceIommu {
-    /// The smallest and largest page Linux can handle: its masks are made by shifting 32-bit numbers
-    /// (linux: arch/powerpc/include/asm/iommu.h, IOMMU_PAGE_MASK).
+    /// The shifts of the smallest and the largest page that Linux can handle: its masks are made by shifting 32-bit
+    /// numbers (linux: arch/powerpc/include/asm/iommu.h, IOMMU_PAGE_MASK).
     const PAGE_SHIFTS: RangeInclusive<u32> = 12..=30;
 
     fn check(&self) -> Result<(), BadProfile> {
@@ -483,7 +484,7 @@ fn check_reserved(field: &str, reserved: &[Reserved]) -> Result<(), BadProfile> 
     Ok(())
 }
 
-/// dddd:bb:dd.f, in hexadecimal.
+/// Returns whether a text has the form dddd:bb:dd.f, in hexadecimal.
 fn is_pci_address(text: &str) -> bool {
     let hex = |text: &str, digits| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let Some((slot, function)) = text.split_once('.') else { return false };
@@ -501,7 +502,7 @@ fn bad(field: impl Into<String>, why: impl Into<String>) -> BadProfile {
 }
 
 impl Reserved {
-    /// The range, unless it does not count.
+    /// The range, if it cannot be mapped.
     pub(crate) fn that_counts(&self) -> Option<IovaRange> {
         let range = IovaRange::new(Iova::new(self.first), Iova::new(self.last)).ok();
         range.filter(|_| self.reason != Reason::DirectRelaxable)

@@ -1,5 +1,5 @@
-//! Any calls in any order, sensible or not, some of them spoilt: nothing panics, and closing everything gives
-//! everything back but what the kernels themselves leak, which the end of the process gives back too.
+//! Any calls in any order, sensible or not, with faults in some of them: nothing panics, and closing everything
+//! releases everything but the memory that kernels themselves leak, which ends with the process.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
 mod common;
@@ -25,7 +25,7 @@ enum Op {
     Create(u32, u64, u32),
     Remove(u64),
     Enable(bool),
-    /// Takes a member out and puts it back, or detaches and attaches it.
+    /// Lets a group leave and join again, or detaches and attaches a device.
     Rejoin(Index),
     Dma(u64),
     Garbage(Index, Vec<u8>),
@@ -49,7 +49,8 @@ fn addresses() -> impl Strategy<Value = u64> {
 }
 
 fn sizes() -> impl Strategy<Value = u64> {
-    prop_oneof![8 => (0u64..6).prop_map(|pages| pages * PAGE), 1 => select(vec![1, GIB, 1 << 60, u64::MAX, PAGE.wrapping_neg()])]
+    let odd = vec![1, GIB, 1 << 60, u64::MAX, PAGE.wrapping_neg()];
+    prop_oneof![8 => (0u64..6).prop_map(|pages| pages * PAGE), 1 => select(odd)]
 }
 
 fn ops() -> impl Strategy<Value = Op> {
@@ -68,10 +69,12 @@ fn ops() -> impl Strategy<Value = Op> {
         0u32..7,
     );
     prop_oneof![
-        8 => (addresses(), sizes(), memories(), 0u8..4).prop_map(|(at, size, memory, access)| Op::Map(at, size, memory, access)),
+        8 => (addresses(), sizes(), memories(), 0u8..4)
+            .prop_map(|(at, size, memory, access)| Op::Map(at, size, memory, access)),
         4 => (addresses(), sizes()).prop_map(|(at, size)| Op::Unmap(at, size)),
         1 => Just(Op::UnmapAll),
-        2 => (addresses(), addresses(), sizes(), 0u8..4).prop_map(|(from, to, size, access)| Op::Copy(from, to, size, access)),
+        2 => (addresses(), addresses(), sizes(), 0u8..4)
+            .prop_map(|(from, to, size, access)| Op::Copy(from, to, size, access)),
         4 => (memories(), sizes()).prop_map(|(memory, size)| Op::Register(memory, size)),
         2 => (memories(), sizes()).prop_map(|(memory, size)| Op::Unregister(memory, size)),
         2 => windows.prop_map(|(shift, size, levels)| Op::Create(shift, size, levels)),
@@ -79,12 +82,13 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Enable),
         1 => any::<Index>().prop_map(Op::Rejoin),
         2 => addresses().prop_map(Op::Dma),
-        1 => (any::<Index>(), proptest::collection::vec(any::<u8>(), 0..64)).prop_map(|(request, bytes)| Op::Garbage(request, bytes)),
+        1 => (any::<Index>(), proptest::collection::vec(any::<u8>(), 0..64))
+            .prop_map(|(request, bytes)| Op::Garbage(request, bytes)),
         1 => modes.prop_map(Op::Spoil),
     ]
 }
 
-/// What garbage is sent as.
+/// The requests that random bytes are sent as.
 const REQUESTS: [dmaspace_core::door::Request; 14] = [
     type1::GET_INFO,
     vfio::MAP_DMA,
@@ -120,7 +124,7 @@ impl Run {
         Self { opened, memories }
     }
 
-    /// Makes the call. Its answer is its own affair.
+    /// Makes the call, whatever its answer.
     fn step(&self, op: &Op) {
         let Opened { host, context, members } = &self.opened;
         let host = &**host;

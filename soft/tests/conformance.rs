@@ -15,16 +15,16 @@ use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::{Dialect, Flawed, Leaves, ROWS, Row, Site};
 use dmaspace_soft::profile::KernelVersion;
 
-/// Plays one row, and says whether it applied.
+/// Checks one row, and returns whether it applied.
 fn play(profile: &Profile, row: &Row) -> bool {
     let opened = Opened::new(profile.clone(), row.dialect);
     let page = profile.host_page;
     let device = opened.device();
-    // Where nothing is mapped the device faults: the bytes are nowhere, which is what the row wants to see.
+    // A device faults where nothing is mapped: the bytes are nowhere, as the row expects.
     let store = |at: Iova| {
         let _ = device.dma_write(at, &[0x5a; 16]);
     };
-    // The bytes of files that this process has mapped.
+    // The bytes of the files that this process has mapped.
     let file = |number, bytes| memory(bytes).in_file(MemoryFile::unbacked(number), number * page);
     let site = Site {
         door: &*opened.host,

@@ -1,5 +1,5 @@
-//! An iommufd in a container's place, on the soft host: when devices are attached, what stays when they leave, and what
-//! it says.
+//! An iommufd in a container's place, on the soft host: when devices are attached, the state after they leave, and its
+//! answers.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
 
 mod common;
@@ -16,7 +16,7 @@ use dmaspace_soft::{Profile, SoftHost};
 use std::sync::Arc;
 
 const RW: Access = Access::READ_WRITE;
-/// Where a PC's devices interrupt.
+/// The address at which a PC's devices write interrupts.
 const MSI: u64 = 0xfee0_0000;
 
 /// A host, its iommufd, and its first group.

@@ -1,4 +1,4 @@
-//! Devices' reads and writes: across pages and mappings, and what each platform makes of rights.
+//! Devices' reads and writes: across pages and mappings, and each platform's reading of access.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -81,7 +81,7 @@ fn devices_that_are_attached_to_nothing_reach_nothing() {
     assert_eq!(device.address(), "0000:00:03.0");
 }
 
-/// What a device may do where only `access` was asked for: read, write.
+/// A device's access where only `access` was asked for: read, write.
 fn rights(profile: Profile, dialect: Dialect, access: Access) -> (bool, bool) {
     let opened = Opened::new(profile, dialect);
     let ram = memory(0x1_0000);

@@ -1,4 +1,4 @@
-//! Every way of spoiling a call, and the sweep that uses it.
+//! Every fault, and the sweep that injects it everywhere.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -140,7 +140,7 @@ fn calls_are_counted_by_name_and_failures_apart() {
     assert_eq!((calls.total(), calls.of(MAP), calls.of("open")), (3, 2, 0));
 }
 
-/// The sweep every scenario can be put through: count its calls, then spoil each in turn, and see that nothing is left.
+/// The sweep for any scenario: count its calls, then inject a fault into each in turn, and check that nothing is left.
 #[test]
 fn every_call_of_a_scenario_can_be_made_to_fail() {
     let scenario = |host: &SoftHost| -> Result<(), Errno> {

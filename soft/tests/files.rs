@@ -1,4 +1,4 @@
-//! Profiles from files: what is written can be read, and what cannot is refused with a reason.
+//! Profiles from files: a written profile can be read back, and a faulty one is refused with a reason.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,4 +1,4 @@
-//! What is iommufd's own: ranges that narrow and widen, pins that wait for a device, copies, ids.
+//! iommufd's own behaviour: ranges that narrow and widen, pins that wait for a device, copies, ids.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -24,7 +24,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const RW: Access = Access::READ_WRITE;
 
-/// An answer to IOAS_IOVA_RANGES: the errno, what was filled, how many there are, and the alignment.
+/// An answer to IOAS_IOVA_RANGES: the errno, the filled ranges, their total number, and the alignment.
 type Ranges = (Result<i32, Errno>, Vec<(u64, u64)>, u32, u64);
 
 /// An iommufd with an address space and no device.
@@ -57,7 +57,7 @@ impl Bare {
         raw::attach(&*self.host, device, to).map(|page_table| (device, page_table))
     }
 
-    /// The usable ranges, given room for so many.
+    /// The usable ranges, with room for this many.
     fn ranges(&self, room: u32) -> Ranges {
         let mut array = vec![0; room as usize * size_of::<IovaSpan>()];
         let mut ranges =

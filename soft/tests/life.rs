@@ -1,4 +1,4 @@
-//! Who opens, joins and leaves what, in which order, and what is left then.
+//! Opening, joining and leaving in every order, and the state after it.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

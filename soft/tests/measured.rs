@@ -1,4 +1,4 @@
-//! What was seen on real kernels (Linux 6.12.95 in emulated hosts), call by call, with `VmLck` in KiB after each.
+//! Measurements on real kernels (Linux 6.12.95 in emulated hosts), call by call, with `VmLck` in KiB after each.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
 
 mod common;
@@ -10,7 +10,7 @@ use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 
-/// A call, by the words it is printed with.
+/// A call, in the words it is printed with.
 enum Call {
     Create(u32, u64, u32),
     Remove(u64),
@@ -18,7 +18,7 @@ enum Call {
 
 use Call::{Create, Remove};
 
-/// The result and where a new window begins, then `VmLck`.
+/// The result or the first address of a new window, then `VmLck`.
 type Seen = (Result<u64, Errno>, u64);
 
 fn replay(profile: Profile, calls: &[(Call, Seen)]) {

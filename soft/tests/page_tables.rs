@@ -1,4 +1,4 @@
-//! Page tables that are made by hand, and what they log: the kernel's answers, right and wrong.
+//! Page tables that are allocated by request, and their logs: the kernel's answers, right and wrong.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -45,7 +45,7 @@ impl Stage {
         Self { host, iommufd, ioas, devices }
     }
 
-    /// The same, with the first device on a page table that is logging.
+    /// The fixture with the first device on a page table that is logging.
     fn logging(profile: Profile) -> (Self, u32) {
         let stage = Self::new(profile);
         let table = stage.make(0, LOGS).expect("made");

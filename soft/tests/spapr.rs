@@ -1,4 +1,4 @@
-//! What is sPAPR's own: charges, levels, page sizes, where windows end, several groups.
+//! sPAPR's own behaviour: charges, levels, page sizes, the ends of windows, several groups.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

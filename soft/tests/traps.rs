@@ -1,4 +1,5 @@
-//! The traps that cost others memory or data, one test each. K1, lost dirty pages, waits for dirty tracking.
+//! The kernel behaviours that cost other libraries memory or data, one test each. K1, lost dirty pages, is in the tests
+//! of dirty tracking.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -119,7 +120,7 @@ fn k6_an_unmap_that_cuts_has_taken_what_came_before() {
 
 #[test]
 fn k7_errno_is_no_contract() {
-    // Look-ups inside the kernel can fail for want of memory and answer ENOENT; nothing is "already gone" for that.
+    // Look-ups inside the kernel can fail for lack of memory and answer ENOENT, which then does not mean "not there".
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
     let host = &*opened.host;
     let ram = memory(PAGE);

@@ -1,4 +1,4 @@
-//! What is type1's own: what it says of itself, its limits, and what attaching does to both.
+//! type1's own behaviour: its info, its limits, and the effect of attaching on both.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

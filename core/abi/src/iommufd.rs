@@ -38,7 +38,7 @@ pub const IOAS_MAP: Request = Request::vfio(0x85, "IOMMU_IOAS_MAP");
 /// iommufd: unmaps whole mappings ([`IoasUnmap`]).
 pub const IOAS_UNMAP: Request = Request::vfio(0x86, "IOMMU_IOAS_UNMAP");
 
-/// Whether a request has the number of an iommufd command, by the header's enumeration and by its literal.
+/// Returns whether a request has the number of an iommufd command, by the header's enumeration and by its literal.
 const fn is_command(request: Request, command: u32, on_x86_64: u32) -> bool {
     request.is(0x3b00 | command) && request.is(on_x86_64)
 }

@@ -1,7 +1,7 @@
-//! Requests as they are, one function each: no retry, no judgement of the answer.
+//! Plain requests, one function each: no retry, no check of the answer.
 //!
-//! Sizes are given apart from the memory, so that a request can reach past its memory's end; memory that is `None`
-//! leaves the address zero, where no process has anything.
+//! Sizes are given apart from the memory, so that a request can reach beyond its memory; memory that is `None` leaves
+//! the address zero, where no process has memory.
 
 use dmaspace_abi::vfio::{Extension, IommuType};
 use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
@@ -10,20 +10,20 @@ use dmaspace_core::{Access, HostMemory};
 use std::mem::offset_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Where mappings are made: a context of one of the dialects.
+/// The context in which memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Context {
-    /// A container that was given to type1.
+    /// A container of the type1 driver.
     Type1(Handle),
-    /// An iommufd that stands in for a container of type1.
+    /// An iommufd in the place of a type1 container.
     Compat(Handle),
-    /// A container that was given to the sPAPR driver.
+    /// A container of the sPAPR driver.
     Spapr(Handle),
     /// An address space.
     Ioas {
         /// `/dev/iommu`.
         iommufd: Handle,
-        /// Its id.
+        /// The id of the address space.
         id: u32,
     },
 }
@@ -66,10 +66,10 @@ pub fn map(
     }
 }
 
-/// Maps `size` bytes of the file that memory is mapped from, where there is a request for that.
+/// Maps `size` bytes of the file that memory is mapped from.
 ///
 /// # Errors
-/// The kernel's errno; `ENOTTY` where there is none.
+/// The kernel's errno; `ENOTTY` where the context has no such request.
 pub fn map_file(
     door: &dyn Door,
     on: Context,
@@ -113,7 +113,7 @@ pub fn unmap(door: &dyn Door, on: Context, at: u64, size: u64) -> Result<(i32, u
     }
 }
 
-/// Unmaps everything in one call, where there is one; on sPAPR by a window's removal.
+/// Unmaps everything in one call; on sPAPR by removing the window at 0.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -125,7 +125,7 @@ pub fn unmap_all(door: &dyn Door, on: Context) -> Result<(i32, u64), Errno> {
     }
 }
 
-/// type1's unmap with its flags.
+/// Unmaps in a type1 container, with flags.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -134,7 +134,7 @@ pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size
     Ok((ask(door, container, vfio::UNMAP_DMA, &mut unmap)?, unmap.size))
 }
 
-/// Gives a type1 container's mapping another address, with `access`, which it should not have.
+/// Updates the address of a type1 container's mapping, with `access`, which no update may have.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -150,7 +150,7 @@ pub fn give(
     with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
 }
 
-/// A type1 container's DIRTY_PAGES without a question.
+/// Makes a DIRTY_PAGES request of a type1 container, without a bitmap.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -159,7 +159,7 @@ pub fn log(door: &dyn Door, container: Handle, flags: u32) -> Result<i32, Errno>
     ask(door, container, type1::DIRTY_PAGES, &mut log)
 }
 
-/// A type1 container's answer about at most 64 pages of that size: the result, and how many were written.
+/// Reads the log of a type1 container for at most 64 pages: the result, and the number of dirty ones.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -171,7 +171,7 @@ pub fn written(door: &dyn Door, container: Handle, (iova, size): (u64, u64), pag
     with_bits(door, container, type1::DIRTY_PAGES, &mut get, offset)
 }
 
-/// The same by an unmap.
+/// Unmaps at most 64 pages of a type1 container and reads their log: the result, and the number of dirty ones.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -188,7 +188,7 @@ pub fn unmap_written(
     with_bits(door, container, vfio::UNMAP_DMA, &mut unmap, offset)
 }
 
-/// Makes a request that fills a bitmap of 64 bits; returns the result and how many are set.
+/// Makes a request that fills a bitmap of 64 bits; returns the result and the number of bits set.
 fn with_bits<T: FromBytes + IntoBytes + Immutable>(
     door: &dyn Door,
     on: Handle,
@@ -203,7 +203,7 @@ fn with_bits<T: FromBytes + IntoBytes + Immutable>(
     Ok((result, u64::from(bits.count_ones())))
 }
 
-/// Maps in one address space what another, or the same, has mapped.
+/// Maps memory in one address space that another, or the same one, has mapped.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -243,7 +243,7 @@ pub fn unregister(door: &dyn Door, container: Handle, memory: Option<&HostMemory
     block(door, container, spapr::UNREGISTER_MEMORY, memory, size)
 }
 
-/// Creates a window; returns the result and where it was put.
+/// Creates a window; returns the result and the window's first address.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -262,7 +262,7 @@ pub fn create(
 /// Removes the window that holds an address.
 ///
 /// # Errors
-/// The kernel's errno.
+/// Removes the window that contains an address.
 pub fn remove(door: &dyn Door, container: Handle, at: u64) -> Result<i32, Errno> {
     let mut remove = spapr::TceRemove { argsz: spapr::TceRemove::SIZE, flags: 0, start_addr: at };
     ask(door, container, spapr::TCE_REMOVE, &mut remove)
@@ -276,7 +276,7 @@ pub fn enable(door: &dyn Door, container: Handle) -> Result<i32, Errno> {
     door.ioctl(container, &mut Command::bare(spapr::ENABLE))
 }
 
-/// The opposite.
+/// Disallows maps in an sPAPR v1 container.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -284,7 +284,7 @@ pub fn disable(door: &dyn Door, container: Handle) -> Result<i32, Errno> {
     door.ioctl(container, &mut Command::bare(spapr::DISABLE))
 }
 
-/// What an sPAPR container's first group offers.
+/// The reply of an sPAPR container to TCE_GET_INFO.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -293,7 +293,7 @@ pub fn tce_info(door: &dyn Door, container: Handle) -> Result<spapr::TceInfo, Er
     ask(door, container, spapr::TCE_GET_INFO, &mut info).map(|_| info)
 }
 
-/// Whether a container has an extension; positive is yes.
+/// Checks an extension of a container; a positive result means that the kernel has it.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -301,7 +301,7 @@ pub fn check_extension(door: &dyn Door, container: Handle, extension: Extension)
     door.ioctl(container, &mut Command::with_value(vfio::CHECK_EXTENSION, extension.0))
 }
 
-/// Gives a container to an IOMMU driver.
+/// Chooses the IOMMU driver of a container.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -309,7 +309,7 @@ pub fn set_iommu(door: &dyn Door, container: Handle, version: IommuType) -> Resu
     door.ioctl(container, &mut Command::with_value(vfio::SET_IOMMU, version.0))
 }
 
-/// Puts a group into a container.
+/// Lets a group join a container.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -321,7 +321,7 @@ pub fn set_container(door: &dyn Door, group: Handle, container: Handle) -> Resul
     door.ioctl(group, &mut command.attaching(&mut attachments))
 }
 
-/// Takes a group out of its container.
+/// Lets a group leave its container.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -329,7 +329,7 @@ pub fn unset_container(door: &dyn Door, group: Handle) -> Result<i32, Errno> {
     door.ioctl(group, &mut Command::bare(vfio::GROUP_UNSET_CONTAINER))
 }
 
-/// A group's flags.
+/// The flags of a group.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -338,7 +338,7 @@ pub fn group_status(door: &dyn Door, group: Handle) -> Result<u32, Errno> {
     ask(door, group, vfio::GROUP_GET_STATUS, &mut status).map(|_| status.flags)
 }
 
-/// Opens a device of a group's.
+/// Opens a device of a group.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -348,7 +348,7 @@ pub fn open_device(door: &dyn Door, group: Handle, name: &str) -> Result<Handle,
     door.ioctl_opening(group, &mut command, HandleKind::Device)
 }
 
-/// Gives a device to an iommufd; returns its id there.
+/// Binds a device to an iommufd; returns its id there.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -380,7 +380,7 @@ pub fn detach(door: &dyn Door, device: Handle) -> Result<i32, Errno> {
     ask(door, device, device::DEVICE_DETACH_IOMMUFD_PT, &mut detach)
 }
 
-/// Makes an address space; returns its id.
+/// Creates an address space; returns its id.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -389,15 +389,15 @@ pub fn alloc_ioas(door: &dyn Door, iommufd: Handle) -> Result<u32, Errno> {
     ask(door, iommufd, iommufd::IOAS_ALLOC, &mut alloc).map(|_| alloc.out_ioas_id)
 }
 
-/// Has this process charged for all that is mapped in an iommufd, with a request that says it is so many bytes.
+/// Charges this process for everything that is mapped in an iommufd, with a request of this size.
 ///
 /// # Errors
-/// The kernel's errno; `ENOTTY` where there is no such request.
+/// The kernel's errno; `ENOTTY` where the kernel lacks the request.
 pub fn change_process(door: &dyn Door, iommufd: Handle, size: u32) -> Result<i32, Errno> {
     ask(door, iommufd, iommufd::IOAS_CHANGE_PROCESS, &mut iommufd::IoasChangeProcess { size, reserved: 0 })
 }
 
-/// What the IOMMU in front of a bound device can do.
+/// The capabilities of the IOMMU in front of a bound device.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -406,7 +406,7 @@ pub fn hw_info(door: &dyn Door, iommufd: Handle, device: u32, flags: u32) -> Res
     ask(door, iommufd, iommufd::GET_HW_INFO, &mut info).map(|_| info.out_capabilities)
 }
 
-/// Makes a page table for a device, which shows an address space; returns its id.
+/// Allocates a page table for a device, which maps an address space; returns its id.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -416,7 +416,7 @@ pub fn alloc_page_table(door: &dyn Door, iommufd: Handle, device: u32, ioas: u32
     ask(door, iommufd, iommufd::HWPT_ALLOC, &mut alloc).map(|_| alloc.out_hwpt_id)
 }
 
-/// Has a page table log what is written through it, or not.
+/// Starts or stops logging writes through a page table.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -426,8 +426,7 @@ pub fn set_dirty_tracking(door: &dyn Door, iommufd: Handle, page_table: u32, fla
     ask(door, iommufd, iommufd::HWPT_SET_DIRTY_TRACKING, &mut set)
 }
 
-/// Asks what was written through a page table, in so many bytes from a bus address, with a bit for each page of that
-/// size.
+/// Reads the log of a page table for a range, with a bit for each page of the given size.
 ///
 /// # Errors
 /// The kernel's errno.
@@ -449,7 +448,7 @@ pub fn get_dirty_bitmap(
     door.ioctl(iommufd, &mut command.attaching(&mut data))
 }
 
-/// Destroys an iommufd's object.
+/// Destroys an object of an iommufd.
 ///
 /// # Errors
 /// The kernel's errno.

@@ -1,4 +1,4 @@
-//! The rows. Where two kernels are known to differ, a row says both answers.
+//! The rows. Where two kernels are known to differ, a row has both answers.
 
 use dmaspace_abi::type1::{DIRTY_START, DIRTY_STOP};
 use dmaspace_core::Access;
@@ -14,7 +14,7 @@ use super::{Act, Answer, Dialect, Leaves, Length, Memory, Only, Place, Row, Step
 
 /// Every row.
 pub const ROWS: &[Row] = &[
-    // type1: what is alike in both versions is played on v2.
+    // type1: rules of both versions are checked on v2.
     row("a map over a live mapping is refused", Type1, OVER_LIVE),
     row("an unmap of nothing succeeds and says so", Type1, &[unmap(0, 1, Pages(0))]),
     row(
@@ -216,7 +216,7 @@ pub const ROWS: &[Row] = &[
         ],
     )
     .only(WithDevice),
-    // type1 v1: what differs.
+    // type1 v1: its differences.
     row("v1: nothing is logged", Type1V1, &[act(Act::Log(DIRTY_START), Fails(Errno::EACCES))]),
     row(
         "v1: an unmap that begins inside a mapping does nothing",
@@ -436,8 +436,8 @@ pub const ROWS: &[Row] = &[
             unmap(0, 1, Pages(1)),
         ],
     ),
-    // What iommufd asks its page tables for then is a mistake of its own since they are generic (linux:
-    // drivers/iommu/generic_pt/iommu_pt.h, DOMAIN_NS(map_range)).
+    // The kernel's own fault since its page tables are generic: it warns (linux: drivers/iommu/generic_pt/iommu_pt.h,
+    // DOMAIN_NS(map_range)).
     row("a map must allow something", Compat, NO_RIGHTS).leaving(Leaves::WarningSince72),
     row("a map must be whole pages, and some", Compat, MISALIGNED),
     row("what is mapped is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),
@@ -859,12 +859,12 @@ pub const ROWS: &[Row] = &[
 ];
 
 const GIB: u64 = 1 << 30;
-/// Where x86 devices' writes are interrupts.
+/// The address at which writes of x86 devices are interrupts.
 const MSI: u64 = 0xfee0_0000;
-/// Where the second window of sPAPR hosts begins.
+/// The first address of the second window of sPAPR hosts.
 const HIGH: u64 = 1 << 59;
 
-/// The same on type1 and iommufd.
+/// A map without access, on type1 and iommufd.
 const NO_RIGHTS: &[Step] = &[act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL))];
 
 const MISALIGNED: &[Step] = &[
@@ -937,12 +937,12 @@ const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
     act(Act::Map(at, memory, Access::READ_WRITE), answer)
 }
 
-/// Kernels before 7.2 map no files.
+/// A map by file, which kernels before 7.2 lack.
 const fn map_file(page: u64, memory: Memory, answer: &'static Answer) -> Step {
     act(Act::MapFile(Place::Page(page), memory, Access::READ_WRITE), Since72(&Fails(Errno::ENOTTY), answer))
 }
 
-/// Kernels before 7.2 stay with the process that mapped.
+/// A move to this process, which kernels before 7.2 lack.
 const fn change_process(answer: &'static Answer) -> Step {
     act(Act::ChangeProcess(8), Since72(&Fails(Errno::ENOTTY), answer))
 }

@@ -1,8 +1,8 @@
-//! One call's argument, as the kernel reads and writes it.
+//! The argument of one call, as the kernel reads and writes it.
 //!
-//! Structs are read from and written to the argument's bytes; what stands in for a pointer or a descriptor is found by
-//! the field's offset. A field that holds an address although nothing is attached there points to nothing: this host
-//! has no memory but what it is handed.
+//! Structs are read from and written to the argument's bytes; attachments, which stand for pointers and descriptors,
+//! are found by the offset of their field. An address in a field without an attachment points to nothing: this host has
+//! no memory but that of attachments.
 
 use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_core::{HostMemory, PageSize};
@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::dialect::Pid;
 
-/// One call: who makes it, and what it says.
+/// One call: the calling process, and the command.
 pub(crate) struct Call<'c, 'a> {
-    /// Who.
+    /// The calling process.
     pub(crate) by: Pid,
     command: &'c mut Command<'a>,
 }
@@ -81,7 +81,7 @@ impl<'c, 'a> Call<'c, 'a> {
         }
     }
 
-    /// The memory a field at `offset` stands for; `raw` is what the field holds.
+    /// The memory that a field at `offset` points to; `raw` is the value of the field.
     pub(crate) fn memory(&self, offset: usize, raw: u64) -> UserMemory {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
         match attached.map(|attachment| &attachment.what) {
@@ -92,7 +92,7 @@ impl<'c, 'a> Call<'c, 'a> {
         }
     }
 
-    /// What is mapped of the file that a field at `offset` stands for.
+    /// The memory that is mapped from the file in the field at `offset`.
     pub(crate) fn file_of(&self, offset: usize) -> Option<HostMemory> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
         match attached.what {
@@ -101,7 +101,7 @@ impl<'c, 'a> Call<'c, 'a> {
         }
     }
 
-    /// The descriptor a field at `offset` stands for.
+    /// The descriptor in the field at `offset`.
     pub(crate) fn handle(&self, offset: usize) -> Option<Handle> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
         match attached.what {
@@ -110,7 +110,7 @@ impl<'c, 'a> Call<'c, 'a> {
         }
     }
 
-    /// The buffer a field at `offset` stands for.
+    /// The buffer that the field at `offset` points to.
     pub(crate) fn buffer(&mut self, offset: usize) -> Option<&mut [u8]> {
         let attached = self.command.attachments.iter_mut().find(|attachment| attachment.offset == offset)?;
         match &mut attached.what {
@@ -120,10 +120,10 @@ impl<'c, 'a> Call<'c, 'a> {
     }
 }
 
-/// Memory of the caller's, as far as it exists.
+/// Memory of the caller, as far as it exists.
 #[derive(Clone, Debug)]
 pub(crate) struct UserMemory {
-    /// Where it begins, whether there is anything or not.
+    /// The first address, whether or not memory exists there.
     pub(crate) address: u64,
     memory: Option<HostMemory>,
 }
@@ -135,28 +135,28 @@ impl From<HostMemory> for UserMemory {
 }
 
 impl UserMemory {
-    /// The first `size` bytes, if all of them are there and this process may use them like that.
+    /// The first `size` bytes, if all of them exist and the process may access them so.
     pub(crate) fn pinnable(&self, size: u64, write: bool) -> Option<HostMemory> {
         self.usable(write)?.slice(0, size)
     }
 
-    /// How many whole pages of the first `size` bytes can be pinned before something is wrong with one.
+    /// The number of whole pages of the first `size` bytes that can be pinned before the first that cannot.
     pub(crate) fn pinnable_pages(&self, size: u64, write: bool, page: PageSize) -> u64 {
         self.pinnable_bytes(size, write) >> page.shift()
     }
 
-    /// How many of the first `size` bytes are there.
+    /// The number of the first `size` bytes that exist.
     pub(crate) fn pinnable_bytes(&self, size: u64, write: bool) -> u64 {
         self.usable(write).map_or(0, |memory| memory.len().get().min(size))
     }
 
-    /// What is there from a byte on, for writing.
+    /// The memory from a byte on, for writing.
     pub(crate) fn rest(&self, offset: u64) -> Option<HostMemory> {
         let memory = self.usable(true)?;
         memory.slice(offset, memory.len().get().checked_sub(offset)?)
     }
 
-    /// Whether it is another device's, where there is any.
+    /// Returns whether the memory is another device's.
     pub(crate) fn is_device_memory(&self) -> bool {
         self.memory.as_ref().is_some_and(HostMemory::is_device_memory)
     }

@@ -1,7 +1,7 @@
-//! A VFIO device's own descriptor: given to an iommufd, attached there, or opened through its group
-//! (linux: drivers/vfio/device_cdev.c, drivers/vfio/vfio_main.c).
+//! A VFIO device's own descriptor: bound to an iommufd, attached there, or opened through its group (linux:
+//! drivers/vfio/device_cdev.c, drivers/vfio/vfio_main.c).
 //!
-//! Edges: no regions, no interrupts, no features; a device here only does DMA.
+//! Limits: no regions, no interrupts, no features; a device here only does DMA.
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt, DeviceInfo};
 use dmaspace_core::door::Errno;
@@ -12,7 +12,7 @@ use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::require;
 use crate::kernel::{ContextId, File, Kernel, Reply};
 
-/// As much of the structs as the kernel insists on: no token, no PASID.
+/// The sizes that the kernel requires of the structs: without the token, without the PASID.
 const BIND_LEAST: usize = offset_of!(BindIommufd, token_uuid_ptr);
 const ATTACH_LEAST: usize = offset_of!(AttachIommufdPt, pasid);
 const DETACH_LEAST: usize = offset_of!(DetachIommufdPt, pasid);
@@ -21,7 +21,7 @@ const DETACH_LEAST: usize = offset_of!(DetachIommufdPt, pasid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeFile {
     pub(crate) device: DeviceIndex,
-    /// The iommufd it was given to, and its id there.
+    /// The iommufd that the device is bound to, and the device's id there.
     pub(crate) bound: Option<(ContextId, u32)>,
 }
 
@@ -31,14 +31,14 @@ impl Kernel {
         let result = match call.number() {
             number if number == device::DEVICE_GET_INFO.number => device_info(call)?,
             number if number == device::DEVICE_RESET.number => 0,
-            // Binding is for descriptors of device nodes only.
+            // Only descriptors of device nodes can be bound.
             number if number == device::DEVICE_BIND_IOMMUFD.number => return Err(Errno::EINVAL),
             _ => return Err(Errno::ENOTTY),
         };
         Ok(Reply::Number(result))
     }
 
-    /// vfio_device_fops_unl_ioctl, of a descriptor of a device's own node: nothing but binding before it is bound.
+    /// vfio_device_fops_unl_ioctl, of a descriptor of a device's own node: only binding is accepted before it is bound.
     pub(crate) fn node_ioctl(&mut self, id: u64, node: NodeFile, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
         if call.number() == device::DEVICE_BIND_IOMMUFD.number {
             return self.bind(id, node, call);
@@ -78,7 +78,7 @@ impl Kernel {
         Ok(Reply::Number(0))
     }
 
-    /// vfio_df_ioctl_attach_pt. A device that is attached moves.
+    /// vfio_df_ioctl_attach_pt. An attached device moves.
     fn attach_node(
         &mut self,
         device: DeviceIndex,
@@ -95,7 +95,7 @@ impl Kernel {
         Ok(Reply::Number(0))
     }
 
-    /// vfio_df_ioctl_detach_pt: 0 whether it was attached or not.
+    /// vfio_df_ioctl_detach_pt: returns 0 whether the device was attached or not.
     fn detach_node(&mut self, device: DeviceIndex, context: ContextId, call: &Call<'_, '_>) -> Result<Reply, Errno> {
         let detach: DetachIommufdPt = call.read_prefix(DETACH_LEAST)?;
         require(detach.argsz as usize >= DETACH_LEAST && detach.flags == 0, Errno::EINVAL)?;
@@ -105,7 +105,7 @@ impl Kernel {
         Ok(Reply::Number(0))
     }
 
-    /// vfio_df_unbind_iommufd: there is no other way than closing.
+    /// vfio_df_unbind_iommufd: only closing unbinds.
     pub(crate) fn close_node(&mut self, node: NodeFile) {
         let Some((id, devid)) = node.bound else { return };
         let Some(device) = self.devices.get_mut(node.device) else { return };

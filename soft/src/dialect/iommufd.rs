@@ -1,13 +1,13 @@
-//! An open `/dev/iommu`: address spaces, the page tables made for them, the devices bound to it
-//! (linux: drivers/iommu/iommufd/).
+//! An open `/dev/iommu`: address spaces, their page tables, and the devices bound to it (linux:
+//! drivers/iommu/iommufd/).
 //!
-//! An address space pins nothing until a device is attached; what cannot be pinned shows then. An unmap takes whole
-//! mappings one by one and stops at the first that it would cut, without bringing back the ones before.
+//! An address space pins nothing until a device is attached; memory that cannot be pinned shows then. An unmap removes
+//! whole mappings one by one and stops at the first that it would cut, without restoring the earlier ones.
 //!
-//! A file is mapped as the memory is that the caller has mapped from it. Linux 6.12 knows no such request, nor moves to
-//! another process.
+//! A file is mapped as the memory that the caller has mapped from it. Linux 6.12 has no such request, and none to move
+//! to another process.
 //!
-//! Edges: page tables the kernel manages only.
+//! Limits: only page tables that the kernel manages.
 
 mod container;
 mod devices;
@@ -33,7 +33,7 @@ use crate::engine::Table;
 use ioas::{Ioas, Place};
 use pages::PagesStore;
 
-/// A device, known by its place in the host's list.
+/// The index of a device in the host's list.
 pub(crate) type DeviceIndex = usize;
 
 /// An open `/dev/iommu`.
@@ -41,23 +41,23 @@ pub(crate) type DeviceIndex = usize;
 pub(crate) struct Context {
     objects: BTreeMap<u32, Object>,
     pages: PagesStore,
-    /// The address space that is meant when this stands in for a container.
+    /// The address space that stands in for a container.
     container: Option<u32>,
-    /// What each group is attached to, through which devices.
+    /// The page table that each group is attached to, and the attached devices.
     groups: BTreeMap<u32, Attachment>,
 }
 
-/// What an id can stand for.
+/// The object of an id.
 #[derive(Debug)]
 enum Object {
     Ioas(Ioas),
-    /// A page table, and the address space it shows, which has it.
+    /// A page table, by the id of the address space that it maps and that owns it.
     PageTable(u32),
-    /// A device that is bound, and its group.
+    /// A bound device, by its group.
     Device(u32),
 }
 
-/// A group's devices that are attached, all to one page table.
+/// The attached devices of a group, all on one page table.
 #[derive(Debug, Default)]
 struct Attachment {
     page_table: Option<u32>,
@@ -65,7 +65,7 @@ struct Attachment {
 }
 
 impl Context {
-    /// How many address spaces and page tables there are.
+    /// The number of address spaces and page tables.
     pub(crate) fn object_count(&self) -> usize {
         self.objects.values().filter(|object| !matches!(object, Object::Device(_))).count()
     }
@@ -78,7 +78,7 @@ impl Context {
         })
     }
 
-    /// The translation a device of `group` goes through, if it is attached.
+    /// The translation of a device of `group`, if the group is attached.
     pub(crate) fn table_of(&self, group: u32) -> Option<&Table> {
         let page_table = self.groups.get(&group)?.page_table?;
         match self.objects.get(&page_table) {
@@ -87,7 +87,7 @@ impl Context {
         }
     }
 
-    /// iommufd_fops_release: everything goes.
+    /// iommufd_fops_release: removes every object.
     pub(crate) fn release(&mut self, system: &mut System) {
         let ids: Vec<_> = self.objects.keys().copied().collect();
         for id in ids {
@@ -123,7 +123,7 @@ impl Context {
         .map(|()| 0)
     }
 
-    /// iommufd_destroy: only what nobody uses.
+    /// iommufd_destroy: an object in use is refused.
     fn destroy(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<(), Errno> {
         let destroy: Destroy = read(call)?;
         let in_use = self.is_in_use(destroy.id);
@@ -149,8 +149,8 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_ioas_iova_ranges: as many ranges as there is room for, and how many there are. Too many is an error that
-    /// fills everything.
+    /// iommufd_ioas_iova_ranges: writes as many ranges as there is room for, and their number. More ranges than room is
+    /// an error, which writes both all the same.
     fn iova_ranges(&self, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut ranges: IoasIovaRanges = read(call)?;
         require(ranges.reserved == 0, Errno::EOPNOTSUPP)?;
@@ -205,7 +205,7 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_ioas_copy: what another range shows, pinned once for both.
+    /// iommufd_ioas_copy: maps the memory of another range, pinned once for both.
     fn copy(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         let mut copy: IoasCopy = read(call)?;
         require(copy.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
@@ -233,7 +233,7 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_ioas_change_process: of all address spaces, or of none.
+    /// iommufd_ioas_change_process: moves all address spaces, or none.
     fn change_process(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<(), Errno> {
         let change: IoasChangeProcess = read(call)?;
         require(change.reserved == 0, Errno::EOPNOTSUPP)?;
@@ -251,7 +251,7 @@ impl Context {
         ioas_of(&mut self.objects, id)
     }
 
-    /// The lowest number nothing has: ids are used again.
+    /// The lowest free id: ids are used again.
     fn free_id(&self) -> u32 {
         (1..)
             .zip(self.objects.keys())
@@ -267,7 +267,7 @@ fn ioas_of(objects: &mut BTreeMap<u32, Object>, id: u32) -> Result<&mut Ioas, Er
     }
 }
 
-/// The head of iommufd_fops_ioctl: a struct may be larger than the kernel knows, if the rest of it is zero.
+/// The head of iommufd_fops_ioctl: a struct may be larger than the kernel's, if its tail is zero.
 fn read<T: FromBytes + IntoBytes + Immutable>(call: &Call<'_, '_>) -> Result<T, Errno> {
     let bytes = call.bytes()?;
     let size = u32::read_from_prefix(bytes).map_err(|_| Errno::EINVAL)?.0 as usize;
@@ -280,7 +280,7 @@ fn read<T: FromBytes + IntoBytes + Immutable>(call: &Call<'_, '_>) -> Result<T, 
 /// The flags of a map that this kernel knows.
 const KNOWN_FLAGS: u32 = iommufd::MAP_FIXED_IOVA | iommufd::MAP_WRITEABLE | iommufd::MAP_READABLE;
 
-/// What the flags of a map allow, which must be something.
+/// The access of a map's flags, which must not be empty.
 fn access(flags: u32) -> Result<Access, Errno> {
     let mut access = Access::empty();
     access.set(Access::READ, flags & iommufd::MAP_READABLE != 0);

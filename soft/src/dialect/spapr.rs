@@ -1,14 +1,13 @@
 //! An sPAPR TCE container, v1 and v2 (linux: drivers/vfio/vfio_iommu_spapr_tce.c).
 //!
-//! Nothing here is a mapping: there are windows, and entries in them that are written and cleared. A map over live
-//! entries replaces them; a map that fails half way clears what it had written, and does not bring back what it had
-//! replaced; only its first entry is looked at to see whether it lies in the window. Some refusals are positive
-//! results.
+//! There are no mappings, only windows, and entries in them that are written and cleared. A map over live entries
+//! replaces them; a map that fails half way clears the entries it had written, and does not restore those it had
+//! replaced; only its first entry is checked against the window. Some refusals are positive results.
 //!
-//! Past a window's end powernv's index arithmetic goes on somewhere else (linux:
+//! Past a window's end powernv's index arithmetic goes on elsewhere (linux:
 //! arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_tce): with several levels at the window's beginning, with one
-//! level in memory that is no table at all. Here it is the beginning always, so that the damage can be seen. On pseries
-//! the hypervisor refuses such an entry.
+//! level in memory that is no table at all. Here it is always the beginning, so that tests can see the damage. On
+//! pseries the hypervisor refuses such an entry.
 
 mod batch;
 mod blocks;
@@ -31,27 +30,27 @@ pub(crate) use eeh::Pe;
 pub(crate) use windows::Firmware;
 use windows::TceWindow;
 
-/// A container that was given to the sPAPR driver.
+/// A container of the sPAPR driver.
 #[derive(Debug)]
 pub(crate) struct Spapr {
     v2: bool,
-    /// Whether maps are allowed: after ENABLE, after the first registration.
+    /// `true` if maps are allowed: after ENABLE, after the first registration.
     enabled: bool,
-    /// The process it is tied to for good.
+    /// The process that the container belongs to for good.
     owner: Option<Pid>,
-    /// The default window will be made by the first call that needs one.
+    /// `true` if the first call that needs a window must create the default one.
     pending: bool,
     windows: [Option<TceWindow>; 2],
     /// Attached groups, newest first, as the kernel keeps them.
     groups: Vec<u32>,
-    /// The registrations it knows, by number.
+    /// The numbers of the registrations it uses.
     registered: Vec<u64>,
     table: Table,
-    /// What ENABLE charged.
+    /// The bytes that ENABLE charged.
     enable_charge: u64,
 }
 
-/// What the module says to VFIO_CHECK_EXTENSION: v2 always, whether the platform can or not.
+/// The module's answer to VFIO_CHECK_EXTENSION: v2 always, whether or not the platform has it.
 pub(crate) fn has_extension(system: &System, extension: Extension) -> bool {
     let eeh = system.facts.tce.as_ref().is_some_and(|tce| tce.eeh);
     let types = [IommuType::SPAPR_TCE.extension(), IommuType::SPAPR_TCE_V2.extension()];
@@ -78,17 +77,17 @@ impl Spapr {
         &self.table
     }
 
-    /// The registrations it knows: whose, and by number.
+    /// The registrations it uses: the process and the number.
     pub(crate) fn registered(&self) -> Vec<(Pid, u64)> {
         self.owner.iter().flat_map(|owner| self.registered.iter().map(|id| (*owner, *id))).collect()
     }
 
-    /// The windows there are.
+    /// The number of windows.
     pub(crate) fn window_count(&self) -> usize {
         self.windows.iter().flatten().count()
     }
 
-    /// How many entries are live.
+    /// The number of live entries.
     pub(crate) fn live_entries(&self) -> u64 {
         let entries = |window: &TceWindow| self.table.overlapping(window.range).map(|run| self.entries_of(run));
         self.windows.iter().flatten().flat_map(entries).sum()
@@ -108,7 +107,7 @@ impl Spapr {
         Ok(())
     }
 
-    /// tce_iommu_detach_group: windows are shared, so the entries of all of them go, whoever stays.
+    /// tce_iommu_detach_group: windows are shared, so all their entries are cleared, whatever groups remain.
     pub(crate) fn detach(&mut self, system: &mut System, group: u32) {
         self.groups.retain(|other| *other != group);
         self.clear(system, IovaRange::all());
@@ -147,7 +146,7 @@ impl Spapr {
         }
     }
 
-    /// The default window is reported whether it is there or not; `argsz` is not written back.
+    /// The default window is reported whether or not it exists; `argsz` is not written back.
     fn get_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let tce = tce(system)?;
         require(!self.groups.is_empty(), Errno::ENXIO)?;
@@ -201,7 +200,7 @@ impl Spapr {
     }
 
     /// VFIO_IOMMU_UNMAP_DMA. Entries that are not live are skipped, and no size is written back. A misaligned bus
-    /// address is refused with the result 1, and so is, but not by 6.12, a range that leaves the window (linux:
+    /// address is refused with the result 1, and so is, after Linux 6.12, a range that leaves the window (linux:
     /// arch/powerpc/kernel/iommu.c, iommu_tce_check_ioba).
     fn unmap(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.enabled, Errno::EPERM)?;
@@ -223,7 +222,7 @@ impl Spapr {
         fault.map_or(Ok(0), Err)
     }
 
-    /// tce_iommu_enable: charges the whole window, whatever will be mapped in it.
+    /// tce_iommu_enable: charges the whole window, however little is mapped in it later.
     fn enable(&mut self, system: &mut System, by: Pid) -> Result<i32, Errno> {
         require(!self.enabled, Errno::EBUSY)?;
         require(!self.groups.is_empty(), Errno::ENODEV)?;
@@ -262,8 +261,8 @@ impl Spapr {
         Ok(0)
     }
 
-    /// tce_iommu_unregister_pages. The last put would say EBUSY when TCEs lean on the block, but nobody listens: the
-    /// container forgets the block, the block stays pinned and charged, and the result is 0.
+    /// tce_iommu_unregister_pages. The last put fails with EBUSY while TCEs point into the block, but its result is
+    /// ignored: the container forgets the block, the block stays pinned and charged, and the result is 0.
     fn unregister(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         require(self.owner.is_some(), Errno::EPERM)?;
         let (memory, size) = read_block(system, call)?;
@@ -275,7 +274,7 @@ impl Spapr {
         Ok(0)
     }
 
-    /// Writes entries, replacing what was there.
+    /// Writes entries over existing ones.
     fn write(&mut self, system: &mut System, run: Run) {
         let entries = self.entries_of(&run);
         if let Some(block) = self.block(system, run.source) {
@@ -293,7 +292,7 @@ impl Spapr {
         }
     }
 
-    /// What entries leaned on is leaned on less.
+    /// Releases the memory of entries that were cleared.
     fn let_go(&self, system: &mut System, run: Run) {
         let entries = self.entries_of(&run);
         if let Some(block) = self.block(system, run.source) {
@@ -302,7 +301,7 @@ impl Spapr {
         system.release(run.memory);
     }
 
-    /// mm_iommu_put, and what follows from it.
+    /// mm_iommu_put, and its consequences.
     fn put_registration(&self, system: &mut System, id: u64) {
         let Some(owner) = self.owner else { return };
         if let Some(block) = system.process(owner).registry.put(id) {

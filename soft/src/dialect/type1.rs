@@ -1,6 +1,6 @@
 //! A type1 container: whole mappings in fixed ranges (linux: drivers/vfio/vfio_iommu_type1.c).
 //!
-//! Edges: no emulated devices.
+//! Limits: no emulated devices.
 
 mod addresses;
 mod dirty;
@@ -20,30 +20,30 @@ use crate::dialect::{Pid, System, require};
 use crate::engine::{Run, Table};
 use dirty::Log;
 
-/// VFIO_TYPE1_NESTING_IOMMU: old kernels say that they have it, and fail to attach.
+/// VFIO_TYPE1_NESTING_IOMMU: old kernels report it and then fail to attach.
 const NESTING: IommuType = IommuType(6);
-/// The largest bitmap one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
+/// The largest bitmap that one call fills (linux: DIRTY_BITMAP_SIZE_MAX).
 const DIRTY_BITMAP_SIZE_MAX: u64 = type1::LONGEST_BITMAP;
 
-/// A container that was given to type1.
+/// A container of the type1 driver.
 #[derive(Debug)]
 pub(crate) struct Type1 {
     version: IommuType,
     table: Table,
-    /// How many more mappings it takes.
+    /// The number of mappings that it has room for.
     available: u32,
     groups: Vec<u32>,
-    /// What can be mapped, ascending.
+    /// The ranges that can be mapped, ascending.
     ranges: Vec<IovaRange>,
-    /// Whether what devices write is logged.
+    /// `true` if the writes of devices are logged.
     is_logging: bool,
-    /// The mappings' own bitmaps, as far as they were asked about.
+    /// The logs of the mappings that were asked about.
     logs: BTreeMap<Iova, Log>,
-    /// The mappings whose addresses were let go of.
+    /// The mappings whose addresses were invalidated.
     without_address: BTreeSet<Iova>,
 }
 
-/// What type1 says to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here.
+/// The answer of type1 to VFIO_CHECK_EXTENSION. Coherency cannot be enforced here.
 pub(crate) fn has_extension(system: &System, extension: Extension) -> bool {
     let always = [IommuType::TYPE1.extension(), IommuType::TYPE1_V2.extension(), Extension::UNMAP_ALL];
     always.contains(&extension)
@@ -85,7 +85,7 @@ impl Type1 {
         Ok(())
     }
 
-    /// vfio_iommu_type1_detach_group. The last group takes all mappings with it.
+    /// vfio_iommu_type1_detach_group. The mappings end with the last group.
     pub(crate) fn detach(&mut self, system: &mut System, group: u32) {
         self.groups.retain(|other| *other != group);
         if self.groups.is_empty() {
@@ -116,8 +116,8 @@ impl Type1 {
         }
     }
 
-    /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds, without the capabilities, and says how large
-    /// it should be.
+    /// vfio_iommu_type1_get_info: with too small an `argsz` it succeeds without the capabilities, and returns the size
+    /// it needs.
     fn get_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut info: Info = call.read_prefix(offset_of!(Info, cap_offset))?;
         let asked = info.argsz as usize;
@@ -137,7 +137,7 @@ impl Type1 {
         Ok(0)
     }
 
-    /// The capabilities in the kernel's order, as they stand behind the info struct.
+    /// The capabilities in the kernel's order, as they follow the info struct.
     fn capabilities(&self, system: &System) -> Vec<u8> {
         let header = |id| CapabilityHeader { id, version: 1, next: 0 };
         let migration = Migration {
@@ -192,7 +192,7 @@ impl Type1 {
         Ok(0)
     }
 
-    /// What was written where an unmap is about to pass.
+    /// Reports the pages that were written in the range of an unmap.
     fn tell_unmapped(&mut self, system: &System, call: &mut Call<'_, '_>, unmap: &UnmapDma) -> Result<(), Errno> {
         let alone = unmap.flags & (type1::UNMAP_ALL | type1::UNMAP_VADDR) == 0;
         require(alone && unmap.argsz >= UnmapDirty::SIZE, Errno::EINVAL)?;
@@ -210,7 +210,7 @@ impl Type1 {
         if self.version == IommuType::TYPE1_V2 && !all {
             require(!cuts_a_run(&self.table, range), Errno::EINVAL)?;
         }
-        // v1 takes a mapping whole when its beginning lies in the range, and stops at one that began before.
+        // v1 removes a whole mapping whose beginning lies in the range, and stops at one that began before.
         let begun_before = self.table.at(range.first()).is_some_and(|run| run.range.first() < range.first());
         if begun_before {
             return Ok(0);
@@ -239,14 +239,13 @@ impl Type1 {
         bytes
     }
 
-    /// Unmapping clears the hardware's entries, whoever left them.
+    /// Clears the hardware's entries, including those that a failed map left.
     fn sweep(&mut self, system: &mut System, range: IovaRange) {
         self.table.sweep(range).into_iter().for_each(|run| system.release(run.memory));
     }
 }
 
-/// The checks of a map that look at nothing but the request. 7.2 looks for a wrap before anything else is wrong with
-/// it.
+/// The checks of a map that depend on the request alone. Linux 7.2 checks for a wrap before its other checks.
 fn check_map_bounds(system: &System, map: &MapDma, memory: &UserMemory) -> Result<IovaRange, Errno> {
     let rights = map.flags & (vfio::MAP_READ | vfio::MAP_WRITE) != 0;
     let range = IovaRange::with_len(Iova::new(map.iova), map.size);
@@ -262,8 +261,8 @@ fn check_map_bounds(system: &System, map: &MapDma, memory: &UserMemory) -> Resul
     range.map_err(|_| system.facts.wrap())
 }
 
-/// The checks of an unmap that look at nothing but the request. `None`: a range in which 6.12 finds nothing, whatever
-/// is there: it compares with an end that has wrapped to zero.
+/// The checks of an unmap that depend on the request alone. `None` for a range that ends at 2^64, in which Linux 6.12
+/// finds no mapping: it compares with an end that has wrapped to zero.
 fn check_unmap_bounds(system: &System, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
     let granule = granule(system);
     require(granule.divides(unmap.iova), Errno::EINVAL)?;
@@ -276,14 +275,14 @@ fn check_unmap_bounds(system: &System, unmap: &UnmapDma, all: bool) -> Result<Op
     Ok(Some(range).filter(|range| system.facts.is_modern() || range.end().is_some()))
 }
 
-/// Whether a run lies across an end of `range`.
+/// Returns whether a run lies across an end of `range`.
 fn cuts_a_run(table: &Table, range: IovaRange) -> bool {
     let across = |at: Iova| table.at(at).is_some_and(|run| !range.covers(run.range));
     across(range.first()) || across(range.last())
 }
 
-/// vfio_pin_map_dma: page by page, so that whichever is met first, the limit or a page that is not there, is the
-/// answer. Other devices' memory is not charged.
+/// vfio_pin_map_dma: page by page, so that the first obstacle, the limit or a missing page, decides the answer. Other
+/// devices' memory is not charged.
 fn pin(system: &mut System, by: Pid, range: IovaRange, memory: &UserMemory, access: Access) -> Result<Run, Errno> {
     let size = range.bytes().try_into().map_err(|_| Errno::EINVAL)?;
     let page = system.page();
@@ -297,31 +296,32 @@ fn pin(system: &mut System, by: Pid, range: IovaRange, memory: &UserMemory, acce
     Run::new(range.first(), memory, access, by.0).ok_or(Errno::EINVAL)
 }
 
-/// What was charged for a mapping.
+/// The number of bytes that were charged for a mapping.
 fn charged_for(run: &Run) -> u64 {
     if run.memory.is_device_memory() { 0 } else { run.bytes() }
 }
 
-/// Uncharges and lets go of what was behind a mapping.
+/// Uncharges a mapping and releases its memory.
 fn forget(system: &mut System, run: Run) {
     let charged = charged_for(&run);
     system.give_back(Pid(run.source), |account| account.unlock(charged));
     system.release(run.memory);
 }
 
-/// The IOMMU's pages, sizes below the host's page hidden behind it (linux: vfio_update_pgsize_bitmap).
+/// The page sizes of the IOMMU, where sizes below the host's page become the host's page (linux:
+/// vfio_update_pgsize_bitmap).
 pub(crate) fn page_sizes(system: &System) -> u64 {
     let mask = system.facts.fixed.as_ref().map_or(0, |fixed| fixed.page_sizes.mask());
     let below = system.page().bytes() - 1;
     if mask & below == 0 { mask } else { mask & !below | system.page().bytes() }
 }
 
-/// What everything must be a multiple of.
+/// The alignment of every address and length.
 fn granule(system: &System) -> PageSize {
     PageSize::from_shift(page_sizes(system).trailing_zeros()).unwrap_or(system.page())
 }
 
-/// What can be mapped when these groups are attached (linux: vfio_iommu_resv_exclude).
+/// The ranges that can be mapped while these groups are attached (linux: vfio_iommu_resv_exclude).
 fn usable_ranges(system: &System, groups: &[u32]) -> Vec<IovaRange> {
     let mut ranges: Vec<_> = system.facts.fixed.iter().map(|fixed| fixed.aperture).collect();
     for hole in groups.iter().flat_map(|group| system.facts.reserved(*group)) {
@@ -338,8 +338,8 @@ pub(crate) fn access(flags: u32) -> Access {
     access
 }
 
-/// Lines capabilities up behind an info struct, padded to eight bytes each, `next` counted from the struct's start
-/// (linux: drivers/vfio/vfio_main.c, vfio_info_cap_add, vfio_info_cap_shift).
+/// Chains capabilities behind an info struct, each padded to eight bytes, with `next` counted from the start of the
+/// struct (linux: drivers/vfio/vfio_main.c, vfio_info_cap_add, vfio_info_cap_shift).
 pub(crate) fn chain_of(capabilities: &[&[&[u8]]]) -> Vec<u8> {
     let mut chain = Vec::new();
     let mut previous: Option<usize> = None;

@@ -1,9 +1,8 @@
-//! VFIO itself: containers, groups and devices, and who holds whom (linux: drivers/vfio/container.c,
+//! VFIO itself: containers, groups and devices, and their references to each other (linux: drivers/vfio/container.c,
 //! drivers/vfio/group.c).
 //!
-//! A container lives as long as it is open or has a group; an IOMMU driver lives in it as long as it has a group, and
-//! takes everything along when the last one leaves. A group lives as long as it is open or a device that was opened
-//! through it is.
+//! A container exists while it is open or has a group; an IOMMU driver exists in it while it has a group, and its state
+//! ends with the last one. A group exists while it or a device that was opened through it is open.
 
 use dmaspace_abi::vfio::{self, Extension, GroupStatus, IommuType, SetContainer};
 use dmaspace_core::door::Errno;
@@ -18,14 +17,14 @@ use crate::engine::Table;
 use crate::kernel::{ContainerId, ContextId, File, Kernel, Reply};
 use crate::profile::{Backend, Profile};
 
-/// An open `/dev/vfio/vfio`, or what is left of it.
+/// An open `/dev/vfio/vfio`, or one whose descriptor was closed while groups remain.
 #[derive(Debug)]
 pub(crate) struct Container {
-    /// Whether there is a descriptor.
+    /// `true` if there is a descriptor.
     pub(crate) is_open: bool,
-    /// Newest first, as the kernel keeps them.
+    /// The groups, newest first, as the kernel keeps them.
     pub(crate) groups: Vec<u32>,
-    /// The IOMMU driver that was chosen.
+    /// The IOMMU driver that SET_IOMMU chose.
     pub(crate) driver: Option<Driver>,
 }
 
@@ -92,26 +91,26 @@ const TCE_TYPES: [IommuType; 2] = [IommuType::SPAPR_TCE, IommuType::SPAPR_TCE_V2
 /// A group of devices.
 #[derive(Debug)]
 pub(crate) struct Group {
-    /// Who may do DMA with its devices.
+    /// The owner of the DMA of its devices.
     pub(crate) claim: Claim,
-    /// Its descriptor and the devices that were opened through it: while there are any, it is open.
+    /// The number of its descriptor and of devices opened through it: the group is open while there are any.
     pub(crate) users: u32,
-    /// The container it is in.
+    /// The container that the group has joined.
     pub(crate) container: Option<ContainerId>,
-    /// The iommufd it is in, in a container's place.
+    /// The iommufd that the group has joined in a container's place.
     pub(crate) context: Option<ContextId>,
-    /// How many of its devices were opened by nodes of their own and bound.
+    /// The number of its devices that were opened by nodes of their own and bound.
     pub(crate) bound: u32,
 }
 
-/// Who owns a group's DMA (linux: drivers/iommu/iommu.c, iommu_group_claim_dma_owner).
+/// The owner of a group's DMA (linux: drivers/iommu/iommu.c, iommu_group_claim_dma_owner).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
     Nobody,
-    /// A driver of the kernel's.
+    /// A driver of the kernel.
     Kernel,
     Container,
-    /// An iommufd, so many times.
+    /// An iommufd, with the number of its claims.
     Context(ContextId, u32),
 }
 
@@ -145,7 +144,7 @@ impl Group {
 }
 
 impl Kernel {
-    /// vfio_fops_unl_ioctl. Without a driver everything else is `EINVAL`.
+    /// vfio_fops_unl_ioctl. Without a driver every other request is `EINVAL`.
     pub(crate) fn container_ioctl(&mut self, id: ContainerId, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
         let result = match call.number() {
             number if number == vfio::GET_API_VERSION.number => vfio::API_VERSION,
@@ -160,7 +159,7 @@ impl Kernel {
         Ok(Reply::Number(result))
     }
 
-    /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first that says yes.
+    /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first driver with a positive answer.
     fn check_extension(&self, id: ContainerId, extension: Extension) -> Result<i32, Errno> {
         let container = self.containers.get(&id).ok_or(Errno::EBADF)?;
         let type1 = || type1::has_extension(&self.system, extension);
@@ -168,14 +167,14 @@ impl Kernel {
         let has = match container.driver {
             Some(Driver::Type1(_)) => type1(),
             Some(Driver::Spapr(_)) => spapr(),
-            // Asked of a driver's container only.
+            // Only a driver of a container answers this one.
             None if extension == Extension::UPDATE_VADDR => false,
             None => (self.has(Backend::Type1) && type1()) || (self.has(Backend::Spapr) && spapr()),
         };
         Ok(i32::from(has))
     }
 
-    /// vfio_ioctl_set_iommu: needs a group, and can be tried again with another type when the driver refuses a group.
+    /// vfio_ioctl_set_iommu: needs a group, and can be repeated with another type after the driver has refused a group.
     fn set_iommu(&mut self, id: ContainerId, version: IommuType) -> Result<i32, Errno> {
         let (type1, spapr) = (self.has(Backend::Type1), self.has(Backend::Spapr));
         let Self { system, containers, .. } = self;
@@ -224,7 +223,7 @@ impl Kernel {
         Ok(0)
     }
 
-    /// vfio_group_ioctl_set_container. An iommufd asks for nothing but that the group is in no other place.
+    /// vfio_group_ioctl_set_container. An iommufd requires only that the group is in no container.
     fn set_container(&mut self, number: u32, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let handle = call.handle(offset_of!(SetContainer, container)).ok_or(Errno::EBADF)?;
         let file = self.file(call.by, handle)?;
@@ -247,7 +246,7 @@ impl Kernel {
         Ok(0)
     }
 
-    /// vfio_group_ioctl_unset_container: not while a device is open, which only an iommufd does not mind.
+    /// vfio_group_ioctl_unset_container: refused while a device is open, but for a group in an iommufd.
     fn unset_container(&mut self, number: u32) -> Result<i32, Errno> {
         let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
         require(group.is_in_a_container(), Errno::EINVAL)?;
@@ -256,8 +255,7 @@ impl Kernel {
         Ok(0)
     }
 
-    /// vfio_group_detach_container. The last group takes the driver and everything it remembers along; an iommufd keeps
-    /// it.
+    /// vfio_group_detach_container. The driver and its state end with the last group; an iommufd keeps its state.
     fn leave_container(&mut self, number: u32) {
         let Self { system, containers, groups, .. } = self;
         let Some(group) = groups.get_mut(&number) else { return };
@@ -299,8 +297,8 @@ impl Kernel {
         Ok(Reply::Opened(File::DeviceOfGroup(index)))
     }
 
-    /// vfio_df_group_open, where an iommufd stands in for the container: the first descriptor of a device binds and
-    /// attaches it.
+    /// vfio_df_group_open, with an iommufd in a container's place: the first descriptor of a device binds and attaches
+    /// it.
     fn open_through_iommufd(&mut self, index: DeviceIndex, id: ContextId) -> Result<Reply, Errno> {
         let Self { system, contexts, groups, devices, .. } = self;
         let device = devices.get_mut(index).ok_or(Errno::ENODEV)?;
@@ -324,7 +322,8 @@ impl Kernel {
         self.devices.iter().filter(|device| device.group == group && device.opened > 0).count()
     }
 
-    /// vfio_group_fops_open: one at a time, and not beside devices that were bound through nodes of their own.
+    /// vfio_group_fops_open: refused while the group is open, or while one of its devices is bound through its own
+    /// node.
     pub(crate) fn open_group(&mut self, number: u32) -> Result<File, Errno> {
         let group = self.groups.get_mut(&number).ok_or(Errno::ENOENT)?;
         require(group.bound == 0 && group.users == 0, Errno::EBUSY)?;
@@ -332,7 +331,7 @@ impl Kernel {
         Ok(File::Group(number))
     }
 
-    /// The descriptor of a group, or the last one of a device opened through it, was closed.
+    /// Closes the descriptor of a group, or the last one of a device opened through it.
     pub(crate) fn put_group(&mut self, number: u32) {
         let Some(group) = self.groups.get_mut(&number) else { return };
         group.users = group.users.saturating_sub(1);
@@ -341,7 +340,7 @@ impl Kernel {
         }
     }
 
-    /// The descriptor of a container was closed: what its groups hold stays.
+    /// Closes the descriptor of a container, which keeps the state of its groups.
     pub(crate) fn close_container(&mut self, id: ContainerId) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.is_open = false;
@@ -350,7 +349,7 @@ impl Kernel {
         }
     }
 
-    /// A descriptor of a device that was opened through its group was closed.
+    /// Closes a descriptor of a device that was opened through its group.
     pub(crate) fn close_device_of_group(&mut self, index: DeviceIndex) {
         let Some(device) = self.devices.get_mut(index) else { return };
         device.opened = device.opened.saturating_sub(1);
@@ -370,7 +369,7 @@ impl Kernel {
     }
 }
 
-/// From this number on, what CHECK_EXTENSION knows is no type for SET_IOMMU.
+/// The first extension of CHECK_EXTENSION that is no type for SET_IOMMU.
 const EXTENSIONS_BEGIN: u64 = 8;
 
 /// A PCI device.
@@ -378,16 +377,16 @@ const EXTENSIONS_BEGIN: u64 = 8;
 pub(crate) struct Device {
     pub(crate) address: String,
     pub(crate) group: u32,
-    /// The number of its own node.
+    /// The number of the device's own node.
     pub(crate) node: Option<u32>,
-    /// How many descriptors use it: opened through its group, or bound.
+    /// The number of descriptors in use: opened through the group, or bound.
     pub(crate) opened: u32,
-    /// The iommufd it was given to when it was opened through its group, and its id there.
+    /// The iommufd that the device was bound to when it was opened through its group, and its id there.
     pub(crate) bound: Option<(ContextId, u32)>,
 }
 
 impl Device {
-    /// All devices of a host.
+    /// The devices of a host.
     pub(crate) fn all(profile: &Profile) -> Vec<Self> {
         let of_group = |group: &crate::profile::Group| {
             let number = group.number;

@@ -1,9 +1,9 @@
-//! What one process has locked and pinned, as `/proc/<pid>/status` would say.
+//! The locked and pinned memory of one process, as in `/proc/<pid>/status`.
 //!
 //! `VmLck` (linux: mm/util.c, __account_locked_vm) is charged by type1 and sPAPR, `VmPin` by iommufd, which also
-//! charges the user, or `VmLck` if it is asked to (linux: drivers/iommu/iommufd/pages.c, do_update_pinned). There is
-//! one user here, so his count is the sum over his processes; the only limit is RLIMIT_MEMLOCK, and a process without
-//! one has CAP_IPC_LOCK.
+//! charges the user, or `VmLck` if OPTION_RLIMIT_MODE is set (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
+//! The host has one user, whose count is the sum over the processes; the only limit is RLIMIT_MEMLOCK, and a process
+//! without one has CAP_IPC_LOCK.
 
 use dmaspace_core::PageSize;
 use dmaspace_core::door::Errno;
@@ -12,21 +12,21 @@ use dmaspace_core::door::Errno;
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     page: PageSize,
-    /// RLIMIT_MEMLOCK, where it applies.
+    /// RLIMIT_MEMLOCK; `None` for a process without a limit.
     pub(crate) limit: Option<u64>,
     /// `VmLck`.
     pub(crate) locked: Gauge,
     /// `VmPin`.
     pub(crate) pinned: Gauge,
-    /// What of `VmLck` the kernel will never give back.
+    /// The part of `VmLck` that the kernel will never uncharge.
     pub(crate) leaked: u64,
-    /// Bytes ever pinned, counted again when pinned again.
+    /// All bytes that were ever pinned, counted once per pin.
     pub(crate) ever_pinned: u64,
-    /// Bytes of TCE tables ever made.
+    /// The bytes of all TCE tables that were ever made.
     pub(crate) ever_tables: u64,
 }
 
-/// A level and how high it ever was.
+/// A level, and its maximum so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gauge {
     pub(crate) now: u64,
@@ -58,12 +58,12 @@ impl Account {
         Ok(())
     }
 
-    /// Gives `bytes` back to `VmLck`.
+    /// Uncharges `bytes` from `VmLck`.
     pub(crate) fn unlock(&mut self, bytes: u64) {
         self.locked.fall(bytes);
     }
 
-    /// Remembers that `bytes` were charged to `VmLck` for good.
+    /// Notes that `bytes` of `VmLck` will never be uncharged.
     pub(crate) fn leak(&mut self, bytes: u64) {
         self.leaked = self.leaked.saturating_add(bytes);
     }
@@ -75,7 +75,7 @@ impl Account {
         Ok(())
     }
 
-    /// Charges `bytes` to `VmPin` while the user is charged `elsewhere` for another process of his.
+    /// Charges `bytes` to `VmPin` while another process of the same user is charged `elsewhere`.
     pub(crate) fn pin_beside(&mut self, elsewhere: u64, bytes: u64) -> Result<(), Errno> {
         self.admit(self.pinned.now.saturating_add(elsewhere), bytes)?;
         self.pinned.rise(bytes);
@@ -89,22 +89,22 @@ impl Account {
         Ok(())
     }
 
-    /// Gives `bytes` back to `VmPin`.
+    /// Uncharges `bytes` from `VmPin`.
     pub(crate) fn unpin(&mut self, bytes: u64) {
         self.pinned.fall(bytes);
     }
 
-    /// Remembers that a call pinned `bytes`.
+    /// Notes that a call pinned `bytes`.
     pub(crate) fn note_pins(&mut self, bytes: u64) {
         self.ever_pinned = self.ever_pinned.saturating_add(bytes);
     }
 
-    /// Remembers that a table of `bytes` was made.
+    /// Notes that a table of `bytes` was made.
     pub(crate) fn note_table(&mut self, bytes: u64) {
         self.ever_tables = self.ever_tables.saturating_add(bytes);
     }
 
-    /// How many more bytes can be locked.
+    /// The number of bytes that can still be locked.
     pub(crate) fn room(&self) -> u64 {
         self.limit.map_or(u64::MAX, |limit| self.page.round_down(limit).saturating_sub(self.locked.now))
     }

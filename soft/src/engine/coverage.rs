@@ -1,30 +1,30 @@
-//! How often each page of something is used: iommufd pins a page once, however many mappings show it
-//! (linux: drivers/iommu/iommufd/pages.c, the interval trees of an iopt_pages).
+//! Use counts of pages: iommufd pins a page once, however many mappings use it (linux: drivers/iommu/iommufd/pages.c,
+//! the interval trees of an iopt_pages).
 //!
-//! Kept as borders between stretches of equal use, so that a million copies of a guest's pages cost a million borders
-//! and no scan.
+//! Only the borders between stretches of equal use are kept, so that a million copies of a guest's pages cost a million
+//! borders and no scan.
 
 use std::collections::BTreeMap;
 
-/// How often each number from 0 on is used.
+/// The use count of every number from 0 on.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
-    /// From this number on, up to the next border, the numbers are used so often. Unused before the first.
+    /// The use count from this number up to the next border. Numbers before the first border are unused.
     uses: BTreeMap<u64, u32>,
 }
 
 impl Coverage {
-    /// Uses `first..end` once more and says how many of them were unused.
+    /// Increments the use count of `first..end` and returns how many of these numbers were unused.
     pub(crate) fn add(&mut self, first: u64, end: u64) -> u64 {
         self.change(first, end, 0, |uses| uses.saturating_add(1))
     }
 
-    /// Uses `first..end` once less and says how many of them are unused now.
+    /// Decrements the use count of `first..end` and returns how many of these numbers are unused now.
     pub(crate) fn remove(&mut self, first: u64, end: u64) -> u64 {
         self.change(first, end, 1, |uses| uses.saturating_sub(1))
     }
 
-    /// How many of `first..end` are unused.
+    /// The number of unused numbers in `first..end`.
     pub(crate) fn unused(&self, first: u64, end: u64) -> u64 {
         let mut unused = 0;
         let (mut from, mut uses) = (first, self.uses_of(first));
@@ -35,13 +35,13 @@ impl Coverage {
         unused + if uses == 0 { end - from } else { 0 }
     }
 
-    /// How many numbers are used.
+    /// The number of used numbers.
     pub(crate) fn used(&self) -> u64 {
         let stretches = self.uses.iter().zip(self.uses.keys().skip(1));
         stretches.filter(|((_, uses), _)| **uses > 0).map(|((from, _), to)| to - from).sum()
     }
 
-    /// Applies `change` to the uses of `first..end` and returns how many of them had `counted` uses before.
+    /// Applies `change` to the use counts of `first..end` and returns how many numbers had the count `counted` before.
     fn change(&mut self, first: u64, end: u64, counted: u32, change: fn(u32) -> u32) -> u64 {
         self.border_at(first);
         self.border_at(end);
@@ -66,7 +66,7 @@ impl Coverage {
         self.uses.entry(number).or_insert(uses);
     }
 
-    /// Drops a border that no longer divides anything.
+    /// Drops a border between stretches of equal use.
     fn forget_border(&mut self, number: u64) {
         let below = self.uses.range(..number).next_back().map_or(0, |(_, uses)| *uses);
         if self.uses.get(&number) == Some(&below) {

@@ -1,7 +1,7 @@
-//! Memory a process has registered for sPAPR windows: pinned and charged once, whatever the number of containers that
-//! know it (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+//! The memory that a process has registered for sPAPR windows: pinned and charged once, whatever the number of
+//! containers that use it (linux: arch/powerpc/mm/book3s64/iommu_api.c).
 //!
-//! Invariants: registrations share no byte; one is there exactly while somebody uses it or a TCE leans on it.
+//! Invariants: registrations share no byte; a registration exists exactly while a container or a TCE uses it.
 
 use std::collections::BTreeMap;
 
@@ -10,26 +10,26 @@ use dmaspace_core::{HostMemory, PageSize};
 /// A registered block.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
-    /// Its number, never used again.
+    /// The block's number, never used again.
     pub(crate) id: u64,
     /// The pinned memory.
     pub(crate) memory: HostMemory,
-    /// The largest TCE page that can show it.
+    /// The largest page of a TCE that can point into the block.
     pub(crate) page: PageSize,
-    /// How many containers know it.
+    /// The number of containers that use the block.
     pub(crate) users: u32,
-    /// How many TCEs show it.
+    /// The number of TCEs that point into the block.
     pub(crate) mapped: u64,
 }
 
 impl Registration {
-    /// One past its last byte; the kernel refuses blocks that end at 2^64.
+    /// One past the block's last byte; the kernel refuses blocks that end at 2^64.
     pub(crate) fn end(&self) -> u64 {
         self.memory.last().saturating_add(1)
     }
 }
 
-/// Everything a process has registered.
+/// The registrations of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     by_address: BTreeMap<u64, Registration>,
@@ -38,7 +38,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Adds a block with one user and returns its number. The caller knows that it overlaps nothing.
+    /// Adds a block with one user and returns its number. The caller has checked that it overlaps no other block.
     pub(crate) fn add(&mut self, memory: HostMemory, page: PageSize) -> u64 {
         self.last_id += 1;
         let (id, address) = (self.last_id, memory.address());
@@ -47,30 +47,30 @@ impl Registry {
         id
     }
 
-    /// The block with this number.
+    /// The block with the number `id`.
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Registration> {
         self.by_address.get_mut(self.addresses.get(&id)?)
     }
 
-    /// The block that is exactly this (linux: mm_iommu_get).
+    /// The block with exactly this span (linux: mm_iommu_get).
     pub(crate) fn exactly(&mut self, address: u64, size: u64) -> Option<&mut Registration> {
         self.by_address.get_mut(&address).filter(|block| block.memory.len().get() == size)
     }
 
-    /// The block that holds all of this (linux: mm_iommu_lookup).
+    /// The block that contains all of the span (linux: mm_iommu_lookup).
     pub(crate) fn holding(&self, address: u64, size: u64) -> Option<&Registration> {
         let (_, block) = self.by_address.range(..=address).next_back()?;
         address.checked_add(size).filter(|end| *end <= block.end()).map(|_| block)
     }
 
-    /// Whether a block shares bytes with this.
+    /// Returns whether a block shares bytes with the span.
     pub(crate) fn overlaps(&self, address: u64, size: u64) -> bool {
         let last = address.saturating_add(size - 1);
         self.by_address.range(..=last).next_back().is_some_and(|(_, block)| block.memory.last() >= address)
     }
 
-    /// Takes a user away. When it was the last and no TCE shows the block, the block goes; when TCEs show it, the user
-    /// stays (linux: mm_iommu_put).
+    /// Removes a user. Returns the block if that was its last user and no TCE points into it; while TCEs do, the last
+    /// user stays (linux: mm_iommu_put).
     pub(crate) fn put(&mut self, id: u64) -> Option<Registration> {
         let block = self.get_mut(id)?;
         if block.users > 1 {
@@ -87,7 +87,7 @@ impl Registry {
         self.by_address.values()
     }
 
-    /// Takes everything.
+    /// Removes and returns every block.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Registration> + use<> {
         self.addresses.clear();
         std::mem::take(&mut self.by_address).into_values()

@@ -1,36 +1,36 @@
-//! The translation of one IOMMU context: bus address to host memory and rights, in runs.
+//! The translation of one IOMMU context: bus address to host memory and access, in runs.
 //!
-//! Invariants: runs share no byte; a run's memory is exactly as long as its range. Who made a run, and whether it may
-//! be cut, the dialects know: type1 and iommufd insert and remove whole ones, sPAPR puts and carves as it likes.
+//! Invariants: runs share no byte; a run's memory is exactly as long as its range. The dialects know the origin of a
+//! run and whether it may be cut: type1 and iommufd insert and remove whole runs, sPAPR writes and clears any part.
 //!
 //! A map that failed half way can leave entries in the hardware that no list knows ([`Table::leave_behind`]). Devices
-//! find those first, whatever is mapped there later, until an unmap passes over them.
+//! reach those first, whatever is mapped there later, until an unmap covers them.
 
 use std::collections::BTreeMap;
 
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 
-/// Bus addresses that continue each other, and the memory behind them.
+/// Adjacent bus addresses, and the memory behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// Where on the bus.
+    /// The bus addresses.
     pub(crate) range: IovaRange,
-    /// What is behind it, byte for byte.
+    /// The memory behind them, byte for byte.
     pub(crate) memory: HostMemory,
-    /// What devices may do.
+    /// The access of devices.
     pub(crate) access: Access,
-    /// What the memory came from: whatever the dialect counts (a registration, an iommufd's pages).
+    /// The origin of the memory, in the dialect's numbering (a registration, an iommufd's pages).
     pub(crate) source: u64,
 }
 
 impl Run {
-    /// All of `memory` at `at`, if that fits below 2^64.
+    /// A run of all of `memory` at `at`; `None` if it does not fit below 2^64.
     pub(crate) fn new(at: Iova, memory: HostMemory, access: Access, source: u64) -> Option<Self> {
         let range = IovaRange::with_len(at, memory.len().get()).ok()?;
         Some(Self { range, memory, access, source })
     }
 
-    /// How many bytes.
+    /// The length in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.memory.len().get()
     }
@@ -42,7 +42,7 @@ impl Run {
         Some(Self { range, memory, access: self.access, source: self.source })
     }
 
-    /// This run and `next` as one, when `next` continues it.
+    /// This run and `next` as one; `None` unless `next` continues this run.
     fn joined_with(&self, next: &Self) -> Option<Self> {
         let alike = self.access == next.access && self.source == next.source && self.range.touches(next.range);
         let memory = if alike { self.memory.joined_with(&next.memory)? } else { return None };
@@ -58,13 +58,13 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// The run at `at`.
+    /// The run that contains `at`.
     pub(crate) fn at(&self, at: Iova) -> Option<&Run> {
         let (_, run) = self.runs.range(..=at).next_back()?;
         run.range.contains(at).then_some(run)
     }
 
-    /// What a device finds at `at`.
+    /// The run that a device reaches at `at`.
     pub(crate) fn reached_at(&self, at: Iova) -> Option<&Run> {
         self.left_behind.iter().find(|run| run.range.contains(at)).or_else(|| self.at(at))
     }
@@ -75,7 +75,7 @@ impl Table {
         self.runs.range(first..=range.last()).map(|(_, run)| run)
     }
 
-    /// Whether any run shares bytes with `range`.
+    /// Returns whether any run shares bytes with `range`.
     pub(crate) fn overlaps(&self, range: IovaRange) -> bool {
         self.overlapping(range).next().is_some()
     }
@@ -85,33 +85,34 @@ impl Table {
         self.runs.values()
     }
 
-    /// How many runs.
+    /// The number of runs.
     pub(crate) fn len(&self) -> usize {
         self.runs.len()
     }
 
-    /// How many bytes are translated.
+    /// The number of bytes that are translated.
     pub(crate) fn bytes(&self) -> u64 {
         self.runs.values().fold(0, |bytes, run| bytes.saturating_add(run.bytes()))
     }
 
-    /// Adds a run where there is none, and keeps it by itself.
+    /// Adds a run, which must overlap no other, and keeps it apart from its neighbours.
     pub(crate) fn insert(&mut self, run: Run) {
         self.runs.insert(run.range.first(), run);
     }
 
-    /// Leaves the first half of a run, whole pages of `granule`, in the hardware only. One page is not made in part.
+    /// Leaves the first half of a run, in whole pages of `granule`, in the hardware only. A run of one page leaves
+    /// nothing.
     pub(crate) fn leave_behind(&mut self, run: &Run, granule: PageSize) {
         let half = IovaRange::with_len(run.range.first(), granule.round_down(run.bytes() / 2)).ok();
         self.left_behind.extend(half.and_then(|half| run.part(half)));
     }
 
-    /// Takes the run that begins at `first`, whole.
+    /// Removes the whole run that begins at `first`.
     pub(crate) fn remove(&mut self, first: Iova) -> Option<Run> {
         self.runs.remove(&first)
     }
 
-    /// Takes what was left behind in `range`.
+    /// Removes the entries that were left behind in `range`.
     pub(crate) fn sweep(&mut self, range: IovaRange) -> Vec<Run> {
         let left_behind = std::mem::take(&mut self.left_behind);
         let outside = |run: &Run| {
@@ -122,7 +123,7 @@ impl Table {
         left_behind.iter().filter_map(|run| run.part(range)).collect()
     }
 
-    /// Takes every byte of `range` that is translated, cutting runs where it must.
+    /// Removes every byte of `range` that is translated, cutting runs at both ends.
     pub(crate) fn carve(&mut self, range: IovaRange) -> Vec<Run> {
         let firsts: Vec<_> = self.overlapping(range).map(|run| run.range.first()).collect();
         let touched = firsts.into_iter().filter_map(|first| self.runs.remove(&first)).collect::<Vec<_>>();
@@ -135,7 +136,7 @@ impl Table {
         touched.iter().filter_map(|run| run.part(range)).collect()
     }
 
-    /// Puts a run over whatever is there, which is returned, and joins it with its neighbours.
+    /// Writes a run over existing ones, joins it with its neighbours, and returns the parts that were replaced.
     pub(crate) fn put(&mut self, run: Run) -> Vec<Run> {
         let replaced = self.carve(run.range);
         let below = self.runs.range(..run.range.first()).next_back().and_then(|(_, below)| below.joined_with(&run));
@@ -148,7 +149,7 @@ impl Table {
         replaced
     }
 
-    /// Takes everything.
+    /// Removes every run.
     pub(crate) fn drain(&mut self) -> Vec<Run> {
         std::mem::take(&mut self.runs).into_values().collect()
     }
@@ -157,6 +158,8 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
+
+    use proptest::prelude::any;
 
     use super::*;
 
@@ -254,7 +257,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn putting_and_carving_do_what_a_page_by_page_table_does(
-            steps in proptest::collection::vec((0u64..64, 1u64..16, 0u64..64, proptest::bool::ANY, proptest::bool::ANY), 0..64)
+            steps in proptest::collection::vec((0u64..64, 1u64..16, 0u64..64, any::<bool>(), any::<bool>()), 0..64)
         ) {
             let mut table = Table::default();
             let mut naive = Naive::new();

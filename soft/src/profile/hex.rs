@@ -1,4 +1,4 @@
-//! Addresses, sizes and masks in files: written as "0xfee00000", read as that or as a plain number.
+//! Addresses, sizes and masks in files: written as "0xfee00000", read in that form or as a plain number.
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 
@@ -10,7 +10,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Spelling::deserialize(deserializer)?.number()
 }
 
-/// The two ways of writing a number.
+/// The two notations of a number.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a number, or one in quotes such as \"0xfee00000\"")]
 enum Spelling {
@@ -32,7 +32,7 @@ impl Spelling {
     }
 }
 
-/// Two of them.
+/// Lists of two numbers.
 pub(super) mod list {
     use serde::ser::SerializeSeq;
     use serde::{Deserialize, Deserializer, Serializer};

@@ -1,4 +1,4 @@
-//! What the tests of the soft host share: hosts, opened contexts, memory.
+//! Hosts, opened contexts and memory for the tests of the soft host.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -16,24 +16,24 @@ use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 pub(crate) const PAGE: u64 = 0x1000;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
-/// Where the second window of sPAPR hosts begins.
+/// The first address of the second window of sPAPR hosts.
 pub(crate) const HIGH: u64 = 1 << 59;
 
-/// A context, and everything that is open for it.
+/// A context, with everything that is open for it.
 pub(crate) struct Opened {
     pub(crate) host: Arc<SoftHost>,
     pub(crate) context: Context,
-    /// In the order of the profile's groups: groups, or devices by nodes of their own.
+    /// The groups, or the devices by nodes of their own, in the order of the profile's groups.
     pub(crate) members: Vec<Handle>,
 }
 
 impl Opened {
-    /// A host of this profile, and a context of that kind with its first group in it.
+    /// Boots a host of this profile and opens a context with its first group.
     pub(crate) fn new(profile: Profile, dialect: Dialect) -> Self {
         Self::on(SoftHost::new(profile).expect("a sound profile"), dialect, 1)
     }
 
-    /// A context with the first `members` groups in it.
+    /// Opens a context with the first `members` groups.
     pub(crate) fn on(host: Arc<SoftHost>, dialect: Dialect, members: usize) -> Self {
         match dialect {
             Dialect::Type1 => Self::container(host, IommuType::TYPE1_V2, members),
@@ -61,7 +61,7 @@ impl Opened {
         Self { host, context, members }
     }
 
-    /// An iommufd in a container's place: groups that joined, and the first device of each.
+    /// Opens an iommufd in a container's place: groups that joined, and the first device of each.
     fn compat(host: Arc<SoftHost>, version: IommuType, members: usize) -> Self {
         let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
         let join = |group: &dmaspace_soft::profile::Group| {
@@ -131,13 +131,13 @@ pub(crate) fn open_node(host: &SoftHost, number: u32) -> Handle {
     open(host, &format!("/dev/vfio/devices/vfio{number}"), HandleKind::Device)
 }
 
-/// Memory that is there.
+/// Memory with bytes.
 pub(crate) fn memory(bytes: u64) -> HostMemory {
     let bytes = usize::try_from(bytes).ok().and_then(NonZeroUsize::new).expect("a size of the test");
     HostMemory::zeroed(bytes, PageSize::K64).expect("memory for the test")
 }
 
-/// Memory that is only an address.
+/// Memory that is an address only.
 pub(crate) fn unbacked(address: u64, bytes: u64) -> HostMemory {
     HostMemory::unbacked(address, NonZeroU64::new(bytes).expect("not empty")).expect("no wrap")
 }

@@ -155,7 +155,10 @@ laid_out_as!(
         out_capabilities,
     }
 );
-laid_out_as!(HwptSetDirtyTracking, kernel::iommu_hwpt_set_dirty_tracking { size, flags, hwpt_id, reserved as __reserved });
+laid_out_as!(
+    HwptSetDirtyTracking,
+    kernel::iommu_hwpt_set_dirty_tracking { size, flags, hwpt_id, reserved as __reserved }
+);
 laid_out_as!(
     HwptGetDirtyBitmap,
     kernel::iommu_hwpt_get_dirty_bitmap {

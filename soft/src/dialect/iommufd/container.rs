@@ -1,12 +1,11 @@
-//! An iommufd in a container's place: what a type1 container understands, asked of `/dev/iommu`
-//! (linux: drivers/iommu/iommufd/vfio_compat.c).
+//! An iommufd in a container's place: type1's requests to `/dev/iommu` (linux: drivers/iommu/iommufd/vfio_compat.c).
 //!
-//! One address space of the iommufd is meant, whose id nobody has to know: the first group that joins makes it. Devices
-//! are attached to it when they are opened, not when their group joins, and it keeps what is mapped when the last of
-//! them is closed.
+//! The requests concern one address space of the iommufd, which the first group that joins creates. Devices are
+//! attached to it when they are opened, not when their group joins, and it keeps its mappings when the last of them is
+//! closed.
 //!
-//! Edges: the address space cannot be chosen (IOMMU_VFIO_IOAS); the size beside an error is not written back;
-//! capabilities that have room are not written when others have none.
+//! Limits: the address space cannot be chosen (IOMMU_VFIO_IOAS); the size beside an error is not written back; a
+//! capability that has room is not written when another one has none.
 
 use std::mem::offset_of;
 
@@ -52,7 +51,8 @@ impl Context {
         }
     }
 
-    /// iommufd_vfio_check_extension. No IOMMU here enforces coherency, so it is there for as long as there is none.
+    /// iommufd_vfio_check_extension. No IOMMU of this host enforces coherency, so the extension is reported only while
+    /// there is no page table.
     fn check_extension(&mut self, extension: Extension) -> Result<i32, Errno> {
         const ALWAYS: [Extension; 3] =
             [IommuType::TYPE1.extension(), IommuType::TYPE1_V2.extension(), Extension::UNMAP_ALL];
@@ -62,7 +62,7 @@ impl Context {
         })
     }
 
-    /// iommufd_vfio_set_iommu. As the older type1 it can cut mappings, for which it does without large pages.
+    /// iommufd_vfio_set_iommu. As type1 v1 it can cut mappings, and so uses no large pages.
     fn set_iommu(&mut self, version: IommuType) -> Result<i32, Errno> {
         require([IommuType::TYPE1, IommuType::TYPE1_V2].contains(&version), Errno::EINVAL)?;
         let ioas = self.meant()?;
@@ -72,7 +72,7 @@ impl Context {
         Ok(0)
     }
 
-    /// iommufd_vfio_iommu_get_info: `argsz` comes back as what everything needs, whether it is there or not.
+    /// iommufd_vfio_iommu_get_info: `argsz` returns the size that everything needs, whether or not it was written.
     fn get_info(&mut self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let least = offset_of!(Info, cap_offset);
         let mut info: Info = call.read_prefix(least)?;
@@ -94,7 +94,7 @@ impl Context {
         Ok(0)
     }
 
-    /// iommufd_vfio_map_dma: rights are nothing to it, only to a page table.
+    /// iommufd_vfio_map_dma: accepts a map without access; a page table refuses it.
     fn map_dma(&mut self, system: &mut System, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let map: MapDma = call.read()?;
         let known = map.argsz >= MapDma::SIZE && map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0;
@@ -111,7 +111,7 @@ impl Context {
         mapped.map(|_| 0)
     }
 
-    /// iommufd_vfio_unmap_dma: nothing is no error here, and a mapping that would be cut is `ENOENT`.
+    /// iommufd_vfio_unmap_dma: an empty range is no error here, and a mapping that would be cut is `ENOENT`.
     fn unmap_dma(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let mut unmap: UnmapDma = call.read()?;
         require(unmap.argsz >= UnmapDma::SIZE && unmap.flags & !type1::UNMAP_ALL == 0, Errno::EINVAL)?;
@@ -131,7 +131,7 @@ impl Context {
         Ok(0)
     }
 
-    /// The address space that is meant.
+    /// The address space that stands in for a container.
     fn meant(&mut self) -> Result<&mut Ioas, Errno> {
         let id = self.container.ok_or(Errno::ENODEV)?;
         ioas_of(&mut self.objects, id)

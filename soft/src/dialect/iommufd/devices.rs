@@ -1,7 +1,7 @@
-//! Devices: bound, attached to page tables, moved, and gone (linux: drivers/iommu/iommufd/device.c).
+//! Devices: bound, attached to page tables, moved, and closed (linux: drivers/iommu/iommufd/device.c).
 //!
-//! Page tables that the kernel made come with the first device that needs one and go with the last; those that were
-//! made by hand stay until they are destroyed.
+//! Page tables that the kernel made are created for the first device that needs one and removed with the last; those
+//! that were allocated by request stay until they are destroyed.
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::Errno;
@@ -12,18 +12,18 @@ use super::{Context, DeviceIndex, Object, ioas_of};
 use crate::dialect::{System, require};
 use crate::facts::Iommu;
 
-/// What a device is to be attached to.
+/// The destination of an attach.
 #[derive(Clone, Copy, Debug)]
 struct Target {
     ioas: u32,
-    /// One of its page tables, or whichever the kernel chooses.
+    /// One of its page tables; `None` leaves the choice to the kernel.
     chosen: Option<u32>,
-    /// What is in front of the device.
+    /// The IOMMU in front of the device.
     iommu: Iommu,
 }
 
 impl Context {
-    /// iommufd_device_bind, once the owner is settled: the device's id.
+    /// iommufd_device_bind, after the owner is claimed: returns the device's id.
     pub(crate) fn bind(&mut self, group: u32) -> u32 {
         let id = self.free_id();
         self.objects.insert(id, Object::Device(group));
@@ -37,7 +37,7 @@ impl Context {
     }
 
     /// iommufd_device_attach and iommufd_device_replace: to a page table, or to an address space, for which the kernel
-    /// then has one. Returns the page table.
+    /// uses or makes one. Returns the page table.
     pub(crate) fn attach(
         &mut self,
         system: &mut System,
@@ -55,7 +55,7 @@ impl Context {
         if attached { self.replace(system, group, target) } else { self.attach_anew(system, device, group, target) }
     }
 
-    /// iommufd_hw_pagetable_attach: what is reserved for the device first, then the page table.
+    /// iommufd_hw_pagetable_attach: the device's reserved ranges first, then the page table.
     fn attach_anew(
         &mut self,
         system: &mut System,
@@ -102,7 +102,7 @@ impl Context {
         Ok(page_table)
     }
 
-    /// iommufd_device_detach. Nothing happens to a device that is not attached.
+    /// iommufd_device_detach. Does nothing for a device that is not attached.
     pub(crate) fn detach(&mut self, system: &mut System, device: DeviceIndex, group: u32) {
         let Some(attachment) = self.groups.get_mut(&group) else { return };
         attachment.devices.retain(|other| *other != device);
@@ -117,15 +117,14 @@ impl Context {
         self.drop_if_unused(system, page_table);
     }
 
-    /// The page table of a target that is there.
+    /// The existing page table of a destination.
     fn found(&self, target: Target) -> Result<Option<u32>, Errno> {
         let automatic = |page_table: &PageTable| page_table.is_automatic && page_table.fits(target.iommu);
         let mut known = self.ioas(target.ioas)?.page_tables.iter();
         Ok(target.chosen.or_else(|| known.find(|(_, page_table)| automatic(page_table)).map(|(id, _)| *id)))
     }
 
-    /// The page table of a target, which for an address space is made if need be (linux:
-    /// iommufd_device_auto_get_domain).
+    /// The page table of a destination, made if an address space has none (linux: iommufd_device_auto_get_domain).
     fn page_table_of(&mut self, system: &mut System, target: Target) -> Result<u32, Errno> {
         if let Some(id) = self.found(target)? {
             let fits = self.page_table_mut(id)?.fits(target.iommu);
@@ -159,7 +158,7 @@ impl Context {
         self.groups.values().any(|attachment| attachment.page_table == Some(page_table))
     }
 
-    /// iommufd_hw_pagetable_put: a page table the kernel made goes with its last device.
+    /// iommufd_hw_pagetable_put: removes a page table that the kernel made, with its last device.
     fn drop_if_unused(&mut self, system: &mut System, id: u32) {
         let automatic = self.page_table_mut(id).is_ok_and(|page_table| page_table.is_automatic);
         if automatic && !self.is_in_use(id) {
@@ -167,7 +166,7 @@ impl Context {
         }
     }
 
-    /// The address space that a page table shows, and its id.
+    /// The address space that a page table maps, and its id.
     pub(super) fn ioas_of_page_table(&mut self, id: u32) -> Result<(&mut Ioas, u32), Errno> {
         let Some(Object::PageTable(ioas)) = self.objects.get(&id) else { return Err(Errno::ENOENT) };
         let ioas = *ioas;

@@ -1,8 +1,7 @@
 //! One I/O address space (linux: drivers/iommu/iommufd/io_pagetable.c).
 //!
-//! Until a device is attached it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, unless it
-//! finds one, which narrows it to what the IOMMU translates and aligns it to the IOMMU's page, and ranges that are
-//! reserved for the device.
+//! Without a device it is all of [0, 2^64-1], aligned to a byte. A device brings a page table, unless it finds one,
+//! which narrows the address space to the IOMMU's range and page, and reserves the device's ranges.
 
 use std::collections::BTreeMap;
 
@@ -25,27 +24,27 @@ const BYTE: PageSize = match PageSize::from_shift(0) {
 #[derive(Debug)]
 pub(super) struct Ioas {
     pub(super) table: Table,
-    /// What bus addresses must be multiples of.
+    /// The alignment of bus addresses.
     pub(super) alignment: PageSize,
-    /// The page tables that show it.
+    /// The page tables that map it.
     pub(super) page_tables: BTreeMap<u32, PageTable>,
     reserved: Vec<(IovaRange, Owner)>,
-    /// What nobody may reserve.
+    /// The ranges that must not be reserved (IOAS_ALLOW_IOVAS).
     promised: Vec<IovaRange>,
-    /// What bus addresses must be multiples of without a page table: a page where huge pages are forbidden.
+    /// The alignment of bus addresses without a page table: a page where huge pages are forbidden.
     smallest: PageSize,
-    /// Whether mappings can be cut, because none of them is made of large pages.
+    /// `true` if mappings can be cut, because none of them is made of large pages.
     cuts: bool,
 }
 
-/// Who reserved a range.
+/// The owner of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     PageTable(u32),
     Device(DeviceIndex),
 }
 
-/// Where somebody wants a mapping.
+/// The wanted address of a mapping.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     At(Iova),
@@ -67,7 +66,7 @@ impl Default for Ioas {
 }
 
 impl Ioas {
-    /// What is not reserved, ascending.
+    /// The ranges that are not reserved, ascending.
     pub(super) fn usable(&self) -> Vec<IovaRange> {
         let mut usable = vec![IovaRange::all()];
         for (hole, _) in &self.reserved {
@@ -95,7 +94,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// iopt_set_allow_iova: what is promised takes the place of what was.
+    /// iopt_set_allow_iova: replaces the ranges that must not be reserved.
     pub(super) fn promise(&mut self, promised: Vec<IovaRange>) -> Result<(), Errno> {
         let taken = |range: &IovaRange| self.reserved.iter().any(|(reserved, _)| reserved.overlaps(*range));
         require(!promised.iter().any(taken), Errno::EADDRINUSE)?;
@@ -103,7 +102,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping or a promise in the way is `EADDRINUSE`.
+    /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping or an allowed range in the way is
+    /// `EADDRINUSE`.
     pub(super) fn reserve(&mut self, ranges: &[IovaRange], owner: Owner) -> Result<(), Errno> {
         let promised = |range: &IovaRange| self.promised.iter().any(|promised| promised.overlaps(*range));
         let free = !ranges.iter().any(|range| self.table.overlaps(*range) || promised(range));
@@ -117,7 +117,7 @@ impl Ioas {
         self.reserved.retain(|(_, other)| *other != owner);
     }
 
-    /// iopt_table_add_domain: what is mapped must fit the page table, and is pinned, unless it is already.
+    /// iopt_table_add_domain: existing mappings must fit the page table, and are pinned unless they already are.
     pub(super) fn add_page_table(
         &mut self,
         system: &mut System,
@@ -149,7 +149,7 @@ impl Ioas {
         }
     }
 
-    /// iopt_for_each_contig_area: what `range` shows up to the first gap.
+    /// iopt_for_each_contig_area: the runs of `range` up to the first gap.
     pub(super) fn contiguous(&self, range: IovaRange) -> Vec<Run> {
         let mut next = Some(range.first());
         let continues = |run: &&Run| {
@@ -170,7 +170,7 @@ impl Ioas {
         }
     }
 
-    /// iopt_map_pages: pieces that follow each other, and where the first of them came to lie.
+    /// iopt_map_pages: maps pieces one after the other, and returns the address of the first.
     pub(super) fn map(
         &mut self,
         system: &mut System,
@@ -187,7 +187,7 @@ impl Ioas {
         };
         let runs = self.runs_of(pages, &pieces, at, access, system.page())?;
         if !self.page_tables.is_empty() {
-            // There is no entry without rights (linux: drivers/iommu/intel/iommu.c, __domain_mapping).
+            // An entry must have access (linux: drivers/iommu/intel/iommu.c, __domain_mapping).
             require(!access.is_empty(), Errno::EINVAL)?;
             pin_each(system, pages, &runs)?;
         }
@@ -196,7 +196,7 @@ impl Ioas {
         Ok(at)
     }
 
-    /// iopt_get_pages: what `length` bytes from `at` show, without a gap.
+    /// iopt_get_pages: the memory of `length` bytes from `at`, without a gap.
     pub(super) fn pieces(&self, at: Iova, length: u64) -> Result<Vec<Piece>, Errno> {
         require(length > 0, Errno::EINVAL)?;
         let range = IovaRange::with_len(at, length).map_err(|_| Errno::EOVERFLOW)?;
@@ -213,7 +213,7 @@ impl Ioas {
         require(next == range.end() && !pieces.is_empty(), Errno::ENOENT).map(|()| pieces)
     }
 
-    /// iopt_unmap_iova_range: mapping by mapping; one that would be cut ends it, and what is gone stays gone.
+    /// iopt_unmap_iova_range: mapping by mapping; a mapping that would be cut ends it, and earlier ones stay removed.
     pub(super) fn unmap(
         &mut self,
         system: &mut System,
@@ -237,7 +237,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// iopt_cut_iova: mappings that lie across an end of `range` become two each, where that can be.
+    /// iopt_cut_iova: cuts the mappings that lie across an end of `range` in two, where that is possible.
     pub(super) fn cut_at_ends(&mut self, pages: &mut PagesStore, range: IovaRange) -> Result<(), Errno> {
         if !self.cuts {
             return Ok(());
@@ -285,7 +285,7 @@ impl Ioas {
         require(!self.table.overlaps(range), Errno::EEXIST).map(|()| at)
     }
 
-    /// iopt_alloc_iova: the lowest place above zero, aligned as the memory is, up to a huge page.
+    /// iopt_alloc_iova: the lowest free address above zero, aligned as the memory is, up to a huge page.
     fn choose(&self, page: PageSize, pieces: &[Piece], length: u64) -> Result<Iova, Errno> {
         require(length < u64::MAX / 2, Errno::EOVERFLOW)?;
         let address = pieces.first().map_or(0, |piece| piece.memory.address());
@@ -351,7 +351,7 @@ fn pin_each(system: &mut System, pages: &mut PagesStore, runs: &[Run]) -> Result
     Ok(())
 }
 
-/// Whether a mapping fits a page table of such pages (linux: iopt_check_iova_alignment).
+/// Returns whether a mapping fits a page table with such pages (linux: iopt_check_iova_alignment).
 fn is_aligned(run: &Run, alignment: PageSize, page: PageSize) -> bool {
     let offset = run.memory.address() % page.bytes();
     alignment.divides(run.range.first().get() | run.bytes() | offset)

@@ -1,4 +1,4 @@
-//! Options, and promises of ranges (linux: drivers/iommu/iommufd/main.c, drivers/iommu/iommufd/ioas.c).
+//! Options, and ranges that must stay mappable (linux: drivers/iommu/iommufd/main.c, drivers/iommu/iommufd/ioas.c).
 
 use std::mem::offset_of;
 
@@ -26,7 +26,7 @@ impl Context {
         Ok(())
     }
 
-    /// iommufd_option_rlimit_mode. Whom no limit binds has CAP_SYS_RESOURCE too.
+    /// iommufd_option_rlimit_mode. A process without a limit has CAP_SYS_RESOURCE too.
     fn rlimit_mode(&mut self, system: &mut System, call: &Call<'_, '_>, option: &IommuOption) -> Result<u64, Errno> {
         require(option.object_id == 0, Errno::EOPNOTSUPP)?;
         match option.op {

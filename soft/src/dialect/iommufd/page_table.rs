@@ -1,11 +1,11 @@
-//! Page tables, and what they log (linux: drivers/iommu/iommufd/hw_pagetable.c, drivers/iommu/intel/iommu.c).
+//! Page tables and their logs (linux: drivers/iommu/iommufd/hw_pagetable.c, drivers/iommu/intel/iommu.c).
 //!
-//! The kernel makes them for address spaces that devices are attached to, and takes those away again; or they are made
-//! by hand, for a device, and then they can log. All of one address space show the same.
+//! The kernel makes page tables for address spaces that devices are attached to, and removes them; others are allocated
+//! by request, for a device, and those can log. All page tables of one address space have the same mappings.
 //!
-//! Every entry of a page table has one bit for what was written through it, and an entry is as large a page as the
-//! IOMMU can use there. A question that ends inside one gets told of all of it, and one that begins inside clears the
-//! bit and is told of what lies behind.
+//! Every entry of a page table has one dirty bit, and an entry is as large a page as the IOMMU can use there. A query
+//! that ends inside an entry reports all of it; a query that begins inside an entry clears its bit and reports it from
+//! the query's beginning.
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
@@ -24,34 +24,34 @@ use crate::facts::Iommu;
 /// A page table.
 #[derive(Debug)]
 pub(super) struct PageTable {
-    /// Whether the kernel made it, and takes it away when its last device goes.
+    /// `true` if the kernel made it, and removes it with its last device.
     pub(super) is_automatic: bool,
-    /// What it was made for.
+    /// The IOMMU that it fits.
     iommu: Iommu,
-    /// What it logs, where it can.
+    /// The log of writes; `None` for a page table that cannot log.
     log: Option<Log>,
 }
 
-/// What was written through a page table, while that is logged.
+/// The writes through a page table, while logging is on.
 #[derive(Debug, Default)]
 struct Log {
     is_on: bool,
-    /// Where the entries begin that were written through.
+    /// The first addresses of the entries that were written through.
     written: BTreeSet<Iova>,
 }
 
 impl PageTable {
-    /// One the kernel makes.
+    /// A page table that the kernel makes.
     pub(super) fn automatic(iommu: Iommu) -> Self {
         Self { is_automatic: true, iommu, log: None }
     }
 
-    /// One that is made by hand.
+    /// A page table that is allocated by request.
     fn by_hand(iommu: Iommu, logs: bool) -> Self {
         Self { is_automatic: false, iommu, log: logs.then(Log::default) }
     }
 
-    /// Whether devices behind an IOMMU can be attached.
+    /// Returns whether devices behind an IOMMU can be attached to it.
     pub(super) fn fits(&self, iommu: Iommu) -> bool {
         self.iommu == iommu
     }
@@ -64,14 +64,14 @@ impl PageTable {
         }
     }
 
-    /// What was mapped in `range` is gone.
+    /// Drops the log of `range`, whose mapping was removed.
     pub(super) fn forget(&mut self, range: IovaRange) {
         if let Some(log) = &mut self.log {
             log.written.retain(|at| !range.contains(*at));
         }
     }
 
-    /// iopt_set_dirty_tracking: whatever is left from an earlier time is cleared first.
+    /// iopt_set_dirty_tracking: an old log is cleared first.
     fn set_logging(&mut self, on: bool) -> Result<(), Errno> {
         let log = self.log.as_mut().ok_or(Errno::EOPNOTSUPP)?;
         if on {
@@ -88,7 +88,7 @@ impl PageTable {
     }
 }
 
-/// The entries of a page table that show the part of a run that lies in `range`, whole.
+/// The whole entries that map the part of a run inside `range`.
 fn entries(run: &Run, range: IovaRange, sizes: PageSizes) -> impl Iterator<Item = IovaRange> {
     let shown = run.range.intersection(range);
     let mut next = shown.map(IovaRange::first);
@@ -100,7 +100,7 @@ fn entries(run: &Run, range: IovaRange, sizes: PageSizes) -> impl Iterator<Item 
     })
 }
 
-/// The entry that shows `at`: the largest page that lies in the run, where bus and host address are aligned alike.
+/// The entry that maps `at`: the largest page inside the run for which bus and host address have the same alignment.
 fn entry_at(run: &Run, at: Iova, sizes: PageSizes) -> Option<IovaRange> {
     let page_of = |page: PageSize| IovaRange::with_len(Iova::new(page.round_down(at.get())), page.bytes()).ok();
     let usable = |page: &PageSize| {
@@ -116,7 +116,7 @@ fn entry_at(run: &Run, at: Iova, sizes: PageSizes) -> Option<IovaRange> {
 }
 
 impl Context {
-    /// iommufd_get_hw_info, of a driver that has nothing of its own to say.
+    /// iommufd_get_hw_info, of a driver without data of its own.
     pub(super) fn hw_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let mut info: HwInfo = read(call)?;
@@ -136,7 +136,7 @@ impl Context {
         require(alloc.reserved == 0, Errno::EOPNOTSUPP)?;
         require((alloc.data_type == 0) == (alloc.data_len == 0), Errno::EINVAL)?;
         let iommu = system.facts.iommu(self.group_of(alloc.dev_id)?);
-        // A page table made by hand, for nesting, wants a driver's data.
+        // A page table that was allocated by request as a parent needs a driver's data.
         self.ioas(alloc.pt_id).map_err(|_| Errno::EINVAL)?;
         let logs = alloc.flags & iommufd::HWPT_ALLOC_DIRTY_TRACKING != 0;
         let known = alloc.flags & !iommufd::HWPT_ALLOC_DIRTY_TRACKING == 0 && alloc.data_type == 0;
@@ -157,7 +157,7 @@ impl Context {
         page_table.set_logging(set.flags & iommufd::DIRTY_TRACKING_ENABLE != 0)
     }
 
-    /// iommufd_hwpt_get_dirty_bitmap: nothing is said behind the first gap, nor that nothing is said.
+    /// iommufd_hwpt_get_dirty_bitmap: reports nothing behind the first gap, and no error there.
     pub(super) fn get_dirty_bitmap(&mut self, system: &System, call: &mut Call<'_, '_>) -> Result<(), Errno> {
         require(system.facts.has_logging_page_tables(), Errno::ENOTTY)?;
         let get: HwptGetDirtyBitmap = read(call)?;
@@ -174,7 +174,7 @@ impl Context {
         }
         let clear = get.flags & iommufd::GET_DIRTY_BITMAP_NO_CLEAR == 0;
         for run in shown {
-            // An entry that reaches into the range is cleared whole, and told from where the walk came upon it.
+            // An entry that reaches into the range is cleared whole, and reported from where the walk reaches it.
             for entry in entries(&run, range, sizes).filter(|entry| page_table.take_written(*entry, clear)) {
                 let from = entry.first().max(range.first());
                 let first = (from.get() - range.first().get()) >> get.page_size.trailing_zeros();
@@ -204,8 +204,7 @@ fn checked_range(ioas: &Ioas, get: &HwptGetDirtyBitmap) -> Result<IovaRange, Err
     IovaRange::new(Iova::new(get.iova), Iova::new(last)).map_err(|_| Errno::EINVAL)
 }
 
-/// iova_bitmap_set, which looks neither whether the bits are still the range's nor whether there is a bitmap: those
-/// that are not there are lost.
+/// iova_bitmap_set, which checks neither the range nor the bitmap's length: bits outside the bitmap are lost.
 fn set_bits(call: &mut Call<'_, '_>, first: u64, last: u64) {
     let Some(bitmap) = call.buffer(offset_of!(HwptGetDirtyBitmap, data)) else { return };
     for bit in first..=last {

@@ -1,8 +1,8 @@
-//! Memory that mappings show: once for all mappings of it, in whichever address space
-//! (linux: drivers/iommu/iommufd/pages.c).
+//! The memory of mappings, pinned once for all mappings of it, in any address space (linux:
+//! drivers/iommu/iommufd/pages.c).
 //!
-//! Invariants: pages are there while a mapping, or a call under way, uses them; a page is pinned and charged exactly
-//! while a mapping in an address space with a page table shows it, and once however many do.
+//! Invariants: pages exist while a mapping, or a call under way, uses them; a page is pinned and charged once, exactly
+//! while a mapping in an address space with a page table uses it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -14,30 +14,30 @@ use crate::dialect::call::UserMemory;
 use crate::dialect::{Pid, System, require};
 use crate::engine::{Coverage, Run};
 
-/// A stretch of some pages' memory.
+/// A part of the memory of some pages.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
-    /// Which pages.
+    /// The number of the pages.
     pub(super) pages: u64,
-    /// Which part of their memory.
+    /// The part of their memory.
     pub(super) memory: HostMemory,
 }
 
-/// Memory somebody mapped (linux: struct iopt_pages).
+/// Memory of a map call (linux: struct iopt_pages).
 #[derive(Debug)]
 struct Pages {
     by: Pid,
-    /// Where it begins.
+    /// The first address.
     address: u64,
-    /// How many bytes from there on can be pinned.
+    /// The number of bytes from there on that can be pinned.
     there: u64,
     writable: bool,
     pinned: Coverage,
     users: u64,
-    /// What is said when not all of it can be pinned.
+    /// The errno when not all of it can be pinned.
     lacking: Errno,
     charged: Charged,
-    /// Whether it is memory of a file.
+    /// `true` if the memory was mapped by its file.
     of_file: bool,
 }
 
@@ -49,12 +49,12 @@ impl Pages {
     }
 }
 
-/// Who is charged for what is pinned.
+/// The account that is charged for pins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Charged {
     User,
     Process,
-    /// Another device's memory is nobody's.
+    /// No account: the memory is another device's.
     Nobody,
 }
 
@@ -63,12 +63,12 @@ enum Charged {
 pub(super) struct PagesStore {
     all: BTreeMap<u64, Pages>,
     last: u64,
-    /// Who is charged for what comes.
+    /// `true` if pins to come are charged to the process.
     pub(super) charges_process: bool,
 }
 
 impl PagesStore {
-    /// iopt_alloc_pages: nothing is pinned, or even looked at. The caller is a user, until it says [`PagesStore::put`].
+    /// iopt_alloc_pages: pins nothing and checks nothing. The caller is a user until it calls [`PagesStore::put`].
     pub(super) fn add(
         &mut self,
         by: Pid,
@@ -85,9 +85,8 @@ impl PagesStore {
         self.insert(page, pages, whole, length)
     }
 
-    /// iopt_alloc_file_pages, and iopt_alloc_dmabuf_pages for another device's memory, all of which must be there at
-    /// once: `length` bytes from `start` of the file that `memory` is mapped from. Of the file there is as much as
-    /// `memory` shows.
+    /// iopt_alloc_file_pages, and iopt_alloc_dmabuf_pages for another device's memory, all of which must exist at once:
+    /// `length` bytes from `start` of the file that `memory` is mapped from. The file is as long as `memory`.
     pub(super) fn add_file(
         &mut self,
         by: Pid,
@@ -113,7 +112,7 @@ impl PagesStore {
     /// iopt_alloc_pages.
     fn insert(&mut self, page: PageSize, pages: Pages, whole: Option<HostMemory>, length: u64) -> Result<Piece, Errno> {
         require(length > 0 && length <= u64::MAX - page.bytes(), Errno::EINVAL)?;
-        // What is not there can be mapped as long as nobody pins it.
+        // Memory that does not exist can be mapped while it is not pinned.
         let nothing = || HostMemory::unbacked(pages.address, NonZeroU64::new(length)?);
         let memory = whole.or_else(nothing).ok_or(Errno::EOVERFLOW)?;
         self.last += 1;
@@ -125,14 +124,14 @@ impl PagesStore {
         if self.charges_process { Charged::Process } else { Charged::User }
     }
 
-    /// One user more.
+    /// Adds a user.
     pub(super) fn get(&mut self, piece: &Piece) {
         if let Some(pages) = self.all.get_mut(&piece.pages) {
             pages.users += 1;
         }
     }
 
-    /// One user less. The last lets go of the memory.
+    /// Removes a user. The last one releases the memory.
     pub(super) fn put(&mut self, system: &mut System, piece: &Piece) {
         let Some(pages) = self.all.get_mut(&piece.pages) else { return };
         pages.users -= 1;
@@ -142,12 +141,12 @@ impl PagesStore {
         system.release(piece.memory.clone());
     }
 
-    /// Whether devices may be given writes.
+    /// Returns whether devices may have write access.
     pub(super) fn are_writable(&self, piece: &Piece) -> bool {
         self.all.get(&piece.pages).is_some_and(|pages| pages.writable)
     }
 
-    /// Pins what a mapping shows and charges what nobody had pinned before; says how many bytes that was.
+    /// Pins the memory of a mapping and charges the pages that were not pinned before; returns their bytes.
     pub(super) fn pin(&mut self, system: &mut System, run: &Run) -> Result<u64, Errno> {
         let page = system.page();
         let Some(pages) = self.all.get_mut(&run.source) else { return Ok(0) };
@@ -165,15 +164,15 @@ impl PagesStore {
         Ok(if pages.charged == Charged::Nobody { 0 } else { bytes })
     }
 
-    /// Remembers that a call has pinned so many bytes for a mapping.
+    /// Notes that a call has pinned `bytes` for a mapping.
     pub(super) fn note_pins(&self, system: &mut System, run: &Run, bytes: u64) {
         if let Some(pages) = self.all.get(&run.source) {
             system.account(pages.by).note_pins(bytes);
         }
     }
 
-    /// iommufd_ioas_change_process: `to` is charged for everything that another is charged for, and then that one is
-    /// not. For a moment a user who is both is charged twice.
+    /// iommufd_ioas_change_process: charges `to` for all that other processes are charged for, and then uncharges them.
+    /// A user who owns both is charged twice in between.
     pub(super) fn change_process(&mut self, system: &mut System, to: Pid) -> Result<(), Errno> {
         require(self.all.values().all(|pages| pages.of_file), Errno::EINVAL)?;
         let page = system.page();
@@ -183,7 +182,7 @@ impl PagesStore {
         };
         let (by_user, by_process) = (moving(Charged::User), moving(Charged::Process));
         let account = system.account(to);
-        // Who is charged for nothing more is not asked whether he is over his limit already.
+        // Without a new charge the limit is not checked, even if the process exceeds it already.
         if by_user > 0 {
             account.pin_beside(by_user, by_user)?;
         }
@@ -197,7 +196,7 @@ impl PagesStore {
         Ok(())
     }
 
-    /// Unpins what a mapping showed, where no other shows it.
+    /// Unpins the memory of a mapping, where no other mapping uses it.
     pub(super) fn unpin(&mut self, system: &mut System, run: &Run) {
         let page = system.page();
         let Some(pages) = self.all.get_mut(&run.source) else { return };
@@ -215,12 +214,12 @@ fn give_back(system: &mut System, to: Pid, charged: Charged, bytes: u64) {
 }
 
 impl Pages {
-    /// How many bytes are pinned.
+    /// The number of pinned bytes.
     fn pinned_bytes(&self, page: PageSize) -> u64 {
         self.pinned.used() << page.shift()
     }
 
-    /// The pages a mapping shows, counted from the one the memory begins in.
+    /// The pages of a mapping, counted from the page that the memory begins in.
     fn indices(&self, run: &Run, page: PageSize) -> (u64, u64) {
         let base = page.round_down(self.address);
         let first = (run.memory.address() - base) >> page.shift();

@@ -1,4 +1,4 @@
-//! Entries that one map call writes: which can be, from what, and where the first that cannot lies.
+//! The entries that one map call writes: their memory, and the first entry that cannot be written.
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, HostMemory, Iova};
@@ -10,8 +10,8 @@ use crate::dialect::{Pid, System};
 use crate::engine::Run;
 use crate::profile::Platform;
 
-/// What the hypervisor says of a table index it does not know, H_PARAMETER, which the kernel hands on as an errno
-/// (linux: arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
+/// The errno for H_PARAMETER, the hypervisor's answer to an unknown table index, which the kernel passes on (linux:
+/// arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
 const H_PARAMETER: Errno = Errno::EINTR;
 
 /// Entries to write.
@@ -22,7 +22,7 @@ pub(super) struct Batch {
     pub(super) access: Access,
 }
 
-/// What a batch comes to: the entries that can be written, up to the first that cannot.
+/// The entries of a batch that can be written, up to the first that cannot.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) runs: Vec<Run>,
@@ -43,7 +43,7 @@ impl Batch {
         }))
     }
 
-    /// tce_iommu_build: pinned page by page, for writing always, uncharged.
+    /// tce_iommu_build: pinned page by page, always for writing, without a charge.
     pub(super) fn pin(&self, system: &mut System, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
         let page = self.window.page;
         let platform = tce(system)?.platform;
@@ -55,8 +55,8 @@ impl Batch {
         Ok(plan)
     }
 
-    /// Goes through the entries in stretches. `source` finds the memory from a byte of the request on, and its number;
-    /// `refusal` is the answer where there is none.
+    /// Walks through the entries in stretches. `source` returns the memory from a byte of the request on, and its
+    /// number; `refusal` is the answer where there is no memory.
     fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
         let page = self.window.page;
         let wanted = self.entries << page.shift();

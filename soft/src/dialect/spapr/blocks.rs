@@ -1,5 +1,5 @@
-//! Registering memory: what is pinned and charged, and what is said when not all of it can be
-//! (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+//! Registering memory: pins, charges, and the answers when not all of it can be pinned (linux:
+//! arch/powerpc/mm/book3s64/iommu_api.c).
 
 use std::mem::offset_of;
 
@@ -10,19 +10,19 @@ use dmaspace_core::{HostMemory, PageSize};
 use crate::dialect::call::{Call, UserMemory};
 use crate::dialect::{Pid, Process, System, require};
 
-/// How many pages one round of pinning takes: as many pointers as the largest block of the page allocator holds, 16 MiB
+/// The number of pages that one round pins: as many pointers as the largest block of the page allocator holds, 16 MiB
 /// with 4 KiB pages and with 64 KiB ones (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
 const PIN_ROUND: u64 = (16 << 20) / 8;
 
-/// What became of a registration.
+/// The outcome of a registration.
 pub(super) enum Pinned {
-    /// Everything was pinned; the block's number.
+    /// Everything was pinned; the number is the block's.
     All(u64),
-    /// Only so many pages of the last round were: the result of the call.
+    /// Not every page of the last round was pinned; the number is the result of the call.
     Some(i32),
 }
 
-/// mm_iommu_do_alloc: charged, then pinned for writing, and only then looked at whether it overlaps another block.
+/// mm_iommu_do_alloc: charges, then pins for writing, and only then checks for an overlap with another block.
 pub(super) fn new_block(system: &mut System, by: Pid, memory: &UserMemory, size: u64) -> Result<Pinned, Errno> {
     let (page, has_huge_pages) = (system.page(), system.has_huge_pages);
     let Process { account, registry } = system.process(by);
@@ -48,8 +48,8 @@ pub(super) fn new_block(system: &mut System, by: Pid, memory: &UserMemory, size:
     }
 }
 
-/// Pins a block in rounds. A round that pins some of its pages ends everything and its number of pages becomes the
-/// result, `Ok(Err(_))`; one that pins none is `EFAULT`.
+/// Pins a block in rounds. A round that pins only some of its pages is the last, and their number becomes the result,
+/// `Ok(Err(_))`; a round that pins none is `EFAULT`.
 fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<HostMemory, i32>, Errno> {
     require(size > 0, Errno::ENOMEM)?;
     require(!memory.is_device_memory(), Errno::EFAULT)?;
@@ -61,7 +61,7 @@ fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<Ho
     i32::try_from(of_the_last_round).map(Err).map_err(|_| Errno::EFAULT)
 }
 
-/// The largest TCE page that can show the block: hugetlb pages count, everything else is made of the host's page.
+/// The largest page of a TCE that can point into the block: hugetlb pages count, all other memory has the host's page.
 fn largest_page(memory: &HostMemory, page: PageSize) -> PageSize {
     let natural = PageSize::largest_dividing(&[memory.address(), memory.len().get()]).unwrap_or(page);
     natural.min(memory.backing_page().unwrap_or(page).max(page))

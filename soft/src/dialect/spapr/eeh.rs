@@ -1,5 +1,5 @@
-//! Recovering PEs (linux: arch/powerpc/kernel/eeh.c). A PE is a group here. Errors happen when a test says so
-//! ([`crate::SoftDevice::freeze`]): a stray DMA goes nowhere, and that is all.
+//! Recovering PEs (linux: arch/powerpc/kernel/eeh.c). A PE is a group here. Errors happen on a test's request only
+//! ([`crate::SoftDevice::freeze`]); a stray DMA fails without one.
 
 use dmaspace_abi::spapr::{self, EehPeOp};
 use dmaspace_core::door::Errno;
@@ -8,7 +8,7 @@ use crate::dialect::call::Call;
 use crate::dialect::spapr::{Spapr, tce};
 use crate::dialect::{System, require};
 
-/// What is wrong with a PE.
+/// The state of a PE.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pe {
     in_reset: bool,
@@ -17,10 +17,10 @@ pub(crate) struct Pe {
 }
 
 impl Pe {
-    /// After an error.
+    /// The state after an error.
     pub(crate) const FROZEN: Self = Self { in_reset: false, mmio_frozen: true, dma_frozen: true };
 
-    /// Whether devices reach no memory.
+    /// Returns whether the state keeps devices from memory.
     pub(crate) fn stops_dma(self) -> bool {
         self.in_reset || self.dma_frozen
     }
@@ -38,7 +38,7 @@ impl Pe {
 }
 
 impl Spapr {
-    /// VFIO_EEH_PE_OP: to each group, newest first, until one has something to say.
+    /// VFIO_EEH_PE_OP: applied to each group, newest first, until one returns a result or an error.
     pub(super) fn pe_op(&self, system: &mut System, call: &Call<'_, '_>) -> Result<i32, Errno> {
         require(tce(system)?.eeh, Errno::ENODEV)?;
         let op: EehPeOp = call.read()?;
@@ -57,7 +57,7 @@ impl Spapr {
 fn operate(pe: &mut Pe, op: u32) -> Result<i32, Errno> {
     match op {
         spapr::EEH_DISABLE | spapr::EEH_CONFIGURE => {}
-        // eeh_pe_change_owner: what is frozen is thawed for the new owner.
+        // eeh_pe_change_owner: a frozen PE is thawed for its new owner.
         spapr::EEH_ENABLE => *pe = Pe::default(),
         spapr::EEH_UNFREEZE_IO => pe.mmio_frozen = false,
         spapr::EEH_UNFREEZE_DMA => pe.dma_frozen = false,

@@ -1,4 +1,4 @@
-//! Windows of an sPAPR container: slots, tables, and where the platform puts them.
+//! Windows of an sPAPR container: slots, tables, and the addresses that the platform chooses.
 //!
 //! The platforms: bare metal, where the kernel makes the tables (linux: arch/powerpc/platforms/powernv/pci-ioda.c), and
 //! partitions, where firmware makes them on request (linux: arch/powerpc/platforms/pseries/iommu.c).
@@ -12,23 +12,23 @@ use crate::dialect::call::Call;
 use crate::dialect::{Pid, System, require};
 use crate::profile::{Platform, TceIommu};
 
-/// A window that is there.
+/// A window that was created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TceWindow {
     pub(super) range: IovaRange,
     pub(super) page: PageSize,
-    /// What its table was charged.
+    /// The bytes that were charged for its table.
     pub(super) charged: u64,
 }
 
 impl TceWindow {
-    /// How many bytes there are from `at` to its end.
+    /// The number of bytes from `at` to the window's end.
     pub(super) fn bytes_from(&self, at: Iova) -> u64 {
         (self.range.last().get() - at.get()).saturating_add(1)
     }
 
-    /// Where the entry lies that is `offset` bytes behind the one at `at`, and how many bytes there are from it to the
-    /// window's end.
+    /// The address of the entry that is `offset` bytes behind the one at `at`, and the number of bytes from there to
+    /// the window's end.
     pub(super) fn place(&self, platform: Platform, at: Iova, offset: u64) -> Option<(Iova, u64)> {
         let inside = self.range.offset_of(at).checked_add(offset)?;
         let bytes = self.range.len()?.get();
@@ -37,7 +37,7 @@ impl TceWindow {
         Some((place, self.bytes_from(place)))
     }
 
-    /// The entries that clearing `size` bytes from `at` reaches.
+    /// The entries that clearing `size` bytes from `at` affects.
     pub(super) fn reached(&self, platform: Platform, at: Iova, size: u64) -> impl Iterator<Item = IovaRange> + use<> {
         let inside = size.min(self.bytes_from(at));
         let around = match platform {
@@ -49,7 +49,7 @@ impl TceWindow {
     }
 }
 
-/// A window to make.
+/// A window to create.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     page_shift: u32,
@@ -71,7 +71,7 @@ impl Spapr {
         Ok(0)
     }
 
-    /// VFIO_IOMMU_SPAPR_TCE_REMOVE: the window that holds the address, entries and all.
+    /// VFIO_IOMMU_SPAPR_TCE_REMOVE: the window that contains the address, with all its entries.
     pub(super) fn remove(&mut self, system: &mut System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         self.owner = Some(call.by);
         require(!self.groups.is_empty(), Errno::ENXIO)?;
@@ -84,7 +84,7 @@ impl Spapr {
         self.remove_window(system, Iova::new(remove.start_addr))
     }
 
-    /// tce_iommu_create_default_window, which every map, unmap and creation goes through first.
+    /// tce_iommu_create_default_window, which every map, unmap and creation calls first.
     pub(super) fn create_pending(&mut self, system: &mut System, by: Pid) -> Result<(), Errno> {
         if self.pending {
             require(!self.groups.is_empty(), Errno::ENODEV)?;
@@ -95,8 +95,8 @@ impl Spapr {
         Ok(())
     }
 
-    /// tce_iommu_create_window: the first free slot, wherever the platform puts that. The table is charged before it is
-    /// made, and when it cannot be made the charge stays.
+    /// tce_iommu_create_window: the first free slot, at the platform's address for it. The table is charged before it
+    /// is made, and the charge stays when it cannot be made.
     fn create_window(&mut self, system: &mut System, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
         let tce = tce(system)?;
         let slot = self.windows.iter().position(Option::is_none).ok_or(Errno::ENOSPC)?;
@@ -119,7 +119,7 @@ impl Spapr {
         Ok(start)
     }
 
-    /// The platform's part.
+    /// Creates the table on the platform.
     fn make(
         &self,
         system: &mut System,
@@ -137,7 +137,7 @@ impl Spapr {
         }
     }
 
-    /// The platform's part of removing one.
+    /// Removes the table from the platform.
     fn unmake(&self, system: &mut System, slot: usize) {
         for group in &self.groups {
             system.firmware(*group).unmake(slot);
@@ -159,22 +159,22 @@ impl Spapr {
     }
 }
 
-/// What firmware knows of a partition's group, and what the kernel remembers of its failures.
+/// The firmware's knowledge of a partition's group, and the kernel's memory of its failures.
 ///
-/// Firmware's own default window is always there: the kernel drops it from the device tree only, because the default
+/// The firmware's own default window always exists: the kernel drops it from the device tree only, because the default
 /// window's property is shorter than the one it looks for (linux: arch/powerpc/platforms/pseries/iommu.c,
-/// remove_dma_window_named). So whatever else is created has the second place, in whichever slot the kernel keeps it,
-/// and there is room for one.
+/// remove_dma_window_named). So every other window has the second place, in whichever slot the kernel keeps it, and
+/// there is room for one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Firmware {
     /// The slot of the window that was created by request, if there is one.
     requested: Option<usize>,
-    /// Creating failed once: the kernel never tries again (linux: failed_ddw_pdn_list).
+    /// `true` if a creation has failed: the kernel never tries again (linux: failed_ddw_pdn_list).
     given_up: bool,
 }
 
 impl Firmware {
-    /// The group changes hands: its windows are the firmware's again.
+    /// Resets the group's windows to the firmware's, because the group has a new owner.
     pub(super) fn reset(&mut self) {
         self.requested = None;
     }
@@ -183,7 +183,8 @@ impl Firmware {
     fn make(&mut self, tce: &TceIommu, slot: usize, page: PageSize, wanted: Wanted) -> Result<Iova, Errno> {
         require(wanted.size.is_power_of_two() && wanted.levels <= 1, Errno::EINVAL)?;
         require(!self.given_up, Errno::ENODEV)?;
-        // Resetting to the default window would destroy the other one, so the kernel does not; nor does it add to one.
+        // Resetting to the default window would destroy the other one, so the kernel refuses it; nor does the kernel
+        // add a window to the default one.
         require(slot != 0 || self.requested.is_none(), Errno::EPERM)?;
         let [default, other] = tce.starts;
         if slot == 0 && page == PageSize::K4 && wanted.size <= tce.default_window {
@@ -207,11 +208,11 @@ fn known_page(tce: &TceIommu, shift: u32) -> Option<PageSize> {
     PageSize::from_shift(shift).filter(|page| tce.page_sizes & page.bytes() != 0)
 }
 
-/// What a table is charged.
+/// The number of bytes that are charged for a table.
 fn table_bytes(tce: &TceIommu, host_page: PageSize, page: PageSize, wanted: Wanted) -> Result<u64, Errno> {
     let bytes = match tce.platform {
         Platform::PowerNv => levels_bytes(host_page, page, wanted),
-        // spapr_tce_get_table_size: an error that is taken for a size.
+        // spapr_tce_get_table_size: an error number that the caller takes for a size.
         Platform::PSeries if wanted.levels > 1 => 0xffff_ffff,
         Platform::PSeries => wanted.size >> (page.shift() - 3),
     };
@@ -224,7 +225,7 @@ const MAX_LEVELS: u32 = 5;
 /// The largest block the page allocator gives, 16 MiB with 4 KiB pages and with 64 KiB ones.
 const MAX_BLOCK_SHIFT: u32 = 24;
 
-/// pnv_pci_ioda2_get_table_size: all levels in full, twice, for the hardware and for the kernel's own notes.
+/// pnv_pci_ioda2_get_table_size: all levels in full, twice: for the hardware and for the kernel's copy.
 fn levels_bytes(host_page: PageSize, page: PageSize, wanted: Wanted) -> u64 {
     let Some(entries_shift) = entries_shift(page, wanted) else { return 0 };
     let level = 1 << level_shift(host_page, entries_shift, wanted.levels);
@@ -237,7 +238,7 @@ fn levels_bytes(host_page: PageSize, page: PageSize, wanted: Wanted) -> u64 {
     bytes * 2
 }
 
-/// How many entries, as a shift; `None` for what the kernel refuses as a size.
+/// The number of entries, as a shift; `None` for a size that the kernel refuses.
 fn entries_shift(page: PageSize, wanted: Wanted) -> Option<u32> {
     let known = (1..=MAX_LEVELS).contains(&wanted.levels) && wanted.size.is_power_of_two();
     wanted.size.trailing_zeros().checked_sub(page.shift()).filter(|_| known)

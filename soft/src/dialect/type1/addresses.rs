@@ -1,5 +1,5 @@
-//! Addresses of a type1 container's mappings that change hands. Pins, and what devices reach, stay as they are: the
-//! memory behind a mapping is what was pinned, whatever address it is given.
+//! Addresses of a type1 container's mappings that are invalidated and updated, for a live update of the process. The
+//! pins, and the memory that devices reach, stay as they are, whatever the address.
 
 use dmaspace_core::IovaRange;
 use dmaspace_core::door::Errno;
@@ -8,7 +8,7 @@ use crate::dialect::type1::{Type1, charged_for};
 use crate::dialect::{Pid, System, require};
 
 impl Type1 {
-    /// How many mappings have no address.
+    /// The number of mappings without a valid address.
     pub(crate) fn count_without_address(&self) -> usize {
         self.without_address.len()
     }
@@ -22,7 +22,8 @@ impl Type1 {
         Ok(bytes.iter().sum())
     }
 
-    /// vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR: `range` must be a mapping's, and that without an address.
+    /// vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR: `range` must be exactly that of a mapping whose address is
+    /// invalid.
     pub(super) fn give_address(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<i32, Errno> {
         let first = self.table.overlapping(range).map(|run| run.range).next().ok_or(Errno::ENOENT)?;
         require(first == range && self.without_address.contains(&range.first()), Errno::EINVAL)?;
@@ -31,7 +32,7 @@ impl Type1 {
         Ok(0)
     }
 
-    /// vfio_change_dma_owner: another process is charged before the old one gets anything back, which may be gone.
+    /// vfio_change_dma_owner: the new process is charged before the old one, which may have ended, is uncharged.
     fn change_owner(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<(), Errno> {
         let run = self.table.at(range.first()).filter(|run| run.source != by.0).cloned();
         let Some(mut run) = run else { return Ok(()) };

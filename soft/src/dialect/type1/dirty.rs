@@ -1,5 +1,5 @@
-//! Dirty tracking of a type1 container. No device of this host reports by itself what it writes, and so, as in the
-//! kernel, all that is mapped reads as written (linux: drivers/vfio/vfio_iommu_type1.c, update_user_bitmap).
+//! Dirty tracking of a type1 container. No device of this host reports its writes to the kernel, so that everything
+//! that is mapped reads as written (linux: drivers/vfio/vfio_iommu_type1.c, update_user_bitmap).
 
 use std::mem::offset_of;
 
@@ -38,7 +38,7 @@ impl Type1 {
         let page = granule(system);
         require(request.size > 0, Errno::EINVAL)?;
         let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| system.facts.wrap())?;
-        // Before 7.2 a range that ends at 2^64 wraps to zero, and is refused with those that wrap further.
+        // Before 7.2 a range that ends at 2^64 wraps to zero, and is refused like those that wrap further.
         require(range.end().is_some() || system.facts.is_modern(), Errno::EINVAL)?;
         require(range.is_aligned_to(page), Errno::EINVAL)?;
         self.check_bitmap(system, request.size, &request.bitmap)?;
@@ -46,7 +46,7 @@ impl Type1 {
         self.fill(system, call, offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data), range)
     }
 
-    /// verify_bitmap_size, and that anything is logged at all.
+    /// verify_bitmap_size, and the check that the container logs.
     pub(super) fn check_bitmap(&self, system: &System, size: u64, bitmap: &Bitmap) -> Result<(), Errno> {
         let page = granule(system);
         let needed = (size >> page.shift()).div_ceil(64) * 8;
@@ -54,7 +54,7 @@ impl Type1 {
         require(holds && bitmap.pgsize == page.bytes() && self.is_logging, Errno::EINVAL)
     }
 
-    /// Tells the pages of `range` that are mapped.
+    /// Reports the pages of `range` that are mapped.
     pub(super) fn fill(
         &mut self,
         system: &System,
@@ -73,17 +73,17 @@ impl Type1 {
     }
 }
 
-/// A mapping's own bitmap, which the kernel shifts to where the mapping's first bit is in a word of the answer, and
-/// clears by its length only: what was shifted behind that is told again, further on, the next time. Too much is told,
-/// never too little.
+/// A mapping's own bitmap. The kernel shifts it to the place of the mapping's first bit in a word of the answer, and
+/// clears it by the mapping's length only: bits that were shifted beyond are reported again the next time, further on.
+/// The answer has too many bits, never too few.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     words: Vec<u64>,
 }
 
 impl Log {
-    /// update_user_bitmap for a mapping all of which counts, and the bitmap_clear after it. `None`: the answer has no
-    /// room.
+    /// update_user_bitmap for a mapping all of which is dirty, and the bitmap_clear after it. `None` if the answer has
+    /// no room.
     fn tell(&mut self, answer: &mut [u8], first: u64, pages: u64) -> Option<()> {
         let (word, shift) = (usize::try_from(first / 64).ok()?, first % 64);
         let count = usize::try_from((pages + shift).div_ceil(64)).ok()?;
@@ -104,7 +104,7 @@ impl Log {
     }
 }
 
-/// Makes the first `bits` bits as in `value`.
+/// Sets the first `bits` bits to those of `value`.
 fn set(words: &mut [u64], bits: u64, value: u64) {
     let mut left = bits;
     for word in words {
