@@ -14,6 +14,7 @@
 use std::mem::offset_of;
 
 use dmaspace_abi::{IovaSpan, device, iommufd, spapr, type1, vfio};
+use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, HandleKind, Request};
 
 use crate::linux::host_page;
@@ -52,8 +53,8 @@ enum Shape {
     Value,
     /// Bytes with a NUL among them.
     Text,
-    /// A descriptor of one of these kinds, and nothing else.
-    Descriptor(&'static [HandleKind]),
+    /// The descriptor of a container of one of these kinds, which a space lets a group join, and nothing else.
+    Container(&'static [HandleKind]),
     /// A struct.
     Struct(Layout),
 }
@@ -89,6 +90,10 @@ enum Holds {
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
+    /// The descriptor of a container of one of these kinds, which a space lets a group join.
+    Container(&'static [HandleKind]),
+    /// The length of memory that is mapped elsewhere and that a space lets the call map once more.
+    Copied,
     /// The number of ranges behind it, which is 1, in a struct for that feature and no other: others hold pointers.
     OneRangeToExport,
     /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of it, no others than
@@ -192,7 +197,7 @@ const fn dirty_bitmap() -> Layout {
 const GROUP: &[Rule] = &[
     Rule::new(vfio::GROUP_GET_STATUS, reply(vfio::GroupStatus::SIZE).shape()),
     // The kernel takes /dev/iommu too, and plays a container.
-    Rule::new(vfio::GROUP_SET_CONTAINER, Shape::Descriptor(&[HandleKind::Container, HandleKind::Iommufd])),
+    Rule::new(vfio::GROUP_SET_CONTAINER, Shape::Container(&[HandleKind::Container, HandleKind::Iommufd])),
     Rule::new(vfio::GROUP_UNSET_CONTAINER, Shape::Nothing),
     Rule::new(vfio::GROUP_GET_DEVICE_FD, Shape::Text).opening(HandleKind::Device),
 ];
@@ -235,7 +240,13 @@ const IOMMUFD: &[Rule] = &[
     Rule::new(iommufd::IOAS_MAP_FILE, map_file().shape()),
     Rule::new(iommufd::IOAS_IOVA_RANGES, iova_ranges().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::DESTROY, exactly(iommufd::Destroy::SIZE).allowing(ANY_FLAGS).shape()),
-    Rule::new(iommufd::IOAS_COPY, exactly(iommufd::IoasCopy::SIZE).allowing(COPY_FLAGS).shape()),
+    Rule::new(
+        iommufd::IOAS_COPY,
+        exactly(iommufd::IoasCopy::SIZE)
+            .allowing(COPY_FLAGS)
+            .with(offset_of!(iommufd::IoasCopy, length), Holds::Copied)
+            .shape(),
+    ),
     Rule::new(iommufd::IOAS_ALLOW_IOVAS, allow_iovas().allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::OPTION, exactly(iommufd::IommuOption::SIZE).allowing(ANY_FLAGS).shape()),
     Rule::new(iommufd::IOAS_CHANGE_PROCESS, change_process().shape()),
@@ -316,7 +327,7 @@ const fn rules(kind: HandleKind) -> &'static [Rule] {
         HandleKind::Group => GROUP,
         HandleKind::Device => DEVICE,
         HandleKind::Iommufd => IOMMUFD,
-        HandleKind::Export => &[],
+        _ => &[],
     }
 }
 
@@ -374,9 +385,9 @@ impl Shape {
     fn fits(&self, argument: &Argument<'_>, attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
         match (self, argument, attached) {
             (Self::Struct(layout), Argument::Bytes(bytes), _) => layout.fits(bytes, attached),
-            (Self::Descriptor(kinds), Argument::Bytes(bytes), Some(_)) => {
+            (Self::Container(kinds), Argument::Bytes(bytes), Some(_)) => {
                 demand(bytes.len() == DESCRIPTOR)?;
-                Field { at: 0, holds: Holds::Descriptor(kinds) }.fits(bytes, attached)
+                Field { at: 0, holds: Holds::Container(kinds) }.fits(bytes, attached)
             }
             (Self::Nothing, Argument::None, None) | (Self::Value, Argument::Value(_), None) => Ok(()),
             (Self::Text, Argument::Bytes(bytes), None) => demand(bytes.contains(&0)),
@@ -430,6 +441,14 @@ impl Field {
             (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
                 demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
             }
+            (Holds::Container(kinds), Some(Attached::Container(point))) => {
+                let AttachPlace::Container(container) = point.place() else { return Err(Errno::EINVAL) };
+                demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&container.kind()))
+            }
+            (Holds::Copied, Some(Attached::Copied(memory))) => {
+                demand(u64_at(bytes, self.at).is_some_and(|len| len <= memory.len().get()))?;
+                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
+            }
             (Holds::OneRangeToExport, None) => {
                 demand(u32_at(bytes, 4) == Some(device::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
             }
@@ -476,7 +495,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::linux::tests::anonymous_memory;
+    use crate::linux::tests::{anonymous_memory, lease, point};
 
     const KINDS: [HandleKind; 5] =
         [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
@@ -652,7 +671,8 @@ mod tests {
         let memory = anonymous_memory(0x1000);
         let mut map = map_dma(0x1000);
         map.flags |= unknown_flag;
-        let attached = Attached::Memory(&memory);
+        let lease = lease(&memory);
+        let attached = Attached::Memory(&lease);
         assert_eq!(
             refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EINVAL)
@@ -667,7 +687,8 @@ mod tests {
     fn memory_must_be_attached_to_its_field_once_and_hold_what_is_mapped() {
         let memory = anonymous_memory(0x2000);
         let refused = |size, offset| {
-            let attached = Attached::Memory(&memory);
+            let lease = lease(&memory);
+            let attached = Attached::Memory(&lease);
             refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map_dma(size).as_mut_bytes(), offset, attached)
         };
         assert_eq!(refused(0x2000, 8), None);
@@ -678,7 +699,8 @@ mod tests {
 
         let mut map = map_dma(0x1000);
         assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
-        let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&memory) });
+        let lease = lease(&memory);
+        let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&lease) });
         assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
     }
 
@@ -690,9 +712,10 @@ mod tests {
         let unbacked =
             std::num::NonZeroU64::new(0x2000).and_then(|len| dmaspace_core::HostMemory::unbacked(0x1000, len));
         let unbacked = unbacked.expect("no wrap").in_file(file, 0x8000);
-        let refused = |memory, start, length, fd, flags| {
+        let refused = |memory: &dmaspace_core::HostMemory, start, length, fd, flags| {
             let mut map = iommufd::IoasMapFile { size: 40, flags, fd, start, length, ..Default::default() };
-            let attached = Attached::FileOf(memory);
+            let lease = lease(memory);
+            let attached = Attached::FileOf(&lease);
             refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_MAP_FILE, map.as_mut_bytes(), 12, attached)
         };
         assert_eq!(refused(&known, 0x8000, 0x2000, 0, 7), None);
@@ -736,7 +759,8 @@ mod tests {
         let memory = anonymous_memory(0x1000);
         let mut map = map_dma(0x1000);
         map.vaddr = 1;
-        let attached = Attached::Memory(&memory);
+        let lease = lease(&memory);
+        let attached = Attached::Memory(&lease);
         assert_eq!(
             refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EINVAL)
@@ -748,7 +772,8 @@ mod tests {
         let page = std::num::NonZeroU64::new(0x1000).expect("not zero");
         let nothing = dmaspace_core::HostMemory::unbacked(0x1000, page).expect("no wrap");
         let mut map = map_dma(0x1000);
-        let attached = Attached::Memory(&nothing);
+        let lease = lease(&nothing);
+        let attached = Attached::Memory(&lease);
         assert_eq!(
             refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
             Some(Errno::EFAULT)
@@ -789,12 +814,34 @@ mod tests {
             (HandleKind::Group, Some(Errno::EINVAL)),
             (HandleKind::Device, Some(Errno::EINVAL)),
         ] {
-            let attached = Attached::Handle(Handle::new(1, kind));
+            let attached = Attached::Container(point(Handle::new(1, kind)));
             let refused = refusal_of_one(HandleKind::Group, vfio::GROUP_SET_CONTAINER, &mut [0; 4], 0, attached);
             assert_eq!(refused, expected, "{kind:?}");
         }
         let refused = refusal(HandleKind::Group, vfio::GROUP_SET_CONTAINER, &mut [0; 4], &mut []);
         assert_eq!(refused, Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_group_joins_a_container_that_a_space_names_and_not_by_its_handle_alone() {
+        let attached = Attached::Handle(Handle::new(1, HandleKind::Container));
+        let refused = refusal_of_one(HandleKind::Group, vfio::GROUP_SET_CONTAINER, &mut [0; 4], 0, attached);
+        assert_eq!(refused, Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_copy_needs_a_lease_of_memory_as_long_as_it() {
+        let mut copy = iommufd::IoasCopy { size: iommufd::IoasCopy::SIZE, length: 0x1000, ..Default::default() };
+        let at = offset_of!(iommufd::IoasCopy, length);
+        let refused = refusal(HandleKind::Iommufd, iommufd::IOAS_COPY, copy.as_mut_bytes(), &mut []);
+        assert_eq!(refused, Some(Errno::EINVAL));
+        for (len, expected) in [(0x1000, None), (0x800, Some(Errno::EINVAL))] {
+            let memory = anonymous_memory(len);
+            let lease = lease(&memory);
+            let attached = Attached::Copied(&lease);
+            let refused = refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_COPY, copy.as_mut_bytes(), at, attached);
+            assert_eq!(refused, expected, "{len:#x}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use dmaspace_abi::device::{
     DEVICE_FEATURE, DEVICE_GET_REGION_INFO, DEVICE_RESET, ExportRange, FEATURE_EXPORT, REGION_CAP_SPARSE_MMAP,
     REGION_CONFIG, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE, RegionInfo, SparseArea, SparseMmap,
 };
-use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::{Access, HostMemory, MemoryFile, PciAddressSpace};
 use dmaspace_iommufd::Cdev;
 use zerocopy::{FromBytes, IntoBytes};
@@ -37,8 +37,8 @@ pub struct Device {
 
 /// How a device was opened.
 enum Way {
-    /// Through its group, which stays open for as long as it is.
-    Group(Arc<VfioGroup>),
+    /// Through its group, which stays open for as long as it is. `None` once the device is closed.
+    Group(Option<OwnedHandle>, Arc<VfioGroup>),
     /// By its node. The entry goes first, while the descriptor still exists.
     Node { _entry: Option<Entry>, cdev: Arc<Cdev> },
 }
@@ -158,8 +158,9 @@ const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
 impl Device {
-    pub(crate) fn of_group(door: Arc<dyn Door>, handle: Handle, name: &str, group: Arc<VfioGroup>) -> Self {
-        Self { door, handle, name: name.to_owned(), way: Way::Group(group), space: None }
+    pub(crate) fn of_group(device: OwnedHandle, name: &str, group: Arc<VfioGroup>) -> Self {
+        let (door, handle) = (device.door().clone(), device.handle());
+        Self { door, handle, name: name.to_owned(), way: Way::Group(Some(device), group), space: None }
     }
 
     pub(crate) fn of_node(door: Arc<dyn Door>, name: &str, cdev: Arc<Cdev>, entry: Option<Entry>) -> Self {
@@ -190,7 +191,7 @@ impl Device {
     /// The group it was opened through.
     pub fn group(&self) -> Option<&Arc<VfioGroup>> {
         match &self.way {
-            Way::Group(group) => Some(group),
+            Way::Group(_, group) => Some(group),
             Way::Node { .. } => None,
         }
     }
@@ -198,7 +199,7 @@ impl Device {
     /// Itself as what is attached, if it has a node of its own.
     pub fn cdev(&self) -> Option<&Arc<Cdev>> {
         match &self.way {
-            Way::Group(_) => None,
+            Way::Group(..) => None,
             Way::Node { cdev, .. } => Some(cdev),
         }
     }
@@ -299,11 +300,12 @@ impl Device {
             length: area.len.get(),
         };
         let mut command = Command::with_bytes(DEVICE_FEATURE, export.as_mut_bytes());
-        let handle = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Export).map_err(|errno| {
+        let door = self.door.clone();
+        let export = OwnedHandle::opened_by(door, self.handle, &mut command, HandleKind::Export).map_err(|errno| {
             let refused = Failure { call: DEVICE_FEATURE.name, answer: Answer::Errno(errno) };
             self.error(Action::Export(region.index), refused)
         })?;
-        Ok(MemoryFile::exported(self.door.clone(), handle))
+        Ok(MemoryFile::exported(export))
     }
 
     /// Resets the device.
@@ -338,10 +340,8 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         // A device with a node of its own is closed by who holds it last.
-        if let Way::Group(group) = &self.way {
-            if let Err(errno) = self.door.close(self.handle) {
-                log::warn!("closing {}: {errno}", self.name);
-            }
+        if let Way::Group(device, group) = &mut self.way {
+            drop(device.take());
             group.note_closed();
         }
     }
@@ -447,8 +447,9 @@ mod tests {
 
     fn device() -> (Arc<Scripted>, Device) {
         let door = Scripted::new();
-        let node = door.open(std::path::Path::new("/dev/vfio/devices/vfio0"), HandleKind::Device).expect("opens");
-        let cdev = Arc::new(Cdev::new(door.clone(), node, "0000:00:03.0"));
+        let path = std::path::Path::new("/dev/vfio/devices/vfio0");
+        let node = OwnedHandle::open(door.clone(), path, HandleKind::Device).expect("opens");
+        let cdev = Arc::new(Cdev::new(node, "0000:00:03.0"));
         let device = Device::of_node(door.clone(), "0000:00:03.0", cdev, None);
         door.calls();
         (door, device)

@@ -19,9 +19,9 @@ use dmaspace_abi::vfio::{
     GROUP_CONTAINER_SET, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER,
     GROUP_VIABLE, GroupStatus, IommuType, SET_IOMMU, SetContainer,
 };
-use dmaspace_core::contract::{AttachPoint, Attachable};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{
-    Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request,
+    Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
 };
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
@@ -33,8 +33,7 @@ use crate::registry::{Entry, Registry};
 
 /// An open VFIO group.
 pub struct VfioGroup {
-    door: Arc<dyn Door>,
-    handle: Handle,
+    handle: OwnedHandle,
     name: String,
     /// The IOMMU drivers a container is given to, best first.
     drivers: &'static [IommuType],
@@ -53,7 +52,7 @@ pub struct VfioGroup {
 struct Companion {
     name: String,
     /// `Some` while the group is there.
-    handle: Option<Handle>,
+    handle: Option<OwnedHandle>,
 }
 
 /// How often a group is told to leave a container it should not be in.
@@ -76,9 +75,8 @@ impl VfioGroup {
     /// this is dropped.
     ///
     /// A node is opened once: a second opener gets `EBUSY` (linux: drivers/vfio/group.c, vfio_group_fops_open).
-    pub fn new(door: Arc<dyn Door>, handle: Handle, name: impl Into<String>, backend: BackendKind) -> Self {
+    pub fn new(handle: OwnedHandle, name: impl Into<String>, backend: BackendKind) -> Self {
         Self {
-            door,
             handle,
             name: name.into(),
             drivers: drivers(backend),
@@ -94,7 +92,7 @@ impl VfioGroup {
     /// # Errors
     /// What the registry says; the group is closed then.
     pub fn registered_in(mut self, registry: Arc<dyn Registry>) -> Result<Self, Errno> {
-        self.entry = Some(Entry::new(registry, self.handle)?);
+        self.entry = Some(Entry::new(registry, self.handle.handle())?);
         Ok(self)
     }
 
@@ -117,7 +115,7 @@ impl VfioGroup {
 
     /// The group's handle.
     pub fn handle(&self) -> Handle {
-        self.handle
+        self.handle.handle()
     }
 
     /// Whether it can be used: that no driver of the host holds on to the DMA of one of its devices. A group in a container always can.
@@ -136,7 +134,7 @@ impl VfioGroup {
     pub fn open_device(self: &Arc<Self>, name: &str) -> Result<Device, Failure> {
         let handle = self.opened(name)?;
         self.open_devices.fetch_add(1, Ordering::Relaxed);
-        Ok(Device::of_group(self.door.clone(), handle, name, self.clone()))
+        Ok(Device::of_group(handle, name, self.clone()))
     }
 
     /// Whether it is in a container.
@@ -148,9 +146,9 @@ impl VfioGroup {
     }
 
     /// Takes over a device of the group that another process has opened and handed over. `name` is the one sysfs has for it.
-    pub fn inherit_device(self: &Arc<Self>, device: Handle, name: &str) -> Device {
+    pub fn inherit_device(self: &Arc<Self>, device: OwnedHandle, name: &str) -> Device {
         self.open_devices.fetch_add(1, Ordering::Relaxed);
-        Device::of_group(self.door.clone(), device, name, self.clone())
+        Device::of_group(device, name, self.clone())
     }
 
     /// A device of the group was closed.
@@ -158,31 +156,34 @@ impl VfioGroup {
         self.open_devices.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn opened(&self, name: &str) -> Result<Handle, Failure> {
+    fn opened(&self, name: &str) -> Result<OwnedHandle, Failure> {
         let mut text = [name.as_bytes(), b"\0"].concat();
         let mut command = Command::with_bytes(GROUP_GET_DEVICE_FD, &mut text);
-        let opened = self.door.ioctl_opening(self.handle, &mut command, HandleKind::Device);
+        let door = self.handle.door().clone();
+        let opened = OwnedHandle::opened_by(door, self.handle(), &mut command, HandleKind::Device);
         opened.map_err(|errno| refusal(GROUP_GET_DEVICE_FD, errno))
     }
 
     fn status(&self) -> Result<u32, Failure> {
         let mut status = GroupStatus { argsz: GroupStatus::SIZE, flags: 0 };
-        self.door.call(self.handle, Command::with_bytes(GROUP_GET_STATUS, status.as_mut_bytes()))?;
+        self.handle.call(Command::with_bytes(GROUP_GET_STATUS, status.as_mut_bytes()))?;
         Ok(status.flags)
     }
 
-    fn join(&self, container: Handle) -> Result<(), Failure> {
+    fn join(&self, container: AttachPoint<'_>) -> Result<(), Failure> {
         let mut field = SetContainer::default();
-        let mut descriptor =
-            [Attachment { offset: std::mem::offset_of!(SetContainer, container), what: Attached::Handle(container) }];
+        let mut descriptor = [Attachment {
+            offset: std::mem::offset_of!(SetContainer, container),
+            what: Attached::Container(container),
+        }];
         let command = Command::with_bytes(GROUP_SET_CONTAINER, field.as_mut_bytes()).attaching(&mut descriptor);
-        self.door.call(self.handle, command)
+        self.handle.call(command)
     }
 
     /// Leaves the container. `EINVAL`: the group is in none, perhaps because an earlier call that failed did its work. `ENODEV`: the
     /// group has no device any more, and reaches no memory.
     fn leave(&self) -> Result<Undone, Failure> {
-        let left = self.door.call(self.handle, Command::bare(GROUP_UNSET_CONTAINER));
+        let left = self.handle.call(Command::bare(GROUP_UNSET_CONTAINER));
         Undone::unless_absent(left, &[Errno::EINVAL, Errno::ENODEV])
     }
 
@@ -190,7 +191,7 @@ impl VfioGroup {
     /// container without one has nobody to answer (linux: drivers/vfio/container.c, vfio_fops_unl_ioctl).
     fn has_driver(&self, container: Handle) -> bool {
         let mut info = Info { argsz: Info::SIZE, ..Info::default() };
-        let answer = self.door.call(container, Command::with_bytes(GET_INFO, info.as_mut_bytes()));
+        let answer = self.handle.door().call(container, Command::with_bytes(GET_INFO, info.as_mut_bytes()));
         !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. }))
     }
 
@@ -205,10 +206,8 @@ impl VfioGroup {
     }
 
     fn close_companion(&self) {
-        if let Some(handle) = self.companion().handle.take() {
-            // Closed whatever the kernel says.
-            let _ = self.door.close(handle);
-        }
+        let device = self.companion().handle.take();
+        drop(device);
     }
 
     /// Leaves an iommufd, which would release the group with devices open.
@@ -225,7 +224,7 @@ impl VfioGroup {
     fn give_driver(&self, container: Handle) -> Result<(), Failure> {
         let mut answer = Err(refusal(SET_IOMMU, Errno::ENODEV));
         for driver in self.drivers {
-            answer = self.door.call(container, Command::with_value(SET_IOMMU, driver.0));
+            answer = self.handle.door().call(container, Command::with_value(SET_IOMMU, driver.0));
             if !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::ENODEV), .. })) {
                 break;
             }
@@ -234,7 +233,10 @@ impl VfioGroup {
     }
 }
 
-impl Attachable for VfioGroup {
+// SAFETY: the kernel's answers are returned as they are. A group whose attach failed is told to leave until the kernel says that it has, or
+// several times that it is in no container.
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Attachable for VfioGroup {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -244,18 +246,18 @@ impl Attachable for VfioGroup {
     }
 
     fn group(&self) -> Option<Handle> {
-        Some(self.handle)
+        Some(self.handle.handle())
     }
 
     /// Joins the container and, as the first group there, gives it to an IOMMU driver; in an iommufd that takes a container's place it has
     /// the device it comes with attached, which is `EADDRINUSE` over a live mapping. From VFIO_GROUP_SET_CONTAINER: `EPERM`, the group
     /// is not viable ([`VfioGroup::is_viable`]); `EINVAL`, it is in a container already, and stays there.
-    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
+    fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure> {
         let container = container_of(point, GROUP_SET_CONTAINER)?;
         if self.status()? & GROUP_CONTAINER_SET != 0 {
             return Err(refusal(GROUP_SET_CONTAINER, Errno::EINVAL));
         }
-        let joined = self.join(container).and_then(|()| match container.kind() {
+        let joined = self.join(point).and_then(|()| match container.kind() {
             HandleKind::Iommufd => self.open_companion(container),
             _ if self.has_driver(container) => Ok(()),
             _ => self.give_driver(container),
@@ -268,7 +270,7 @@ impl Attachable for VfioGroup {
     }
 
     /// Leaves the container. `EBUSY`: one of its devices is still open, perhaps because a part of it is still mapped.
-    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
+    fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         match container_of(point, GROUP_UNSET_CONTAINER)?.kind() {
             HandleKind::Iommufd => self.leave_iommufd(),
             _ => self.leave(),
@@ -281,9 +283,6 @@ impl Drop for VfioGroup {
         self.close_companion();
         // Out of the registry while the descriptor still exists.
         self.entry = None;
-        if let Err(errno) = self.door.close(self.handle) {
-            log::warn!("closing {}: {errno}", self.name);
-        }
     }
 }
 
@@ -294,10 +293,10 @@ impl fmt::Debug for VfioGroup {
 }
 
 /// The container to join. What an iommufd has is none: `EBADFD`, as the kernel says to a descriptor of another kind.
-fn container_of(point: AttachPoint, request: Request) -> Result<Handle, Failure> {
-    match point {
-        AttachPoint::Container(container) => Ok(container),
-        AttachPoint::Ioas { .. } | AttachPoint::PageTable { .. } => Err(refusal(request, Errno::EBADFD)),
+fn container_of(point: AttachPoint<'_>, request: Request) -> Result<Handle, Failure> {
+    match point.place() {
+        AttachPlace::Container(container) => Ok(container),
+        _ => Err(refusal(request, Errno::EBADFD)),
     }
 }
 
@@ -309,6 +308,8 @@ fn refusal(request: Request, errno: Errno) -> Failure {
 mod tests {
     use std::path::Path;
 
+    use dmaspace_core::door::Door;
+
     use super::*;
     use crate::scripted::Scripted;
 
@@ -318,23 +319,30 @@ mod tests {
         group: Arc<VfioGroup>,
     }
 
+    /// A point for calls that no space makes.
+    #[expect(unsafe_code, reason = "UNSAFETY: no device is behind a scripted door")]
+    fn at(place: AttachPlace) -> AttachPoint<'static> {
+        // SAFETY: no space uses the place.
+        unsafe { AttachPoint::beside_spaces(place) }
+    }
+
     /// A container and a group, nothing called yet.
     fn stage(backend: BackendKind) -> Stage {
         let door = Scripted::new();
         let container = door.open(Path::new("/dev/vfio/vfio"), HandleKind::Container).expect("opens");
-        let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
+        let group = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
         door.calls();
-        let group = Arc::new(VfioGroup::new(door.clone(), group, "group 7", backend));
+        let group = Arc::new(VfioGroup::new(group, "group 7", backend));
         Stage { door, container, group }
     }
 
     impl Stage {
         fn attach(&self) -> Result<(), Failure> {
-            self.group.attach_to(AttachPoint::Container(self.container))
+            self.group.attach_to(at(AttachPlace::Container(self.container)))
         }
 
         fn detach(&self) -> Result<Undone, Failure> {
-            self.group.detach_from(AttachPoint::Container(self.container))
+            self.group.detach_from(at(AttachPlace::Container(self.container)))
         }
     }
 
@@ -377,11 +385,11 @@ mod tests {
     fn to_an_iommufd_a_group_comes_with_a_device_and_leaves_only_when_no_other_is_open() {
         let door = Scripted::new();
         let iommufd = door.open(Path::new("/dev/iommu"), HandleKind::Iommufd).expect("opens");
-        let handle = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
-        let group = Arc::new(VfioGroup::new(door.clone(), handle, "group 7", BackendKind::Type1OnIommufd));
+        let handle = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
+        let group = Arc::new(VfioGroup::new(handle, "group 7", BackendKind::Type1OnIommufd));
         group.come_with("0000:00:03.0");
         door.calls();
-        let point = AttachPoint::Container(iommufd);
+        let point = at(AttachPlace::Container(iommufd));
         group.attach_to(point).expect("nothing refuses");
         let calls = [
             "VFIO_GROUP_GET_STATUS",
@@ -420,7 +428,7 @@ mod tests {
     #[test]
     fn an_address_space_of_an_iommufd_is_no_container() {
         let stage = stage(BackendKind::Type1);
-        let point = AttachPoint::Ioas { iommufd: stage.container, ioas: 1 };
+        let point = at(AttachPlace::Ioas { iommufd: stage.container, ioas: 1 });
         assert_eq!(stage.group.attach_to(point).expect_err("refused").errno(), Some(Errno::EBADFD));
         assert_eq!(stage.group.detach_from(point).expect_err("refused").errno(), Some(Errno::EBADFD));
         assert_eq!(stage.door.calls(), Vec::<String>::new());

@@ -2,14 +2,15 @@
 //! update. What is handed over and what becomes of it is in [`dmaspace_core::contract::live_update`].
 //!
 //! Descriptors go from process to process through exec(2), without close-on-exec, or through a socket (`SCM_RIGHTS`). The old process
-//! lends its own with [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), the new one has its door adopt them
-//! ([`Door::adopt`]): the container, its groups, their devices, and the files behind the guest's memory. Here both
+//! lends its own with [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), the new one adopts them
+//! ([`OwnedHandle::adopt`]): the container, its groups, their devices, and the files behind the guest's memory. Here both
 //! processes are in software, where descriptors have no numbers:
 #![cfg_attr(feature = "soft", doc = "```")]
 #![cfg_attr(not(feature = "soft"), doc = "```ignore")]
 //! use std::num::NonZeroU64;
 //!
 //! use dmaspace::contract::{Attachable as _, Unit};
+//! use dmaspace::door::OwnedHandle;
 //! use dmaspace::live_update::NamedMemory;
 //! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, OpenRequest};
 //! # use dmaspace_soft::{Profile, SoftHost};
@@ -24,17 +25,20 @@
 //! space.map(Iova::new(0), &ram, Access::READ_WRITE, Unit::Whole)?;
 //!
 //! let handover = space.handover().hand_over(&NamedMemory::new().with("ram", ram))?;
-//! let (container, device) = (opened.space.handle(), &opened.devices[0]);
-//! let groups = opened.space.groups().iter().map(|group| (group.name().to_owned(), group.handle())).collect();
+//! let device = &opened.devices[0];
 //!
 //! // The new one, with the same descriptors, and with the same file mapped elsewhere. Devices have been at work all the time.
 //! let new = old.fork();
 //! let host = Host::new(new.clone(), Facts::of_soft(new.profile()));
-//! let inherited = host.inherit(BackendKind::Type1, container, groups)?;
-//! let nic = inherited.inherit_device(&inherited.groups()[0].clone(), device.handle(), device.name());
+//! let owned = |handle| OwnedHandle::simulated(new.clone(), handle).ok_or("a real host");
+//! let group = &opened.space.groups()[0];
+//! let groups = vec![(group.name(), owned(group.handle())?)];
+//! let inherited = host.inherit(BackendKind::Type1, owned(opened.space.handle())?, groups)?;
+//! let nic = inherited.inherit_device(&inherited.groups()[0].clone(), owned(device.handle())?, device.name());
 //! let ram = HostMemory::unbacked(0x7e00_0000_0000, gib).ok_or("it wraps")?;
 //! let space = inherited.space();
-//! space.handover().adopt(&handover, &NamedMemory::new().with("ram", ram.clone()))?;
+//! // SAFETY: it is the same file under the same name.
+//! unsafe { space.handover().adopt(&handover, &NamedMemory::new().with("ram", ram.clone()))? };
 //! assert_eq!(space.lookup(Iova::new(0x1000)).map(|mapping| mapping.memory), Some(ram));
 //!
 //! // The old one ends: it closes what it has, and unmaps nothing.
@@ -49,9 +53,7 @@ use std::sync::Arc;
 
 use dmaspace_core::Space;
 use dmaspace_core::contract::Attachable;
-#[cfg(doc)]
-use dmaspace_core::door::Door;
-use dmaspace_core::door::Handle;
+use dmaspace_core::door::OwnedHandle;
 use dmaspace_type1::Type1;
 
 use crate::choose::BackendKind;
@@ -71,13 +73,14 @@ impl Host {
     pub fn inherit(
         &self,
         backend: BackendKind,
-        container: Handle,
-        groups: Vec<(String, Handle)>,
+        container: OwnedHandle,
+        groups: Vec<(String, OwnedHandle)>,
     ) -> Result<OpenSpace, OpenError> {
         let door = self.door().clone();
         // Everything has an owner first: whatever fails, all of it is closed.
-        let type1 = Type1::new(door.clone(), container);
-        let members = groups.into_iter().map(|(name, handle)| VfioGroup::new(door.clone(), handle, name, backend));
+        let handle = container.handle();
+        let type1 = Type1::new(container);
+        let members = groups.into_iter().map(|(name, handle)| VfioGroup::new(handle, name, backend));
         let members: Vec<_> = members.collect();
         if backend != BackendKind::Type1 {
             return Err(OpenError::NoChoice {
@@ -89,7 +92,7 @@ impl Host {
         let members: Vec<Arc<VfioGroup>> = members.collect::<Result<_, _>>()?;
         let devices = members.iter().map(|member| member.clone() as Arc<dyn Attachable>).collect();
         let space = Arc::new(Space::inherited(type1, devices)?);
-        Ok(self.telling(OpenSpace::around(door, backend, space, container).with_groups(members)))
+        Ok(self.telling(OpenSpace::around(door, backend, space, handle).with_groups(members)))
     }
 
     fn welcome(&self, member: VfioGroup) -> Result<VfioGroup, OpenError> {
@@ -112,7 +115,7 @@ impl Host {
 
 impl OpenSpace {
     /// Takes over an open device of an inherited group. `name` is the one sysfs has for it.
-    pub fn inherit_device(&self, group: &Arc<VfioGroup>, device: Handle, name: &str) -> Device {
+    pub fn inherit_device(&self, group: &Arc<VfioGroup>, device: OwnedHandle, name: &str) -> Device {
         group.inherit_device(device, name).holding(self.space().clone())
     }
 }

@@ -57,15 +57,17 @@
 //! use std::os::fd::OwnedFd;
 //! use std::sync::Arc;
 //!
-//! use dmaspace::door::{Door, HandleKind};
+//! use dmaspace::door::{HandleKind, OwnedHandle};
 //! use dmaspace::{BackendKind, Device, LinuxDoor, OpenSpace};
 //!
 //! /// `/dev/vfio/vfio` and `/dev/vfio/7`, opened by somebody else.
 //! fn take(container: OwnedFd, group: OwnedFd) -> Result<(OpenSpace, Device), Box<dyn std::error::Error>> {
 //!     let door = Arc::new(LinuxDoor::new());
-//!     let container = door.adopt(container, HandleKind::Container)?;
-//!     let group = door.adopt(group, HandleKind::Group)?;
-//!     let mut space = OpenSpace::of(door, BackendKind::Type1, container)?;
+//!     // SAFETY: they were opened for this process alone, and have no duplicates.
+//!     let container = unsafe { OwnedHandle::adopt(door.clone(), container, HandleKind::Container)? };
+//!     // SAFETY: as above.
+//!     let group = unsafe { OwnedHandle::adopt(door, group, HandleKind::Group)? };
+//!     let mut space = OpenSpace::of(BackendKind::Type1, container)?;
 //!     let group = space.add_group(group, "group 7")?;
 //!     let device = space.open_device(&group, "0000:00:03.0")?;
 //!     Ok((space, device))

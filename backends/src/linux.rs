@@ -20,6 +20,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicPtr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
@@ -133,6 +134,13 @@ impl LinuxDoor {
                 let lent = self.file(*handle)?;
                 filled(bytes, at, lent.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
+            Attached::Container(point) => {
+                let AttachPlace::Container(container) = point.place() else { return Err(Errno::EINVAL) };
+                let lent = self.file(container)?;
+                filled(bytes, at, lent.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
+            }
+            // The caller fills in the field.
+            Attached::Copied(_) => ioctl(file, number, bytes.as_mut_ptr().cast()),
             Attached::FileOf(memory) => {
                 let (behind, _) = memory.file().ok_or(Errno::EBADF)?;
                 let lent = behind.handle().map(|handle| self.file(handle)).transpose()?;
@@ -228,7 +236,9 @@ fn protection(access: Access) -> libc::c_int {
     read | write
 }
 
-impl Door for LinuxDoor {
+// SAFETY: each command goes to this process's kernel as it is, and its answer is returned; numbers are places in a list that only grows;
+// `commands::judge` refuses memory that is not there, and what makes memory or devices known without a lease or an attach point.
+unsafe impl Door for LinuxDoor {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         // std adds O_CLOEXEC to everything it opens.
         let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -313,6 +323,8 @@ pub(crate) mod tests {
 
     use dmaspace_abi::iommufd::{IOAS_MAP_FILE, IoasMapFile};
     use dmaspace_abi::vfio;
+    use dmaspace_core::contract::AttachPoint;
+    use dmaspace_core::door::Lease;
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -324,6 +336,18 @@ pub(crate) mod tests {
         let door = LinuxDoor::new();
         let file = door.adopt(file_of(len).into(), HandleKind::Container).expect("adopting cannot fail");
         door.mmap(file, 0, NonZeroU64::new(len).expect("not empty"), Access::READ_WRITE).expect("a file can be mapped")
+    }
+
+    /// A lease for commands that are judged and not made.
+    pub(crate) fn lease(memory: &HostMemory) -> Lease<'_> {
+        // SAFETY: nothing is mapped.
+        unsafe { Lease::kept_by_caller(memory) }
+    }
+
+    /// A point for commands that reach no kernel, or a file that is no VFIO descriptor.
+    pub(crate) fn point(container: Handle) -> AttachPoint<'static> {
+        // SAFETY: nothing is attached.
+        unsafe { AttachPoint::beside_spaces(AttachPlace::Container(container)) }
     }
 
     fn file_of(len: u64) -> File {
@@ -414,7 +438,7 @@ pub(crate) mod tests {
         let (door, group) = door_with_null(HandleKind::Group);
         let container = door.open(Path::new(NULL), HandleKind::Container).expect("opens");
         let mut bytes = [0; 4];
-        let mut attached = [Attachment { offset: 0, what: Attached::Handle(container) }];
+        let mut attached = [Attachment { offset: 0, what: Attached::Container(point(container)) }];
         let mut command = Command::with_bytes(vfio::GROUP_SET_CONTAINER, &mut bytes).attaching(&mut attached);
         assert_eq!(door.ioctl(group, &mut command), Err(Errno::ENOTTY));
         assert_eq!(bytes, [0; 4]);
@@ -429,7 +453,8 @@ pub(crate) mod tests {
         for (file, expected) in [(file, Errno::ENOTTY), (never, Errno::EBADF)] {
             let memory = anonymous_memory(0x1000).in_file(file, 0x3000);
             let mut map = IoasMapFile { size: 40, flags: 7, start: 0x3000, length: 0x1000, ..Default::default() };
-            let mut attached = [Attachment { offset: 12, what: Attached::FileOf(&memory) }];
+            let lease = lease(&memory);
+            let mut attached = [Attachment { offset: 12, what: Attached::FileOf(&lease) }];
             let command = Command::with_bytes(IOAS_MAP_FILE, map.as_mut_bytes());
             assert_eq!(door.ioctl(iommufd, &mut command.attaching(&mut attached)), Err(expected));
             assert_eq!(map.fd, 0);
@@ -441,7 +466,7 @@ pub(crate) mod tests {
         let (door, group) = door_with_null(HandleKind::Group);
         let mut bytes = [0; 4];
         let never = Handle::new(7, HandleKind::Container);
-        let mut attached = [Attachment { offset: 0, what: Attached::Handle(never) }];
+        let mut attached = [Attachment { offset: 0, what: Attached::Container(point(never)) }];
         let mut command = Command::with_bytes(vfio::GROUP_SET_CONTAINER, &mut bytes).attaching(&mut attached);
         assert_eq!(door.ioctl(group, &mut command), Err(Errno::EBADF));
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION, SET_IOMMU};
 use dmaspace_core::contract::{Attachable, WindowChange};
-use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::error::Kind;
 use dmaspace_core::words::reserved::Reserved;
 use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
@@ -162,8 +162,8 @@ impl Host {
             BackendKind::Iommufd | BackendKind::Type1OnIommufd => (IOMMUFD_NODE, HandleKind::Iommufd),
         };
         self.options.check(backend)?;
-        let handle = open_node(&*self.door, Path::new(node), kind)?;
-        Ok(self.telling(OpenSpace::opened(self.door.clone(), backend, handle, &self.options)?))
+        let handle = open_node(&self.door, Path::new(node), kind)?;
+        Ok(self.telling(OpenSpace::opened(backend, handle, &self.options)?))
     }
 
     /// The same space, telling this host's registry about its devices.
@@ -201,32 +201,26 @@ impl OpenSpace {
     ///
     /// # Errors
     /// [`OpenError::Version`], [`OpenError::Refused`].
-    pub fn of(door: Arc<dyn Door>, backend: BackendKind, handle: Handle) -> Result<Self, OpenError> {
-        Self::opened(door, backend, handle, &OpenOptions::default())
+    pub fn of(backend: BackendKind, handle: OwnedHandle) -> Result<Self, OpenError> {
+        Self::opened(backend, handle, &OpenOptions::default())
     }
 
-    fn opened(
-        door: Arc<dyn Door>,
-        backend: BackendKind,
-        handle: Handle,
-        options: &OpenOptions,
-    ) -> Result<Self, OpenError> {
+    fn opened(backend: BackendKind, handle: OwnedHandle, options: &OpenOptions) -> Result<Self, OpenError> {
+        let (door, name) = (handle.door().clone(), handle.handle());
         let backend = match (backend, handle.kind()) {
             (BackendKind::Type1, HandleKind::Iommufd) => BackendKind::Type1OnIommufd,
             _ => backend,
         };
         let space: Arc<dyn PciAddressSpace> = match backend {
-            BackendKind::Type1 | BackendKind::Type1OnIommufd => {
-                container_space(&*door, handle, Type1::new(door.clone(), handle))?
-            }
-            BackendKind::Spapr => container_space(&*door, handle, Spapr::new(door.clone(), handle))?,
-            BackendKind::SpaprV1 => container_space(&*door, handle, SpaprV1::new(door.clone(), handle))?,
+            BackendKind::Type1 | BackendKind::Type1OnIommufd => container_space(&*door, name, Type1::new(handle))?,
+            BackendKind::Spapr => container_space(&*door, name, Spapr::new(handle))?,
+            BackendKind::SpaprV1 => container_space(&*door, name, SpaprV1::new(handle))?,
             BackendKind::Iommufd => {
-                let iommufd = options.iommufd(door.clone(), handle)?;
+                let iommufd = options.iommufd(handle)?;
                 Arc::new(Space::new(options.prepare(Ioas::within(iommufd))?)?)
             }
         };
-        Ok(Self::around(door, backend, space, handle))
+        Ok(Self::around(door, backend, space, name))
     }
 
     pub(crate) fn around(
@@ -273,7 +267,7 @@ impl OpenSpace {
         let name = address.to_string();
         match (self.backend, &device.vfio, device.group.and_then(|number| host.facts.groups.get(&number))) {
             (BackendKind::Iommufd, Some(vfio), _) => {
-                let node = open_node(&*self.door, &vfio.path(), HandleKind::Device)?;
+                let node = open_node(&self.door, &vfio.path(), HandleKind::Device)?;
                 let reserved = device.group.map(|group| host.facts.reserved(group, &name));
                 self.add_node(node, &name, reserved.unwrap_or_default())
             }
@@ -286,7 +280,7 @@ impl OpenSpace {
                 if let Some(member) = self.group(&group_name) {
                     return self.open_device(&member, &name);
                 }
-                let node = open_node(&*self.door, &group.path(), HandleKind::Group)?;
+                let node = open_node(&self.door, &group.path(), HandleKind::Group)?;
                 let member = self.join(node, &group_name, host.facts.reserved(group.number, &group_name))?;
                 self.open_device(&member, &name).map_err(|error| self.give_up(&member, error))
             }
@@ -300,12 +294,12 @@ impl OpenSpace {
     ///
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
-    pub fn add_group(&mut self, group: Handle, name: &str) -> Result<Arc<VfioGroup>, OpenError> {
+    pub fn add_group(&mut self, group: OwnedHandle, name: &str) -> Result<Arc<VfioGroup>, OpenError> {
         self.join(group, name, Vec::new())
     }
 
-    fn join(&mut self, group: Handle, name: &str, reserved: Vec<Reserved>) -> Result<Arc<VfioGroup>, OpenError> {
-        let mut member = VfioGroup::new(self.door.clone(), group, name, self.backend).reserving(reserved);
+    fn join(&mut self, group: OwnedHandle, name: &str, reserved: Vec<Reserved>) -> Result<Arc<VfioGroup>, OpenError> {
+        let mut member = VfioGroup::new(group, name, self.backend).reserving(reserved);
         if let Some(registry) = &self.registry {
             let registered = member.registered_in(registry.clone());
             member = registered.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
@@ -338,13 +332,13 @@ impl OpenSpace {
     ///
     /// # Errors
     /// [`OpenError::Registry`], [`OpenError::Attach`].
-    pub fn add_device(&mut self, device: Handle, name: &str) -> Result<Device, OpenError> {
+    pub fn add_device(&mut self, device: OwnedHandle, name: &str) -> Result<Device, OpenError> {
         self.add_node(device, name, Vec::new())
     }
 
-    fn add_node(&mut self, device: Handle, name: &str, reserved: Vec<Reserved>) -> Result<Device, OpenError> {
-        let cdev = Arc::new(Cdev::new(self.door.clone(), device, name).reserving(reserved));
-        let entry = self.registry.clone().map(|registry| Entry::new(registry, device)).transpose();
+    fn add_node(&mut self, device: OwnedHandle, name: &str, reserved: Vec<Reserved>) -> Result<Device, OpenError> {
+        let cdev = Arc::new(Cdev::new(device, name).reserving(reserved));
+        let entry = self.registry.clone().map(|registry| Entry::new(registry, cdev.device())).transpose();
         let entry = entry.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
         let device = Device::of_node(self.door.clone(), name, cdev.clone(), entry);
         self.space.attach(cdev)?;
@@ -410,8 +404,8 @@ fn container_space<B: Backend>(door: &dyn Door, container: Handle, backend: B) -
     }
 }
 
-pub(crate) fn open_node(door: &dyn Door, path: &Path, kind: HandleKind) -> Result<Handle, OpenError> {
-    door.open(path, kind).map_err(|errno| OpenError::Node { path: path.to_owned(), errno })
+pub(crate) fn open_node(door: &Arc<dyn Door>, path: &Path, kind: HandleKind) -> Result<OwnedHandle, OpenError> {
+    OwnedHandle::open(door.clone(), path, kind).map_err(|errno| OpenError::Node { path: path.to_owned(), errno })
 }
 
 /// Something could not be opened or attached. Everything that had been opened for it is closed again, unless it says otherwise.
@@ -755,9 +749,9 @@ mod tests {
     #[test]
     fn a_type1_group_given_to_iommufd_is_refused_by_its_space() {
         let door = Scripted::new();
-        let iommufd = door.open(Path::new(IOMMUFD_NODE), HandleKind::Iommufd).expect("opens");
-        let group = door.open(Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
-        let mut space = OpenSpace::of(door.clone(), BackendKind::Iommufd, iommufd).expect("nothing fails");
+        let open = |path, kind| OwnedHandle::open(door.clone(), Path::new(path), kind).expect("opens");
+        let (iommufd, group) = (open(IOMMUFD_NODE, HandleKind::Iommufd), open("/dev/vfio/7", HandleKind::Group));
+        let mut space = OpenSpace::of(BackendKind::Iommufd, iommufd).expect("nothing fails");
         let error = space.add_group(group, "group 7").expect_err("it has no containers");
         assert!(matches!(error, OpenError::Attach { .. }), "{error}");
         assert_eq!(door.open_names(), [IOMMUFD_NODE]);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dmaspace_core::IovaRange;
-use dmaspace_core::door::{Door, Failure, Handle};
+use dmaspace_core::door::{Failure, OwnedHandle};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_iommufd::{Ioas, Iommufd};
 
@@ -85,8 +85,8 @@ impl OpenOptions {
     }
 
     /// Takes ownership of a `/dev/iommu` that was just opened, and sets its accounting mode.
-    pub(crate) fn iommufd(&self, door: Arc<dyn Door>, handle: Handle) -> Result<Arc<Iommufd>, OpenError> {
-        let iommufd = Iommufd::new(door, handle);
+    pub(crate) fn iommufd(&self, handle: OwnedHandle) -> Result<Arc<Iommufd>, OpenError> {
+        let iommufd = Iommufd::new(handle);
         if let Some(accounting) = self.accounting {
             set_accounting(&iommufd, accounting).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))?;
         }

@@ -23,8 +23,8 @@ impl Host {
     /// # Errors
     /// [`OpenError::Node`], [`OpenError::Refused`].
     pub fn open_pool(&self) -> Result<Arc<Pool>, OpenError> {
-        let handle = open_node(&**self.door(), Path::new(IOMMUFD_NODE), HandleKind::Iommufd)?;
-        let pool = Pool::new(self.options().iommufd(self.door().clone(), handle)?);
+        let handle = open_node(self.door(), Path::new(IOMMUFD_NODE), HandleKind::Iommufd)?;
+        let pool = Pool::new(self.options().iommufd(handle)?);
         pool.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
     }
 

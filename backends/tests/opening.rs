@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use dmaspace::contract::Unit;
 use dmaspace::device::Region;
-use dmaspace::door::{Door, Errno, HandleKind};
+use dmaspace::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace::error::Kind;
 use dmaspace::{
     Access, BackendKind, Choice, Device, Host, HostMemory, Iova, IovaRange, LinuxDoor, OpenError, OpenRequest,
@@ -170,24 +170,30 @@ fn descriptors_can_be_handed_in(backend: BackendKind) -> Result {
     let address = address()?;
     let device = facts.devices.get(&address).ok_or("there is no such device")?;
     let door = Arc::new(LinuxDoor::new());
-    let adopt = |path: &Path, kind| Ok::<_, Failed>(door.adopt(opened_elsewhere(path)?, kind)?);
+    let adopt = |path: &Path, kind| adopted(&door, opened_elsewhere(path)?, kind);
 
     let opened = if backend == BackendKind::Iommufd {
         let iommufd = adopt(Path::new("/dev/iommu"), HandleKind::Iommufd)?;
         let node = adopt(&device.vfio.as_ref().ok_or("VFIO does not know it")?.path(), HandleKind::Device)?;
-        let mut space = OpenSpace::of(door.clone(), backend, iommufd)?;
+        let mut space = OpenSpace::of(backend, iommufd)?;
         (space.add_device(node, &address.to_string())?, space)
     } else {
         let number = device.group.ok_or("it has no group")?;
         let container = adopt(Path::new("/dev/vfio/vfio"), HandleKind::Container)?;
         let group = adopt(Path::new(&format!("/dev/vfio/{number}")), HandleKind::Group)?;
-        let mut space = OpenSpace::of(door.clone(), backend, container)?;
+        let mut space = OpenSpace::of(backend, container)?;
         let group = space.add_group(group, &format!("group {number}"))?;
         (space.open_device(&group, &address.to_string())?, space)
     };
     opened.0.enable()?;
     drop(opened);
     ensure(format!("{door:?}") == "LinuxDoor(0 open)", &format!("{door:?}"))
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: descriptors from elsewhere")]
+fn adopted(door: &Arc<LinuxDoor>, descriptor: OwnedFd, kind: HandleKind) -> Result<OwnedHandle> {
+    // SAFETY: it was opened for this alone, and has no duplicate.
+    Ok(unsafe { OwnedHandle::adopt(door.clone(), descriptor, kind) }?)
 }
 
 fn opened_elsewhere(path: &Path) -> Result<OwnedFd> {

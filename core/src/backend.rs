@@ -6,9 +6,9 @@
 use std::fmt;
 
 use crate::contract::eeh::PeOperation;
-use crate::contract::{AttachPoint, Attachable, Capabilities, WindowOffer, WindowRequest};
-use crate::door::Failure;
+use crate::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, WindowOffer, WindowRequest};
 use crate::door::registrations::ProcessRegistrations;
+use crate::door::{Failure, Lease};
 use crate::retry::Undone;
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
@@ -21,7 +21,13 @@ use crate::words::window::{Window, Windows};
 ///
 /// Calls arrive checked: ranges lie in one window, are aligned to its granule as the host address is, overlap nothing (on a backend
 /// that keeps entries they may replace), and memory is backed if the door is real. Dropping a backend closes its handles.
-pub trait Backend: Send + Sync + fmt::Debug + 'static {
+///
+/// # Safety
+/// A [`crate::Space`] keeps the memory of a mapping until the backend has reported that the mapping is gone. So an implementation must
+/// never report as unmapped, unregistered, removed or detached what a device may still reach; it must map the memory that it is given
+/// and no other; and [`Backend::forgets_with_the_last_device`] must be false unless the kernel does so.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when a backend says that its mapping is gone")]
+pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
     /// "type1", "spapr", "spapr-v1", "iommufd".
     fn name(&self) -> &'static str;
 
@@ -48,28 +54,30 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Whether devices reach real memory through it ([`crate::door::Door::is_real`]).
     fn is_real(&self) -> bool;
 
-    /// Where devices are attached.
-    fn attach_point(&self) -> AttachPoint;
+    /// The place at which devices are attached.
+    fn attach_place(&self) -> AttachPlace {
+        AttachPlace::ThisBackend
+    }
 
-    /// Attaches a device: at [`Backend::attach_point`], unless the backend has a better place for it.
+    /// Attaches a device: at [`Backend::attach_place`], for which `point` is, unless the backend has a better place for it.
     ///
     /// # Errors
-    /// What the kernel said; it is not attached then.
-    fn attach(&self, device: &dyn Attachable) -> Result<(), Failure> {
-        device.attach_to(self.attach_point())
+    /// The failure of the kernel's call; the device is not attached then.
+    fn attach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
+        device.attach_to(point)
     }
 
     /// Detaches a device.
     ///
     /// # Errors
-    /// What the kernel said; it is still attached then.
-    fn detach(&self, device: &dyn Attachable) -> Result<Undone, Failure> {
-        device.detach_from(self.attach_point())
+    /// The failure of the kernel's call; the device is still attached then.
+    fn detach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<Undone, Failure> {
+        device.detach_from(point)
     }
 
-    /// Whether the kernel forgets what is mapped when the last device leaves, as containers do.
+    /// Whether the kernel forgets all mappings when the last device leaves, as containers do.
     fn forgets_with_the_last_device(&self) -> bool {
-        matches!(self.attach_point(), AttachPoint::Container(_))
+        false
     }
 
     /// Asks the host what it offers now. Called after a device came or went; `devices` is how many are attached.
@@ -82,7 +90,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// What the kernel said. On a backend that keeps entries, entries of the range may be gone; elsewhere nothing changed.
-    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure>;
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure>;
 
     /// Whether a map of `len` bytes that failed so may have left entries in the IOMMU's tables that belong to no mapping: no unmap finds
     /// them, and no later map replaces them.
@@ -161,13 +169,13 @@ pub trait RegistrationCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; nothing is registered then.
-    fn register(&self, memory: &HostMemory) -> Result<(), Failure>;
+    fn register(&self, memory: &Lease<'_>) -> Result<(), Failure>;
 
     /// Unregisters exactly what was registered.
     ///
     /// # Errors
     /// What the kernel said.
-    fn unregister(&self, memory: &HostMemory) -> Result<Undone, Failure>;
+    fn unregister(&self, memory: &Lease<'_>) -> Result<Undone, Failure>;
 
     /// What the process has registered, through whichever space. [`crate::Space`] keeps it.
     fn runs(&self) -> &ProcessRegistrations;
@@ -180,7 +188,7 @@ pub trait SharingCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; it is not held then.
-    fn share_pins(&self, memory: &HostMemory) -> Result<(), Failure>;
+    fn share_pins(&self, memory: &Lease<'_>) -> Result<(), Failure>;
 
     /// Lets go of exactly what was held. What is mapped of it stays mapped. A kernel that will not let go is asked again later.
     fn stop_sharing(&self, memory: &HostMemory);
@@ -193,6 +201,12 @@ pub trait SharingCalls: Send + Sync {
 pub trait DirtyCalls: Send + Sync {
     /// The page in which the host as it is now (its kernel, all of its devices) logs. `None`: it cannot. Makes no call.
     fn page(&self) -> Option<PageSize>;
+
+    /// Whether logging needs a device: it cannot begin before the first is attached, and ends when the last leaves. A container has no
+    /// driver without a group.
+    fn needs_a_device(&self) -> bool {
+        false
+    }
 
     /// Begins to log, with nothing logged yet. A device that is attached later logs too.
     ///
@@ -255,7 +269,7 @@ pub trait VaddrCalls: Send + Sync {
     ///
     /// # Errors
     /// What the kernel said; nothing changed then.
-    fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure>;
+    fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure>;
 }
 
 /// Recovering the PE of the group that is attached.

@@ -4,6 +4,7 @@
 //! is checked. [`PciAddressSpace`] gives one answer each; [`crate::Space`] keeps it for every [`crate::Backend`], and one suite
 //! of tests holds every backend to it.
 
+mod attachable;
 pub mod dirty;
 pub mod eeh;
 pub mod kernel_tables;
@@ -13,14 +14,15 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+pub use attachable::{AttachPlace, AttachPoint, Attachable};
+
 use crate::contract::dirty::DirtyTracking;
 use crate::contract::eeh::Eeh;
 use crate::contract::kernel_tables::KernelTables;
 use crate::contract::live_update::LiveUpdate;
+use crate::door::Failure;
 use crate::door::registrations::ProcessRegistrations;
-use crate::door::{Failure, Handle};
 use crate::error::Error;
-use crate::retry::Undone;
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
@@ -265,65 +267,6 @@ pub struct WindowChange {
     pub before: Snapshot,
     /// As they are. The same generation when nothing changed.
     pub after: Snapshot,
-}
-
-/// Where a device can be attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttachPoint {
-    /// A VFIO container, or an iommufd in its place.
-    Container(Handle),
-    /// An I/O address space of an iommufd.
-    Ioas {
-        /// `/dev/iommu`.
-        iommufd: Handle,
-        /// The address space's id in it.
-        ioas: u32,
-    },
-    /// A page table of an iommufd that shows an address space.
-    PageTable {
-        /// `/dev/iommu`.
-        iommufd: Handle,
-        /// The page table's id in it.
-        hwpt: u32,
-    },
-}
-
-/// Something that can be attached to a space: a VFIO group, a VFIO device with a node of its own.
-pub trait Attachable: Send + Sync + fmt::Debug {
-    /// What to call it in errors.
-    fn name(&self) -> String;
-
-    /// Where it does not reach memory, as far as that is known.
-    fn reserved(&self) -> Vec<Reserved> {
-        Vec::new()
-    }
-
-    /// The handle of a VFIO group: what others who fill its windows know it by. `None`: it is none.
-    fn group(&self) -> Option<Handle> {
-        None
-    }
-
-    /// Gives it to an iommufd, where that comes before attaching, and says what id it has there. Makes no call once that is done. `None`: it
-    /// has none, as a VFIO group.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    fn bind_to(&self, _iommufd: Handle) -> Result<Option<u32>, Failure> {
-        Ok(None)
-    }
-
-    /// Makes the kernel's attach call.
-    ///
-    /// # Errors
-    /// What the kernel said; nothing is attached then.
-    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure>;
-
-    /// Makes the kernel's detach call. A device that is not attached there, or that is gone altogether (`ENODEV`), is
-    /// [`Undone::WasNotThere`].
-    ///
-    /// # Errors
-    /// The kernel's answer; the device is still attached then.
-    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure>;
 }
 
 /// What windows a host can create.

@@ -7,6 +7,8 @@
 //! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a descriptor, just
 //! before the call; a host in software gets the memory itself.
 
+mod handle;
+mod lease;
 pub mod registrations;
 
 use std::fmt;
@@ -14,57 +16,15 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+pub use handle::{Handle, HandleKind, OwnedHandle};
+pub use lease::Lease;
+
+use crate::contract::AttachPoint;
 use crate::door::registrations::ProcessRegistrations;
 use crate::words::access::Access;
 use crate::words::locked::LockedMemory;
 use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
-
-/// What a descriptor is. VFIO's numbers mean different things on different kinds (linux: include/uapi/linux/vfio.h: 0x3b71 is
-/// MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always knows its kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HandleKind {
-    /// `/dev/vfio/vfio`.
-    Container,
-    /// `/dev/vfio/<group>`.
-    Group,
-    /// A VFIO device, opened through its group or as `/dev/vfio/devices/vfio<n>`.
-    Device,
-    /// `/dev/iommu`.
-    Iommufd,
-    /// A part of a BAR that its device exported, as a dma-buf.
-    Export,
-}
-
-/// An open descriptor, known by the number its door gave it. Numbers are never used twice by one door.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Handle {
-    id: u64,
-    kind: HandleKind,
-}
-
-impl Handle {
-    /// For doors: the handle number `id`.
-    pub const fn new(id: u64, kind: HandleKind) -> Self {
-        Self { id, kind }
-    }
-
-    /// The number.
-    pub const fn id(self) -> u64 {
-        self.id
-    }
-
-    /// What it is.
-    pub const fn kind(self) -> HandleKind {
-        self.kind
-    }
-}
-
-impl fmt::Debug for Handle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}#{}", self.kind, self.id)
-    }
-}
 
 /// An ioctl: its number, right for the architecture this was compiled for, and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,11 +79,15 @@ pub enum Attached<'a> {
     /// A buffer of the caller's that the kernel fills during the call; the field is its 64-bit address.
     Buffer(&'a mut [u8]),
     /// Memory that outlives the call; the field is its 64-bit address.
-    Memory(&'a HostMemory),
+    Memory(&'a Lease<'a>),
     /// Another handle of the same door; the field is its 32-bit descriptor.
     Handle(Handle),
+    /// The container that a group joins; the field is its 32-bit descriptor.
+    Container(AttachPoint<'a>),
     /// The file this memory is mapped from ([`HostMemory::file`]); the field is the file's 32-bit descriptor. Both outlive the call.
-    FileOf(&'a HostMemory),
+    FileOf(&'a Lease<'a>),
+    /// Memory that is mapped elsewhere and that the call maps once more; the field is its 64-bit length, which the caller fills in.
+    Copied(&'a Lease<'a>),
 }
 
 /// One ioctl to make.
@@ -210,10 +174,17 @@ impl From<std::io::Error> for Errno {
     }
 }
 
-/// Where kernel calls go.
+/// The destination of kernel calls.
 ///
-/// Implementations are shared between threads and lock for themselves. None of the methods retries: that is [`Kernel`]'s.
-pub trait Door: Send + Sync + fmt::Debug {
+/// Implementations are shared between threads and lock for themselves. None of the methods retries: [`Kernel`] does.
+///
+/// # Safety
+/// A space keeps the memory of a mapping until the door has reported that the mapping is gone. So an implementation must pass each command
+/// to one kernel, unchanged, and return that kernel's answer; it must never give a number to two handles; [`Door::is_real`] must
+/// be true if a device can reach memory through it; and such a door must refuse [`HostMemory::unbacked`] memory and each command that makes
+/// memory or devices known to the kernel without the [`Lease`] or the [`AttachPoint`] for it.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when a door says that its mapping is gone")]
+pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// Opens a node read-write and close-on-exec.
     ///
     /// # Errors

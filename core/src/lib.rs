@@ -15,7 +15,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
 //!
-//! use dmaspace_core::door::{Door, HandleKind};
+//! use dmaspace_core::door::{HandleKind, OwnedHandle};
 //! use dmaspace_listener::Update;
 //! use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace, Space};
 //! use dmaspace_listener::{FrontEnd, Listener, Section};
@@ -24,10 +24,10 @@
 //!
 //! // A space, and a device in it.
 //! let host = SoftHost::new(Profile::vtd())?;
-//! let iommufd = host.open("/dev/iommu".as_ref(), HandleKind::Iommufd)?;
-//! let space: Arc<dyn PciAddressSpace> = Arc::new(Space::new(Ioas::new(host.clone(), iommufd)?)?);
-//! let node = host.open("/dev/vfio/devices/vfio0".as_ref(), HandleKind::Device)?;
-//! space.attach(Arc::new(Cdev::new(host.clone(), node, "0000:00:03.0")))?;
+//! let iommufd = OwnedHandle::open(host.clone(), "/dev/iommu".as_ref(), HandleKind::Iommufd)?;
+//! let space: Arc<dyn PciAddressSpace> = Arc::new(Space::new(Ioas::new(iommufd)?)?);
+//! let node = OwnedHandle::open(host.clone(), "/dev/vfio/devices/vfio0".as_ref(), HandleKind::Device)?;
+//! space.attach(Arc::new(Cdev::new(node, "0000:00:03.0")))?;
 //!
 //! // What the guest's bus looks like: all of it happens, or nothing.
 //! let mut listener = Listener::new(FrontEnd::pc());

@@ -38,10 +38,10 @@ use crate::contract::eeh::Eeh;
 use crate::contract::kernel_tables::{KernelTables, KernelWriter};
 use crate::contract::live_update::LiveUpdate;
 use crate::contract::{
-    Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace, PinSharing, Snapshot,
-    Swap, Unit, WindowChange, WindowControl,
+    AttachPoint, Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace,
+    PinSharing, Snapshot, Swap, Unit, WindowChange, WindowControl,
 };
-use crate::door::Failure;
+use crate::door::{Failure, Lease};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::retry::{Undone, until_gone, with_retries};
 use crate::words::access::Access;
@@ -129,9 +129,16 @@ impl<B: Backend> Space<B> {
         }
     }
 
-    /// The backend, for what only it can do.
+    /// The backend, for tests that compare a space with its kernel. It grants nothing: a backend maps only what has a lease, and attaches only
+    /// at an attach point.
+    #[doc(hidden)]
     pub fn backend_ref(&self) -> &B {
         &self.backend
+    }
+
+    /// The right to attach devices to the backend.
+    fn attach_point(&self) -> AttachPoint<'_> {
+        AttachPoint::of_space(self.backend.attach_place())
     }
 
     /// Through the gate, beside others, for an operation on a space that is ours.
@@ -248,14 +255,14 @@ impl<B: Backend> Space<B> {
     fn try_to_establish(&self, operation: Operation, mapping: &Mapping) -> Result<(), Error> {
         let Mapping { range, memory, access, unit } = mapping;
         let Some(page) = self.call_size(*unit) else {
-            return self.backend.map(*range, memory, *access).map_err(|failure| {
+            return self.backend.map(*range, &Lease::kept_by_space(memory), *access).map_err(|failure| {
                 let fenced = self.scrub(*range, *range, memory, failure);
                 self.refused(operation, *range, failure, self.locked_by_mapping(memory)).fencing(fenced)
             });
         };
         for (n, part) in pages(*range, page).enumerate() {
             let Some(piece) = memory.slice(n as u64 * page.bytes(), page.bytes()) else { break };
-            if let Err(failure) = self.backend.map(part, &piece, *access) {
+            if let Err(failure) = self.backend.map(part, &Lease::kept_by_space(&piece), *access) {
                 let made = range.first().get()..=part.last().get();
                 let made = IovaRange::new(Iova::new(*made.start()), Iova::new(*made.end())).unwrap_or(part);
                 let fenced = self.scrub(made, part, memory, failure);
@@ -545,7 +552,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let mut devices = lock(&self.devices);
         let fail = |failure, wanted: Option<u64>| self.refused(Operation::Attach, subject(), failure, wanted);
         // It may have been attached, and let go of again.
-        let attached = self.backend.attach(&*device);
+        let attached = self.backend.attach(&*device, self.attach_point());
         let attached = attached.map_err(|failure| {
             let error = fail(failure, self.locked_by_attaching(devices.len()));
             self.naming_collision(&*device, error)
@@ -581,7 +588,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let place = place.ok_or_else(|| Error::new(Operation::Detach, subject(), Kind::NotAttached))?;
         // While it is there: what fills a table that is gone would hold on to the memory.
         self.leave_fillers(&**device).map_err(fail)?;
-        if let Err(failure) = until_gone(|| self.backend.detach(&**device)) {
+        if let Err(failure) = until_gone(|| self.backend.detach(&**device, self.attach_point())) {
             self.join_fillers_again(&**device);
             return Err(fail(failure));
         }
@@ -640,10 +647,15 @@ impl Slot {
 }
 
 impl<B: Backend> Drop for Space<B> {
-    /// A space that was handed over is another's to empty. Memory behind a fence is kept for ever.
+    /// The successor empties a space that was handed over. Its memory is kept for ever, as memory behind a fence is: devices reach it until
+    /// the successor unmaps it, which may be later, or in this process.
     fn drop(&mut self) {
         if *read(&self.gate) == Ownership::Here {
             self.empty();
+        } else {
+            for mapping in self.mappings(IovaRange::all()) {
+                std::mem::forget(mapping.memory);
+            }
         }
         for fenced in write(&self.fenced).drain(..) {
             fenced.memory.into_iter().for_each(std::mem::forget);
@@ -683,7 +695,8 @@ impl<B: Backend> Space<B> {
         // Under live entries the kernel would say yes and keep the pins; it lets go of them itself when the container goes.
         if let Some(calls) = self.backend.registration_calls().filter(|_| !in_doubt) {
             for memory in std::mem::take(&mut *write(&self.registered)).into_values() {
-                let left = calls.runs().leave(&memory, || until_gone(|| calls.unregister(&memory)));
+                let left =
+                    calls.runs().leave(&memory, || until_gone(|| calls.unregister(&Lease::kept_by_space(&memory))));
                 if let Err(failure) = left {
                     calls.runs().forget(&memory);
                     log::error!("{}: {memory} could not be unregistered: {failure}; it is kept", self.backend.name());
@@ -694,7 +707,7 @@ impl<B: Backend> Space<B> {
         self.forget_registrations();
         self.let_go_of_everything();
         for device in lock(&self.devices).drain(..).rev() {
-            if let Err(failure) = until_gone(|| self.backend.detach(&*device)) {
+            if let Err(failure) = until_gone(|| self.backend.detach(&*device, self.attach_point())) {
                 log::warn!("{}: {} could not be detached: {failure}", self.backend.name(), device.name());
             }
         }

@@ -4,11 +4,11 @@
 //! can be attached to the address spaces and page tables of that iommufd, one at a time.
 
 use std::mem::offset_of;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
-use dmaspace_core::contract::{AttachPoint, Attachable};
-use dmaspace_core::door::{Answer, Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel, Request};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
+use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::Reserved;
 use zerocopy::IntoBytes;
@@ -23,8 +23,7 @@ const ATTEMPTS: usize = 3;
 /// first (linux: Documentation/virt/kvm/devices/vfio.rst).
 #[derive(Debug)]
 pub struct Cdev {
-    door: Arc<dyn Door>,
-    device: Handle,
+    device: OwnedHandle,
     name: String,
     reserved: Vec<Reserved>,
     place: Mutex<Place>,
@@ -36,14 +35,14 @@ struct Place {
     /// The iommufd it is bound to, and its id there.
     bound: Option<(Handle, u32)>,
     /// What it is attached to.
-    attached: Option<AttachPoint>,
+    attached: Option<AttachPlace>,
 }
 
 impl Cdev {
     /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached
     /// and unbound.
-    pub fn new(door: Arc<dyn Door>, device: Handle, name: impl Into<String>) -> Self {
-        Self { door, device, name: name.into(), reserved: Vec::new(), place: Mutex::default() }
+    pub fn new(device: OwnedHandle, name: impl Into<String>) -> Self {
+        Self { device, name: name.into(), reserved: Vec::new(), place: Mutex::default() }
     }
 
     /// The same, knowing where it does not reach memory.
@@ -55,7 +54,7 @@ impl Cdev {
 
     /// The device's handle, for its regions and interrupts.
     pub fn device(&self) -> Handle {
-        self.device
+        self.device.handle()
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -78,13 +77,13 @@ impl Cdev {
         let mut bind = BindIommufd { argsz: BindIommufd::SIZE, ..BindIommufd::default() };
         let mut descriptor = [Attachment { offset: offset_of!(BindIommufd, iommufd), what: Attached::Handle(iommufd) }];
         let command = Command::with_bytes(device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
-        self.door.call(self.device, command.attaching(&mut descriptor))?;
+        self.device.call(command.attaching(&mut descriptor))?;
         Ok(bind.out_devid)
     }
 
     fn attach(&self, to: u32) -> Result<(), Failure> {
         let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: to, ..AttachIommufdPt::default() };
-        self.door.call(self.device, Command::with_bytes(device::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
+        self.device.call(Command::with_bytes(device::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
     }
 
     /// After an attach call that failed: it may have done its work all the same, and while a device is attached to a
@@ -96,18 +95,14 @@ impl Cdev {
 
     fn detach(&self) -> Result<(), Failure> {
         let mut detach = DetachIommufdPt { argsz: DetachIommufdPt::SIZE, ..DetachIommufdPt::default() };
-        self.door.call(self.device, Command::with_bytes(device::DEVICE_DETACH_IOMMUFD_PT, detach.as_mut_bytes()))
+        self.device.call(Command::with_bytes(device::DEVICE_DETACH_IOMMUFD_PT, detach.as_mut_bytes()))
     }
 }
 
-impl Drop for Cdev {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.device);
-    }
-}
-
-impl Attachable for Cdev {
+// SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an iommufd keeps its mappings
+// whatever devices it has.
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Attachable for Cdev {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -123,7 +118,7 @@ impl Attachable for Cdev {
     /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the
     /// device without a word, and the space it came from would not know. A device that is bound to another iommufd is
     /// the kernel's to refuse (`EINVAL`).
-    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
+    fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure> {
         let (iommufd, id) = object_of(point, device::DEVICE_ATTACH_IOMMUFD_PT)?;
         let mut place = self.place();
         if place.attached.is_some() {
@@ -131,15 +126,15 @@ impl Attachable for Cdev {
         }
         self.id_in(iommufd, &mut place)?;
         self.attach(id).inspect_err(|_| self.detach_surely())?;
-        place.attached = Some(point);
+        place.attached = Some(point.place());
         Ok(())
     }
 
     /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with it.
-    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
+    fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         object_of(point, device::DEVICE_DETACH_IOMMUFD_PT)?;
         let mut place = self.place();
-        if place.attached != Some(point) {
+        if place.attached != Some(point.place()) {
             return Ok(Undone::WasNotThere);
         }
         let detached = Undone::unless_absent(self.detach(), &[Errno::ENODEV])?;
@@ -153,10 +148,10 @@ impl Attachable for Cdev {
 
 /// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not
 /// know as one.
-fn object_of(point: AttachPoint, request: Request) -> Result<(Handle, u32), Failure> {
-    match point {
-        AttachPoint::Ioas { iommufd, ioas: id } | AttachPoint::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),
-        AttachPoint::Container(_) => Err(refusal(request, Errno::EINVAL)),
+fn object_of(point: AttachPoint<'_>, request: Request) -> Result<(Handle, u32), Failure> {
+    match point.place() {
+        AttachPlace::Ioas { iommufd, ioas: id } | AttachPlace::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),
+        _ => Err(refusal(request, Errno::EINVAL)),
     }
 }
 
@@ -170,23 +165,31 @@ mod tests {
     use crate::scripted::names::{ATTACH, BIND, DETACH};
     use crate::scripted::{IOMMUFD, Scripted};
     use dmaspace_core::door::HandleKind;
+    use std::sync::Arc;
     use zerocopy::FromBytes;
 
-    const FIRST: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 7 };
-    const SECOND: AttachPoint = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 8 };
+    /// A point for calls that no space makes.
+    #[expect(unsafe_code, reason = "UNSAFETY: no device is behind a scripted door")]
+    fn at(place: AttachPlace) -> AttachPoint<'static> {
+        // SAFETY: no space uses the place.
+        unsafe { AttachPoint::beside_spaces(place) }
+    }
+
+    const FIRST: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 };
+    const SECOND: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 8 };
 
     fn device(script: &[crate::scripted::Answer]) -> (Arc<Scripted>, Cdev) {
         let door = Scripted::new(script);
-        let device = Cdev::new(door.clone(), Handle::new(2, HandleKind::Device), "0000:01:00.0");
+        let device = Cdev::new(crate::scripted::device(&door, 2), "0000:01:00.0");
         (door, device)
     }
 
     #[test]
     fn a_device_is_bound_once_and_attached_where_it_is_told() {
         let (door, device) = device(&[]);
-        device.attach_to(FIRST).expect("attached");
-        device.detach_from(FIRST).expect("detached");
-        device.attach_to(SECOND).expect("attached");
+        device.attach_to(at(FIRST)).expect("attached");
+        device.detach_from(at(FIRST)).expect("detached");
+        device.attach_to(at(SECOND)).expect("attached");
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, ATTACH, DETACH, ATTACH]);
         let bind = BindIommufd { argsz: 24, ..BindIommufd::default() };
@@ -198,8 +201,8 @@ mod tests {
     #[test]
     fn a_device_that_could_not_be_attached_stays_bound() {
         let (door, device) = device(&[|_| Ok(0), |_| Err(Errno::EADDRINUSE)]);
-        assert_eq!(device.attach_to(FIRST).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
-        device.attach_to(SECOND).expect("attached");
+        assert_eq!(device.attach_to(at(FIRST)).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
+        device.attach_to(at(SECOND)).expect("attached");
         assert_eq!(door.names(), [BIND, ATTACH, DETACH, ATTACH]);
     }
 
@@ -210,12 +213,12 @@ mod tests {
             Ok(0)
         }]);
         assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
-        let table = AttachPoint::PageTable { iommufd: IOMMUFD, hwpt: 9 };
-        device.attach_to(table).expect("attached");
+        let table = AttachPlace::PageTable { iommufd: IOMMUFD, hwpt: 9 };
+        device.attach_to(at(table)).expect("attached");
         assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
-        let elsewhere = AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 9 };
-        assert_eq!(device.detach_from(elsewhere), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
-        device.detach_from(table).expect("detached");
+        let elsewhere = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 9 };
+        assert_eq!(device.detach_from(at(elsewhere)), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::ENOENT)));
+        device.detach_from(at(table)).expect("detached");
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, ATTACH, DETACH]);
         let attach = AttachIommufdPt { argsz: 16, flags: 0, pt_id: 9, pasid: 0 };
@@ -225,28 +228,28 @@ mod tests {
     #[test]
     fn a_device_that_could_not_be_bound_is_bound_the_next_time() {
         let (door, device) = device(&[|_| Err(Errno::EPERM)]);
-        assert_eq!(device.attach_to(FIRST).map_err(|failure| failure.errno()), Err(Some(Errno::EPERM)));
-        device.attach_to(FIRST).expect("attached");
+        assert_eq!(device.attach_to(at(FIRST)).map_err(|failure| failure.errno()), Err(Some(Errno::EPERM)));
+        device.attach_to(at(FIRST)).expect("attached");
         assert_eq!(door.names(), [BIND, BIND, ATTACH]);
     }
 
     #[test]
     fn a_device_is_not_moved_under_the_feet_of_the_space_it_is_in() {
         let (door, device) = device(&[]);
-        device.attach_to(FIRST).expect("attached");
+        device.attach_to(at(FIRST)).expect("attached");
         door.take();
-        assert_eq!(device.attach_to(SECOND), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
-        assert_eq!(device.detach_from(SECOND), Ok(Undone::WasNotThere));
+        assert_eq!(device.attach_to(at(SECOND)), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
+        assert_eq!(device.detach_from(at(SECOND)), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), [""; 0]);
-        assert_eq!(device.detach_from(FIRST), Ok(Undone::Done(())));
+        assert_eq!(device.detach_from(at(FIRST)), Ok(Undone::Done(())));
     }
 
     #[test]
     fn a_container_is_no_place_for_it() {
         let (door, device) = device(&[]);
-        let container = AttachPoint::Container(Handle::new(3, HandleKind::Container));
-        assert_eq!(device.attach_to(container), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
-        assert_eq!(device.detach_from(container), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::EINVAL)));
+        let container = AttachPlace::Container(Handle::new(3, HandleKind::Container));
+        assert_eq!(device.attach_to(at(container)), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
+        assert_eq!(device.detach_from(at(container)), Err(refusal(device::DEVICE_DETACH_IOMMUFD_PT, Errno::EINVAL)));
         assert_eq!(door.names(), [""; 0]);
     }
 

@@ -125,7 +125,6 @@ impl PageTable {
 mod tests {
     use std::sync::Arc;
 
-    use dmaspace_core::door::{Handle, HandleKind};
     use dmaspace_core::retry::Undone;
     use dmaspace_core::{Backend, Iova};
     use zerocopy::FromBytes;
@@ -133,6 +132,7 @@ mod tests {
     use super::*;
     use crate::Cdev;
     use crate::scripted::names::{GET, SET};
+    use crate::scripted::point;
     use crate::scripted::{Answer, Scripted, done, ioas, logs, ninth, tenth};
 
     /// The address space, with a device on page table 9 and one on page table 10.
@@ -141,9 +141,8 @@ mod tests {
         answers.extend([done, logs, (|_| Err(Errno::EINVAL)) as Answer, done, tenth, done]);
         answers.extend(script);
         let (door, ioas) = ioas(&answers);
-        let devices = [2, 3]
-            .map(|id| Cdev::new(door.clone(), Handle::new(id, HandleKind::Device), format!("0000:00:{id:02x}.0")));
-        devices.iter().for_each(|device| ioas.attach(device).expect("attached"));
+        let devices = [2, 3].map(|id| Cdev::new(crate::scripted::device(&door, id), format!("0000:00:{id:02x}.0")));
+        devices.iter().for_each(|device| ioas.attach(device, point(&ioas)).expect("attached"));
         door.take();
         (door, ioas, devices)
     }
@@ -244,7 +243,7 @@ mod tests {
         assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EINVAL));
         ioas.start().expect("begun");
         for device in &devices {
-            assert_eq!(ioas.detach(device), Ok(Undone::Done(())));
+            assert_eq!(ioas.detach(device, point(&ioas)), Ok(Undone::Done(())));
         }
         assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EOPNOTSUPP));
         assert!(!door.names().contains(&GET));

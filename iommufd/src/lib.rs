@@ -36,11 +36,11 @@ use std::sync::Arc;
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{IOAS_IOVA_RANGES, IoasIovaRanges};
 use dmaspace_core::backend::SharingCalls;
-use dmaspace_core::contract::{AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
 pub use cdev::Cdev;
@@ -65,8 +65,8 @@ impl Ioas {
     ///
     /// # Errors
     /// What the kernel says; the iommufd is closed then.
-    pub fn new(door: Arc<dyn Door>, iommufd: Handle) -> Result<Self, Failure> {
-        Self::within(Iommufd::new(door, iommufd))
+    pub fn new(iommufd: OwnedHandle) -> Result<Self, Failure> {
+        Self::within(Iommufd::new(iommufd))
     }
 
     /// Makes an address space in an iommufd that may have others. It pins what it maps by itself, whatever they have
@@ -121,7 +121,10 @@ const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
      of vfio_iommu_type1",
 );
 
-impl Backend for Ioas {
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings whatever devices it has,
+// so none is said to be gone but those that were unmapped.
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Backend for Ioas {
     fn name(&self) -> &'static str {
         "iommufd"
     }
@@ -153,25 +156,25 @@ impl Backend for Ioas {
         self.door().is_real()
     }
 
-    fn attach_point(&self) -> AttachPoint {
-        AttachPoint::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
+    fn attach_place(&self) -> AttachPlace {
+        AttachPlace::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
     }
 
     /// A device whose IOMMU can log what it writes is put on a page table that does, shared with those it fits; any
     /// other is attached to the address space itself, and the kernel finds it a page table.
-    fn attach(&self, device: &dyn Attachable) -> Result<(), Failure> {
-        self.tables.attach(&self.object, device)
+    fn attach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
+        self.tables.attach(&self.object, device, point)
     }
 
-    fn detach(&self, device: &dyn Attachable) -> Result<Undone, Failure> {
-        self.tables.detach(&self.object, device)
+    fn detach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<Undone, Failure> {
+        self.tables.detach(device, point)
     }
 
     fn refresh(&self, _devices: usize) -> Result<Windows, Failure> {
         ranges::gather(self.door().host_page(), |reply, spans| self.ask_for_ranges(reply, spans))
     }
 
-    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         let copied = self.pool.as_ref().and_then(|pool| pool.copy(&self.object, range.first(), memory, access));
         copied.unwrap_or_else(|| self.object.map(range.first(), memory, access))
     }
@@ -203,10 +206,11 @@ fn unmap_length(range: IovaRange) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::lease;
     use crate::scripted::names::DESTROY;
     use crate::scripted::{IOMMUFD, Scripted, ioas, seventh};
     use dmaspace_abi::iommufd::{Destroy, IoasMap, IoasUnmap};
-    use dmaspace_core::Iova;
+    use dmaspace_core::{HostMemory, Iova};
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -217,7 +221,7 @@ mod tests {
     #[test]
     fn dropping_it_destroys_the_address_space_and_then_closes_the_iommufd() {
         let (door, ioas) = ioas(&[]);
-        assert_eq!(ioas.attach_point(), AttachPoint::Ioas { iommufd: IOMMUFD, ioas: 7 });
+        assert_eq!(ioas.attach_place(), AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 });
         drop(ioas);
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DESTROY, "close"]);
@@ -237,7 +241,7 @@ mod tests {
     #[test]
     fn an_iommufd_that_makes_no_address_space_is_closed() {
         let door = Scripted::new(&[|_| Err(Errno::ENOMEM)]);
-        let failure = Ioas::new(door.clone(), IOMMUFD).expect_err("not made");
+        let failure = Ioas::new(crate::scripted::iommufd(&door)).expect_err("not made");
         assert_eq!(failure.errno(), Some(Errno::ENOMEM));
         assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", "close"]);
     }
@@ -250,7 +254,7 @@ mod tests {
         }]);
         let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2_0000).expect("not zero")).expect("no wrap");
         ioas.refresh(0).expect("its array is filled with empty ranges");
-        ioas.map(range(0x10_0000, 0x2_0000), &memory, Access::READ_WRITE).expect("done");
+        ioas.map(range(0x10_0000, 0x2_0000), &lease(&memory), Access::READ_WRITE).expect("done");
         let calls = door.take();
         let ranges = IoasIovaRanges::read_from_bytes(&calls[0].bytes).expect("the struct");
         assert_eq!((ranges.ioas_id, ranges.allowed_iovas, calls[0].attached.as_slice()), (7, 0, &[16][..]));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_abi::iommufd::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Lease, OwnedHandle};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova};
@@ -22,8 +22,7 @@ use zerocopy::IntoBytes;
 /// user's address spaces share the limit on locked memory whether or not they share this.
 #[derive(Debug)]
 pub struct Iommufd {
-    door: Arc<dyn Door>,
-    handle: Handle,
+    handle: OwnedHandle,
     /// Whether this process alone is charged for what is pinned.
     charges_process: AtomicBool,
     /// Whether the kernel has said that it cannot map by file.
@@ -32,18 +31,18 @@ pub struct Iommufd {
 
 impl Iommufd {
     /// Takes over `handle`.
-    pub fn new(door: Arc<dyn Door>, handle: Handle) -> Arc<Self> {
-        Arc::new(Self { door, handle, charges_process: AtomicBool::new(false), lacks_files: AtomicBool::new(false) })
+    pub fn new(handle: OwnedHandle) -> Arc<Self> {
+        Arc::new(Self { handle, charges_process: AtomicBool::new(false), lacks_files: AtomicBool::new(false) })
     }
 
     /// The handle, for binding devices.
     pub fn handle(&self) -> Handle {
-        self.handle
+        self.handle.handle()
     }
 
     /// What it was opened through.
     pub fn door(&self) -> &Arc<dyn Door> {
-        &self.door
+        self.handle.door()
     }
 
     /// Who is charged, as far as it was asked for here.
@@ -63,8 +62,8 @@ impl Iommufd {
     /// Where `memory` begins in its file, if it may be mapped by that: pages must lie in the file as they lie in this
     /// process.
     fn place_in_file(&self, memory: &HostMemory) -> Option<u64> {
-        let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(&self.door))?;
-        let page = self.door.host_page();
+        let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(self.door()))?;
+        let page = self.door().host_page();
         page.divides(memory.address().wrapping_sub(offset)).then_some(offset)
     }
 
@@ -80,14 +79,7 @@ impl Iommufd {
     }
 
     pub(crate) fn call(&self, command: Command<'_>) -> Result<(), Failure> {
-        self.door.call(self.handle, command)
-    }
-}
-
-impl Drop for Iommufd {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.handle);
+        self.handle.call(command)
     }
 }
 
@@ -128,7 +120,7 @@ impl Object {
 
     /// Maps memory in it, if it is an address space: by its file, where it has one and the kernel takes that, else by
     /// its address.
-    pub(crate) fn map(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+    pub(crate) fn map(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         if let Some(start) = self.iommufd.place_in_file(memory) {
             match self.map_file(at, memory, start, access) {
                 Err(refusal) if self.iommufd.may_go_by_address(memory, &refusal) => {
@@ -140,7 +132,7 @@ impl Object {
         self.map_address(at, memory, access)
     }
 
-    fn map_file(&self, at: Iova, memory: &HostMemory, start: u64, access: Access) -> Result<(), Failure> {
+    fn map_file(&self, at: Iova, memory: &Lease<'_>, start: u64, access: Access) -> Result<(), Failure> {
         let mut map = IoasMapFile {
             size: IoasMapFile::SIZE,
             flags: iommufd::fixed_map_flags(access),
@@ -154,7 +146,7 @@ impl Object {
         self.iommufd.call(Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes()).attaching(&mut file))
     }
 
-    fn map_address(&self, at: Iova, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+    fn map_address(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         let mut map = IoasMap {
             size: IoasMap::SIZE,
             flags: iommufd::fixed_map_flags(access),
@@ -200,6 +192,7 @@ impl Drop for Object {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::lease;
     use crate::scripted::{Answer, Scripted, ioas};
     use dmaspace_core::door::HandleKind;
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
@@ -226,7 +219,7 @@ mod tests {
     #[test]
     fn memory_that_knows_its_file_is_mapped_by_it() {
         let (door, ioas) = ioas(&[]);
-        ioas.map(at(0x10_0000), &memory().in_file(file(), 0x30_0000), Access::READ).expect("done");
+        ioas.map(at(0x10_0000), &lease(&memory().in_file(file(), 0x30_0000)), Access::READ).expect("done");
         let calls = door.take();
         assert_eq!((calls.len(), calls[0].name, calls[0].attached.as_slice()), (1, MAP_FILE, &[12][..]));
         let expected =
@@ -239,8 +232,8 @@ mod tests {
         let lacking: Answer = |_| Err(Errno::ENOTTY);
         let (door, ioas) = ioas(&[lacking]);
         assert!(ioas.powers().maps_files);
-        ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect("by its address");
-        ioas.map(at(PAGE), &memory().in_file(file(), 0), Access::READ).expect("by its address");
+        ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
+        ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         assert_eq!(door.names(), [MAP_FILE, MAP, MAP]);
         assert!(!ioas.powers().maps_files);
     }
@@ -249,8 +242,8 @@ mod tests {
     fn memory_whose_file_is_refused_is_mapped_by_its_address_and_the_next_file_is_tried_again() {
         let refused: Answer = |_| Err(Errno::EINVAL);
         let (door, ioas) = ioas(&[refused]);
-        ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect("by its address");
-        ioas.map(at(PAGE), &memory().in_file(file(), 0), Access::READ).expect("by its file");
+        ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
+        ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its file");
         assert_eq!(door.names(), [MAP_FILE, MAP, MAP_FILE]);
     }
 
@@ -259,7 +252,7 @@ mod tests {
         let answers: [Answer; 3] = [|_| Err(Errno::ENOMEM), |_| Err(Errno::EEXIST), |_| Err(Errno::ENOENT)];
         for answer in answers {
             let (door, ioas) = ioas(&[answer]);
-            let failure = ioas.map(at(0), &memory().in_file(file(), 0), Access::READ).expect_err("refused");
+            let failure = ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect_err("refused");
             assert_eq!((failure.call, failure.errno()), (MAP_FILE, answer(&mut []).err()));
             assert_eq!(door.names(), [MAP_FILE]);
         }
@@ -269,7 +262,7 @@ mod tests {
     fn another_devices_memory_is_mapped_by_its_file_or_not_at_all() {
         for refusal in [(|_| Err(Errno::EOPNOTSUPP)) as Answer, |_| Err(Errno::ENOTTY)] {
             let (door, ioas) = ioas(&[refusal]);
-            ioas.map(at(0), &memory().device_memory().in_file(file(), 0), Access::READ).expect_err("refused");
+            ioas.map(at(0), &lease(&memory().device_memory().in_file(file(), 0)), Access::READ).expect_err("refused");
             assert_eq!(door.names(), [MAP_FILE]);
         }
     }
@@ -277,7 +270,7 @@ mod tests {
     #[test]
     fn a_file_whose_pages_lie_otherwise_than_the_memory_is_left_alone() {
         let (door, ioas) = ioas(&[]);
-        ioas.map(at(0), &memory().in_file(file(), 0x1000), Access::READ).expect("by its address");
+        ioas.map(at(0), &lease(&memory().in_file(file(), 0x1000)), Access::READ).expect("by its address");
         assert_eq!(door.names(), [MAP], "pages have 64 KiB here");
     }
 
@@ -286,8 +279,9 @@ mod tests {
         let (door, ioas) = ioas(&[]);
         let elsewhere = Scripted::new(&[]);
         let export = Handle::new(1, HandleKind::Export);
-        let exported = MemoryFile::exported(elsewhere.clone(), export);
-        ioas.map(at(0), &memory().in_file(exported, 0), Access::READ).expect("by its address");
+        let export = OwnedHandle::simulated(elsewhere.clone(), export).expect("the door is not real");
+        let exported = MemoryFile::exported(export);
+        ioas.map(at(0), &lease(&memory().in_file(exported, 0)), Access::READ).expect("by its address");
         assert_eq!((door.names(), elsewhere.names()), (vec![MAP], vec!["close"]));
     }
 
@@ -295,9 +289,10 @@ mod tests {
     fn what_was_exported_through_this_door_is_mapped_and_closed_with_its_memory() {
         let (door, ioas) = ioas(&[]);
         let export = Handle::new(9, HandleKind::Export);
-        let exported = MemoryFile::exported(ioas.iommufd().door().clone(), export);
+        let export = OwnedHandle::simulated(ioas.iommufd().door().clone(), export).expect("the door is not real");
+        let exported = MemoryFile::exported(export);
         let memory = memory().device_memory().in_file(exported, 0);
-        ioas.map(at(0), &memory, Access::READ_WRITE).expect("by its file");
+        ioas.map(at(0), &lease(&memory), Access::READ_WRITE).expect("by its file");
         assert_eq!(door.names(), [MAP_FILE]);
         drop(memory);
         assert_eq!(door.names(), ["close"]);

@@ -104,7 +104,7 @@ impl Ioas {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::{Answer, IOMMUFD, Scripted, ioas};
+    use crate::scripted::{Answer, Scripted, ioas};
     use dmaspace_core::Iova;
     use dmaspace_core::door::Errno;
     use zerocopy::FromBytes;
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn who_is_charged_is_asked_of_the_iommufd_and_remembered() {
         let door = Scripted::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Answer]);
-        let iommufd = Iommufd::new(door.clone(), IOMMUFD);
+        let iommufd = Iommufd::new(crate::scripted::iommufd(&door));
         let refused = iommufd.charge(AccountingMode::Process).expect_err("without CAP_SYS_RESOURCE");
         assert_eq!((refused.errno(), iommufd.charged()), (Some(Errno::EPERM), AccountingMode::User));
         iommufd.charge(AccountingMode::Process).expect("done");

@@ -12,7 +12,7 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_abi::iommufd::{self, HwInfo};
-use dmaspace_core::contract::{AttachPoint, Attachable};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
@@ -57,15 +57,15 @@ impl PageTables {
     ///
     /// # Errors
     /// What the kernel said; it is not attached then, and no page table was left for it.
-    pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable) -> Result<(), Failure> {
+    pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
         let id = device.bind_to(ioas.iommufd().handle())?;
         let mut state = self.write();
         let logged = match id {
-            Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, id)?,
+            Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, point, id)?,
             _ => false,
         };
         if !logged {
-            device.attach_to(itself(ioas))?;
+            device.attach_to(point)?;
             state.elsewhere += 1;
         }
         Ok(())
@@ -76,16 +76,16 @@ impl PageTables {
     ///
     /// # Errors
     /// The kernel's answer; the device is still attached then.
-    pub(crate) fn detach(&self, ioas: &Object, device: &dyn Attachable) -> Result<Undone, Failure> {
+    pub(crate) fn detach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         let mut state = self.write();
         for table in &mut state.tables {
-            if let Undone::Done(()) = device.detach_from(table.point())? {
+            if let Undone::Done(()) = device.detach_from(point.moved_to(table.place()))? {
                 table.devices = table.devices.saturating_sub(1);
                 state.tables.retain(|table| table.devices > 0);
                 return Ok(Undone::Done(()));
             }
         }
-        let detached = device.detach_from(itself(ioas))?;
+        let detached = device.detach_from(point)?;
         if let Undone::Done(()) = detached {
             state.elsewhere = state.elsewhere.saturating_sub(1);
         }
@@ -111,9 +111,15 @@ impl State {
     }
 
     /// Attaches a device to a page table it fits: one that is there, else a new one. Says whether there is any.
-    fn attach_to_table(&mut self, ioas: &Object, device: &dyn Attachable, id: u32) -> Result<bool, Failure> {
+    fn attach_to_table(
+        &mut self,
+        ioas: &Object,
+        device: &dyn Attachable,
+        point: AttachPoint<'_>,
+        id: u32,
+    ) -> Result<bool, Failure> {
         for table in &mut self.tables {
-            if is_done(device.attach_to(table.point()), Errno::EINVAL)? {
+            if is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)? {
                 table.devices += 1;
                 return Ok(true);
             }
@@ -125,7 +131,7 @@ impl State {
             // Before a device can write through it.
             table.set_logging(true)?;
         }
-        let attached = is_done(device.attach_to(table.point()), Errno::EINVAL)?;
+        let attached = is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)?;
         self.tables.extend(attached.then_some(table));
         Ok(attached)
     }
@@ -144,13 +150,9 @@ impl State {
 }
 
 impl PageTable {
-    fn point(&self) -> AttachPoint {
-        AttachPoint::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
+    fn place(&self) -> AttachPlace {
+        AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
     }
-}
-
-fn itself(ioas: &Object) -> AttachPoint {
-    AttachPoint::Ioas { iommufd: ioas.iommufd().handle(), ioas: ioas.id() }
 }
 
 /// Whether a call was done, or answered the one errno that means that it has to be made elsewhere.
@@ -168,18 +170,19 @@ mod tests {
     use dmaspace_abi::device::AttachIommufdPt;
     use dmaspace_abi::iommufd::{Destroy, HwptAlloc};
     use dmaspace_core::Backend;
-    use dmaspace_core::door::{Handle, HandleKind};
+
     use zerocopy::FromBytes;
 
     use super::*;
     use crate::scripted::names::{ATTACH, BIND, DESTROY, DETACH, HW_INFO, HWPT_ALLOC, SET};
+    use crate::scripted::point;
     use crate::scripted::{Answer, Call, Scripted, done, ioas, logs, ninth, tenth};
     use crate::{Cdev, Ioas};
     use dmaspace_abi::device;
     use dmaspace_core::backend::DirtyCalls;
 
     fn device(door: &Arc<Scripted>, id: u64) -> Cdev {
-        Cdev::new(door.clone(), Handle::new(id, HandleKind::Device), format!("0000:00:{id:02x}.0"))
+        Cdev::new(crate::scripted::device(door, id), format!("0000:00:{id:02x}.0"))
     }
 
     /// The address space, with a device on page table 9.
@@ -187,7 +190,7 @@ mod tests {
         let script: Vec<Answer> = [done as Answer, logs, ninth, done].iter().chain(script).copied().collect();
         let (door, ioas) = ioas(&script);
         let device = device(&door, 2);
-        ioas.attach(&device).expect("attached");
+        ioas.attach(&device, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH]);
         (door, ioas, device)
     }
@@ -212,14 +215,14 @@ mod tests {
             ninth,
         ]);
         let device = device(&door, 2);
-        ioas.attach(&device).expect("attached");
+        ioas.attach(&device, point(&ioas)).expect("attached");
         let calls = door.take();
         assert_eq!(HwInfo::read_from_bytes(&calls[1].bytes).expect("the struct").dev_id, 3);
         let alloc = HwptAlloc { size: 48, flags: 2, dev_id: 3, pt_id: 7, ..HwptAlloc::default() };
         assert_eq!(HwptAlloc::read_from_bytes(&calls[2].bytes), Ok(alloc));
         assert_eq!(attached_to(&calls[3]), 9);
         assert!(ioas.page().is_some());
-        assert_eq!(ioas.detach(&device), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&device, point(&ioas)), Ok(Undone::Done(())));
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DETACH, DESTROY]);
         assert_eq!(Destroy::read_from_bytes(&calls[1].bytes), Ok(Destroy { size: 8, id: 9 }));
@@ -230,12 +233,12 @@ mod tests {
     fn a_device_whose_iommu_does_not_log_is_attached_as_ever() {
         let (door, ioas) = ioas(&[]);
         let device = device(&door, 2);
-        ioas.attach(&device).expect("attached");
+        ioas.attach(&device, point(&ioas)).expect("attached");
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(attached_to(&calls[2]), 7);
         assert_eq!(ioas.page(), None);
-        assert_eq!(ioas.detach(&device), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&device, point(&ioas)), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH]);
     }
 
@@ -243,8 +246,8 @@ mod tests {
     fn a_kernel_that_does_not_know_the_question_is_asked_once() {
         let (door, ioas) = ioas(&[done, |_| Err(Errno::ENOTTY)]);
         let (first, second) = (device(&door, 2), device(&door, 3));
-        ioas.attach(&first).expect("attached");
-        ioas.attach(&second).expect("attached");
+        ioas.attach(&first, point(&ioas)).expect("attached");
+        ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH, BIND, ATTACH]);
     }
 
@@ -259,7 +262,7 @@ mod tests {
         ] {
             let (door, ioas) = ioas(&[done, logs, answer]);
             let device = device(&door, 2);
-            assert_eq!(ioas.attach(&device).is_ok(), means_cannot);
+            assert_eq!(ioas.attach(&device, point(&ioas)).is_ok(), means_cannot);
             let rest: &[&str] = if means_cannot { &[ATTACH] } else { &[] };
             assert_eq!(door.names(), [&[BIND, HW_INFO, HWPT_ALLOC], rest].concat());
             assert_eq!(ioas.page(), None);
@@ -270,11 +273,11 @@ mod tests {
     fn devices_share_a_page_table_that_fits_and_it_goes_with_the_last() {
         let (door, ioas, first) = logging(&[done, logs]);
         let second = device(&door, 3);
-        ioas.attach(&second).expect("attached");
+        ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
-        assert_eq!(ioas.detach(&first), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&first, point(&ioas)), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH]);
-        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&second, point(&ioas)), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH, DESTROY]);
     }
 
@@ -282,20 +285,20 @@ mod tests {
     fn a_device_that_no_page_table_fits_gets_one_of_its_own() {
         let (door, ioas, first) = logging(&[done, logs, |_| Err(Errno::EINVAL), done, tenth]);
         let second = device(&door, 3);
-        ioas.attach(&second).expect("attached");
+        ioas.attach(&second, point(&ioas)).expect("attached");
         let calls = door.take();
         let names: Vec<_> = calls.iter().map(|call| call.name).collect();
         assert_eq!(names, [BIND, HW_INFO, ATTACH, DETACH, HWPT_ALLOC, ATTACH]);
         assert_eq!((attached_to(&calls[2]), attached_to(&calls[5])), (9, 10));
-        assert_eq!(ioas.detach(&first), Ok(Undone::Done(())));
-        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&first, point(&ioas)), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&second, point(&ioas)), Ok(Undone::Done(())));
         assert_eq!(door.names(), [DETACH, DESTROY, DETACH, DESTROY]);
     }
 
     #[test]
     fn a_device_that_not_even_its_own_page_table_fits_is_attached_as_ever() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EINVAL)]);
-        ioas.attach(&device(&door, 2)).expect("attached");
+        ioas.attach(&device(&door, 2), point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY, ATTACH, "close"]);
         assert_eq!(ioas.page(), None);
     }
@@ -304,7 +307,7 @@ mod tests {
     fn a_page_table_that_nothing_could_be_attached_to_is_destroyed() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EADDRINUSE)]);
         let device = device(&door, 2);
-        assert_eq!(errno(ioas.attach(&device)), Some(Errno::EADDRINUSE));
+        assert_eq!(errno(ioas.attach(&device, point(&ioas))), Some(Errno::EADDRINUSE));
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY]);
         assert_eq!(ioas.page(), None);
     }
@@ -313,14 +316,14 @@ mod tests {
     fn a_page_table_that_comes_while_others_log_logs_before_its_device_comes() {
         let (door, ioas) = ioas(&[done, logs, ninth]);
         ioas.start().expect("nothing to begin with");
-        ioas.attach(&device(&door, 2)).expect("attached");
+        ioas.attach(&device(&door, 2), point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, SET, ATTACH, "close"]);
     }
 
     #[test]
     fn a_device_that_is_not_here_is_not_detached() {
         let (door, ioas, _first) = logging(&[]);
-        assert_eq!(ioas.detach(&device(&door, 3)), Ok(Undone::WasNotThere));
+        assert_eq!(ioas.detach(&device(&door, 3), point(&ioas)), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), ["close"]);
         assert!(ioas.page().is_some());
     }
@@ -329,10 +332,10 @@ mod tests {
     fn one_device_that_cannot_log_is_enough() {
         let (door, ioas, _first) = logging(&[]);
         let second = device(&door, 3);
-        ioas.attach(&second).expect("attached");
+        ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(ioas.page(), None);
-        assert_eq!(ioas.detach(&second), Ok(Undone::Done(())));
+        assert_eq!(ioas.detach(&second, point(&ioas)), Ok(Undone::Done(())));
         assert!(ioas.page().is_some());
     }
 

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use dmaspace_abi::iommufd::{self, HwInfo, HwptAlloc, IoasAlloc};
+use dmaspace_core::Backend;
+use dmaspace_core::contract::AttachPoint;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::{Access, HostMemory, PageSize};
 use zerocopy::FromBytes;
 
@@ -49,7 +51,21 @@ impl Scripted {
     }
 }
 
-impl Door for Scripted {
+/// The right to attach devices to an address space, which no space has.
+#[expect(unsafe_code, reason = "UNSAFETY: no device is behind a scripted door")]
+pub(crate) fn point(ioas: &Ioas) -> AttachPoint<'static> {
+    // SAFETY: no space uses the address space.
+    unsafe { AttachPoint::beside_spaces(ioas.attach_place()) }
+}
+
+/// A lease of memory that is not there.
+pub(crate) fn lease(memory: &HostMemory) -> Lease<'_> {
+    Lease::of_unbacked(memory).expect("there is no memory behind it")
+}
+
+// SAFETY: no device is behind it.
+#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
+unsafe impl Door for Scripted {
     fn ioctl(&self, _: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         let Argument::Bytes(bytes) = &mut command.argument else { return Err(Errno::EINVAL) };
         let attached = command.attachments.iter().map(|attachment| attachment.offset).collect();
@@ -118,12 +134,23 @@ pub(crate) mod names {
 pub(crate) fn ioas(script: &[Answer]) -> (Arc<Scripted>, Ioas) {
     let script: Vec<Answer> = [seventh as Answer].iter().chain(script).copied().collect();
     let door = Scripted::new(&script);
-    let ioas = Ioas::new(door.clone(), IOMMUFD).expect("made");
+    let ioas = Ioas::new(iommufd(&door)).expect("made");
     assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC"]);
     (door, ioas)
 }
 
 pub(crate) const IOMMUFD: Handle = Handle::new(1, HandleKind::Iommufd);
+
+/// The open iommufd of the tests.
+pub(crate) fn iommufd(door: &Arc<Scripted>) -> OwnedHandle {
+    OwnedHandle::simulated(door.clone(), IOMMUFD).expect("the door is not real")
+}
+
+/// An open device.
+pub(crate) fn device(door: &Arc<Scripted>, id: u64) -> OwnedHandle {
+    let handle = Handle::new(id, HandleKind::Device);
+    OwnedHandle::simulated(door.clone(), handle).expect("the door is not real")
+}
 
 pub(crate) fn seventh(bytes: &mut [u8]) -> Result<i32, Errno> {
     IoasAlloc::mut_from_bytes(bytes).expect("room for the struct").out_ioas_id = 7;

@@ -13,11 +13,12 @@
 //! needed again.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use dmaspace_abi::iommufd::{self, IoasCopy};
 use dmaspace_core::backend::SharingCalls;
-use dmaspace_core::door::{Command, Errno, Failure};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Lease};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
@@ -67,7 +68,7 @@ impl Pool {
         &self,
         to: &Object,
         at: Iova,
-        memory: &HostMemory,
+        memory: &Lease<'_>,
         access: Access,
     ) -> Option<Result<(), Failure>> {
         // What is held stays held until the copy is made.
@@ -86,7 +87,9 @@ impl Pool {
             dst_iova: at.get(),
             src_iova: memory.address(),
         };
-        Some(self.iommufd().call(Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes())))
+        let mut lease = [Attachment { offset: offset_of!(IoasCopy, length), what: Attached::Copied(memory) }];
+        let command = Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes());
+        Some(self.iommufd().call(command.attaching(&mut lease)))
     }
 
     /// Unmaps a piece, if it is there.
@@ -113,7 +116,7 @@ impl Pool {
 }
 
 impl SharingCalls for Pool {
-    fn share_pins(&self, memory: &HostMemory) -> Result<(), Failure> {
+    fn share_pins(&self, memory: &Lease<'_>) -> Result<(), Failure> {
         let mut pieces = self.pieces.write().unwrap_or_else(PoisonError::into_inner);
         let left: Vec<_> = overlapping(&mut pieces, memory).filter(|piece| piece.holders == 0).map(cloned).collect();
         for left in left {
@@ -123,7 +126,9 @@ impl SharingCalls for Pool {
         let mut made = Vec::new();
         for gap in gaps(&mut pieces, memory) {
             let rights = if gap.is_host_read_only() { Access::READ } else { Access::READ_WRITE };
-            let mapped = self.hidden.map(Iova::new(gap.address()), &gap, rights);
+            let outside = Failure::malformed(iommufd::IOAS_MAP.name, "a gap is not inside the memory it is a gap of");
+            let lease = memory.narrowed_to(&gap).ok_or(outside);
+            let mapped = lease.and_then(|lease| self.hidden.map(Iova::new(gap.address()), &lease, rights));
             made.push(gap);
             if let Err(failure) = mapped {
                 // The last may be there all the same.
@@ -211,9 +216,9 @@ impl Cover {
 mod tests {
     use super::*;
     use crate::Ioas;
+    use crate::scripted::lease;
     use crate::scripted::{Answer, Scripted};
     use dmaspace_abi::iommufd::{Destroy, IoasAlloc, IoasMap, IoasMapFile};
-    use dmaspace_core::door::{Handle, HandleKind};
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
@@ -229,7 +234,7 @@ mod tests {
     fn pooled() -> (Arc<Scripted>, Arc<Pool>, Ioas) {
         let ids: [Answer; 2] = [|bytes| with_id(bytes, 7), |bytes| with_id(bytes, 8)];
         let door = Scripted::new(&ids);
-        let pool = Pool::new(Iommufd::new(door.clone(), Handle::new(1, HandleKind::Iommufd))).expect("made");
+        let pool = Pool::new(Iommufd::new(crate::scripted::iommufd(&door))).expect("made");
         let ioas = Ioas::sharing(pool.clone()).expect("made");
         door.take();
         (door, pool, ioas)
@@ -246,9 +251,9 @@ mod tests {
     #[test]
     fn what_is_held_lies_where_it_lies_in_this_process_and_is_copied_from_there() {
         let (door, pool, ioas) = pooled();
-        pool.share_pins(&memory(0, 0x4_0000)).expect("held");
-        ioas.map(range(0x10_0000, 0x1_0000), &memory(0x2_0000, 0x1_0000), Access::READ).expect("copied");
-        ioas.map(range(0x20_0000, 0x2_0000), &memory(0x3_0000, 0x2_0000), Access::READ).expect("mapped");
+        pool.share_pins(&lease(&memory(0, 0x4_0000))).expect("held");
+        ioas.map(range(0x10_0000, 0x1_0000), &lease(&memory(0x2_0000, 0x1_0000)), Access::READ).expect("copied");
+        ioas.map(range(0x20_0000, 0x2_0000), &lease(&memory(0x3_0000, 0x2_0000)), Access::READ).expect("mapped");
         let calls = door.take();
         let held = IoasMap { size: 40, flags: 7, ioas_id: 7, length: 0x4_0000, iova: ADDRESS, ..IoasMap::default() };
         assert_eq!((calls[0].name, calls[0].bytes.as_slice()), ("IOMMU_IOAS_MAP", held.as_bytes()));
@@ -268,9 +273,9 @@ mod tests {
     #[test]
     fn memory_of_this_process_that_is_read_only_is_held_so_and_not_copied_for_writing() {
         let (door, pool, ioas) = pooled();
-        pool.share_pins(&memory(0, 0x1_0000).host_read_only()).expect("held");
-        ioas.map(range(0, 0x1_0000), &memory(0, 0x1_0000), Access::WRITE).expect("mapped");
-        ioas.map(range(0x1_0000, 0x1_0000), &memory(0, 0x1_0000), Access::READ).expect("copied");
+        pool.share_pins(&lease(&memory(0, 0x1_0000).host_read_only())).expect("held");
+        ioas.map(range(0, 0x1_0000), &lease(&memory(0, 0x1_0000)), Access::WRITE).expect("mapped");
+        ioas.map(range(0x1_0000, 0x1_0000), &lease(&memory(0, 0x1_0000)), Access::READ).expect("copied");
         let calls = door.take();
         assert_eq!(IoasMap::read_from_bytes(&calls[0].bytes).expect("the struct").flags, 5);
         let names: Vec<_> = calls.iter().map(|call| call.name).collect();
@@ -281,8 +286,8 @@ mod tests {
     fn memory_that_knows_its_file_is_held_by_it_and_copied_as_ever() {
         let (door, pool, ioas) = pooled();
         let memory = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
-        pool.share_pins(&memory).expect("held");
-        ioas.map(range(0x10_0000, 0x1_0000), &memory.slice(0x1_0000, 0x1_0000).expect("inside"), Access::READ)
+        pool.share_pins(&lease(&memory)).expect("held");
+        ioas.map(range(0x10_0000, 0x1_0000), &lease(&memory.slice(0x1_0000, 0x1_0000).expect("inside")), Access::READ)
             .expect("copied");
         let calls = door.take();
         assert_eq!((calls[0].name, calls[1].name), ("IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"));
@@ -306,8 +311,8 @@ mod tests {
         let (_, pool, _) = pooled();
         let top = HostMemory::unbacked(u64::MAX - 0xffff, NonZeroU64::new(0x1_0000).expect("not zero"));
         let top = top.expect("no wrap");
-        pool.share_pins(&top).expect("held");
-        pool.share_pins(&top).expect("held twice");
+        pool.share_pins(&lease(&top)).expect("held");
+        pool.share_pins(&lease(&top)).expect("held twice");
         assert_eq!(pool.sharers(&top), 2);
         pool.stop_sharing(&top);
         pool.stop_sharing(&top);

@@ -12,7 +12,7 @@ mod common;
 use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_node, unbacked};
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{self, IoasAlloc, IoasIovaRanges, IoasMap};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Lease};
 use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
@@ -228,7 +228,8 @@ fn the_kernel_finds_a_place_where_none_is_given() {
         let length = memory.len().get();
         let mut map =
             IoasMap { size: IoasMap::SIZE, flags: iommufd::MAP_READABLE, ioas_id: id, length, ..Default::default() };
-        let mut attached = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(memory) }];
+        let lease = Lease::of_unbacked(memory).expect("there is no memory behind it");
+        let mut attached = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(&lease) }];
         let mut command = Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut attached);
         let result = opened.host.ioctl(iommufd, &mut command);
         result.map(|_| map.iova)

@@ -4,26 +4,22 @@ use dmaspace_abi::spapr::{self, EehPeOp};
 use dmaspace_abi::vfio;
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::{PeOperation, Reset, Thaw};
-use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::door::{Command, Failure, OwnedHandle};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
 
 /// Whether the kernel recovers PEs at all. A kernel that does not say is one that does not.
-pub(crate) fn is_available(door: &dyn Door, container: Handle) -> bool {
+pub(crate) fn is_available(container: &OwnedHandle) -> bool {
     let question = Command::with_value(vfio::CHECK_EXTENSION, vfio::Extension::EEH.0);
-    door.ask(container, question).is_ok_and(|answer| answer > 0)
+    container.ask(question).is_ok_and(|answer| answer > 0)
 }
 
 /// Makes one call. A positive result is a state, where one was asked for.
-pub(crate) fn operate(door: &dyn Door, container: Handle, operation: PeOperation) -> Result<i32, Failure> {
+pub(crate) fn operate(container: &OwnedHandle, operation: PeOperation) -> Result<i32, Failure> {
     let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation) };
     let command = Command::with_bytes(spapr::EEH_PE_OP, op.as_mut_bytes());
-    if operation == PeOperation::State {
-        door.ask(container, command)
-    } else {
-        door.call(container, command).map(|()| 0)
-    }
+    if operation == PeOperation::State { container.ask(command) } else { container.call(command).map(|()| 0) }
 }
 
 fn number_of(operation: PeOperation) -> u32 {
@@ -42,7 +38,7 @@ fn number_of(operation: PeOperation) -> u32 {
 
 impl EehCalls for Spapr {
     fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
-        operate(&*self.door, self.container, operation)
+        operate(&self.container, operation)
     }
 }
 
@@ -51,14 +47,14 @@ mod tests {
     use super::*;
     use crate::scripted::Scripted;
     use dmaspace_core::Backend;
-    use dmaspace_core::door::{Errno, HandleKind};
+    use dmaspace_core::door::Errno;
     use zerocopy::FromBytes;
 
     #[test]
     fn the_kernel_is_asked_once_whether_it_can() {
         for (answer, can) in [((|_: &mut [u8]| Ok(1)) as crate::scripted::Answer, true), (|_| Ok(0), false)] {
             let door = Scripted::new(&[answer]);
-            let container = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+            let container = Spapr::new(crate::scripted::container(&door));
             assert_eq!([container.eeh_calls().is_some(), container.eeh_calls().is_some()], [can; 2]);
             assert_eq!(door.names(), ["VFIO_CHECK_EXTENSION"]);
         }
@@ -67,7 +63,7 @@ mod tests {
     #[test]
     fn a_state_is_a_result_and_an_errno_is_a_failure() {
         let door = Scripted::new(&[|_| Ok(4), |_| Err(Errno::EIO), |_| Ok(1)]);
-        let container = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+        let container = Spapr::new(crate::scripted::container(&door));
         assert_eq!(container.operate(PeOperation::State), Ok(4));
         let failure = container.operate(PeOperation::Reset(Reset::Hot)).expect_err("the platform says no");
         assert_eq!(failure.errno(), Some(Errno::EIO));

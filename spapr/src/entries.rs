@@ -3,8 +3,8 @@
 use std::mem::offset_of;
 
 use dmaspace_abi::vfio::{self, MapDma, UnmapDma};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Failure, Handle, Kernel};
-use dmaspace_core::{Access, HostMemory, IovaRange};
+use dmaspace_core::door::{Attached, Attachment, Command, Failure, Lease, OwnedHandle};
+use dmaspace_core::{Access, IovaRange};
 use zerocopy::IntoBytes;
 
 /// Writes the entries of `range`, replacing live ones.
@@ -12,10 +12,9 @@ use zerocopy::IntoBytes;
 /// # Errors
 /// What the kernel says. Entries that were to be replaced may be gone then.
 pub(crate) fn write(
-    door: &dyn Door,
-    container: Handle,
+    container: &OwnedHandle,
     range: IovaRange,
-    memory: &HostMemory,
+    memory: &Lease<'_>,
     access: Access,
 ) -> Result<(), Failure> {
     let mut map = MapDma {
@@ -26,16 +25,16 @@ pub(crate) fn write(
         size: memory.len().get(),
     };
     let mut vaddr = [Attachment { offset: offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
-    door.call(container, Command::with_bytes(vfio::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr))
+    container.call(Command::with_bytes(vfio::MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr))
 }
 
 /// Clears the entries of `range`, live or not.
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) fn clear(door: &dyn Door, container: Handle, range: IovaRange) -> Result<(), Failure> {
+pub(crate) fn clear(container: &OwnedHandle, range: IovaRange) -> Result<(), Failure> {
     // All 2^64 bytes are never asked for: no window is that large.
     let size = range.len().map_or(0, |len| len.get());
     let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags: 0, iova: range.first().get(), size };
-    door.call(container, Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()))
+    container.call(Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()))
 }

@@ -24,14 +24,14 @@ pub mod tce;
 mod v1;
 mod windows;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
-use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
-use dmaspace_core::door::{Door, Failure, Handle};
+use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingModel};
+use dmaspace_core::door::{Door, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, Windows};
 
 pub use v1::SpaprV1;
 use windows::Tables;
@@ -39,8 +39,7 @@ use windows::Tables;
 /// An sPAPR TCE v2 container.
 #[derive(Debug)]
 pub struct Spapr {
-    door: Arc<dyn Door>,
-    container: Handle,
+    container: OwnedHandle,
     /// `Some` while there are devices. Held while a window comes or goes; maps and unmaps do not take it.
     tables: Mutex<Option<Tables>>,
     /// Whether the kernel recovers PEs, once it was asked.
@@ -53,8 +52,8 @@ impl Spapr {
     ///
     /// The first call that registers memory or touches a window binds the container to this process for good (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a fork, the child gets `EPERM`.
-    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, tables: Mutex::default(), eeh: OnceLock::new() }
+    pub fn new(container: OwnedHandle) -> Self {
+        Self { container, tables: Mutex::default(), eeh: OnceLock::new() }
     }
 
     fn tables(&self) -> MutexGuard<'_, Option<Tables>> {
@@ -63,34 +62,34 @@ impl Spapr {
     }
 }
 
-impl Drop for Spapr {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.container);
-    }
-}
-
-impl Backend for Spapr {
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings with its last group
+// (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Backend for Spapr {
     fn name(&self) -> &'static str {
         "spapr"
     }
 
     fn powers(&self) -> Capabilities {
-        powers(&*self.door)
+        powers(&**self.container.door())
     }
 
     /// Charged to the process: registered memory and the tables of windows (linux: arch/powerpc/mm/book3s64/iommu_api.c,
     /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
     fn allowance(&self) -> Option<Allowance> {
-        self.door.locked_memory().map(LockedMemory::of_process)
+        self.container.door().locked_memory().map(LockedMemory::of_process)
     }
 
     fn is_real(&self) -> bool {
-        self.door.is_real()
+        self.container.door().is_real()
     }
 
-    fn attach_point(&self) -> AttachPoint {
-        AttachPoint::Container(self.container)
+    fn attach_place(&self) -> AttachPlace {
+        AttachPlace::Container(self.container.handle())
+    }
+
+    fn forgets_with_the_last_device(&self) -> bool {
+        true
     }
 
     /// Its windows are those that were created. The first device ends the default window before anything makes it real.
@@ -107,13 +106,13 @@ impl Backend for Spapr {
         tables.insert(known).windows()
     }
 
-    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
-        entries::write(&*self.door, self.container, range, memory, access)
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
+        entries::write(&self.container, range, memory, access)
     }
 
     /// The kernel does not say how much it was.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
-        entries::clear(&*self.door, self.container, range).map(|()| Undone::Done(None))
+        entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }
 
     fn window_calls(&self) -> Option<&dyn WindowCalls> {
@@ -125,7 +124,7 @@ impl Backend for Spapr {
     }
 
     fn eeh_calls(&self) -> Option<&dyn EehCalls> {
-        let available = *self.eeh.get_or_init(|| eeh::is_available(&*self.door, self.container));
+        let available = *self.eeh.get_or_init(|| eeh::is_available(&self.container));
         available.then_some(self as _)
     }
 }
@@ -152,13 +151,16 @@ fn powers(door: &dyn Door) -> Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::lease;
     use crate::scripted::{Answer, Scripted};
     use dmaspace_abi::spapr::{self, DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
+    use dmaspace_core::HostMemory;
     use dmaspace_core::contract::WindowRequest;
-    use dmaspace_core::door::{self, Errno, HandleKind};
+    use dmaspace_core::door::{self, Errno};
     use dmaspace_core::{Iova, PageSize};
     use std::num::NonZeroU64;
+    use std::sync::Arc;
     use zerocopy::{FromBytes, IntoBytes};
 
     const INFO: &str = "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
@@ -199,7 +201,7 @@ mod tests {
     /// A container with this script, and one that has a device already.
     fn container(script: &[Answer]) -> (Arc<Scripted>, Spapr) {
         let door = Scripted::new(script);
-        let spapr = Spapr::new(door.clone(), Handle::new(1, HandleKind::Container));
+        let spapr = Spapr::new(crate::scripted::container(&door));
         (door, spapr)
     }
 
@@ -317,9 +319,9 @@ mod tests {
     #[test]
     fn addresses_are_attached_and_their_fields_left_zero() {
         let (door, spapr) = started(&[]);
-        spapr.map(range(0x1000, 0x2_0000), &memory(), Access::WRITE).expect("done");
-        spapr.register(&memory()).expect("done");
-        assert_eq!(spapr.unregister(&memory()), Ok(Undone::Done(())));
+        spapr.map(range(0x1000, 0x2_0000), &lease(&memory()), Access::WRITE).expect("done");
+        spapr.register(&lease(&memory())).expect("done");
+        assert_eq!(spapr.unregister(&lease(&memory())), Ok(Undone::Done(())));
         assert_eq!(spapr.unmap(range(0x1000, 0x2_0000)), Ok(Undone::Done(None)));
         let calls = door.take();
         let map = MapDma { argsz: 32, flags: 2, vaddr: 0, iova: 0x1000, size: 0x2_0000 };
@@ -337,9 +339,9 @@ mod tests {
         let pages: Answer = |_| Ok(128);
         let (_, spapr) = started(&[one, one, pages]);
         let answer = |result: Result<(), Failure>| result.expect_err("refused").answer;
-        assert_eq!(answer(spapr.map(range(0, 0x2_0000), &memory(), Access::READ)), door::Answer::Positive(1));
+        assert_eq!(answer(spapr.map(range(0, 0x2_0000), &lease(&memory()), Access::READ)), door::Answer::Positive(1));
         assert_eq!(answer(spapr.unmap(range(0, 0x2_0000)).map(drop)), door::Answer::Positive(1));
-        assert_eq!(answer(spapr.register(&memory())), door::Answer::Positive(128));
+        assert_eq!(answer(spapr.register(&lease(&memory()))), door::Answer::Positive(128));
     }
 
     #[test]

@@ -15,33 +15,32 @@
 use std::mem::offset_of;
 
 use dmaspace_abi::spapr::{self, RegisterMemory};
-use dmaspace_core::HostMemory;
 use dmaspace_core::backend::RegistrationCalls;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Kernel, Request};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Lease, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
 
 impl RegistrationCalls for Spapr {
-    fn register(&self, memory: &HostMemory) -> Result<(), Failure> {
+    fn register(&self, memory: &Lease<'_>) -> Result<(), Failure> {
         self.call_about(spapr::REGISTER_MEMORY, memory)
     }
 
-    fn unregister(&self, memory: &HostMemory) -> Result<Undone, Failure> {
+    fn unregister(&self, memory: &Lease<'_>) -> Result<Undone, Failure> {
         Undone::unless_absent(self.call_about(spapr::UNREGISTER_MEMORY, memory), &[Errno::ENOENT])
     }
 
     fn runs(&self) -> &ProcessRegistrations {
-        self.door.runs()
+        self.container.door().runs()
     }
 }
 
 impl Spapr {
-    fn call_about(&self, request: Request, memory: &HostMemory) -> Result<(), Failure> {
+    fn call_about(&self, request: Request, memory: &Lease<'_>) -> Result<(), Failure> {
         let mut span = RegisterMemory { argsz: RegisterMemory::SIZE, flags: 0, vaddr: 0, size: memory.len().get() };
         let mut vaddr = [Attachment { offset: offset_of!(RegisterMemory, vaddr), what: Attached::Memory(memory) }];
-        self.door.call(self.container, Command::with_bytes(request, span.as_mut_bytes()).attaching(&mut vaddr))
+        self.container.call(Command::with_bytes(request, span.as_mut_bytes()).attaching(&mut vaddr))
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{Argument, Command, Door, Errno, Handle, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::{Access, HostMemory, PageSize};
 
 /// What it was asked: the name of the call, the argument, the offsets at which something was attached.
@@ -44,7 +44,19 @@ impl Scripted {
     }
 }
 
-impl Door for Scripted {
+/// An open container behind the door.
+pub(crate) fn container(door: &Arc<Scripted>) -> OwnedHandle {
+    OwnedHandle::simulated(door.clone(), Handle::new(1, HandleKind::Container)).expect("the door is not real")
+}
+
+/// A lease of memory that is not there.
+pub(crate) fn lease(memory: &HostMemory) -> Lease<'_> {
+    Lease::of_unbacked(memory).expect("there is no memory behind it")
+}
+
+// SAFETY: no device is behind it.
+#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
+unsafe impl Door for Scripted {
     fn ioctl(&self, _: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         let bytes = match &mut command.argument {
             Argument::Bytes(bytes) => &mut **bytes,

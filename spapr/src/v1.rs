@@ -8,16 +8,16 @@
 //! A second group is refused with `EBUSY` (tce_iommu_attach_group). When the only one leaves, the kernel disables the container.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_abi::spapr::{self, TceInfo};
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::PeOperation;
-use dmaspace_core::contract::{AttachPoint, Capabilities};
-use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::contract::{AttachPlace, Capabilities};
+use dmaspace_core::door::{Command, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostMemory, IovaRange, PageSize, Window, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::tce::Table;
@@ -26,8 +26,7 @@ use crate::{eeh, entries, info, powers};
 /// An sPAPR TCE v1 container.
 #[derive(Debug)]
 pub struct SpaprV1 {
-    door: Arc<dyn Door>,
-    container: Handle,
+    container: OwnedHandle,
     window: Mutex<Known>,
     /// Whether the kernel recovers PEs, once it was asked.
     eeh: OnceLock<bool>,
@@ -50,8 +49,8 @@ impl SpaprV1 {
     ///
     /// Enabling it binds the container to this process for good (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a
     /// fork, the child gets `EPERM`.
-    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, window: Mutex::new(Known::Nothing), eeh: OnceLock::new() }
+    pub fn new(container: OwnedHandle) -> Self {
+        Self { container, window: Mutex::new(Known::Nothing), eeh: OnceLock::new() }
     }
 
     fn window(&self) -> MutexGuard<'_, Known> {
@@ -61,47 +60,43 @@ impl SpaprV1 {
 
     fn ask_for_the_window(&self) -> Result<Window, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
-        self.door.call(self.container, Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
+        self.container.call(Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
         info::fixed_window(&info).map_err(|why| Failure::malformed(spapr::TCE_GET_INFO.name, why))
     }
 
     /// Enables the container and makes the table. After an error it is not enabled.
     fn put_into_force(&self, window: Window) -> Result<(), Failure> {
-        let enabled = self.door.call(self.container, Command::bare(spapr::ENABLE));
+        let enabled = self.container.call(Command::bare(spapr::ENABLE));
         let made = enabled.and_then(|()| self.make_table(window));
         made.inspect_err(|_| {
             // A call that failed may have done its work all the same, and disabling what is not enabled does nothing (linux:
             // tce_iommu_disable). If this fails too, the group will not stay, and when it leaves the kernel disables the container.
-            let _ = self.door.call(self.container, Command::bare(spapr::DISABLE));
+            let _ = self.container.call(Command::bare(spapr::DISABLE));
         })
     }
 
     /// Clears an entry where none is: the kernel makes the table for that.
     fn make_table(&self, window: Window) -> Result<(), Failure> {
         let page = IovaRange::with_len(window.range.first(), window.granule().bytes());
-        page.map_or(Ok(()), |page| entries::clear(&*self.door, self.container, page))
+        page.map_or(Ok(()), |page| entries::clear(&self.container, page))
     }
 }
 
-impl Drop for SpaprV1 {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.container);
-    }
-}
-
-impl Backend for SpaprV1 {
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings with its last group
+// (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Backend for SpaprV1 {
     fn name(&self) -> &'static str {
         "spapr-v1"
     }
 
     fn powers(&self) -> Capabilities {
-        powers(&*self.door)
+        powers(&**self.container.door())
     }
 
     /// Charged to the process (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable, tce_iommu_create_table).
     fn allowance(&self) -> Option<Allowance> {
-        self.door.locked_memory().map(LockedMemory::of_process)
+        self.container.door().locked_memory().map(LockedMemory::of_process)
     }
 
     /// The window, and its table: what a powernv host charges, where a pseries host charges half as much for the table. Such a container
@@ -109,16 +104,20 @@ impl Backend for SpaprV1 {
     fn locked_at_start(&self) -> u64 {
         let (Known::Offered(window) | Known::InForce(window)) = *self.window() else { return 0 };
         let len = window.range.len().map_or(u64::MAX, NonZeroU64::get);
-        let table = Table::new(len, PageSize::K4, self.door.host_page(), 1);
+        let table = Table::new(len, PageSize::K4, self.container.door().host_page(), 1);
         len.saturating_add(table.charge_of_one_level())
     }
 
     fn is_real(&self) -> bool {
-        self.door.is_real()
+        self.container.door().is_real()
     }
 
-    fn attach_point(&self) -> AttachPoint {
-        AttachPoint::Container(self.container)
+    fn attach_place(&self) -> AttachPlace {
+        AttachPlace::Container(self.container.handle())
+    }
+
+    fn forgets_with_the_last_device(&self) -> bool {
+        true
     }
 
     /// The first device brings the window.
@@ -141,34 +140,37 @@ impl Backend for SpaprV1 {
         Ok(Windows::new(vec![window]).unwrap_or_default())
     }
 
-    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
-        entries::write(&*self.door, self.container, range, memory, access)
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
+        entries::write(&self.container, range, memory, access)
     }
 
     /// The kernel does not say how much it was.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
-        entries::clear(&*self.door, self.container, range).map(|()| Undone::Done(None))
+        entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }
 
     fn eeh_calls(&self) -> Option<&dyn EehCalls> {
-        let available = *self.eeh.get_or_init(|| eeh::is_available(&*self.door, self.container));
+        let available = *self.eeh.get_or_init(|| eeh::is_available(&self.container));
         available.then_some(self as _)
     }
 }
 
 impl EehCalls for SpaprV1 {
     fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
-        eeh::operate(&*self.door, self.container, operation)
+        eeh::operate(&self.container, operation)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::lease;
     use crate::scripted::{Answer, Scripted};
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
+    use dmaspace_core::HostMemory;
     use dmaspace_core::Iova;
-    use dmaspace_core::door::{self, Errno, HandleKind};
+    use dmaspace_core::door::{self, Errno};
+    use std::sync::Arc;
     use zerocopy::FromBytes;
 
     const INFO: &str = "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
@@ -196,7 +198,7 @@ mod tests {
 
     fn container(script: &[Answer]) -> (Arc<Scripted>, SpaprV1) {
         let door = Scripted::new(script);
-        let spapr = SpaprV1::new(door.clone(), Handle::new(1, HandleKind::Container));
+        let spapr = SpaprV1::new(crate::scripted::container(&door));
         (door, spapr)
     }
 
@@ -267,7 +269,7 @@ mod tests {
         spapr.refresh(1).expect("a host as it is");
         door.take();
         let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2000).expect("not zero")).expect("no wrap");
-        spapr.map(range(2 * GIB, 0x2000), &memory, Access::READ).expect("done");
+        spapr.map(range(2 * GIB, 0x2000), &lease(&memory), Access::READ).expect("done");
         assert_eq!(spapr.unmap(range(2 * GIB, 0x2000)), Ok(Undone::Done(None)));
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [MAP, UNMAP]);

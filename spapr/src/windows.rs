@@ -11,7 +11,7 @@
 use dmaspace_abi::spapr::{self, TceCreate, TceInfo, TceRemove};
 use dmaspace_core::backend::WindowCalls;
 use dmaspace_core::contract::{WindowOffer, WindowRequest};
-use dmaspace_core::door::{Command, Errno, Failure, Kernel};
+use dmaspace_core::door::{Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
@@ -62,7 +62,7 @@ impl Spapr {
     /// The first device is there: asks what the platform can do and takes back the default window.
     pub(crate) fn begin(&self) -> Result<Tables, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
-        self.door.call(self.container, Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
+        self.container.call(Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
         let malformed = |why| Failure::malformed(spapr::TCE_GET_INFO.name, why);
         let platform = Platform::parse(&info).map_err(malformed)?;
         self.remove_at(DEFAULT_WINDOW)?;
@@ -77,19 +77,19 @@ impl Spapr {
             levels,
             ..TceCreate::default()
         };
-        self.door.call(self.container, Command::with_bytes(spapr::TCE_CREATE, create.as_mut_bytes()))?;
+        self.container.call(Command::with_bytes(spapr::TCE_CREATE, create.as_mut_bytes()))?;
         Ok(create.start_addr)
     }
 
     fn remove_at(&self, start: u64) -> Result<(), Failure> {
         let mut remove = TceRemove { argsz: TceRemove::SIZE, flags: 0, start_addr: start };
-        self.door.call(self.container, Command::with_bytes(spapr::TCE_REMOVE, remove.as_mut_bytes()))
+        self.container.call(Command::with_bytes(spapr::TCE_REMOVE, remove.as_mut_bytes()))
     }
 
     /// Before the first device a table is taken to be one block, and creating it is the kernel's to refuse.
     fn table(&self, tables: Option<&Tables>, request: WindowRequest) -> Table {
         let levels = tables.map_or(1, |tables| tables.platform.levels());
-        Table::new(window_size(request), request.page, self.door.host_page(), levels)
+        Table::new(window_size(request), request.page, self.container.door().host_page(), levels)
     }
 }
 

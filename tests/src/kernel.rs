@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::owned::lease;
 use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
@@ -95,7 +96,9 @@ impl SoftKvm {
         let flags = right(Access::READ, MAP_READ) | right(Access::WRITE, MAP_WRITE);
         let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size: page.bytes() };
         let memory = self.ram.slice(tce.target(page).get(), page.bytes()).expect("inside the guest's memory");
-        let mut address = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(&memory) }];
+        let lease = lease(&memory);
+        let offset = std::mem::offset_of!(MapDma, vaddr);
+        let mut address = [Attachment { offset, what: Attached::Memory(&lease) }];
         let command = Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut address);
         self.soft.call(container, command).is_ok()
     }
@@ -121,7 +124,9 @@ impl fmt::Debug for SoftKvm {
 #[derive(Debug)]
 struct Shared(Arc<SoftKvm>);
 
-impl KernelTables for Shared {
+// SAFETY: devices of a host in software reach no memory that is gone.
+#[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
+unsafe impl KernelTables for Shared {
     fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn KernelTable>, Failure> {
         let mut state = self.0.state();
         state.refused("create")?;
@@ -138,7 +143,9 @@ struct SoftTable {
     liobn: Liobn,
 }
 
-impl KernelTable for SoftTable {
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
+unsafe impl KernelTable for SoftTable {
     fn entry(&self, index: u64) -> Tce {
         let state = self.kvm.state();
         state.tables.get(&self.liobn).and_then(|table| table.entries.get(&index)).copied().unwrap_or(Tce::NONE)

@@ -16,6 +16,7 @@ pub mod logged;
 pub mod mock;
 pub mod model;
 pub mod options;
+pub mod owned;
 pub mod power;
 pub mod process;
 pub mod ram;

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::owned::adopt;
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
@@ -19,7 +20,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
-use dmaspace_core::door::{Door, Handle, HandleKind};
+use dmaspace_core::door::{Handle, HandleKind};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_listener::Update;
@@ -179,18 +180,16 @@ impl Vmm {
         let Ok([container, member, device, file]) = <[OwnedFd; 4]>::try_from(descriptors) else {
             panic!("four descriptors were sent");
         };
-        let adopt = |descriptor, kind| door.adopt(descriptor, kind).expect("it is open");
-        let handles = [
-            adopt(container, HandleKind::Container),
-            adopt(member, HandleKind::Group),
-            adopt(device, HandleKind::Device),
-        ];
+        let adopt = |descriptor, kind| crate::owned::adopted(door.clone(), descriptor, kind);
+        let (container, member) = (adopt(container, HandleKind::Container), adopt(member, HandleKind::Group));
+        let device = adopt(device, HandleKind::Device);
+        let handles = [container.handle(), member.handle(), device.handle()];
         let file = File::from(file);
         let memory = map(&file);
-        let groups = vec![(group.clone(), handles[1])];
-        let opened = host.inherit(BackendKind::Type1, handles[0], groups).expect("it was handed over");
+        let groups = vec![(group.clone(), member)];
+        let opened = host.inherit(BackendKind::Type1, container, groups).expect("it was handed over");
         let member = opened.groups()[0].clone();
-        let device = opened.inherit_device(&member, handles[2], &name);
+        let device = opened.inherit_device(&member, device, &name);
         let bar = bar_of(&device);
         let space = opened.space().clone();
         let mut device = Edu::new(device);
@@ -210,7 +209,7 @@ impl Vmm {
 /// Adopts, after attempts that must fail and leave everything to be adopted.
 fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memory: &HostMemory, bar: &HostMemory) {
     let fails = |handover: &Handover, names: &NamedMemory| {
-        space.handover().adopt(handover, names).expect_err("it is not as it was").kind
+        adopt(&**space, handover, names).expect_err("it is not as it was").kind
     };
     let names = named(memory, bar);
     assert!(matches!(fails(handover, &NamedMemory::new().with("bar", bar.clone())), Kind::NoMemory(_)));
@@ -224,7 +223,7 @@ fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memor
     lock_limit.limit(K64);
     assert!(matches!(fails(handover, &names), Kind::PinLimit(_)));
     drop(lock_limit);
-    space.handover().adopt(handover, &names).expect("it is as it was");
+    adopt(&**space, handover, &names).expect("it is as it was");
 }
 
 /// What the guest's bus looks like, in both processes.

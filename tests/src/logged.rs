@@ -29,7 +29,7 @@ struct Scene {
 fn address_space() -> (Arc<LinuxDoor>, Space<Ioas>) {
     let door = Arc::new(LinuxDoor::new());
     let iommufd = open(&door);
-    let ioas = Ioas::new(door.clone(), iommufd).expect("an address space");
+    let ioas = Ioas::new(iommufd).expect("an address space");
     (door, Space::new(ioas).expect("it answers"))
 }
 

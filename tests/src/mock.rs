@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dmaspace::linux::LinuxDoor;
 use dmaspace_abi::iommufd;
 use dmaspace_core::HostMemory;
-use dmaspace_core::contract::{AttachPoint, Attachable};
-use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, Request};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
+use dmaspace_core::door::{Answer, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
@@ -42,8 +42,8 @@ struct TestCommand {
 ///
 /// # Panics
 /// When there is none.
-pub fn open(door: &LinuxDoor) -> Handle {
-    door.open("/dev/iommu".as_ref(), HandleKind::Iommufd).expect("the host has iommufd")
+pub fn open(door: &Arc<LinuxDoor>) -> OwnedHandle {
+    OwnedHandle::open(door.clone(), "/dev/iommu".as_ref(), HandleKind::Iommufd).expect("the host has iommufd")
 }
 
 /// A mock device. While it is attached nowhere it lives in an address space of its own: the kernel knows none that are not attached.
@@ -109,7 +109,8 @@ impl MockDevice {
     }
 }
 
-impl Attachable for MockDevice {
+// SAFETY: the kernel's answers are returned as they are.
+unsafe impl Attachable for MockDevice {
     fn name(&self) -> String {
         format!("mock device {}", self.device)
     }
@@ -118,14 +119,14 @@ impl Attachable for MockDevice {
         Ok(Some(self.device))
     }
 
-    fn attach_to(&self, point: AttachPoint) -> Result<(), Failure> {
+    fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure> {
         let place = place_of(point)?;
         self.move_to(place)?;
         *self.at.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
         Ok(())
     }
 
-    fn detach_from(&self, point: AttachPoint) -> Result<Undone, Failure> {
+    fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         if *at != Some(place_of(point)?) {
             return Ok(Undone::WasNotThere);
@@ -136,11 +137,11 @@ impl Attachable for MockDevice {
     }
 }
 
-fn place_of(point: AttachPoint) -> Result<u32, Failure> {
-    match point {
-        AttachPoint::Ioas { ioas, .. } => Ok(ioas),
-        AttachPoint::PageTable { hwpt, .. } => Ok(hwpt),
-        AttachPoint::Container(_) => Err(Failure { call: "attach", answer: Answer::Errno(Errno::EINVAL) }),
+fn place_of(point: AttachPoint<'_>) -> Result<u32, Failure> {
+    match point.place() {
+        AttachPlace::Ioas { ioas, .. } => Ok(ioas),
+        AttachPlace::PageTable { hwpt, .. } => Ok(hwpt),
+        _ => Err(Failure { call: "attach", answer: Answer::Errno(Errno::EINVAL) }),
     }
 }
 

@@ -62,8 +62,8 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
 /// # Errors
 /// What opening says.
 pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Result<(), OpenError> {
-    let open = |path: &std::path::Path, kind| host.door().open(path, kind).expect("the node is there");
-    let iommufd = Iommufd::new(host.door().clone(), open("/dev/iommu".as_ref(), HandleKind::Iommufd));
+    let open = |path: &std::path::Path, kind| crate::owned::opened(host.door(), path, kind);
+    let iommufd = Iommufd::new(open("/dev/iommu".as_ref(), HandleKind::Iommufd));
     assert_eq!(iommufd.payer(), Ok(AccountingMode::User));
     iommufd.charge(AccountingMode::Process).expect("nothing is there yet");
     assert_eq!(iommufd.payer(), Ok(AccountingMode::Process));
@@ -81,7 +81,7 @@ pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Resul
     assert_eq!(errno(ioas.promise(&[range(0, 2 * MIB), range(MIB, 2 * MIB)])), Some(Errno::EINVAL));
     ioas.promise(&[IovaRange::all()]).expect("a fresh address space is everything");
     let vfio = host.facts().devices[&device].vfio.clone().expect("bound to vfio-pci");
-    let node = Cdev::new(host.door().clone(), open(&vfio.path(), HandleKind::Device), device.to_string());
+    let node = Cdev::new(open(&vfio.path(), HandleKind::Device), device.to_string());
     let node: Arc<dyn Attachable> = Arc::new(node);
     let refused = space.attach(node.clone()).expect_err("no device reaches all of it");
     assert_eq!(refused.errno(), Some(Errno::EADDRINUSE));

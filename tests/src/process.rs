@@ -13,7 +13,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::door::{Door, Errno, HandleKind};
+use dmaspace_core::door::{Errno, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_iommufd::Iommufd;
 
@@ -39,8 +39,7 @@ pub fn have_this_one_charged() {
     have_locked_memory_counted();
     let iommufd = std::io::stdin().as_fd().try_clone_to_owned().expect("one descriptor more");
     let door = Arc::new(LinuxDoor::new());
-    let iommufd = door.adopt(iommufd, HandleKind::Iommufd).expect("it is open");
-    let iommufd = Iommufd::new(door, iommufd);
+    let iommufd = Iommufd::new(crate::owned::adopted(door, iommufd, HandleKind::Iommufd));
     assert_eq!(OfThisProcess.locked().pinned, 0);
     for _ in 0..2 {
         iommufd.change_process().expect("all of it is a file's");
@@ -72,7 +71,7 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     assert!(another.expect("this program starts again").success(), "the other says why, above");
     assert_eq!(pinned(), none, "the other was charged, and is gone");
 
-    let iommufd = Iommufd::new(door.clone(), door.adopt(copy(), HandleKind::Iommufd).expect("it is open"));
+    let iommufd = Iommufd::new(crate::owned::adopted(door.clone(), copy(), HandleKind::Iommufd));
     assert_eq!((iommufd.can_change_process(), pinned()), (Ok(true), none), "a question changes nothing");
     iommufd.change_process().expect("all of it is a file's");
     assert_eq!(pinned(), none + MIB);

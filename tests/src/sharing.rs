@@ -105,15 +105,15 @@ pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dma
 /// What opening says.
 pub fn mapping_again_pins_twice(host: &Host, devices: [PciAddress; 2]) -> Result<(), dmaspace::OpenError> {
     let door = host.door();
-    let open = |path: &std::path::Path, kind| door.open(path, kind).expect("the node is there");
-    let iommufd = Iommufd::new(door.clone(), open("/dev/iommu".as_ref(), HandleKind::Iommufd));
+    let open = |path: &std::path::Path, kind| crate::owned::opened(door, path, kind);
+    let iommufd = Iommufd::new(open("/dev/iommu".as_ref(), HandleKind::Iommufd));
     let mut listener = Listener::new(FrontEnd::pc());
     let ram = crate::ram::Ram::new(RAM);
     let none = pinned();
     let mut spaces = Vec::new();
     for address in devices {
         let vfio = host.facts().devices[&address].vfio.clone().expect("bound to vfio-pci");
-        let node = Cdev::new(door.clone(), open(&vfio.path(), HandleKind::Device), address.to_string());
+        let node = Cdev::new(open(&vfio.path(), HandleKind::Device), address.to_string());
         let space = Ioas::within(iommufd.clone()).map(Space::new).expect("made").expect("it has windows");
         space.attach(Arc::new(node)).expect("attached");
         spaces.push(Arc::new(space));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::owned::opened;
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::device::Device;
 use dmaspace::facts::Facts;
@@ -170,16 +171,16 @@ fn unattached(
         BackendKind::Iommufd => {
             let path = device.vfio.as_ref()?.path();
             Some(Box::new(move || {
-                let node = door.open(&path, HandleKind::Device).expect("the device's node opens");
-                Arc::new(Cdev::new(door, node, name))
+                let node = opened(&door, &path, HandleKind::Device);
+                Arc::new(Cdev::new(node, name))
             }))
         }
         BackendKind::Type1 | BackendKind::Spapr | BackendKind::SpaprV1 => {
             let group = facts.groups.get(&device.group?)?;
             let (path, name) = (group.path(), format!("group {}", group.number));
             Some(Box::new(move || {
-                let node = door.open(&path, HandleKind::Group).expect("the group's node opens");
-                Arc::new(VfioGroup::new(door, node, name, backend))
+                let node = opened(&door, &path, HandleKind::Group);
+                Arc::new(VfioGroup::new(node, name, backend))
             }))
         }
     }

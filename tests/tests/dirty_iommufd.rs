@@ -9,12 +9,13 @@ use dmaspace::open::{Host, Opened};
 use dmaspace_core::backend::DirtyCalls;
 use dmaspace_core::contract::dirty::{DirtySink, Precision};
 use dmaspace_core::contract::{Attachable, Unit};
-use dmaspace_core::door::{Door, HandleKind};
+use dmaspace_core::door::{HandleKind, OwnedHandle};
 use dmaspace_core::{Access, Backend, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_iommufd::{Cdev, Ioas};
 use dmaspace_soft::profile::KernelVersion;
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::dirty::{Told, dirty_pages, page_of};
+use dmaspace_tests::owned::{beside_spaces, lease};
 use dmaspace_tests::ram::Ram;
 use dmaspace_tests::soft::{fixture, range};
 use proptest::prelude::*;
@@ -189,19 +190,20 @@ fn on_hosts_that_cannot_log_everything_counts_and_an_old_kernel_is_asked_once() 
 #[test]
 fn the_backend_by_itself_says_where_its_calls_end() {
     let soft = SoftHost::new(Profile::vtd_ssads()).expect("sound");
-    let iommufd = soft.open("/dev/iommu".as_ref(), HandleKind::Iommufd).expect("it has one");
-    let ioas = Ioas::new(soft.clone(), iommufd).expect("made");
+    let iommufd = OwnedHandle::open(soft.clone(), "/dev/iommu".as_ref(), HandleKind::Iommufd).expect("it has one");
+    let ioas = Ioas::new(iommufd).expect("made");
     assert_eq!(ioas.page(), None, "no device yet");
-    let node = soft.open("/dev/vfio/devices/vfio0".as_ref(), HandleKind::Device).expect("it has one");
-    let device = Cdev::new(soft.clone(), node, address(&soft, 0));
-    ioas.attach(&device).expect("attached");
+    let node =
+        OwnedHandle::open(soft.clone(), "/dev/vfio/devices/vfio0".as_ref(), HandleKind::Device).expect("it has one");
+    let device = Cdev::new(node, address(&soft, 0));
+    ioas.attach(&device, beside_spaces(ioas.attach_place())).expect("attached");
     assert_eq!(ioas.page(), Some(PageSize::K4));
     let reach = ioas.reach();
     assert!(!reach.over_gaps && !reach.parts_of_mappings);
     ioas.start().expect("begun");
     let ram = Ram::new(1 << 20);
     for at in [0, 2 * PAGE] {
-        ioas.map(range(MIB + at, PAGE), &ram.slice(at, PAGE), RW).expect("mapped");
+        ioas.map(range(MIB + at, PAGE), &lease(&ram.slice(at, PAGE)), RW).expect("mapped");
         soft.device(&device.name()).expect("there").dma_write(Iova::new(MIB + at), &[1]).expect("mapped");
     }
     let ask = |range| {
@@ -212,7 +214,7 @@ fn the_backend_by_itself_says_where_its_calls_end() {
     assert_eq!(ask(range(MIB, 3 * PAGE)), Ok(1), "the kernel says nothing behind the gap");
     assert_eq!(ask(range(MIB + 2 * PAGE, PAGE)), Ok(1));
     ioas.stop().expect("ended");
-    ioas.detach(&device).expect("detached");
+    ioas.detach(&device, beside_spaces(ioas.attach_place())).expect("detached");
     assert_eq!(soft.calls().of("IOMMU_HWPT_ALLOC"), 1);
     drop((device, ioas));
     assert!(soft.ledger().is_clear());

@@ -8,6 +8,7 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, OpenSpace};
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::contract::{Attachable, LiveUpdateSupport, Unit};
+use dmaspace_core::door::OwnedHandle;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
 use dmaspace_listener::Update;
@@ -15,6 +16,7 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::SoftHost;
 use dmaspace_tests::dirty::Told;
+use dmaspace_tests::owned::{self, simulated};
 use dmaspace_tests::soft::{host, memory, open, range};
 
 const K4: u64 = 0x1000;
@@ -89,11 +91,14 @@ impl Vmm {
     fn successor(&self) -> Self {
         let soft = self.soft.fork();
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-        let groups = self.opened.groups().iter().map(|group| (group.name(), group.handle())).collect();
-        let opened = host.inherit(BackendKind::Type1, self.opened.handle(), groups).expect("it was handed over");
+        let groups =
+            self.opened.groups().iter().map(|group| (group.name(), simulated(&soft, group.handle()))).collect();
+        let opened = host
+            .inherit(BackendKind::Type1, simulated(&soft, self.opened.handle()), groups)
+            .expect("it was handed over");
         let inherit = |device: &Device| {
             let group = opened.groups()[0].clone();
-            opened.inherit_device(&group, device.handle(), device.name())
+            opened.inherit_device(&group, simulated(&soft, device.handle()), device.name())
         };
         let devices = self.devices.iter().map(inherit).collect();
         Self { listener: Listener::new(FrontEnd::default()), devices, opened, soft }
@@ -101,7 +106,7 @@ impl Vmm {
 }
 
 fn adopt(space: &dyn PciAddressSpace, handover: &Handover) {
-    space.handover().adopt(handover, &names(NEW)).expect("it is what was handed over");
+    owned::adopt(space, handover, &names(NEW)).expect("it is what was handed over");
 }
 
 #[test]
@@ -168,7 +173,7 @@ fn a_wrong_description_is_named_and_nothing_is_lost() {
     let new = old.successor();
     let space = new.space();
     let fails = |handover: &Handover, names: &NamedMemory| {
-        let error = space.handover().adopt(handover, names).expect_err("it is wrong");
+        let error = owned::adopt(&*space, handover, names).expect_err("it is wrong");
         (error.kind.clone(), error.to_string())
     };
     let without = |change: fn(&mut Handover)| {
@@ -203,9 +208,9 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
     old.space().map(Iova::new(32 * MIB), &part(OLD, 0, K4), RW, Unit::Whole).expect("it is free");
     old.hand_over();
     let new = old.successor();
-    let error = new.space().handover().adopt(&handover, &names(NEW)).expect_err("there is more by now");
+    let error = owned::adopt(&*new.space(), &handover, &names(NEW)).expect_err("there is more by now");
     assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
-    let error = old.space().handover().adopt(&handover, &names(NEW)).expect_err("there is more by now");
+    let error = owned::adopt(&*old.space(), &handover, &names(NEW)).expect_err("there is more by now");
     assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
 }
 
@@ -215,7 +220,7 @@ fn a_successor_that_may_not_lock_so_much_leaves_it_to_who_may() {
     let handover = old.hand_over();
     let new = old.successor();
     new.soft.set_memlock(Some(MIB));
-    let error = new.space().handover().adopt(&handover, &names(NEW)).expect_err("too much");
+    let error = owned::adopt(&*new.space(), &handover, &names(NEW)).expect_err("too much");
     assert!(matches!(error.kind, Kind::PinLimit(_)), "{error}");
     assert_eq!(old.soft.ledger().without_address, 5);
     new.soft.set_memlock(None);
@@ -311,7 +316,7 @@ fn memory_without_a_name_and_spaces_with_fences_are_not_handed_over() {
 fn a_group_in_no_container_and_a_backend_that_hands_nothing_over_are_not_inherited() {
     let soft = host("vtd");
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
-    let open = |path: &str, kind| dmaspace_core::door::Door::open(&*soft, path.as_ref(), kind).expect("it is there");
+    let open = |path: &str, kind| OwnedHandle::open(soft.clone(), path.as_ref(), kind).expect("it is there");
     let number = soft.profile().groups[0].number;
     for backend in [BackendKind::Type1, BackendKind::Spapr] {
         let container = open("/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);

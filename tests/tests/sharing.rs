@@ -6,7 +6,7 @@ use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::contract::Unit;
-use dmaspace_core::door::{Door, Errno, HandleKind};
+use dmaspace_core::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space, SystemAddress};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd, Pool};
@@ -108,14 +108,14 @@ fn two_spaces_over_one_guest_pin_it_once_for_one_map_call_more() {
 #[test]
 fn two_spaces_that_map_again_pin_it_twice() {
     let soft = host("vtd");
-    let iommufd = soft.open("/dev/iommu".as_ref(), HandleKind::Iommufd).expect("it is there");
-    let iommufd = Iommufd::new(soft.clone(), iommufd);
+    let iommufd = OwnedHandle::open(soft.clone(), "/dev/iommu".as_ref(), HandleKind::Iommufd).expect("it is there");
+    let iommufd = Iommufd::new(iommufd);
     let mut listener = Listener::new(FrontEnd::default());
     for node in ["/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"] {
         let space = Space::new(Ioas::within(iommufd.clone()).expect("made")).expect("it has windows");
         assert!(space.sharing().is_none());
-        let device = soft.open(node.as_ref(), HandleKind::Device).expect("it is there");
-        space.attach(Arc::new(Cdev::new(soft.clone(), device, node))).expect("attached");
+        let device = OwnedHandle::open(soft.clone(), node.as_ref(), HandleKind::Device).expect("it is there");
+        space.attach(Arc::new(Cdev::new(device, node))).expect("attached");
         listener.attach(Arc::new(space)).expect("an empty view fits");
     }
     soft.reset_calls();

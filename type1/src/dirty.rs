@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use dmaspace_abi::type1::{self, Bitmap, DirtyBitmap, UnmapDirty};
 use dmaspace_abi::vfio;
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
-use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{IovaRange, PageSize};
 use zerocopy::IntoBytes;
@@ -31,7 +31,7 @@ impl Type1 {
     fn switch(&self, flags: u32) -> Result<(), Failure> {
         // Only the head is read.
         let mut command = DirtyBitmap { argsz: type1::DIRTY_BITMAP_HEAD, flags, ..DirtyBitmap::default() };
-        self.door.call(self.container, Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes()))
+        self.container.call(Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes()))
     }
 
     /// The field that stands for a bitmap, of which the kernel uses no more than it says it can.
@@ -43,6 +43,11 @@ impl Type1 {
 }
 
 impl DirtyCalls for Type1 {
+    /// A container has a driver while it has a group, and the driver is what logs.
+    fn needs_a_device(&self) -> bool {
+        true
+    }
+
     fn page(&self) -> Option<PageSize> {
         self.dirty_limits().map(|limits| limits.page)
     }
@@ -73,7 +78,7 @@ impl DirtyCalls for Type1 {
         let data = offset_of!(DirtyBitmap, bitmap) + offset_of!(Bitmap, data);
         let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
         let command = Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes());
-        self.door.call(self.container, command.attaching(&mut data))
+        self.container.call(command.attaching(&mut data))
     }
 
     fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
@@ -85,7 +90,7 @@ impl DirtyCalls for Type1 {
         let data = offset_of!(UnmapDirty, bitmap) + offset_of!(Bitmap, data);
         let mut data = [Attachment { offset: data, what: Attached::Buffer(bitmap.as_mut_bytes()) }];
         let command = Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes());
-        let result = self.door.call(self.container, command.attaching(&mut data));
+        let result = self.container.call(command.attaching(&mut data));
         Some(Undone::unless_absent(result.map(|()| Some(unmap.unmap.size)), &[Errno::ENOENT]))
     }
 }

@@ -7,10 +7,10 @@
 
 use dmaspace_abi::vfio::{CHECK_EXTENSION, Extension};
 use dmaspace_abi::{type1, vfio};
+use dmaspace_core::IovaRange;
 use dmaspace_core::backend::VaddrCalls;
-use dmaspace_core::door::{Command, Errno, Failure, Kernel};
+use dmaspace_core::door::{Command, Errno, Failure, Lease};
 use dmaspace_core::retry::Undone;
-use dmaspace_core::{HostMemory, IovaRange};
 use zerocopy::IntoBytes;
 
 use crate::{Type1, unmap_of};
@@ -20,7 +20,7 @@ impl VaddrCalls for Type1 {
     /// vfio_iommu_type1_check_extension).
     fn obstacle(&self) -> Result<Option<&'static str>, Failure> {
         let extension = Extension::UPDATE_VADDR;
-        let has = self.door.ask(self.container, Command::with_value(CHECK_EXTENSION, extension.0))? > 0;
+        let has = self.container.ask(Command::with_value(CHECK_EXTENSION, extension.0))? > 0;
         let why = "the kernel moves no addresses here (VFIO_UPDATE_VADDR): it is older than 5.12, or a mediated device is attached; \
                    detach that, or let the guest give its devices back";
         Ok((!has).then_some(why))
@@ -30,11 +30,11 @@ impl VaddrCalls for Type1 {
     fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
         unmap.flags |= type1::UNMAP_VADDR;
-        let called = self.door.call(self.container, Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()));
+        let called = self.container.call(Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()));
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::EINVAL])
     }
 
-    fn give(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
+    fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
         self.map_dma(type1::MAP_VADDR, range, memory)
     }
 }

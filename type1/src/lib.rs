@@ -18,16 +18,16 @@ mod handover;
 mod info;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use dmaspace_abi::type1::{GET_INFO, UNMAP_ALL};
 use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
 use dmaspace_core::backend::{DirtyCalls, VaddrCalls};
-use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingModel};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostMemory, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
 use dirty::DirtyLimits;
@@ -36,8 +36,7 @@ use info::Offer;
 /// A type1 container, or an iommufd in its place.
 #[derive(Debug)]
 pub struct Type1 {
-    door: Arc<dyn Door>,
-    container: Handle,
+    container: OwnedHandle,
     /// As the container said when its groups changed last.
     dirty: Mutex<Option<DirtyLimits>>,
     /// Whether there has been somebody to answer: a driver comes with the first group.
@@ -49,8 +48,8 @@ impl Type1 {
     /// closed when this is dropped; the kernel keeps what it maps until its last group has left.
     ///
     /// A handle of the kind [`HandleKind::Iommufd`] is an iommufd in a container's place.
-    pub fn new(door: Arc<dyn Door>, container: Handle) -> Self {
-        Self { door, container, dirty: Mutex::default(), has_answered: AtomicBool::new(false) }
+    pub fn new(container: OwnedHandle) -> Self {
+        Self { container, dirty: Mutex::default(), has_answered: AtomicBool::new(false) }
     }
 
     fn dirty_limits(&self) -> Option<DirtyLimits> {
@@ -61,29 +60,25 @@ impl Type1 {
         self.container.kind() == HandleKind::Iommufd
     }
 
-    fn map_dma(&self, flags: u32, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
+    fn map_dma(&self, flags: u32, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
         let (iova, size) = (range.first().get(), memory.len().get());
         let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size };
         let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
         let command = Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
-        self.door.call(self.container, command)
+        self.container.call(command)
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
-        info::gather(self.door.host_page(), |reply| {
-            self.door.call(self.container, Command::with_bytes(GET_INFO, reply))
+        info::gather(self.container.door().host_page(), |reply| {
+            self.container.call(Command::with_bytes(GET_INFO, reply))
         })
     }
 }
 
-impl Drop for Type1 {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.container);
-    }
-}
-
-impl Backend for Type1 {
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container, unlike an iommufd, forgets its mappings
+// with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+unsafe impl Backend for Type1 {
     fn name(&self) -> &'static str {
         if self.is_iommufd() { "type1-on-iommufd" } else { "type1" }
     }
@@ -96,7 +91,7 @@ impl Backend for Type1 {
             maps_device_memory: !self.is_iommufd(),
             maps_files: false,
             maps_host_read_only: true,
-            host_page: self.door.host_page(),
+            host_page: self.container.door().host_page(),
             hands_over: if self.is_iommufd() { NO_ADDRESSES } else { LiveUpdateSupport::WhereTheKernelCan },
         }
     }
@@ -110,15 +105,15 @@ impl Backend for Type1 {
     /// the container's name (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
     fn allowance(&self) -> Option<Allowance> {
         let account = if self.is_iommufd() { LockedMemory::of_user } else { LockedMemory::of_process };
-        self.door.locked_memory().map(account)
+        self.container.door().locked_memory().map(account)
     }
 
     fn is_real(&self) -> bool {
-        self.door.is_real()
+        self.container.door().is_real()
     }
 
-    fn attach_point(&self) -> AttachPoint {
-        AttachPoint::Container(self.container)
+    fn attach_place(&self) -> AttachPlace {
+        AttachPlace::Container(self.container.handle())
     }
 
     fn forgets_with_the_last_device(&self) -> bool {
@@ -134,7 +129,7 @@ impl Backend for Type1 {
         Ok(offer.map(|offer| offer.windows).unwrap_or_default())
     }
 
-    fn map(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<(), Failure> {
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         self.map_dma(map_flags(access), range, memory)
     }
 
@@ -146,13 +141,13 @@ impl Backend for Type1 {
             return false;
         }
         let limit_reached = || self.allowance().is_some_and(|allowance| !allowance.admits(len));
-        failure.errno() == Some(Errno::ENOMEM) && len > self.door.host_page().bytes() && !limit_reached()
+        failure.errno() == Some(Errno::ENOMEM) && len > self.container.door().host_page().bytes() && !limit_reached()
     }
 
     /// `ENOENT` is the answer of an iommufd in a container's place where nothing is mapped.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
-        let called = self.door.call(self.container, Command::with_bytes(UNMAP_DMA, unmap.as_mut_bytes()));
+        let called = self.container.call(Command::with_bytes(UNMAP_DMA, unmap.as_mut_bytes()));
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::ENOENT])
     }
 

@@ -118,7 +118,8 @@ impl GroupCalls<Handle> for Calls<'_> {
     }
 }
 
-impl KernelTables for KvmVfio {
+// SAFETY: its tables are KVM's.
+unsafe impl KernelTables for KvmVfio {
     fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn KernelTable>, Failure> {
         for hypercall in [H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE] {
             self.shared.answer(hypercall).map_err(|errno| failed(abi::ENABLE_CAP, errno))?;
@@ -152,7 +153,8 @@ struct KvmTable {
     shared: Arc<Shared>,
 }
 
-impl KernelTable for KvmTable {
+// SAFETY: entries are read from KVM's table, which it shares with this process, and KVM's answer to unlinking is returned as it is.
+unsafe impl KernelTable for KvmTable {
     fn entry(&self, index: u64) -> Tce {
         self.open.as_ref().map_or(Tce::NONE, |(entries, _)| Tce::new(entries.get(index)))
     }

@@ -14,7 +14,12 @@ use dmaspace_core::words::page::PageSize;
 /// Where the entries of a window are to be seen that the kernel fills.
 ///
 /// Called from any thread, while locks of the listener and its spaces are held: it calls nothing of theirs.
-pub trait KernelEntries: Send + Sync + fmt::Debug {
+///
+/// # Safety
+/// A listener shows a space what the kernel has entered ([`KernelWriter::mappings`]), and the space frees memory that is not shown. So an
+/// implementation must keep the promises of [`KernelWriter`], and [`KernelEntries::runs`] must show each live entry.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that is not shown")]
+pub unsafe trait KernelEntries: Send + Sync + fmt::Debug {
     /// The live entries in `range`, ascending, joined to runs. Asks no kernel.
     fn runs(&self, range: IovaRange) -> Vec<EntryRun>;
 
@@ -46,7 +51,10 @@ pub(super) struct KernelOwned {
     settled: Targets,
 }
 
-impl KernelWriter for KernelOwned {
+// SAFETY: passed on from `KernelEntries`, which promises as much. An entry that points to no target is to memory that the kernel has not registered:
+// it refuses such an entry.
+#[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that promises as much")]
+unsafe impl KernelWriter for KernelOwned {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let targets = self.settled.read().unwrap_or_else(PoisonError::into_inner);
         let unit = Unit::Pages(self.page);

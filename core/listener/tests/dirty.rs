@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
-use dmaspace_core::contract::{AttachPoint, Capabilities, LiveUpdateSupport, MappingModel, Unit};
-use dmaspace_core::door::{Answer, Errno, Failure, Handle, HandleKind};
+use dmaspace_core::contract::{Capabilities, LiveUpdateSupport, MappingModel, Unit};
+use dmaspace_core::door::{Answer, Errno, Failure, Lease};
 use dmaspace_core::error::Kind;
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{
@@ -84,7 +84,9 @@ impl Logging {
     }
 }
 
-impl Backend for Logging {
+// SAFETY: no device is behind it.
+#[expect(unsafe_code, reason = "UNSAFETY: an IOMMU without devices")]
+unsafe impl Backend for Logging {
     fn name(&self) -> &'static str {
         "logging"
     }
@@ -104,15 +106,11 @@ impl Backend for Logging {
         false
     }
 
-    fn attach_point(&self) -> AttachPoint {
-        AttachPoint::Ioas { iommufd: Handle::new(1, HandleKind::Iommufd), ioas: 1 }
-    }
-
     fn refresh(&self, _devices: usize) -> Result<Windows, Failure> {
         Ok(Windows::uniform(vec![IovaRange::all()], PageSizes::only(PageSize::K4)))
     }
 
-    fn map(&self, range: IovaRange, memory: &HostMemory, _access: Access) -> Result<(), Failure> {
+    fn map(&self, range: IovaRange, memory: &Lease<'_>, _access: Access) -> Result<(), Failure> {
         let mut iommu = self.iommu.lock().expect("no panic under it");
         iommu.live.insert(range.first().get() / PAGE, memory.len().get() / PAGE);
         Ok(())

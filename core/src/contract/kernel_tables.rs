@@ -14,7 +14,13 @@ use crate::words::address::IovaRange;
 /// Who fills a window in place of whoever uses the space.
 ///
 /// Called from any thread, while locks of the space are held: it calls nothing of the space.
-pub trait KernelWriter: Send + Sync + fmt::Debug {
+///
+/// # Safety
+/// A space frees the memory behind a window when it is told that the writer has left or ended. So an implementation must return success
+/// from [`KernelWriter::leaves`], and return from [`KernelWriter::ends`], only when the kernel puts no further entries into the window for the
+/// device, and [`KernelWriter::mappings`] must show each entry that is there.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that a kernel writer does not show")]
+pub unsafe trait KernelWriter: Send + Sync + fmt::Debug {
     /// What it has put in `range` so far: ascending, what continues each other joined. Asks no kernel.
     fn mappings(&self, range: IovaRange) -> Vec<Mapping>;
 

@@ -133,6 +133,10 @@ pub struct HandedMapping {
 }
 
 /// Handing a space over and taking it up: see [the module](self).
+#[expect(
+    unsafe_code,
+    reason = "UNSAFETY: no kernel compares the memory that is adopted with the memory that is pinned"
+)]
 pub trait LiveUpdate: Send + Sync {
     /// Whether the space is handed over, or inherited and not adopted yet: nothing of it can be changed then.
     fn is_handed_over(&self) -> bool;
@@ -168,5 +172,10 @@ pub trait LiveUpdate: Send + Sync {
     /// [`Kind::NoSuchMapping`](crate::error::Kind::NoSuchMapping) when the kernel knows no mapping of exactly that range. The space is
     /// still handed over then, devices go on, and this or the old process can try again; what was charged to this process stays so
     /// until then.
-    fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error>;
+    ///
+    /// # Safety
+    /// Under each name `memory` has the memory that had the name when the space was handed over: a mapping of the same file, or the same pages at
+    /// another address. No kernel compares them, devices go on reaching the pages that were pinned, and from now on the space keeps
+    /// `memory` and no other.
+    unsafe fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error>;
 }

@@ -68,7 +68,7 @@ impl<B: Backend> Space<B> {
 
     /// Detaches a device again, and returns what could not be brought back for the `devices` that were there before.
     pub(super) fn undo_attach(&self, device: &Arc<dyn Attachable>, devices: usize) -> Vec<IovaRange> {
-        if let Err(failure) = self.backend.detach(&**device) {
+        if let Err(failure) = self.backend.detach(&**device, self.attach_point()) {
             log::error!("{}: {} could not be detached again: {failure}", self.backend.name(), device.name());
         }
         self.tell_all();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::backend::{Backend, DirtyCalls, DirtyReach};
 use crate::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision, Synced};
-use crate::contract::{AttachPoint, Mapping, Unit};
+use crate::contract::{Mapping, Unit};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
 use crate::space::index::{Index, Part};
@@ -124,9 +124,7 @@ impl<B: Backend> Space<B> {
     /// Tells the kernel to log, where that makes sense with so many `devices`, and says whether it does. The gate is held exclusively.
     fn begin_to_log(&self, devices: usize) -> Result<bool, Failure> {
         let Some(calls) = self.backend.dirty_calls() else { return Ok(false) };
-        // A container is no container before its first group has come.
-        let nobody = devices == 0 && matches!(self.backend.attach_point(), AttachPoint::Container(_));
-        if nobody || (devices > 0 && calls.page().is_none()) {
+        if (devices == 0 && calls.needs_a_device()) || (devices > 0 && calls.page().is_none()) {
             return Ok(false);
         }
         calls.start().inspect_err(|_| {
@@ -138,7 +136,7 @@ impl<B: Backend> Space<B> {
 
     /// A first group makes a new container, which knows of no tracking. Nothing is mapped in it yet.
     pub(super) fn log_again(&self) {
-        if !matches!(self.backend.attach_point(), AttachPoint::Container(_)) {
+        if !self.backend.dirty_calls().is_some_and(DirtyCalls::needs_a_device) {
             return;
         }
         if let Some(tracking) = &mut *write(&self.tracking) {

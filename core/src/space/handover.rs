@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, VaddrCalls};
 use crate::contract::live_update::{HandedMapping, Handover, LiveUpdate, NamedMemory};
 use crate::contract::{Attachable, LiveUpdateSupport, Mapping, PciAddressSpace};
-use crate::door::Failure;
+use crate::door::{Failure, Lease};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::retry::{Undone, until_gone, with_retries};
 use crate::space::{Layout, Ownership, Space, hull_over, pages, read, write};
@@ -184,10 +184,10 @@ impl<B: Backend> Space<B> {
 
 /// Gives an address. One that was given by a call that failed has to be let go of first.
 fn give_surely(calls: &dyn VaddrCalls, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
-    calls.give(range, memory).or_else(|failure| {
+    calls.give(range, &Lease::kept_by_space(memory)).or_else(|failure| {
         // Nothing to let go of is no failure.
         let _ = calls.let_go(range);
-        calls.give(range, memory).map_err(|_| failure)
+        calls.give(range, &Lease::kept_by_space(memory)).map_err(|_| failure)
     })
 }
 
@@ -206,6 +206,10 @@ fn difference(live: &[Mapping], described: &[Mapping]) -> Option<IovaRange> {
     differing.map(|(live, _)| live).or_else(beyond).map(|mapping| mapping.range)
 }
 
+#[expect(
+    unsafe_code,
+    reason = "UNSAFETY: no kernel compares the memory that is adopted with the memory that is pinned"
+)]
 impl<B: Backend> LiveUpdate for Space<B> {
     fn is_handed_over(&self) -> bool {
         *read(&self.gate) != Ownership::Here
@@ -245,7 +249,7 @@ impl<B: Backend> LiveUpdate for Space<B> {
         Ok(())
     }
 
-    fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
+    unsafe fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
         let operation = Operation::Adopt;
         let mut standing = write(&self.gate);
         if *standing == Ownership::Here {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::backend::{Backend, RegistrationCalls};
 use crate::contract::{MemoryRegistration, PciAddressSpace};
 use crate::door::Failure;
+use crate::door::Lease;
 use crate::door::registrations::ProcessRegistrations;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::retry::{ATTEMPTS, Undone, until_gone};
@@ -120,7 +121,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         }
         calls
             .runs()
-            .leave(memory, || until_gone(|| calls.unregister(memory)))
+            .leave(memory, || until_gone(|| calls.unregister(&Lease::kept_by_space(memory))))
             .map_err(|failure| Error::from_kernel(operation, Subject::Memory(memory.clone()), failure))?;
         write(&self.registered).remove(&memory.address());
         Ok(())
@@ -140,8 +141,10 @@ impl<B: Backend> MemoryRegistration for Space<B> {
 fn register_surely(calls: &dyn RegistrationCalls, memory: &HostMemory) -> Result<(), Failure> {
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
-        result = calls.register(memory);
-        if result.is_ok() || !matches!(until_gone(|| calls.unregister(memory)), Ok(Undone::Done(()))) {
+        result = calls.register(&Lease::kept_by_space(memory));
+        if result.is_ok()
+            || !matches!(until_gone(|| calls.unregister(&Lease::kept_by_space(memory))), Ok(Undone::Done(())))
+        {
             break;
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, SharingCalls};
 use crate::contract::{PciAddressSpace, PinSharing};
+use crate::door::Lease;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::{Space, read, write};
 use crate::words::memory::HostMemory;
@@ -32,7 +33,8 @@ impl<B: Backend> PinSharing for Space<B> {
         let calls = self.calls_for_sharing(operation, memory)?;
         let _gate = self.enter_alone(operation, memory.clone())?;
         self.check_block(memory, &read(&self.held), Kind::AlreadyShared).map_err(fail)?;
-        calls.share_pins(memory).map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
+        let pinned = calls.share_pins(&Lease::kept_by_space(memory));
+        pinned.map_err(|failure| Error::from_kernel(operation, memory.clone(), failure))?;
         write(&self.held).insert(memory.address(), memory.clone());
         Ok(())
     }

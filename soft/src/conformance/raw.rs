@@ -5,9 +5,11 @@
 
 use dmaspace_abi::vfio::{Extension, IommuType};
 use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Request};
+use dmaspace_core::contract::{AttachPlace, AttachPoint};
+use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Lease, Request};
 use dmaspace_core::{Access, HostMemory};
 use std::mem::offset_of;
+use std::num::NonZeroUsize;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The context in which memory is mapped.
@@ -88,7 +90,9 @@ pub fn map_file(
         length: size,
         iova: at,
     };
-    let attached = memory
+    let lease = memory.map(|memory| lease(door, memory));
+    let attached = lease
+        .as_ref()
         .map(|memory| Attachment { offset: offset_of!(iommufd::IoasMapFile, fd), what: Attached::FileOf(memory) });
     let mut attached: Vec<_> = attached.into_iter().collect();
     let command = Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes());
@@ -224,7 +228,16 @@ pub fn copy(
         dst_iova: target,
         src_iova: source,
     };
-    ask(door, iommufd, iommufd::IOAS_COPY, &mut copy)
+    let stand_in = usize::try_from(size).ok().and_then(NonZeroUsize::new);
+    let Some(memory) = stand_in.and_then(|size| HostMemory::zeroed(size, door.host_page())) else {
+        return ask(door, iommufd, iommufd::IOAS_COPY, &mut copy);
+    };
+    // Memory of the right length: the real one was kept for ever when it was mapped.
+    let lease = lease(door, &memory);
+    let offset = offset_of!(iommufd::IoasCopy, length);
+    let mut attachments = [Attachment { offset, what: Attached::Copied(&lease) }];
+    let command = Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes());
+    door.ioctl(iommufd, &mut command.attaching(&mut attachments))
 }
 
 /// Registers `size` bytes for sPAPR windows.
@@ -309,14 +322,33 @@ pub fn set_iommu(door: &dyn Door, container: Handle, version: IommuType) -> Resu
     door.ioctl(container, &mut Command::with_value(vfio::SET_IOMMU, version.0))
 }
 
-/// Lets a group join a container.
+/// Lets a group join a container of a host in software.
+///
+/// # Errors
+/// The kernel's errno; `EPERM` for a real kernel, where it takes [`set_real_container`].
+#[expect(unsafe_code, reason = "UNSAFETY: requests as they are, without a space")]
+pub fn set_container(door: &dyn Door, group: Handle, container: Handle) -> Result<i32, Errno> {
+    if door.is_real() {
+        return Err(Errno::EPERM);
+    }
+    // SAFETY: no device reaches memory through the container.
+    unsafe { set_real_container(door, group, container) }
+}
+
+/// Puts a group into a container.
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn set_container(door: &dyn Door, group: Handle, container: Handle) -> Result<i32, Errno> {
+///
+/// # Safety
+/// No space uses the container, now or later.
+#[expect(unsafe_code, reason = "UNSAFETY: requests as they are, without a space")]
+pub unsafe fn set_real_container(door: &dyn Door, group: Handle, container: Handle) -> Result<i32, Errno> {
+    // SAFETY: the caller's promise.
+    let point = unsafe { AttachPoint::beside_spaces(AttachPlace::Container(container)) };
     let mut set = vfio::SetContainer::default();
     let offset = offset_of!(vfio::SetContainer, container);
-    let mut attachments = [Attachment { offset, what: Attached::Handle(container) }];
+    let mut attachments = [Attachment { offset, what: Attached::Container(point) }];
     let command = Command::with_bytes(vfio::GROUP_SET_CONTAINER, set.as_mut_bytes());
     door.ioctl(group, &mut command.attaching(&mut attachments))
 }
@@ -469,6 +501,16 @@ pub fn ask<T: FromBytes + IntoBytes + Immutable>(
     door.ioctl(on, &mut Command::with_bytes(request, argument.as_mut_bytes()))
 }
 
+/// The right to map memory. A host in software keeps what it maps; for a real kernel it is kept for ever, since no space keeps it.
+#[expect(unsafe_code, reason = "UNSAFETY: requests as they are, without a space")]
+fn lease<'m>(door: &dyn Door, memory: &'m HostMemory) -> Lease<'m> {
+    if door.is_real() {
+        std::mem::forget(memory.clone());
+    }
+    // SAFETY: a clone is never dropped.
+    unsafe { Lease::kept_by_caller(memory) }
+}
+
 fn with_memory<T: FromBytes + IntoBytes + Immutable>(
     door: &dyn Door,
     on: Handle,
@@ -478,7 +520,8 @@ fn with_memory<T: FromBytes + IntoBytes + Immutable>(
     memory: Option<&HostMemory>,
 ) -> Result<i32, Errno> {
     let Some(memory) = memory else { return ask(door, on, request, argument) };
-    let mut attachments = [Attachment { offset, what: Attached::Memory(memory) }];
+    let lease = lease(door, memory);
+    let mut attachments = [Attachment { offset, what: Attached::Memory(&lease) }];
     let command = Command::with_bytes(request, argument.as_mut_bytes());
     door.ioctl(on, &mut command.attaching(&mut attachments))
 }

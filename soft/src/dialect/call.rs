@@ -4,6 +4,7 @@
 //! are found by the offset of their field. An address in a field without an attachment points to nothing: this host has
 //! no memory but that of attachments.
 
+use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_core::{HostMemory, PageSize};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -85,10 +86,10 @@ impl<'c, 'a> Call<'c, 'a> {
     pub(crate) fn memory(&self, offset: usize, raw: u64) -> UserMemory {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
         match attached.map(|attachment| &attachment.what) {
-            Some(Attached::Memory(memory)) => UserMemory { address: memory.address(), memory: Some((*memory).clone()) },
-            Some(Attached::Buffer(_) | Attached::Handle(_) | Attached::FileOf(_)) | None => {
-                UserMemory { address: raw, memory: None }
+            Some(Attached::Memory(memory)) => {
+                UserMemory { address: memory.address(), memory: Some(HostMemory::clone(memory)) }
             }
+            _ => UserMemory { address: raw, memory: None },
         }
     }
 
@@ -96,8 +97,8 @@ impl<'c, 'a> Call<'c, 'a> {
     pub(crate) fn file_of(&self, offset: usize) -> Option<HostMemory> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
         match attached.what {
-            Attached::FileOf(memory) => Some(memory.clone()),
-            Attached::Buffer(_) | Attached::Handle(_) | Attached::Memory(_) => None,
+            Attached::FileOf(memory) => Some(HostMemory::clone(memory)),
+            _ => None,
         }
     }
 
@@ -106,7 +107,11 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
         match attached.what {
             Attached::Handle(handle) => Some(handle),
-            Attached::Buffer(_) | Attached::Memory(_) | Attached::FileOf(_) => None,
+            Attached::Container(point) => match point.place() {
+                AttachPlace::Container(container) => Some(container),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
@@ -115,7 +120,7 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter_mut().find(|attachment| attachment.offset == offset)?;
         match &mut attached.what {
             Attached::Buffer(buffer) => Some(buffer),
-            Attached::Handle(_) | Attached::Memory(_) | Attached::FileOf(_) => None,
+            _ => None,
         }
     }
 }

@@ -20,7 +20,11 @@ use super::table::TceTable;
 use super::tables::{Liobn, SharedTable};
 
 /// Who makes tables that the kernel fills: KVM, for one virtual machine.
-pub trait KernelTables: Send + Sync + fmt::Debug {
+///
+/// # Safety
+/// Each table that it makes must keep the promises of [`KernelTable`].
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that no table shows")]
+pub unsafe trait KernelTables: Send + Sync + fmt::Debug {
     /// Makes an empty table for `window`, in entries of `page`, under the guest's name for it. It is linked to no group.
     ///
     /// # Errors
@@ -29,7 +33,12 @@ pub trait KernelTables: Send + Sync + fmt::Debug {
 }
 
 /// A table that the kernel fills, for as long as this lives. Dropping it unlinks it from all groups.
-pub trait KernelTable: Send + Sync + fmt::Debug {
+///
+/// # Safety
+/// A space frees memory that no entry of the table points to. So [`KernelTable::entry`] must show each entry as the kernel has it, and success of
+/// [`KernelTable::unlink`] must mean that the kernel enters nothing for the group any more.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that no table shows")]
+pub unsafe trait KernelTable: Send + Sync + fmt::Debug {
     /// The entry for the `index`-th page of the window, as the guest spelled it; [`Tce::NONE`] behind the last one. Makes no call.
     fn entry(&self, index: u64) -> Tce;
 
@@ -131,7 +140,9 @@ impl Filling {
     }
 }
 
-impl KernelEntries for Filling {
+// SAFETY: passed on from `KernelTable`, which promises as much.
+#[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that promises as much")]
+unsafe impl KernelEntries for Filling {
     fn runs(&self, range: IovaRange) -> Vec<EntryRun> {
         let run = |run: Run| EntryRun { range: run.range, target: run.target, access: run.access };
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);

@@ -331,8 +331,10 @@ impl Bench {
         self.live_update().take_back()
     }
 
+    #[expect(unsafe_code, reason = "UNSAFETY: a hand-over within one process")]
     pub(crate) fn adopt(&self, handover: &Handover, names: &NamedMemory) -> Result<(), Error> {
-        self.live_update().adopt(handover, names)
+        // SAFETY: each name is for the memory that the bench maps, or for none.
+        unsafe { self.live_update().adopt(handover, names) }
     }
 
     // Counting in units.

@@ -33,7 +33,9 @@ impl RecordingWriter {
     }
 }
 
-impl KernelWriter for RecordingWriter {
+// SAFETY: it writes nothing, and shows what the case put there.
+#[expect(unsafe_code, reason = "UNSAFETY: a writer that writes nothing")]
+unsafe impl KernelWriter for RecordingWriter {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         lock(&self.entries).iter().filter(|mapping| mapping.range.overlaps(range)).cloned().collect()
     }

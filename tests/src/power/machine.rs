@@ -113,8 +113,8 @@ impl Machine {
     pub(super) fn join(&self, space: &mut OpenSpace, n: usize) -> Result<Arc<VfioGroup>, OpenError> {
         let facts = self.host.facts();
         let number = facts.devices[&self.devices[n]].group.expect("the device is behind an IOMMU");
-        let node = self.host.door().open(&facts.groups[&number].path(), HandleKind::Group);
-        space.add_group(node.expect("the group's node opens"), &format!("group {number}"))
+        let node = crate::owned::opened(self.host.door(), &facts.groups[&number].path(), HandleKind::Group);
+        space.add_group(node, &format!("group {number}"))
     }
 
     /// Opens and readies the `n`-th device, whose group is in a space.

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::is_of_memory;
-use crate::door::{Door, Handle};
+use crate::door::{Door, Handle, OwnedHandle};
 
 /// A file whose bytes are memory: a memfd, a file of tmpfs or hugetlbfs, a BAR that its device exported.
 ///
@@ -20,21 +20,8 @@ pub struct MemoryFile(Source);
 #[derive(Clone)]
 enum Source {
     Descriptor(Arc<dyn AsFd + Send + Sync>),
-    Exported(Arc<Exported>),
+    Exported(Arc<OwnedHandle>),
     Unbacked(u64),
-}
-
-/// A handle that is closed with its last holder.
-struct Exported {
-    door: Arc<dyn Door>,
-    handle: Handle,
-}
-
-impl Drop for Exported {
-    fn drop(&mut self) {
-        // Closed whatever the kernel says.
-        let _ = self.door.close(self.handle);
-    }
 }
 
 impl MemoryFile {
@@ -46,9 +33,9 @@ impl MemoryFile {
         is_of_memory(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
     }
 
-    /// What a device exported through `door`: takes `handle` over. It can be mapped through the same door only.
-    pub fn exported(door: Arc<dyn Door>, handle: Handle) -> Self {
-        Self(Source::Exported(Arc::new(Exported { door, handle })))
+    /// A part of a BAR that its device exported, closed with the last clone. It can be mapped through the door of `export` only.
+    pub fn exported(export: OwnedHandle) -> Self {
+        Self(Source::Exported(Arc::new(export)))
     }
 
     /// A number without a file, for hosts in software. Real doors refuse it.
@@ -67,7 +54,7 @@ impl MemoryFile {
     /// Its handle, where a door has it.
     pub fn handle(&self) -> Option<Handle> {
         match &self.0 {
-            Source::Exported(exported) => Some(exported.handle),
+            Source::Exported(exported) => Some(exported.handle()),
             Source::Descriptor(_) | Source::Unbacked(_) => None,
         }
     }
@@ -76,7 +63,7 @@ impl MemoryFile {
     pub fn is_behind(&self, door: &Arc<dyn Door>) -> bool {
         match &self.0 {
             Source::Descriptor(_) => true,
-            Source::Exported(exported) => Arc::ptr_eq(&exported.door, door),
+            Source::Exported(exported) => Arc::ptr_eq(exported.door(), door),
             Source::Unbacked(_) => !door.is_real(),
         }
     }
@@ -101,7 +88,7 @@ impl fmt::Debug for MemoryFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Descriptor(descriptor) => write!(f, "file {:?}", descriptor.as_fd()),
-            Source::Exported(exported) => write!(f, "file {:?}", exported.handle),
+            Source::Exported(exported) => write!(f, "file {exported:?}"),
             Source::Unbacked(number) => write!(f, "file {number} (unbacked)"),
         }
     }

@@ -1,0 +1,113 @@
+//! Devices that can be attached to a space, and the places where they are attached.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::door::{Failure, Handle};
+use crate::retry::Undone;
+use crate::words::reserved::Reserved;
+
+/// A place at which a backend attaches devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AttachPlace {
+    /// The backend itself, for backends whose devices need to know no more.
+    ThisBackend,
+    /// A VFIO container, or an iommufd in its place.
+    Container(Handle),
+    /// An I/O address space of an iommufd.
+    Ioas {
+        /// `/dev/iommu`.
+        iommufd: Handle,
+        /// The address space's id in it.
+        ioas: u32,
+    },
+    /// A page table of an iommufd that shows an address space.
+    PageTable {
+        /// `/dev/iommu`.
+        iommufd: Handle,
+        /// The page table's id in it.
+        hwpt: u32,
+    },
+}
+
+/// A place and the right to attach and detach a device there.
+///
+/// A [`Space`](crate::Space) makes one for the length of one call, so it knows of each device that is attached. Safe code cannot attach
+/// or detach a device past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachPoint<'a> {
+    place: AttachPlace,
+    lent: PhantomData<&'a ()>,
+}
+
+impl AttachPoint<'_> {
+    pub(crate) fn of_space(place: AttachPlace) -> Self {
+        Self { place, lent: PhantomData }
+    }
+
+    /// A point for calls that no space makes.
+    ///
+    /// # Safety
+    /// No space uses the container at `place`, or its memory outlives the attachment.
+    #[expect(unsafe_code, reason = "UNSAFETY: a device that a space does not know stays when the space frees memory")]
+    pub unsafe fn beside_spaces(place: AttachPlace) -> Self {
+        Self { place, lent: PhantomData }
+    }
+
+    /// The place.
+    pub fn place(&self) -> AttachPlace {
+        self.place
+    }
+
+    /// The same right at another place of the same backend: iommufd has a page table for each kind of device.
+    #[must_use]
+    pub fn moved_to(self, place: AttachPlace) -> Self {
+        Self { place, ..self }
+    }
+}
+
+/// A device or a group of devices that can be attached to a space: a VFIO group, a VFIO device with a node of its own.
+///
+/// # Safety
+/// A space frees the memory of a mapping when the last device has left a backend that
+/// [forgets its mappings](crate::Backend::forgets_with_the_last_device) then. So [`Attachable::attach_to`] must not return an error while the
+/// device may be attached, unless the error of a later [`Attachable::detach_from`] shows it, and [`Attachable::detach_from`] must
+/// return success, [`Undone::WasNotThere`] included, only when the device is not attached there any more.
+#[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when the last device says that it is detached")]
+pub unsafe trait Attachable: Send + Sync + fmt::Debug {
+    /// The name of the device in errors.
+    fn name(&self) -> String;
+
+    /// The ranges in which the device does not reach memory, as far as they are known.
+    fn reserved(&self) -> Vec<Reserved> {
+        Vec::new()
+    }
+
+    /// The VFIO group handle, which KVM needs to link TCE tables. `None` for devices without a group.
+    fn group(&self) -> Option<Handle> {
+        None
+    }
+
+    /// Binds the device to an iommufd, where that comes before attaching, and returns its device id there. Makes no call if it is bound already.
+    /// Returns `None` for VFIO groups, which are not bound.
+    ///
+    /// # Errors
+    /// The failure of the kernel's call.
+    fn bind_to(&self, _iommufd: Handle) -> Result<Option<u32>, Failure> {
+        Ok(None)
+    }
+
+    /// Makes the kernel's attach call.
+    ///
+    /// # Errors
+    /// The failure of the kernel's call. The device is not attached then, as far as the kernel's answers tell.
+    fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure>;
+
+    /// Makes the kernel's detach call. A device that is not attached there, or that is gone altogether (`ENODEV`), is
+    /// [`Undone::WasNotThere`].
+    ///
+    /// # Errors
+    /// The kernel's answer; the device is still attached then.
+    fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure>;
+}
