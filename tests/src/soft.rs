@@ -107,12 +107,17 @@ pub fn fixture(soft: &Arc<SoftHost>, backend: BackendKind) -> Fixture {
     fixture_of(soft, open(soft, backend))
 }
 
-/// A fixture on `soft` with its first device, in a pool.
-pub fn fixture_in_a_pool(soft: &Arc<SoftHost>) -> Fixture {
+/// A space on `soft` with its first device, in a pool.
+pub fn open_in_a_pool(soft: &Arc<SoftHost>) -> Opened {
     let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let device = soft.profile().groups[0].devices[0].address.parse().expect("a PCI address");
     let pool = host.open_pool().expect("the soft host has it");
-    fixture_of(soft, host.open_in(&pool, &OpenRequest::device(device)).expect("the soft host opens its device"))
+    host.open_in(&pool, &OpenRequest::device(device)).expect("the soft host opens its device")
+}
+
+/// A fixture on `soft` with its first device, in a pool.
+pub fn fixture_in_a_pool(soft: &Arc<SoftHost>) -> Fixture {
+    fixture_of(soft, open_in_a_pool(soft))
 }
 
 fn fixture_of(soft: &Arc<SoftHost>, mut opened: Opened) -> Fixture {

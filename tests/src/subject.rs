@@ -136,6 +136,11 @@ fn bench_of(
     }
 }
 
+/// The second device of a soft host, not attached. `None` where a device cannot be attached by itself.
+pub fn spare_on_soft(soft: &Arc<SoftHost>, backend: BackendKind) -> Option<Arc<dyn Attachable>> {
+    unattached(&soft_host(soft), backend, addresses(soft)[1]).map(|open| open())
+}
+
 /// A test device as the suite drives it.
 struct Mover(Box<dyn TestDevice>);
 
