@@ -5,7 +5,7 @@
 //!
 //! On POWER it is told which TCE tables the guest has, and answers the hypercalls on them itself: a group joins it only together with
 //! a table, so there [`KvmVfio`] is no registry of groups ([`crate::registry`]) but makes tables
-//! ([`KernelTables`](dmaspace_spapr_guest::KernelTables)).
+//! ([`InKernelTables`](dmaspace_spapr_guest::InKernelTables)).
 
 #[cfg(any(target_arch = "powerpc64", test))]
 #[cfg_attr(not(target_arch = "powerpc64"), expect(dead_code, reason = "only its numbers are checked here"))]

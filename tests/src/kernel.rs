@@ -9,7 +9,7 @@ use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapD
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_soft::SoftHost;
-use dmaspace_spapr_guest::{KernelTable, KernelTables, Liobn, Tce};
+use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
 use zerocopy::IntoBytes;
 
 /// No soft host of a test opens more handles.
@@ -45,7 +45,7 @@ impl SoftKvm {
     }
 
     /// The one that makes tables.
-    pub fn tables(self: &Arc<Self>) -> Arc<dyn KernelTables> {
+    pub fn tables(self: &Arc<Self>) -> Arc<dyn InKernelTables> {
         Arc::new(Shared(self.clone()))
     }
 
@@ -126,8 +126,8 @@ struct Shared(Arc<SoftKvm>);
 
 // SAFETY: devices of a host in software reach no memory that is gone.
 #[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
-unsafe impl KernelTables for Shared {
-    fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn KernelTable>, Failure> {
+unsafe impl InKernelTables for Shared {
+    fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn InKernelTable>, Failure> {
         let mut state = self.0.state();
         state.refused("create")?;
         let old = state.tables.insert(liobn, Table { window, page, entries: BTreeMap::new() });
@@ -145,7 +145,7 @@ struct SoftTable {
 
 // SAFETY: as above.
 #[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
-unsafe impl KernelTable for SoftTable {
+unsafe impl InKernelTable for SoftTable {
     fn entry(&self, index: u64) -> Tce {
         let state = self.kvm.state();
         state.tables.get(&self.liobn).and_then(|table| table.entries.get(&index)).copied().unwrap_or(Tce::NONE)

@@ -12,9 +12,9 @@ use dmaspace_listener::{FrontEnd, Listener};
 use dmaspace_listener::{Report, Update};
 use dmaspace_soft::{SoftDevice, SoftHost};
 use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr_guest::rtas::Answer;
 use dmaspace_spapr_guest::{
-    GuestWindow, KernelTables, Layout, PciHostBridge, RtasError, SystemMemory, TceTables, Tokens,
+    GuestWindow, InKernelTables, Layout, PciHostBridge, ReturnCode, RtasAnswer, RtasError, SystemMemory, TceTables,
+    Tokens,
 };
 
 use crate::soft::open;
@@ -106,7 +106,7 @@ impl SpaprGuest {
     }
 
     /// The same guest, with a bridge that leaves windows to the kernel where it can.
-    pub fn with_kernel(mut self, kernel: Arc<dyn KernelTables>) -> Self {
+    pub fn with_kernel(mut self, kernel: Arc<dyn InKernelTables>) -> Self {
         let (bridge, listener) = self.bridges.remove(0);
         self.bridges.push((bridge.with_kernel(kernel), listener));
         self
@@ -138,7 +138,7 @@ impl SpaprGuest {
         let bytes: Vec<u8> = cells.flat_map(|cell| cell.to_be_bytes()).collect();
         assert!(self.memory.write(SystemAddress::new(BUFFER), &bytes));
         let answer = Tokens::default().call(&mut self.bridges, &self.memory, SystemAddress::new(BUFFER));
-        let Ok(Answer::Called(result)) = answer else { panic!("not one of the four calls: {answer:?}") };
+        let Ok(RtasAnswer::Called(result)) = answer else { panic!("not one of the four calls: {answer:?}") };
         let mut bytes = vec![0; 4 * results];
         assert!(self.memory.read(SystemAddress::new(BUFFER + 12 + 4 * arguments.len() as u64), &mut bytes));
         let cells = bytes.chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("a cell")));
@@ -175,18 +175,13 @@ impl SpaprGuest {
 
     /// H_PUT_TCE: the return code.
     pub fn put(&self, liobn: u64, ioba: u64, tce: u64) -> i64 {
-        code(&self.bridge().tables().h_put_tce(&self.memory, liobn, ioba, tce))
+        self.hypercall(H_PUT_TCE, [liobn, ioba, tce, 0])
     }
 
     /// A hypercall by its token: the return code.
-    pub fn hypercall(&self, token: u64, [liobn, ioba, a, b]: [u64; 4]) -> i64 {
-        let (tables, memory) = (self.bridge().tables(), &self.memory);
-        code(&match token {
-            H_PUT_TCE => tables.h_put_tce(memory, liobn, ioba, a),
-            H_PUT_TCE_INDIRECT => tables.h_put_tce_indirect(memory, liobn, ioba, a, b),
-            H_STUFF_TCE => tables.h_stuff_tce(memory, liobn, ioba, a, b),
-            other => panic!("the hypercall {other:#x}"),
-        })
+    pub fn hypercall(&self, token: u64, registers: [u64; 4]) -> i64 {
+        let answer = self.bridge().tables().hypercall(&self.memory, token, registers);
+        ReturnCode::of(&answer.expect("one of the four calls")).get()
     }
 
     /// Writes a list of entries.
@@ -198,12 +193,12 @@ impl SpaprGuest {
     /// H_PUT_TCE_INDIRECT, the list being written to `at` first: the return code.
     pub fn put_list(&self, liobn: u64, ioba: u64, at: u64, list: &[u64]) -> i64 {
         self.write_list(at, list);
-        code(&self.bridge().tables().h_put_tce_indirect(&self.memory, liobn, ioba, at, list.len() as u64))
+        self.hypercall(H_PUT_TCE_INDIRECT, [liobn, ioba, at, list.len() as u64])
     }
 
     /// H_STUFF_TCE: the return code.
     pub fn stuff(&self, liobn: u64, ioba: u64, tce: u64, count: u64) -> i64 {
-        code(&self.bridge().tables().h_stuff_tce(&self.memory, liobn, ioba, tce, count))
+        self.hypercall(H_STUFF_TCE, [liobn, ioba, tce, count])
     }
 
     /// What the tables say.
@@ -242,10 +237,6 @@ impl SpaprGuest {
             assert!(self.memory.write(SystemAddress::new(page * 0x1000), &(page + 1).to_be_bytes()));
         }
     }
-}
-
-fn code(result: &Result<(), dmaspace_spapr_guest::Refusal>) -> i64 {
-    dmaspace_spapr_guest::ReturnCode::of(result).get()
 }
 
 /// A space's windows: where, and the pages.

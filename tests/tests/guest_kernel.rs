@@ -9,7 +9,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_listener::{CommitError, Update};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftDevice, SoftHost};
-use dmaspace_spapr_guest::{AnsweredBy, Layout, Liobn, Reason};
+use dmaspace_spapr_guest::{AnsweredBy, Layout, Liobn, Tce, VmmReason};
 use dmaspace_tests::dirty::Told;
 use dmaspace_tests::kernel::SoftKvm;
 use dmaspace_tests::soft::{host, open, range};
@@ -87,7 +87,8 @@ fn what_the_kernel_puts_is_what_the_space_the_tables_and_the_device_see() {
         [(FIRST, 0x1000, 0x5003), (FIRST, 0x2000, 0x6003), (FIRST, 0x8000, 0x9001), (SECOND, HIGH, 0x1_0003)]
     {
         assert_eq!(world.put(liobn, at, tce), 0);
-        assert_eq!(world.guest.bridge().tables().h_get_tce(liobn, at), Ok(tce));
+        let name = Liobn::from_register(liobn).expect("a LIOBN");
+        assert_eq!(world.guest.bridge().tables().h_get_tce(name, Iova::new(at)), Ok(Tce::new(tce)));
     }
     assert_eq!(world.kvm.answered(), 4);
     world.assert_agreed(FIRST, &[0x1000, 0x2000, 0x3000, 0x8000]);
@@ -133,7 +134,7 @@ fn whoever_else_would_write_is_refused_and_nothing_changes() {
 
 #[test]
 fn hypercalls_stay_ours_where_the_kernel_says_no() {
-    for (call, reason) in [("create", "KVM has no table for it: create: EINVAL"), ("link", "link: EINVAL")] {
+    for (call, reason) in [("create", "KVM created no TCE table: create: EINVAL"), ("link", "link: EINVAL")] {
         let mut world = World::without_host(BackendKind::Spapr);
         world.kvm.refuse(Some(call));
         world.guest.attach(&world.opened).expect("an empty view fits");
@@ -173,10 +174,10 @@ fn a_host_that_registers_no_memory_has_no_window_that_the_kernel_could_fill() {
 
 #[test]
 fn a_first_host_has_its_windows_filled_unless_there_are_entries_already() {
-    for (entries, answered_by) in [(false, AnsweredBy::Kernel), (true, AnsweredBy::Vmm(Reason::Entries))] {
+    for (entries, answered_by) in [(false, AnsweredBy::Kernel), (true, AnsweredBy::Vmm(VmmReason::Entries))] {
         let mut world = World::without_host(BackendKind::Spapr);
         assert_eq!(world.guest.reset(), 0);
-        assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(Reason::NoHost)));
+        assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(VmmReason::NoHost)));
         if entries {
             assert_eq!(world.put(FIRST, 0x1000, 0x5003), 0);
         }
@@ -233,7 +234,7 @@ fn a_host_that_comes_later_gets_what_the_kernel_put_or_does_not_come() {
     let (bridge, listener) = &mut world.guest.bridges[0];
     bridge.detach(listener, world.opened.space.space()).expect("it can leave");
     assert_eq!((world.kvm.holds(), world.guest.says().len()), ((0, 0), 1));
-    assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(Reason::TakenBack)));
+    assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(VmmReason::Reclaimed)));
     assert_eq!(world.put(FIRST, 0x9000, 0x1003), 0);
 }
 
@@ -251,7 +252,7 @@ fn a_window_that_could_not_be_changed_keeps_its_entries_and_is_ours() {
     // The default window would come back, and does not.
     world.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(CREATE)]);
     assert_eq!(world.guest.remove(SECOND), -1);
-    assert_eq!(world.answered_by(SECOND), Some(AnsweredBy::Vmm(Reason::TakenBack)));
+    assert_eq!(world.answered_by(SECOND), Some(AnsweredBy::Vmm(VmmReason::Reclaimed)));
     assert_eq!((world.kvm.holds(), world.filled()), ((0, 0), 0));
     assert_eq!((world.guest.says(), world.guest.has(world.space().as_ref())), (says, has));
     assert_eq!(world.put(SECOND, HIGH + 0x1_0000, 0x2_0003), 0);
@@ -268,7 +269,7 @@ fn a_table_ends_with_its_host_s_last_device_and_the_guest_puts_its_entries_again
     let change = world.opened.space.remove(device).expect("nothing fails").expect("the group left");
     assert!(change.after.windows.is_empty());
     assert_eq!((world.kvm.holds(), world.kvm.left_before()), ((0, 0), 0));
-    assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(Reason::TakenBack)));
+    assert_eq!(world.answered_by(FIRST), Some(AnsweredBy::Vmm(VmmReason::Reclaimed)));
     assert!(!world.kvm.put(FIRST, 0x2000, 0x6003));
     world.guest.listener().sync().expect("a space without a device is left alone");
     assert_eq!(world.guest.reset(), 0);

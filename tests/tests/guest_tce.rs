@@ -12,8 +12,9 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_listener::{TranslatedWindow, Update};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftDevice, SoftHost};
-use dmaspace_spapr_guest::tables::ConnectError;
-use dmaspace_spapr_guest::{Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_spapr_guest::{
+    ConnectError, Entries, Fault, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables,
+};
 use dmaspace_tests::soft::{host, open, range};
 
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";
@@ -21,7 +22,7 @@ const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
 const GIB: u64 = 1 << 30;
 const PAGE: u64 = 0x1000;
-const LIOBN: u64 = 0x8000_0000;
+const LIOBN: u32 = 0x8000_0000;
 const RAM: u64 = 16 << 20;
 /// Where the guest keeps its lists.
 const LIST: u64 = RAM - PAGE;
@@ -57,6 +58,10 @@ struct Guest {
     memory: Memory,
 }
 
+fn name() -> Liobn {
+    Liobn::new(LIOBN)
+}
+
 impl Guest {
     /// The table is there, and not connected.
     fn apart() -> Self {
@@ -73,7 +78,7 @@ impl Guest {
         let window = listener.translated(Iova::new(0)).expect("it is in force");
         let tables = TceTables::new();
         let table = TceTable::new(Iova::new(0), PageSize::K4, GIB / PAGE).expect("a proper table");
-        tables.add(Liobn::new(LIOBN as u32), table).expect("it is free");
+        tables.add(name(), table).expect("it is free");
         let memory = Memory { ram, len: RAM };
         Self { soft, device, opened, _listener: listener, window, tables, memory }
     }
@@ -86,25 +91,26 @@ impl Guest {
     }
 
     fn connect(&self) -> Result<(), ConnectError> {
-        self.tables.connect(Liobn::new(LIOBN as u32), self.window.clone())
+        self.tables.connect(name(), self.window.clone())
     }
 
     fn put(&self, ioba: u64, tce: u64) -> Result<(), Refusal> {
-        self.tables.h_put_tce(&self.memory, LIOBN, ioba, tce)
+        self.tables.h_put_tce(&self.memory, name(), Iova::new(ioba), Tce::new(tce))
     }
 
     fn list(&self, ioba: u64, list: &[u64]) -> Result<(), Refusal> {
         let bytes: Vec<u8> = list.iter().flat_map(|tce| tce.to_be_bytes()).collect();
         self.memory.ram.write(LIST, &bytes).expect("the guest's memory");
-        self.tables.h_put_tce_indirect(&self.memory, LIOBN, ioba, LIST, list.len() as u64)
+        let at = SystemAddress::new(LIST);
+        self.tables.h_put_tce_indirect(&self.memory, name(), Iova::new(ioba), at, list.len() as u64)
     }
 
     fn stuff(&self, ioba: u64, tce: u64, count: u64) -> Result<(), Refusal> {
-        self.tables.h_stuff_tce(&self.memory, LIOBN, ioba, tce, count)
+        self.tables.h_stuff_tce(&self.memory, name(), Iova::new(ioba), Tce::new(tce), count)
     }
 
     fn get(&self, ioba: u64) -> Result<u64, Refusal> {
-        self.tables.h_get_tce(LIOBN, ioba)
+        self.tables.h_get_tce(name(), Iova::new(ioba)).map(Tce::get)
     }
 
     /// What was mapped and unmapped since the last time.
@@ -116,7 +122,7 @@ impl Guest {
 
     /// What the table says: where, the offset in RAM, the rights.
     fn says(&self) -> Vec<(IovaRange, u64, Access)> {
-        let live = self.tables.live(Liobn::new(LIOBN as u32)).expect("the table is there");
+        let live = self.tables.live(name()).expect("the table is there");
         live.into_iter().map(|run| (run.range, run.target.get(), run.access)).collect()
     }
 
@@ -133,7 +139,7 @@ impl Guest {
 
     /// The device and the table agree on `ioba`.
     fn assert_seen(&self, ioba: u64) {
-        let translate = |access| self.tables.translate(Liobn::new(LIOBN as u32), Iova::new(ioba), access);
+        let translate = |access| self.tables.translate(name(), Iova::new(ioba), access);
         let mut found = [0; 8];
         let read = self.device.dma_read(Iova::new(ioba), &mut found);
         match translate(Access::READ).expect("the table is there") {
@@ -211,7 +217,7 @@ fn the_device_sees_what_the_table_says() {
     assert_eq!(guest.stuff(0x30_0000, 0, 2), Ok(()));
     spots.iter().for_each(|ioba| guest.assert_seen(*ioba));
     guest.assert_agreed();
-    let fault = guest.tables.translate(Liobn::new(LIOBN as u32), Iova::new(0x30_0000), Access::READ);
+    let fault = guest.tables.translate(name(), Iova::new(0x30_0000), Access::READ);
     assert_eq!(fault, Some(Err(Fault::NotMapped(Iova::new(0x30_0000)))));
 }
 
@@ -319,8 +325,8 @@ fn a_table_brings_what_is_in_it_to_the_window_it_is_connected_to() {
     assert_eq!(guest.connect(), Ok(()));
     assert_eq!(guest.calls(), [2, 0]);
     guest.assert_agreed();
-    assert_eq!(guest.connect(), Err(ConnectError::Connected(Liobn::new(LIOBN as u32))));
-    assert!(guest.tables.disconnect(Liobn::new(LIOBN as u32)).is_some());
+    assert_eq!(guest.connect(), Err(ConnectError::Connected(name())));
+    assert!(guest.tables.disconnect(name()).is_some());
     assert_eq!(guest.put(0, 0), Ok(()));
     assert_eq!(guest.calls(), [0, 0]);
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
 use dmaspace_core::words::address::SystemRange;
-use dmaspace_core::{PciAddressSpace, SystemAddress};
+use dmaspace_core::{Iova, PciAddressSpace, SystemAddress};
 use dmaspace_listener::Listener;
 use dmaspace_soft::SoftHost;
-use dmaspace_spapr_guest::{Layout, Liobn, PciHostBridge, SystemMemory, TceTables};
+use dmaspace_spapr_guest::{Layout, Liobn, PciHostBridge, SystemMemory, Tce, TceTables};
 use dmaspace_tests::kernel::SoftKvm;
 use dmaspace_tests::soft::{host, open, range};
 use dmaspace_tests::spapr_guest::{FIRST, RAM, SpaprGuest};
@@ -95,12 +95,12 @@ fn beside_processors(tables: Arc<TceTables>, vmm: impl FnOnce()) {
         let (tables, has_ended, begin) = (tables.clone(), has_ended.clone(), begin.clone());
         thread::spawn(move || {
             begin.wait();
-            let ioba = number << 12;
+            let (ioba, tce) = (Iova::new(number << 12), Tce::new(0x5003));
             while !has_ended.load(Ordering::Relaxed) {
-                // Refused where the host has no window now, which is the guest's to live with.
-                let _ = tables.h_put_tce(&Ram, FIRST, ioba, 0x5003);
-                let _ = tables.h_stuff_tce(&Ram, FIRST, ioba, 0, 1);
-                let _ = tables.h_get_tce(FIRST, ioba);
+                // A host without a window refuses, which is no fault.
+                let _ = tables.h_put_tce(&Ram, liobn(), ioba, tce);
+                let _ = tables.h_stuff_tce(&Ram, liobn(), ioba, Tce::NONE, 1);
+                let _ = tables.h_get_tce(liobn(), ioba);
             }
         })
     };

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, Request};
 use dmaspace_core::{IovaRange, PageSize};
 use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr_guest::{KernelTable, KernelTables, Liobn, Tce};
+use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
 
 use super::abi::{self, CreateDevice, CreateSpaprTce64, DeviceAttr, EnableCap, VfioSpaprTce};
 use super::links::{GroupCalls, Links};
@@ -119,8 +119,8 @@ impl GroupCalls<Handle> for Calls<'_> {
 }
 
 // SAFETY: its tables are KVM's.
-unsafe impl KernelTables for KvmVfio {
-    fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn KernelTable>, Failure> {
+unsafe impl InKernelTables for KvmVfio {
+    fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn InKernelTable>, Failure> {
         for hypercall in [H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE] {
             self.shared.answer(hypercall).map_err(|errno| failed(abi::ENABLE_CAP, errno))?;
         }
@@ -154,7 +154,7 @@ struct KvmTable {
 }
 
 // SAFETY: entries are read from KVM's table, which it shares with this process, and KVM's answer to unlinking is returned as it is.
-unsafe impl KernelTable for KvmTable {
+unsafe impl InKernelTable for KvmTable {
     fn entry(&self, index: u64) -> Tce {
         self.open.as_ref().map_or(Tce::NONE, |(entries, _)| Tce::new(entries.get(index)))
     }

@@ -1,110 +1,105 @@
-//! What a write to a table changes for devices, in runs.
+//! The changes that a write to a table makes for devices, in runs.
 //!
-//! A host is asked once a run, so a run goes on as long as bus and system address do, and the rights and what there was before stay the
-//! same. Entries that say what they said before are no change: no host is asked for them.
+//! A host gets one call for each run, so a run goes on for as long as bus and system address do, and the rights and the
+//! kind of change stay the same. Entries that are written as they were are no change: no host gets a call for them.
 
-use dmaspace_core::{Access, IovaRange, PageSize, SystemAddress};
+use dmaspace_core::{IovaRange, PageSize, SystemAddress};
+use dmaspace_listener::EntryRun;
 
-use super::entry::Tce;
+use crate::entry::Tce;
 
-/// Entries that continue each other on the bus and in system memory, with the same rights.
+/// One change for devices. The changes of one hypercall lie apart, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// Where on the bus.
-    pub range: IovaRange,
-    /// Where the first byte of it is in system memory.
-    pub target: SystemAddress,
-    /// What devices may do.
-    pub access: Access,
-}
-
-/// One change for devices. The changes of one hypercall lie apart, ascending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum EntryChange {
     /// Live entries where there were none.
-    Put(Run),
-    /// Live entries where there were others, each of them live.
-    Replace(Run),
-    /// No entry where there was at least one.
+    Put(EntryRun),
+    /// Live entries in the place of live entries.
+    Replace(EntryRun),
+    /// No entry in a range that had at least one.
     Clear(IovaRange),
 }
 
-impl Run {
-    /// The run of one entry.
-    pub(super) fn of(range: IovaRange, tce: Tce, page: PageSize) -> Self {
-        Self { range, target: tce.target(page), access: tce.access() }
-    }
+/// The run of one entry.
+pub(crate) fn run_of(range: IovaRange, tce: Tce, page: PageSize) -> EntryRun {
+    EntryRun { range, target: tce.target(page), access: tce.access() }
+}
 
-    /// Whether `next` goes on where this run ends, with the same rights.
-    pub(super) fn is_continued_by(&self, next: &Self) -> bool {
-        self.range.touches(next.range) && self.access == next.access && self.target_of(next.range) == Some(next.target)
-    }
+/// The part of `run` in `range`, which lies inside.
+pub(crate) fn part_of(run: &EntryRun, range: IovaRange) -> Option<EntryRun> {
+    debug_assert!(run.range.covers(range), "{range} is no part of {run:?}");
+    Some(EntryRun { range, target: target_of(run, range)?, access: run.access })
+}
 
-    /// The part of it in `range`, which lies inside.
-    pub(super) fn part(&self, range: IovaRange) -> Option<Self> {
-        Some(Self { range, target: self.target_of(range)?, access: self.access })
-    }
-
-    /// Where `range`, which begins inside or right behind it, would go on in system memory.
-    fn target_of(&self, range: IovaRange) -> Option<SystemAddress> {
-        self.target.get().checked_add(self.range.offset_of(range.first())).map(SystemAddress::new)
+/// Appends `run` to the last one of `runs`, if it continues that with the same rights, or to the list.
+pub(crate) fn push_joined(runs: &mut Vec<EntryRun>, run: EntryRun) {
+    match runs.last_mut() {
+        Some(last) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
+        _ => runs.push(run),
     }
 }
 
-/// Joins entries that come in the order of their bus addresses, without a gap, to changes.
+/// Returns true if `next` goes on where `run` ends, with the same rights.
+fn is_continued_by(run: &EntryRun, next: &EntryRun) -> bool {
+    run.range.touches(next.range) && run.access == next.access && target_of(run, next.range) == Some(next.target)
+}
+
+/// The system address at which `range`, which begins inside `run` or right behind it, continues the run.
+fn target_of(run: &EntryRun, range: IovaRange) -> Option<SystemAddress> {
+    run.target.get().checked_add(run.range.offset_of(range.first())).map(SystemAddress::new)
+}
+
+/// The changes of entries that are noted in the order of their bus addresses, without a gap.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     page: PageSize,
-    done: Vec<Change>,
-    /// The clears since the last put, and whether one of them clears anything.
+    done: Vec<EntryChange>,
+    /// The range cleared since the last put, and whether that had a live entry.
     clearing: Option<(IovaRange, bool)>,
 }
 
 impl Changes {
-    pub(super) fn new(page: PageSize) -> Self {
+    pub(crate) fn new(page: PageSize) -> Self {
         Self { page, done: Vec::new(), clearing: None }
     }
 
-    /// The entry at `range` was `old` and becomes `new`.
-    pub(super) fn note(&mut self, range: IovaRange, old: Tce, new: Tce) {
+    /// Notes that the entry at `range` was `old` and becomes `new`.
+    pub(crate) fn note(&mut self, range: IovaRange, old: Tce, new: Tce) {
         if !new.is_live() {
             let (before, clears) = self.clearing.unwrap_or((range, false));
             self.clearing = Some((before.hull(range), clears || old.is_live()));
             return;
         }
         self.end_clearing();
-        let run = Run::of(range, new, self.page);
+        let run = run_of(range, new, self.page);
         if !old.is_live() {
             self.put(run);
-        } else if run != Run::of(range, old, self.page) {
+        } else if run != run_of(range, old, self.page) {
             self.replace(run);
         }
     }
 
-    pub(super) fn finish(mut self) -> Vec<Change> {
+    pub(crate) fn finish(mut self) -> Vec<EntryChange> {
         self.end_clearing();
         self.done
     }
 
-    fn put(&mut self, run: Run) {
+    fn put(&mut self, run: EntryRun) {
         match self.done.last_mut() {
-            Some(Change::Put(before)) if before.is_continued_by(&run) => before.range = before.range.hull(run.range),
-            _ => self.done.push(Change::Put(run)),
+            Some(EntryChange::Put(last)) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
+            _ => self.done.push(EntryChange::Put(run)),
         }
     }
 
-    fn replace(&mut self, run: Run) {
+    fn replace(&mut self, run: EntryRun) {
         match self.done.last_mut() {
-            Some(Change::Replace(before)) if before.is_continued_by(&run) => {
-                before.range = before.range.hull(run.range);
-            }
-            _ => self.done.push(Change::Replace(run)),
+            Some(EntryChange::Replace(last)) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
+            _ => self.done.push(EntryChange::Replace(run)),
         }
     }
 
     fn end_clearing(&mut self) {
         if let Some((range, true)) = self.clearing.take() {
-            self.done.push(Change::Clear(range));
+            self.done.push(EntryChange::Clear(range));
         }
     }
 }

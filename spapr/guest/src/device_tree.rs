@@ -1,20 +1,21 @@
-//! What a guest's device tree says of its bridges' windows, as names and bytes that go into it as they are.
+//! The properties of a guest's device tree that describe its bridges' windows: names, and bytes to copy into the tree.
 
-use super::bridge::PciHostBridge;
-use super::rtas::{Tokens, halves};
+use crate::bridge::PciHostBridge;
+use crate::rtas::{Tokens, halves};
 
-/// The hypercalls a guest may make, as `ibm,hypertas-functions` below `/rtas` names them: each of these, with others of the VMM's
-/// (LoPAR: ch_lpar_option.xml, "hypertas-functions"; qemu: hw/ppc/spapr.c, spapr_dt_rtas).
+/// The names of the TCE hypercalls in `ibm,hypertas-functions` below `/rtas`. The VMM lists them beside those of its
+/// other hypercalls (LoPAR: ch_lpar_option.xml, "hypertas-functions"; qemu: hw/ppc/spapr.c, spapr_dt_rtas).
 ///
-/// The second one stands for H_PUT_TCE_INDIRECT and H_STUFF_TCE. Where KVM answers hypercalls, they must be enabled there, too.
+/// The second name stands for H_PUT_TCE_INDIRECT and H_STUFF_TCE. Where KVM answers hypercalls, they must be enabled in
+/// KVM, too.
 pub const HYPERTAS_FUNCTIONS: [&str; 2] = ["hcall-tce", "hcall-multi-tce"];
 
 /// A property of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Property {
-    /// What it is called.
+    /// The property's name.
     pub name: &'static str,
-    /// What it says: big-endian cells of 32 bits.
+    /// The property's value: big-endian cells of 32 bits.
     pub value: Vec<u8>,
 }
 
@@ -24,21 +25,22 @@ impl Property {
     }
 }
 
-/// The cells of a bus address, and of a size on the bus.
+/// The cells of a bus address.
 const ADDRESS_CELLS: u32 = 2;
+/// The cells of a size on the bus.
 const SIZE_CELLS: u32 = 2;
 
 impl PciHostBridge {
-    /// The properties of the bridge's node that speak of windows (LoPAR: app_papr_binding.xml, "ibm,dma-window";
-    /// sec_rtas_dma_window.xml, "Extensions to Dynamic DMA Windows"; qemu: hw/ppc/spapr_pci.c, spapr_dt_phb): the default window, how it is
-    /// spelt, and the calls for others.
+    /// The properties of the bridge's node for windows (LoPAR: app_papr_binding.xml, "ibm,dma-window";
+    /// sec_rtas_dma_window.xml, "Extensions to Dynamic DMA Windows"; qemu: hw/ppc/spapr_pci.c, spapr_dt_phb): the
+    /// default window, the cells of its address and size, and the calls that create others.
     pub fn properties(&self, tokens: &Tokens) -> Vec<Property> {
         let window = self.default_window();
         let [first_high, first_low] = halves(window.range.first().get());
         // The default window ends below 4 GiB.
         let [size_high, size_low] = halves(window.range.len().map_or(0, |len| len.get()));
         let dma_window = [window.liobn.get(), first_high, first_low, size_high, size_low];
-        // How many extensions there are; the call for a reset; whether the query may ask for six results.
+        // The number of extensions; the token of the reset; 1, since a query may have six results.
         let extensions = [2, tokens.reset, 1];
         vec![
             Property::of("ibm,#dma-address-cells", &[ADDRESS_CELLS]),
@@ -51,8 +53,8 @@ impl PciHostBridge {
 }
 
 impl Tokens {
-    /// The properties of `/rtas` that name the calls (LoPAR: ch_rtas.xml, "RTAS Tokens for Functions"). A guest that reads PAPR goes by
-    /// its bridge's; one that looks a call up by name finds it here.
+    /// The properties of `/rtas` that name the calls (LoPAR: ch_rtas.xml, "RTAS Tokens for Functions"). A guest that
+    /// follows PAPR uses its bridge's properties; a guest that looks a call up by name uses these.
     pub fn properties(&self) -> Vec<Property> {
         vec![
             Property::of("ibm,query-pe-dma-window", &[self.query]),
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_says_what_a_pseries_machine_s_says() {
+    fn the_properties_of_a_bridge_are_those_of_a_pseries_machine() {
         let bridge = PciHostBridge::new(Layout::pseries(1), Arc::new(TceTables::new())).expect("a proper layout");
         let properties = bridge.properties(&Tokens::default());
         assert_eq!(cells(&properties, "ibm,dma-window"), [0x8000_0100, 0, 0, 0, 0x4000_0000]);
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calls_are_named_below_rtas() {
+    fn the_calls_have_tokens_below_rtas() {
         let properties = Tokens::default().properties();
         assert_eq!(cells(&properties, "ibm,create-pe-dma-window"), [0x2027]);
         assert_eq!(properties.len(), 4);

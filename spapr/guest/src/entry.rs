@@ -4,32 +4,35 @@ use std::fmt;
 
 use dmaspace_core::{Access, PageSize, SystemAddress};
 
-/// The device may read (LoPAR: ch_address_map.xml, TCE definition; linux: arch/powerpc/include/asm/tce.h, TCE_PCI_READ).
+/// The device may read (LoPAR: ch_address_map.xml, TCE definition; linux: arch/powerpc/include/asm/tce.h,
+/// TCE_PCI_READ).
 const READ: u64 = 1;
 /// The device may write.
 const WRITE: u64 = 2;
 
-/// A translation control entry: a real address of the guest's, which is a system address here, and what devices may do there.
+/// A translation control entry: a real address of the guest, which is a system address here, and the rights of devices
+/// there.
 ///
-/// Without a right it is a *page fault*: nothing is mapped, and its other bits mean nothing but are kept.
+/// An entry without a right is a *page fault*: it maps nothing. Its other bits have no meaning, but the guest reads
+/// them back as it wrote them.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Tce(u64);
 
 impl Tce {
-    /// What an entry is before anything is put.
+    /// The entry of every page of a new table.
     pub const NONE: Self = Self(0);
 
-    /// The entry as the guest spells it, in this machine's byte order.
+    /// The entry in the guest's encoding, in this machine's byte order.
     pub const fn new(raw: u64) -> Self {
         Self(raw)
     }
 
-    /// As the guest spells it.
+    /// The guest's encoding.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// What devices may do.
+    /// The rights of devices.
     pub fn access(self) -> Access {
         let mut access = Access::empty();
         access.set(Access::READ, self.0 & READ != 0);
@@ -37,29 +40,29 @@ impl Tce {
         access
     }
 
-    /// Whether devices may do anything.
+    /// Returns true if devices have a right.
     pub const fn is_live(self) -> bool {
         self.0 & (READ | WRITE) != 0
     }
 
-    /// Where the page begins that devices reach through it.
+    /// The first byte of the page that the entry maps.
     pub const fn target(self, page: PageSize) -> SystemAddress {
         SystemAddress::new(page.round_down(self.address()))
     }
 
-    /// Whether its address is a multiple of `page`.
+    /// Returns true if the entry's address is a multiple of `page`.
     pub const fn is_aligned_to(self, page: PageSize) -> bool {
         page.divides(self.address())
     }
 
     /// The entry for a page at `target`.
-    pub(super) fn to(target: SystemAddress, access: Access) -> Self {
+    pub(crate) fn to(target: SystemAddress, access: Access) -> Self {
         let read = if access.contains(Access::READ) { READ } else { 0 };
         let write = if access.contains(Access::WRITE) { WRITE } else { 0 };
         Self(target.get() | read | write)
     }
 
-    /// Everything but the rights.
+    /// All bits but the rights.
     const fn address(self) -> u64 {
         self.0 & !(READ | WRITE)
     }

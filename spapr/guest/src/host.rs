@@ -1,71 +1,94 @@
-//! Carrying changes to a host: all of them, or none.
+//! Making changes on a host: all of them, or none.
 //!
-//! No lock of a table is held while a host is called: the order of all locks has the tables behind those of the listener and its spaces
-//! (`dmaspace_core::sync`), which look into a table that the kernel fills. The table does not change meanwhile: its connection is locked.
+//! No lock of a table's entries is held while a host is called: in the order of all locks ([`dmaspace_core::sync`])
+//! they come after those of the listener and its spaces, which look into a table that the kernel fills. The entries do
+//! not change meanwhile, since the table's connection is locked.
 
 use dmaspace_core::IovaRange;
-use dmaspace_listener::{EntryError, TranslatedWindow};
+use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
-use super::change::{Change, Run};
+use crate::change::{EntryChange, part_of};
 
-/// A host that said no.
+/// A change that a host refused.
 #[derive(Debug)]
-pub(super) struct Stuck {
-    /// To what, and why.
-    pub(super) error: EntryError,
-    /// The changes, or parts of them, that were made before and could not be taken back.
-    pub(super) stays: Vec<Change>,
+pub(crate) struct Incomplete {
+    /// The host's reason.
+    pub(crate) error: EntryError,
+    /// The changes, or parts of them, that were made before and could not be undone.
+    pub(crate) remaining: Vec<EntryChange>,
 }
 
-/// Makes `changes` in `window`, one call each where the kernel can. `before` answers with the live entries of a range before them: what is
-/// taken back is read there.
-pub(super) fn carry(
+/// The live entries of a range as they were before any change.
+type Before<'a> = &'a dyn Fn(IovaRange) -> Vec<EntryRun>;
+
+/// Makes `changes` in `window`, one call each where the kernel can. A failure undoes the changes made before it, with
+/// the entries that `before` reads.
+pub(crate) fn make_all(
     window: &TranslatedWindow,
-    before: impl Fn(IovaRange) -> Vec<Run>,
-    changes: &[Change],
-) -> Result<(), Stuck> {
-    for (done, change) in changes.iter().enumerate() {
+    changes: &[EntryChange],
+    before: Before<'_>,
+) -> Result<(), Incomplete> {
+    for (made, change) in changes.iter().enumerate() {
         if let Err(error) = make(window, change) {
-            let made = changes.iter().take(done).rev();
-            return Err(Stuck { error, stays: made.flat_map(|change| take_back(window, &before, change)).collect() });
+            let mut remaining = Vec::new();
+            for change in changes.iter().take(made).rev() {
+                undo(window, change, before, &mut remaining);
+            }
+            return Err(Incomplete { error, remaining });
         }
     }
     Ok(())
 }
 
-fn make(window: &TranslatedWindow, change: &Change) -> Result<(), EntryError> {
+fn make(window: &TranslatedWindow, change: &EntryChange) -> Result<(), EntryError> {
     match change {
-        Change::Put(run) => put(window, run),
-        Change::Replace(run) => replace(window, run),
-        Change::Clear(range) => window.clear(*range).map(drop),
+        EntryChange::Put(run) => put(window, run),
+        EntryChange::Replace(run) => replace(window, run),
+        EntryChange::Clear(range) => clear(window, *range),
     }
 }
 
-/// Returns what could not be taken back.
-fn take_back(window: &TranslatedWindow, before: impl Fn(IovaRange) -> Vec<Run>, change: &Change) -> Vec<Change> {
+/// Undoes `change`, and adds the parts that could not be undone to `remaining`.
+fn undo(window: &TranslatedWindow, change: &EntryChange, before: Before<'_>, remaining: &mut Vec<EntryChange>) {
     match change {
-        Change::Put(run) => window.clear(run.range).err().map(|_| *change).into_iter().collect(),
-        Change::Replace(run) => {
-            let old = before(run.range).into_iter();
-            let stays = old.filter(|old| replace(window, old).is_err());
-            stays.filter_map(|old| run.part(old.range).map(Change::Replace)).collect()
+        EntryChange::Put(run) => {
+            if clear(window, run.range).is_err() {
+                remaining.push(*change);
+            }
         }
-        Change::Clear(range) => {
-            let old = before(*range).into_iter();
-            old.filter(|old| put(window, old).is_err()).map(|old| Change::Clear(old.range)).collect()
+        EntryChange::Replace(run) => {
+            for old in before(run.range) {
+                if replace(window, &old).is_err() {
+                    remaining.extend(part_of(run, old.range).map(EntryChange::Replace));
+                }
+            }
+        }
+        EntryChange::Clear(range) => {
+            for old in before(*range) {
+                if put(window, &old).is_err() {
+                    remaining.push(EntryChange::Clear(old.range));
+                }
+            }
         }
     }
 }
 
-fn put(window: &TranslatedWindow, run: &Run) -> Result<(), EntryError> {
+fn put(window: &TranslatedWindow, run: &EntryRun) -> Result<(), EntryError> {
     window.put_run(run.range.first(), run.target, len(run), run.access)
 }
 
-fn replace(window: &TranslatedWindow, run: &Run) -> Result<(), EntryError> {
-    window.replace(run.range.first(), run.target, len(run), run.access).map(drop)
+fn replace(window: &TranslatedWindow, run: &EntryRun) -> Result<(), EntryError> {
+    window.replace(run.range.first(), run.target, len(run), run.access)?;
+    Ok(())
 }
 
-fn len(run: &Run) -> u64 {
-    // No table has 2^64 bytes.
-    run.range.len().map_or(0, |len| len.get())
+fn clear(window: &TranslatedWindow, range: IovaRange) -> Result<(), EntryError> {
+    window.clear(range)?;
+    Ok(())
+}
+
+fn len(run: &EntryRun) -> u64 {
+    let len = run.range.len();
+    debug_assert!(len.is_some(), "no table spans 2^64 bytes");
+    len.map_or(0, |len| len.get())
 }

@@ -1,18 +1,27 @@
 //! The four hypercalls, by argument.
 //!
-//! Arguments are registers: 64 bits of the guest's, whatever they should be. All of them are checked before anything is written, and a call
-//! that is refused has written nothing. For H_PUT_TCE_INDIRECT that is PAPR's way too: it copies the list, so that the guest cannot change
-//! it meanwhile, and fills the table when all entries were found right. KVM checks first and reads the list twice (linux:
-//! arch/powerpc/kvm/book3s_64_vio.c, kvmppc_h_put_tce_indirect); QEMU keeps what it wrote before the first bad entry (qemu:
-//! hw/ppc/spapr_iommu.c, h_put_tce_indirect).
+//! All arguments are checked before anything is written, and a call that is refused has written nothing. For
+//! H_PUT_TCE_INDIRECT that is PAPR's rule: it copies the list first, so that the guest cannot change it meanwhile, and
+//! fills the table if all entries are right. KVM checks first and reads the list twice (linux:
+//! arch/powerpc/kvm/book3s_64_vio.c, kvmppc_h_put_tce_indirect); QEMU keeps the entries that it wrote before the first
+//! wrong one (qemu: hw/ppc/spapr_iommu.c, h_put_tce_indirect).
+//!
+//! A VMM passes the registers of a call to [`TceTables::hypercall`]. The calls by name take arguments of four different
+//! types.
+
+#[cfg(test)]
+mod conformance;
+
+use std::sync::Arc;
 
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, PageSize, SystemAddress};
 
-use super::entry::Tce;
-use super::refusal::Refusal;
-use super::table::{Entries, TceTable};
-use super::tables::TceTables;
+use crate::entry::Tce;
+use crate::liobn::Liobn;
+use crate::refusal::Refusal;
+use crate::table::{Entries, TceTable};
+use crate::tables::{NamedTable, TceTables};
 
 /// The token of H_GET_TCE (linux: arch/powerpc/include/asm/hvcall.h, here and below).
 pub const H_GET_TCE: u64 = 0x1c;
@@ -23,126 +32,156 @@ pub const H_STUFF_TCE: u64 = 0x138;
 /// The token of H_PUT_TCE_INDIRECT.
 pub const H_PUT_TCE_INDIRECT: u64 = 0x13c;
 
-/// The most entries that H_PUT_TCE_INDIRECT takes, and H_STUFF_TCE that writes anything but zeros.
+/// The most entries that H_PUT_TCE_INDIRECT takes, and H_STUFF_TCE with an entry other than zero.
 ///
-/// PAPR has H_STUFF_TCE refuse more, zeros included. Firmware did not for long, so older Linux guests clear any number at once
-/// (linux: commit 9d2ccf00bddc, "powerpc/iommu: Limit number of TCEs to 512 for H_STUFF_TCE hcall"), and a refusal leaves them with
-/// entries they believe are gone. QEMU and KVM take any number. So does this for zeros, whose cost does not grow with the number.
+/// PAPR has H_STUFF_TCE refuse more, zeros included. Firmware took more for a long time, so older Linux guests clear
+/// any number at once (linux: commit 9d2ccf00bddc, "powerpc/iommu: Limit number of TCEs to 512 for H_STUFF_TCE hcall"),
+/// and after a refusal they have live entries that they believe are cleared. QEMU and KVM take any number.
+/// [`TceTables`] takes any number of zeros, whose cost does not grow with the number.
 pub const MOST_ENTRIES: u64 = 512;
 
 /// The bytes of an entry in a list.
 const ENTRY: usize = size_of::<u64>();
 
-/// What hypercalls and RTAS calls have to know of the guest's memory.
+/// The guest's memory, as hypercalls and RTAS calls use it. Called without any lock of this crate's.
 pub trait SystemMemory {
-    /// Whether all of `range` is memory that the guest may let devices reach.
+    /// Returns true if all of `range` is memory that the guest may map for devices.
     fn holds(&self, range: SystemRange) -> bool;
 
-    /// Reads all of `into` from `at` on, or answers false.
+    /// Reads all of `into` from `at` on. Returns false if there is no memory.
     fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool;
 
-    /// Writes all of `from` at `at`, or answers false and has written nothing. Only RTAS calls write, to their buffers.
+    /// Writes all of `from` at `at`. Returns false, and must have written nothing, if there is no writable memory. Only
+    /// RTAS calls write, to their buffers.
     fn write(&self, at: SystemAddress, from: &[u8]) -> bool;
 }
 
 impl TceTables {
-    /// H_GET_TCE: reads an entry, for R4.
+    /// Answers a hypercall by its token and the registers R4 to R7, with any numbers in them. Returns the value for R4,
+    /// which is the entry for H_GET_TCE and 0 otherwise; `None` for a token of another call. The return code for R3 is
+    /// [`ReturnCode::of`](crate::ReturnCode::of) the result.
+    pub fn hypercall(
+        &self,
+        memory: &dyn SystemMemory,
+        token: u64,
+        registers: [u64; 4],
+    ) -> Option<Result<u64, Refusal>> {
+        const CALLS: [u64; 4] = [H_GET_TCE, H_PUT_TCE, H_STUFF_TCE, H_PUT_TCE_INDIRECT];
+        CALLS.contains(&token).then(|| self.answer(memory, token, registers))
+    }
+
+    fn answer(&self, memory: &dyn SystemMemory, token: u64, [liobn, ioba, r6, r7]: [u64; 4]) -> Result<u64, Refusal> {
+        if token == H_PUT_TCE_INDIRECT && (liobn as i64) < 0 {
+            return Err(Refusal::SeveralTables(liobn as i64));
+        }
+        let liobn = Liobn::from_register(liobn).ok_or(Refusal::NoSuchTable(liobn))?;
+        let ioba = Iova::new(ioba);
+        match token {
+            H_GET_TCE => return Ok(self.h_get_tce(liobn, ioba)?.get()),
+            H_PUT_TCE => self.h_put_tce(memory, liobn, ioba, Tce::new(r6))?,
+            H_PUT_TCE_INDIRECT => self.h_put_tce_indirect(memory, liobn, ioba, SystemAddress::new(r6), r7)?,
+            _ => {
+                debug_assert_eq!(token, H_STUFF_TCE, "only the four calls are answered");
+                self.h_stuff_tce(memory, liobn, ioba, Tce::new(r6), r7)?;
+            }
+        }
+        Ok(0)
+    }
+
+    /// H_GET_TCE: reads an entry.
     ///
     /// # Errors
     /// [`Refusal::NoSuchTable`], [`Refusal::MisalignedAddress`], [`Refusal::OutsideTable`].
-    pub fn h_get_tce(&self, liobn: u64, ioba: u64) -> Result<u64, Refusal> {
-        let slot = self.slot(liobn)?;
-        let table = slot.table();
-        let at = aligned(&table, ioba)?;
-        Ok(table.get(at)?.get())
+    pub fn h_get_tce(&self, liobn: Liobn, ioba: Iova) -> Result<Tce, Refusal> {
+        let named = self.named_by(liobn)?;
+        let table = named.table();
+        check_alignment(&table, ioba)?;
+        Ok(table.get(ioba)?)
     }
 
-    /// H_PUT_TCE: writes an entry. One without a right clears; one over a live one replaces it.
+    /// H_PUT_TCE: writes an entry. An entry without a right clears; one over a live entry replaces it.
     ///
     /// # Errors
     /// As [`TceTables::h_get_tce`], then [`Refusal::MisalignedEntry`], [`Refusal::NotMemory`], [`Refusal::Host`].
-    pub fn h_put_tce(&self, memory: &dyn SystemMemory, liobn: u64, ioba: u64, tce: u64) -> Result<(), Refusal> {
-        let slot = self.slot(liobn)?;
-        let table = slot.table();
-        let at = aligned(&table, ioba)?;
-        table.check(at, 1)?;
-        let tce = Tce::new(tce);
-        check_entry(memory, table.page(), tce)?;
-        drop(table);
-        slot.write(at, Entries::List(&[tce]))
+    pub fn h_put_tce(&self, memory: &dyn SystemMemory, liobn: Liobn, ioba: Iova, tce: Tce) -> Result<(), Refusal> {
+        let named = self.named_by(liobn)?;
+        let page = page_of(&named, ioba, 1)?;
+        check_entry(memory, page, tce)?;
+        named.write(ioba, Entries::List(&[tce]))
     }
 
     /// H_PUT_TCE_INDIRECT: writes `count` entries from the page at `list`, where they are big-endian.
     ///
     /// # Errors
-    /// [`Refusal::SeveralTables`], [`Refusal::LongList`], [`Refusal::MisalignedList`], then as [`TceTables::h_get_tce`], then
-    /// [`Refusal::NoList`], and for any of the entries as [`TceTables::h_put_tce`].
+    /// [`Refusal::LongList`], [`Refusal::MisalignedList`], then as [`TceTables::h_get_tce`], then [`Refusal::NoList`], and for
+    /// any of the entries as [`TceTables::h_put_tce`].
     pub fn h_put_tce_indirect(
         &self,
         memory: &dyn SystemMemory,
-        liobn: u64,
-        ioba: u64,
-        list: u64,
+        liobn: Liobn,
+        ioba: Iova,
+        list: SystemAddress,
         count: u64,
     ) -> Result<(), Refusal> {
-        let several = liobn as i64;
-        if several < 0 {
-            return Err(Refusal::SeveralTables(several));
-        }
         if count > MOST_ENTRIES {
             return Err(Refusal::LongList(count));
         }
-        let list = SystemAddress::new(list);
         if !PageSize::K4.divides(list.get()) {
             return Err(Refusal::MisalignedList(list));
         }
-        let slot = self.slot(liobn)?;
-        let table = slot.table();
-        let at = aligned(&table, ioba)?;
-        table.check(at, count)?;
-        let page = table.page();
-        drop(table);
+        let named = self.named_by(liobn)?;
+        let page = page_of(&named, ioba, count)?;
         let entries = read_list(memory, list, count)?;
-        entries.iter().try_for_each(|tce| check_entry(memory, page, *tce))?;
-        slot.write(at, Entries::List(&entries))
+        for tce in &entries {
+            check_entry(memory, page, *tce)?;
+        }
+        named.write(ioba, Entries::List(&entries))
     }
 
-    /// H_STUFF_TCE: writes one entry to `count` consecutive places.
+    /// H_STUFF_TCE: writes one entry to `count` consecutive pages.
     ///
     /// # Errors
     /// As [`TceTables::h_put_tce`], and [`Refusal::LongStuff`] for more than [`MOST_ENTRIES`].
     pub fn h_stuff_tce(
         &self,
         memory: &dyn SystemMemory,
-        liobn: u64,
-        ioba: u64,
-        tce: u64,
+        liobn: Liobn,
+        ioba: Iova,
+        tce: Tce,
         count: u64,
     ) -> Result<(), Refusal> {
-        let slot = self.slot(liobn)?;
-        let table = slot.table();
-        let at = aligned(&table, ioba)?;
-        table.check(at, 0)?;
-        let tce = Tce::new(tce);
-        let inside = table.check(at, count);
+        let named = self.named_by(liobn)?;
+        let page = page_of(&named, ioba, 0)?;
+        let inside = named.table().check(ioba, count);
         if count > MOST_ENTRIES && (tce != Tce::NONE || inside.is_err()) {
             return Err(Refusal::LongStuff(count));
         }
         inside?;
-        check_entry(memory, table.page(), tce)?;
-        drop(table);
-        slot.write(at, Entries::Same(tce, count))
+        check_entry(memory, page, tce)?;
+        named.write(ioba, Entries::Same(tce, count))
+    }
+
+    fn named_by(&self, liobn: Liobn) -> Result<Arc<NamedTable>, Refusal> {
+        self.find(liobn).ok_or(Refusal::NoSuchTable(liobn.get().into()))
     }
 }
 
-/// PAPR does not say what becomes of the bits below the page; KVM refuses them (linux: arch/powerpc/kernel/iommu.c,
-/// iommu_tce_check_ioba), QEMU ignores them.
-fn aligned(table: &TceTable, ioba: u64) -> Result<Iova, Refusal> {
-    let at = Iova::new(ioba);
-    if table.page().divides(ioba) { Ok(at) } else { Err(Refusal::MisalignedAddress(at, table.page())) }
+/// The page size of a table, which must have `count` entries from `ioba` on. The table is unlocked again: checks of the
+/// guest's memory are the VMM's code.
+fn page_of(named: &NamedTable, ioba: Iova, count: u64) -> Result<PageSize, Refusal> {
+    let table = named.table();
+    check_alignment(&table, ioba)?;
+    table.check(ioba, count)?;
+    Ok(table.page())
 }
 
-/// Whether an entry may be written: any without a right, and those for a page of the guest's memory.
+/// PAPR does not define the bits below the page. KVM refuses them (linux: arch/powerpc/kernel/iommu.c,
+/// iommu_tce_check_ioba), QEMU ignores them.
+fn check_alignment(table: &TceTable, ioba: Iova) -> Result<(), Refusal> {
+    if table.page().divides(ioba.get()) { Ok(()) } else { Err(Refusal::MisalignedAddress(ioba, table.page())) }
+}
+
+/// Refuses an entry with a right unless it maps a page of the guest's memory.
 fn check_entry(memory: &dyn SystemMemory, page: PageSize, tce: Tce) -> Result<(), Refusal> {
     if !tce.is_live() {
         return Ok(());
@@ -154,7 +193,8 @@ fn check_entry(memory: &dyn SystemMemory, page: PageSize, tce: Tce) -> Result<()
     if range.is_ok_and(|range| memory.holds(range)) { Ok(()) } else { Err(Refusal::NotMemory(tce)) }
 }
 
-/// Reads the list once. A list of none must be there, too: PAPR copies its page before it looks at the number.
+/// Reads the list once. A list without entries must be in memory, too: PAPR copies its page before it looks at the
+/// number.
 fn read_list(memory: &dyn SystemMemory, list: SystemAddress, count: u64) -> Result<Vec<Tce>, Refusal> {
     let count = usize::try_from(count).map_err(|_| Refusal::LongList(count))?;
     let mut bytes = vec![0; ENTRY * count.max(1)];

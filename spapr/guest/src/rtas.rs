@@ -1,33 +1,33 @@
 //! The four RTAS calls for dynamic DMA windows (DDW), by argument.
 //!
-//! A guest puts a buffer of big-endian 32-bit cells in its memory: the call's token, how many arguments and results there are, the
-//! arguments, and room for the results, of which the first is a status. The rules are PAPR's, as its public edition has them (LoPAR:
-//! sec_rtas_dma_window.xml); where it is silent they are QEMU's (hw/ppc/spapr_rtas_ddw.c). KVM never answers an RTAS call.
+//! A guest puts a buffer of big-endian 32-bit cells in its memory: the call's token, the numbers of arguments and of
+//! results, the arguments, and room for the results, of which the first is a status. The rules are PAPR's, as its
+//! public edition has them (LoPAR: sec_rtas_dma_window.xml); where it says nothing they are QEMU's
+//! (hw/ppc/spapr_rtas_ddw.c). KVM answers no RTAS call.
 //!
 //! A call that is refused has changed nothing, and has written its status only.
 
 mod buffer;
 #[cfg(test)]
 mod conformance;
-pub(super) mod pages;
+pub(crate) mod pages;
 #[cfg(test)]
 mod tests;
 
 use dmaspace_core::SystemAddress;
-use dmaspace_listener::Listener;
-use dmaspace_listener::Report;
+use dmaspace_listener::{Listener, Report};
 
-use super::bridge::{PciHostBridge, WindowError};
-use super::hypercalls::SystemMemory;
-use super::tables::Liobn;
+use crate::bridge::{PciHostBridge, WindowError};
+use crate::hypercalls::SystemMemory;
+use crate::liobn::Liobn;
 use buffer::Buffer;
 pub use buffer::{BadBuffer, MOST_CELLS};
 
-/// The token of H_RTAS, by which firmware hands a call to the hypervisor. It is QEMU's own (qemu: include/hw/ppc/spapr.h,
-/// KVMPPC_H_RTAS).
+/// The token of H_RTAS, the hypercall by which firmware passes an RTAS call to the hypervisor. QEMU defined it (qemu:
+/// include/hw/ppc/spapr.h, KVMPPC_H_RTAS).
 pub const H_RTAS: u64 = 0xf000;
 
-/// The numbers that a guest calls the calls by, as its device tree says.
+/// The tokens of the calls, as the guest's device tree lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tokens {
     /// ibm,query-pe-dma-window.
@@ -41,18 +41,20 @@ pub struct Tokens {
 }
 
 impl Default for Tokens {
-    /// QEMU's (qemu: include/hw/ppc/spapr.h, RTAS_IBM_QUERY_PE_DMA_WINDOW and those after it).
+    /// QEMU's tokens (qemu: include/hw/ppc/spapr.h, RTAS_IBM_QUERY_PE_DMA_WINDOW and those after it).
     fn default() -> Self {
         Self { query: 0x2026, create: 0x2027, remove: 0x2028, reset: 0x2029 }
     }
 }
 
-/// What a guest finds in the first result.
+/// The status of a call, which is the first result in the guest's buffer.
 ///
-/// PAPR has two more for these calls, busy and extended delay: windows are there when a call returns, so they are not used.
+/// PAPR has two more for these calls, busy and extended delay. They are not used: a window exists when its call
+/// returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// It is done.
+#[non_exhaustive]
+pub enum RtasStatus {
+    /// The call succeeded.
     Success,
     /// A host failed.
     HardwareError,
@@ -60,7 +62,7 @@ pub enum Status {
     ParameterError,
 }
 
-impl Status {
+impl RtasStatus {
     /// The number (LoPAR: sec_rtas_dma_window.xml, the argument call buffers).
     pub const fn get(self) -> i32 {
         match self {
@@ -71,13 +73,14 @@ impl Status {
     }
 }
 
-/// Why a call was refused.
+/// The reason to refuse a call.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RtasError {
-    /// So many arguments and results.
-    #[error("{0} arguments and {1} results")]
+    /// The call does not have these numbers of arguments and results.
+    #[error("the call does not have {0} arguments and {1} results")]
     Counts(usize, usize),
-    /// No bridge has this unit ID.
+    /// No bridge has the unit ID.
     #[error("there is no bridge with unit ID {0:#x}")]
     NoSuchBridge(u64),
     /// The window was not created, removed or reset.
@@ -87,49 +90,55 @@ pub enum RtasError {
 
 impl RtasError {
     /// The status for the guest.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> RtasStatus {
         match self {
             Self::Window(WindowError::LiobnInUse(_) | WindowError::Commit(_) | WindowError::Table(_)) => {
-                Status::HardwareError
+                RtasStatus::HardwareError
             }
-            Self::Counts(..) | Self::NoSuchBridge(_) | Self::Window(_) => Status::ParameterError,
+            Self::Counts(..) | Self::NoSuchBridge(_) | Self::Window(_) => RtasStatus::ParameterError,
         }
     }
 }
 
-/// What became of a buffer.
+/// The answer to an RTAS call.
 #[derive(Clone, Debug)]
-pub enum Answer {
-    /// The call is not one of these four, but has this token. Nothing was done.
+pub enum RtasAnswer {
+    /// The token is that of a call other than the four. Nothing was done.
     Other(u32),
-    /// The guest finds status and results in its buffer. What that did to hosts, or why it was refused, is for the VMM's log; a query
-    /// does nothing.
+    /// Status and results are in the guest's buffer. The report of the changes on hosts, or the reason to refuse the
+    /// call, is for the VMM's log. A query changes nothing.
     Called(Result<Report, RtasError>),
 }
 
 impl Tokens {
-    /// Answers the call whose buffer is at `buffer` in the guest's memory. `bridges` are all bridges of the guest, each with its listener.
-    /// A guest makes one RTAS call at a time; hypercalls go on meanwhile, and wait where a window they write to comes or goes.
+    /// Answers the call whose buffer is at `buffer` in the guest's memory. `bridges` are all bridges of the guest, each
+    /// with its listener. A guest makes one RTAS call at a time. Hypercalls go on meanwhile; one that writes to a
+    /// window waits while the call creates or removes it.
     ///
     /// # Errors
-    /// [`BadBuffer`]: nothing was done, for there is no place to say how it went. The guest gets `H_Parameter` from H_RTAS.
+    /// [`BadBuffer`]: nothing was done, since there is no place for a status. The guest gets `H_Parameter` from H_RTAS.
     pub fn call(
         &self,
         bridges: &mut [(PciHostBridge, Listener)],
         memory: &dyn SystemMemory,
         buffer: SystemAddress,
-    ) -> Result<Answer, BadBuffer> {
+    ) -> Result<RtasAnswer, BadBuffer> {
         let token = buffer::token(memory, buffer)?;
-        let Some(call) = self.meaning(token) else { return Ok(Answer::Other(token)) };
+        let Some(call) = self.call_of(token) else { return Ok(RtasAnswer::Other(token)) };
         let buffer = Buffer::read(memory, buffer)?;
-        let result = answer(call, bridges, &buffer.arguments, buffer.results);
-        let status = result.as_ref().map_or_else(RtasError::status, |_| Status::Success);
-        let results = result.as_ref().map_or(&[][..], |(results, _)| results);
-        buffer.write(memory, status, results)?;
-        Ok(Answer::Called(result.map(|(_, report)| report)))
+        match answer(call, bridges, &buffer.arguments, buffer.results) {
+            Ok((results, report)) => {
+                buffer.write(memory, RtasStatus::Success, &results)?;
+                Ok(RtasAnswer::Called(Ok(report)))
+            }
+            Err(error) => {
+                buffer.write(memory, error.status(), &[])?;
+                Ok(RtasAnswer::Called(Err(error)))
+            }
+        }
     }
 
-    fn meaning(&self, token: u32) -> Option<Call> {
+    fn call_of(&self, token: u32) -> Option<Call> {
         let calls = [
             (self.query, Call::Query),
             (self.create, Call::Create),
@@ -148,7 +157,7 @@ enum Call {
     Reset,
 }
 
-/// The results after the status, and what was done.
+/// The results after the status, and the report of the changes.
 fn answer(
     call: Call,
     bridges: &mut [(PciHostBridge, Listener)],
@@ -156,7 +165,8 @@ fn answer(
     results: usize,
 ) -> Result<(Vec<u32>, Report), RtasError> {
     match (call, arguments, results) {
-        // All devices below a bridge are one PE here, as they are QEMU's: whichever the configuration address means will do.
+        // All devices below a bridge are one PE, as in QEMU: the configuration address, which names a device, makes no
+        // difference.
         (Call::Query, [_, high, low], 5 | 6) => {
             let (bridge, listener) = bridge_of(bridges, *high, *low)?;
             Ok((query(bridge, listener, results), Report::default()))
@@ -169,11 +179,7 @@ fn answer(
         }
         (Call::Remove, [liobn], 1) => {
             let liobn = Liobn::new(*liobn);
-            let has_it = |(bridge, _): &&mut (PciHostBridge, Listener)| {
-                bridge.windows().iter().any(|window| window.liobn == liobn)
-            };
-            let found = bridges.iter_mut().find(has_it);
-            let (bridge, listener) = found.ok_or(WindowError::NoSuchWindow(liobn))?;
+            let (bridge, listener) = bridge_with(bridges, liobn)?;
             Ok((Vec::new(), bridge.remove_window(listener, liobn)?))
         }
         (Call::Reset, [_, high, low], 1) => {
@@ -189,13 +195,12 @@ fn query(bridge: &PciHostBridge, listener: &Listener, results: usize) -> Vec<u32
     let offer = bridge.offer(listener);
     let pages = offer.page_sizes.map_or(0, pages::bits_of);
     let [high, low] = halves(offer.most_entries);
-    let end = [pages, NO_MIGRATION];
     if results == 6 {
-        return [&[offer.windows, high, low], &end[..]].concat();
+        return vec![offer.windows, high, low, pages, NO_MIGRATION];
     }
-    // Both numbers of entries are powers of two, and one fits.
-    let low = if high == 0 { low } else { 1 << 31 };
-    [&[offer.windows, low], &end[..]].concat()
+    // A number that does not fit one cell becomes the largest power of two that does.
+    let entries = if high == 0 { low } else { 1 << 31 };
+    vec![offer.windows, entries, pages, NO_MIGRATION]
 }
 
 fn bridge_of(
@@ -208,8 +213,17 @@ fn bridge_of(
     found.ok_or(RtasError::NoSuchBridge(unit))
 }
 
+/// The bridge with the window `liobn`.
+fn bridge_with(
+    bridges: &mut [(PciHostBridge, Listener)],
+    liobn: Liobn,
+) -> Result<&mut (PciHostBridge, Listener), RtasError> {
+    let found = bridges.iter_mut().find(|(bridge, _)| bridge.windows().iter().any(|window| window.liobn == liobn));
+    Ok(found.ok_or(WindowError::NoSuchWindow(liobn))?)
+}
+
 /// A number in two cells, the higher one first.
-pub(super) fn halves(number: u64) -> [u32; 2] {
+pub(crate) fn halves(number: u64) -> [u32; 2] {
     // Both halves fit.
     #[allow(clippy::cast_possible_truncation)]
     [(number >> 32) as u32, number as u32]

@@ -1,7 +1,7 @@
 //! A TCE table: the entries of one DMA window.
 //!
-//! A window may span terabytes of which the guest uses little, so entries are kept in chunks that come with the first entry and go with
-//! the last: nothing here costs what the window's size is.
+//! A window may span terabytes of which the guest uses little, so entries are kept in chunks. A chunk is allocated for
+//! its first entry and freed with its last: no cost here grows with the size of the window.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -10,9 +10,11 @@ use std::sync::Arc;
 use dmaspace_core::words::address::BadRange;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
-use super::change::{Change, Changes, Run};
-use super::entry::Tce;
-use super::kernel::KernelTable;
+use dmaspace_listener::EntryRun;
+
+use crate::change::{Changes, EntryChange, part_of, push_joined, run_of};
+use crate::entry::Tce;
+use crate::kernel_table::InKernelTable;
 
 #[cfg(test)]
 mod tests;
@@ -20,55 +22,59 @@ mod tests;
 /// The entries of a chunk: 4 KiB of them.
 const CHUNK: u64 = 512;
 
-/// The pages a table can have, as powers of two: KVM's (linux: arch/powerpc/kvm/book3s_64_vio.c, kvm_vm_ioctl_create_spapr_tce).
+/// The page sizes of tables, as powers of two: KVM's (linux: arch/powerpc/kvm/book3s_64_vio.c,
+/// kvm_vm_ioctl_create_spapr_tce).
 const PAGE_SHIFTS: std::ops::RangeInclusive<u32> = 12..=34;
 
-/// A window's bounds that make no table.
+/// Bounds of a window for which there can be no table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadTable {
     /// Pages are 4 KiB to 16 GiB.
-    #[error("a TCE table has no pages of {0}")]
+    #[error("a TCE table cannot have pages of {0}: 4K to 16G are possible")]
     Page(PageSize),
     /// The window begins inside a page.
-    #[error("{0} is no multiple of the window's {1} pages")]
+    #[error("the window's first byte {0} is no multiple of its {1} pages")]
     Misaligned(Iova, PageSize),
     /// No entries, or an end past 2^64-1.
     #[error(transparent)]
     BadRange(#[from] BadRange),
 }
 
-/// Entries that do not lie inside the table.
+/// Entries that do not all lie inside the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{count} entries at {at} do not lie inside the window {window}")]
 pub struct OutsideTable {
     /// The bus address of the first.
     pub at: Iova,
-    /// How many.
+    /// The number of entries.
     pub count: u64,
     /// The window of the table.
     pub window: IovaRange,
 }
 
-/// Why a device cannot use a bus address. A real PE would be frozen.
+/// The reason that a device cannot use a bus address. A POWER host would freeze the device's PE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
-    /// It lies outside the window.
+    /// The address lies outside the window.
     #[error("{0} lies outside the window {1}")]
     OutsideWindow(Iova, IovaRange),
-    /// There is no entry.
+    /// The address has no live entry.
     #[error("nothing is mapped at {0}")]
     NotMapped(Iova),
-    /// The entry allows something else.
-    #[error("{0} is {1}")]
+    /// The entry allows other accesses only.
+    #[error("the entry at {0} allows {1} only")]
     NotAllowed(Iova, Access),
 }
 
-/// Entries to write, at consecutive pages.
+/// Entries to write to consecutive pages.
 #[derive(Clone, Copy, Debug)]
 pub enum Entries<'a> {
-    /// These.
+    /// One entry for each page.
     List(&'a [Tce]),
-    /// That one, so many times. [`Tce::NONE`] costs what is cleared, anything else what is written.
+    /// One entry, and the number of pages that get it. The cost of [`Tce::NONE`] grows with the entries it clears, that
+    /// of any other entry with the pages.
     Same(Tce, u64),
 }
 
@@ -78,14 +84,14 @@ pub struct TceTable {
     range: IovaRange,
     page: PageSize,
     chunks: BTreeMap<u64, Chunk>,
-    /// Who has the entries in place of the chunks.
-    kernel: Option<Arc<dyn KernelTable>>,
+    /// The kernel's table, which has the entries in place of the chunks.
+    kernel: Option<Arc<dyn InKernelTable>>,
 }
 
 #[derive(Clone, Debug)]
 struct Chunk {
     entries: Box<[Tce]>,
-    /// How many of them are not [`Tce::NONE`].
+    /// The number of entries other than [`Tce::NONE`].
     used: u64,
 }
 
@@ -112,24 +118,27 @@ impl TceTable {
     }
 
     /// An empty table for the same window.
-    pub(super) fn emptied(&self) -> Self {
+    pub(crate) fn emptied(&self) -> Self {
         Self { range: self.range, page: self.page, chunks: BTreeMap::new(), kernel: None }
     }
 
-    /// Leaves the table, which is empty, to the kernel: entries are read there from now on, and nobody else writes any.
-    pub(super) fn leave_to(&mut self, kernel: Arc<dyn KernelTable>) {
+    /// Hands the table, which is empty, to the kernel: entries are read there from now on, and the kernel alone writes
+    /// them.
+    pub(crate) fn hand_to(&mut self, kernel: Arc<dyn InKernelTable>) {
+        debug_assert!(self.chunks.is_empty(), "entries that the kernel would not know of");
         self.chunks.clear();
         self.kernel = Some(kernel);
     }
 
-    /// The kernel's table, where it has the entries.
-    pub(super) fn kernel(&self) -> Option<&Arc<dyn KernelTable>> {
+    /// The kernel's table, if it has the entries.
+    pub(crate) fn kernel(&self) -> Option<&Arc<dyn InKernelTable>> {
         self.kernel.as_ref()
     }
 
-    /// Copies the kernel's entries. Returns the kernel's table, whose drop makes calls: the caller drops it without the lock of this one.
+    /// Copies the kernel's entries. Returns the kernel's table, whose drop makes calls: the caller drops it without the
+    /// lock of this one.
     #[must_use = "the kernel's table is dropped without the lock of this one"]
-    pub(super) fn take_back(&mut self) -> Option<Arc<dyn KernelTable>> {
+    pub(crate) fn reclaim(&mut self) -> Option<Arc<dyn InKernelTable>> {
         let kernel = self.kernel.take()?;
         for index in 0..=self.unchecked_index(self.range.last()) {
             self.set(index, kernel.entry(index));
@@ -137,20 +146,19 @@ impl TceTable {
         Some(kernel)
     }
 
-    /// Its window.
+    /// The table's window.
     pub fn range(&self) -> IovaRange {
         self.range
     }
 
-    /// The page of an entry.
+    /// The page size of the entries.
     pub fn page(&self) -> PageSize {
         self.page
     }
 
-    /// The bytes that entries take now.
+    /// The bytes allocated for entries.
     pub fn allocated(&self) -> u64 {
-        let bytes = self.chunks.values().map(|chunk| mem::size_of_val(chunk.entries.as_ref()) as u64);
-        bytes.sum()
+        self.chunks.values().map(|chunk| mem::size_of_val(chunk.entries.as_ref()) as u64).sum()
     }
 
     /// The entry for the page that `at` lies in.
@@ -162,7 +170,8 @@ impl TceTable {
         Ok(self.entry(index))
     }
 
-    /// Where a device that wants `access` to `at` gets to, and everything it may do there. Good up to the end of the page.
+    /// The system address that a device reaches at `at` with `access`, and all rights it has there. Valid up to the end
+    /// of the page.
     ///
     /// # Errors
     /// [`Fault`], as its variants say.
@@ -179,27 +188,34 @@ impl TceTable {
         Ok((SystemAddress::new(tce.target(self.page).get() | offset), tce.access()))
     }
 
-    /// Whether all of `count` entries from `at` on lie inside; with none, whether `at` does.
-    pub(super) fn check(&self, at: Iova, count: u64) -> Result<(), OutsideTable> {
-        self.place(at, count).map(drop)
+    /// Returns an error unless `count` entries from `at` on all lie inside; without entries, unless `at` does.
+    pub(crate) fn check(&self, at: Iova, count: u64) -> Result<(), OutsideTable> {
+        self.place(at, count)?;
+        Ok(())
     }
 
-    /// What writing `entries` from `at` on would change for devices.
+    /// The changes that writing `entries` from `at` on would make for devices.
     ///
     /// # Errors
     /// [`OutsideTable`] when not all of them lie inside.
-    pub fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<Change>, OutsideTable> {
+    pub fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<EntryChange>, OutsideTable> {
         let Some((first, last)) = self.place(at, entries.len())? else { return Ok(Vec::new()) };
         let mut changes = Changes::new(self.page);
         match entries {
-            Entries::Same(tce, _) if !tce.is_live() => {
-                let clears = self.within(first, last).any(|(_, tce)| tce.is_live());
-                return Ok(self.pages(first, last).filter(|_| clears).map(Change::Clear).into_iter().collect());
-            }
+            Entries::Same(tce, _) if !tce.is_live() => return Ok(self.clear_of(first, last).into_iter().collect()),
             Entries::Same(tce, _) => self.note_all(&mut changes, (first..=last).map(|index| (index, tce))),
             Entries::List(list) => self.note_all(&mut changes, (first..=last).zip(list.iter().copied())),
         }
         Ok(changes.finish())
+    }
+
+    /// The change that clearing these entries makes, if one of them is live.
+    fn clear_of(&self, first: u64, last: u64) -> Option<EntryChange> {
+        if self.within(first, last).any(|(_, tce)| tce.is_live()) {
+            self.pages(first, last).map(EntryChange::Clear)
+        } else {
+            None
+        }
     }
 
     /// Writes `entries` from `at` on.
@@ -210,40 +226,46 @@ impl TceTable {
         let Some((first, last)) = self.place(at, entries.len())? else { return Ok(()) };
         match entries {
             Entries::Same(Tce::NONE, _) => self.wipe(first, last),
-            Entries::Same(tce, _) => (first..=last).for_each(|index| self.set(index, tce)),
-            Entries::List(list) => (first..).zip(list).for_each(|(index, tce)| self.set(index, *tce)),
+            Entries::Same(tce, _) => {
+                for index in first..=last {
+                    self.set(index, tce);
+                }
+            }
+            Entries::List(list) => {
+                for (index, tce) in (first..).zip(list) {
+                    self.set(index, *tce);
+                }
+            }
         }
         Ok(())
     }
 
-    /// The live entries in `range`, ascending, joined to runs. Cost proportional to the chunks in use there; where the kernel has the entries,
-    /// to what could be.
-    pub fn live(&self, range: IovaRange) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    /// The live entries in `range`, ascending, joined to runs. The cost grows with the chunks in use there; where the
+    /// kernel has the entries, with the pages of the range.
+    pub fn live(&self, range: IovaRange) -> Vec<EntryRun> {
+        let mut runs = Vec::new();
         let Some(shared) = self.range.intersection(range) else { return runs };
         let (first, last) = (self.unchecked_index(shared.first()), self.unchecked_index(shared.last()));
         for (index, tce) in self.within(first, last).filter(|(_, tce)| tce.is_live()) {
-            let Some(pages) = self.pages(index, index) else { continue };
-            let run = Run::of(pages, tce, self.page);
-            match runs.last_mut() {
-                Some(before) if before.is_continued_by(&run) => before.range = before.range.hull(run.range),
-                _ => runs.push(run),
+            if let Some(pages) = self.pages(index, index) {
+                push_joined(&mut runs, run_of(pages, tce, self.page));
             }
         }
         runs
     }
 
-    /// Writes what `change` says, without its history.
-    pub(super) fn take_over(&mut self, change: &Change) {
+    /// Writes the entries that `change` left on the host. The guest's own encoding of them is lost: only address and
+    /// rights are known.
+    pub(crate) fn adopt(&mut self, change: &EntryChange) {
         let (range, run) = match change {
-            Change::Put(run) | Change::Replace(run) => (run.range, Some(run)),
-            Change::Clear(range) => (*range, None),
+            EntryChange::Put(run) | EntryChange::Replace(run) => (run.range, Some(run)),
+            EntryChange::Clear(range) => (*range, None),
         };
         let Some(shared) = self.range.intersection(range) else { return };
         let (first, last) = (self.unchecked_index(shared.first()), self.unchecked_index(shared.last()));
         let Some(run) = run else { return self.wipe(first, last) };
         for index in first..=last {
-            if let Some(part) = self.pages(index, index).and_then(|pages| run.part(pages)) {
+            if let Some(part) = self.pages(index, index).and_then(|pages| part_of(run, pages)) {
                 self.set(index, Tce::to(part.target, part.access));
             }
         }
@@ -270,32 +292,36 @@ impl TceTable {
         self.range.contains(at).then(|| self.unchecked_index(at))
     }
 
-    /// The index of the page that `at`, which lies inside, lies in.
+    /// The index of the page of `at`, which lies inside the window.
     fn unchecked_index(&self, at: Iova) -> u64 {
+        debug_assert!(self.range.contains(at), "{at} lies outside the window {}", self.range);
         self.range.offset_of(at) >> self.page.shift()
     }
 
-    /// Where these entries, which lie inside, are on the bus.
+    /// The range of these entries, which lie inside the window.
     fn pages(&self, first: u64, last: u64) -> Option<IovaRange> {
-        let start = self.range.first().get().checked_add(first << self.page.shift())?;
-        IovaRange::with_len(Iova::new(start), (last - first + 1) << self.page.shift()).ok()
+        let start = self.range.first().get().checked_add(first << self.page.shift());
+        let len = (last - first + 1) << self.page.shift();
+        let pages = start.and_then(|start| IovaRange::with_len(Iova::new(start), len).ok());
+        debug_assert!(pages.is_some(), "the entries {first}..={last} lie outside the window {}", self.range);
+        pages
     }
 
     fn entry(&self, index: u64) -> Tce {
         if let Some(kernel) = &self.kernel {
             return kernel.entry(index);
         }
-        let entry = self.chunks.get(&(index / CHUNK)).and_then(|chunk| chunk.entries.get(slot(index)));
-        entry.copied().unwrap_or_default()
+        let chunk = self.chunks.get(&(index / CHUNK));
+        chunk.and_then(|chunk| chunk.entries.get(place_in_chunk(index))).copied().unwrap_or(Tce::NONE)
     }
 
-    /// The entries there are chunks for, or all that the kernel has, with their indices, ascending.
+    /// The entries in allocated chunks, or the kernel's, with their indices, ascending.
     fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
         let chunks = self.chunks.range(first / CHUNK..=last / CHUNK);
-        let all = chunks.flat_map(|(number, chunk)| (number * CHUNK..).zip(chunk.entries.iter().copied()));
-        let kernel =
+        let allocated = chunks.flat_map(|(number, chunk)| (number * CHUNK..).zip(chunk.entries.iter().copied()));
+        let in_kernel =
             self.kernel.iter().flat_map(move |kernel| (first..=last).map(|index| (index, kernel.entry(index))));
-        all.filter(move |(index, _)| (first..=last).contains(index)).chain(kernel)
+        allocated.filter(move |(index, _)| (first..=last).contains(index)).chain(in_kernel)
     }
 
     fn set(&mut self, index: u64, tce: Tce) {
@@ -304,7 +330,7 @@ impl TceTable {
             return;
         }
         let chunk = self.chunks.entry(number).or_default();
-        if let Some(entry) = chunk.entries.get_mut(slot(index)) {
+        if let Some(entry) = chunk.entries.get_mut(place_in_chunk(index)) {
             let old = mem::replace(entry, tce);
             chunk.used += u64::from(tce != Tce::NONE);
             chunk.used -= u64::from(old != Tce::NONE);
@@ -322,14 +348,16 @@ impl TceTable {
             if first <= from && to <= last {
                 self.chunks.remove(&number);
             } else {
-                (first.max(from)..=last.min(to)).for_each(|index| self.set(index, Tce::NONE));
+                for index in first.max(from)..=last.min(to) {
+                    self.set(index, Tce::NONE);
+                }
             }
         }
     }
 }
 
 impl Entries<'_> {
-    /// How many there are.
+    /// The number of pages.
     fn len(&self) -> u64 {
         match self {
             Self::List(list) => list.len() as u64,
@@ -338,8 +366,8 @@ impl Entries<'_> {
     }
 }
 
-/// Where in its chunk an entry is: below 512, so the cast is exact.
+/// The place of an entry in its chunk: below 512, so the cast is exact.
 #[allow(clippy::cast_possible_truncation)]
-fn slot(index: u64) -> usize {
+fn place_in_chunk(index: u64) -> usize {
     (index % CHUNK) as usize
 }

@@ -10,7 +10,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, PageSize, PciAddressSpace};
 use dmaspace_listener::{CommitError, Update};
 use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
-use dmaspace_spapr_guest::{AnsweredBy, Layout, Reason};
+use dmaspace_spapr_guest::{AnsweredBy, Layout, VmmReason};
 
 use crate::fixture::Fixture;
 use crate::power::machine::Machine;
@@ -167,7 +167,7 @@ pub(super) fn hypercalls_are_answered_in_the_kernel(machine: &Machine) {
 /// Without a KVM that is told of the windows, each of the same hypercalls leaves the guest, and comes to the same.
 pub(super) fn hypercalls_are_answered_here(machine: &Machine) {
     let (mut play, _open) = Play::new(machine, None);
-    assert_eq!(play.answered_by(FIRST), AnsweredBy::Vmm(Reason::NoKernel));
+    assert_eq!(play.answered_by(FIRST), AnsweredBy::Vmm(VmmReason::NoKernel));
     play.put_all();
     assert_eq!(play.vm.exits, 2);
     play.assert_reaches();

@@ -8,7 +8,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 use dmaspace_listener::{Listener, Section};
-use dmaspace_spapr_guest::{AnsweredBy, Layout, PciHostBridge, SystemMemory, TceTables};
+use dmaspace_spapr_guest::{AnsweredBy, Layout, PciHostBridge, SystemMemory, Tce, TceTables};
 use dmaspace_tests::kernel::SoftKvm;
 
 use crate::sources::faults::{Done, Trouble, World, done};
@@ -212,7 +212,7 @@ pub(crate) fn with_bridge(world: &mut World, page_shifts: &[u32]) {
     let bridge = set_up(world, bridge, page_shifts, 28);
     for window in bridge.windows() {
         let at = window.range.first().get() + 3 * window.page.bytes();
-        let entry = bridge.tables().h_stuff_tce(&GuestRam, window.liobn.get().into(), at, 0x1_0003, 2);
+        let entry = bridge.tables().h_stuff_tce(&GuestRam, window.liobn, Iova::new(at), Tce::new(0x1_0003), 2);
         entry.expect("undisturbed");
     }
 }

@@ -1,108 +1,121 @@
-//! Where a bridge has its windows, what it is called, and which pages it offers.
+//! The names of a bridge, the places of its windows, and the page sizes it offers.
 
 use std::sync::Arc;
 
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, PciAddressSpace};
 
-use super::reach::{Host, room};
+use super::largest;
+use super::reach::{HostReach, Room, room};
+use crate::liobn::Liobn;
 use crate::rtas::pages::known_to_rtas;
-use crate::tables::Liobn;
 
 /// A bridge as the guest's device tree describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Its number among the guest's bridges, of which its LIOBNs are made.
+    /// The bridge's number among those of the guest, which is part of its LIOBNs.
     pub index: u32,
-    /// The unit ID (BUID) by which RTAS calls name it.
+    /// The unit ID (BUID), by which RTAS calls name the bridge.
     pub unit: u64,
-    /// The window that is there after a reset, in pages of 4 KiB, below 4 GiB.
+    /// The window that exists after a reset, in pages of 4 KiB, below 4 GiB.
     pub default_window: IovaRange,
-    /// Where the other window begins.
+    /// The first byte of the second window.
     pub second: Iova,
-    /// Where a write is an interrupt.
+    /// The range in which a write is an interrupt.
     pub msi: IovaRange,
-    /// The pages of windows that the guest creates, as far as RTAS has a name for them and hosts can provide them.
+    /// The page sizes of windows that the guest creates. Sizes that RTAS has no bit for, or that a host cannot provide,
+    /// are left out.
     pub page_sizes: PageSizes,
 }
 
-/// A layout that makes no bridge.
+/// A layout that is impossible for a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadLayout {
-    /// A LIOBN has room for 23 bits of it.
-    #[error("{0} is no index of a bridge: LIOBNs have room for 23 bits")]
+    /// A LIOBN has room for an index of 23 bits.
+    #[error("{0} is no index of a bridge: a LIOBN has room for 23 bits")]
     Index(u32),
-    /// The default window's bounds.
-    #[error("a default window {0}, which is not made of pages of 4K below 4 GiB")]
+    /// The default window is not made of 4 KiB pages below 4 GiB.
+    #[error("the default window {0} is not made of pages of 4K below 4 GiB")]
     DefaultWindow(IovaRange),
-    /// RTAS has no name for any of the pages.
-    #[error("windows cannot be created in pages of {0}")]
+    /// RTAS has no bit for any of the page sizes.
+    #[error("windows cannot be created in pages of {0}: RTAS has no bit for them")]
     Pages(PageSizes),
     /// Two windows share an address.
     #[error("the windows at {0} and at {1} overlap")]
     Overlap(Iova, Iova),
 }
 
-/// The pages of the default window (LoPAR: sec_rtas_dma_window.xml, R1-4 b).
+/// The page size of the default window (LoPAR: sec_rtas_dma_window.xml, R1-4 b).
 pub(super) const DEFAULT_PAGE: PageSize = PageSize::K4;
 
-/// Which bridge a LIOBN belongs to, and that it is a PCI one (qemu: include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN).
+/// The parts of a LIOBN: the bit of PCI buses, and the index of the bridge (qemu: include/hw/ppc/spapr.h,
+/// SPAPR_PCI_LIOBN).
 const PCI: u32 = 1 << 31;
 const INDEX_SHIFT: u32 = 8;
 const MOST_INDEX: u32 = (PCI >> INDEX_SHIFT) - 1;
 
 impl Layout {
-    /// A bridge as QEMU's pseries machine has it (qemu: hw/ppc/spapr_pci.c, spapr_phb_properties; include/hw/pci-host/spapr.h): the
-    /// default window is 1 GiB at 0, the other one begins at 2^59, the MSI window is at 2^42.
+    /// A bridge of QEMU's pseries machine (qemu: hw/ppc/spapr_pci.c, spapr_phb_properties;
+    /// include/hw/pci-host/spapr.h): the default window is 1 GiB at 0, the second window begins at 2^59, the MSI window
+    /// is at 2^42.
     pub fn pseries(index: u32) -> Self {
         const UNIT: u64 = 0x800_0000_2000_0000;
-        let range =
-            |first, last| IovaRange::new(Iova::new(first), Iova::new(last)).unwrap_or_else(|_| IovaRange::all());
         Self {
             index,
             unit: UNIT + u64::from(index),
-            default_window: range(0, 0x3fff_ffff),
+            default_window: range_of(0, 0x3fff_ffff),
             second: Iova::new(1 << 59),
-            msi: range(1 << 42, (1 << 42) | 0xfff),
+            msi: range_of(1 << 42, (1 << 42) | 0xfff),
             // 4K 64K 2M 16M.
             page_sizes: PageSizes::from_mask(0x0121_1000).unwrap_or(PageSizes::only(DEFAULT_PAGE)),
         }
     }
 
-    /// The LIOBN of its first or its second window.
+    /// The LIOBN of the first window (0) or the second one (1).
     pub fn liobn(&self, window: u8) -> Liobn {
         Liobn::new(PCI | (self.index << INDEX_SHIFT) | u32::from(window))
     }
 
-    /// The same bridge with its windows where `spaces` can have them: the place of the second window, kept where it will do, else
-    /// the one with the most room, is in [`Layout::second`] then. A POWER host has two places of its own; a PC's IOMMU does not reach
-    /// 2^59, and gets the upper half of what it reaches.
+    /// Returns the layout with windows in places that `spaces` have room for. The default window and [`Layout::second`]
+    /// stay where they are if there is room; else the second window goes to the place with the most room. A POWER host
+    /// has two places of its own; the IOMMU of a PC does not reach 2^59, so the second window gets the upper half of
+    /// the IOMMU's range.
     ///
-    /// `None` where there is no place for a second window, or none for the default one.
+    /// Returns `None` if there is no room for the default window, or none for a second one.
     pub fn placed_on<'a>(&self, spaces: impl IntoIterator<Item = &'a Arc<dyn PciAddressSpace>>) -> Option<Self> {
-        let hosts: Vec<_> = spaces.into_iter().map(|space| Host::of(space.as_ref())).collect();
-        let places = hosts.iter().flat_map(Host::places).collect::<Vec<_>>();
-        let lowest = places.first().copied().unwrap_or(self.default_window.first());
-        let len = self.default_window.len()?.get();
-        let starts = [self.default_window.first(), lowest].map(|first| IovaRange::with_len(first, len).ok());
-        let fits = |window: &IovaRange| {
-            let pages = PageSizes::only(DEFAULT_PAGE);
-            room(&hosts, window.first(), pages, &[self.msi], &[]).is_some_and(|room| room.holds(*window))
+        let hosts: Vec<_> = spaces.into_iter().map(|space| HostReach::of(space.as_ref())).collect();
+        let places: Vec<_> = hosts.iter().flat_map(HostReach::places).collect();
+        let default_window = self.default_window_on(&hosts, places.first().copied())?;
+        let placed = Self { default_window, ..*self };
+        let second = match placed.room_for_second(&hosts, self.second) {
+            Some(room) => room.first,
+            None => {
+                let halves = (u32::BITS..u64::BITS).rev().map(|shift| Iova::new(1 << shift));
+                let candidates = places.into_iter().chain(halves);
+                largest(candidates.filter_map(|first| placed.room_for_second(&hosts, first)))?.first
+            }
         };
-        let default_window = starts.into_iter().flatten().find(fits)?;
-        let room_at = |first: Iova| {
-            let pages = known_to_rtas(self.page_sizes)?;
-            room(&hosts, first, pages, &[self.msi, default_window], &[default_window])
-        };
-        let halves = (u32::BITS..u64::BITS).rev().map(|shift| Iova::new(1 << shift));
-        let kept = room_at(self.second).map(|room| room.first);
-        let better = || {
-            let rooms = places.iter().copied().chain(halves).filter_map(room_at);
-            rooms.reduce(|best, room| if room.shift > best.shift { room } else { best }).map(|room| room.first)
-        };
-        Some(Self { default_window, second: kept.or_else(better)?, ..*self })
+        Some(Self { second, ..placed })
     }
 
-    /// Whether a bridge can be made of it.
+    /// The default window at its address, or else at `lowest`, whichever `hosts` have room for.
+    fn default_window_on(&self, hosts: &[HostReach], lowest: Option<Iova>) -> Option<IovaRange> {
+        let len = self.default_window.len()?.get();
+        let moved = lowest.and_then(|first| IovaRange::with_len(first, len).ok());
+        let pages = PageSizes::only(DEFAULT_PAGE);
+        [Some(self.default_window), moved]
+            .into_iter()
+            .flatten()
+            .find(|window| room(hosts, window.first(), pages, &[self.msi], &[]).is_some_and(|room| room.holds(*window)))
+    }
+
+    /// The room for a second window that begins at `first`.
+    fn room_for_second(&self, hosts: &[HostReach], first: Iova) -> Option<Room> {
+        let pages = known_to_rtas(self.page_sizes)?;
+        room(hosts, first, pages, &[self.msi, self.default_window], &[self.default_window])
+    }
+
+    /// Returns an error if the layout is impossible for a bridge.
     ///
     /// # Errors
     /// [`BadLayout`], as its variants say.
@@ -122,9 +135,18 @@ impl Layout {
             (window.contains(self.second), window.first(), self.second),
             (self.msi.contains(self.second), self.msi.first(), self.second),
         ];
-        let overlap = overlaps.into_iter().find(|(overlaps, ..)| *overlaps);
-        overlap.map_or(Ok(()), |(_, one, other)| Err(BadLayout::Overlap(one, other)))
+        match overlaps.into_iter().find(|(overlap, ..)| *overlap) {
+            Some((_, one, another)) => Err(BadLayout::Overlap(one, another)),
+            None => Ok(()),
+        }
     }
+}
+
+/// A range of constants.
+fn range_of(first: u64, last: u64) -> IovaRange {
+    let range = IovaRange::new(Iova::new(first), Iova::new(last));
+    debug_assert!(range.is_ok(), "{first:#x} is behind {last:#x}");
+    range.unwrap_or_else(|_| IovaRange::all())
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
-//! What the four RTAS calls answer to every class of argument: PAPR, QEMU, and this crate. KVM answers none.
+//! A table of the four RTAS calls' answers to every class of argument: PAPR's, QEMU's, and this crate's. KVM answers
+//! none.
 //!
-//! PAPR's answers are LoPAR's (sec_rtas_dma_window.xml), QEMU's are read in qemu: hw/ppc/spapr_rtas_ddw.c (the four rtas_ibm_…), with
-//! what came to it in 2022: queries of six results, pages of 2M, the default window's return. What QEMU 10.0 answered to a Linux guest is in
-//! tests/data/pseries-linux-*.trace.
+//! PAPR's answers are LoPAR's (sec_rtas_dma_window.xml), QEMU's are read in qemu: hw/ppc/spapr_rtas_ddw.c (the four
+//! rtas_ibm_…), with the additions of 2022: queries of six results, pages of 2M, the default window's return. The
+//! answers of QEMU 10.0 to a Linux guest are in tests/data/pseries-linux-*.trace.
 
 use super::tests::{After, CREATE, FIRST, Guest, HI, LO, PE, QUERY, REMOVE, RESET, SECOND};
 use After::{Both, Nowhere, OnlyHigh, Reset, Used};
 
-/// Somebody's status.
+/// A status of PAPR, QEMU or this crate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Says {
     Status(i32),
-    /// Nothing: PAPR does not speak of it.
+    /// PAPR does not define the status.
     Nothing,
-    /// A shift by 64 or more: whatever the compiler made of it.
+    /// A shift by 64 or more: the status depends on the compiler.
     Anything,
 }
 
@@ -23,16 +24,17 @@ const PARAMETER: Says = Says::Status(-3);
 const SILENT: Says = Says::Nothing;
 const UNDEFINED: Says = Says::Anything;
 
-/// After what; the token, the arguments, the number of results; PAPR, QEMU, ours; and why, where they differ.
+/// The calls made before; the token, the arguments, the number of results; the answers of PAPR and QEMU; ours; and the
+/// reason for ours where they differ.
 type Row = (After, u32, &'static [u32], u32, Says, Says, Says, &'static str);
 
-const COUNTS: &str = "PAPR says how many there are, and not what becomes of others";
+const COUNTS: &str = "PAPR defines the counts, and no status for other counts";
 const ANY_PE: &str = "all devices below a bridge are one PE, here as in QEMU";
-const THIRD: &str = "QEMU has no LIOBN left, which it takes for its own failure";
+const THIRD: &str = "QEMU has no LIOBN left, and reports a failure of its own";
 const IN_32_BITS: &str = "QEMU counts a table's entries in 32 bits, and promises 2^37 of them";
-const SHIFTS: &str = "QEMU shifts by what the guest says";
-const TOO_SMALL: &str = "PAPR does not say how small a window is";
-const IN_USE: &str = "PAPR has the caller see to it that the window is not used";
+const SHIFTS: &str = "QEMU shifts by the guest's number";
+const TOO_SMALL: &str = "PAPR does not define the smallest window";
+const IN_USE: &str = "PAPR requires of the caller that the window is not used";
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
@@ -70,7 +72,7 @@ const ROWS: &[Row] = &[
     (Reset, CREATE, &[PE, HI, LO, 63, 63], 4, PARAMETER, PARAMETER, PARAMETER, ""),
     (Reset, CREATE, &[PE, HI, LO, 76, 80], 4, PARAMETER, UNDEFINED, PARAMETER, SHIFTS),
     (Reset, CREATE, &[PE, HI, LO, u32::MAX, u32::MAX], 4, PARAMETER, UNDEFINED, PARAMETER, SHIFTS),
-    // What Linux 6.12 asks for on a machine whose memory cannot grow.
+    // Linux 6.12 asks for this on a machine whose memory cannot grow.
     (Reset, CREATE, &[PE, HI, LO, 24, 0], 4, SILENT, PARAMETER, PARAMETER, TOO_SMALL),
     (Reset, CREATE, &[PE, HI, LO, 16, 12], 4, SILENT, PARAMETER, PARAMETER, TOO_SMALL),
     (Reset, CREATE, &[PE, HI, LO, 12, 40], 4, OK, OK, OK, ""),
@@ -126,7 +128,7 @@ fn every_class_of_argument_gets_its_status_and_a_refusal_changes_nothing() {
         let status = guest.results(arguments.len(), 1)[0] as i32;
         assert_eq!(Says::Status(status), *ours, "{before:?} {token:x} {arguments:x?} {results}: {answer:?}");
         assert!(status == 0 || guest.state() == state, "{before:?} {token:x} {arguments:x?}");
-        // What lies behind the results is left alone.
+        // The cell behind the results is unchanged.
         let behind = guest.results(arguments.len() + *results as usize, 1);
         assert_eq!(behind, [0xeeee_eeee], "{token:x} {arguments:x?} {results}");
     }

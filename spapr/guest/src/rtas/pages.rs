@@ -1,14 +1,15 @@
-//! Page sizes as RTAS spells them: bits of its own, not powers of two.
+//! Page sizes in RTAS calls: bits with numbers of their own, not powers of two.
 
 use dmaspace_core::{PageSize, PageSizes};
 
-/// Capabilities of two, and the bits they have in "IO Page Sizes" (LoPAR: sec_rtas_dma_window.xml, ibm,query-pe-dma-window Argument Call
-/// Buffer, whose bit 31 is the lowest). 2M is newer than that text (linux: commit 387273118714, "powerps/pseries/dma: Add support for 2M
-/// IOMMU page size"; qemu: include/hw/ppc/spapr.h, RTAS_DDW_PGSIZE_2M).
+/// Page sizes as powers of two, and their bits in "IO Page Sizes" (LoPAR: sec_rtas_dma_window.xml,
+/// ibm,query-pe-dma-window Argument Call Buffer, whose bit 31 is the lowest). 2M is newer than that text (linux: commit
+/// 387273118714, "powerps/pseries/dma: Add support for 2M IOMMU page size"; qemu: include/hw/ppc/spapr.h,
+/// RTAS_DDW_PGSIZE_2M).
 const BITS: [(u32, u32); 9] =
     [(12, 0x1), (16, 0x2), (21, 0x100), (24, 0x4), (25, 0x8), (26, 0x10), (27, 0x20), (28, 0x40), (34, 0x80)];
 
-/// Those of `sizes` that RTAS has a bit for.
+/// The page sizes of `sizes` for which RTAS has a bit.
 pub(crate) fn known_to_rtas(sizes: PageSizes) -> Option<PageSizes> {
     let known = BITS.iter().fold(0, |mask, (shift, _)| mask | (1 << shift));
     PageSizes::from_mask(sizes.mask() & known)
@@ -16,8 +17,13 @@ pub(crate) fn known_to_rtas(sizes: PageSizes) -> Option<PageSizes> {
 
 /// The bits of `sizes`.
 pub(super) fn bits_of(sizes: PageSizes) -> u32 {
-    let has = |shift: u32| PageSize::from_shift(shift).is_some_and(|page| sizes.contains(page));
-    BITS.iter().filter(|(shift, _)| has(*shift)).fold(0, |bits, (_, bit)| bits | bit)
+    let mut bits = 0;
+    for (shift, bit) in BITS {
+        if PageSize::from_shift(shift).is_some_and(|page| sizes.contains(page)) {
+            bits |= bit;
+        }
+    }
+    bits
 }
 
 #[cfg(test)]

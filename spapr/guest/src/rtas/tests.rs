@@ -1,14 +1,14 @@
-//! A guest that makes RTAS calls, without a host, and what comes of them.
+//! RTAS calls of a guest without a host, and their effects.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Access, Iova, SystemAddress};
-use dmaspace_listener::{FrontEnd, Listener};
+use dmaspace_listener::{EntryRun, FrontEnd, Listener};
 
-use super::{Answer, BadBuffer, MOST_CELLS, RtasError, Tokens};
-use crate::{GuestWindow, Layout, PciHostBridge, Run, SystemMemory, TceTables};
+use super::{BadBuffer, MOST_CELLS, RtasAnswer, RtasError, Tokens};
+use crate::{GuestWindow, Layout, Liobn, PciHostBridge, SystemMemory, Tce, TceTables};
 use After::{Both, Nowhere, OnlyHigh, Reset, Used};
 
 pub(super) const QUERY: u32 = 0x2026;
@@ -24,12 +24,12 @@ pub(super) const PE: u32 = 0x2000;
 pub(super) const FIRST: u32 = 0x8000_0000;
 pub(super) const SECOND: u32 = 0x8000_0001;
 
-/// What was called before: the windows there are then.
+/// The calls made before, and the windows that exist then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum After {
-    /// The default one.
+    /// The default window.
     Reset,
-    /// The default one, and 4 GiB at 2^59 in pages of 64K.
+    /// The default window, and 4 GiB at 2^59 in pages of 64K.
     Both,
     /// Both, with an entry in each.
     Used,
@@ -105,16 +105,17 @@ impl Guest {
             Reset | Both => {}
             Used => {
                 let tables = guest.bridges[0].0.tables();
-                assert_eq!(tables.h_put_tce(&guest.memory, u64::from(FIRST), 0x5000, 0x1003), Ok(()));
-                let entry = tables.h_stuff_tce(&guest.memory, u64::from(SECOND), 1 << 59, 0xffff_0000, 4);
-                assert_eq!(entry, Ok(()));
+                let put = tables.h_put_tce(&guest.memory, Liobn::new(FIRST), Iova::new(0x5000), Tce::new(0x1003));
+                let (at, tce) = (Iova::new(1 << 59), Tce::new(0xffff_0000));
+                let stuffed = tables.h_stuff_tce(&guest.memory, Liobn::new(SECOND), at, tce, 4);
+                assert_eq!([put, stuffed], [Ok(()), Ok(())]);
             }
             OnlyHigh | Nowhere => guest.succeed(REMOVE, &[FIRST], 1),
         }
         guest
     }
 
-    pub(super) fn call(&mut self, token: u32, arguments: &[u32], results: u32) -> Result<Answer, BadBuffer> {
+    pub(super) fn call(&mut self, token: u32, arguments: &[u32], results: u32) -> Result<RtasAnswer, BadBuffer> {
         self.memory.0.borrow_mut().fill(0xee);
         let counts = [token, u32::try_from(arguments.len()).expect("few"), results];
         self.memory.set(BUFFER, &[&counts, arguments].concat());
@@ -123,7 +124,7 @@ impl Guest {
 
     fn succeed(&mut self, token: u32, arguments: &[u32], results: u32) {
         let answer = self.call(token, arguments, results);
-        assert!(matches!(answer, Ok(Answer::Called(Ok(_)))), "{token:x} {arguments:x?}: {answer:?}");
+        assert!(matches!(answer, Ok(RtasAnswer::Called(Ok(_)))), "{token:x} {arguments:x?}: {answer:?}");
     }
 
     /// The first `count` results of a call with so many arguments.
@@ -131,8 +132,8 @@ impl Guest {
         self.memory.cells(BUFFER + 12 + 4 * arguments, count)
     }
 
-    /// Everything there is to see.
-    pub(super) fn state(&self) -> (Vec<GuestWindow>, Vec<Option<Vec<Run>>>, Vec<String>) {
+    /// Windows, live entries and sections.
+    pub(super) fn state(&self) -> (Vec<GuestWindow>, Vec<Option<Vec<EntryRun>>>, Vec<String>) {
         let (bridge, listener) = &self.bridges[0];
         let windows = bridge.windows().to_vec();
         let live = windows.iter().map(|window| bridge.tables().live(window.liobn)).collect();
@@ -141,7 +142,7 @@ impl Guest {
 }
 
 #[test]
-fn a_query_says_what_can_be_created_in_five_results_or_six() {
+fn a_query_describes_the_offer_in_five_results_or_six() {
     let mut guest = Guest::after(Reset);
     guest.succeed(QUERY, &[PE, HI, LO], 6);
     assert_eq!(guest.results(3, 6), [0, 1, 0x20, 0, 0x107, 0]);
@@ -157,11 +158,11 @@ fn a_query_says_what_can_be_created_in_five_results_or_six() {
 }
 
 #[test]
-fn windows_come_where_a_platform_has_room_for_them() {
+fn windows_are_created_where_a_platform_has_room_for_them() {
     let mut guest = Guest::after(Reset);
     guest.succeed(CREATE, &[PE, HI, LO, 24, 31], 4);
     assert_eq!(guest.results(5, 4), [0, SECOND, 0x800_0000, 0]);
-    // The default one goes: next to one at 2^59 there is room at 0. (QEMU would put it at 2^59, too.)
+    // Without the default window, there is room at 0 next to one at 2^59. (QEMU would put it at 2^59, too.)
     guest.succeed(REMOVE, &[FIRST], 1);
     guest.succeed(CREATE, &[PE, HI, LO, 12, 30], 4);
     assert_eq!(guest.results(5, 4), [0, FIRST, 0, 0]);
@@ -175,7 +176,7 @@ fn windows_come_where_a_platform_has_room_for_them() {
 }
 
 #[test]
-fn the_default_window_comes_back_when_the_last_other_one_goes() {
+fn removing_the_last_window_restores_the_default_one() {
     let reset = Guest::after(Reset).state();
     let mut guest = Guest::after(OnlyHigh);
     guest.succeed(REMOVE, &[SECOND], 1);
@@ -196,14 +197,14 @@ fn the_default_window_comes_back_when_the_last_other_one_goes() {
 }
 
 #[test]
-fn entries_go_with_their_window_and_others_stay() {
+fn removing_a_window_removes_its_entries_alone() {
     let mut guest = Guest::after(Used);
     guest.succeed(REMOVE, &[SECOND], 1);
     let tables = guest.bridges[0].0.tables().clone();
-    assert_eq!(tables.h_get_tce(u64::from(FIRST), 0x5000), Ok(0x1003));
-    assert!(tables.h_get_tce(u64::from(SECOND), 1 << 59).is_err());
+    assert_eq!(tables.h_get_tce(Liobn::new(FIRST), Iova::new(0x5000)), Ok(Tce::new(0x1003)));
+    assert!(tables.h_get_tce(Liobn::new(SECOND), Iova::new(1 << 59)).is_err());
     guest.succeed(CREATE, &[PE, HI, LO, 16, 32], 4);
-    assert_eq!(tables.h_get_tce(u64::from(SECOND), 1 << 59), Ok(0));
+    assert_eq!(tables.h_get_tce(Liobn::new(SECOND), Iova::new(1 << 59)), Ok(Tce::NONE));
     assert_eq!(
         tables.translate(guest.state().0[1].liobn, Iova::new(0), Access::READ).map(|it| it.is_ok()),
         Some(false)
@@ -230,10 +231,10 @@ fn a_call_without_a_place_for_its_status_does_nothing() {
 }
 
 #[test]
-fn other_calls_are_somebody_else_s() {
+fn a_call_with_another_token_is_left_to_the_vmm() {
     let mut guest = Guest::after(Reset);
     let answer = guest.call(0x2025, &[PE, HI, LO], 1);
-    assert!(matches!(answer, Ok(Answer::Other(0x2025))));
+    assert!(matches!(answer, Ok(RtasAnswer::Other(0x2025))));
     assert_eq!(guest.results(3, 1), [0xeeee_eeee]);
 }
 
@@ -256,14 +257,14 @@ fn bridges_are_told_apart_by_unit_and_by_liobn() {
         .bridges
         .push((PciHostBridge::new(twin, tables).expect("alone it is proper"), Listener::new(FrontEnd::default())));
     let answer = guest.call(RESET, &[PE, 0, 7], 1);
-    assert!(matches!(answer, Ok(Answer::Called(Err(RtasError::Window(_))))), "{answer:?}");
+    assert!(matches!(answer, Ok(RtasAnswer::Called(Err(RtasError::Window(_))))), "{answer:?}");
     assert_eq!(guest.results(3, 1)[0] as i32, -1);
     assert_eq!(guest.bridges[2].1.sections().count(), 0);
-    assert_eq!(guest.bridges[0].0.tables().h_get_tce(u64::from(FIRST), 0), Ok(0));
+    assert_eq!(guest.bridges[0].0.tables().h_get_tce(Liobn::new(FIRST), Iova::new(0)), Ok(Tce::NONE));
 }
 
 #[test]
-fn no_numbers_make_it_panic() {
+fn no_numbers_in_a_buffer_cause_a_panic() {
     let odd = [0, 1, 4, 12, 16, 24, 31, 59, 63, 64, 0x7fff_ffff, 0x8000_0000, SECOND, HI, LO, u32::MAX];
     let mut guest = Guest::after(Reset);
     for token in [QUERY, CREATE, REMOVE, RESET] {

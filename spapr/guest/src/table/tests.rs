@@ -9,24 +9,24 @@ fn low() -> TceTable {
     TceTable::new(Iova::new(0), PageSize::K4, GIB >> 12).expect("a table of the test")
 }
 
-fn run(first: u64, pages: u64, target: u64, access: Access) -> Run {
+fn run(first: u64, pages: u64, target: u64, access: Access) -> EntryRun {
     let range = IovaRange::with_len(Iova::new(first), pages << 12).expect("a range of the test");
-    Run { range, target: SystemAddress::new(target), access }
+    EntryRun { range, target: SystemAddress::new(target), access }
 }
 
 fn list(raw: impl IntoIterator<Item = u64>) -> Vec<Tce> {
     raw.into_iter().map(Tce::new).collect()
 }
 
-/// What the change is, then makes it.
-fn write(table: &mut TceTable, at: u64, entries: Entries<'_>) -> Vec<Change> {
+/// Writes entries, and returns the changes that makes.
+fn write(table: &mut TceTable, at: u64, entries: Entries<'_>) -> Vec<EntryChange> {
     let changes = table.changes(Iova::new(at), entries).expect("inside");
     table.write(Iova::new(at), entries).expect("inside");
     changes
 }
 
 #[test]
-fn bounds_that_make_no_table_are_refused() {
+fn bounds_without_a_possible_table_are_refused() {
     let new = |first, page, entries| TceTable::new(Iova::new(first), page, entries).map(|table| table.range().last());
     let tiny = PageSize::from_shift(11).expect("a page");
     let huge = PageSize::from_shift(35).expect("a page");
@@ -40,7 +40,7 @@ fn bounds_that_make_no_table_are_refused() {
 }
 
 #[test]
-fn a_huge_window_with_three_entries_takes_three_chunks_and_gives_them_back() {
+fn a_huge_window_with_three_entries_allocates_three_chunks_and_frees_them() {
     let entries = (1u64 << 46) >> 16;
     let mut table = TceTable::new(Iova::new(HIGH), PageSize::K64, entries).expect("a table of the test");
     assert_eq!(table.allocated(), 0);
@@ -50,14 +50,14 @@ fn a_huge_window_with_three_entries_takes_three_chunks_and_gives_them_back() {
     assert_eq!(table.allocated(), 3 * 4096);
     assert_eq!(table.live(IovaRange::all()).len(), 3);
     let nothing = Entries::Same(Tce::NONE, entries);
-    assert_eq!(table.changes(Iova::new(HIGH), nothing), Ok(vec![Change::Clear(table.range())]));
+    assert_eq!(table.changes(Iova::new(HIGH), nothing), Ok(vec![EntryChange::Clear(table.range())]));
     table.write(Iova::new(HIGH), nothing).expect("inside");
     assert_eq!(table.allocated(), 0);
     assert_eq!(table.changes(Iova::new(HIGH), nothing), Ok(vec![]));
 }
 
 #[test]
-fn a_chunk_goes_with_its_last_entry() {
+fn a_chunk_is_freed_with_its_last_entry() {
     let mut table = low();
     write(&mut table, 0, Entries::Same(Tce::new(0x7003), 2));
     write(&mut table, 0, Entries::List(&list([0])));
@@ -73,10 +73,10 @@ fn five_hundred_and_twelve_entries_that_continue_each_other_are_one_run() {
     // Across a border of chunks.
     let changes = write(&mut table, 0x20_0000 - 0x3000, Entries::List(&entries));
     let whole = run(0x20_0000 - 0x3000, 512, 0x10_0000, Access::READ_WRITE);
-    assert_eq!(changes, [Change::Put(whole)]);
+    assert_eq!(changes, [EntryChange::Put(whole)]);
     assert_eq!(table.live(IovaRange::all()), [whole]);
     let all = write(&mut table, 0, Entries::Same(Tce::NONE, GIB >> 12));
-    assert_eq!(all, [Change::Clear(table.range())]);
+    assert_eq!(all, [EntryChange::Clear(table.range())]);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_run_ends_where_system_memory_or_the_rights_do_not_go_on() {
         run(0x3000, 2, 0x3000, Access::READ),
         run(0x5000, 1, 0x3000, Access::READ),
     ];
-    assert_eq!(changes, puts.map(Change::Put));
+    assert_eq!(changes, puts.map(EntryChange::Put));
     assert_eq!(table.live(IovaRange::all()), puts);
 }
 
@@ -100,7 +100,7 @@ fn a_run_does_not_go_on_past_the_top_of_system_memory() {
     let entries = list([0xffff_ffff_ffff_f003, 3]);
     let changes = write(&mut table, 0, Entries::List(&entries));
     let puts = [run(0, 1, 0xffff_ffff_ffff_f000, Access::READ_WRITE), run(0x1000, 1, 0, Access::READ_WRITE)];
-    assert_eq!(changes, puts.map(Change::Put));
+    assert_eq!(changes, puts.map(EntryChange::Put));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn live_entries_are_replaced_others_put_and_those_that_stay_left_alone() {
     let put = run(0, 1, 0x1000, Access::READ_WRITE);
     let replaced = run(0x2000, 1, 0x3000, Access::READ);
     let more = run(0x3000, 1, 0x4000, Access::READ_WRITE);
-    assert_eq!(changes, [Change::Put(put), Change::Replace(replaced), Change::Put(more)]);
+    assert_eq!(changes, [EntryChange::Put(put), EntryChange::Replace(replaced), EntryChange::Put(more)]);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn clears_are_merged_over_gaps_and_left_out_where_nothing_was() {
     let nothing = list([0, 0, 0, 0x7003, 0, 0]);
     let changes = write(&mut table, 0, Entries::List(&nothing));
     let cleared = run(0, 3, 0, Access::READ).range;
-    assert_eq!(changes, [Change::Clear(cleared), Change::Put(run(0x3000, 1, 0x7000, Access::READ_WRITE))]);
+    assert_eq!(changes, [EntryChange::Clear(cleared), EntryChange::Put(run(0x3000, 1, 0x7000, Access::READ_WRITE))]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn entries_outside_are_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn translation_names_why_not() {
+fn translation_names_the_reason_of_a_fault() {
     let mut table = TceTable::new(Iova::new(HIGH), PageSize::K64, 16).expect("a table of the test");
     table.write(Iova::new(HIGH), Entries::List(&list([0x3_0003, 0x5_0001, 0x6_0002, 0x7_0000]))).expect("inside");
     let translate = |offset: u64, access| table.translate(Iova::new(HIGH + offset), access);
@@ -169,12 +169,12 @@ fn translation_names_why_not() {
     }
 }
 
-/// What a host has after these changes; a put over a live entry, a replacement of none and a clear of nothing are no changes.
-fn make(host: &mut BTreeMap<u64, (u64, Access)>, changes: &[Change]) {
+/// Makes changes on a host. Fails at a put over a live entry, a replacement of no entry, and a clear of no entry.
+fn make(host: &mut BTreeMap<u64, (u64, Access)>, changes: &[EntryChange]) {
     for change in changes {
         let (range, run) = match change {
-            Change::Put(run) | Change::Replace(run) => (run.range, Some(run)),
-            Change::Clear(range) => (*range, None),
+            EntryChange::Put(run) | EntryChange::Replace(run) => (run.range, Some(run)),
+            EntryChange::Clear(range) => (*range, None),
         };
         let mut cleared = 0;
         for at in (range.first().get()..=range.last().get()).step_by(4096) {
@@ -183,9 +183,9 @@ fn make(host: &mut BTreeMap<u64, (u64, Access)>, changes: &[Change]) {
                 None => host.remove(&at),
             };
             match change {
-                Change::Put(_) => assert_eq!(old, None, "{change:?}"),
-                Change::Replace(_) => assert!(old.is_some(), "{change:?}"),
-                Change::Clear(_) => cleared += usize::from(old.is_some()),
+                EntryChange::Put(_) => assert_eq!(old, None, "{change:?}"),
+                EntryChange::Replace(_) => assert!(old.is_some(), "{change:?}"),
+                EntryChange::Clear(_) => cleared += usize::from(old.is_some()),
             }
         }
         assert!(run.is_some() || cleared > 0, "{change:?}");
@@ -193,7 +193,7 @@ fn make(host: &mut BTreeMap<u64, (u64, Access)>, changes: &[Change]) {
 }
 
 #[test]
-fn a_host_that_makes_the_changes_has_what_the_table_says() {
+fn a_host_that_makes_the_changes_has_the_table_s_entries() {
     const ENTRIES: u64 = 1200;
     let mut table = TceTable::new(Iova::new(HIGH), PageSize::K4, ENTRIES).expect("a table of the test");
     let mut host = BTreeMap::new();
@@ -219,7 +219,7 @@ fn a_host_that_makes_the_changes_has_what_the_table_says() {
         };
         make(&mut host, &write(&mut table, HIGH + (first << 12), entries));
         let mut live = BTreeMap::new();
-        make(&mut live, &table.live(IovaRange::all()).into_iter().map(Change::Put).collect::<Vec<_>>());
+        make(&mut live, &table.live(IovaRange::all()).into_iter().map(EntryChange::Put).collect::<Vec<_>>());
         assert_eq!(live, host);
     }
     let used: u64 = table.chunks.values().map(|chunk| chunk.used).sum();

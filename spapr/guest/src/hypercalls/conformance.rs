@@ -1,22 +1,24 @@
-//! What the four hypercalls answer to every class of argument: PAPR, QEMU, KVM, and this crate.
+//! A table of the four hypercalls' answers to every class of argument: PAPR's, QEMU's, KVM's, and this crate's.
 //!
-//! PAPR's answers are LoPAR's (ch_lpar_option.xml, "Translation Control Entry Access"), QEMU's and KVM's are read in qemu:
-//! hw/ppc/spapr_iommu.c (h_get_tce, h_put_tce, h_put_tce_indirect, h_stuff_tce, put_tce_emu) and linux: arch/powerpc/kvm/book3s_64_vio.c
-//! (kvmppc_h_get_tce, kvmppc_h_put_tce, kvmppc_h_put_tce_indirect, kvmppc_h_stuff_tce, kvmppc_tce_validate) with
-//! arch/powerpc/kernel/iommu.c (iommu_tce_check_ioba).
+//! PAPR's answers are LoPAR's (ch_lpar_option.xml, "Translation Control Entry Access"), QEMU's and KVM's are read in
+//! qemu: hw/ppc/spapr_iommu.c (h_get_tce, h_put_tce, h_put_tce_indirect, h_stuff_tce, put_tce_emu) and linux:
+//! arch/powerpc/kvm/book3s_64_vio.c (kvmppc_h_get_tce, kvmppc_h_put_tce, kvmppc_h_put_tce_indirect, kvmppc_h_stuff_tce,
+//! kvmppc_tce_validate) with arch/powerpc/kernel/iommu.c (iommu_tce_check_ioba).
 
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, PageSize, SystemAddress};
+use dmaspace_listener::EntryRun;
 
-use super::{Entries, Liobn, Refusal, ReturnCode, Run, SystemMemory, Tce, TceTable, TceTables};
+use super::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use crate::{Entries, Liobn, Refusal, ReturnCode, SystemMemory, Tce, TceTable, TceTables};
 
-/// Somebody's answer.
+/// An answer of PAPR, QEMU, KVM or this crate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Says {
     Code(ReturnCode),
-    /// Nothing: PAPR does not speak of it.
+    /// PAPR does not define the answer.
     Nothing,
-    /// `H_TOO_HARD`: KVM leaves it to the VMM.
+    /// `H_TOO_HARD`: KVM passes the call to the VMM.
     AskTheVmm,
 }
 
@@ -26,7 +28,7 @@ enum Call {
     Get(u64, u64),
     /// LIOBN, IOBA, TCE.
     Put(u64, u64, u64),
-    /// LIOBN, IOBA, list, count; and what is in the list. Zeros follow.
+    /// LIOBN, IOBA, list, count; and the entries in the list, which zeros follow.
     List(u64, u64, u64, u64, &'static [u64]),
     /// LIOBN, IOBA, TCE, count.
     Stuff(u64, u64, u64, u64),
@@ -50,22 +52,23 @@ const GIB: u64 = 1 << 30;
 const LIVE: u64 = 0x5000;
 const HB: u64 = 1 << 59;
 const HIGH_LEN: u64 = 1 << 36;
-/// Where the guest's memory ends.
+/// The end of the guest's memory.
 const RAM: u64 = 0x1000_0000;
 const LIST: u64 = 0x10_1000;
 const TOP: u64 = 0xffff_ffff_ffff_f000;
 
 use Call::{Get, List, Put, Stuff};
 
-/// The call; PAPR, QEMU, KVM; ours; and why, where they differ.
+/// The call; the answers of PAPR, QEMU and KVM; ours; and the reason for ours where they differ.
 type Row = (Call, Says, Says, Says, Says, &'static str);
 
 const MASKS: &str = "QEMU drops the bits below the page, KVM refuses them";
-const UNKNOWN: &str = "KVM leaves tables it does not know to the VMM, which does not know it either";
-const NOT_RAM: &str = "QEMU stores what nothing is behind";
-const CROOKED: &str = "QEMU drops bits that name another page; KVM's real mode refused them, now it asks";
+const UNKNOWN: &str = "KVM passes calls on unknown tables to the VMM, which does not know them either";
+const NOT_RAM: &str = "QEMU stores addresses without memory";
+const CROOKED: &str =
+    "QEMU drops bits of another page's address; KVM's real mode refused them, KVM now passes the call on";
 const ONE_PAGE: &str = "KVM looks at the first page only";
-const NONE_TO_DO: &str = "QEMU begins with a refusal and has nothing to change it";
+const NONE_TO_DO: &str = "QEMU answers with a refusal unless an entry was written";
 const ZEROS: &str = "older Linux guests clear any number at once, and lose track when refused";
 
 const ROWS: &[Row] = &[
@@ -121,8 +124,8 @@ const ROWS: &[Row] = &[
     (List(LOW, 0, RAM, 0, &[]), PARAMETER, PARAMETER, VMM, PARAMETER, "PAPR copies the page whatever the number"),
     (List(LOW, 0, LIST + 8, 1, &[]), PARAMETER, PARAMETER, PARAMETER, PARAMETER, ""),
     (List(LOW, 0, LIST + 0x800, 1, &[]), PARAMETER, PARAMETER, PARAMETER, PARAMETER, ""),
-    (List(LOW, LIVE, RAM, 1, &[]), PARAMETER, OK, VMM, PARAMETER, "QEMU reads zeros where nothing is"),
-    (List(LOW, LIVE, TOP, 1, &[]), PARAMETER, OK, VMM, PARAMETER, "QEMU reads zeros where nothing is"),
+    (List(LOW, LIVE, RAM, 1, &[]), PARAMETER, OK, VMM, PARAMETER, "QEMU reads zeros where there is no memory"),
+    (List(LOW, LIVE, TOP, 1, &[]), PARAMETER, OK, VMM, PARAMETER, "QEMU reads zeros where there is no memory"),
     (List(LOW, LIVE + 0x800, LIST, 1, &[0x7003]), SILENT, OK, PARAMETER, PARAMETER, MASKS),
     (List(LOW, GIB, LIST, 1, &[0x7003]), PARAMETER, PARAMETER, PARAMETER, PARAMETER, ""),
     (List(LOW, GIB - 0x1000, LIST, 1, &[0x7003]), OK, OK, OK, OK, ""),
@@ -140,7 +143,7 @@ const ROWS: &[Row] = &[
         PARAMETER,
         VMM,
         FUNCTION,
-        "negative means several tables, which nobody has",
+        "negative means several tables, which no platform offers",
     ),
     (List((!0 << 32) | LOW, 0, LIST, 1, &[]), FUNCTION, PARAMETER, VMM, FUNCTION, "a sign-extended one, too"),
     //
@@ -152,8 +155,8 @@ const ROWS: &[Row] = &[
     (Stuff(HIGH, HB, 0, HIGH_LEN >> 16), P4, OK, OK, OK, ZEROS),
     (Stuff(LOW, 0, 0, (GIB >> 12) + 1), P4, PARAMETER, OK, P4, ONE_PAGE),
     (Stuff(LOW, 0x1000, 0, GIB >> 12), P4, PARAMETER, OK, P4, ONE_PAGE),
-    (Stuff(LOW, 0, 0x7003, 4), OK, OK, PARAMETER, OK, "KVM stuffs nothing that gives a right"),
-    (Stuff(LOW, 0, 0x7003, 512), OK, OK, PARAMETER, OK, "KVM stuffs nothing that gives a right"),
+    (Stuff(LOW, 0, 0x7003, 4), OK, OK, PARAMETER, OK, "KVM stuffs no entry with a right"),
+    (Stuff(LOW, 0, 0x7003, 512), OK, OK, PARAMETER, OK, "KVM stuffs no entry with a right"),
     (Stuff(LOW, 0, 0x7003, 513), P4, OK, PARAMETER, P4, "QEMU's limit is the table"),
     (Stuff(LOW, 0, RAM, 512), OK, OK, OK, OK, ""),
     (Stuff(LOW, 0, RAM, 513), P4, OK, OK, P4, "only zeros cost nothing"),
@@ -169,7 +172,7 @@ const ROWS: &[Row] = &[
     (Stuff(WIDE, 0, 0, 1), PARAMETER, PARAMETER, VMM, PARAMETER, UNKNOWN),
 ];
 
-/// Memory from 0 to RAM. The list is wherever it is read from.
+/// Memory from 0 to RAM. Every address holds the list.
 struct Memory(&'static [u64]);
 
 impl SystemMemory for Memory {
@@ -203,17 +206,22 @@ fn tables() -> TceTables {
     tables
 }
 
-fn live(tables: &TceTables) -> [Vec<Run>; 2] {
+fn live(tables: &TceTables) -> [Vec<EntryRun>; 2] {
     [LOW, HIGH].map(|raw| tables.live(liobn(raw)).expect("it is there"))
 }
 
-fn answer(tables: &TceTables, call: Call) -> Result<(), Refusal> {
+/// Makes a call as a guest does: by its token and the registers.
+fn make(tables: &TceTables, memory: &Memory, token: u64, registers: [u64; 4]) -> Result<u64, Refusal> {
+    tables.hypercall(memory, token, registers).expect("one of the four calls")
+}
+
+fn answer(tables: &TceTables, call: Call) -> Result<u64, Refusal> {
     let none = Memory(&[]);
     match call {
-        Get(liobn, ioba) => tables.h_get_tce(liobn, ioba).map(drop),
-        Put(liobn, ioba, tce) => tables.h_put_tce(&none, liobn, ioba, tce),
-        List(liobn, ioba, at, count, list) => tables.h_put_tce_indirect(&Memory(list), liobn, ioba, at, count),
-        Stuff(liobn, ioba, tce, count) => tables.h_stuff_tce(&none, liobn, ioba, tce, count),
+        Get(liobn, ioba) => make(tables, &none, H_GET_TCE, [liobn, ioba, 7, 7]),
+        Put(liobn, ioba, tce) => make(tables, &none, H_PUT_TCE, [liobn, ioba, tce, 7]),
+        List(liobn, ioba, at, count, list) => make(tables, &Memory(list), H_PUT_TCE_INDIRECT, [liobn, ioba, at, count]),
+        Stuff(liobn, ioba, tce, count) => make(tables, &none, H_STUFF_TCE, [liobn, ioba, tce, count]),
     }
 }
 
@@ -246,32 +254,39 @@ fn codes_are_the_numbers_of_the_architecture() {
 }
 
 #[test]
-fn an_entry_reads_as_it_was_put() {
-    let tables = tables();
-    let none = Memory(&[]);
-    for tce in [0x7001, 0x8002, 0x9003, 0xdead_0000_0ffc, 0] {
-        assert_eq!(tables.h_put_tce(&none, LOW, LIVE, tce), Ok(()));
-        assert_eq!(tables.h_get_tce(LOW, LIVE), Ok(tce));
-    }
-    let list = Memory(&[0x7001, 0x8002]);
-    assert_eq!(tables.h_put_tce_indirect(&list, LOW, LIVE, LIST, 2), Ok(()));
-    assert_eq!((tables.h_get_tce(LOW, LIVE), tables.h_get_tce(LOW, LIVE + 0x1000)), (Ok(0x7001), Ok(0x8002)));
-    assert_eq!(tables.h_stuff_tce(&none, LOW, LIVE, 0xa003, 2), Ok(()));
-    assert_eq!((tables.h_get_tce(LOW, LIVE), tables.h_get_tce(LOW, LIVE + 0x1000)), (Ok(0xa003), Ok(0xa003)));
+fn calls_of_other_tokens_are_not_answered() {
+    assert_eq!(tables().hypercall(&Memory(&[]), 0xf000, [LOW, 0, 0, 0]), None);
 }
 
 #[test]
-fn no_numbers_make_it_panic() {
+fn an_entry_reads_as_it_was_put() {
+    let tables = tables();
+    let (name, at, next) = (liobn(LOW), Iova::new(LIVE), Iova::new(LIVE + 0x1000));
+    let none = Memory(&[]);
+    for tce in [0x7001, 0x8002, 0x9003, 0xdead_0000_0ffc, 0].map(Tce::new) {
+        assert_eq!(tables.h_put_tce(&none, name, at, tce), Ok(()));
+        assert_eq!(tables.h_get_tce(name, at), Ok(tce));
+    }
+    let list = Memory(&[0x7001, 0x8002]);
+    assert_eq!(tables.h_put_tce_indirect(&list, name, at, SystemAddress::new(LIST), 2), Ok(()));
+    let both = (tables.h_get_tce(name, at), tables.h_get_tce(name, next));
+    assert_eq!(both, (Ok(Tce::new(0x7001)), Ok(Tce::new(0x8002))));
+    assert_eq!(tables.h_stuff_tce(&none, name, at, Tce::new(0xa003), 2), Ok(()));
+    let both = (tables.h_get_tce(name, at), tables.h_get_tce(name, next));
+    assert_eq!(both, (Ok(Tce::new(0xa003)), Ok(Tce::new(0xa003))));
+}
+
+#[test]
+fn no_numbers_in_registers_cause_a_panic() {
     let odd = [0, 1, 7, 512, 513, LIVE, GIB, HB, LOW, HIGH, RAM + 3, TOP + 3, u64::MAX - 1, u64::MAX];
     let tables = tables();
     let none = Memory(&[]);
     for liobn in [LOW, HIGH, u64::MAX] {
         for number in 0..odd.len().pow(3) {
             let [a, b, c] = [1, odd.len(), odd.len().pow(2)].map(|place| odd[number / place % odd.len()]);
-            let _ = tables.h_get_tce(liobn, a);
-            let _ = tables.h_put_tce(&none, liobn, a, b);
-            let _ = tables.h_put_tce_indirect(&none, liobn, a, b, c);
-            let _ = tables.h_stuff_tce(&none, liobn, a, b, c);
+            for token in [H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE] {
+                let _ = tables.hypercall(&none, token, [liobn, a, b, c]);
+            }
         }
     }
 }
