@@ -214,6 +214,10 @@ pub trait PciAddressSpace: Send + Sync + fmt::Debug {
     /// A fence behind which a device might still reach bytes of `memory`. Cost proportional to the fences there are.
     fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange>;
 
+    /// How often the kernel has forgotten all mappings, windows and registrations because the last device left. Makes no call and
+    /// takes no lock.
+    fn times_forgotten(&self) -> u64;
+
     /// Creating and removing windows, where the host can.
     fn window_control(&self) -> Option<&dyn WindowControl> {
         None

@@ -2,16 +2,16 @@
 
 use crate::door::{Errno, Failure};
 
-/// The number of answers it takes to believe that there was nothing to undo. One answer proves nothing, since look-ups inside the
-/// kernel fail for other reasons too.
+/// The number of answers it takes to believe that there was nothing to undo. One answer proves nothing, since
+/// look-ups inside the kernel fail for other reasons too.
 const ABSENCES: usize = 3;
 
-/// The number of times a call is made before its failure is final: enough to hear [`Undone::WasNotThere`] often enough to believe
-/// it beside two other failures.
+/// The number of times a call is made before its failure is final: enough to hear [`Undone::WasNotThere`] often
+/// enough to believe it beside two other failures.
 pub const ATTEMPTS: usize = ABSENCES + 2;
 
-/// The outcome of a call that undoes something: an unmap, an unregistration, a detach, a removal. A backend decides which of its
-/// kernel's answers mean that nothing was there; [`crate::Space`] interprets no errno.
+/// The outcome of a call that undoes something: an unmap, an unregistration, a detach, a removal. A backend decides
+/// which of its kernel's answers mean that nothing was there; [`crate::Space`] interprets no errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undone<T = ()> {
     /// The call did its work.
@@ -60,12 +60,12 @@ pub fn with_retries<T>(mut call: impl FnMut() -> Result<T, Failure>) -> Result<T
     Err(first)
 }
 
-/// Makes a call that undoes something up to [`ATTEMPTS`] times, until it succeeds or has said often enough that there is nothing to
-/// undo.
+/// Makes a call that undoes something up to [`ATTEMPTS`] times, until it succeeds or has said often enough that there
+/// is nothing to undo.
 ///
 /// # Errors
-/// The first failure. It is unknown then whether the undo took place. A call that said [`Undone::WasNotThere`] too rarely to be
-/// believed, between failures, fails with the first of these.
+/// The first failure. It is unknown then whether the undo took place. A call that said [`Undone::WasNotThere`] too
+/// rarely to be believed, between failures, fails with the first of these.
 pub fn until_gone<T>(mut call: impl FnMut() -> Result<Undone<T>, Failure>) -> Result<Undone<T>, Failure> {
     let mut absences = 0;
     let mut first_failure = None;

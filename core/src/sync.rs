@@ -20,8 +20,8 @@
 //! | [`Rank::Targets`] | the target memory of translated windows | moments |
 //! | [`Rank::Populated`] | the populated parts of a discardable section | moments |
 //! | [`Rank::Gate`] | a space: shared by map, replace and unmap, exclusive for every other change | kernel calls |
-//! | [`Rank::Tracking`] | a space's dirty tracking | kernel calls |
 //! | [`Rank::Operations`] | the changes of a window, in turn (key: its first byte) | kernel calls |
+//! | [`Rank::Tracking`] | a space's dirty tracking | kernel calls |
 //! | [`Rank::Bitmap`] | the bitmap that a kernel's dirty log is read into | kernel calls |
 //! | [`Rank::Live`] | the index of one window | moments |
 //! | [`Rank::Layout`] | the windows of a space | moments |
@@ -71,8 +71,8 @@ pub enum Rank {
     Targets,
     Populated,
     Gate,
-    Tracking,
     Operations,
+    Tracking,
     Bitmap,
     Live,
     Layout,

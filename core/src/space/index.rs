@@ -1,13 +1,15 @@
-//! What lives in one window: the only record there is of what was mapped.
+//! The live mappings of one window: the only record there is of them.
 //!
-//! Kept as runs: a `Whole` unit is a run by itself, units of pages that continue each other on the bus and in the host are one. A
-//! guest that maps all of its memory page by page costs as much as one that maps it at once.
+//! Mappings are kept as runs: a `Whole` unit is a run by itself; units of pages that continue each other on the bus
+//! and in the host are one run. A guest that maps all of its memory page by page costs as much as one that maps it at
+//! once.
 //!
-//! Invariants: runs are disjoint, none is empty, and two runs of pages that could be one are one.
+//! Invariants: runs are disjoint, none is empty, and two runs of pages that could be one run are one.
 
 use std::collections::BTreeMap;
 
 use crate::contract::{Mapping, Unit};
+use crate::space::deferred::Deferred;
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
@@ -19,7 +21,7 @@ pub(super) struct Index {
     runs: BTreeMap<Iova, Run>,
 }
 
-/// The part of a run that lies in a range, as it stands in the index.
+/// The part of a run that lies in a range.
 pub(super) struct Part<'a> {
     /// The part.
     pub(super) range: IovaRange,
@@ -34,99 +36,107 @@ pub(super) struct Part<'a> {
 
 #[derive(Clone, Debug)]
 struct Run {
-    last: Iova,
+    range: IovaRange,
     memory: HostMemory,
     access: Access,
     unit: Unit,
 }
 
 impl Index {
-    /// Puts a mapping in. The caller checked that its range is free.
-    pub(super) fn insert(&mut self, mapping: Mapping) {
-        let Mapping { range, memory, access, unit } = mapping;
-        let mut first = range.first();
-        let mut run = Run { last: range.last(), memory, access, unit };
-        if let Some((below, joined)) = self.run_ending_before(first).and_then(|(at, low)| Some((at, low.joined(&run)?)))
-        {
-            self.runs.remove(&below);
-            (first, run) = (below, joined);
-        }
-        let above = run.last.get().checked_add(1).map(Iova::new);
-        if let Some((above, joined)) = above.and_then(|at| Some((at, run.joined(self.runs.get(&at)?)?))) {
-            self.runs.remove(&above);
-            run = joined;
-        }
-        self.runs.insert(first, run);
+    pub(super) const fn new() -> Self {
+        Self { runs: BTreeMap::new() }
     }
 
-    /// Takes out everything in `range`, which cuts no unit.
-    pub(super) fn remove(&mut self, range: IovaRange) {
-        while let Some((at, run)) = self.take_one_touching(range) {
-            let (below, above) = run.range(at).without(range);
+    /// Adds a mapping. The caller checked that its range is free.
+    pub(super) fn insert(&mut self, mapping: Mapping) {
+        debug_assert!(self.overlap(mapping.range).is_none(), "{} is mapped twice", mapping.range);
+        let Mapping { range, memory, access, unit } = mapping;
+        let mut run = Run { range, memory, access, unit };
+        if let Some(joined) = self.run_ending_before(range.first()).and_then(|below| below.joined(&run)) {
+            self.runs.remove(&joined.range.first());
+            run = joined;
+        }
+        let above = run.range.end().and_then(|end| self.runs.get(&end));
+        if let Some((border, joined)) = above.and_then(|above| Some((above.range.first(), run.joined(above)?))) {
+            self.runs.remove(&border);
+            run = joined;
+        }
+        self.runs.insert(run.range.first(), run);
+    }
+
+    /// Removes everything in `range`, which cuts no unit. The memory is dropped later, with `deferred`.
+    pub(super) fn remove(&mut self, range: IovaRange, deferred: &mut Deferred) {
+        while let Some(run) = self.take_one_touching(range) {
+            let (below, above) = run.range.without(range);
             for rest in [below, above].into_iter().flatten() {
-                if let Some(part) = run.part(at, rest) {
+                if let Some(part) = run.part(rest) {
                     self.runs.insert(rest.first(), part);
                 }
             }
+            deferred.release(run.memory);
         }
     }
 
-    /// Takes out everything there is.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Mapping> + use<> {
-        std::mem::take(&mut self.runs).into_iter().map(|(at, run)| run.into_mapping(at))
+    /// Removes everything, and returns it.
+    pub(super) fn drain(&mut self) -> Vec<Mapping> {
+        std::mem::take(&mut self.runs).into_values().map(Run::into_mapping).collect()
     }
 
     /// The live mapping at `at`, with everything that continues it.
     pub(super) fn at(&self, at: Iova) -> Option<Mapping> {
-        let (&first, run) = self.runs.range(..=at).next_back()?;
-        run.range(first).contains(at).then(|| run.clone().into_mapping(first))
+        let (_, run) = self.runs.range(..=at).next_back()?;
+        if run.range.contains(at) { Some(run.clone().into_mapping()) } else { None }
     }
 
-    /// What lives in `range`, ascending, clipped to it.
+    /// The live mappings in `range`, ascending, clipped to it.
     pub(super) fn within(&self, range: IovaRange) -> impl Iterator<Item = Mapping> {
-        self.touching(range).filter_map(move |(&at, run)| {
-            let shared = run.range(at).intersection(range)?;
-            run.part(at, shared).map(|part| part.into_mapping(shared.first()))
+        self.touching(range).filter_map(move |run| {
+            let shared = run.range.intersection(range)?;
+            run.part(shared).map(Run::into_mapping)
         })
     }
 
-    /// The same without a copy of anything.
+    /// The parts of runs that lie in `range`, ascending, without a copy of their memory.
     pub(super) fn parts(&self, range: IovaRange) -> impl Iterator<Item = Part<'_>> {
-        self.touching(range).filter_map(move |(&at, run)| {
-            let whole = run.range(at);
-            let shared = whole.intersection(range)?;
-            let (memory, offset) = (&run.memory, shared.first().get() - at.get());
-            Some(Part { range: shared, run: whole, memory, offset, access: run.access, unit: run.unit })
+        self.touching(range).filter_map(move |run| {
+            let shared = run.range.intersection(range)?;
+            let offset = run.range.offset_of(shared.first());
+            let Run { range, memory, access, unit } = run;
+            Some(Part { range: shared, run: *range, memory, offset, access: *access, unit: *unit })
         })
     }
 
-    /// The smallest range that holds what lives in `range`, and how many bytes that is. `None` when nothing does.
+    /// The smallest range that holds all live mappings of `range`, and the number of their bytes. `None` when there
+    /// are none.
     pub(super) fn hull(&self, range: IovaRange) -> Option<(IovaRange, u64)> {
-        let mut shared = self.touching(range).filter_map(|(&at, run)| run.range(at).intersection(range));
-        let first = shared.next()?;
-        let bytes = |part: IovaRange| part.len().map_or(u64::MAX, std::num::NonZeroU64::get);
-        Some(shared.fold((first, bytes(first)), |(hull, sum), part| (hull.hull(part), sum.saturating_add(bytes(part)))))
+        let mut sum: Option<(IovaRange, u64)> = None;
+        for shared in self.touching(range).filter_map(|run| run.range.intersection(range)) {
+            let (hull, bytes) = sum.unwrap_or((shared, 0));
+            sum = Some((hull.hull(shared), bytes.saturating_add(len_of(shared))));
+        }
+        sum
     }
 
-    /// The first live range that shares bytes with `range`.
+    /// The first live run that shares bytes with `range`.
     pub(super) fn overlap(&self, range: IovaRange) -> Option<IovaRange> {
-        self.touching(range).next().map(|(&at, run)| run.range(at))
+        self.touching(range).next().map(|run| run.range)
     }
 
     /// The unit that one end of `range` would cut.
     pub(super) fn cut_by(&self, range: IovaRange) -> Option<IovaRange> {
-        let cut_before = |border: Iova| {
-            let (&at, run) = self.runs.range(..border).next_back()?;
-            run.unit_cut_before(at, border)
-        };
-        cut_before(range.first()).or_else(|| cut_before(range.end()?))
+        self.cut_before(range.first()).or_else(|| self.cut_before(range.end()?))
     }
 
-    /// The first part of `range` where nothing lives.
+    fn cut_before(&self, border: Iova) -> Option<IovaRange> {
+        let (_, run) = self.runs.range(..border).next_back()?;
+        run.unit_cut_before(border)
+    }
+
+    /// The first part of `range` that is not mapped.
     pub(super) fn gap_in(&self, range: IovaRange) -> Option<IovaRange> {
         let mut rest = range;
-        for (&at, run) in self.touching(range) {
-            let (below, above) = rest.without(run.range(at));
+        for run in self.touching(range) {
+            let (below, above) = rest.without(run.range);
             if below.is_some() {
                 return below;
             }
@@ -135,64 +145,64 @@ impl Index {
         Some(rest)
     }
 
-    /// The first live range whose memory shares bytes with `memory`.
-    pub(super) fn leaning_on(&self, memory: &HostMemory) -> Option<IovaRange> {
-        let leans = |run: &Run| run.memory.address() <= memory.last() && memory.address() <= run.memory.last();
-        self.runs.iter().find(|(_, run)| leans(run)).map(|(&at, run)| run.range(at))
+    /// The first live run whose memory shares bytes with `memory`.
+    pub(super) fn onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.runs.values().find(|run| run.memory.overlaps(memory)).map(|run| run.range)
     }
 
-    fn run_ending_before(&self, first: Iova) -> Option<(Iova, &Run)> {
-        let (&at, run) = self.runs.range(..first).next_back()?;
-        (run.last.get().checked_add(1) == Some(first.get())).then_some((at, run))
+    fn run_ending_before(&self, first: Iova) -> Option<&Run> {
+        let (_, run) = self.runs.range(..first).next_back()?;
+        if run.range.end() == Some(first) { Some(run) } else { None }
     }
 
-    fn take_one_touching(&mut self, range: IovaRange) -> Option<(Iova, Run)> {
-        let at = *self.touching(range).next()?.0;
-        self.runs.remove_entry(&at)
+    fn take_one_touching(&mut self, range: IovaRange) -> Option<Run> {
+        let first = self.touching(range).next()?.range.first();
+        self.runs.remove(&first)
     }
 
-    fn touching(&self, range: IovaRange) -> impl Iterator<Item = (&Iova, &Run)> {
-        let reaching_in = self.runs.range(..range.first()).next_back().filter(|(_, run)| run.last >= range.first());
-        reaching_in.into_iter().chain(self.runs.range(range.first()..=range.last()))
+    fn touching(&self, range: IovaRange) -> impl Iterator<Item = &Run> {
+        let reaching_in = self.runs.range(..range.first()).next_back().filter(|(_, run)| run.range.overlaps(range));
+        reaching_in.into_iter().chain(self.runs.range(range.first()..=range.last())).map(|(_, run)| run)
     }
 }
 
+/// The length of a range; 2^64 - 1 for all 2^64 bytes.
+pub(super) fn len_of(range: IovaRange) -> u64 {
+    range.len().map_or(u64::MAX, std::num::NonZeroU64::get)
+}
+
 impl Run {
-    fn range(&self, at: Iova) -> IovaRange {
-        // ProcessRegistrations are never empty, so the hull of the two ends is the run.
-        let end = |address| IovaRange::new(address, address);
-        match (end(at), end(self.last)) {
-            (Ok(first), Ok(last)) => first.hull(last),
-            _ => IovaRange::all(),
-        }
+    fn into_mapping(self) -> Mapping {
+        let Self { range, memory, access, unit } = self;
+        Mapping { range, memory, access, unit }
     }
 
-    fn into_mapping(self, at: Iova) -> Mapping {
-        let range = self.range(at);
-        Mapping { range, memory: self.memory, access: self.access, unit: self.unit }
-    }
-
-    fn part(&self, at: Iova, part: IovaRange) -> Option<Self> {
+    /// The part of the run at `part`, which lies in it.
+    fn part(&self, part: IovaRange) -> Option<Self> {
         let memory = match part.len() {
-            Some(len) => self.memory.slice(part.first().get() - at.get(), len.get())?,
-            None => self.memory.clone(),
+            Some(len) => self.memory.slice(self.range.offset_of(part.first()), len.get()),
+            None => Some(self.memory.clone()),
         };
-        Some(Self { last: part.last(), memory, access: self.access, unit: self.unit })
+        debug_assert!(memory.is_some(), "{part} is no part of {}", self.range);
+        Some(Self { range: part, memory: memory?, access: self.access, unit: self.unit })
     }
 
+    /// The run and the one right above it as one, if they are alike and their memory is adjacent.
     fn joined(&self, next: &Self) -> Option<Self> {
-        let alike = self.access == next.access && self.unit == next.unit && self.unit != Unit::Whole;
-        let memory = alike.then(|| self.memory.joined_with(&next.memory))??;
-        Some(Self { last: next.last, memory, access: self.access, unit: self.unit })
+        if self.access != next.access || self.unit != next.unit || self.unit == Unit::Whole {
+            return None;
+        }
+        let memory = self.memory.joined_with(&next.memory)?;
+        Some(Self { range: self.range.hull(next.range), memory, access: self.access, unit: self.unit })
     }
 
     /// The unit of this run that has `border` strictly inside.
-    fn unit_cut_before(&self, at: Iova, border: Iova) -> Option<IovaRange> {
-        if border > self.last {
+    fn unit_cut_before(&self, border: Iova) -> Option<IovaRange> {
+        if border > self.range.last() {
             return None;
         }
         match self.unit {
-            Unit::Whole => Some(self.range(at)),
+            Unit::Whole => Some(self.range),
             Unit::Pages(page) => page_around(page, border),
         }
     }
@@ -227,7 +237,9 @@ mod tests {
 
     fn index(mappings: impl IntoIterator<Item = Mapping>) -> Index {
         let mut index = Index::default();
-        mappings.into_iter().for_each(|mapping| index.insert(mapping));
+        for mapping in mappings {
+            index.insert(mapping);
+        }
         index
     }
 
@@ -242,17 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn whole_units_and_strangers_stay_apart() {
+    fn whole_units_and_pages_that_do_not_continue_stay_apart() {
         let whole = index([mapping(0, 1, 0x7000_0000, Unit::Whole), mapping(0x1000, 1, 0x7000_1000, Unit::Whole)]);
         assert_eq!(whole.within(IovaRange::all()).count(), 2);
-        let strangers = index([mapping(0, 1, 0x7000_0000, K4), mapping(0x1000, 1, 0x7000_2000, K4)]);
-        assert_eq!(strangers.within(IovaRange::all()).count(), 2);
+        let others = index([mapping(0, 1, 0x7000_0000, K4), mapping(0x1000, 1, 0x7000_2000, K4)]);
+        assert_eq!(others.within(IovaRange::all()).count(), 2);
     }
 
     #[test]
     fn removing_the_middle_leaves_both_ends_with_their_memory() {
         let mut index = index([mapping(0x1000, 4, 0x7000_0000, K4)]);
-        index.remove(range(0x2000, 0x2fff));
+        index.remove(range(0x2000, 0x2fff), &mut Deferred::default());
         let left: Vec<_> = index.within(IovaRange::all()).collect();
         assert_eq!(left, [mapping(0x1000, 1, 0x7000_0000, K4), mapping(0x3000, 2, 0x7000_2000, K4)]);
     }
@@ -269,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hull_counts_only_what_lives() {
+    fn the_hull_counts_only_live_bytes() {
         let index = index([mapping(0x1000, 1, 0x7000_0000, K4), mapping(0x5000, 2, 0x7010_0000, K4)]);
         assert_eq!(index.hull(range(0, 0x5fff)), Some((range(0x1000, 0x5fff), 0x2000)));
         assert_eq!(index.hull(range(0x2000, 0x4fff)), None);
@@ -285,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_of_all_can_come_and_go() {
+    fn the_last_page_of_all_can_be_added_and_removed() {
         let top = u64::MAX - 0xfff;
         let mut index = index([mapping(top, 1, 0x7000_0000, K4)]);
         assert_eq!(index.at(Iova::new(u64::MAX)), Some(mapping(top, 1, 0x7000_0000, K4)));
-        index.remove(range(top, u64::MAX));
+        index.remove(range(top, u64::MAX), &mut Deferred::default());
         assert_eq!(index.hull(IovaRange::all()), None);
     }
 }

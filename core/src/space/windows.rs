@@ -1,140 +1,147 @@
-//! Windows that are created and removed.
+//! Creating and removing windows.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU64;
-use std::sync::Arc;
 
 use crate::backend::{Backend, WindowCalls};
-use crate::contract::{Mapping, WindowControl, WindowOffer, WindowRequest};
+use crate::contract::{Mapping, WindowOffer, WindowRequest};
 use crate::error::{Error, Kind, Operation};
 use crate::retry::{ATTEMPTS, Undone, until_gone};
-use crate::space::{Layout, Slot, Space, write};
+use crate::space::deferred::Deferred;
+use crate::space::fences::Fences;
+use crate::space::layout::Layout;
+use crate::space::{Space, refused};
 use crate::words::address::{Iova, IovaRange};
 use crate::words::locked::PinLimit;
 use crate::words::page::PageSizes;
-use crate::words::window::{Window, Windows};
+use crate::words::window::Window;
 
-/// What became of windows that a failed creation may have left.
+/// The parts of a space that a change of its windows needs. The gate is held exclusively.
+pub(super) struct WindowMaker<'a, B> {
+    backend: &'a B,
+    calls: &'a dyn WindowCalls,
+    layout: &'a Layout,
+    fences: &'a Fences,
+}
+
+/// The outcome of removing windows that a failed creation may have left.
 #[derive(Debug, Default)]
 struct Swept {
     removed: Vec<Iova>,
-    /// Fenced.
-    in_doubt: Vec<IovaRange>,
+    fenced: Vec<IovaRange>,
 }
 
-impl<B: Backend> Space<B> {
-    fn calls_for_windows(&self, operation: Operation, range: IovaRange) -> Result<&dyn WindowCalls, Error> {
-        let none = || Error::new(operation, range, Kind::Unsupported("this host's windows are fixed"));
-        self.backend.window_calls().ok_or_else(none)
+impl<'a, B: Backend> WindowMaker<'a, B> {
+    pub(super) fn of(space: &'a Space<B>, operation: Operation, range: IovaRange) -> Result<Self, Error> {
+        let Space { backend, layout, fences, .. } = space;
+        let Some(calls) = backend.window_calls() else {
+            return Err(Error::new(operation, range, Kind::Unsupported("this host's windows are fixed")));
+        };
+        Ok(Self { backend, calls, layout, fences })
     }
 
-    /// A table that does not fit is not asked for: some attempts that fail are charged for good (linux:
-    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
-    fn check_table(&self, operation: Operation, request: WindowRequest, calls: &dyn WindowCalls) -> Result<(), Error> {
-        let (wanted, allowance) = (calls.table_bytes(request), self.backend.allowance());
+    /// Creates a window exactly where the request has it.
+    pub(super) fn create(&self, request: WindowRequest) -> Result<Window, Error> {
+        let offer = self.check(request)?;
+        let mut places: BTreeSet<_> = offer.places.iter().map(|place| place.first).collect();
+        places.insert(request.range.first());
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            let (error, misplaced) = match self.calls.create(request) {
+                Ok(granted) if granted.range == request.range => {
+                    self.layout.add(granted);
+                    return Ok(granted);
+                }
+                Ok(granted) => {
+                    let first = granted.range.first();
+                    (self.refusal(request, Kind::GrantedElsewhere(first)), Some(first))
+                }
+                Err(failure) => {
+                    let wanted = self.calls.table_bytes(request);
+                    (refused(self.backend, Operation::CreateWindow, request.range, failure, wanted), None)
+                }
+            };
+            let swept = self.sweep(request, places.iter().copied().chain(misplaced));
+            // Where a window had been left, the next one may be created in its place.
+            let found_another = swept.removed.iter().any(|first| Some(*first) != misplaced);
+            if attempts == 0 || !swept.fenced.is_empty() || !found_another {
+                return Err(error.fencing(swept.fenced));
+            }
+        }
+    }
+
+    fn refusal(&self, request: WindowRequest, kind: Kind) -> Error {
+        Error::new(Operation::CreateWindow, request.range, kind)
+    }
+
+    /// Checks a request before the kernel is asked.
+    fn check(&self, request: WindowRequest) -> Result<WindowOffer, Error> {
+        let range = request.range;
+        let Some(offer) = self.calls.offer() else {
+            return Err(self.refusal(request, Kind::Unsupported("no device is attached yet")));
+        };
+        if !offer.page_sizes.contains(request.page) {
+            return Err(self.refusal(request, Kind::UnsupportedPage(offer.page_sizes)));
+        }
+        if !range.len().is_some_and(|len| len.is_power_of_two()) || !range.is_aligned_to(request.page) {
+            return Err(self.refusal(request, Kind::BadWindowSize));
+        }
+        if let Some(window) = self.layout.get().windows.overlapping(range).next() {
+            return Err(self.refusal(request, Kind::Overlap(window.range)));
+        }
+        self.fences.check(Operation::CreateWindow, range)?;
+        self.check_table(request)?;
+        Ok(offer)
+    }
+
+    /// Refuses a table that does not fit the limit on locked memory: some attempts that fail are charged for good
+    /// (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
+    fn check_table(&self, request: WindowRequest) -> Result<(), Error> {
+        let wanted = self.calls.table_bytes(request);
+        let allowance = self.backend.allowance();
         if allowance.is_none_or(|allowance| allowance.admits(wanted)) {
             return Ok(());
         }
-        Err(Error::new(operation, request.range, Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance })))
+        Err(self.refusal(request, Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance })))
     }
 
-    /// Removes what a failed creation may have left at these places. Where a window is known nothing was left, and removing would hit
-    /// the known one.
-    fn sweep_windows(&self, calls: &dyn WindowCalls, request: WindowRequest, places: BTreeSet<Iova>) -> Swept {
-        let (known, len) = (self.layout().windows.clone(), request.range.len().map_or(0, NonZeroU64::get));
+    /// Removes the windows that a failed creation may have left at these places. Where a window is known none was
+    /// left, and a removal would hit the known one.
+    fn sweep(&self, request: WindowRequest, places: impl Iterator<Item = Iova>) -> Swept {
+        let known = self.layout.get().windows.clone();
+        let len = request.range.len().map_or(0, std::num::NonZeroU64::get);
         let mut swept = Swept::default();
-        for at in places.into_iter().filter(|at| known.containing(*at).is_none()) {
-            let Ok(range) = IovaRange::with_len(at, len) else { continue };
-            match until_gone(|| calls.remove(Window { range, page_sizes: PageSizes::only(request.page) })) {
-                Ok(Undone::Done(())) => swept.removed.push(at),
+        for first in places.filter(|first| known.containing(*first).is_none()) {
+            // A window that wraps around is at none of these places.
+            let Ok(range) = IovaRange::with_len(first, len) else { continue };
+            let window = Window { range, page_sizes: PageSizes::only(request.page) };
+            match until_gone(|| self.calls.remove(window)) {
+                Ok(Undone::Done(())) => swept.removed.push(first),
                 Ok(Undone::WasNotThere) => {}
                 Err(failure) => {
-                    self.put_up_fence(range, failure, Vec::new());
-                    swept.in_doubt.push(range);
+                    self.fences.put_up(self.backend.name(), range, failure, Vec::new());
+                    swept.fenced.push(range);
                 }
             }
         }
         swept
     }
 
-    /// Puts `window` into force, or takes the window at `window.range` out. The gate is held exclusively.
-    fn change_windows(&self, change: impl FnOnce(&mut Vec<Arc<Slot>>)) {
-        let layout = self.layout();
-        let mut slots = layout.slots.clone();
-        change(&mut slots);
-        slots.sort_by_key(|slot| slot.window.range);
-        // Checked before the kernel was asked, so they are disjoint.
-        let windows = Windows::new(slots.iter().map(|slot| slot.window).collect()).unwrap_or_default();
-        *write(&self.layout) =
-            Arc::new(Layout { generation: layout.generation + 1, windows: Arc::new(windows), slots });
-    }
-}
-
-impl<B: Backend> WindowControl for Space<B> {
-    fn offer(&self) -> Option<WindowOffer> {
-        self.backend.window_calls()?.offer()
-    }
-
-    fn create_window(&self, request: WindowRequest) -> Result<Window, Error> {
-        let (operation, range) = (Operation::CreateWindow, request.range);
-        let fail = |kind| Error::new(operation, range, kind);
-        let calls = self.calls_for_windows(operation, range)?;
-        let _gate = self.enter_alone(operation, range)?;
-        let offer = calls.offer().ok_or_else(|| fail(Kind::Unsupported("no device is attached yet")))?;
-        let layout = self.layout();
-        if !offer.page_sizes.contains(request.page) {
-            return Err(fail(Kind::UnsupportedPage(offer.page_sizes)));
-        }
-        if !range.len().is_some_and(|len| len.is_power_of_two()) || !range.is_aligned_to(request.page) {
-            return Err(fail(Kind::BadWindowSize));
-        }
-        if let Some(window) = layout.windows.overlapping(range).next() {
-            return Err(fail(Kind::Overlap(window.range)));
-        }
-        if let Some(fence) = self.fence_over(range) {
-            return Err(fail(Kind::Fenced(fence)));
-        }
-        self.check_table(operation, request, calls)?;
-        let places: Vec<_> = offer.places.iter().map(|place| place.first).chain([range.first()]).collect();
-        let mut attempts = ATTEMPTS;
-        loop {
-            attempts -= 1;
-            let (error, at) = match calls.create(request) {
-                Ok(granted) if granted.range == range => {
-                    self.change_windows(|slots| slots.push(Arc::new(Slot::new(granted))));
-                    return Ok(granted);
-                }
-                Ok(granted) => (fail(Kind::GrantedElsewhere(granted.range.first())), Some(granted.range.first())),
-                Err(failure) => (self.refused(operation, range, failure, calls.table_bytes(request)), None),
-            };
-            let swept = self.sweep_windows(calls, request, places.iter().copied().chain(at).collect());
-            // Where a window had been left the next one may come to lie better.
-            if attempts == 0 || !swept.in_doubt.is_empty() || swept.removed.iter().all(|first| Some(*first) == at) {
-                return Err(error.fencing(swept.in_doubt));
-            }
-        }
-    }
-
-    fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error> {
+    /// Removes the window at `range`, and returns the mappings it had.
+    pub(super) fn remove(&self, range: IovaRange, deferred: &mut Deferred) -> Result<Vec<Mapping>, Error> {
         let operation = Operation::RemoveWindow;
-        let calls = self.calls_for_windows(operation, range)?;
-        let _gate = self.enter_alone(operation, range)?;
-        let layout = self.layout();
-        let slot = layout.slots.iter().find(|slot| slot.window.range == range);
-        let slot = slot.ok_or_else(|| Error::new(operation, range, Kind::NoSuchWindow))?;
+        let slot = self.layout.get().slot_of(operation, range)?;
         slot.check_ours(operation, range)?;
-        if let Err(failure) = until_gone(|| calls.remove(slot.window)) {
-            // It can be tried again: what it is about is in doubt, not what to do about it.
-            self.put_up_fence(range, failure, write(&slot.live).drain().map(|mapping| mapping.memory).collect());
+        let live = slot.mappings(range);
+        if let Err(failure) = until_gone(|| self.calls.remove(slot.window)) {
+            // The removal can be tried again: the entries are in doubt, the window is known.
+            let memory = live.into_iter().map(|mapping| mapping.memory).collect();
+            self.fences.put_up(self.backend.name(), range, failure, memory);
+            slot.live.write().remove(range, deferred);
             return Err(Error::from_kernel(operation, range, failure).fencing([range]));
         }
-        self.change_windows(|slots| slots.retain(|slot| slot.window.range != range));
-        let gone: Vec<_> = write(&slot.live).drain().collect();
-        gone.iter().for_each(|mapping| self.tell_mapping(mapping));
-        Ok(gone)
-    }
-
-    fn table_bytes(&self, request: WindowRequest) -> u64 {
-        self.backend.window_calls().map_or(0, |calls| calls.table_bytes(request))
+        self.layout.remove(range);
+        slot.live.write().remove(range, deferred);
+        Ok(live)
     }
 }

@@ -1,0 +1,231 @@
+//! The verbs of the contract.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::backend::Backend;
+use crate::contract::dirty::DirtyTracking;
+use crate::contract::eeh::Eeh;
+use crate::contract::kernel_tables::KernelTables;
+use crate::contract::live_update::LiveUpdate;
+use crate::contract::{
+    Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace, PinSharing, Snapshot,
+    Swap, Unit, WindowChange, WindowControl,
+};
+use crate::door::Failure;
+use crate::error::{Error, Kind, Operation, Subject};
+use crate::space::Space;
+use crate::space::attachments::Attached;
+use crate::space::deferred::Deferred;
+use crate::space::layout::Slot;
+use crate::space::mapper::Mapper;
+use crate::words::access::Access;
+use crate::words::address::{Iova, IovaRange};
+use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
+use crate::words::reserved::Reserved;
+
+impl<B: Backend> Space<B> {
+    /// Unmaps a range of several windows. A kernel that keeps entries unmaps window by window; after a failure the
+    /// windows before are mapped again.
+    fn unmap_windows(&self, slots: &[&Slot], range: IovaRange, deferred: &mut Deferred) -> Result<u64, Error> {
+        let mapper = Mapper::of(self, Operation::Unmap);
+        if self.backend.powers().keeps == MappingModel::Mappings {
+            return mapper.unmap(slots, range, deferred);
+        }
+        let mut unmapped: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
+        let mut bytes = 0;
+        for slot in slots {
+            let live = slot.mappings(range);
+            match mapper.unmap(&[slot], range, deferred) {
+                Ok(more) => bytes += more,
+                Err(error) => {
+                    let mut lost = Vec::new();
+                    for (slot, live) in &unmapped {
+                        lost.extend(mapper.bring_back(slot, live, deferred));
+                    }
+                    return Err(error.fencing(lost));
+                }
+            }
+            unmapped.push((slot, live));
+        }
+        Ok(bytes)
+    }
+}
+
+/// The range that `memory` takes at `at`.
+fn range_of(operation: Operation, at: Iova, memory: &HostMemory) -> Result<IovaRange, Error> {
+    let len = memory.len().get();
+    let range = IovaRange::with_len(at, len);
+    range.map_err(|bad| Error::new(operation, Subject::Bounds(at, len), Kind::BadRange(bad)))
+}
+
+impl<B: Backend> PciAddressSpace for Space<B> {
+    fn backend(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn powers(&self) -> Capabilities {
+        self.backend.powers()
+    }
+
+    fn mappings_left(&self) -> Option<u64> {
+        self.backend.mappings_left()
+    }
+
+    fn windows(&self) -> Snapshot {
+        self.layout.get().snapshot()
+    }
+
+    fn devices(&self) -> Vec<String> {
+        self.attachments.names()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        self.attachments.reserved()
+    }
+
+    fn fences(&self) -> Vec<Fence> {
+        self.fences.all()
+    }
+
+    fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure) {
+        let _gate = self.gate.read();
+        let set = self.layout.get();
+        // A map that is under way comes before the fence, and a later one finds it.
+        let _in_turn: Vec<_> = set.overlapping(range).map(|slot| slot.operations.lock()).collect();
+        self.fences.put_up(self.backend.name(), range, cause, memory.into_iter().collect());
+    }
+
+    fn map(&self, at: Iova, memory: &HostMemory, access: Access, unit: Unit) -> Result<(), Error> {
+        let operation = Operation::Map;
+        let range = range_of(operation, at, memory)?;
+        self.check_request(operation, range, memory, access)?;
+        let mut deferred = Deferred::default();
+        let _gate = self.enter(operation, range)?;
+        self.fences.check(operation, range)?;
+        let set = self.layout.get();
+        let slot = set.slot_for(operation, range, memory, unit)?;
+        let _in_turn = slot.operations.lock();
+        // Once more under the lock: the operation that held it before may have put up a fence.
+        self.fences.check(operation, range)?;
+        if let Some(live) = slot.live.read().overlap(range) {
+            return Err(Error::new(operation, range, Kind::Overlap(live)));
+        }
+        self.registrations.check_cover(&self.backend, operation, range, memory)?;
+        let mapping = Mapping { range, memory: memory.clone(), access, unit };
+        Mapper::of(self, operation).establish(&mapping, &mut deferred)?;
+        slot.record(mapping);
+        Ok(())
+    }
+
+    fn replace(&self, at: Iova, memory: &HostMemory, access: Access, page: PageSize) -> Result<Swap, Error> {
+        let operation = Operation::Replace;
+        let range = range_of(operation, at, memory)?;
+        self.check_request(operation, range, memory, access)?;
+        let unit = Unit::Pages(page);
+        let mut deferred = Deferred::default();
+        let _gate = self.enter(operation, range)?;
+        self.fences.check(operation, range)?;
+        let set = self.layout.get();
+        let slot = set.slot_for(operation, range, memory, unit)?;
+        let _in_turn = slot.operations.lock();
+        self.fences.check(operation, range)?;
+        let gap = slot.live.read().gap_in(range);
+        if let Some(gap) = gap {
+            return Err(Error::new(operation, range, Kind::NotLive(gap)));
+        }
+        let cut = slot.live.read().cut_by(range);
+        if let Some(cut) = cut {
+            return Err(Error::new(operation, range, Kind::CutsUnit(cut)));
+        }
+        self.registrations.check_cover(&self.backend, operation, range, memory)?;
+        let mapping = Mapping { range, memory: memory.clone(), access, unit };
+        Mapper::of(self, operation).swap(slot, &mapping, &mut deferred)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
+        let operation = Operation::Unmap;
+        let mut deferred = Deferred::default();
+        let _gate = self.enter(operation, range)?;
+        let set = self.layout.get();
+        if let Some(slot) = set.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
+            let _in_turn = slot.operations.lock();
+            self.fences.check(operation, range)?;
+            slot.check_unmap(range)?;
+            return Mapper::of(self, operation).unmap(&[slot], range, &mut deferred);
+        }
+        let slots: Vec<&Slot> = set.overlapping(range).collect();
+        let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
+        self.fences.check(operation, range)?;
+        for slot in &slots {
+            slot.check_unmap(range)?;
+        }
+        self.unmap_windows(&slots, range, &mut deferred)
+    }
+
+    fn lookup(&self, at: Iova) -> Option<Mapping> {
+        self.layout.get().slot_at(at)?.lookup(at)
+    }
+
+    fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
+        self.layout.get().mappings(range)
+    }
+
+    fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.layout.get().onto(memory)
+    }
+
+    fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.fences.onto(memory, &self.layout.get().windows)
+    }
+
+    fn times_forgotten(&self) -> u64 {
+        self.times_forgotten.load(Ordering::Acquire)
+    }
+
+    fn window_control(&self) -> Option<&dyn WindowControl> {
+        if self.backend.window_calls().is_some() { Some(self) } else { None }
+    }
+
+    fn registration(&self) -> Option<&dyn MemoryRegistration> {
+        if self.backend.registration_calls().is_some() { Some(self) } else { None }
+    }
+
+    fn kernel_tables(&self) -> Option<&dyn KernelTables> {
+        // KVM finds the memory of an entry in the process's registrations.
+        if self.backend.registration_calls().is_some() { Some(self) } else { None }
+    }
+
+    fn eeh(&self) -> Option<&dyn Eeh> {
+        if self.backend.eeh_calls().is_some() { Some(self) } else { None }
+    }
+
+    fn sharing(&self) -> Option<&dyn PinSharing> {
+        if self.backend.sharing_calls().is_some() { Some(self) } else { None }
+    }
+
+    fn dirty_tracking(&self) -> &dyn DirtyTracking {
+        self
+    }
+
+    fn handover(&self) -> &dyn LiveUpdate {
+        self
+    }
+
+    fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error> {
+        let attached = Attached::of(device);
+        let mut deferred = Deferred::default();
+        let _gate = self.enter_alone(Operation::Attach, attached.subject())?;
+        self.attach_alone(&attached, &mut deferred)
+    }
+
+    fn detach(&self, device: &Arc<dyn Attachable>) -> Result<WindowChange, Error> {
+        let operation = Operation::Detach;
+        let name = device.name();
+        let mut deferred = Deferred::default();
+        let _gate = self.enter_alone(operation, Subject::Device(name.clone()))?;
+        let attached = self.attachments.find(operation, device, &name)?;
+        self.detach_alone(&attached, &mut deferred)
+    }
+}
