@@ -154,6 +154,23 @@ fn the_docs_say_which_test_of_the_contract_runs_where() {
 }
 
 #[test]
+fn the_page_on_writing_a_backend_shows_the_example() {
+    let page = repository().join("docs/writing-a-backend.md");
+    let example = std::fs::read_to_string(repository().join("tests/conformance/examples/iotlb.rs"));
+    let block = format!("```rust\n{}```\n", example.expect("the example is there"));
+    let text = std::fs::read_to_string(&page).expect("the page is there");
+    let (prose, _) = text.split_once("```rust\n").expect("the page has a block of code");
+    let expected = format!("{prose}{block}");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&page, &expected).expect("the docs can be written");
+    }
+    assert!(
+        text == expected,
+        "docs/writing-a-backend.md shows another example than tests/conformance/examples/iotlb.rs"
+    );
+}
+
+#[test]
 fn nothing_in_a_list_is_unknown() {
     let known: BTreeSet<String> = BackendKind::ALL.iter().map(ToString::to_string).collect();
     for (host, list) in lists() {
