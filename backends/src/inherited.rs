@@ -33,7 +33,7 @@
 //! let owned = |handle| OwnedHandle::simulated(new.clone(), handle).ok_or("a real host");
 //! let group = &opened.space.groups()[0];
 //! let groups = vec![(group.name(), owned(group.handle())?)];
-//! let inherited = host.inherit(BackendKind::Type1, owned(opened.space.handle())?, groups)?;
+//! let inherited = host.inherit(BackendKind::Type1, owned(opened.space.handle().ok_or("no container")?)?, groups)?;
 //! let nic = inherited.inherit_device(&inherited.groups()[0].clone(), owned(device.handle())?, device.name());
 //! let ram = HostMemory::unbacked(0x7e00_0000_0000, gib).ok_or("it wraps")?;
 //! let space = inherited.space();
@@ -92,7 +92,7 @@ impl Host {
         let members: Vec<Arc<VfioGroup>> = members.collect::<Result<_, _>>()?;
         let devices = members.iter().map(|member| member.clone() as Arc<dyn Attachable>).collect();
         let space = Arc::new(Space::inherited(type1, devices)?);
-        Ok(self.telling(OpenSpace::around(door, backend, space, handle).with_groups(members)))
+        Ok(self.share_registry(OpenSpace::at(door, backend, space, handle).with_groups(members)))
     }
 
     fn welcome(&self, member: VfioGroup) -> Result<VfioGroup, OpenError> {
@@ -102,10 +102,10 @@ impl Host {
         }
         let known = self.facts().groups.values().find(|group| format!("group {}", group.number) == name);
         let reserved = known.map(|group| self.facts().reserved(group.number, &name)).unwrap_or_default();
-        let member = member.reserving(reserved);
+        let member = member.with_reserved(reserved);
         match self.registry() {
             Some(registry) => {
-                let registered = member.registered_in(registry.clone());
+                let registered = member.with_registry(registry.clone());
                 registered.map_err(|errno| OpenError::Registry { subject: name, errno })
             }
             None => Ok(member),
@@ -116,6 +116,6 @@ impl Host {
 impl OpenSpace {
     /// Takes over an open device of an inherited group. `name` is the one sysfs has for it.
     pub fn inherit_device(&self, group: &Arc<VfioGroup>, device: OwnedHandle, name: &str) -> Device {
-        group.inherit_device(device, name).holding(self.space().clone())
+        Device::of_group(device, group, name).with_space(self.space().clone())
     }
 }

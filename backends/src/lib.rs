@@ -1,7 +1,8 @@
 //! DMA for PCI devices that are passed through to guests, on x86_64 and ppc64le: the one crate a VMM has to name.
 //!
-//! A device's bus addresses are translated by the host's IOMMU, and somebody has to keep that in step with what the guest sees. The
-//! kernel offers three quite different ways of doing it, VFIO type1, POWER's sPAPR TCE and iommufd; here they are one trait,
+//! A device's bus addresses are translated by the host's IOMMU, and somebody has to keep that in step with what the
+//! guest sees. The kernel offers three quite different ways of doing it, VFIO type1, POWER's sPAPR TCE and iommufd;
+//! here they are one trait,
 //! [`PciAddressSpace`], and one [`Listener`] drives any of them from the guest's memory map.
 //!
 //! This crate opens things and chooses. What it opens it hands to the backends ([`dmaspace_type1`], [`dmaspace_spapr`],
@@ -79,23 +80,25 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod backend_kind;
 pub mod choose;
 mod commands;
 pub mod device;
 pub mod facts;
 pub mod group;
+mod host_page;
 pub mod inherited;
 pub mod kvm;
 pub mod linux;
 pub mod open;
 pub mod options;
 pub mod pci;
+mod pool;
 #[cfg(feature = "recording")]
 pub mod recording;
 pub mod registry;
 #[cfg(test)]
 mod scripted;
-mod sharing;
 #[cfg(feature = "soft")]
 pub mod soft;
 

@@ -1,4 +1,5 @@
-//! Options for opening a space. Only iommufd offers these choices; the other backends refuse an option that they cannot follow.
+//! Options for opening a space. Only iommufd offers these choices; the other backends refuse an option that they cannot
+//! follow.
 
 use std::sync::Arc;
 
@@ -33,7 +34,8 @@ impl OpenOptions {
 
     /// Charges pinned memory to the user or to the process.
     ///
-    /// iommufd charges the user by default. Charging the process needs CAP_SYS_RESOURCE. The other backends always charge the process.
+    /// iommufd charges the user by default. Charging the process needs CAP_SYS_RESOURCE. The other backends always
+    /// charge the process.
     #[must_use]
     pub fn with_accounting(mut self, accounting: AccountingMode) -> Self {
         self.accounting = Some(accounting);
@@ -47,8 +49,8 @@ impl OpenOptions {
         self
     }
 
-    /// Requires that all of `range` can be mapped for as long as the space exists. The kernel then refuses to attach a device that does not
-    /// reach all of it.
+    /// Requires that all of `range` can be mapped for as long as the space exists. The kernel then refuses to attach a
+    /// device that does not reach all of it.
     ///
     /// Required ranges must not overlap, and each must be longer than one byte.
     #[must_use]
@@ -80,7 +82,7 @@ impl OpenOptions {
             }
             BackendKind::Type1OnIommufd => Some("always uses huge pages"),
             BackendKind::Spapr => Some("uses the page size each window is created with"),
-            BackendKind::SpaprV1 => None,
+            BackendKind::SpaprV1 | BackendKind::Other(_) => None,
         }
     }
 

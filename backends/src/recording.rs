@@ -1,5 +1,5 @@
-//! What a listener is told, written down by a VMM in the field and read again elsewhere: `dmaspace replay` takes it, and so does a
-//! test.
+//! What a listener is told, written down by a VMM in the field and read again elsewhere: `dmaspace replay` takes it,
+//! and so does a test.
 //!
 //! ```
 //! use std::num::NonZeroU64;
@@ -44,9 +44,10 @@
 //! ```
 //!
 //! # The format, version 1
-//! JSON lines: UTF-8, one object on each line, in the order in which things happened; lines without anything on them are passed over.
-//! Addresses are strings, `"0x"` and up to 16 hexadecimal digits; `last` is the last byte and inside; sizes are numbers of bytes. A field
-//! that is not named here is an error: what a reader does not know, it must not pass over.
+//! JSON lines: UTF-8, one object on each line, in the order in which things happened; lines without anything on them
+//! are passed over. Addresses are strings, `"0x"` and up to 16 hexadecimal digits; `last` is the last byte and inside;
+//! sizes are numbers of bytes. A field that is not named here is an error: what a reader does not know, it must not
+//! pass over.
 //!
 //! The field `event` says what a line is:
 //!
@@ -60,14 +61,15 @@
 //!
 //! - `version` is 1. Another number is another format.
 //! - `shrink` is `refuse` or `report`: what becomes of required sections that lose bytes.
-//! - `cuts` are the places where the front end expects later changes, each `{first, last, step}`; 65,536 pieces in all at most.
+//! - `cuts` are the places where the front end expects later changes, each `{first, last, step}`; 65,536 pieces in all
+//!   at most.
 //! - `chunk` is what a change of a few pages may disturb elsewhere.
-//! - `in_force`, `removed` and `added` are lists of pieces, below. Those in force never overlap in one address space, and a piece is
-//!   removed exactly as it was added.
-//! - `spaces` and the `space` of a `join` tell of the hosts: `{backend, windows}`, each window `{first, last, page_sizes}`. A replay has
-//!   its own host; this is for people.
-//! - `result` is `ok`; or `refused`, when a host could not provide something required; or `error`, when a kernel call failed or the
-//!   update made no sense. After the latter two everything is as it was; `text` says why.
+//! - `in_force`, `removed` and `added` are lists of pieces, below. Those in force never overlap in one address space,
+//!   and a piece is removed exactly as it was added.
+//! - `spaces` and the `space` of a `join` tell of the hosts: `{backend, windows}`, each window `{first, last,
+//!   page_sizes}`. A replay has its own host; this is for people.
+//! - `result` is `ok`; or `refused`, when a host could not provide something required; or `error`, when a kernel call
+//!   failed or the update made no sense. After the latter two everything is as it was; `text` says why.
 //!
 //! A piece is a section of the PCI address space, or target memory:
 //!
@@ -84,8 +86,8 @@
 //! | `device_memory` | memory; may be missing | `true` where the memory is another device's |
 //! | `page` | `translated`, `discardable` | the size of an entry, or of a block |
 //!
-//! What guests put into translated windows is not recorded, nor which blocks are populated, and no byte of anybody's memory: names and
-//! addresses are all there is.
+//! What guests put into translated windows is not recorded, nor which blocks are populated, and no byte of anybody's
+//! memory: names and addresses are all there is.
 
 mod reader;
 mod writer;

@@ -1,6 +1,7 @@
 //! A door for this crate's unit tests: it knows one PC with a few devices, writes down every call, and fails on cue.
 //!
-//! The soft host is the better host; this one shows *which* calls were made, in which order, and lets each of them fail in turn.
+//! The soft host is the better host; this one shows *which* calls were made, in which order, and lets each of them fail
+//! in turn.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;

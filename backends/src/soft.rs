@@ -1,6 +1,7 @@
 //! The soft host, as a host like any other: what a look at it would find.
 //!
-//! With the feature `soft` a VMM's own tests, and this project's, open spaces on a host in software exactly as they do on a real one.
+//! With the feature `soft` a VMM's own tests, and this project's, open spaces on a host in software exactly as they do
+//! on a real one.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
-//! Opening on the real kernel of an emulated host, through the Linux door: nodes, handed-in descriptors, BARs, and the ways in which
-//! a kernel says no. Outside an emulated host there is nothing to run; inside one nothing is skipped.
+//! Opening on the real kernel of an emulated host, through the Linux door: nodes, handed-in descriptors, BARs, and the
+//! ways in which a kernel says no. Outside an emulated host there is nothing to run; inside one nothing is skipped.
 //!
 //! ```text
 //! EMULATED_HOST=vtd-iommufd cargo test -p dmaspace --test opening --target x86_64-unknown-linux-gnu
@@ -132,8 +132,8 @@ fn a_bar_is_read_and_mapped(backend: BackendKind) -> Result {
         memory.is_device_memory() && !memory.is_host_read_only() && !memory.is_unbacked(),
         "it was described wrongly",
     )?;
-    // Nothing is read through the mapping: a HostMemory copies bytes, and edu does not know accesses of one. A PC reads nonsense then,
-    // POWER gets a machine check.
+    // Nothing is read through the mapping: a HostMemory copies bytes, and edu does not know accesses of one. A PC reads
+    // nonsense then, POWER gets a machine check.
     drop((device, space, memory));
     Ok(())
 }
@@ -142,8 +142,8 @@ fn map_whole(device: &Device, bar: &Region) -> Result<HostMemory> {
     Ok(device.map(bar, *bar.mappable.first().ok_or("the BAR cannot be mapped")?)?)
 }
 
-/// Where the host can, the BAR becomes a target of DMA; where it cannot, that is said before the kernel is asked. And a mapped BAR
-/// keeps its group from leaving.
+/// Where the host can, the BAR becomes a target of DMA; where it cannot, that is said before the kernel is asked. And a
+/// mapped BAR keeps its group from leaving.
 fn a_mapped_bar_is_another_devices_memory(backend: BackendKind) -> Result {
     let (device, mut space) = open(backend)?;
     device.enable()?;

@@ -149,7 +149,7 @@ fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice
         assert_eq!((opened.space.backend(), opened.space.space().backend()), (BackendKind::SpaprV1, "spapr-v1"));
         let choice = opened.choice.to_string();
         assert!(choice.starts_with("spapr-v1: the kernel refused a better one\nnot spapr: "), "{choice}");
-        assert!(choice.contains("refuses it: VFIO_SET_IOMMU: EINVAL"), "{choice}");
+        assert!(choice.contains("refused it: VFIO_SET_IOMMU: EINVAL"), "{choice}");
         assert_eq!(drivers_tried(&machine), 2);
         drop(opened);
         assert!(machine.ledger().is_clear(), "{}", profile.name);
@@ -181,7 +181,7 @@ fn whoever_asks_for_a_backend_gets_that_or_none() {
     assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");
     assert_eq!(drivers_tried(&machine), 1);
     let opened = open(&host, BackendKind::SpaprV1).expect("it is there");
-    assert_eq!(opened.choice.reason(), Some("it was asked for"));
+    assert_eq!(opened.choice.reason(), Some("it was requested by name"));
 }
 
 #[test]

@@ -554,9 +554,11 @@ fn help_has_examples_and_the_exit_statuses() {
 const BOOT: &str = "traces/q35-256m-type1-boot.trace";
 const RESET: &str = "traces/pseries-512m-spapr-v2-reset.trace";
 
-/// What a trace implies, page by page, by reading it as a person would: after each step, which host page is behind which bus page.
+/// What a trace implies, page by page, by reading it as a person would: after each step, which host page is behind
+/// which bus page.
 struct Implied {
-    /// Bytes behind which there is another page than before, or one where there was none, summed over all steps: no less can be pinned.
+    /// Bytes behind which there is another page than before, or one where there was none, summed over all steps: no
+    /// less can be pinned.
     floor: u64,
     /// The bytes in all `add_ram`s: what QEMU's listener maps.
     by_qemu: u64,

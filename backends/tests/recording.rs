@@ -30,7 +30,7 @@ fn open(backend: BackendKind) -> Opened {
     let machine = SoftHost::new(profile).expect("a preset");
     let facts = Facts::of_soft(machine.profile());
     let address = facts.devices.keys().next().copied().expect("a preset has devices");
-    let request = OpenRequest { devices: vec![address], backend: Some(backend) };
+    let request = OpenRequest::device(address).with_backend(backend);
     Host::new(machine, facts).open(&request).expect("a preset has it")
 }
 
@@ -307,7 +307,8 @@ mod hostile {
     use super::*;
 
     proptest! {
-        /// Whatever a recording says, it is read or refused; and what is read can be committed, as far as it makes sense.
+        /// Whatever a recording says, it is read or refused; and what is read can be committed, as far as it makes
+        /// sense.
         #[test]
         fn damaged_recordings_are_read_or_refused(
             changed in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),

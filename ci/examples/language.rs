@@ -231,7 +231,8 @@ impl Source {
         let trimmed = line.trim_start();
         let Some(comment) = trimmed.strip_prefix("//") else {
             self.is_code = !trimmed.is_empty();
-            (self.in_documentation, self.in_example) = (false, false);
+            // An example may be opened by an attribute, for a feature alone.
+            (self.in_documentation, self.in_example) = (false, trimmed.contains("doc = \"```"));
             found.extend(habits_of_code(trimmed));
             return (found, 0);
         };

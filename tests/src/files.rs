@@ -85,7 +85,7 @@ fn source_of(device: &Device) -> u64 {
 /// What opening says.
 pub fn a_device_reaches_the_bar_of_another(host: &Host, devices: [PciAddress; 2]) -> Result<(), OpenError> {
     let mut opened =
-        host.open(&OpenRequest { devices: devices.to_vec(), backend: Some(dmaspace::BackendKind::Iommufd) })?;
+        host.open(&OpenRequest::devices(devices.iter().copied()).with_backend(dmaspace::BackendKind::Iommufd))?;
     let space = opened.space.space().clone();
     let mut device = Edu::new(opened.devices.remove(0));
     let peer = opened.devices.remove(0);

@@ -127,7 +127,7 @@ impl Vmm {
         ftruncate(&file, 4 * MIB).expect("the file grows");
         let device = opened.devices.remove(0);
         let group = &opened.space.groups()[0];
-        let handles = [opened.space.handle(), group.handle(), device.handle()];
+        let handles = [opened.space.handle().expect("a container"), group.handle(), device.handle()];
         let names = [device.name().to_owned(), dmaspace_core::contract::Attachable::name(&**group)];
         let memory = map(&file);
         let bar = bar_of(&device);

@@ -49,7 +49,7 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
     let host =
         host.clone().with_options(OpenOptions::new().with_huge_pages(false).with_required_iovas(range(0, 4 * GIB)));
     let refused = host.open(&wish).expect_err("writes to 0xfee00000 are interrupts").to_string();
-    assert!(refused.contains("EADDRINUSE") && refused.contains("promise none of them"), "{refused}");
+    assert!(refused.contains("EADDRINUSE") && refused.contains("require none of these regions"), "{refused}");
     let host = host.with_options(OpenOptions::new().with_huge_pages(false).with_required_iovas(range(0, GIB)));
     let opened = host.open(&wish)?;
     let windows = opened.space.space().windows().windows;

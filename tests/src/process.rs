@@ -65,7 +65,8 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     space.map(Iova::new(0), &memory, Access::READ_WRITE, Unit::Whole).expect("it fits");
     assert_eq!(pinned(), none + MIB);
 
-    let copy = || door.with_descriptor(opened.space.handle(), |iommufd| iommufd.try_clone_to_owned());
+    let iommufd = opened.space.handle().expect("an iommufd");
+    let copy = || door.with_descriptor(iommufd, |iommufd| iommufd.try_clone_to_owned());
     let copy = || copy().expect("it is open").expect("one descriptor more");
     let another = Command::new("/proc/self/exe").env(ANOTHER, "1").stdin(Stdio::from(copy())).status();
     assert!(another.expect("this program starts again").success(), "the other says why, above");

@@ -172,7 +172,6 @@ fn unattached(
     let (door, facts, name) = (host.door().clone(), host.facts(), address.to_string());
     let device = facts.devices.get(&address)?;
     match backend {
-        BackendKind::Type1OnIommufd => None,
         BackendKind::Iommufd => {
             let path = device.vfio.as_ref()?.path();
             Some(Box::new(move || {
@@ -188,6 +187,7 @@ fn unattached(
                 Arc::new(VfioGroup::new(node, name, backend))
             }))
         }
+        _ => None,
     }
 }
 
@@ -222,7 +222,6 @@ fn names_of(backend: BackendKind) -> Names {
         "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY",
     ];
     match backend {
-        BackendKind::Type1 | BackendKind::Type1OnIommufd | BackendKind::SpaprV1 => container,
         BackendKind::Spapr => Names { power: Some(power), ..container },
         BackendKind::Iommufd => Names {
             map: &["IOMMU_IOAS_MAP"],
@@ -234,6 +233,7 @@ fn names_of(backend: BackendKind) -> Names {
             invalidate: None,
             power: None,
         },
+        _ => container,
     }
 }
 

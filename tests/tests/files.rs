@@ -151,7 +151,7 @@ fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
         space.map(Iova::new(0), &region(libc::MAP_SHARED), RW, Unit::Whole).expect("mapped");
 
         let new = soft.fork();
-        let iommufd = Iommufd::new(simulated(&new, opened.space.handle()));
+        let iommufd = Iommufd::new(simulated(&new, opened.space.handle().expect("an iommufd")));
         assert_eq!((charged(&soft), charged(&new)), (mib, Some((0, 0))));
         new.set_memlock(Some(room - 1));
         let refused = iommufd.change_process().expect_err("too much for that process");
@@ -178,7 +178,7 @@ fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
 fn an_older_kernel_says_that_it_moves_nothing_to_another_process() {
     let soft = host("vtd@6.12");
     let opened = open(&soft, BackendKind::Iommufd);
-    let iommufd = Iommufd::new(simulated(&soft.fork(), opened.space.handle()));
+    let iommufd = Iommufd::new(simulated(&soft.fork(), opened.space.handle().expect("an iommufd")));
     assert_eq!(iommufd.can_change_process(), Ok(false));
     assert_eq!(iommufd.change_process().map_err(|failure| failure.errno()), Err(Some(Errno::ENOTTY)));
 }

@@ -94,7 +94,7 @@ impl Vmm {
         let groups =
             self.opened.groups().iter().map(|group| (group.name(), simulated(&soft, group.handle()))).collect();
         let opened = host
-            .inherit(BackendKind::Type1, simulated(&soft, self.opened.handle()), groups)
+            .inherit(BackendKind::Type1, simulated(&soft, self.opened.handle().expect("a container")), groups)
             .expect("it was handed over");
         let inherit = |device: &Device| {
             let group = opened.groups()[0].clone();

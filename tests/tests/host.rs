@@ -117,7 +117,6 @@ fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
     }
     match backend {
         BackendKind::Type1 => trials.push(live_update_trial()),
-        BackendKind::Type1OnIommufd => {}
         BackendKind::Iommufd => trials.extend(iommufd_trials()),
         BackendKind::Spapr => {
             trials.push(recovery_trial(host, backend));
@@ -125,6 +124,7 @@ fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
             trials.extend(kvm_trials_on_power(host));
         }
         BackendKind::SpaprV1 => trials.extend([recovery_trial(host, backend), charged_window_trial(host)]),
+        _ => {}
     }
     for scenario in suite::scenarios_on(backend) {
         let name = format!("{backend}::{}", scenario.name);

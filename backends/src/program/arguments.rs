@@ -123,18 +123,6 @@ pub(crate) enum Backend {
     Type1OnIommufd,
 }
 
-impl From<BackendKind> for Backend {
-    fn from(backend: BackendKind) -> Self {
-        match backend {
-            BackendKind::Type1 => Self::Type1,
-            BackendKind::Spapr => Self::Spapr,
-            BackendKind::SpaprV1 => Self::SpaprV1,
-            BackendKind::Iommufd => Self::Iommufd,
-            BackendKind::Type1OnIommufd => Self::Type1OnIommufd,
-        }
-    }
-}
-
 impl From<Backend> for BackendKind {
     fn from(backend: Backend) -> Self {
         match backend {

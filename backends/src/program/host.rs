@@ -95,7 +95,11 @@ fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, 
 }
 
 fn wish(device: PciAddress, backend: Option<BackendKind>) -> OpenRequest {
-    OpenRequest { devices: vec![device], backend }
+    let request = OpenRequest::device(device);
+    match backend {
+        Some(backend) => request.with_backend(backend),
+        None => request,
+    }
 }
 
 fn read_profile(path: &str) -> Result<Profile, Failure> {

@@ -1,10 +1,10 @@
 //! A guest on every host there is a preset of, as a table in Markdown: on which of them it could live, and what it would lose.
 
-use dmaspace::choose::BackendKind;
 use dmaspace::listener::Fate;
 use dmaspace_soft::Profile;
 use dmaspace_soft::profile::Backend;
 
+use crate::program::arguments;
 use crate::program::mtree::What;
 use crate::program::outcome::{Judged, Outcome};
 use crate::program::text::in_units;
@@ -19,7 +19,7 @@ than what they begin or end with. What the VMM emulates is left out. Nothing of 
 ";
 
 /// Every preset, with every backend it has.
-pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, BackendKind)> {
+pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, arguments::Backend)> {
     Profile::PRESETS.into_iter().flat_map(|name| {
         let backends = Profile::preset(name).map(|profile| profile.backends).unwrap_or_default();
         backends.into_iter().map(move |backend| (name, kind_of(backend)))
@@ -27,11 +27,11 @@ pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, BackendKind)> {
 }
 
 /// sPAPR's first version is for hosts that refuse the second, and none of these does.
-fn kind_of(backend: Backend) -> BackendKind {
+fn kind_of(backend: Backend) -> arguments::Backend {
     match backend {
-        Backend::Type1 => BackendKind::Type1,
-        Backend::Spapr => BackendKind::Spapr,
-        Backend::Iommufd => BackendKind::Iommufd,
+        Backend::Type1 => arguments::Backend::Type1,
+        Backend::Spapr => arguments::Backend::Spapr,
+        Backend::Iommufd => arguments::Backend::Iommufd,
     }
 }
 

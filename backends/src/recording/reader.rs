@@ -76,8 +76,8 @@ pub struct BadRecording {
 
 /// The events of a recording.
 ///
-/// Memory is made by the function it is given, once for each piece that comes: the same memory goes with the piece. Nothing is read any
-/// more after the first error.
+/// Memory is made by the function it is given, once for each piece that comes: the same memory goes with the piece.
+/// Nothing is read any more after the first error.
 #[derive(Debug)]
 pub struct Reader<R, M> {
     lines: Lines<R>,
@@ -88,7 +88,8 @@ pub struct Reader<R, M> {
 }
 
 impl<R: BufRead, M: FnMut(&Asked) -> Option<HostMemory>> Reader<R, M> {
-    /// Reads from `from`. `make` makes memory: [`Asked::unbacked`] does for hosts in software; `None` refuses the recording.
+    /// Reads from `from`. `make` makes memory: [`Asked::unbacked`] does for hosts in software; `None` refuses the
+    /// recording.
     pub fn new(from: R, make: M) -> Self {
         let lines = Lines { from, line: 0 };
         Self { lines, make, in_force: InForce::default(), has_begun: false, is_over: false }
@@ -216,8 +217,8 @@ struct InForce {
 }
 
 impl InForce {
-    /// Makes a change, and the update that is that change. What failed when it was recorded changes nothing, and may make no sense: it
-    /// may have failed because of that.
+    /// Makes a change, and the update that is that change. What failed when it was recorded changes nothing, and may
+    /// make no sense: it may have failed because of that.
     fn change(
         &mut self,
         removed: Vec<Piece>,

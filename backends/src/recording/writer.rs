@@ -13,7 +13,8 @@ use dmaspace_listener::{CommitError, Recorder, Update};
 
 /// Writes what a listener is told as JSON lines, each at once and as a whole.
 ///
-/// When a line cannot be written, the log is told and nothing more is written: half a recording is one, a recording with a hole is none.
+/// When a line cannot be written, the log is told and nothing more is written: half a recording is one, a recording
+/// with a hole is none.
 pub struct JsonLines<W> {
     out: W,
     /// The numbers of unplug units, as they came up.

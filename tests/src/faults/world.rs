@@ -378,8 +378,8 @@ impl World {
         let backend = match self.ground.backend {
             BackendKind::Type1 => BackendKind::Iommufd,
             BackendKind::Iommufd => BackendKind::Type1,
-            BackendKind::Spapr | BackendKind::SpaprV1 => self.ground.backend,
             BackendKind::Type1OnIommufd => BackendKind::Iommufd,
+            _ => self.ground.backend,
         };
         self.opened.push(self.host.open(&OpenRequest::device(self.address(n)).with_backend(backend))?);
         Ok(())
@@ -415,9 +415,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_empty(&mut self) -> Result<(), Trouble> {
-        let space = self.host.open_space(self.ground.backend)?;
-        let choice = self.host.choose(&OpenRequest { devices: Vec::new(), backend: Some(self.ground.backend) });
-        self.opened.push(Opened { devices: Vec::new(), space, choice });
+        self.opened.push(self.host.open(&OpenRequest::devices([]).with_backend(self.ground.backend))?);
         Ok(())
     }
 

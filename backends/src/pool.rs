@@ -1,9 +1,9 @@
 //! Several address spaces over one guest that pin its memory once.
 //!
-//! A guest whose devices have address spaces of their own (one behind its vIOMMU's translation, another beside it) would have its memory
-//! pinned and charged once for each. iommufd can share what is pinned, among address spaces of one `/dev/iommu`: open the [`Pool`] first,
-//! then the spaces in it, and let one listener serve them, or several. What was shared, the reports of commits say
-//! ([`dmaspace_listener::SpaceReport::shared`]).
+//! A guest whose devices have address spaces of their own (one behind its vIOMMU's translation, another beside it)
+//! would have its memory pinned and charged once for each. iommufd can share what is pinned, among address spaces of
+//! one `/dev/iommu`: open the [`Pool`] first, then the spaces in it, and let one listener serve them, or several. What
+//! was shared, the reports of commits say ([`dmaspace_listener::SpaceReport::shared`]).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ impl Host {
         pool.map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
     }
 
-    /// Opens a space for the devices of `request` in a pool that this host's door opened, and attaches them. The backend is iommufd, whatever
-    /// the request says.
+    /// Opens a space for the devices of `request` in a pool that this host's door opened, and attaches them. The
+    /// backend is iommufd, whatever the request says.
     ///
     /// # Errors
     /// As [`Host::open`].
@@ -46,7 +46,7 @@ impl Host {
     /// # Errors
     /// [`OpenError::Refused`].
     pub fn open_space_in(&self, pool: &Arc<Pool>) -> Result<OpenSpace, OpenError> {
-        Ok(self.telling(OpenSpace::shared(pool.clone(), self.options())?))
+        Ok(self.share_registry(OpenSpace::shared(pool.clone(), self.options())?))
     }
 }
 
@@ -63,6 +63,6 @@ impl OpenSpace {
         let door = pool.iommufd().door().clone();
         let handle = pool.iommufd().handle();
         let ioas = options.prepare(Ioas::sharing(pool))?;
-        Ok(Self::around(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?), handle))
+        Ok(Self::at(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?), handle))
     }
 }

@@ -1,0 +1,347 @@
+//! A space, and the ways in which devices are opened into it.
+
+use std::sync::Arc;
+
+use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION};
+use dmaspace_core::contract::{Attachable, WindowChange};
+use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind, Kernel, OwnedHandle};
+use dmaspace_core::words::reserved::Reserved;
+use dmaspace_core::{Backend, PciAddressSpace, Space};
+use dmaspace_iommufd::{Cdev, Ioas};
+use dmaspace_spapr::{Spapr, SpaprV1};
+use dmaspace_type1::Type1;
+
+use crate::backend_kind::BackendKind;
+use crate::choose::{Choice, OpenRequest};
+use crate::device::Device;
+use crate::facts::{CONTAINER_NODE, IommuGroup, PciDevice, VfioDevice};
+use crate::group::VfioGroup;
+use crate::open::{Host, OpenError, open_node};
+use crate::options::OpenOptions;
+use crate::pci::PciAddress;
+use crate::registry::{Entry, Registry};
+
+/// A space, and the ways in which devices are opened into it.
+///
+/// | way in | the caller promises |
+/// |---|---|
+/// | [`Host::open`], [`OpenSpace::add`]: by PCI address | nothing: this library opens every node itself |
+/// | [`OpenSpace::of`], [`OpenSpace::add_group`], [`OpenSpace::add_device`]: descriptors that another process opened | the promises of [`OwnedHandle::adopt`]: no duplicate of a descriptor maps memory or attaches devices |
+/// | [`Host::inherit`]: descriptors of a VMM that is being replaced | the promises of [`OwnedHandle::adopt`], and that the memory is that of the old VMM ([`crate::inherited`]) |
+/// | [`OpenSpace::around`], [`OpenSpace::attach`]: a backend and devices of another crate | whatever that crate asks for |
+#[derive(Debug)]
+pub struct OpenSpace {
+    /// The container or iommufd. `None` for a backend of another crate.
+    opened: Option<OpenedAt>,
+    registry: Option<Arc<dyn Registry>>,
+    backend: BackendKind,
+    space: Arc<dyn PciAddressSpace>,
+    groups: Vec<Arc<VfioGroup>>,
+}
+
+/// A container or iommufd at a door. The backend owns the handle.
+#[derive(Clone, Debug)]
+struct OpenedAt {
+    door: Arc<dyn Door>,
+    handle: Handle,
+}
+
+impl OpenSpace {
+    /// Makes a space of `handle`, an open container or iommufd, which is closed with the space or on failure.
+    ///
+    /// A space of [`BackendKind::Type1`] on an iommufd becomes one of [`BackendKind::Type1OnIommufd`].
+    ///
+    /// # Errors
+    /// [`OpenError::Version`], [`OpenError::Refused`]; [`OpenError::ForeignBackend`] for [`BackendKind::Other`].
+    pub fn of(backend: BackendKind, handle: OwnedHandle) -> Result<Self, OpenError> {
+        Self::with_options(backend, handle, &OpenOptions::default())
+    }
+
+    pub(super) fn with_options(
+        backend: BackendKind,
+        handle: OwnedHandle,
+        options: &OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let (door, name) = (handle.door().clone(), handle.handle());
+        let backend = match (backend, handle.kind()) {
+            (BackendKind::Type1, HandleKind::Iommufd) => BackendKind::Type1OnIommufd,
+            _ => backend,
+        };
+        let space: Arc<dyn PciAddressSpace> = match backend {
+            BackendKind::Type1 | BackendKind::Type1OnIommufd => container_space(&*door, name, Type1::new(handle))?,
+            BackendKind::Spapr => container_space(&*door, name, Spapr::new(handle))?,
+            BackendKind::SpaprV1 => container_space(&*door, name, SpaprV1::new(handle))?,
+            BackendKind::Iommufd => {
+                let iommufd = options.iommufd(handle)?;
+                Arc::new(Space::new(options.prepare(Ioas::within(iommufd))?)?)
+            }
+            BackendKind::Other(name) => return Err(OpenError::ForeignBackend { name }),
+        };
+        Ok(Self::at(door, backend, space, name))
+    }
+
+    pub(crate) fn at(
+        door: Arc<dyn Door>,
+        backend: BackendKind,
+        space: Arc<dyn PciAddressSpace>,
+        handle: Handle,
+    ) -> Self {
+        Self { opened: Some(OpenedAt { door, handle }), registry: None, backend, space, groups: Vec::new() }
+    }
+
+    /// Wraps a space whose backend is another crate's. `name` stands for the backend in errors and logs:
+    /// [`OpenSpace::backend`] returns [`BackendKind::Other`] with it.
+    ///
+    /// That crate opens the devices too; [`OpenSpace::attach`] attaches them.
+    pub fn around(space: Arc<dyn PciAddressSpace>, name: &'static str) -> Self {
+        Self { opened: None, registry: None, backend: BackendKind::Other(name), space, groups: Vec::new() }
+    }
+
+    /// Reports every group and device that is opened into this space to `registry`, before it is used.
+    #[must_use]
+    pub fn with_registry(mut self, registry: Arc<dyn Registry>) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    pub(crate) fn with_groups(mut self, groups: Vec<Arc<VfioGroup>>) -> Self {
+        self.groups = groups;
+        self
+    }
+
+    /// The container or iommufd, for a process that inherits the space ([`crate::inherited`]). `None` for a backend of
+    /// another crate.
+    pub fn handle(&self) -> Option<Handle> {
+        self.opened.as_ref().map(|opened| opened.handle)
+    }
+
+    /// The attached groups, in the order in which they were attached. Empty for backends that attach devices by their
+    /// own nodes.
+    pub fn groups(&self) -> &[Arc<VfioGroup>] {
+        &self.groups
+    }
+
+    /// The space, as a listener or a VMM uses it.
+    pub fn space(&self) -> &Arc<dyn PciAddressSpace> {
+        &self.space
+    }
+
+    /// The kind of the backend.
+    pub fn backend(&self) -> BackendKind {
+        self.backend
+    }
+
+    /// Opens a device by its own node or by its group's, as the backend needs, and attaches it. The windows of the
+    /// space may change.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing of the device is open then.
+    pub fn add(&mut self, host: &Host, address: PciAddress) -> Result<Device, OpenError> {
+        let request = OpenRequest::device(address).with_backend(self.backend);
+        let choice = Choice::of(host.facts(), &request);
+        let device = host.facts().devices.get(&address);
+        let (Some(device), Some(_)) = (device, choice.chosen) else { return Err(OpenError::NoBackend(choice)) };
+        let group = device.group.and_then(|number| host.facts().groups.get(&number));
+        match (self.backend, &device.vfio, group) {
+            (BackendKind::Iommufd, Some(vfio), _) => self.add_by_node(host, device, vfio),
+            (BackendKind::Iommufd, None, _) | (_, _, None) => {
+                debug_assert!(false, "{} was chosen without a node or a group: {device:?}", self.backend);
+                Err(OpenError::NoBackend(choice))
+            }
+            (_, _, Some(group)) => self.add_by_group(host, device, group),
+        }
+    }
+
+    fn add_by_node(&mut self, host: &Host, device: &PciDevice, vfio: &VfioDevice) -> Result<Device, OpenError> {
+        let name = device.address.to_string();
+        let node = open_node(self.door()?, &vfio.path(), HandleKind::Device)?;
+        let reserved = match device.group {
+            Some(group) => host.facts().reserved(group, &name),
+            None => Vec::new(),
+        };
+        self.add_device_with_reserved(node, &name, reserved)
+    }
+
+    fn add_by_group(&mut self, host: &Host, device: &PciDevice, group: &IommuGroup) -> Result<Device, OpenError> {
+        let name = device.address.to_string();
+        let group_name = format!("group {}", group.number);
+        if let Some(group) = self.group(&group_name) {
+            return self.open_device(&group, &name);
+        }
+        let node = open_node(self.door()?, &group.path(), HandleKind::Group)?;
+        let reserved = host.facts().reserved(group.number, &group_name);
+        let group = self.add_group_with_reserved(node, &group_name, reserved)?;
+        self.open_device(&group, &name).map_err(|error| self.give_up(&group, error))
+    }
+
+    /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors. With
+    /// [`BackendKind::Type1OnIommufd`] the group is attached together with its first device
+    /// ([`OpenSpace::open_device`]).
+    ///
+    /// # Errors
+    /// [`OpenError::Registry`], [`OpenError::NotViable`], [`OpenError::Attach`].
+    pub fn add_group(&mut self, group: OwnedHandle, name: &str) -> Result<Arc<VfioGroup>, OpenError> {
+        self.add_group_with_reserved(group, name, Vec::new())
+    }
+
+    /// Attaches an open group as [`OpenSpace::add_group`] does. `reserved` lists the ranges where its devices do not
+    /// reach memory ([`Facts::reserved`](crate::Facts::reserved)), for reports and errors.
+    ///
+    /// # Errors
+    /// As [`OpenSpace::add_group`].
+    pub fn add_group_with_reserved(
+        &mut self,
+        group: OwnedHandle,
+        name: &str,
+        reserved: Vec<Reserved>,
+    ) -> Result<Arc<VfioGroup>, OpenError> {
+        self.door()?;
+        let mut group = VfioGroup::new(group, name, self.backend).with_reserved(reserved);
+        if let Some(registry) = &self.registry {
+            let registered = group.with_registry(registry.clone());
+            group = registered.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?;
+        }
+        if !group.is_viable().map_err(|failure| OpenError::refused(name, failure))? {
+            return Err(OpenError::NotViable { group: name.to_owned() });
+        }
+        let group = Arc::new(group);
+        if self.backend != BackendKind::Type1OnIommufd {
+            self.space.attach(group.clone())?;
+        }
+        self.groups.push(group.clone());
+        Ok(group)
+    }
+
+    /// Opens a device of a group of this space, by its name in sysfs.
+    ///
+    /// # Errors
+    /// [`OpenError::Refused`]; with [`BackendKind::Type1OnIommufd`] also [`OpenError::Attach`].
+    pub fn open_device(&self, group: &Arc<VfioGroup>, name: &str) -> Result<Device, OpenError> {
+        if self.backend == BackendKind::Type1OnIommufd && !self.is_attached(group) {
+            group.open_on_attach(name);
+            self.space.attach(group.clone())?;
+        }
+        let device = Device::open(group, name).map_err(|failure| OpenError::refused(name, failure))?;
+        Ok(device.with_space(self.space.clone()))
+    }
+
+    /// Attaches an open device with a node of its own, which is closed with the space or on failure. `name` stands for
+    /// it in errors.
+    ///
+    /// # Errors
+    /// [`OpenError::Registry`], [`OpenError::Attach`].
+    pub fn add_device(&mut self, device: OwnedHandle, name: &str) -> Result<Device, OpenError> {
+        self.add_device_with_reserved(device, name, Vec::new())
+    }
+
+    /// Attaches an open device as [`OpenSpace::add_device`] does. `reserved` lists the ranges where it does not reach
+    /// memory ([`Facts::reserved`](crate::Facts::reserved)), for reports and errors.
+    ///
+    /// # Errors
+    /// As [`OpenSpace::add_device`].
+    pub fn add_device_with_reserved(
+        &mut self,
+        device: OwnedHandle,
+        name: &str,
+        reserved: Vec<Reserved>,
+    ) -> Result<Device, OpenError> {
+        let door = self.door()?.clone();
+        let cdev = Arc::new(Cdev::new(device, name).reserving(reserved));
+        let entry = match &self.registry {
+            Some(registry) => {
+                let entry = Entry::new(registry.clone(), cdev.device());
+                Some(entry.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?)
+            }
+            None => None,
+        };
+        let device = Device::of_node(door, name, cdev.clone(), entry);
+        self.space.attach(cdev)?;
+        Ok(device.with_space(self.space.clone()))
+    }
+
+    /// Attaches a device that another crate opened, and returns the change of the windows.
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`].
+    pub fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, OpenError> {
+        Ok(self.space.attach(device)?)
+    }
+
+    /// Detaches a device that [`OpenSpace::attach`] attached, and returns the change of the windows.
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`].
+    pub fn detach(&self, device: &Arc<dyn Attachable>) -> Result<WindowChange, OpenError> {
+        Ok(self.space.detach(device)?)
+    }
+
+    /// Detaches a device and closes it, and its group with it unless another device of the group is open. Returns the
+    /// change of the windows; `None` when the group had to stay because another device of it, or a mapped part of this
+    /// one, is still open.
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`]. A device or group that is still attached then is detached with the space.
+    pub fn remove(&mut self, device: Device) -> Result<Option<WindowChange>, OpenError> {
+        if let Some(cdev) = device.cdev() {
+            let attached: Arc<dyn Attachable> = cdev.clone();
+            return Ok(Some(self.space.detach(&attached)?));
+        }
+        let Some(group) = device.group().cloned() else { return Ok(None) };
+        drop(device);
+        let attached: Arc<dyn Attachable> = group.clone();
+        match self.space.detach(&attached) {
+            // Only the kernel knows everything that is open.
+            Err(error) if error.errno() == Some(Errno::EBUSY) => Ok(None),
+            Err(error) => Err(error.into()),
+            Ok(change) => {
+                self.forget(&group);
+                Ok(Some(change))
+            }
+        }
+    }
+
+    fn door(&self) -> Result<&Arc<dyn Door>, OpenError> {
+        match (&self.opened, self.backend) {
+            (Some(opened), _) => Ok(&opened.door),
+            (None, backend) => Err(OpenError::ForeignBackend { name: backend.name() }),
+        }
+    }
+
+    fn group(&self, name: &str) -> Option<Arc<VfioGroup>> {
+        self.groups.iter().find(|group| group.name() == name).cloned()
+    }
+
+    fn is_attached(&self, group: &VfioGroup) -> bool {
+        self.space.devices().contains(&group.name())
+    }
+
+    fn forget(&mut self, group: &Arc<VfioGroup>) {
+        self.groups.retain(|known| !Arc::ptr_eq(known, group));
+    }
+
+    /// Detaches a group whose device could not be opened because of `cause`.
+    fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
+        if !self.is_attached(group) {
+            self.forget(group);
+            return cause;
+        }
+        let attached: Arc<dyn Attachable> = group.clone();
+        let detached = self.space.detach(&attached);
+        if !self.is_attached(group) {
+            self.forget(group);
+        }
+        match detached {
+            Ok(_) => cause,
+            Err(undoing) => OpenError::NotUndone { cause: Box::new(cause), undoing },
+        }
+    }
+}
+
+/// A space on a container that speaks this library's version of VFIO. `backend` owns the container.
+fn container_space<B: Backend>(door: &dyn Door, container: Handle, backend: B) -> Result<Arc<Space<B>>, OpenError> {
+    let version = door.ask(container, Command::bare(GET_API_VERSION));
+    match version.map_err(|failure| OpenError::refused(CONTAINER_NODE, failure))? {
+        API_VERSION => Ok(Arc::new(Space::new(backend)?)),
+        other => Err(OpenError::Version(other)),
+    }
+}
