@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
@@ -102,9 +103,7 @@ impl State {
             ("VFIO_GROUP_GET_STATUS", Argument::Bytes(bytes)) => put(bytes, 4, 1),
             ("VFIO_GROUP_SET_CONTAINER", _) => {
                 self.groups_in_container += 1;
-                self.in_an_iommufd = command.attachments.iter().any(
-                    |attachment| matches!(attachment.what, Attached::Handle(handle) if handle.kind() == HandleKind::Iommufd),
-                );
+                self.in_an_iommufd = command.attachments.iter().any(|attachment| joins_an_iommufd(&attachment.what));
             }
             ("VFIO_GROUP_UNSET_CONTAINER", _) if self.devices_of_group > 0 && !self.in_an_iommufd => {
                 return Err(Errno::EBUSY);
@@ -143,6 +142,11 @@ impl State {
         }
         Ok(0)
     }
+}
+
+fn joins_an_iommufd(attached: &Attached<'_>) -> bool {
+    let Attached::Container(point) = attached else { return false };
+    matches!(point.place(), AttachPlace::Container(handle) if handle.kind() == HandleKind::Iommufd)
 }
 
 /// Writes the low half of a little-endian field; the hosts of the unit tests are little-endian.
