@@ -5,13 +5,13 @@
 //! EMULATED_HOST=vtd-iommufd cargo test -p dmaspace --test opening --target x86_64-unknown-linux-gnu
 //! ```
 
+use dmaspace::contract::MapRequest;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use dmaspace::contract::Unit;
 use dmaspace::device::Region;
 use dmaspace::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace::error::Kind;
@@ -149,8 +149,8 @@ fn a_mapped_bar_is_another_devices_memory(backend: BackendKind) -> Result {
     device.enable()?;
     let memory = map_whole(&device, &device.region(0)?)?;
     let at = Iova::new(0x10_0000);
-    let mapped = space.space().map(at, &memory, Access::READ_WRITE, Unit::Whole);
-    if space.space().powers().maps_device_memory {
+    let mapped = space.space().map(MapRequest::new(at, &memory, Access::READ_WRITE));
+    if space.space().describe().capabilities.maps_device_memory {
         mapped?;
         let range = IovaRange::with_len(at, memory.len().get())?;
         ensure(space.space().unmap(range)? == memory.len().get(), "the whole BAR was mapped")?;

@@ -146,7 +146,10 @@ fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice
         let request = OpenRequest::device(first_device(&host));
         assert_eq!(host.choose(&request).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
         let opened = host.open(&request).expect("the older way is there");
-        assert_eq!((opened.space.backend(), opened.space.space().backend()), (BackendKind::SpaprV1, "spapr-v1"));
+        assert_eq!(
+            (opened.space.backend(), opened.space.space().describe().backend),
+            (BackendKind::SpaprV1, "spapr-v1")
+        );
         let choice = opened.choice.to_string();
         assert!(choice.starts_with("spapr-v1: the kernel refused a better one\nnot spapr: "), "{choice}");
         assert!(choice.contains("refused it: VFIO_SET_IOMMU: EINVAL"), "{choice}");
@@ -215,7 +218,7 @@ fn the_older_way_takes_one_group() {
     let error = opened.space.add(&host, second).expect_err("it has one group already");
     let expected = "VFIO_GROUP_SET_CONTAINER: EBUSY); give the group a container of its own";
     assert!(error.to_string().contains(expected), "{error}");
-    assert_eq!(opened.space.space().devices().len(), 1);
+    assert_eq!(opened.space.space().describe().devices.len(), 1);
     drop(opened);
     assert!(machine.ledger().is_clear());
 }

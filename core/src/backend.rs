@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::contract::eeh::PeOperation;
-use crate::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, WindowOffer, WindowRequest};
+use crate::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, MappingBudget, WindowOffer, WindowRequest};
 use crate::door::registrations::ProcessRegistrations;
 use crate::door::{Failure, Lease};
 use crate::retry::Undone;
@@ -32,12 +32,7 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
     fn name(&self) -> &'static str;
 
     /// What the host can do. Makes no call.
-    fn powers(&self) -> Capabilities;
-
-    /// How many mappings the kernel still takes, where it counts them. Asked anew each time.
-    fn mappings_left(&self) -> Option<u64> {
-        None
-    }
+    fn capabilities(&self) -> Capabilities;
 
     /// What may be locked and what of it is taken, as this backend's kernel counts, where the door can tell. Asked after a call has
     /// failed, for the error.
@@ -111,35 +106,30 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
         false
     }
 
-    /// The calls for windows, on a host that creates them.
-    fn window_calls(&self) -> Option<&dyn WindowCalls> {
-        None
+    /// The calls that this host has beyond mapping. Makes no call.
+    fn calls(&self) -> Calls<'_> {
+        Calls::default()
     }
+}
 
-    /// The calls for registration, on a host that wants it.
-    fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
-        None
-    }
-
-    /// The calls for recovering a device, on a host that isolates it after an error.
-    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
-        None
-    }
-
-    /// The calls for holding memory, where what is pinned can be shared with other spaces of the host.
-    fn sharing_calls(&self) -> Option<&dyn SharingCalls> {
-        None
-    }
-
-    /// The calls for dirty tracking, on a host that may log what devices write.
-    fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
-        None
-    }
-
-    /// The calls for handing mappings over to another process, where kernels may do that.
-    fn handover_calls(&self) -> Option<&dyn VaddrCalls> {
-        None
-    }
+/// The calls of a backend beyond mapping. `None` for calls that its host lacks.
+#[derive(Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Calls<'a> {
+    /// Creating and removing windows.
+    pub windows: Option<&'a dyn WindowCalls>,
+    /// Registering memory before it is mapped.
+    pub registration: Option<&'a dyn RegistrationCalls>,
+    /// Recovering a device that its host has isolated after an error.
+    pub eeh: Option<&'a dyn EehCalls>,
+    /// Sharing pins with other spaces of the host.
+    pub pin_sharing: Option<&'a dyn SharingCalls>,
+    /// Logging what devices write.
+    pub dirty: Option<&'a dyn DirtyCalls>,
+    /// Moving the addresses of mappings, for a live update.
+    pub vaddr: Option<&'a dyn VaddrCalls>,
+    /// Asking how many mappings the kernel still accepts.
+    pub mapping_budget: Option<&'a dyn MappingBudget>,
 }
 
 /// Creating and removing windows.
@@ -274,6 +264,9 @@ pub trait VaddrCalls: Send + Sync {
 
 /// Recovering the PE of the group that is attached.
 pub trait EehCalls: Send + Sync {
+    /// Whether the host recovers devices. Asks the kernel once.
+    fn is_available(&self) -> bool;
+
     /// Does one thing to it, and returns what the kernel did: for [`PeOperation::State`] the state's number, else 0.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ impl<B: Backend> Space<B> {
         memory: &HostMemory,
         access: Access,
     ) -> Result<(), Error> {
-        let powers = self.backend.powers();
+        let powers = self.backend.capabilities();
         let needed = if powers.maps_host_read_only { access } else { Access::READ_WRITE };
         let kind = if access.is_empty() {
             Kind::NoAccess
@@ -333,7 +333,7 @@ impl<B: Backend> Space<B> {
     /// it (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership). Returns the ranges that could
     /// not be entered; they are fenced.
     fn refill_tables(&self, operation: Operation, deferred: &mut Deferred) -> Vec<IovaRange> {
-        if self.attachments.count() == 0 || self.backend.powers().keeps == MappingModel::Mappings {
+        if self.attachments.count() == 0 || self.backend.capabilities().keeps == MappingModel::Mappings {
             return Vec::new();
         }
         let mapper = Mapper::of(self, operation);
@@ -373,7 +373,7 @@ impl<B: Backend> Space<B> {
     fn empty_windows(&self, deferred: &mut Deferred) -> bool {
         let set = self.layout.get();
         let slots: Vec<&Slot> = set.slots.iter().map(AsRef::as_ref).collect();
-        let at_once = self.backend.powers().keeps == MappingModel::Mappings && self.fences.is_empty();
+        let at_once = self.backend.capabilities().keeps == MappingModel::Mappings && self.fences.is_empty();
         let mut all_empty = true;
         for some in slots.chunks(if at_once { slots.len().max(1) } else { 1 }) {
             let Err(failure) = self.empty_slots(some) else { continue };
@@ -388,7 +388,7 @@ impl<B: Backend> Space<B> {
     }
 
     fn empty_slots(&self, slots: &[&Slot]) -> Result<(), Failure> {
-        let Some(calls) = self.backend.window_calls() else {
+        let Some(calls) = self.backend.calls().windows else {
             let Some((hull, bytes)) = hull_over(slots, IovaRange::all()) else { return Ok(()) };
             return unmap_all(bytes, || self.backend.unmap(hull));
         };

@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{IOAS_IOVA_RANGES, IoasIovaRanges};
-use dmaspace_core::backend::SharingCalls;
+use dmaspace_core::backend::Calls;
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
@@ -131,15 +131,11 @@ unsafe impl Backend for Ioas {
 
     /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a
     /// file that the device exported it takes it.
-    fn powers(&self) -> Capabilities {
-        Capabilities {
-            keeps: MappingModel::Mappings,
-            maps_device_memory: false,
-            maps_files: self.iommufd().maps_files(),
-            maps_host_read_only: true,
-            host_page: self.door().host_page(),
-            hands_over: FILES_ONLY,
-        }
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(MappingModel::Mappings, self.door().host_page());
+        capabilities.maps_files = self.iommufd().maps_files();
+        capabilities.hands_over = FILES_ONLY;
+        capabilities
     }
 
     /// Charged to the user, which nobody can read, unless asked otherwise ([`Iommufd::charge`]); this process's part of
@@ -189,12 +185,11 @@ unsafe impl Backend for Ioas {
         failure.errno() == Some(Errno::EADDRINUSE)
     }
 
-    fn sharing_calls(&self) -> Option<&dyn SharingCalls> {
-        self.pool.as_deref().map(|pool| pool as _)
-    }
-
-    fn dirty_calls(&self) -> Option<&dyn dmaspace_core::backend::DirtyCalls> {
-        Some(self)
+    fn calls(&self) -> Calls<'_> {
+        let mut calls = Calls::default();
+        calls.pin_sharing = self.pool.as_deref().map(|pool| pool as _);
+        calls.dirty = Some(self);
+        calls
     }
 }
 

@@ -231,11 +231,11 @@ mod tests {
     fn a_kernel_that_maps_no_files_is_asked_once() {
         let lacking: Answer = |_| Err(Errno::ENOTTY);
         let (door, ioas) = ioas(&[lacking]);
-        assert!(ioas.powers().maps_files);
+        assert!(ioas.capabilities().maps_files);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         assert_eq!(door.names(), [MAP_FILE, MAP, MAP]);
-        assert!(!ioas.powers().maps_files);
+        assert!(!ioas.capabilities().maps_files);
     }
 
     #[test]

@@ -37,6 +37,10 @@ fn number_of(operation: PeOperation) -> u32 {
 }
 
 impl EehCalls for Spapr {
+    fn is_available(&self) -> bool {
+        *self.eeh.get_or_init(|| is_available(&self.container))
+    }
+
     fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
         operate(&self.container, operation)
     }
@@ -46,7 +50,7 @@ impl EehCalls for Spapr {
 mod tests {
     use super::*;
     use crate::scripted::Scripted;
-    use dmaspace_core::Backend;
+
     use dmaspace_core::door::Errno;
     use zerocopy::FromBytes;
 
@@ -55,7 +59,7 @@ mod tests {
         for (answer, can) in [((|_: &mut [u8]| Ok(1)) as crate::scripted::Answer, true), (|_| Ok(0), false)] {
             let door = Scripted::new(&[answer]);
             let container = Spapr::new(crate::scripted::container(&door));
-            assert_eq!([container.eeh_calls().is_some(), container.eeh_calls().is_some()], [can; 2]);
+            assert_eq!([EehCalls::is_available(&container), EehCalls::is_available(&container)], [can; 2]);
             assert_eq!(door.names(), ["VFIO_CHECK_EXTENSION"]);
         }
     }

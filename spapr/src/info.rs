@@ -65,14 +65,13 @@ impl Platform {
     /// On a pseries host the first place is the firmware's own default window, and there can be no other there: 4 KiB pages and the size
     /// it has. Everything else goes to the second place (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
     pub fn offer(&self) -> WindowOffer {
-        let anything = |first| WindowPlace { first, longest: None, page_sizes: self.page_sizes };
-        let default = WindowPlace {
-            longest: NonZeroU64::new(self.first_len),
-            page_sizes: PageSizes::only(PageSize::K4),
-            ..anything(self.first_start)
-        };
-        let first = if self.is_pseries() { default } else { anything(self.first_start) };
-        WindowOffer { page_sizes: self.page_sizes, slots: self.slots, places: vec![first, anything(SECOND_START)] }
+        let mut first = WindowPlace::new(self.first_start, self.page_sizes);
+        if self.is_pseries() {
+            first.longest = NonZeroU64::new(self.first_len);
+            first.page_sizes = PageSizes::only(PageSize::K4);
+        }
+        let second = WindowPlace::new(SECOND_START, self.page_sizes);
+        WindowOffer::new(self.page_sizes, self.slots, vec![first, second])
     }
 
     /// Only a pseries host has tables of one level: they live in its firmware.

@@ -26,7 +26,7 @@ mod windows;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use dmaspace_core::backend::{EehCalls, RegistrationCalls, WindowCalls};
+use dmaspace_core::backend::Calls;
 use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Door, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
@@ -70,8 +70,8 @@ unsafe impl Backend for Spapr {
         "spapr"
     }
 
-    fn powers(&self) -> Capabilities {
-        powers(&**self.container.door())
+    fn capabilities(&self) -> Capabilities {
+        capabilities(&**self.container.door())
     }
 
     /// Charged to the process: registered memory and the tables of windows (linux: arch/powerpc/mm/book3s64/iommu_api.c,
@@ -115,17 +115,12 @@ unsafe impl Backend for Spapr {
         entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }
 
-    fn window_calls(&self) -> Option<&dyn WindowCalls> {
-        Some(self)
-    }
-
-    fn registration_calls(&self) -> Option<&dyn RegistrationCalls> {
-        Some(self)
-    }
-
-    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
-        let available = *self.eeh.get_or_init(|| eeh::is_available(&self.container));
-        available.then_some(self as _)
+    fn calls(&self) -> Calls<'_> {
+        let mut calls = Calls::default();
+        calls.windows = Some(self);
+        calls.registration = Some(self);
+        calls.eeh = Some(self);
+        calls
     }
 }
 
@@ -137,15 +132,11 @@ const ONE_PROCESS: LiveUpdateSupport = LiveUpdateSupport::Never(
 
 /// What both versions can do. Memory is pinned for writing whatever the access (linux: arch/powerpc/mm/book3s64/iommu_api.c,
 /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page), and only memory of the kernel's.
-fn powers(door: &dyn Door) -> Capabilities {
-    Capabilities {
-        keeps: MappingModel::PageEntries,
-        maps_device_memory: false,
-        maps_files: false,
-        maps_host_read_only: false,
-        host_page: door.host_page(),
-        hands_over: ONE_PROCESS,
-    }
+fn capabilities(door: &dyn Door) -> Capabilities {
+    let mut capabilities = Capabilities::new(MappingModel::PageEntries, door.host_page());
+    capabilities.maps_host_read_only = false;
+    capabilities.hands_over = ONE_PROCESS;
+    capabilities
 }
 
 #[cfg(test)]
@@ -156,6 +147,7 @@ mod tests {
     use dmaspace_abi::spapr::{self, DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
     use dmaspace_core::HostMemory;
+    use dmaspace_core::backend::{RegistrationCalls, WindowCalls};
     use dmaspace_core::contract::WindowRequest;
     use dmaspace_core::door::{self, Errno};
     use dmaspace_core::{Iova, PageSize};

@@ -11,7 +11,7 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dmaspace_abi::spapr::{self, TceInfo};
-use dmaspace_core::backend::EehCalls;
+use dmaspace_core::backend::{Calls, EehCalls};
 use dmaspace_core::contract::eeh::PeOperation;
 use dmaspace_core::contract::{AttachPlace, Capabilities};
 use dmaspace_core::door::{Command, Failure, Lease, OwnedHandle};
@@ -21,7 +21,7 @@ use dmaspace_core::{Access, Backend, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::tce::Table;
-use crate::{eeh, entries, info, powers};
+use crate::{capabilities, eeh, entries, info};
 
 /// An sPAPR TCE v1 container.
 #[derive(Debug)]
@@ -90,8 +90,8 @@ unsafe impl Backend for SpaprV1 {
         "spapr-v1"
     }
 
-    fn powers(&self) -> Capabilities {
-        powers(&**self.container.door())
+    fn capabilities(&self) -> Capabilities {
+        capabilities(&**self.container.door())
     }
 
     /// Charged to the process (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable, tce_iommu_create_table).
@@ -149,13 +149,18 @@ unsafe impl Backend for SpaprV1 {
         entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }
 
-    fn eeh_calls(&self) -> Option<&dyn EehCalls> {
-        let available = *self.eeh.get_or_init(|| eeh::is_available(&self.container));
-        available.then_some(self as _)
+    fn calls(&self) -> Calls<'_> {
+        let mut calls = Calls::default();
+        calls.eeh = Some(self);
+        calls
     }
 }
 
 impl EehCalls for SpaprV1 {
+    fn is_available(&self) -> bool {
+        *self.eeh.get_or_init(|| eeh::is_available(&self.container))
+    }
+
     fn operate(&self, operation: PeOperation) -> Result<i32, Failure> {
         eeh::operate(&self.container, operation)
     }
@@ -280,8 +285,8 @@ mod tests {
     #[test]
     fn it_creates_no_windows_and_registers_nothing() {
         let (_, spapr) = container(&[]);
-        assert!(spapr.window_calls().is_none() && spapr.registration_calls().is_none());
-        assert!(!spapr.powers().maps_device_memory && !spapr.powers().maps_host_read_only);
+        assert!(spapr.calls().windows.is_none() && spapr.calls().registration.is_none());
+        assert!(!spapr.capabilities().maps_device_memory && !spapr.capabilities().maps_host_read_only);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What devices write, told: pages of this process, collected.
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dmaspace_core::contract::Unit;
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, Precision};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::Update;
@@ -142,9 +142,11 @@ pub fn scattered(fixture: &mut Fixture) {
     let pages = fixture.ram.all().len().get() / PAGE;
     for n in 0..COUNT {
         let memory = fixture.ram.slice(n % pages * PAGE, PAGE);
-        space.map(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE, Unit::Whole).expect("the kernel takes 65,535");
+        space
+            .map(MapRequest::new(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE))
+            .expect("the kernel takes 65,535");
     }
-    let tracking = space.dirty_tracking();
+    let tracking = space.powers().dirty_tracking;
     tracking.start(told.clone()).expect("every host can be tracked");
     fixture.show_results_at(Iova::new(0), fixture.ram.slice(0, PAGE));
     let last = COUNT - 1;
@@ -153,6 +155,6 @@ pub fn scattered(fixture: &mut Fixture) {
     assert!(synced.bytes <= COUNT * PAGE && told.take().contains(&page_of(fixture.ram.all(), last % pages * PAGE)));
     assert_eq!(space.unmap(IovaRange::all()).expect("whole mappings"), COUNT * PAGE);
     tracking.stop().expect("it is tracked");
-    space.map(Iova::new(0), &fixture.ram.slice(0, PAGE), Access::READ_WRITE, Unit::Whole).expect("it is free");
+    space.map(MapRequest::new(Iova::new(0), &fixture.ram.slice(0, PAGE), Access::READ_WRITE)).expect("it is free");
     fixture.assert_unreached(Iova::new(last * 2 * PAGE));
 }

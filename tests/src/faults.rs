@@ -193,7 +193,7 @@ impl Case<'_> {
 
 /// The ranges that are fenced in each open space.
 fn fences_of(world: &World) -> Vec<Vec<IovaRange>> {
-    let fences = |n: usize| world.space(n).fences().into_iter().map(|fence| fence.range).collect();
+    let fences = |n: usize| world.space(n).describe().fences.into_iter().map(|fence| fence.range).collect();
     (0..world.opened.len()).map(fences).collect()
 }
 

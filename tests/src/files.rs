@@ -1,5 +1,6 @@
 //! Memory that a real kernel maps by its file: RAM of a memfd, and a BAR that its device exported.
 
+use dmaspace_core::contract::MapRequest;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -9,7 +10,6 @@ use dmaspace::choose::OpenRequest;
 use dmaspace::device::Device;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
-use dmaspace_core::contract::Unit;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, MemoryFile};
 use dmaspace_listener::Update;
 use dmaspace_listener::{FrontEnd, Listener, Section};
@@ -96,8 +96,8 @@ pub fn a_device_reaches_the_bar_of_another(host: &Host, devices: [PciAddress; 2]
 
     let (at, ram) = (Iova::new(0x8000_0000), Ram::new(1 << 16));
     let size = memory.len().get();
-    space.map(Iova::new(0), &ram.slice(0, 0x1_0000), RW, Unit::Whole).expect("RAM");
-    space.map(at, &memory, RW, Unit::Whole).expect("the BAR, as the file it was exported as");
+    space.map(MapRequest::new(Iova::new(0), &ram.slice(0, 0x1_0000), RW)).expect("RAM");
+    space.map(MapRequest::new(at, &memory, RW)).expect("the BAR, as the file it was exported as");
     let register = Iova::new(at.get() + SOURCE);
 
     let word = 0x0123_4567_89ab_cdef_u64;
@@ -118,10 +118,10 @@ pub fn a_device_reaches_the_bar_of_another(host: &Host, devices: [PciAddress; 2]
     let range = IovaRange::with_len(at, size).expect("a proper range");
     let config = peer.region(7).expect("it has a configuration space");
     peer.write(&config, 4, &[0, 0]).expect("its memory can be disabled");
-    assert!(space.map(Iova::new(at.get() + size), &memory, RW, Unit::Whole).is_err(), "there is nothing to map");
+    assert!(space.map(MapRequest::new(Iova::new(at.get() + size), &memory, RW)).is_err(), "there is nothing to map");
     assert_eq!(space.unmap(range).expect("it is there"), size);
     peer.enable().expect("its memory can be enabled");
-    space.map(at, &memory, RW, Unit::Whole).expect("the same file");
+    space.map(MapRequest::new(at, &memory, RW)).expect("the same file");
     device.load(register, 8);
     assert_eq!(space.unmap(range).expect("it is there"), size);
     Ok(())

@@ -1,9 +1,10 @@
 //! The fixture a scenario plays on: a space, a device attached to it, and the guest's RAM.
 
+use dmaspace_core::contract::MapRequest;
 use std::any::Any;
 use std::sync::Arc;
 
-use dmaspace_core::contract::{Unit, WindowRequest};
+use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 
 use crate::device::TestDevice;
@@ -52,23 +53,23 @@ impl Fixture {
     /// Maps the first MiB of the guest's RAM at 0: on hosts that want it, the RAM is registered and a window created; in a pool, its pins are
     /// shared.
     pub fn map_first_mib(&self) {
-        if let Some(registration) = self.space.registration() {
+        if let Some(registration) = self.space.powers().registration {
             registration.register(self.ram.all()).expect("the guest's RAM can be registered");
         }
-        if let Some(sharing) = self.space.sharing() {
+        if let Some(sharing) = self.space.powers().pin_sharing {
             sharing.share_pins(self.ram.all()).expect("the pins of the guest's RAM can be shared");
         }
-        if let Some(control) = self.space.window_control() {
+        if let Some(control) = self.space.powers().window_control {
             let range = IovaRange::with_len(Iova::new(0), 1 << 30).expect("a range of the fixture");
             control.create_window(WindowRequest { range, page: PageSize::K4 }).expect("a window of 1 GiB at 0");
         }
         let first = self.ram.slice(0, 1 << 20);
-        self.space.map(Iova::new(0), &first, Access::READ_WRITE, Unit::Whole).expect("nothing is mapped yet");
+        self.space.map(MapRequest::new(Iova::new(0), &first, Access::READ_WRITE)).expect("nothing is mapped yet");
     }
 
     /// A host whose windows are created, and that wants memory registered: POWER.
     pub fn creates_windows(&self) -> bool {
-        self.space.window_control().is_some()
+        self.space.powers().window_control.is_some()
     }
 
     /// Says where the device finds memory that surely works: what it read elsewhere is shown there, what it writes elsewhere comes

@@ -78,7 +78,7 @@ struct Held {
 impl Held {
     fn by(fixture: &Fixture) -> Self {
         let locked = fixture.lock_limit.locked();
-        let on_iommufd = fixture.space.backend().ends_with("iommufd");
+        let on_iommufd = fixture.space.describe().backend.ends_with("iommufd");
         let account = if on_iommufd { LockedMemory::of_user } else { LockedMemory::of_process };
         let Allowance { taken, payer, .. } = account(locked);
         Self {
@@ -86,7 +86,7 @@ impl Held {
             payer,
             mappings: fixture.space.mappings(IovaRange::all()),
             windows: fixture.space.windows(),
-            registered: fixture.space.registration().map(|power| power.registered()).unwrap_or_default(),
+            registered: fixture.space.powers().registration.map(|power| power.registered()).unwrap_or_default(),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Dirty tracking where a real kernel logs: the library on a mock device of iommufd's.
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dmaspace::linux::LinuxDoor;
 use dmaspace_core::backend::DirtyCalls;
+use dmaspace_core::contract::Attachable;
 use dmaspace_core::contract::dirty::{DirtyTracking, Precision};
-use dmaspace_core::contract::{Attachable, Unit};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, Space};
 use dmaspace_iommufd::Ioas;
 
@@ -43,7 +44,7 @@ fn tracked() -> Scene {
     let (door, space) = address_space();
     let device = device_of(&door, &space, true);
     let told = Arc::new(Told::default());
-    let precision = space.dirty_tracking().start(told.clone()).expect("its IOMMU logs");
+    let precision = space.powers().dirty_tracking.start(told.clone()).expect("its IOMMU logs");
     assert_eq!(precision, Precision::Pages(PageSize::K4));
     Scene { space, device, ram: Ram::new(4 << 20), told }
 }
@@ -56,7 +57,7 @@ impl Scene {
     /// Maps pages of RAM at the same pages of the window.
     fn map(&self, page: u64, pages: u64) -> bool {
         let memory = self.ram.slice(page * PAGE, pages * PAGE);
-        self.space.map(range(page, pages).first(), &memory, Access::READ_WRITE, Unit::Whole).is_ok()
+        self.space.map(MapRequest::new(range(page, pages).first(), &memory, Access::READ_WRITE)).is_ok()
     }
 
     /// The device writes these pages; says which it reached.
@@ -83,7 +84,7 @@ pub fn what_is_mapped_is_found_where_it_is() {
     let memory = ram.slice(8 * PAGE, 32 * PAGE);
     let places = [FIRST, LAST + 1 - 32 * PAGE];
     for at in places {
-        space.map(Iova::new(at), &memory, Access::READ_WRITE, Unit::Whole).expect("it lies in the window");
+        space.map(MapRequest::new(Iova::new(at), &memory, Access::READ_WRITE)).expect("it lies in the window");
         assert!(device.finds(at, &memory) && !device.finds(at, &ram.slice(0, 32 * PAGE)), "another memory");
     }
     assert!(!device.finds(FIRST + 32 * PAGE, &memory), "nothing is mapped there");
@@ -158,7 +159,7 @@ pub fn a_device_that_cannot_log_makes_everything_count() {
     let (first, second) = (device_of(&door, &space, true), device_of(&door, &space, true));
     let (told, ram) = (Arc::new(Told::default()), Ram::new(4 << 20));
     space.start(told.clone()).expect("both log");
-    space.map(range(0, 4).first(), &ram.slice(0, 4 * PAGE), Access::READ_WRITE, Unit::Whole).expect("it is free");
+    space.map(MapRequest::new(range(0, 4).first(), &ram.slice(0, 4 * PAGE), Access::READ_WRITE)).expect("it is free");
     assert_eq!(second.write(FIRST + PAGE, &[true]), 1);
     assert_eq!(first.write(FIRST + 2 * PAGE, &[true]), 1);
     space.sync(IovaRange::all()).expect("it answers");

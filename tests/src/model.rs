@@ -110,9 +110,9 @@ impl Host {
     pub fn of(space: &dyn PciAddressSpace) -> Self {
         Self {
             windows: space.windows().windows.iter().copied().collect(),
-            offer: space.window_control().and_then(|control| control.offer()),
-            powers: space.powers(),
-            fences: space.fences().iter().map(|fence| fence.range).collect(),
+            offer: space.powers().window_control.and_then(|control| control.offer()),
+            powers: space.describe().capabilities,
+            fences: space.describe().fences.iter().map(|fence| fence.range).collect(),
         }
     }
 

@@ -1,12 +1,13 @@
 //! What may be asked for when an iommufd is opened, and what the kernel makes of it: the same on the soft host and on real ones.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::open::{Host, OpenError};
 use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
-use dmaspace_core::contract::{Attachable, Unit};
+use dmaspace_core::contract::Attachable;
 use dmaspace_core::door::{Errno, Failure, HandleKind};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, Iova, IovaRange, PciAddressSpace, Space};
@@ -39,7 +40,7 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
     for (payer, locks) in [(AccountingMode::User, 0), (AccountingMode::Process, MIB)] {
         let opened = host.clone().with_options(OpenOptions::new().with_accounting(payer)).open(&wish)?;
         let space = opened.space.space();
-        space.map(Iova::new(0), &ram.slice(0, MIB), Access::READ_WRITE, Unit::Whole).expect("it fits");
+        space.map(MapRequest::new(Iova::new(0), &ram.slice(0, MIB), Access::READ_WRITE)).expect("it fits");
         assert_eq!(locked(host), (none.0 + locks, none.1 + MIB), "{payer:?} is charged");
         drop(opened);
         assert_eq!(locked(host), none);
@@ -93,7 +94,7 @@ pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Resul
     let ram = Ram::new(1 << 21);
     let map = |at: u64| {
         let memory = ram.slice(0, MIB);
-        space.map(Iova::new(at), &memory, Access::READ_WRITE, Unit::Whole)
+        space.map(MapRequest::new(Iova::new(at), &memory, Access::READ_WRITE))
     };
     ioas.allow_huge_pages(false).expect("nothing is mapped");
     map(0).expect("it fits");

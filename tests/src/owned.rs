@@ -48,7 +48,7 @@ pub fn beside_spaces(place: AttachPlace) -> AttachPoint<'static> {
 /// The errors of [`LiveUpdate::adopt`].
 pub fn adopt(space: &dyn PciAddressSpace, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
     // SAFETY: the tests name the same file, or memory that is not there.
-    unsafe { space.handover().adopt(handover, memory) }
+    unsafe { space.powers().live_update.adopt(handover, memory) }
 }
 
 /// The right to map memory, which is kept for ever.

@@ -2,6 +2,7 @@
 //!
 //! The second is this program again, which [`is_another`] tells, with the iommufd as its standard input.
 
+use dmaspace_core::contract::MapRequest;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
-use dmaspace_core::contract::Unit;
 use dmaspace_core::door::{Errno, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_iommufd::Iommufd;
@@ -62,7 +62,7 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     let space = opened.space.space();
     let none = pinned();
     let (_file, memory) = impostor();
-    space.map(Iova::new(0), &memory, Access::READ_WRITE, Unit::Whole).expect("it fits");
+    space.map(MapRequest::new(Iova::new(0), &memory, Access::READ_WRITE)).expect("it fits");
     assert_eq!(pinned(), none + MIB);
 
     let iommufd = opened.space.handle().expect("an iommufd");
@@ -77,7 +77,7 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     iommufd.change_process().expect("all of it is a file's");
     assert_eq!(pinned(), none + MIB);
     let ram = Ram::new(1 << 21).slice(0, MIB);
-    space.map(Iova::new(8 * MIB), &ram, Access::READ_WRITE, Unit::Whole).expect("it fits");
+    space.map(MapRequest::new(Iova::new(8 * MIB), &ram, Access::READ_WRITE)).expect("it fits");
     let refused = iommufd.change_process().expect_err("that has an address");
     assert_eq!((refused.errno(), pinned()), (Some(Errno::EINVAL), none + 2 * MIB));
     Ok(())

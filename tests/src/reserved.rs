@@ -3,7 +3,7 @@
 use dmaspace::choose::BackendKind;
 use dmaspace::open::{Host, OpenError};
 use dmaspace::pci::PciAddress;
-use dmaspace_core::contract::Unit;
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::door::Errno;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, IovaRange};
@@ -23,9 +23,10 @@ pub fn device_refused_while_memory_lies_over_its_interrupts(host: &Host, address
     let ram = Ram::new(4 << 20);
     let memory = ram.slice(0, 2 * MIB);
     for at in [INTERRUPTS - MIB, 0] {
-        space.map(Iova::new(at), &memory, Access::READ_WRITE, Unit::Whole).expect("nothing is reserved so far");
+        space.map(MapRequest::new(Iova::new(at), &memory, Access::READ_WRITE)).expect("nothing is reserved so far");
     }
-    let held = || (space.mappings(IovaRange::all()), space.windows(), space.devices(), space.reserved());
+    let held =
+        || (space.mappings(IovaRange::all()), space.windows(), space.describe().devices, space.describe().reserved);
 
     let before = held();
     let OpenError::Attach { error } = opened.add(host, address).expect_err("memory is in its way") else {

@@ -97,7 +97,7 @@ fn flat_pc_map(fixture: &mut Fixture) {
 
 /// How far the host's windows reach, where they have an end: the listener cannot know of windows to come, it is asked like anybody.
 fn reach(fixture: &Fixture) -> Option<Iova> {
-    let Some(control) = fixture.space.window_control() else { return fixture.space.windows().windows.top() };
+    let Some(control) = fixture.space.powers().window_control else { return fixture.space.windows().windows.top() };
     let offer = control.offer().expect("a device is attached");
     let longest = offer.places.first()?.longest?;
     Some(Iova::new(longest.get() - 1))
@@ -133,7 +133,7 @@ fn assert_fates(report: &Report, sections: &[Section]) {
 /// Where the second window lies, and how long both are: sPAPR's place where the host creates windows, a place every PC's IOMMU has
 /// elsewhere; both inside the one window where there is no other.
 pub(crate) fn second_window(fixture: &Fixture) -> (u64, u64) {
-    match (fixture.creates_windows(), fixture.space.powers().keeps) {
+    match (fixture.creates_windows(), fixture.space.describe().capabilities.keeps) {
         (true, _) => (1 << 59, GIB),
         (false, MappingModel::Mappings) => (HIGH, GIB),
         (false, MappingModel::PageEntries) => (GIB / 2, GIB / 4),
@@ -158,7 +158,7 @@ fn two_windows(fixture: &mut Fixture) {
         let expected = if verdict.piece.name() == "msi" { Fate::Msi } else { Fate::Window };
         assert_eq!(verdict.fate, expected, "{verdict}");
     }
-    let fate = match (fixture.space.registration(), fixture.space.sharing()) {
+    let fate = match (fixture.space.powers().registration, fixture.space.powers().pin_sharing) {
         (Some(_), _) => Fate::Registered,
         (None, Some(_)) => Fate::PinsShared,
         (None, None) => Fate::Skipped,
@@ -282,7 +282,7 @@ pub fn smaller_pages_than_said(fixture: &mut Fixture) {
     let report = listener.commit(listener.update_to(&sections, &[])).expect("smaller pages do");
     assert_fates(&report, &sections);
     let window = *fixture.space.windows().windows.iter().next().expect("the RAM has one");
-    assert!(window.granule() <= fixture.space.powers().host_page, "{window}");
+    assert!(window.granule() <= fixture.space.describe().capabilities.host_page, "{window}");
     fixture.show_results_at(Iova::new(0x1_0000), fixture.ram.slice(begin + 0x1_0000, 0x1000));
     for section in &sections {
         let (memory, access) = section.direct().expect("RAM");
@@ -298,7 +298,7 @@ pub fn smaller_pages_than_said(fixture: &mut Fixture) {
 fn assert_outside(fixture: &mut Fixture, at: u64) {
     let windows = fixture.space.windows().windows;
     let has_end = fixture.creates_windows() && reach(fixture).is_some();
-    let may_begin_anew = fixture.space.powers().keeps == MappingModel::PageEntries && !has_end;
+    let may_begin_anew = fixture.space.describe().capabilities.keeps == MappingModel::PageEntries && !has_end;
     if !may_begin_anew || windows.containing(Iova::new(at)).is_some() {
         fixture.assert_unreached(Iova::new(at));
     }
@@ -309,7 +309,11 @@ fn leave(fixture: &Fixture, mut listener: Listener) {
     let space = fixture.space.clone();
     listener.detach(&space).expect("everything can be taken out");
     assert!(space.mappings(IovaRange::all()).is_empty(), "a space that left holds nothing");
-    let registered = space.registration().map_or(0, |registration| registration.registered().len());
+    let registered = space.powers().registration.map_or(0, |registration| registration.registered().len());
     assert_eq!(registered, 0, "a space that left has nothing registered");
-    assert_eq!(space.sharing().map_or(0, |sharing| sharing.shared().len()), 0, "a space that left holds no memory");
+    assert_eq!(
+        space.powers().pin_sharing.map_or(0, |sharing| sharing.shared().len()),
+        0,
+        "a space that left holds no memory"
+    );
 }

@@ -1,10 +1,10 @@
 //! Dirty tracking above a real backend: how many calls it takes, and who is tracked when spaces come and go.
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
-use dmaspace_core::contract::Unit;
 use dmaspace_core::contract::dirty::Precision;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
@@ -33,13 +33,13 @@ fn sixty_thousand_scattered_mappings_are_asked_about_unmapped_and_torn_down_in_o
     let scatter = || {
         for n in 0..COUNT {
             let memory = memory((1 << 45) + n * PAGE, PAGE);
-            space.map(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE, Unit::Whole).expect("there is room");
+            space.map(MapRequest::new(Iova::new(n * 2 * PAGE), &memory, Access::READ_WRITE)).expect("there is room");
         }
     };
     scatter();
-    space.dirty_tracking().start(told.clone()).expect("it logs");
+    space.powers().dirty_tracking.start(told.clone()).expect("it logs");
     soft.reset_calls();
-    let synced = space.dirty_tracking().sync(IovaRange::all()).expect("it answers");
+    let synced = space.powers().dirty_tracking.sync(IovaRange::all()).expect("it answers");
     assert_eq!((synced.bytes, synced.precision), (COUNT * PAGE, Precision::Pages(PageSize::K4)));
     assert_eq!(told.take(), pages(1 << 45, COUNT));
     assert_eq!((soft.calls().of(DIRTY), soft.calls().total()), (1, 1));
@@ -84,11 +84,11 @@ fn spaces_that_come_and_go_are_tracked_while_they_are_there() {
     listener.attach(late.clone()).expect("it fits");
     assert_eq!(listener.sync_dirty().expect("both answer").len(), 2);
     assert_eq!(told.take(), pages(1 << 40, MIB / PAGE));
-    assert_eq!(late.dirty_tracking().start(told.clone()).expect_err("it is tracked").kind, Kind::Tracking);
+    assert_eq!(late.powers().dirty_tracking.start(told.clone()).expect_err("it is tracked").kind, Kind::Tracking);
 
     listener.detach(&late).expect("everything can be taken out");
     assert_eq!(told.take(), pages(1 << 40, MIB / PAGE));
-    assert_eq!(late.dirty_tracking().stop().expect_err("it left").kind, Kind::NotTracking);
+    assert_eq!(late.powers().dirty_tracking.stop().expect_err("it left").kind, Kind::NotTracking);
     assert_eq!(listener.sync_dirty().expect("it answers").len(), 1);
 }
 
@@ -107,10 +107,10 @@ fn a_space_that_cannot_be_tracked_leaves_the_others_untracked() {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(early.space.space().clone()).expect("an empty view fits");
     listener.attach(second.clone()).expect("an empty view fits");
-    second.dirty_tracking().start(told.clone()).expect("by somebody else");
+    second.powers().dirty_tracking.start(told.clone()).expect("by somebody else");
     assert_eq!(listener.track_dirty(told.clone()).expect_err("it is tracked").kind, Kind::Tracking);
-    assert_eq!(early.space.space().dirty_tracking().stop().expect_err("left alone").kind, Kind::NotTracking);
-    second.dirty_tracking().stop().expect("it is tracked");
+    assert_eq!(early.space.space().powers().dirty_tracking.stop().expect_err("left alone").kind, Kind::NotTracking);
+    second.powers().dirty_tracking.stop().expect("it is tracked");
     listener.track_dirty(told).expect("nothing is in its way");
 }
 
@@ -120,11 +120,11 @@ fn a_question_that_fails_tells_everything_and_the_next_one_is_asked_all_the_same
     let opened = open(&soft, BackendKind::Type1);
     let space = opened.space.space();
     for (at, host) in [(0, 1 << 40), (1 << 32, 1 << 41)] {
-        space.map(Iova::new(at), &memory(host, MIB), Access::READ_WRITE, Unit::Whole).expect("there is room");
+        space.map(MapRequest::new(Iova::new(at), &memory(host, MIB), Access::READ_WRITE)).expect("there is room");
     }
-    space.dirty_tracking().start(told.clone()).expect("it logs");
+    space.powers().dirty_tracking.start(told.clone()).expect("it logs");
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(DIRTY)]);
-    let error = space.dirty_tracking().sync(range(0, 1 << 33)).expect_err("the first of two windows");
+    let error = space.powers().dirty_tracking.sync(range(0, 1 << 33)).expect_err("the first of two windows");
     assert_eq!(error.kind, Kind::Refused, "{error}");
     assert_eq!(told.take(), &pages(1 << 40, MIB / PAGE) | &pages(1 << 41, MIB / PAGE));
 }

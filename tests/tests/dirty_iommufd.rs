@@ -1,5 +1,6 @@
 //! What devices write behind iommufd: told exactly, whatever the kernel leaves out.
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -57,17 +58,17 @@ impl Tracked {
 
     fn start(&self) -> Precision {
         let sink: Arc<dyn DirtySink> = self.told.clone();
-        self.space().dirty_tracking().start(sink).expect("it can be tracked")
+        self.space().powers().dirty_tracking.start(sink).expect("it can be tracked")
     }
 
     /// Asks about a range, and says how exact the answer was and which pages were told.
     fn sync(&self, range: IovaRange) -> (Precision, BTreeSet<u64>) {
-        let synced = self.space().dirty_tracking().sync(range).expect("it answers");
+        let synced = self.space().powers().dirty_tracking.sync(range).expect("it answers");
         (synced.precision, self.told.take())
     }
 
     fn map(&self, at: u64, memory: &HostMemory, unit: Unit) {
-        self.space().map(Iova::new(at), memory, RW, unit).expect("it fits");
+        self.space().map(MapRequest::new(Iova::new(at), memory, RW).with_unit(unit)).expect("it fits");
     }
 
     fn write(&self, device: usize, at: u64) {

@@ -176,7 +176,7 @@ fn a_host_that_registers_holds_a_registration_for_each_populated_block_and_no_mo
 fn a_registration_around_a_block_is_in_the_way_of_both_verbs() {
     let soft = host("powernv9");
     let (opened, listener) = serving(&soft, BackendKind::Spapr);
-    let registration = opened.space.space().registration().expect("POWER registers");
+    let registration = opened.space.space().powers().registration.expect("POWER registers");
     let whole = memory(1 << 45, MIB);
     registration.register(&whole).expect("somebody else does");
     let handle = handle(&listener);
@@ -221,7 +221,7 @@ fn what_a_failure_left_behind_a_fence_is_not_discarded_wherever_the_section_goes
         failing(&soft, &[(map, FaultMode::FailAfter), (unmap, FaultMode::FailBefore)]);
         let error = handle(&listener).populate(blocks(0, 1)).expect_err("the kernel says no");
         soft.plan_faults(&[]);
-        let fences: Vec<_> = opened.space.space().fences().into_iter().map(|fence| fence.range).collect();
+        let fences: Vec<_> = opened.space.space().describe().fences.into_iter().map(|fence| fence.range).collect();
         let BlockError::Space(error) = error else { panic!("{error}") };
         assert_eq!((&error.fenced, fences), (&vec![blocks(0, 1)], vec![blocks(0, 1)]), "{preset}");
         assert_eq!(handle(&listener).populated(), Ok(vec![]));
@@ -312,7 +312,7 @@ fn more_blocks_than_the_kernel_takes_are_a_warning_first_and_a_refusal_then() {
     assert_eq!(handle.populated(), Ok(vec![blocks(0, 3)]));
     handle.discard(blocks(1, 1)).expect("one goes");
     handle.populate(blocks(3, 3)).expect("three of three");
-    assert_eq!(opened.space.space().mappings_left(), Some(0));
+    assert_eq!(opened.space.space().powers().mappings_left(), Some(0));
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn blocks_are_counted_when_sections_are_exchanged() {
     handle(&listener).populate(blocks(0, 16)).expect("all of them");
     // One more mapping than there are, were the sixteen not to go.
     listener.commit(Update::new().removing(blocks_of_nothing()).adding(ram(AT, 1 << 46, MIB))).expect("sixteen go");
-    assert_eq!(opened.space.space().mappings_left(), Some(15));
+    assert_eq!(opened.space.space().powers().mappings_left(), Some(15));
 }
 
 #[test]
@@ -616,7 +616,7 @@ fn threads_change_their_blocks_while_another_commits_and_a_space_leaves_and_join
             let populated = handle.populated().expect("it is in force");
             for space in [first.space.space(), second.space.space()] {
                 let live = mapped(space.as_ref()).into_iter().filter(|range| range.overlaps(blocks(0, 16)));
-                assert_eq!(live.collect::<Vec<_>>(), populated, "{preset}: {}", space.backend());
+                assert_eq!(live.collect::<Vec<_>>(), populated, "{preset}: {}", space.describe().backend);
             }
         }
     }

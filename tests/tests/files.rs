@@ -1,5 +1,6 @@
 //! Memory that knows its file, on soft hosts whose kernel maps by file or does not.
 
+use dmaspace_core::contract::MapRequest;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::Host;
 use dmaspace::options::OpenOptions;
-use dmaspace_core::contract::Unit;
 use dmaspace_core::door::{Door, Errno};
 use dmaspace_core::error::Kind;
 use dmaspace_core::words::locked::AccountingMode;
@@ -52,7 +52,7 @@ fn calls_for(preset: &str, mapped: &[HostMemory]) -> [u64; 2] {
     let soft = host(preset);
     let opened = open(&soft, BackendKind::Iommufd);
     for (n, memory) in (1..).zip(mapped) {
-        opened.space.space().map(Iova::new(n * MIB), memory, RW, Unit::Whole).expect("mapped");
+        opened.space.space().map(MapRequest::new(Iova::new(n * MIB), memory, RW)).expect("mapped");
     }
     assert_eq!(soft.ledger().mappings, mapped.len() as u64);
     let calls = soft.calls();
@@ -86,7 +86,7 @@ fn devices_reach_the_bytes_of_the_file() {
     let soft = host("vtd@7.2");
     let opened = open(&soft, BackendKind::Iommufd);
     let memory = region(libc::MAP_SHARED);
-    opened.space.space().map(Iova::new(0), &memory, RW, Unit::Whole).expect("mapped");
+    opened.space.space().map(MapRequest::new(Iova::new(0), &memory, RW)).expect("mapped");
     soft.device(opened.devices[0].name())
         .expect("it is there")
         .dma_write(Iova::new(0x1234), b"by file")
@@ -115,7 +115,7 @@ fn a_bar_that_its_device_exported_is_mapped_and_any_other_is_skipped_with_the_re
     assert!(reason.contains("export"), "{reason}");
 
     let alone = memory(1 << 46, MIB).device_memory();
-    let error = opened.space.space().map(Iova::new(0), &alone, RW, Unit::Whole).expect_err("no file");
+    let error = opened.space.space().map(MapRequest::new(Iova::new(0), &alone, RW)).expect_err("no file");
     assert_eq!(error.kind, Kind::DeviceMemory);
 }
 
@@ -148,7 +148,7 @@ fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
         let space = opened.space.space();
         let charged = |soft: &SoftHost| soft.locked_memory().map(|memory| (memory.locked, memory.pinned));
         let mib = Some((if payer == AccountingMode::Process { MIB } else { 0 }, MIB));
-        space.map(Iova::new(0), &region(libc::MAP_SHARED), RW, Unit::Whole).expect("mapped");
+        space.map(MapRequest::new(Iova::new(0), &region(libc::MAP_SHARED), RW)).expect("mapped");
 
         let new = soft.fork();
         let iommufd = Iommufd::new(simulated(&new, opened.space.handle().expect("an iommufd")));
@@ -158,7 +158,7 @@ fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
         assert_eq!((refused.errno(), charged(&soft), charged(&new)), (Some(Errno::ENOMEM), mib, Some((0, 0))));
 
         new.set_memlock(None);
-        space.map(Iova::new(2 * MIB), &region(libc::MAP_PRIVATE), RW, Unit::Whole).expect("mapped");
+        space.map(MapRequest::new(Iova::new(2 * MIB), &region(libc::MAP_PRIVATE), RW)).expect("mapped");
         let refused = iommufd.change_process().expect_err("one has an address");
         assert_eq!((refused.errno(), charged(&new)), (Some(Errno::EINVAL), Some((0, 0))));
         space.unmap(range(2 * MIB, MIB)).expect("it is mapped");

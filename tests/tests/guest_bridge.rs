@@ -244,7 +244,7 @@ fn a_failing_host_leaves_bridge_tables_and_windows_as_they_were() {
         soft.plan_faults(&[]);
         assert_eq!((guest.windows(), guest.says()), before, "{call}");
         assert_eq!(windows_of(space).len() as u64, windows, "{call}");
-        let fences = space.fences();
+        let fences = space.describe().fences;
         if fences.is_empty() {
             assert_eq!(guest.has(space), guest.says(), "{call}");
             assert_eq!(operate(&mut guest), 0, "{call}");

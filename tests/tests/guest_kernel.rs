@@ -1,5 +1,6 @@
 //! Windows that the kernel fills, on hosts in software with a KVM in software beside them.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -64,7 +65,7 @@ impl World {
     }
 
     fn filled(&self) -> usize {
-        self.space().kernel_tables().map_or(0, |tables| tables.kernel_owned().len())
+        self.space().powers().kernel_tables.map_or(0, |tables| tables.kernel_owned().len())
     }
 
     /// Tables, host and device agree at these bus addresses.
@@ -117,11 +118,16 @@ fn whoever_else_would_write_is_refused_and_nothing_changes() {
     let page = world.guest.ram().slice(0, 0x1000).expect("inside");
     let whole = world.guest.windows()[0].range;
     let refused = [
-        space.map(Iova::new(0x4000), &page, Access::READ, Unit::Pages(PageSize::K4)).map_err(|error| error.kind),
-        space.replace(Iova::new(0x1000), &page, Access::READ, PageSize::K4).map(drop).map_err(|error| error.kind),
+        space
+            .map(MapRequest::new(Iova::new(0x4000), &page, Access::READ).with_unit(Unit::Pages(PageSize::K4)))
+            .map_err(|error| error.kind),
+        space
+            .replace(MapRequest::new(Iova::new(0x1000), &page, Access::READ).with_unit(Unit::Pages(PageSize::K4)))
+            .map(drop)
+            .map_err(|error| error.kind),
         space.unmap(IovaRange::all()).map(drop).map_err(|error| error.kind),
         space.unmap(whole).map(drop).map_err(|error| error.kind),
-        space.window_control().expect("POWER").remove_window(whole).map(drop).map_err(|error| error.kind),
+        space.powers().window_control.expect("POWER").remove_window(whole).map(drop).map_err(|error| error.kind),
     ];
     for (n, refused) in refused.into_iter().enumerate() {
         assert_eq!(refused, Err(Kind::KernelOwned(whole)), "{n}");
@@ -196,7 +202,7 @@ fn memory_stays_while_the_kernel_s_table_has_an_entry_into_it() {
     let gone = world.guest.listener().commit(Update::new().removing_target(target.clone()));
     assert!(matches!(gone, Err(CommitError::StillMapped { .. })), "{gone:?}");
     let (space, ram) = (world.space(), world.guest.ram().clone());
-    let in_use = space.registration().expect("POWER").unregister(&ram).expect_err("an entry points there");
+    let in_use = space.powers().registration.expect("POWER").unregister(&ram).expect_err("an entry points there");
     assert!(matches!(in_use.kind, Kind::InUse(_)), "{in_use}");
     world.assert_agreed(FIRST, &[0x1000]);
     assert_eq!(world.put(FIRST, 0x1000, 0), 0);
@@ -307,7 +313,7 @@ fn a_second_group_is_filled_for_too_and_leaves_before_its_container_goes() {
     let address: dmaspace::PciAddress = profile.groups[1].devices[0].address.parse().expect("a PCI address");
     world.kvm.refuse(Some("link"));
     world.opened.space.add(&host, address).expect_err("it cannot be linked");
-    assert_eq!((world.kvm.holds(), world.space().devices().len()), ((1, 1), 1));
+    assert_eq!((world.kvm.holds(), world.space().describe().devices.len()), ((1, 1), 1));
     world.assert_agreed(FIRST, &[0x1000]);
     world.kvm.refuse(None);
     let second = world.opened.space.add(&host, address).expect("there is room");
@@ -316,7 +322,7 @@ fn a_second_group_is_filled_for_too_and_leaves_before_its_container_goes() {
     world.kvm.refuse(Some("unlink"));
     world.opened.space.remove(second).expect_err("KVM does not let go");
     world.kvm.refuse(None);
-    assert_eq!((world.kvm.holds(), world.space().devices().len()), ((1, 2), 2));
+    assert_eq!((world.kvm.holds(), world.space().describe().devices.len()), ((1, 2), 2));
     world.assert_agreed(FIRST, &[0x1000]);
 }
 

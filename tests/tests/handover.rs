@@ -1,5 +1,6 @@
 //! One process makes way for another on the soft host: what is charged to whom, what is refused meanwhile, what devices find.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -147,9 +148,9 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     let space = vmm.space();
     let before = vmm.soft.calls();
     let kinds = [
-        space.map(Iova::new(32 * MIB), &part(OLD, 0, K4), RW, Unit::Whole).expect_err("away").kind,
+        space.map(MapRequest::new(Iova::new(32 * MIB), &part(OLD, 0, K4), RW)).expect_err("away").kind,
         space.unmap(range(0, MIB)).expect_err("away").kind,
-        space.dirty_tracking().start(Arc::new(Told::default())).expect_err("away").kind,
+        space.powers().dirty_tracking.start(Arc::new(Told::default())).expect_err("away").kind,
         space.detach(&(vmm.opened.groups()[0].clone() as Arc<dyn Attachable>)).expect_err("away").kind,
     ];
     assert!(kinds.iter().all(|kind| *kind == Kind::HandedOver), "{kinds:?}");
@@ -163,7 +164,7 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     assert_eq!(vmm.soft.ledger().without_address, 0);
     assert_eq!(vmm.listener.audit(), []);
     blocks.discard(range(16 * MIB, K64)).expect("it is ours");
-    assert_eq!(space.handover().take_back().expect_err("it is ours").kind, Kind::NotHandedOver);
+    assert_eq!(space.powers().live_update.take_back().expect_err("it is ours").kind, Kind::NotHandedOver);
 }
 
 #[test]
@@ -205,7 +206,7 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
     old.listener.take_back().expect("nobody has it");
-    old.space().map(Iova::new(32 * MIB), &part(OLD, 0, K4), RW, Unit::Whole).expect("it is free");
+    old.space().map(MapRequest::new(Iova::new(32 * MIB), &part(OLD, 0, K4), RW)).expect("it is free");
     old.hand_over();
     let new = old.successor();
     let error = owned::adopt(&*new.space(), &handover, &names(NEW)).expect_err("there is more by now");
@@ -272,13 +273,13 @@ fn entries_of_translated_windows_go_along() {
 #[test]
 fn what_was_written_meanwhile_is_told_to_the_successor() {
     let old = Vmm::with_a_guest();
-    old.space().dirty_tracking().start(Arc::new(Told::default())).expect("the kernel logs");
+    old.space().powers().dirty_tracking.start(Arc::new(Told::default())).expect("the kernel logs");
     let handover = old.hand_over();
     let new = old.successor();
     adopt(new.space().as_ref(), &handover);
     let told = Arc::new(Told::default());
-    new.space().dirty_tracking().start(told.clone()).expect("the kernel goes on");
-    new.space().dirty_tracking().sync(IovaRange::all()).expect("it answers");
+    new.space().powers().dirty_tracking.start(told.clone()).expect("the kernel goes on");
+    new.space().powers().dirty_tracking.sync(IovaRange::all()).expect("it answers");
     assert!(told.take().contains(&dmaspace_tests::dirty::page_of(&part(NEW, 0, MIB), 0x5000)));
 }
 
@@ -293,21 +294,21 @@ fn hosts_that_cannot_say_why_before_anything_changes() {
         let soft = host(preset);
         let opened = open(&soft, backend);
         let space = opened.space.space();
-        assert!(matches!(space.powers().hands_over, LiveUpdateSupport::Never(_)), "{backend}");
-        let error = space.handover().hand_over(&NamedMemory::new()).expect_err("it cannot");
+        assert!(matches!(space.describe().capabilities.hands_over, LiveUpdateSupport::Never(_)), "{backend}");
+        let error = space.powers().live_update.hand_over(&NamedMemory::new()).expect_err("it cannot");
         assert!(matches!(error.kind, Kind::Unsupported(_)) && error.to_string().contains(why), "{error}");
-        assert!(!space.handover().is_handed_over());
+        assert!(!space.powers().live_update.is_handed_over());
     }
 }
 
 #[test]
 fn memory_without_a_name_and_spaces_with_fences_are_not_handed_over() {
     let vmm = Vmm::with_a_guest();
-    let error = vmm.space().handover().hand_over(&NamedMemory::new()).expect_err("no name");
+    let error = vmm.space().powers().live_update.hand_over(&NamedMemory::new()).expect_err("no name");
     assert!(matches!(error.kind, Kind::NoMemory(_)), "{error}");
     let cause = dmaspace_core::door::Failure::malformed("a test", "a test");
     vmm.space().fence(range(128 * MIB, K4), None, cause);
-    let error = vmm.space().handover().hand_over(&names(OLD)).expect_err("fenced");
+    let error = vmm.space().powers().live_update.hand_over(&names(OLD)).expect_err("fenced");
     assert_eq!(error.kind, Kind::Fenced(range(128 * MIB, K4)));
     assert_eq!(vmm.soft.ledger().without_address, 0);
 }

@@ -1,11 +1,11 @@
 //! The listener on the soft host: what no kernel has to decide.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
-use dmaspace_core::contract::Unit;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::vm_memory::sections as vm_memory_sections;
@@ -251,7 +251,7 @@ fn the_audit_finds_what_somebody_else_did() {
     listener.commit(adding([ram(0, 1 << 45, MIB), bar(0xfe00_0000)])).expect("it fits");
     assert_eq!(listener.audit(), []);
     let space = opened.space.space();
-    space.map(Iova::new(GIB), &memory(1 << 44, MIB), Access::READ, Unit::Whole).expect("nobody is there");
+    space.map(MapRequest::new(Iova::new(GIB), &memory(1 << 44, MIB), Access::READ)).expect("nobody is there");
     space.unmap(IovaRange::with_len(Iova::new(0), MIB).expect("a proper range")).expect("it is there");
     let found: Vec<_> = listener.audit().iter().map(|finding| finding.what.clone()).collect();
     let due = "it is not in step with the guest: it would have to";

@@ -1,5 +1,6 @@
 //! A limit on locked memory that is met: every backend says what was wanted, what may be locked and what of it is taken.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
@@ -43,7 +44,7 @@ fn memory(len: u64) -> HostMemory {
 }
 
 fn map(space: &dyn PciAddressSpace, at: u64, memory: &HostMemory, unit: Unit) -> Result<(), Error> {
-    space.map(Iova::new(at), memory, Access::READ_WRITE, unit)
+    space.map(MapRequest::new(Iova::new(at), memory, Access::READ_WRITE).with_unit(unit))
 }
 
 fn window(len: u64) -> WindowRequest {
@@ -90,7 +91,8 @@ fn iommufd_pins_what_was_mapped_before_when_the_first_device_comes() {
 fn spapr_counts_tables_and_registered_memory() {
     let (_, opened) = started("powernv9", BackendKind::Spapr, 64 * MIB);
     let space = opened.space();
-    let (windows, registration) = (space.window_control().expect("POWER"), space.registration().expect("POWER"));
+    let (windows, registration) =
+        (space.powers().window_control.expect("POWER"), space.powers().registration.expect("POWER"));
     let table = windows.table_bytes(window(1 << 30));
     windows.create_window(window(1 << 30)).expect("its table fits");
     let error = registration.register(&memory(64 * MIB)).expect_err("no room beside the table");
@@ -155,8 +157,8 @@ fn entries_and_another_devices_memory_lock_nothing() {
     let spoilt = FaultPlan::nth(1, FaultMode::FailBefore).of("VFIO_IOMMU_MAP_DMA").with(Errno::ENOMEM);
     let (soft, opened) = started("powernv9", BackendKind::Spapr, 64 * MIB);
     let (space, ram) = (opened.space(), memory(64 << 10));
-    space.window_control().expect("POWER").create_window(window(1 << 30)).expect("its table fits");
-    space.registration().expect("POWER").register(&ram).expect("it fits");
+    space.powers().window_control.expect("POWER").create_window(window(1 << 30)).expect("its table fits");
+    space.powers().registration.expect("POWER").register(&ram).expect("it fits");
     soft.plan_faults(&[spoilt]);
     let error = map(&**space, MIB, &ram, Unit::Whole).expect_err("a fault was planned");
     assert!(error.to_string().contains("the kernel is out of memory; nothing more was to be locked"), "{error}");

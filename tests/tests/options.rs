@@ -6,6 +6,7 @@ use dmaspace::open::Host;
 use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::Iova;
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
 use dmaspace_core::words::locked::AccountingMode;
@@ -55,7 +56,10 @@ fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
     soft.set_memlock(Some(0x3000));
     let map = |at: u64, pages: u64| {
         let unit = Unit::Pages(PageSize::K4);
-        opened.space.space().map(Iova::new(at), &memory(1 << 45, pages << 12), Access::READ_WRITE, unit)
+        opened
+            .space
+            .space()
+            .map(MapRequest::new(Iova::new(at), &memory(1 << 45, pages << 12), Access::READ_WRITE).with_unit(unit))
     };
     map(0, 2).expect("it fits");
     let Kind::PinLimit(limit) = map(0x10_0000, 2).expect_err("it does not fit").kind else { panic!("another error") };

@@ -1,6 +1,7 @@
 //! A device that its host has isolated, and how it comes back.
 
 use dmaspace::choose::BackendKind;
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::contract::eeh::{PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::error::Kind;
@@ -22,16 +23,18 @@ fn freeze_and_recover(backend: BackendKind) {
     let space = opened.space.space();
     let device = soft.device(opened.devices[0].name()).expect("it is there");
     let memory = dmaspace_tests::ram::Ram::new(1 << 20);
-    if let (Some(registration), Some(control)) = (space.registration(), space.window_control()) {
+    if let (Some(registration), Some(control)) = (space.powers().registration, space.powers().window_control) {
         registration.register(memory.all()).expect("there is room");
         let request = dmaspace_core::contract::WindowRequest { range: range(0, 64 * MIB), page: PageSize::K4 };
         control.create_window(request).expect("there is a slot");
     }
-    space.map(Iova::new(0), memory.all(), Access::READ_WRITE, Unit::Pages(PageSize::K4)).expect("it fits");
+    space
+        .map(MapRequest::new(Iova::new(0), memory.all(), Access::READ_WRITE).with_unit(Unit::Pages(PageSize::K4)))
+        .expect("it fits");
     let reaches_memory = || device.dma_write(Iova::new(0), &[1, 2, 3]).is_ok();
     assert!(reaches_memory());
 
-    let eeh = space.eeh().expect("powernv recovers PEs");
+    let eeh = space.powers().eeh.expect("powernv recovers PEs");
     let mut watch = PeWatch::default();
     assert_eq!(watch.look(eeh), Ok(None));
     device.freeze();
@@ -57,7 +60,7 @@ fn freeze_and_recover(backend: BackendKind) {
 fn a_watch_forgets_nothing_when_the_kernel_fails() {
     let soft = host("powernv9");
     let opened = open(&soft, BackendKind::Spapr);
-    let eeh = opened.space.space().eeh().expect("powernv recovers PEs");
+    let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
     let mut watch = PeWatch::default();
     soft.device(opened.devices[0].name()).expect("it is there").freeze();
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of("VFIO_EEH_PE_OP")]);
@@ -70,7 +73,7 @@ fn a_watch_forgets_nothing_when_the_kernel_fails() {
 fn a_state_that_nobody_knows_is_no_state() {
     let soft = host("powernv9");
     let opened = open(&soft, BackendKind::Spapr);
-    let eeh = opened.space.space().eeh().expect("powernv recovers PEs");
+    let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
     assert_eq!(eeh.state().expect_err("3 means nothing").kind, Kind::BadReply);
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
@@ -85,7 +88,7 @@ fn where_several_groups_share_a_space_nobody_can_say_whose_pe_is_meant() {
     let facts = dmaspace::facts::Facts::of_soft(soft.profile());
     let second = soft.profile().groups[1].devices[0].address.parse().expect("a PCI address");
     let second = opened.space.add(&dmaspace::open::Host::new(soft.clone(), facts), second).expect("powernv shares");
-    let eeh = opened.space.space().eeh().expect("powernv recovers PEs");
+    let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
     soft.reset_calls();
     let error = eeh.state().expect_err("two groups");
     assert!(matches!(error.kind, Kind::Unsupported(why) if why.contains("several groups")), "{error}");
@@ -99,10 +102,10 @@ fn a_host_without_recovery_and_a_space_without_a_device_say_so() {
         [("pseries", BackendKind::Spapr), ("vtd", BackendKind::Type1), ("vtd", BackendKind::Iommufd)]
     {
         let soft = host(preset);
-        assert!(open(&soft, backend).space.space().eeh().is_none(), "{preset} {backend}");
+        assert!(open(&soft, backend).space.space().powers().eeh.is_none(), "{preset} {backend}");
     }
     let soft = host("powernv9");
     let facts = dmaspace::facts::Facts::of_soft(soft.profile());
     let empty = dmaspace::open::Host::new(soft.clone(), facts).open_space(BackendKind::Spapr).expect("it has it");
-    nobody_to_recover(empty.space().eeh().expect("powernv recovers PEs"));
+    nobody_to_recover(empty.space().powers().eeh.expect("powernv recovers PEs"));
 }

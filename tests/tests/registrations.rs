@@ -79,7 +79,7 @@ impl RegistrationFixture {
             let space = self.space(n);
             let table = |window: &Window| {
                 let request = WindowRequest { range: window.range, page: window.granule() };
-                space.window_control().map_or(0, |control| control.table_bytes(request))
+                space.powers().window_control.map_or(0, |control| control.table_bytes(request))
             };
             space.windows().windows.iter().map(table).collect::<Vec<_>>()
         });
@@ -95,7 +95,7 @@ impl RegistrationFixture {
 }
 
 fn registered(space: &dyn PciAddressSpace) -> Vec<HostMemory> {
-    space.registration().expect("POWER wants memory registered").registered()
+    space.powers().registration.expect("POWER wants memory registered").registered()
 }
 
 /// The guest's memory from one MiB on, as long as it is said.
@@ -163,7 +163,8 @@ fn listeners_that_cut_differently_register_the_same_runs() {
 fn a_run_that_another_space_cut_otherwise_is_refused_before_the_kernel_is_asked() {
     let fixture = RegistrationFixture::new("powernv9", 2);
     let spaces = [fixture.space(0), fixture.space(1)];
-    let registrations = spaces.each_ref().map(|space| space.registration().expect("POWER wants memory registered"));
+    let registrations =
+        spaces.each_ref().map(|space| space.powers().registration.expect("POWER wants memory registered"));
     registrations[0].register(&memory(HOST, 2 * MIB)).expect("it fits");
     fixture.calls();
     let refused = registrations[1].register(&memory(HOST + MIB, 2 * MIB)).expect_err("it overlaps the other's run");

@@ -1,11 +1,11 @@
 //! Reserved ranges: what is refused because of one says which, whose, and where there is room instead.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
-use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace};
 use dmaspace_listener::{Fate, Update};
@@ -142,7 +142,7 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
     for backend in ON_A_PC {
         let mut fixture = ReservedFixture::new(backend);
         let at = Iova::new(0x8000_0000);
-        fixture.space().map(at, &memory(2 * MIB), Access::READ_WRITE, Unit::Whole).expect("it is free so far");
+        fixture.space().map(MapRequest::new(at, &memory(2 * MIB), Access::READ_WRITE)).expect("it is free so far");
         let OpenError::Attach { error } = fixture.attach_second().expect_err("it is in the way") else { panic!() };
         let (whose, failure) = (fixture.name(1), error.failure.expect("the kernel refused"));
         let text = format!(
@@ -164,9 +164,9 @@ fn what_the_firmware_can_do_without_is_in_nobodys_way() {
     for backend in ON_A_PC {
         let mut fixture = ReservedFixture::new(backend);
         let at = Iova::new(0x9000_0000);
-        fixture.space().map(at, &memory(MIB), Access::READ_WRITE, Unit::Whole).expect("it is free");
+        fixture.space().map(MapRequest::new(at, &memory(MIB), Access::READ_WRITE)).expect("it is free");
         fixture.attach_second().expect("it is in nobody's way");
-        assert!(fixture.space().reserved().iter().all(|reserved| reserved.range.first() != at));
+        assert!(fixture.space().describe().reserved.iter().all(|reserved| reserved.range.first() != at));
     }
 }
 

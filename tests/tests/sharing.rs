@@ -1,11 +1,11 @@
 //! Spaces of one iommufd over one guest, on the soft host: what is pinned, and in which calls.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
-use dmaspace_core::contract::Unit;
 use dmaspace_core::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space, SystemAddress};
@@ -113,7 +113,7 @@ fn two_spaces_that_map_again_pin_it_twice() {
     let mut listener = Listener::new(FrontEnd::default());
     for node in ["/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"] {
         let space = Space::new(Ioas::within(iommufd.clone()).expect("made")).expect("it has windows");
-        assert!(space.sharing().is_none());
+        assert!(space.powers().pin_sharing.is_none());
         let device = OwnedHandle::open(soft.clone(), node.as_ref(), HandleKind::Device).expect("it is there");
         space.attach(Arc::new(Cdev::new(device, node))).expect("attached");
         listener.attach(Arc::new(space)).expect("an empty view fits");
@@ -258,7 +258,7 @@ fn memory_that_may_only_be_read_is_shared_for_reading() {
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (MIB, [1, 2, 0]));
     // Differently described it may be written, and then it is pinned for that by itself.
     let plain = HostMemory::unbacked(HOST, memory.len()).expect("no wrap");
-    fixture.space(0).map(Iova::new(GIB), &plain, RW, Unit::Whole).expect("it is pinned anew");
+    fixture.space(0).map(MapRequest::new(Iova::new(GIB), &plain, RW)).expect("it is pinned anew");
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (2 * MIB, [1, 0, 0]));
     drop(listener);
     fixture.close();
@@ -269,7 +269,7 @@ fn what_is_not_held_is_mapped_by_itself() {
     let fixture = PoolFixture::new(2);
     let half = memory(HOST, MIB);
     let sharing = |n: usize, work: &dyn Fn(&dyn dmaspace_core::contract::PinSharing)| {
-        work(fixture.space(n).sharing().expect("it is in a pool"));
+        work(fixture.space(n).powers().pin_sharing.expect("it is in a pool"));
     };
     sharing(0, &|sharing| {
         sharing.share_pins(&half).expect("it can be held");
@@ -278,7 +278,7 @@ fn what_is_not_held_is_mapped_by_itself() {
         assert_eq!(sharing.stop_sharing(&memory(HOST, K4)).expect_err("a part").kind, Kind::NotShared);
     });
     fixture.soft.reset_calls();
-    let map = |n: usize, at: u64, memory: &HostMemory| fixture.space(n).map(Iova::new(at), memory, RW, Unit::Whole);
+    let map = |n: usize, at: u64, memory: &HostMemory| fixture.space(n).map(MapRequest::new(Iova::new(at), memory, RW));
     map(0, 0, &half).expect("it fits");
     map(1, 0, &half).expect("who holds it does not matter");
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (MIB, [0, 2, 0]));
@@ -299,18 +299,25 @@ fn what_is_not_held_is_mapped_by_itself() {
 fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
     let fixture = PoolFixture::new(3);
     let hold = |n: usize, first: u64, pages: u64| {
-        fixture.space(n).sharing().expect("a pool").share_pins(&memory(HOST + first * K4, pages * K4)).expect("held");
+        fixture
+            .space(n)
+            .powers()
+            .pin_sharing
+            .expect("a pool")
+            .share_pins(&memory(HOST + first * K4, pages * K4))
+            .expect("held");
     };
     let let_go = |n: usize, first: u64, pages: u64| {
         fixture
             .space(n)
-            .sharing()
+            .powers()
+            .pin_sharing
             .expect("a pool")
             .stop_sharing(&memory(HOST + first * K4, pages * K4))
             .expect("let go");
     };
     let holders = |first: u64, pages: u64| {
-        fixture.space(0).sharing().expect("a pool").sharers(&memory(HOST + first * K4, pages * K4))
+        fixture.space(0).powers().pin_sharing.expect("a pool").sharers(&memory(HOST + first * K4, pages * K4))
     };
     hold(0, 2, 2);
     hold(1, 6, 2);
@@ -335,7 +342,7 @@ fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
 fn a_piece_the_kernel_would_not_unmap_is_not_copied_and_goes_before_its_place_is_needed() {
     let fixture = PoolFixture::new(1);
     let space = fixture.space(0);
-    let sharing = space.sharing().expect("it is in a pool");
+    let sharing = space.powers().pin_sharing.expect("it is in a pool");
     let piece = memory(HOST, MIB);
     sharing.share_pins(&piece).expect("held");
     let stubborn: Vec<_> =
@@ -369,6 +376,6 @@ fn hosts_that_share_nothing_say_so() {
     let soft = host("vtd");
     for backend in [BackendKind::Type1, BackendKind::Iommufd] {
         let opened = dmaspace_tests::soft::open(&soft, backend);
-        assert!(opened.space.space().sharing().is_none());
+        assert!(opened.space.space().powers().pin_sharing.is_none());
     }
 }

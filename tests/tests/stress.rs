@@ -5,6 +5,7 @@
 //!
 //! `DMASPACE_STRESS_SECONDS` is the time of the whole test, 4 by default; `DMASPACE_STRESS_SEED` repeats the draws of a run.
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -150,12 +151,15 @@ fn piece(shared: &Shared, draws: &mut Draws, units: u64) -> HostMemory {
 fn map(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
     let (range, units) = place(draws);
     let unit = if draws.below(2) == 0 { Unit::Whole } else { Unit::Pages(PageSize::K64) };
-    shared.space.map(range.first(), &piece(shared, draws, units), RW, unit)
+    shared.space.map(MapRequest::new(range.first(), &piece(shared, draws, units), RW).with_unit(unit))
 }
 
 fn replace(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
     let (range, units) = place(draws);
-    shared.space.replace(range.first(), &piece(shared, draws, units), RW, PageSize::K64).map(|_| ())
+    shared
+        .space
+        .replace(MapRequest::new(range.first(), &piece(shared, draws, units), RW).with_unit(Unit::Pages(PageSize::K64)))
+        .map(|_| ())
 }
 
 fn unmap(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
@@ -170,10 +174,10 @@ fn look(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
     }
     let listed = space.mappings(IovaRange::all());
     assert!(listed.windows(2).all(|pair| pair[0].range.last() < pair[1].range.first()), "{listed:?}");
-    assert!(space.devices().len() <= 2);
-    assert!(space.reserved().iter().all(|reserved| reserved.range.bytes() > 0));
-    assert!(!space.backend().is_empty());
-    let _ = (space.windows(), space.powers(), space.mappings_left());
+    assert!(space.describe().devices.len() <= 2);
+    assert!(space.describe().reserved.iter().all(|reserved| reserved.range.bytes() > 0));
+    assert!(!space.describe().backend.is_empty());
+    let _ = (space.windows(), space.powers(), space.powers().mappings_left());
     Ok(())
 }
 
@@ -189,7 +193,7 @@ fn detach(shared: &Shared, _: &mut Draws) -> Result<(), Error> {
 const SECOND_WINDOW: u64 = 1 << 59;
 
 fn windows(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
-    let Some(control) = shared.space.window_control() else { return Ok(()) };
+    let Some(control) = shared.space.powers().window_control else { return Ok(()) };
     let window = range(SECOND_WINDOW, WINDOW);
     if draws.below(2) == 0 {
         return control.create_window(WindowRequest { range: window, page: PageSize::K4 }).map(|_| ());
@@ -198,21 +202,21 @@ fn windows(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
 }
 
 fn registration(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
-    let Some(registration) = shared.space.registration() else { return Ok(()) };
+    let Some(registration) = shared.space.powers().registration else { return Ok(()) };
     let quarter = shared.ram.slice(draws.below(4) * WINDOW / 4, WINDOW / 4).expect("inside the RAM");
     let _ = registration.registered();
     if draws.below(4) > 0 { registration.register(&quarter) } else { registration.unregister(&quarter) }
 }
 
 fn pins(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
-    let Some(sharing) = shared.space.sharing() else { return Ok(()) };
+    let Some(sharing) = shared.space.powers().pin_sharing else { return Ok(()) };
     let quarter = shared.ram.slice(draws.below(4) * WINDOW / 4, WINDOW / 4).expect("inside the RAM");
     assert!(sharing.sharers(&quarter) <= 1, "no other space is in the pool");
     if draws.below(2) == 0 { sharing.share_pins(&quarter) } else { sharing.stop_sharing(&quarter) }
 }
 
 fn dirty(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
-    let tracking = shared.space.dirty_tracking();
+    let tracking = shared.space.powers().dirty_tracking;
     match draws.below(6) {
         0 => tracking.start(shared.sink.clone()).map(|_| ()),
         1 => tracking.stop(),
@@ -222,20 +226,20 @@ fn dirty(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
 
 /// Hands over and takes back at once, or the other threads would do nothing for long.
 fn live_update(shared: &Shared, _: &mut Draws) -> Result<(), Error> {
-    let update = shared.space.handover();
+    let update = shared.space.powers().live_update;
     let handover = update.hand_over(&NamedMemory::new().with("ram", shared.ram.clone()))?;
-    assert_eq!(handover.backend, shared.space.backend());
+    assert_eq!(handover.backend, shared.space.describe().backend);
     update.take_back()
 }
 
 fn kernel_tables(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
-    let Some(tables) = shared.space.kernel_tables() else { return Ok(()) };
+    let Some(tables) = shared.space.powers().kernel_tables else { return Ok(()) };
     let window = range(SECOND_WINDOW, WINDOW);
     if draws.below(3) == 0 { tables.hand_to_kernel(window, Arc::new(IdleKernel)) } else { tables.reclaim(window) }
 }
 
 fn eeh(shared: &Shared, _: &mut Draws) -> Result<(), Error> {
-    let Some(eeh) = shared.space.eeh() else { return Ok(()) };
+    let Some(eeh) = shared.space.powers().eeh else { return Ok(()) };
     eeh.operate(PeOperation::Enable)?;
     eeh.state().map(|_| ())
 }
@@ -258,7 +262,7 @@ fn call_verbs(shared: &Shared, thread: u64, end: Instant) {
 fn open(preset: &str, backend: BackendKind, pool: bool) -> (Arc<SoftHost>, Opened) {
     let host = soft::host(preset);
     let opened = if pool { soft::open_in_a_pool(&host) } else { soft::open(&host, backend) };
-    if let Some(control) = opened.space.space().window_control() {
+    if let Some(control) = opened.space.space().powers().window_control {
         control
             .create_window(WindowRequest { range: range(0, WINDOW), page: PageSize::K4 })
             .expect("there is no window");
@@ -286,7 +290,7 @@ fn eight_threads_call_every_verb_and_nothing_is_left() {
         });
         let names: BTreeSet<_> = VERBS.iter().map(|(name, _)| *name).collect();
         assert_eq!(shared.called.into_inner().unwrap_or_else(PoisonError::into_inner), names, "{preset} {backend}");
-        assert_eq!(shared.space.fences(), [], "{preset} {backend}");
+        assert_eq!(shared.space.describe().fences, [], "{preset} {backend}");
         drop((shared.space, shared.spare, opened));
         assert!(host.ledger().is_clear(), "{preset} {backend}: {:?}", host.ledger());
     }
@@ -386,7 +390,8 @@ fn explain(served: &Served, draws: &mut Draws) {
     let beyond = section(16 + draws.below(16));
     let report = served.listener().explain(&Update::new().adding(beyond)).expect("the update is consistent");
     assert_eq!(report.spaces.len(), 1);
-    let _ = (served.space.mappings(IovaRange::all()), served.space.devices(), served.space.reserved());
+    let _ =
+        (served.space.mappings(IovaRange::all()), served.space.describe().devices, served.space.describe().reserved);
 }
 
 /// What each thread of a listener's run does.
@@ -427,7 +432,7 @@ fn eight_threads_around_a_listener_leave_it_in_step() {
         let context = format!("{preset} {backend}");
         let mut listener = served.listener.into_inner().unwrap_or_else(PoisonError::into_inner);
         listener.sync().unwrap_or_else(|error| panic!("{context}: {error}"));
-        assert_eq!((listener.audit(), served.space.fences()), (vec![], vec![]), "{context}");
+        assert_eq!((listener.audit(), served.space.describe().fences), (vec![], vec![]), "{context}");
         drop((listener, served.space, served.spare, opened));
         assert!(host.ledger().is_clear(), "{context}: {:?}", host.ledger());
     }

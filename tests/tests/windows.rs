@@ -98,7 +98,7 @@ fn a_window_whose_removal_was_reported_as_failed_can_be_made_again() {
     fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(REMOVE)]);
     let resized = Update::new().removing(window(0, MIB, PageSize::K4)).adding(window(0, 2 * MIB, PageSize::K4));
     fixture.listener.commit(resized).expect("the old window is gone");
-    assert_eq!(fixture.space().fences(), []);
+    assert_eq!(fixture.space().describe().fences, []);
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn ram_that_could_not_be_unmapped_can_go_and_stays_registered() {
     let stubborn: Vec<_> = (1..9).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNMAP)).collect();
     fixture.soft.plan_faults(&stubborn);
     fixture.listener.commit(Update::new().removing(goes.clone())).expect_err("it is still there");
-    assert_eq!(fixture.space().fences().len(), 1);
+    assert_eq!(fixture.space().describe().fences.len(), 1);
     fixture.soft.plan_faults(&[]);
     fixture.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
-    assert_eq!(fixture.space().registration().expect("a host that registers").registered().len(), 2);
+    assert_eq!(fixture.space().powers().registration.expect("a host that registers").registered().len(), 2);
 }
 
 #[test]
@@ -185,7 +185,8 @@ fn a_window_whose_pages_prove_too_large_is_made_again_before_anybody_was_promise
     assert_eq!(live(&fixture), [(range(0, 4 * MIB), small), (range(8 * MIB, 4 * MIB), small)]);
     let table = fixture
         .space()
-        .window_control()
+        .powers()
+        .window_control
         .expect("POWER")
         .table_bytes(WindowRequest { range: range(0, 16 * MIB), page: PageSize::K4 });
     assert_eq!(fixture.soft.ledger().locked, 8 * MIB + table, "the first table was given back");
@@ -262,7 +263,7 @@ fn smaller_pages_are_tried_once_and_only_where_pages_may_be_at_fault() {
             "{errno}, {denied} times"
         );
         if committed.is_err() {
-            assert_eq!((fixture.soft.ledger().locked, fixture.space().fences()), (0, vec![]));
+            assert_eq!((fixture.soft.ledger().locked, fixture.space().describe().fences), (0, vec![]));
         }
     }
 }
@@ -326,7 +327,7 @@ fn a_window_that_the_platform_would_put_elsewhere_is_not_made_again() {
     fixture.listener.commit(Update::new().removing(low)).expect("it can go");
     let refused = put(&fixture, HIGH, 0).expect_err("the lower place is free");
     assert!(matches!(refused, EntryError::PagesTooLarge(_, PageSize::M2)), "{refused}");
-    assert_eq!((fixture.granule_at(HIGH), fixture.space().fences()), (Some(PageSize::M2), vec![]));
+    assert_eq!((fixture.granule_at(HIGH), fixture.space().describe().fences), (Some(PageSize::M2), vec![]));
 }
 
 #[test]

@@ -22,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 
 use dmaspace_abi::type1::{GET_INFO, UNMAP_ALL};
 use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
-use dmaspace_core::backend::{DirtyCalls, VaddrCalls};
-use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingModel};
+use dmaspace_core::backend::Calls;
+use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingBudget, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
@@ -85,19 +85,11 @@ unsafe impl Backend for Type1 {
 
     /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and
     /// says `EFAULT` (linux: drivers/iommu/iommufd/pages.c).
-    fn powers(&self) -> Capabilities {
-        Capabilities {
-            keeps: MappingModel::Mappings,
-            maps_device_memory: !self.is_iommufd(),
-            maps_files: false,
-            maps_host_read_only: true,
-            host_page: self.container.door().host_page(),
-            hands_over: if self.is_iommufd() { NO_ADDRESSES } else { LiveUpdateSupport::WhereTheKernelCan },
-        }
-    }
-
-    fn mappings_left(&self) -> Option<u64> {
-        self.offer().ok()?.mappings_left
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(MappingModel::Mappings, self.container.door().host_page());
+        capabilities.maps_device_memory = !self.is_iommufd();
+        capabilities.hands_over = if self.is_iommufd() { NO_ADDRESSES } else { LiveUpdateSupport::WhereTheKernelCan };
+        capabilities
     }
 
     /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c,
@@ -157,12 +149,18 @@ unsafe impl Backend for Type1 {
         matches!(failure.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE))
     }
 
-    fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
-        Some(self)
+    fn calls(&self) -> Calls<'_> {
+        let mut calls = Calls::default();
+        calls.dirty = Some(self);
+        calls.vaddr = Some(self);
+        calls.mapping_budget = Some(self);
+        calls
     }
+}
 
-    fn handover_calls(&self) -> Option<&dyn VaddrCalls> {
-        Some(self)
+impl MappingBudget for Type1 {
+    fn mappings_left(&self) -> Option<u64> {
+        self.offer().ok()?.mappings_left
     }
 }
 

@@ -312,7 +312,7 @@ impl OpenSpace {
     }
 
     fn is_attached(&self, group: &VfioGroup) -> bool {
-        self.space.devices().contains(&group.name())
+        self.space.describe().devices.contains(&group.name())
     }
 
     fn forget(&mut self, group: &Arc<VfioGroup>) {

@@ -81,7 +81,7 @@ pub(crate) struct HostView<'a> {
 impl<'a> HostView<'a> {
     /// The host behind a space.
     pub(crate) fn of(space: &'a dyn PciAddressSpace) -> Self {
-        let mut reserved = space.reserved();
+        let mut reserved = space.describe().reserved;
         reserved.retain(Reserved::counts);
         // Devices often share one; the first is as good as any.
         reserved.sort_by_key(|reserved| reserved.range);
@@ -109,7 +109,8 @@ impl<'a> HostView<'a> {
     /// Whether the host cannot map another device's memory at all.
     pub(crate) fn of_device_memory(&self) -> Option<Cause> {
         let memory = HostMemory::unbacked(1 << 44, PageSize::K4.bytes().try_into().ok()?)?.device_memory();
-        (!self.space.powers().reaches(&memory)).then(|| Cause::DeviceMemory(self.space.backend()))
+        (!self.space.describe().capabilities.reaches(&memory))
+            .then(|| Cause::DeviceMemory(self.space.describe().backend))
     }
 }
 

@@ -181,7 +181,7 @@ impl Bytes {
 
 /// Only windows that are created have tables that are charged to somebody.
 fn tables(space: &dyn PciAddressSpace) -> u64 {
-    let Some(control) = space.window_control() else { return 0 };
+    let Some(control) = space.powers().window_control else { return 0 };
     let request = |window: &Window| WindowRequest { range: window.range, page: window.granule() };
     space.windows().windows.iter().map(|window| control.table_bytes(request(window))).sum()
 }

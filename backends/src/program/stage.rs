@@ -106,7 +106,7 @@ impl Stage {
 
     /// The name of the backend.
     pub(crate) fn backend(&self) -> &'static str {
-        self.space().backend()
+        self.space().describe().backend
     }
 
     /// The host's windows.
@@ -117,7 +117,7 @@ impl Stage {
     /// The calls and bytes spent so far. A host that wants memory registered pins it then; others pin what they map.
     pub(crate) fn spent(&self) -> Spent {
         let counter = &self.ready.counter;
-        let registers = self.space().registration().is_some();
+        let registers = self.space().powers().registration.is_some();
         let pinned = if registers { counter.registered_bytes() } else { counter.mapped_bytes() };
         Spent { calls: counter.calls(), pinned }
     }

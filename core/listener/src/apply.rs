@@ -4,6 +4,8 @@ use crate::page_size_fallback::SmallerPages;
 use crate::plan::{Plan, Step};
 use crate::report::{Fate, SpaceReport, Warning};
 use crate::section::Need;
+use dmaspace_core::contract::MapRequest;
+use dmaspace_core::contract::Unit;
 use dmaspace_core::contract::{Mapping, PciAddressSpace, WindowRequest};
 use dmaspace_core::door::Failure;
 use dmaspace_core::error::{Error, Kind, Operation, Subject};
@@ -68,7 +70,7 @@ pub(super) fn apply_all<'a>(
 /// The first step of something required that failed. The journal says what was done before it.
 pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journal) -> Result<SpaceReport, Error> {
     let mut report = SpaceReport {
-        backend: space.backend(),
+        backend: space.describe().backend,
         sections: plan.sections,
         targets: plan.targets,
         pinned: 0,
@@ -117,13 +119,14 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) 
             Done::Unmapped(live)
         }
         Step::RemoveWindow(range) => {
-            let control = space.window_control().ok_or_else(|| powerless(Operation::RemoveWindow, range))?;
+            let control = space.powers().window_control.ok_or_else(|| powerless(Operation::RemoveWindow, range))?;
             let window = space.windows().windows.covering(range).copied();
             let window = window.ok_or_else(|| Error::new(Operation::RemoveWindow, range, Kind::NoSuchWindow))?;
             Done::WindowRemoved(WindowRequest { range, page: window.granule() }, control.remove_window(range)?)
         }
         Step::Register(memory) => {
-            let registration = space.registration().ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
+            let registration =
+                space.powers().registration.ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
             registration.register(&memory)?;
             let is_shared = registration.runs().is_some_and(|runs| runs.users(&memory) > 1);
             let pinned = if is_shared { &mut report.shared } else { &mut report.pinned };
@@ -131,23 +134,26 @@ fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) 
             Done::Registered(memory)
         }
         Step::SharePins(memory) => {
-            let sharing = space.sharing().ok_or_else(|| powerless(Operation::SharePins, memory.clone()))?;
+            let sharing = space.powers().pin_sharing.ok_or_else(|| powerless(Operation::SharePins, memory.clone()))?;
             sharing.share_pins(&memory)?;
             Done::PinsShared(memory)
         }
         Step::CreateWindow(request) => {
-            let control = space.window_control().ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
+            let control =
+                space.powers().window_control.ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
             control.create_window(request)?;
             Done::WindowCreated(request.range)
         }
         Step::Map(mapping, _) => map_counting(space, &mapping, report)?,
         Step::Unregister(memory) => {
-            let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
+            let registration =
+                space.powers().registration.ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
             registration.unregister(&memory)?;
             Done::Unregistered(memory)
         }
         Step::StopSharing(memory) => {
-            let sharing = space.sharing().ok_or_else(|| powerless(Operation::StopSharing, memory.clone()))?;
+            let sharing =
+                space.powers().pin_sharing.ok_or_else(|| powerless(Operation::StopSharing, memory.clone()))?;
             sharing.stop_sharing(&memory)?;
             Done::SharingStopped(memory)
         }
@@ -203,9 +209,9 @@ fn map_entry(
 fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut SpaceReport) -> Result<Done, Error> {
     map(space, mapping)?;
     let len = mapping.memory.len().get();
-    if space.sharing().is_some_and(|sharing| sharing.sharers(&mapping.memory) > 1) {
+    if space.powers().pin_sharing.is_some_and(|sharing| sharing.sharers(&mapping.memory) > 1) {
         report.shared = report.shared.saturating_add(len);
-    } else if space.registration().is_none() {
+    } else if space.powers().registration.is_none() {
         // A host that registers pinned it then.
         report.pinned = report.pinned.saturating_add(len);
     }
@@ -213,7 +219,7 @@ fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut Spa
 }
 
 fn map(space: &dyn PciAddressSpace, mapping: &Mapping) -> Result<(), Error> {
-    space.map(mapping.range.first(), &mapping.memory, mapping.access, mapping.unit)
+    space.map(MapRequest::new(mapping.range.first(), &mapping.memory, mapping.access).with_unit(mapping.unit))
 }
 
 /// Plans only ask for powers the space has shown; a space that loses one meanwhile gets an error, not a panic.
@@ -232,7 +238,8 @@ fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
 impl Journal {
     /// Unregisters memory beside a plan.
     pub(super) fn unregister(&mut self, space: &dyn PciAddressSpace, memory: HostMemory) -> Result<(), Error> {
-        let registration = space.registration().ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
+        let registration =
+            space.powers().registration.ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
         registration.unregister(&memory)?;
         self.done.push(Done::Unregistered(memory));
         Ok(())
@@ -271,7 +278,7 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
     match done {
         Done::Unmapped(live) => map_again(space, live),
         Done::WindowRemoved(request, live) => {
-            let created = twice(|| match space.window_control() {
+            let created = twice(|| match space.powers().window_control {
                 Some(control) => control.create_window(request),
                 None => Err(powerless(Operation::CreateWindow, request.range)),
             });
@@ -285,14 +292,14 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
             }
         }
         Done::Registered(memory) => {
-            settle(space.registration().map(|registration| registration.unregister(&memory)));
+            settle(space.powers().registration.map(|registration| registration.unregister(&memory)));
             Vec::new()
         }
         Done::PinsShared(memory) => {
-            settle(space.sharing().map(|sharing| sharing.stop_sharing(&memory)));
+            settle(space.powers().pin_sharing.map(|sharing| sharing.stop_sharing(&memory)));
             Vec::new()
         }
-        Done::WindowCreated(range) => match space.window_control().map(|control| control.remove_window(range)) {
+        Done::WindowCreated(range) => match space.powers().window_control.map(|control| control.remove_window(range)) {
             Some(Err(error)) => error.fenced,
             _ => Vec::new(),
         },
@@ -303,11 +310,11 @@ fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
         Done::Fenced(fenced) => fenced,
         Done::Replaced(old, page) => put_back(space, old, page),
         Done::Unregistered(memory) => {
-            settle(space.registration().map(|registration| twice(|| registration.register(&memory))));
+            settle(space.powers().registration.map(|registration| twice(|| registration.register(&memory))));
             Vec::new()
         }
         Done::SharingStopped(memory) => {
-            settle(space.sharing().map(|sharing| sharing.share_pins(&memory)));
+            settle(space.powers().pin_sharing.map(|sharing| sharing.share_pins(&memory)));
             Vec::new()
         }
     }
@@ -327,7 +334,9 @@ fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> 
 fn put_back(space: &dyn PciAddressSpace, old: Vec<Mapping>, page: PageSize) -> Vec<IovaRange> {
     let mut lost = Vec::new();
     for Mapping { range, memory, access, .. } in old {
-        if let Err(error) = twice(|| space.replace(range.first(), &memory, access, page)) {
+        if let Err(error) =
+            twice(|| space.replace(MapRequest::new(range.first(), &memory, access).with_unit(Unit::Pages(page))))
+        {
             let fenced = space.unmap(range).map_or_else(|error| error.fenced, |_| Vec::new());
             space.fence(range, Some(memory), cause(&error));
             lost.extend([error.fenced, fenced, vec![range]].concat());

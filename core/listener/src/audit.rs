@@ -43,7 +43,7 @@ impl Listener {
 
     fn audit_of(&self, member: &ServedSpace) -> Vec<Finding> {
         let space = member.space.as_ref();
-        let finding = |what| Finding { backend: space.backend(), what };
+        let finding = |what| Finding { backend: space.describe().backend, what };
         if !member.is_in_step() {
             return vec![finding("its windows changed since the last commit".into())];
         }
@@ -63,8 +63,8 @@ impl Listener {
 
 /// Where the index contradicts itself or what surrounds it.
 fn contradictions(space: &dyn PciAddressSpace) -> Vec<String> {
-    let (windows, fences) = (space.windows().windows, space.fences());
-    let registered = space.registration().map(|registration| registration.registered());
+    let (windows, fences) = (space.windows().windows, space.describe().fences);
+    let registered = space.powers().registration.map(|registration| registration.registered());
     let mut below: Option<IovaRange> = None;
     let mut found = Vec::new();
     for Mapping { range, memory, .. } in space.mappings(IovaRange::all()) {

@@ -48,12 +48,13 @@ impl Listener {
     /// [`InUse`]: who keeps it.
     pub fn may_discard(&self, memory: &HostMemory) -> Result<(), InUse> {
         for space in self.spaces() {
-            let backend = space.backend();
+            let backend = space.describe().backend;
             if let Some(range) = space.fence_onto(memory).or_else(|| space.mapping_onto(memory)) {
                 let section = self.view.sections.within(range).next();
                 return Err(InUse::Mapped { backend, range, section: named(section.map(Section::name)) });
             }
-            let registered = space.registration().map(|registration| registration.registered()).unwrap_or_default();
+            let registered =
+                space.powers().registration.map(|registration| registration.registered()).unwrap_or_default();
             if let Some(known) = registered.into_iter().find(|known| known.overlaps(memory)) {
                 let owner = named(self.owner_of(&known));
                 return Err(InUse::Registered { backend, memory: known, owner });

@@ -240,12 +240,12 @@ impl Shared {
 
     /// A block takes a mapping where kernels keep mappings.
     fn check_budget(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<(), BlockError> {
-        let needed = match space.powers().keeps {
+        let needed = match space.describe().capabilities.keeps {
             MappingModel::Mappings => self.count(missing),
             MappingModel::PageEntries => 0,
         };
-        match space.mappings_left().filter(|left| *left < needed) {
-            Some(left) => Err(BlockError::NoMappingSlots { backend: space.backend(), needed, left }),
+        match space.powers().mappings_left().filter(|left| *left < needed) {
+            Some(left) => Err(BlockError::NoMappingSlots { backend: space.describe().backend, needed, left }),
             None => Ok(()),
         }
     }
@@ -257,7 +257,7 @@ impl Shared {
         range: IovaRange,
         operation: Operation,
     ) -> Result<(), BlockError> {
-        let concerns = operation == Operation::Unmap || space.registration().is_some();
+        let concerns = operation == Operation::Unmap || space.powers().registration.is_some();
         let fence = self.memory_of(range).and_then(|memory| space.fence_onto(&memory));
         match fence.filter(|_| concerns) {
             Some(fence) => Err(Error::new(operation, range, Kind::Fenced(fence)).into()),
@@ -271,7 +271,7 @@ impl Shared {
             self.check_fences(space, *range, Operation::Map)?;
             // A failure may have left these. Pages they pin need not be those the process has now.
             steps.extend(self.registrations_in(space, *range)?.into_iter().map(Step::Unregister));
-            if space.registration().is_some() {
+            if space.powers().registration.is_some() {
                 steps.extend(self.blocks_in(*range).map(Step::Register));
             }
         }
@@ -293,14 +293,16 @@ impl Shared {
 
     /// The registrations of blocks in `range`: of those that are populated, and of those that a failure left.
     fn registrations_in(&self, space: &dyn PciAddressSpace, range: IovaRange) -> Result<Vec<HostMemory>, BlockError> {
-        let (Some(registration), Some(memory)) = (space.registration(), self.memory_of(range)) else {
+        let (Some(registration), Some(memory)) = (space.powers().registration, self.memory_of(range)) else {
             return Ok(Vec::new());
         };
         let mut registered = registration.registered();
         registered.retain(|known| known.overlaps(&memory));
         let sticks_out = |known: &HostMemory| known.address() < memory.address() || memory.last() < known.last();
         match registered.iter().find(|known| sticks_out(known)) {
-            Some(known) => Err(BlockError::RegisteredAround { backend: space.backend(), memory: known.clone() }),
+            Some(known) => {
+                Err(BlockError::RegisteredAround { backend: space.describe().backend, memory: known.clone() })
+            }
             None => Ok(registered),
         }
     }

@@ -19,7 +19,7 @@ impl Listener {
         let _gates: Vec<_> = self.windows.values().map(|window| window.hold()).collect();
         let mut handed: Vec<&dyn LiveUpdate> = Vec::new();
         let mut handovers = Vec::new();
-        for space in self.spaces().map(|space| space.handover()) {
+        for space in self.spaces().map(|space| space.powers().live_update) {
             let was_here = !space.is_handed_over();
             match space.hand_over(memory) {
                 Ok(handover) => handovers.push(handover),
@@ -42,7 +42,7 @@ impl Listener {
     /// # Errors
     /// The first of [`LiveUpdate::take_back`]; the other spaces are taken back all the same, and this can be tried again.
     pub fn take_back(&self) -> Result<(), Error> {
-        let away = self.spaces().map(|space| space.handover()).filter(|space| space.is_handed_over());
+        let away = self.spaces().map(|space| space.powers().live_update).filter(|space| space.is_handed_over());
         away.map(|space| space.take_back()).fold(Ok(()), Result::and)
     }
 }

@@ -92,7 +92,7 @@ unsafe impl KernelWriter for KernelOwned {
 
 fn tables_of(space: &dyn PciAddressSpace, window: IovaRange) -> Result<&dyn KernelTables, Error> {
     let none = Kind::Unsupported("this host's windows cannot be handed to the kernel");
-    space.kernel_tables().ok_or_else(|| Error::new(Operation::HandToKernel, window, none))
+    space.powers().kernel_tables.ok_or_else(|| Error::new(Operation::HandToKernel, window, none))
 }
 
 impl TranslatedWindow {
@@ -131,7 +131,7 @@ impl Shared {
     /// Whether the kernel fills it now: it ends by itself when a space loses its last device.
     pub(super) fn is_kernel_owned(&self) -> bool {
         let is_kernel_owned = |space: &Arc<dyn PciAddressSpace>| {
-            space.kernel_tables().is_some_and(|tables| tables.kernel_owned().contains(&self.range()))
+            space.powers().kernel_tables.is_some_and(|tables| tables.kernel_owned().contains(&self.range()))
         };
         self.kernel_owned().is_some() && self.spaces().iter().any(is_kernel_owned)
     }
@@ -161,7 +161,7 @@ impl Shared {
             self.note_kernel_owned(None);
             return Ok(());
         }
-        spaces.iter().try_for_each(|space| match space.kernel_tables() {
+        spaces.iter().try_for_each(|space| match space.powers().kernel_tables {
             Some(tables) if tables.kernel_owned().contains(&self.range()) => tables.reclaim(self.range()),
             _ => Ok(()),
         })
@@ -169,7 +169,9 @@ impl Shared {
 
     /// A space that did not join after all.
     pub(super) fn give_up(&self, space: &Arc<dyn PciAddressSpace>) {
-        if let Some(tables) = space.kernel_tables().filter(|tables| tables.kernel_owned().contains(&self.range())) {
+        if let Some(tables) =
+            space.powers().kernel_tables.filter(|tables| tables.kernel_owned().contains(&self.range()))
+        {
             if let Err(error) = tables.reclaim(self.range()) {
                 log::error!("{error}");
             }
@@ -187,7 +189,7 @@ impl Shared {
 /// Ends the filling of a window, and takes it back wherever it is.
 fn end(shared: &Shared, filled: &KernelOwned, spaces: &[Arc<dyn PciAddressSpace>]) {
     filled.ends();
-    for tables in spaces.iter().filter_map(|space| space.kernel_tables()) {
+    for tables in spaces.iter().filter_map(|space| space.powers().kernel_tables) {
         if tables.kernel_owned().contains(&shared.range()) {
             if let Err(error) = tables.reclaim(shared.range()) {
                 log::error!("{error}");

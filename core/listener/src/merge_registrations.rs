@@ -74,7 +74,7 @@ struct Sharer<'a> {
 
 impl<'a> Sharer<'a> {
     fn of(member: &'a ServedSpace) -> Self {
-        let registered = member.space.registration().map(MemoryRegistration::registered).unwrap_or_default();
+        let registered = member.space.powers().registration.map(MemoryRegistration::registered).unwrap_or_default();
         Self { space: member.space.as_ref(), registered }
     }
 
@@ -88,14 +88,14 @@ impl<'a> Sharer<'a> {
 }
 
 fn runs_of(member: &ServedSpace) -> Option<&ProcessRegistrations> {
-    member.space.registration()?.runs()
+    member.space.powers().registration?.runs()
 }
 
 /// Of the runs there are, those that become part of longer ones.
 fn growing(view: &View, member: &ServedSpace, runs: &ProcessRegistrations, sharing: &[Sharer<'_>]) -> Vec<HostMemory> {
     let known = runs.all();
     let mut growing = Vec::new();
-    for wanted in needed_runs(view, member.space.powers().host_page) {
+    for wanted in needed_runs(view, member.space.describe().capabilities.host_page) {
         let inside = near(&known, &wanted);
         let fresh = missing_from(&wanted, inside);
         if fresh.is_empty() {

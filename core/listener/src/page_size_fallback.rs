@@ -9,6 +9,7 @@
 //! A translated window gets its entries only after the commit. It is made again when its first entry is put: while it has none, nobody leans
 //! on its pages either.
 
+use dmaspace_core::contract::MapRequest;
 use std::fmt;
 
 use crate::apply::{Journal, apply, powerless};
@@ -37,7 +38,12 @@ impl SmallerPages {
     pub(super) fn after(error: &Error, space: &dyn PciAddressSpace, window: IovaRange) -> Option<Self> {
         let may_be_at_fault = error.operation == Operation::Map && error.errno() == Some(Errno::EINVAL);
         let from = space.windows().windows.covering(window)?.granule();
-        let to = space.window_control()?.offer()?.page_sizes.largest_up_to(space.powers().host_page)?;
+        let to = space
+            .powers()
+            .window_control?
+            .offer()?
+            .page_sizes
+            .largest_up_to(space.describe().capabilities.host_page)?;
         (may_be_at_fault && error.fenced.is_empty() && to < from).then_some(Self { window, from, to })
     }
 
@@ -47,12 +53,12 @@ impl SmallerPages {
     /// What the space says. The window is there or not, what was mapped in it too, and no fence is but those the error names.
     pub(super) fn put_in_force(self, space: &dyn PciAddressSpace, report: &mut SpaceReport) -> Result<(), Error> {
         let none = || powerless(Operation::RemoveWindow, self.window);
-        let control = space.window_control().ok_or_else(none)?;
+        let control = space.powers().window_control.ok_or_else(none)?;
         let live = control.remove_window(self.window)?;
         control.create_window(WindowRequest { range: self.window, page: self.to })?;
         for mapping in live {
             let Mapping { range, memory, access, unit } = self.of(mapping, report);
-            space.map(range.first(), &memory, access, unit)?;
+            space.map(MapRequest::new(range.first(), &memory, access).with_unit(unit))?;
         }
         let (said, is) = (format!("with {} pages", self.from), format!("with {} pages", self.to));
         let concerned = report.sections.iter_mut().filter(|verdict| self.window.covers(verdict.piece.range()));
@@ -72,7 +78,7 @@ impl SmallerPages {
 
     /// Whether the platform would put the window where it is now.
     pub(super) fn has_room(self, space: &dyn PciAddressSpace) -> bool {
-        let offer = space.window_control().and_then(|control| control.offer());
+        let offer = space.powers().window_control.and_then(|control| control.offer());
         let others = space.windows().windows.iter().filter(|window| window.range != self.window).copied().collect();
         let (Some(offer), Ok(others)) = (offer, Windows::new(others)) else { return false };
         have_room(&[WindowRequest { range: self.window, page: self.to }], &offer, &others)

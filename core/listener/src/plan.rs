@@ -100,24 +100,25 @@ impl<'a> Host<'a> {
     pub(super) fn of(space: &'a dyn PciAddressSpace) -> Self {
         Self {
             space,
-            powers: space.powers(),
+            powers: space.describe().capabilities,
             windows: space.windows().windows.as_ref().clone(),
-            offer: space.window_control().and_then(|control| control.offer()),
-            registered: space.registration().map(|registration| registration.registered()),
+            offer: space.powers().window_control.and_then(|control| control.offer()),
+            registered: space.powers().registration.map(|registration| registration.registered()),
             runs: space
-                .registration()
+                .powers()
+                .registration
                 .and_then(|registration| registration.runs())
                 .map(ProcessRegistrations::all)
                 .unwrap_or_default(),
-            held: space.sharing().map(|sharing| sharing.shared()),
-            fences: space.fences(),
+            held: space.powers().pin_sharing.map(|sharing| sharing.shared()),
+            fences: space.describe().fences,
         }
     }
 }
 
 /// Whether no device is attached, so that there is nothing to map into or to create windows with.
 pub(super) fn is_dormant(space: &dyn PciAddressSpace) -> bool {
-    space.windows().windows.is_empty() && space.window_control().is_none_or(|control| control.offer().is_none())
+    space.windows().windows.is_empty() && space.powers().window_control.is_none_or(|control| control.offer().is_none())
 }
 
 /// Plans what the scope has to become for `view` to hold on the host, with what is populated of its discardable sections.
@@ -139,7 +140,7 @@ pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, discardables:
         if plan.more_mappings == 0 {
             return plan;
         }
-        let Some(left) = *left.get_or_insert_with(|| host.space.mappings_left()) else { return plan };
+        let Some(left) = *left.get_or_insert_with(|| host.space.powers().mappings_left()) else { return plan };
         // Chunks leave half of the mappings to what is to come.
         let most = if cutting.chunk.is_some() { left / 2 } else { left };
         if plan.more_mappings <= most {
@@ -390,7 +391,7 @@ impl Plan {
     /// What it would do, as a report. Nothing is pinned by a plan.
     pub(super) fn into_report(self, space: &dyn PciAddressSpace) -> SpaceReport {
         let Self { sections, targets, disturbed, warnings, .. } = self;
-        SpaceReport { backend: space.backend(), sections, targets, pinned: 0, shared: 0, disturbed, warnings }
+        SpaceReport { backend: space.describe().backend, sections, targets, pinned: 0, shared: 0, disturbed, warnings }
     }
 
     /// The kernel cannot hold all of it: nothing is tried.

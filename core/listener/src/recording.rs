@@ -124,7 +124,7 @@ impl Space {
     /// What there is to say of a space.
     pub fn of(space: &dyn PciAddressSpace) -> Self {
         let windows = space.windows().windows.iter().map(Window::of).collect();
-        Self { backend: space.backend().to_owned(), windows }
+        Self { backend: space.describe().backend.to_owned(), windows }
     }
 }
 

@@ -130,20 +130,20 @@ impl SpaceState {
             owners: view.sections.within(mapping.range).map(Section::shared_name).collect(),
             mapping,
         });
-        let registered = space.registration().map(|registration| registration.registered());
-        let shared = space.sharing().map(|sharing| sharing.shared());
+        let registered = space.powers().registration.map(|registration| registration.registered());
+        let shared = space.powers().pin_sharing.map(|sharing| sharing.shared());
         let owned = |memory: Vec<HostMemory>| {
             memory.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
         };
         Self {
-            backend: space.backend(),
-            devices: space.devices(),
+            backend: space.describe().backend,
+            devices: space.describe().devices,
             windows: space.windows().windows.iter().copied().collect(),
             mappings: mappings.collect(),
             registrations: owned(registered.unwrap_or_default()),
             shared_pins: owned(shared.unwrap_or_default()),
-            fences: space.fences(),
-            mappings_left: space.mappings_left(),
+            fences: space.describe().fences,
+            mappings_left: space.powers().mappings_left(),
             totals: member.totals,
             warnings: member.warnings.values().cloned().collect(),
         }

@@ -46,7 +46,7 @@ impl Listener {
         let mut begun: Vec<&Arc<dyn PciAddressSpace>> = Vec::with_capacity(self.members.len());
         let mut precisions = Vec::with_capacity(self.members.len());
         for space in self.members.iter().map(|member| &member.space) {
-            match space.dirty_tracking().start(sink.clone()) {
+            match space.powers().dirty_tracking.start(sink.clone()) {
                 Ok(precision) => precisions.push(precision),
                 Err(error) => {
                     begun.into_iter().for_each(stop);
@@ -65,7 +65,7 @@ impl Listener {
     /// The first that a space gave; all that space was asked about was marked then. [`Kind::NotTracking`](dmaspace_core::error::Kind::NotTracking)
     /// from a space that is not tracked.
     pub fn sync_dirty(&self) -> Result<Vec<Synced>, Error> {
-        let answers: Vec<_> = self.spaces().map(|space| space.dirty_tracking().sync(IovaRange::all())).collect();
+        let answers: Vec<_> = self.spaces().map(|space| space.powers().dirty_tracking.sync(IovaRange::all())).collect();
         answers.into_iter().collect()
     }
 
@@ -78,7 +78,7 @@ impl Listener {
 
     /// A space that joins is tracked before anything is mapped in it.
     pub(super) fn track_joining(&self, space: &Arc<dyn PciAddressSpace>) -> Result<(), Error> {
-        self.sink.iter().try_for_each(|sink| space.dirty_tracking().start(sink.clone()).map(drop))
+        self.sink.iter().try_for_each(|sink| space.powers().dirty_tracking.start(sink.clone()).map(drop))
     }
 
     /// A space that leaves, or did not come after all, is tracked no longer.
@@ -90,7 +90,7 @@ impl Listener {
 }
 
 fn stop(space: &Arc<dyn PciAddressSpace>) {
-    if let Err(error) = space.dirty_tracking().stop() {
+    if let Err(error) = space.powers().dirty_tracking.stop() {
         log::debug!("{error}");
     }
 }

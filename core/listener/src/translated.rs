@@ -2,6 +2,7 @@
 
 mod putting;
 
+use dmaspace_core::contract::MapRequest;
 use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
@@ -283,7 +284,9 @@ impl TranslatedWindow {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
                 // Only where there is something after it that can fail.
                 let old = if spaces.len() + memory.len() > 2 { space.mappings(place) } else { Vec::new() };
-                if space.replace(place.first(), piece, access, shared.page)? == Swap::WithGap {
+                if space.replace(MapRequest::new(place.first(), piece, access).with_unit(Unit::Pages(shared.page)))?
+                    == Swap::WithGap
+                {
                     swap = Swap::WithGap;
                 }
                 journal.note_replaced(old, shared.page);

@@ -2,14 +2,15 @@
 //! none is told that was not.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
+use dmaspace_core::contract::MapRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dmaspace_core::backend::{DirtyCalls, DirtyReach};
+use dmaspace_core::backend::{Calls, DirtyCalls, DirtyReach};
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
-use dmaspace_core::contract::{Capabilities, LiveUpdateSupport, MappingModel, Unit};
+use dmaspace_core::contract::{Capabilities, MappingModel, Unit};
 use dmaspace_core::door::{Answer, Errno, Failure, Lease};
 use dmaspace_core::error::Kind;
 use dmaspace_core::retry::Undone;
@@ -91,15 +92,8 @@ unsafe impl Backend for Logging {
         "logging"
     }
 
-    fn powers(&self) -> Capabilities {
-        Capabilities {
-            keeps: MappingModel::Mappings,
-            maps_device_memory: false,
-            maps_files: false,
-            maps_host_read_only: true,
-            host_page: PageSize::K4,
-            hands_over: LiveUpdateSupport::Never("a test"),
-        }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(MappingModel::Mappings, PageSize::K4)
     }
 
     fn is_real(&self) -> bool {
@@ -120,8 +114,10 @@ unsafe impl Backend for Logging {
         Ok(Undone::Done(Some(self.remove(range))))
     }
 
-    fn dirty_calls(&self) -> Option<&dyn DirtyCalls> {
-        Some(self)
+    fn calls(&self) -> Calls<'_> {
+        let mut calls = Calls::default();
+        calls.dirty = Some(self);
+        calls
     }
 }
 
@@ -210,7 +206,7 @@ fn scene(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64) -> Scene {
     let backend =
         Logging { iommu: Arc::clone(&iommu), reach, tells_with_unmap, questions: Arc::clone(&questions), fails_each };
     let space = Space::new(backend).expect("it answers");
-    let precision = space.dirty_tracking().start(told.clone()).expect("it logs");
+    let precision = space.powers().dirty_tracking.start(told.clone()).expect("it logs");
     assert_eq!(precision, Precision::Pages(PageSize::K4));
     Scene { iommu, questions, space, told }
 }
@@ -218,7 +214,9 @@ fn scene(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64) -> Scene {
 impl Scene {
     fn map(&self, first_page: u64, pages: u64, unit: Unit) {
         let memory = memory(first_page, pages);
-        self.space.map(range(first_page, pages).first(), &memory, Access::READ_WRITE, unit).expect("free");
+        self.space
+            .map(MapRequest::new(range(first_page, pages).first(), &memory, Access::READ_WRITE).with_unit(unit))
+            .expect("free");
     }
 
     /// A device writes, if it can.
@@ -342,7 +340,7 @@ fn asking_about_a_part_tells_at_least_the_part() {
 #[test]
 fn read_only_memory_is_never_written() {
     let scene = scene(IN_PARTS, false, 0);
-    scene.space.map(Iova::new(0), &memory(0, 4), Access::READ, Unit::Whole).expect("free");
+    scene.space.map(MapRequest::new(Iova::new(0), &memory(0, 4), Access::READ)).expect("free");
     scene.space.sync(IovaRange::all()).expect("it answers");
     scene.space.unmap(IovaRange::all()).expect("it answers");
     assert_eq!((scene.told.take(), scene.questions()), (BTreeSet::new(), 0));
@@ -365,7 +363,12 @@ fn replaced_memory_is_told_too() {
     let scene = scene(OVER_GAPS, true, 0);
     scene.map(0, 8, Unit::Pages(PageSize::K4));
     assert!(scene.write(3));
-    scene.space.replace(Iova::new(0), &memory(100, 8), Access::READ_WRITE, PageSize::K4).expect("it is live");
+    scene
+        .space
+        .replace(
+            MapRequest::new(Iova::new(0), &memory(100, 8), Access::READ_WRITE).with_unit(Unit::Pages(PageSize::K4)),
+        )
+        .expect("it is live");
     assert!(scene.write(4));
     scene.space.sync(IovaRange::all()).expect("it answers");
     assert_eq!(scene.told.take(), [3, 104].map(host_page).into());
@@ -409,7 +412,9 @@ fn storm(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64, seed: u64) 
             0 => {
                 let (at, pages) = (random(BUS), 1 + random(8));
                 let unit = if random(2) == 0 { Unit::Whole } else { Unit::Pages(PageSize::K4) };
-                let _ = scene.space.map(range(at, pages).first(), &memory(at, pages), Access::READ_WRITE, unit);
+                let _ = scene.space.map(
+                    MapRequest::new(range(at, pages).first(), &memory(at, pages), Access::READ_WRITE).with_unit(unit),
+                );
             }
             1 => drop(scene.space.unmap(range(random(BUS), 1 + random(16)))),
             2 => {

@@ -94,6 +94,9 @@ pub enum PeOperation {
 /// Recovering the PE behind a space. There is one as long as exactly one group is attached: the kernel does everything to each
 /// group of a container and tells the first answer that is not zero, whosever it is.
 pub trait Eeh: Send + Sync {
+    /// Whether the host recovers devices. Asks the kernel once.
+    fn is_available(&self) -> bool;
+
     /// Does something to the PE.
     ///
     /// # Errors

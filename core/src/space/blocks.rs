@@ -22,7 +22,7 @@ impl Blocks {
     /// Checks that `memory` can be a block beside the blocks there are. `already` is the refusal of memory that
     /// overlaps one.
     pub(super) fn check_fits(&self, backend: &impl Backend, memory: &HostMemory, already: Kind) -> Result<(), Kind> {
-        let page = backend.powers().host_page;
+        let page = backend.capabilities().host_page;
         if memory.is_unbacked() && backend.is_real() {
             Err(Kind::Unbacked)
         } else if memory.is_device_memory() {

@@ -27,7 +27,7 @@ impl<'a, B: Backend> AddressCalls<'a, B> {
     /// The calls of a backend that makes them, or the reason why there are none.
     pub(super) fn of(space: &'a Space<B>, operation: Operation) -> Result<Self, Error> {
         let backend = &space.backend;
-        let why = match (backend.powers().hands_over, backend.handover_calls()) {
+        let why = match (backend.capabilities().hands_over, backend.calls().vaddr) {
             (LiveUpdateSupport::WhereTheKernelCan, Some(calls)) => return Ok(Self { backend, calls, operation }),
             (LiveUpdateSupport::Never(why), _) => why,
             (LiveUpdateSupport::WhereTheKernelCan, None) => "the backend makes no such calls",
@@ -141,8 +141,12 @@ pub(super) fn describe<B: Backend>(space: &Space<B>, memory: &NamedMemory) -> Re
         devices: space.attachments.names(),
         windows: set.windows.iter().copied().collect(),
         mappings,
-        mappings_left: space.backend.mappings_left(),
+        mappings_left: mappings_left(space),
     })
+}
+
+fn mappings_left<B: Backend>(space: &Space<B>) -> Option<u64> {
+    space.backend.calls().mapping_budget?.mappings_left()
 }
 
 /// The mappings that a hand-over describes, with memory of this process.
@@ -166,7 +170,7 @@ pub(super) fn resolve<B: Backend>(
             return Err(Error::new(Operation::Adopt, above.range, Kind::Overlap(below.range)));
         }
     }
-    match handover.mappings_left.zip(space.backend.mappings_left()) {
+    match handover.mappings_left.zip(mappings_left(space)) {
         Some((then, now)) if then != now => {
             let what = format!("the kernel took {then} more mappings then, and takes {now} now");
             Err(bad_handover(IovaRange::all(), what))

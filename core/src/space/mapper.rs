@@ -138,7 +138,7 @@ impl<'a, B: Backend> Mapper<'a, B> {
     /// Maps `new` in the place of live units.
     pub(super) fn swap(&self, slot: &Slot, new: &Mapping, deferred: &mut Deferred) -> Result<Swap, Error> {
         let old = slot.mappings(new.range);
-        let swap = match self.backend.powers().keeps {
+        let swap = match self.backend.capabilities().keeps {
             MappingModel::PageEntries => Swap::Seamless,
             MappingModel::Mappings => {
                 self.unmap(&[slot], new.range, deferred)?;
@@ -206,7 +206,7 @@ pub(super) fn unmap_all(
 
 /// The size of each map call, or `None` for one call over everything.
 pub(super) fn call_size(backend: &impl Backend, unit: Unit) -> Option<PageSize> {
-    match (backend.powers().keeps, unit) {
+    match (backend.capabilities().keeps, unit) {
         (MappingModel::Mappings, Unit::Pages(page)) => Some(page),
         (MappingModel::PageEntries, _) | (MappingModel::Mappings, Unit::Whole) => None,
     }
@@ -221,7 +221,7 @@ pub(super) fn locked_by_mapping(backend: &impl Backend, memory: &HostMemory) -> 
     if is_shared(backend, memory) {
         return None;
     }
-    let locks = backend.powers().keeps == MappingModel::Mappings && !memory.is_device_memory();
+    let locks = backend.capabilities().keeps == MappingModel::Mappings && !memory.is_device_memory();
     Some(if locks { memory.len().get() } else { 0 })
 }
 

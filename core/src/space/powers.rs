@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, RegistrationCalls, SharingCalls};
+use crate::backend::{Backend, EehCalls, RegistrationCalls, SharingCalls};
 use crate::contract::dirty::{DirtySink, DirtyTracking, Precision, Synced};
 use crate::contract::eeh::{Eeh, PeOperation, PeState};
 use crate::contract::kernel_tables::{KernelTables, KernelWriter};
 use crate::contract::live_update::{Handover, LiveUpdate, NamedMemory};
-use crate::contract::{Mapping, MemoryRegistration, PinSharing, WindowControl, WindowOffer, WindowRequest};
+use crate::contract::{Mapping, MemoryRegistration, PinSharing, Powers, WindowControl, WindowOffer, WindowRequest};
 use crate::door::Failure;
 use crate::door::registrations::ProcessRegistrations;
 use crate::error::{Error, Kind, Operation, Subject};
@@ -20,9 +20,27 @@ use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
 use crate::words::window::Window;
 
+impl<B: Backend> Space<B> {
+    /// The powers that the backend's calls make possible.
+    pub(super) fn powers_by_calls(&self) -> Powers<'_> {
+        let calls = self.backend.calls();
+        Powers {
+            window_control: calls.windows.map(|_| self as _),
+            registration: calls.registration.map(|_| self as _),
+            // KVM finds the memory of an entry in the process's registrations.
+            kernel_tables: calls.registration.map(|_| self as _),
+            eeh: calls.eeh.map(|_| self as _),
+            pin_sharing: calls.pin_sharing.map(|_| self as _),
+            mapping_budget: calls.mapping_budget,
+            dirty_tracking: self,
+            live_update: self,
+        }
+    }
+}
+
 impl<B: Backend> WindowControl for Space<B> {
     fn offer(&self) -> Option<WindowOffer> {
-        self.backend.window_calls()?.offer()
+        self.backend.calls().windows?.offer()
     }
 
     fn create_window(&self, request: WindowRequest) -> Result<Window, Error> {
@@ -43,7 +61,7 @@ impl<B: Backend> WindowControl for Space<B> {
     }
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {
-        self.backend.window_calls().map_or(0, |calls| calls.table_bytes(request))
+        self.backend.calls().windows.map_or(0, |calls| calls.table_bytes(request))
     }
 }
 
@@ -55,13 +73,13 @@ fn in_use(operation: Operation, memory: &HostMemory, live: IovaRange) -> Error {
 impl<B: Backend> Space<B> {
     fn registration_calls(&self, operation: Operation, memory: &HostMemory) -> Result<&dyn RegistrationCalls, Error> {
         let none = Kind::Unsupported("this host maps without registration");
-        let calls = self.backend.registration_calls();
+        let calls = self.backend.calls().registration;
         calls.ok_or_else(|| Error::new(operation, Subject::Memory(memory.clone()), none))
     }
 
     fn sharing_calls(&self, operation: Operation, memory: &HostMemory) -> Result<&dyn SharingCalls, Error> {
         let none = Kind::Unsupported("this space shares no pins with others");
-        let calls = self.backend.sharing_calls();
+        let calls = self.backend.calls().pin_sharing;
         calls.ok_or_else(|| Error::new(operation, Subject::Memory(memory.clone()), none))
     }
 }
@@ -94,7 +112,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
     }
 
     fn runs(&self) -> Option<&ProcessRegistrations> {
-        self.backend.registration_calls().map(RegistrationCalls::runs)
+        self.backend.calls().registration.map(RegistrationCalls::runs)
     }
 }
 
@@ -123,7 +141,7 @@ impl<B: Backend> PinSharing for Space<B> {
     }
 
     fn sharers(&self, memory: &HostMemory) -> usize {
-        self.backend.sharing_calls().map_or(0, |calls| calls.sharers(memory))
+        self.backend.calls().pin_sharing.map_or(0, |calls| calls.sharers(memory))
     }
 }
 
@@ -152,6 +170,10 @@ impl<B: Backend> KernelTables for Space<B> {
 }
 
 impl<B: Backend> Eeh for Space<B> {
+    fn is_available(&self) -> bool {
+        self.backend.calls().eeh.is_some_and(EehCalls::is_available)
+    }
+
     fn operate(&self, operation: PeOperation) -> Result<(), Error> {
         self.operate_pe(operation)?;
         Ok(())
@@ -189,7 +211,7 @@ impl<B: Backend> Space<B> {
         if let Some(kind) = obstacle {
             return Err(Error::new(Operation::RecoverPe, subject, kind));
         }
-        let Some(calls) = self.backend.eeh_calls() else {
+        let Some(calls) = self.backend.calls().eeh.filter(|calls| calls.is_available()) else {
             let why = "this host does not isolate and recover devices (EEH)";
             return Err(Error::new(Operation::RecoverPe, subject, Kind::Unsupported(why)));
         };

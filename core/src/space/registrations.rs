@@ -84,7 +84,7 @@ impl Registrations {
         range: IovaRange,
         memory: &HostMemory,
     ) -> Result<(), Error> {
-        if backend.registration_calls().is_none() || self.blocks.cover(memory) {
+        if backend.calls().registration.is_none() || self.blocks.cover(memory) {
             return Ok(());
         }
         Err(Error::new(operation, range, Kind::NotRegistered))
@@ -93,7 +93,7 @@ impl Registrations {
     /// Forgets all registrations, which the kernel has ended by itself.
     pub(super) fn forget(&self, backend: &impl Backend, deferred: &mut Deferred) {
         for memory in self.blocks.take_all() {
-            if let Some(calls) = backend.registration_calls() {
+            if let Some(calls) = backend.calls().registration {
                 calls.runs().forget(&memory);
             }
             deferred.release(memory);
@@ -103,7 +103,7 @@ impl Registrations {
     /// Unregisters everything, for a space that is dropped. Memory that the kernel does not unregister is kept for
     /// ever.
     pub(super) fn end(&self, backend: &impl Backend, deferred: &mut Deferred) {
-        let Some(calls) = backend.registration_calls() else { return };
+        let Some(calls) = backend.calls().registration else { return };
         for memory in self.blocks.take_all() {
             let left = calls.runs().leave(&memory, || until_gone(|| unregister(calls, &memory)));
             let Err(failure) = left else {

@@ -58,7 +58,7 @@ impl SharedPins {
 
     /// Stops sharing everything, for a space that is dropped.
     pub(super) fn end(&self, backend: &impl Backend, deferred: &mut Deferred) {
-        let Some(calls) = backend.sharing_calls() else { return };
+        let Some(calls) = backend.calls().pin_sharing else { return };
         for memory in self.blocks.take_all() {
             calls.stop_sharing(&memory);
             deferred.release(memory);
@@ -74,5 +74,5 @@ impl SharedPins {
 /// Returns whether another space shares the pins of `memory` too: the pins that a map makes then depend on the
 /// mappings of that space.
 pub(super) fn is_shared(backend: &impl Backend, memory: &HostMemory) -> bool {
-    backend.sharing_calls().is_some_and(|calls| calls.sharers(memory) > 1)
+    backend.calls().pin_sharing.is_some_and(|calls| calls.sharers(memory) > 1)
 }

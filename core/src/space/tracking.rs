@@ -87,7 +87,7 @@ impl Tracking {
     /// Turns tracking off. The sink is dropped by the caller, once the locks of the space are released.
     pub(super) fn stop(&self, backend: &impl Backend) -> Result<Arc<Outbox>, Error> {
         let Some(active) = self.active.write().take() else { return Err(not_tracking(Operation::TrackDirty)) };
-        if let Some(calls) = backend.dirty_calls().filter(|_| active.logging) {
+        if let Some(calls) = backend.calls().dirty.filter(|_| active.logging) {
             if let Err(failure) = calls.stop() {
                 log::warn!("{}: {failure}: the kernel goes on to log", backend.name());
             }
@@ -237,7 +237,7 @@ impl Progress {
 
 impl Active {
     fn log<'a>(&self, backend: &'a impl Backend) -> Option<Log<'a>> {
-        let calls = backend.dirty_calls().filter(|_| self.logging)?;
+        let calls = backend.calls().dirty.filter(|_| self.logging)?;
         Some(Log { calls, page: calls.page()?, reach: calls.reach() })
     }
 
@@ -278,17 +278,17 @@ fn not_tracking(operation: Operation) -> Error {
 
 /// The host page behind a bitmap, in words: the kernel may set bits in the rest of the page that a bitmap ends in.
 fn spare_words(backend: &impl Backend) -> usize {
-    usize::try_from(backend.powers().host_page.bytes() / 8).unwrap_or(0)
+    usize::try_from(backend.capabilities().host_page.bytes() / 8).unwrap_or(0)
 }
 
 /// Returns whether the log needs a device: a container has no driver before its first group is attached.
 fn log_needs_a_device(backend: &impl Backend) -> bool {
-    backend.dirty_calls().is_some_and(DirtyCalls::needs_a_device)
+    backend.calls().dirty.is_some_and(DirtyCalls::needs_a_device)
 }
 
 /// Turns the kernel's log on, where that makes sense with so many devices, and returns whether the kernel logs now.
 fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure> {
-    let Some(calls) = backend.dirty_calls() else { return Ok(false) };
+    let Some(calls) = backend.calls().dirty else { return Ok(false) };
     let too_early = devices == 0 && log_needs_a_device(backend);
     if too_early || (devices > 0 && calls.page().is_none()) {
         return Ok(false);

@@ -4,13 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::backend::Backend;
-use crate::contract::dirty::DirtyTracking;
-use crate::contract::eeh::Eeh;
-use crate::contract::kernel_tables::KernelTables;
-use crate::contract::live_update::LiveUpdate;
 use crate::contract::{
-    Attachable, Capabilities, Fence, Mapping, MappingModel, MemoryRegistration, PciAddressSpace, PinSharing, Snapshot,
-    Swap, Unit, WindowChange, WindowControl,
+    Attachable, Description, ForListeners, MapRequest, Mapping, MappingModel, PciAddressSpace, Powers, Snapshot, Swap,
+    WindowChange, sealed,
 };
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
@@ -19,18 +15,15 @@ use crate::space::attachments::Attached;
 use crate::space::deferred::Deferred;
 use crate::space::layout::Slot;
 use crate::space::mapper::Mapper;
-use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
-use crate::words::page::PageSize;
-use crate::words::reserved::Reserved;
 
 impl<B: Backend> Space<B> {
     /// Unmaps a range of several windows. A kernel that keeps entries unmaps window by window; after a failure the
     /// windows before are mapped again.
     fn unmap_windows(&self, slots: &[&Slot], range: IovaRange, deferred: &mut Deferred) -> Result<u64, Error> {
         let mapper = Mapper::of(self, Operation::Unmap);
-        if self.backend.powers().keeps == MappingModel::Mappings {
+        if self.backend.capabilities().keeps == MappingModel::Mappings {
             return mapper.unmap(slots, range, deferred);
         }
         let mut unmapped: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
@@ -60,35 +53,9 @@ fn range_of(operation: Operation, at: Iova, memory: &HostMemory) -> Result<IovaR
     range.map_err(|bad| Error::new(operation, Subject::Bounds(at, len), Kind::BadRange(bad)))
 }
 
-impl<B: Backend> PciAddressSpace for Space<B> {
-    fn backend(&self) -> &'static str {
-        self.backend.name()
-    }
+impl<B: Backend> sealed::Sealed for Space<B> {}
 
-    fn powers(&self) -> Capabilities {
-        self.backend.powers()
-    }
-
-    fn mappings_left(&self) -> Option<u64> {
-        self.backend.mappings_left()
-    }
-
-    fn windows(&self) -> Snapshot {
-        self.layout.get().snapshot()
-    }
-
-    fn devices(&self) -> Vec<String> {
-        self.attachments.names()
-    }
-
-    fn reserved(&self) -> Vec<Reserved> {
-        self.attachments.reserved()
-    }
-
-    fn fences(&self) -> Vec<Fence> {
-        self.fences.all()
-    }
-
+impl<B: Backend> ForListeners for Space<B> {
     fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure) {
         let _gate = self.gate.read();
         let set = self.layout.get();
@@ -97,8 +64,35 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.fences.put_up(self.backend.name(), range, cause, memory.into_iter().collect());
     }
 
-    fn map(&self, at: Iova, memory: &HostMemory, access: Access, unit: Unit) -> Result<(), Error> {
+    fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.layout.get().onto(memory)
+    }
+
+    fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.fences.onto(memory, &self.layout.get().windows)
+    }
+
+    fn times_forgotten(&self) -> u64 {
+        self.times_forgotten.load(Ordering::Acquire)
+    }
+}
+
+impl<B: Backend> PciAddressSpace for Space<B> {
+    fn describe(&self) -> Description {
+        let mut description = Description::new(self.backend.name(), self.backend.capabilities());
+        description.devices = self.attachments.names();
+        description.reserved = self.attachments.reserved();
+        description.fences = self.fences.all();
+        description
+    }
+
+    fn windows(&self) -> Snapshot {
+        self.layout.get().snapshot()
+    }
+
+    fn map(&self, request: MapRequest<'_>) -> Result<(), Error> {
         let operation = Operation::Map;
+        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
         let range = range_of(operation, at, memory)?;
         self.check_request(operation, range, memory, access)?;
         let mut deferred = Deferred::default();
@@ -119,11 +113,11 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         Ok(())
     }
 
-    fn replace(&self, at: Iova, memory: &HostMemory, access: Access, page: PageSize) -> Result<Swap, Error> {
+    fn replace(&self, request: MapRequest<'_>) -> Result<Swap, Error> {
         let operation = Operation::Replace;
+        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
         let range = range_of(operation, at, memory)?;
         self.check_request(operation, range, memory, access)?;
-        let unit = Unit::Pages(page);
         let mut deferred = Deferred::default();
         let _gate = self.enter(operation, range)?;
         self.fences.check(operation, range)?;
@@ -172,45 +166,8 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         self.layout.get().mappings(range)
     }
 
-    fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.layout.get().onto(memory)
-    }
-
-    fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.fences.onto(memory, &self.layout.get().windows)
-    }
-
-    fn times_forgotten(&self) -> u64 {
-        self.times_forgotten.load(Ordering::Acquire)
-    }
-
-    fn window_control(&self) -> Option<&dyn WindowControl> {
-        if self.backend.window_calls().is_some() { Some(self) } else { None }
-    }
-
-    fn registration(&self) -> Option<&dyn MemoryRegistration> {
-        if self.backend.registration_calls().is_some() { Some(self) } else { None }
-    }
-
-    fn kernel_tables(&self) -> Option<&dyn KernelTables> {
-        // KVM finds the memory of an entry in the process's registrations.
-        if self.backend.registration_calls().is_some() { Some(self) } else { None }
-    }
-
-    fn eeh(&self) -> Option<&dyn Eeh> {
-        if self.backend.eeh_calls().is_some() { Some(self) } else { None }
-    }
-
-    fn sharing(&self) -> Option<&dyn PinSharing> {
-        if self.backend.sharing_calls().is_some() { Some(self) } else { None }
-    }
-
-    fn dirty_tracking(&self) -> &dyn DirtyTracking {
-        self
-    }
-
-    fn handover(&self) -> &dyn LiveUpdate {
-        self
+    fn powers(&self) -> Powers<'_> {
+        self.powers_by_calls()
     }
 
     fn attach(&self, device: Arc<dyn Attachable>) -> Result<WindowChange, Error> {

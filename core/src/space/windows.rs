@@ -33,7 +33,7 @@ struct Swept {
 impl<'a, B: Backend> WindowMaker<'a, B> {
     pub(super) fn of(space: &'a Space<B>, operation: Operation, range: IovaRange) -> Result<Self, Error> {
         let Space { backend, layout, fences, .. } = space;
-        let Some(calls) = backend.window_calls() else {
+        let Some(calls) = backend.calls().windows else {
             return Err(Error::new(operation, range, Kind::Unsupported("this host's windows are fixed")));
         };
         Ok(Self { backend, calls, layout, fences })

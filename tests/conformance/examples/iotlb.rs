@@ -85,17 +85,11 @@ unsafe impl Backend for Iotlb {
         "iotlb"
     }
 
-    fn powers(&self) -> Capabilities {
-        Capabilities {
-            keeps: MappingModel::Mappings,
-            maps_device_memory: false,
-            maps_files: false,
-            maps_host_read_only: true,
-            host_page: PageSize::K4,
-            hands_over: LiveUpdateSupport::Never(
-                "an IOTLB belongs to one process; open the device again in the new one",
-            ),
-        }
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::new(MappingModel::Mappings, PageSize::K4);
+        capabilities.hands_over =
+            LiveUpdateSupport::Never("an IOTLB belongs to one process; open the device again in the new one");
+        capabilities
     }
 
     fn is_real(&self) -> bool {

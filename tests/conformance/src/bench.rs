@@ -3,6 +3,7 @@
 //! Cases count in *units* of the bench: 64 KiB, or the window's granule where that is larger, so that every unit is aligned on every host.
 //! Unit 0 lies at the start of a window with room for [`ROOM`] units; the memory has [`ROOM`] units too.
 
+use dmaspace_core::contract::MapRequest;
 use std::any::Any;
 use std::fmt::Debug;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -197,7 +198,7 @@ impl Bench {
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
-        self.space().powers()
+        self.space().describe().capabilities
     }
 
     pub(crate) fn windows(&self) -> Snapshot {
@@ -209,11 +210,11 @@ impl Bench {
     }
 
     pub(crate) fn devices(&self) -> Vec<String> {
-        self.space().devices()
+        self.space().describe().devices
     }
 
     pub(crate) fn fences(&self) -> Vec<Fence> {
-        self.space().fences()
+        self.space().describe().fences
     }
 
     pub(crate) fn fenced_ranges(&self) -> Vec<IovaRange> {
@@ -221,31 +222,31 @@ impl Bench {
     }
 
     pub(crate) fn window_control(&self) -> Option<&dyn WindowControl> {
-        self.space().window_control()
+        self.space().powers().window_control
     }
 
     pub(crate) fn registration(&self) -> Option<&dyn MemoryRegistration> {
-        self.space().registration()
+        self.space().powers().registration
     }
 
     pub(crate) fn pin_sharing(&self) -> Option<&dyn PinSharing> {
-        self.space().sharing()
+        self.space().powers().pin_sharing
     }
 
     pub(crate) fn kernel_tables(&self) -> Option<&dyn KernelTables> {
-        self.space().kernel_tables()
+        self.space().powers().kernel_tables
     }
 
     pub(crate) fn eeh(&self) -> Option<&dyn Eeh> {
-        self.space().eeh()
+        self.space().powers().eeh
     }
 
     pub(crate) fn dirty(&self) -> &dyn DirtyTracking {
-        self.space().dirty_tracking()
+        self.space().powers().dirty_tracking
     }
 
     pub(crate) fn live_update(&self) -> &dyn LiveUpdate {
-        self.space().handover()
+        self.space().powers().live_update
     }
 
     pub(crate) fn device(&self) -> Arc<dyn Attachable> {
@@ -300,7 +301,7 @@ impl Bench {
     }
 
     pub(crate) fn replace(&self, n: u64, memory: &HostMemory, access: Access) -> Result<Swap, Error> {
-        self.space().replace(self.at(n), memory, access, self.unit)
+        self.space().replace(MapRequest::new(self.at(n), memory, access).with_unit(Unit::Pages(self.unit)))
     }
 
     pub(crate) fn unmap(&self, n: u64, pages: u64) -> Result<u64, Error> {
@@ -595,7 +596,7 @@ pub(crate) fn map_in(
     access: Access,
     unit: Unit,
 ) -> Result<(), Error> {
-    space.map(at, memory, access, unit)
+    space.map(MapRequest::new(at, memory, access).with_unit(unit))
 }
 
 pub(crate) fn range(first: Iova, len: u64) -> IovaRange {

@@ -129,8 +129,8 @@ impl World {
         Space {
             mappings: space.mappings(IovaRange::all()).iter().map(|mapping| self.seen(mapping)).collect(),
             windows: space.windows().windows.iter().copied().collect(),
-            registered: places(space.registration().map(|it| it.registered()).unwrap_or_default()),
-            held: places(space.sharing().map(|it| it.shared()).unwrap_or_default()),
+            registered: places(space.powers().registration.map(|it| it.registered()).unwrap_or_default()),
+            held: places(space.powers().pin_sharing.map(|it| it.shared()).unwrap_or_default()),
         }
     }
 

@@ -446,17 +446,17 @@ impl World {
 
     /// The first space's windows, on a host that creates them.
     pub fn control<T>(&self, work: impl FnOnce(&dyn WindowControl) -> T) -> T {
-        work(self.space(0).window_control().expect("a host that creates windows"))
+        work(self.space(0).powers().window_control.expect("a host that creates windows"))
     }
 
     /// The first space's registrations, on a host that wants them.
     pub fn registration<T>(&self, work: impl FnOnce(&dyn MemoryRegistration) -> T) -> T {
-        work(self.space(0).registration().expect("a host that registers"))
+        work(self.space(0).powers().registration.expect("a host that registers"))
     }
 
     /// What a space holds, if it shares pins.
     pub fn sharing<T>(&self, space: usize, work: impl FnOnce(&dyn PinSharing) -> T) -> T {
-        work(self.space(space).sharing().expect("a space in a pool"))
+        work(self.space(space).powers().pin_sharing.expect("a space in a pool"))
     }
 
     /// Limits the memory the VMM may lock.
@@ -534,7 +534,7 @@ impl World {
     /// # Errors
     /// What the space says.
     pub fn hand_over(&self, n: usize) -> Result<Handover, Trouble> {
-        Ok(self.space(n).handover().hand_over(&named(&self.regions))?)
+        Ok(self.space(n).powers().live_update.hand_over(&named(&self.regions))?)
     }
 
     /// Hands over all spaces the listener serves.
@@ -560,7 +560,7 @@ impl World {
     /// # Errors
     /// What the space says.
     pub fn track(&self) -> Result<Done, Trouble> {
-        self.space(0).dirty_tracking().start(self.told.clone())?;
+        self.space(0).powers().dirty_tracking.start(self.told.clone())?;
         done()
     }
 
@@ -579,7 +579,7 @@ impl World {
     /// # Errors
     /// What the space says.
     pub fn sync(&self) -> Result<Done, Trouble> {
-        let synced = self.space(0).dirty_tracking().sync(IovaRange::all());
+        let synced = self.space(0).powers().dirty_tracking.sync(IovaRange::all());
         if synced.is_err() {
             assert_eq!(self.untold(), None, "a page that was written was not told after an error");
         }

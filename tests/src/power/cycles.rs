@@ -1,5 +1,6 @@
 //! The same again and again: nothing piles up.
 
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::{Unit, WindowRequest};
 use dmaspace_core::{Access, Iova, PageSize};
 
@@ -36,7 +37,11 @@ fn cycles(machine: &Machine, count: usize, with_device: bool) {
             let request = WindowRequest { range: range(first, 16 * MIB), page: PageSize::K4 };
             control.create_window(request).expect("a window");
             let memory = ram.slice(first % TOP + PAGE, 4 * PAGE);
-            space.map(Iova::new(first), &memory, Access::READ_WRITE, Unit::Pages(PageSize::K4)).expect("it fits");
+            space
+                .map(
+                    MapRequest::new(Iova::new(first), &memory, Access::READ_WRITE).with_unit(Unit::Pages(PageSize::K4)),
+                )
+                .expect("it fits");
         }
         if let Some(mut fixture) = fixture {
             fixture.show_results_at(Iova::new(0), ram.slice(PAGE, PAGE));

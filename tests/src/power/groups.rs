@@ -100,7 +100,7 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
     listener.attach(space.clone()).expect("an empty view fits");
     listener.commit(two_windows(&ram)).expect("two windows fit");
     put_entries(&listener);
-    let state = || (machine.locked(), space.windows(), space.mappings(IovaRange::all()), space.fences());
+    let state = || (machine.locked(), space.windows(), space.mappings(IovaRange::all()), space.describe().fences);
     let before = state();
 
     let second = match machine.join(&mut open, 1) {
@@ -108,7 +108,7 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
         Ok(second) => second,
         Err(refusal) => {
             assert!(machine.is_pseries(), "{refusal}");
-            assert_eq!((state(), space.devices().len()), (before, 1), "after {refusal}");
+            assert_eq!((state(), space.describe().devices.len()), (before, 1), "after {refusal}");
             assert_reaches(&mut fixture, &ram);
             return listener.detach(&space).expect("everything can be taken out");
         }
@@ -172,7 +172,7 @@ pub(super) fn two_spaces_follow_one_listener(machine: &Machine) {
     assert_eq!(listener.audit(), []);
     drop(device);
     let [first, second] = &spaces;
-    assert_eq!(second.devices(), [groups[1].name()]);
+    assert_eq!(second.describe().devices, [groups[1].name()]);
     listener.detach(first).expect("everything can be taken out");
     assert_reaches(&mut fixture, &ram);
     listener.detach(second).expect("everything can be taken out");

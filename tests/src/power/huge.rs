@@ -28,7 +28,7 @@ const SPOT: u64 = 0x400;
 pub(super) fn windows_are_made_of_the_largest_pages_that_work(machine: &Machine) {
     let free = machine.free_huge_pages();
     let mut fixture = machine.fixture();
-    let host_page = fixture.space.powers().host_page;
+    let host_page = fixture.space.describe().capabilities.host_page;
     let (small, huge) = (fixture.ram.clone(), machine.huge_ram(LEN));
     let largest = match machine.huge_page() {
         PageSize::M2 => "which the memory behind it is made of; the guest's are 16M",

@@ -25,7 +25,7 @@ fn section((range, name): (IovaRange, &str)) -> Section {
 pub(super) fn two_windows_of_a_recorded_guest_are_two_of_the_host(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();
-    let host_page = space.powers().host_page;
+    let host_page = space.describe().capabilities.host_page;
     let empty = machine.locked();
     let ram = Ram::new(usize::try_from(flat_view::ram().bytes()).expect("4 GiB"));
     let target = TargetMemory::new("ppc_spapr.ram", flat_view::ram().first(), ram.all().clone());

@@ -1,5 +1,6 @@
 //! Windows: made of every page, no more than there are slots, and gone with what is in them.
 
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::{MemoryRegistration, PciAddressSpace, Unit, WindowControl, WindowRequest};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
@@ -21,11 +22,11 @@ pub(super) const TOP: u64 = 1 << 59;
 pub(super) const PAGE: u64 = 0x1_0000;
 
 pub(super) fn control(space: &dyn PciAddressSpace) -> &dyn WindowControl {
-    space.window_control().expect("POWER's windows come and go")
+    space.powers().window_control.expect("POWER's windows come and go")
 }
 
 pub(super) fn registration(space: &dyn PciAddressSpace) -> &dyn MemoryRegistration {
-    space.registration().expect("POWER wants memory registered")
+    space.powers().registration.expect("POWER wants memory registered")
 }
 
 fn window(first: u64, page: PageSize) -> WindowRequest {
@@ -38,7 +39,7 @@ fn window(first: u64, page: PageSize) -> WindowRequest {
 pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();
-    let (control, host_page) = (control(&*space), space.powers().host_page);
+    let (control, host_page) = (control(&*space), space.describe().capabilities.host_page);
     registration(&*space).register(fixture.ram.all()).expect("the guest's RAM can be registered");
     let offer = control.offer().expect("a device is attached");
     let empty = (machine.locked(), space.windows().windows);
@@ -82,7 +83,10 @@ fn assert_reaches_both_ends(fixture: &mut Fixture, window: IovaRange, page: Page
     let places = [first + GIB / 2, first, first + GIB - bytes].map(Iova::new);
     let pieces = [0, 1, 2].map(|n| fixture.ram.slice(n * bytes, bytes));
     for (at, memory) in places.iter().zip(&pieces) {
-        fixture.space.map(*at, memory, Access::READ_WRITE, Unit::Pages(page)).expect("an entry");
+        fixture
+            .space
+            .map(MapRequest::new(*at, memory, Access::READ_WRITE).with_unit(Unit::Pages(page)))
+            .expect("an entry");
     }
     fixture.show_results_at(places[0], pieces[0].clone());
     fixture.assert_readable(places[1], &pieces[1]);
@@ -95,7 +99,8 @@ fn assert_takes_no_smaller_pages(fixture: &Fixture, window: IovaRange, page: Pag
     let all = fixture.ram.all();
     let offset = page.round_up(all.address()).expect("far from the end") - all.address();
     let memory = fixture.ram.slice(offset, page.bytes());
-    let mapped = fixture.space.map(window.first(), &memory, Access::READ_WRITE, Unit::Pages(page));
+    let mapped =
+        fixture.space.map(MapRequest::new(window.first(), &memory, Access::READ_WRITE).with_unit(Unit::Pages(page)));
     let error = mapped.expect_err("the memory is in smaller pages");
     assert_eq!((&error.kind, error.fenced.as_slice()), (&Kind::Refused, &[][..]), "{error}");
     assert!(fixture.space.mappings(IovaRange::all()).is_empty(), "after {error}");
@@ -144,7 +149,9 @@ pub(super) fn a_window_goes_with_its_entries_and_they_can_come_back(machine: &Ma
     registration.register(&all).expect("the guest's RAM can be registered");
     control.create_window(window(0, PageSize::K4)).expect("a first window");
     let map = |at: u64, memory: &HostMemory| {
-        space.map(Iova::new(at), memory, Access::READ_WRITE, Unit::Pages(PageSize::K4)).expect("it fits")
+        space
+            .map(MapRequest::new(Iova::new(at), memory, Access::READ_WRITE).with_unit(Unit::Pages(PageSize::K4)))
+            .expect("it fits")
     };
     map(PAGE, &memory[3]);
     fixture.show_results_at(Iova::new(PAGE), memory[3].clone());

@@ -1,5 +1,6 @@
 //! What the worlds are made of: memory, sections, windows, and how far a guest has come.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace_core::contract::{Unit, WindowRequest};
@@ -289,8 +290,8 @@ pub(crate) fn with_mapped_units_in(world: &World) {
         world.control(|control| control.create_window(request(HIGH))).expect("undisturbed");
     }
     let space = world.space(0);
-    space.map(Iova::new(MIB), &world.ram(RAM, 0, 4 * K64), RW, UNITS).expect("undisturbed");
-    space.map(Iova::new(2 * MIB), &world.ram(RAM, MIB, 2 * K64), Access::READ, Unit::Whole).expect("undisturbed");
+    space.map(MapRequest::new(Iova::new(MIB), &world.ram(RAM, 0, 4 * K64), RW).with_unit(UNITS)).expect("undisturbed");
+    space.map(MapRequest::new(Iova::new(2 * MIB), &world.ram(RAM, MIB, 2 * K64), Access::READ)).expect("undisturbed");
 }
 
 pub(crate) type Operated = Result<Done, Trouble>;

@@ -53,7 +53,7 @@ impl Place {
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        self.space().backend()
+        self.space().describe().backend
     }
 
     pub(crate) fn host(&self) -> Host {
@@ -86,12 +86,12 @@ impl Place {
 
     /// Where memory is registered: what is.
     pub(crate) fn registered(&self) -> Vec<HostMemory> {
-        self.space().registration().map(|registration| registration.registered()).unwrap_or_default()
+        self.space().powers().registration.map(|registration| registration.registered()).unwrap_or_default()
     }
 
     /// In a pool: what is held.
     pub(crate) fn held(&self) -> Vec<HostMemory> {
-        self.space().sharing().map(|sharing| sharing.shared()).unwrap_or_default()
+        self.space().powers().pin_sharing.map(|sharing| sharing.shared()).unwrap_or_default()
     }
 
     /// Required sections that cannot be served.

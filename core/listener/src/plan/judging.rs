@@ -69,7 +69,7 @@ impl<'a> Planner<'a> {
         }
         if !self.host.powers.reaches(memory) {
             let but = if self.host.powers.maps_files { ", unless that device exported it" } else { "" };
-            return Some(format!("{} cannot map another device's memory{but}", self.host.space.backend()));
+            return Some(format!("{} cannot map another device's memory{but}", self.host.space.describe().backend));
         }
         let needs_writing = access.contains(Access::WRITE) || !self.host.powers.maps_host_read_only;
         (memory.is_host_read_only() && needs_writing).then(|| "this process itself may only read the memory".into())
@@ -124,7 +124,7 @@ impl<'a> Planner<'a> {
 
     /// Which reserved ranges lie in the way of `range`, and whether it ends above the host's top address.
     fn in_the_way(&self, range: IovaRange, top: Iova) -> Option<String> {
-        let mut reserved = self.host.space.reserved();
+        let mut reserved = self.host.space.describe().reserved;
         reserved.retain(|reserved| reserved.range.overlaps(range));
         // Devices often share one; the first is as good as any.
         reserved.sort_by_key(|reserved| reserved.range);

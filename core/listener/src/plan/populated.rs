@@ -147,7 +147,7 @@ impl<'a> Planner<'a> {
         if self.host.powers.keeps == MappingModel::PageEntries {
             return None;
         }
-        let left = self.host.space.mappings_left()?.saturating_sub(self.plan.more_mappings);
+        let left = self.host.space.powers().mappings_left()?.saturating_sub(self.plan.more_mappings);
         let missing = |section: &Section| {
             let populated = self.staying(section).map_or(0, Shared::count_populated);
             blocks_of(section).saturating_sub(populated)

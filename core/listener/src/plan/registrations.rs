@@ -13,7 +13,7 @@ impl Planner<'_> {
     /// What has to be registered and unregistered, in runs; and the fate of target memory.
     pub(super) fn registrations(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
         let Some(registered) = &self.host.registered else {
-            let reason = format!("{} needs no registration", self.host.space.backend());
+            let reason = format!("{} needs no registration", self.host.space.describe().backend);
             let skipped = |target: &TargetMemory| Verdict::new(target.clone(), Fate::Skipped, &*reason);
             self.plan.targets = targets.iter().map(skipped).collect();
             return (Vec::new(), Vec::new());

@@ -1,5 +1,6 @@
 //! Putting entries, and what is done when a host's pages prove too large for them.
 
+use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -56,7 +57,7 @@ impl Shared {
             let mut next = at.get();
             for piece in &memory {
                 let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
-                space.map(place.first(), piece, access, Unit::Pages(self.page))?;
+                space.map(MapRequest::new(place.first(), piece, access).with_unit(Unit::Pages(self.page)))?;
                 journal.note_mapped(place);
                 next = place.last().get().wrapping_add(1);
             }
@@ -103,7 +104,7 @@ impl Shared {
         if !space.mappings(self.range).is_empty() || !smaller.has_room(space.as_ref()) {
             return Err(EntryError::PagesTooLarge(error, smaller.from()));
         }
-        log::warn!("{}: {error}; trying {smaller}", space.backend());
+        log::warn!("{}: {error}; trying {smaller}", space.describe().backend);
         let mut journal = Journal::default();
         let done = smaller.put_in_force_empty(space.as_ref(), &mut journal);
         remade.push((space, journal));

@@ -39,8 +39,8 @@ impl HostReach {
     pub(super) fn of(space: &dyn PciAddressSpace) -> Self {
         Self {
             windows: space.windows().windows.as_ref().clone(),
-            offer: space.window_control().and_then(|control| control.offer()),
-            page: space.powers().host_page,
+            offer: space.powers().window_control.and_then(|control| control.offer()),
+            page: space.describe().capabilities.host_page,
         }
     }
 

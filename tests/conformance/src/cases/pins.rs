@@ -76,7 +76,7 @@ pub(super) fn sharers_are_counted(bench: &mut Bench) {
 
 pub(super) fn sharers_are_counted_over_spaces(bench: &mut Bench) {
     let second = bench.second_space();
-    let theirs = second.sharing().expect("both spaces are of one pool");
+    let theirs = second.powers().pin_sharing.expect("both spaces are of one pool");
     theirs.share_pins(&bench.ram(2, 4)).expect("other spaces are no obstacle");
     assert_eq!(sharing(bench).sharers(&bench.ram(3, 1)), 2);
     assert!(sharing(bench).sharers(&bench.ram(1, 2)) >= 1, "the bench shares all of it");

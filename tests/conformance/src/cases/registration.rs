@@ -106,7 +106,7 @@ pub(super) fn a_registration_that_fails_changes_nothing(bench: &mut Bench) {
 pub(super) fn spaces_of_one_process_share_a_registration(bench: &mut Bench) {
     let all = bench.ram(0, ROOM);
     let second = bench.second_space();
-    let theirs = second.registration().expect("both spaces are of one sort");
+    let theirs = second.powers().registration.expect("both spaces are of one sort");
     theirs.register(&all).expect("the same run can be registered again");
     let runs = registered(bench).runs().expect("the process keeps a list");
     assert_eq!((runs.all(), runs.users(&all)), (vec![all.clone()], 2));
@@ -117,7 +117,7 @@ pub(super) fn spaces_of_one_process_share_a_registration(bench: &mut Bench) {
 
 pub(super) fn spaces_of_one_process_cut_memory_alike(bench: &mut Bench) {
     let second = bench.second_space();
-    let theirs = second.registration().expect("both spaces are of one sort");
+    let theirs = second.powers().registration.expect("both spaces are of one sort");
     let error = theirs.register(&bench.ram(1, 4)).expect_err("the memory is part of another run");
     assert_eq!((error.kind, error.failure), (Kind::AlreadyRegistered, None));
     assert_eq!(theirs.registered(), []);

@@ -1,7 +1,7 @@
 //! Devices and spaces.
 
 use dmaspace_core::Iova;
-use dmaspace_core::contract::Unit;
+use dmaspace_core::contract::MapRequest;
 use dmaspace_listener::Update;
 
 use crate::grounds::{EVERYWHERE, GIVEN, IOMMUFD, LOGGING, POWERNV, PSERIES, SHARING, TYPE1, WITH_PAGE_TABLES};
@@ -56,7 +56,10 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         on: &[IOMMUFD, LOGGING],
         arrange: |world| {
             world.open_empty().expect("undisturbed");
-            world.space(0).map(Iova::new(0xfee0_0000), &world.ram(RAM, 0, K64), RW, Unit::Whole).expect("undisturbed");
+            world
+                .space(0)
+                .map(MapRequest::new(Iova::new(0xfee0_0000), &world.ram(RAM, 0, K64), RW))
+                .expect("undisturbed");
         },
         operate: |world| world.add(0, 0).and_then(|()| done()),
     },

@@ -15,7 +15,7 @@ pub(super) const SEQUENCES: &[Sequence] = &[
             world.track().expect("undisturbed");
         },
         operate: |world| {
-            world.space(0).dirty_tracking().stop()?;
+            world.space(0).powers().dirty_tracking.stop()?;
             done()
         },
     },

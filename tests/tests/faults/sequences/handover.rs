@@ -35,7 +35,7 @@ pub(super) const SEQUENCES: &[Sequence] = &[
             world.hand_over(0).expect("undisturbed");
         },
         operate: |world| {
-            world.space(0).handover().take_back()?;
+            world.space(0).powers().live_update.take_back()?;
             done()
         },
     },

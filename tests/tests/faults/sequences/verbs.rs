@@ -1,5 +1,6 @@
 //! The contract's own verbs.
 
+use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 
@@ -13,7 +14,7 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         on: EVERYWHERE,
         arrange: with_mapped_units,
         operate: |world| {
-            world.space(0).map(Iova::new(4 * MIB), &world.ram(DIMM, 0, 4 * K64), RW, Unit::Whole)?;
+            world.space(0).map(MapRequest::new(Iova::new(4 * MIB), &world.ram(DIMM, 0, 4 * K64), RW))?;
             done()
         },
     },
@@ -22,7 +23,9 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         on: EVERYWHERE,
         arrange: with_mapped_units,
         operate: |world| {
-            world.space(0).map(Iova::new(4 * MIB), &world.ram(DIMM, 0, 4 * K64), RW, UNITS)?;
+            world
+                .space(0)
+                .map(MapRequest::new(Iova::new(4 * MIB), &world.ram(DIMM, 0, 4 * K64), RW).with_unit(UNITS))?;
             done()
         },
     },
@@ -32,7 +35,9 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         arrange: with_mapped_units,
         operate: |world| {
             let memory = world.ram(DIMM, 8 * K64, 2 * K64);
-            world.space(0).replace(Iova::new(MIB + K64), &memory, Access::READ, PageSize::K64)?;
+            world.space(0).replace(
+                MapRequest::new(Iova::new(MIB + K64), &memory, Access::READ).with_unit(Unit::Pages(PageSize::K64)),
+            )?;
             done()
         },
     },
@@ -64,7 +69,10 @@ pub(super) const SEQUENCES: &[Sequence] = &[
                 (_, true) => 512 * MIB,
                 _ => 0xfef0_0000,
             };
-            world.space(0).map(Iova::new(second), &world.ram(RAM, MIB, 2 * K64), RW, UNITS).expect("undisturbed");
+            world
+                .space(0)
+                .map(MapRequest::new(Iova::new(second), &world.ram(RAM, MIB, 2 * K64), RW).with_unit(UNITS))
+                .expect("undisturbed");
         },
         operate: |world| {
             world.space(0).unmap(IovaRange::all())?;
