@@ -16,7 +16,7 @@
 //! | [`Rank::TranslatedGate`] | one translated window against commits (key: the window's first byte) | kernel calls |
 //! | [`Rank::TranslatedSpaces`] | the spaces that serve a translated window | kernel calls |
 //! | [`Rank::TranslatedOrder`] | the puts and clears of a translated window, in turn | kernel calls |
-//! | [`Rank::KernelFilled`] | the kernel's table of a translated window | moments |
+//! | [`Rank::KernelOwned`] | the kernel's table of a translated window | moments |
 //! | [`Rank::Targets`] | the target memory of translated windows | moments |
 //! | [`Rank::Populated`] | the populated parts of a discardable section | moments |
 //! | [`Rank::Gate`] | a space: shared by map, replace and unmap, exclusive for every other change | kernel calls |
@@ -31,6 +31,7 @@
 //! | [`Rank::Fences`] | the fences of a space | moments |
 //! | [`Rank::Pending`] | dirty pages that are about to be reported | moments |
 //! | [`Rank::ProcessRegistrations`] | the registrations of this process | kernel calls |
+//! | [`Rank::SettledTargets`] | the target memory as of the last commit, read by a kernel's table under a space's gate | moments |
 //! | [`Rank::GuestTable`] | the entries of one TCE table | moments |
 //! | [`Rank::KernelWriter`] | the groups that a kernel's table serves | kernel calls |
 //! | [`Rank::KernelLinks`] | the links between KVM's tables and VFIO groups | kernel calls |
@@ -67,7 +68,7 @@ pub enum Rank {
     TranslatedGate,
     TranslatedSpaces,
     TranslatedOrder,
-    KernelFilled,
+    KernelOwned,
     Targets,
     Populated,
     Gate,
@@ -82,6 +83,7 @@ pub enum Rank {
     Fences,
     Pending,
     ProcessRegistrations,
+    SettledTargets,
     GuestTable,
     KernelWriter,
     KernelLinks,

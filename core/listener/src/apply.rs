@@ -1,75 +1,88 @@
-//! Applying a plan, with a journal: a step that fails takes everything done before it back, in reverse.
+//! Applying plans: a step that fails undoes all steps before it, in reverse, in every space.
 
+use crate::journal::{Done, Journal, map, powerless};
 use crate::page_size_fallback::SmallerPages;
 use crate::plan::{Plan, Step};
 use crate::report::{Fate, SpaceReport, Warning};
 use crate::section::Need;
-use dmaspace_core::contract::MapRequest;
-use dmaspace_core::contract::Unit;
+use crate::served_space::{SeenDevices, ServedSpace};
 use dmaspace_core::contract::{Mapping, PciAddressSpace, WindowRequest};
-use dmaspace_core::door::Failure;
-use dmaspace_core::error::{Error, Kind, Operation, Subject};
+use dmaspace_core::error::{Error, Kind, Operation};
 use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::memory::HostMemory;
-use dmaspace_core::words::page::PageSize;
 
-/// What was done to one space, and how to take it back.
-#[derive(Debug, Default)]
-pub(super) struct Journal {
-    done: Vec<Done>,
-}
-
+/// A plan that was applied to one space.
 #[derive(Debug)]
-enum Done {
-    Unmapped(Vec<Mapping>),
-    WindowRemoved(WindowRequest, Vec<Mapping>),
-    Registered(HostMemory),
-    PinsShared(HostMemory),
-    WindowCreated(IovaRange),
-    Mapped(IovaRange),
-    Unregistered(HostMemory),
-    SharingStopped(HostMemory),
-    /// Live units of pages of this size, as they were.
-    Replaced(Vec<Mapping>, PageSize),
-    /// A step of something best effort failed and left these.
-    Fenced(Vec<IovaRange>),
+pub(super) struct Applied {
+    pub(super) report: SpaceReport,
+    /// Whether the plan itself created or removed windows.
+    pub(super) has_changed_windows: bool,
 }
 
-/// A step that failed on one of several spaces, after everything done before it was taken back.
+impl Applied {
+    /// Has `member` remember the commit, which was planned when its devices were as `seen`, and returns the report.
+    pub(super) fn remembered_by(self, member: &mut ServedSpace, seen: SeenDevices) -> SpaceReport {
+        let mut report = self.report;
+        let seen = if self.has_changed_windows { seen.with_windows_of(member.space.as_ref()) } else { seen };
+        member.remember(seen, &mut report);
+        report
+    }
+}
+
+/// A step that failed on one of several spaces, after all steps before it were undone.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) error: Error,
-    /// What could not be taken back, beside what the error names.
+    /// The ranges that could not be restored, beside those the error names.
     pub(super) fenced: Vec<IovaRange>,
 }
 
-/// Applies each plan to its space, all or none.
+/// Applies each plan to its space, all or none. The journals end up in `spent`, to be dropped without locks: they may hold the last
+/// owner of memory.
 pub(super) fn apply_all<'a>(
     plans: impl IntoIterator<Item = (&'a dyn PciAddressSpace, Plan)>,
-) -> Result<Vec<SpaceReport>, Failed> {
-    let mut journals: Vec<(&dyn PciAddressSpace, Journal)> = Vec::new();
-    let mut reports = Vec::new();
+    spent: &mut Vec<Journal>,
+) -> Result<Vec<Applied>, Failed> {
+    let mut begun: Vec<(&dyn PciAddressSpace, Journal)> = Vec::new();
+    let mut all = Vec::new();
+    let mut failure = None;
     for (space, plan) in plans {
-        let mut journal = Journal::default();
+        let mut journal = Journal::of(space);
         let result = apply(space, plan, &mut journal);
-        journals.push((space, journal));
+        let has_changed_windows = journal.has_changed_windows();
+        begun.push((space, journal));
         match result {
-            Ok(report) => reports.push(report),
+            Ok(report) => all.push(Applied { report, has_changed_windows }),
             Err(error) => {
-                let fenced = journals.into_iter().rev().flat_map(|(space, journal)| journal.undo(space)).collect();
-                return Err(Failed { error, fenced });
+                failure = Some(error);
+                break;
             }
         }
     }
-    Ok(reports)
+    let result = match failure {
+        None => Ok(all),
+        Some(error) => Err(Failed { error, fenced: undo_all(&begun) }),
+    };
+    spent.extend(begun.into_iter().map(|(_, journal)| journal));
+    result
+}
+
+/// Undoes journals, the last one first, and returns the ranges that had to be fenced.
+pub(super) fn undo_all(journals: &[(&dyn PciAddressSpace, Journal)]) -> Vec<IovaRange> {
+    let mut fenced = Vec::new();
+    for (space, journal) in journals.iter().rev() {
+        fenced.extend(journal.undo(*space));
+    }
+    fenced
 }
 
 /// Carries out the steps of `plan` on `space`, entering each into `journal`.
 ///
 /// # Errors
-/// The first step of something required that failed. The journal says what was done before it.
+/// The error of the first step for something required. The journal has the steps before it.
 pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journal) -> Result<SpaceReport, Error> {
-    let mut report = SpaceReport {
+    let Plan { steps, entries, .. } = plan;
+    let report = SpaceReport {
         backend: space.describe().backend,
         sections: plan.sections,
         targets: plan.targets,
@@ -78,285 +91,188 @@ pub(super) fn apply(space: &dyn PciAddressSpace, plan: Plan, journal: &mut Journ
         disturbed: plan.disturbed,
         warnings: plan.warnings,
     };
-    let mut remade = Vec::new();
-    for step in plan.steps {
-        log::debug!("{}: {step}", report.backend);
-        match step {
-            Step::Map(mapping, Need::BestEffort) => match map(space, &mapping) {
-                Ok(()) => journal.done.push(Done::Mapped(mapping.range)),
-                Err(error) => {
-                    give_up(&mut report, mapping.range, &error);
-                    journal.done.push(Done::Fenced(error.fenced));
-                }
-            },
-            Step::Map(mapping, Need::Required) => {
-                let mapping =
-                    remade.iter().fold(mapping, |mapping, smaller: &SmallerPages| smaller.of(mapping, &report));
-                let done = map_required(space, mapping, journal, &mut report, &mut remade)?;
-                journal.done.push(done);
-            }
-            step => match carry_out(space, step, &mut report) {
-                Ok(done) => journal.done.push(done),
-                // Nobody needs it any more but the fence, which holds it until the space is dropped.
-                Err(Error { operation: Operation::Unregister, kind: Kind::Fenced(fence), .. }) => {
-                    log::warn!("{}: memory behind the fence {fence} stays registered", report.backend);
-                }
-                Err(error) => return Err(error),
-            },
-        }
+    let mut work = Work { space, journal, report, remade: Vec::new() };
+    for step in steps {
+        log::debug!("{}: {step}", work.report.backend);
+        work.carry_out(step)?;
     }
-    for entry in &plan.entries {
-        map_entry(space, entry, journal, &mut report)?;
+    for entry in &entries {
+        work.map_entry(entry)?;
     }
-    Ok(report)
+    Ok(work.report)
 }
 
-fn carry_out(space: &dyn PciAddressSpace, step: Step, report: &mut SpaceReport) -> Result<Done, Error> {
-    Ok(match step {
-        Step::Unmap(range) => {
-            let live = space.mappings(range);
-            space.unmap(range)?;
-            Done::Unmapped(live)
-        }
-        Step::RemoveWindow(range) => {
-            let control = space.powers().window_control.ok_or_else(|| powerless(Operation::RemoveWindow, range))?;
-            let window = space.windows().windows.covering(range).copied();
-            let window = window.ok_or_else(|| Error::new(Operation::RemoveWindow, range, Kind::NoSuchWindow))?;
-            Done::WindowRemoved(WindowRequest { range, page: window.granule() }, control.remove_window(range)?)
-        }
-        Step::Register(memory) => {
-            let registration =
-                space.powers().registration.ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
-            registration.register(&memory)?;
-            let is_shared = registration.runs().is_some_and(|runs| runs.users(&memory) > 1);
-            let pinned = if is_shared { &mut report.shared } else { &mut report.pinned };
-            *pinned = pinned.saturating_add(memory.len().get());
-            Done::Registered(memory)
-        }
-        Step::SharePins(memory) => {
-            let sharing = space.powers().pin_sharing.ok_or_else(|| powerless(Operation::SharePins, memory.clone()))?;
-            sharing.share_pins(&memory)?;
-            Done::PinsShared(memory)
-        }
-        Step::CreateWindow(request) => {
-            let control =
-                space.powers().window_control.ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
-            control.create_window(request)?;
-            Done::WindowCreated(request.range)
-        }
-        Step::Map(mapping, _) => map_counting(space, &mapping, report)?,
-        Step::Unregister(memory) => {
-            let registration =
-                space.powers().registration.ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
-            registration.unregister(&memory)?;
-            Done::Unregistered(memory)
-        }
-        Step::StopSharing(memory) => {
-            let sharing =
-                space.powers().pin_sharing.ok_or_else(|| powerless(Operation::StopSharing, memory.clone()))?;
-            sharing.stop_sharing(&memory)?;
-            Done::SharingStopped(memory)
-        }
-    })
-}
-
-/// Maps what is required, with smaller pages if the window is of this plan and its pages prove too large: then it is among the `remade`.
-fn map_required(
+/// Creates a window that has no mappings again, with smaller pages.
+///
+/// # Errors
+/// The space's error. The journal restores the window.
+pub(super) fn create_again_empty(
+    smaller: SmallerPages,
     space: &dyn PciAddressSpace,
-    mapping: Mapping,
-    journal: &Journal,
-    report: &mut SpaceReport,
-    remade: &mut Vec<SmallerPages>,
-) -> Result<Done, Error> {
-    map_counting(space, &mapping, report).or_else(|error| {
-        let smaller = remake_window(space, mapping.range, error, journal, report)?;
-        remade.push(smaller);
-        map_counting(space, &smaller.of(mapping, report), report)
-    })
-}
-
-/// Makes the window that holds `range` again if it is of this plan and its pages were too large, as `error` may mean.
-fn remake_window(
-    space: &dyn PciAddressSpace,
-    range: IovaRange,
-    error: Error,
-    journal: &Journal,
-    report: &mut SpaceReport,
-) -> Result<SmallerPages, Error> {
-    let created = journal.window_around(range);
-    let smaller = created.and_then(|window| SmallerPages::after(&error, space, window));
-    let Some(smaller) = smaller else { return Err(error) };
-    log::warn!("{}: {error}; trying {smaller}", report.backend);
-    smaller.put_in_force(space, report)?;
-    Ok(smaller)
-}
-
-/// Maps an entry, in a window with smaller pages if that is of this plan and its pages prove too large.
-fn map_entry(
-    space: &dyn PciAddressSpace,
-    entry: &Mapping,
     journal: &mut Journal,
-    report: &mut SpaceReport,
 ) -> Result<(), Error> {
-    map(space, entry).or_else(|error| {
-        remake_window(space, entry.range, error, journal, report)?;
-        map(space, entry)
-    })?;
-    journal.note_mapped(entry.range);
+    let request = smaller.request();
+    let steps = vec![Step::RemoveWindow(request.range), Step::CreateWindow(request)];
+    apply(space, Plan::of(steps), journal)?;
     Ok(())
 }
 
-fn map_counting(space: &dyn PciAddressSpace, mapping: &Mapping, report: &mut SpaceReport) -> Result<Done, Error> {
-    map(space, mapping)?;
-    let len = mapping.memory.len().get();
-    if space.powers().pin_sharing.is_some_and(|sharing| sharing.sharers(&mapping.memory) > 1) {
-        report.shared = report.shared.saturating_add(len);
-    } else if space.powers().registration.is_none() {
-        // A host that registers pinned it then.
-        report.pinned = report.pinned.saturating_add(len);
-    }
-    Ok(Done::Mapped(mapping.range))
+/// A plan that is being applied.
+struct Work<'a> {
+    space: &'a dyn PciAddressSpace,
+    journal: &'a mut Journal,
+    report: SpaceReport,
+    /// The windows of this plan that were created again with smaller pages.
+    remade: Vec<SmallerPages>,
 }
 
-fn map(space: &dyn PciAddressSpace, mapping: &Mapping) -> Result<(), Error> {
-    space.map(MapRequest::new(mapping.range.first(), &mapping.memory, mapping.access).with_unit(mapping.unit))
-}
-
-/// Plans only ask for powers the space has shown; a space that loses one meanwhile gets an error, not a panic.
-pub(super) fn powerless(operation: Operation, subject: impl Into<Subject>) -> Error {
-    Error::new(operation, subject, Kind::Unsupported("the space lost this power"))
-}
-
-/// A best-effort section could not be mapped: the guest lives on without it.
-fn give_up(report: &mut SpaceReport, range: IovaRange, error: &Error) {
-    for verdict in report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(range)) {
-        (verdict.fate, verdict.reason) = (Fate::Skipped, error.to_string());
-        report.warnings.extend(Warning::of(verdict, ""));
-    }
-}
-
-impl Journal {
-    /// Unregisters memory beside a plan.
-    pub(super) fn unregister(&mut self, space: &dyn PciAddressSpace, memory: HostMemory) -> Result<(), Error> {
-        let registration =
-            space.powers().registration.ok_or_else(|| powerless(Operation::Unregister, memory.clone()))?;
-        registration.unregister(&memory)?;
-        self.done.push(Done::Unregistered(memory));
+impl Work<'_> {
+    fn carry_out(&mut self, step: Step) -> Result<(), Error> {
+        let done = match step {
+            Step::Unmap(range) => self.unmap(range)?,
+            Step::RemoveWindow(range) => self.remove_window(range)?,
+            Step::Register(memory) => self.register(memory)?,
+            Step::SharePins(memory) => self.share_pins(memory)?,
+            Step::CreateWindow(request) => self.create_window(request)?,
+            Step::Map(mapping, Need::BestEffort) => self.map_best_effort(&mapping),
+            Step::Map(mapping, Need::Required) => self.map_required(mapping)?,
+            Step::Unregister(memory) => return self.unregister(memory),
+            Step::StopSharing(memory) => self.stop_sharing(memory)?,
+        };
+        self.journal.enter(done);
         Ok(())
     }
 
-    /// Something was mapped beside the plan.
-    pub(super) fn note_mapped(&mut self, range: IovaRange) {
-        self.done.push(Done::Mapped(range));
+    fn unmap(&self, range: IovaRange) -> Result<Done, Error> {
+        let live = self.space.mappings(range);
+        self.space.unmap(range)?;
+        Ok(Done::Unmapped(live))
     }
 
-    /// Something was unmapped beside a plan.
-    pub(super) fn note_unmapped(&mut self, old: Vec<Mapping>) {
-        self.done.push(Done::Unmapped(old));
+    fn remove_window(&self, range: IovaRange) -> Result<Done, Error> {
+        let control = self.space.powers().window_control.ok_or_else(|| powerless(Operation::RemoveWindow, range))?;
+        let windows = self.space.windows().windows;
+        let no_window = || Error::new(Operation::RemoveWindow, range, Kind::NoSuchWindow);
+        let page = windows.covering(range).ok_or_else(no_window)?.granule();
+        Ok(Done::WindowRemoved(WindowRequest { range, page }, control.remove_window(range)?))
     }
 
-    /// Live units were replaced beside a plan.
-    pub(super) fn note_replaced(&mut self, old: Vec<Mapping>, page: PageSize) {
-        self.done.push(Done::Replaced(old, page));
+    fn create_window(&self, request: WindowRequest) -> Result<Done, Error> {
+        let control =
+            self.space.powers().window_control.ok_or_else(|| powerless(Operation::CreateWindow, request.range))?;
+        control.create_window(request)?;
+        Ok(Done::WindowCreated(request.range))
     }
 
-    /// The window that holds `range`, if it was created here.
-    fn window_around(&self, range: IovaRange) -> Option<IovaRange> {
-        self.done.iter().find_map(|done| match done {
-            Done::WindowCreated(window) if window.covers(range) => Some(*window),
-            _ => None,
-        })
+    fn register(&mut self, memory: HostMemory) -> Result<Done, Error> {
+        let registration =
+            self.space.powers().registration.ok_or_else(|| powerless(Operation::Register, memory.clone()))?;
+        registration.register(&memory)?;
+        let is_shared = registration.runs().is_some_and(|runs| runs.users(&memory) > 1);
+        let pinned = if is_shared { &mut self.report.shared } else { &mut self.report.pinned };
+        *pinned = pinned.saturating_add(memory.len().get());
+        Ok(Done::Registered(memory))
     }
 
-    /// Takes back what was done, the last first. What cannot be taken back is fenced, and returned.
-    pub(super) fn undo(self, space: &dyn PciAddressSpace) -> Vec<IovaRange> {
-        self.done.into_iter().rev().flat_map(|done| take_back(space, done)).collect()
+    fn unregister(&mut self, memory: HostMemory) -> Result<(), Error> {
+        match self.journal.unregister(self.space, memory) {
+            // Only the fence still uses it, and keeps it until the space is dropped.
+            Err(Error { kind: Kind::Fenced(fence), .. }) => {
+                log::warn!("{}: memory behind the fence {fence} stays registered", self.report.backend);
+                Ok(())
+            }
+            result => result,
+        }
     }
-}
 
-fn take_back(space: &dyn PciAddressSpace, done: Done) -> Vec<IovaRange> {
-    match done {
-        Done::Unmapped(live) => map_again(space, live),
-        Done::WindowRemoved(request, live) => {
-            let created = twice(|| match space.powers().window_control {
-                Some(control) => control.create_window(request),
-                None => Err(powerless(Operation::CreateWindow, request.range)),
-            });
-            match created {
-                Ok(_) => map_again(space, live),
-                Err(error) => {
-                    // Without its window nothing is reachable there, so no memory has to be held.
-                    space.fence(request.range, None, cause(&error));
-                    [error.fenced, vec![request.range]].concat()
-                }
+    fn share_pins(&self, memory: HostMemory) -> Result<Done, Error> {
+        let sharing = self.space.powers().pin_sharing.ok_or_else(|| powerless(Operation::SharePins, memory.clone()))?;
+        sharing.share_pins(&memory)?;
+        Ok(Done::PinsShared(memory))
+    }
+
+    fn stop_sharing(&self, memory: HostMemory) -> Result<Done, Error> {
+        let sharing =
+            self.space.powers().pin_sharing.ok_or_else(|| powerless(Operation::StopSharing, memory.clone()))?;
+        sharing.stop_sharing(&memory)?;
+        Ok(Done::SharingStopped(memory))
+    }
+
+    /// Maps memory that the guest can live without. A failure becomes the section's fate and a warning.
+    fn map_best_effort(&mut self, mapping: &Mapping) -> Done {
+        let Err(error) = map(self.space, mapping) else { return Done::Mapped(mapping.range) };
+        for verdict in self.report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(mapping.range)) {
+            verdict.fate = Fate::Skipped;
+            verdict.reason = error.to_string();
+            self.report.warnings.extend(Warning::of(verdict, ""));
+        }
+        Done::Fenced(error.fenced)
+    }
+
+    /// Maps required memory, with smaller pages if the window is of this plan and its pages prove too large.
+    fn map_required(&mut self, planned: Mapping) -> Result<Done, Error> {
+        let mapping = self.remade.iter().fold(planned, |mapping, smaller| smaller.of(mapping, &self.report));
+        match self.map_counting(&mapping) {
+            Ok(()) => {}
+            Err(error) => {
+                let smaller = self.create_window_again(mapping.range, error)?;
+                self.map_counting(&smaller.of(mapping.clone(), &self.report))?;
             }
         }
-        Done::Registered(memory) => {
-            settle(space.powers().registration.map(|registration| registration.unregister(&memory)));
-            Vec::new()
-        }
-        Done::PinsShared(memory) => {
-            settle(space.powers().pin_sharing.map(|sharing| sharing.stop_sharing(&memory)));
-            Vec::new()
-        }
-        Done::WindowCreated(range) => match space.powers().window_control.map(|control| control.remove_window(range)) {
-            Some(Err(error)) => error.fenced,
-            _ => Vec::new(),
-        },
-        Done::Mapped(range) => match space.unmap(range) {
-            Ok(_) => Vec::new(),
-            Err(error) => error.fenced,
-        },
-        Done::Fenced(fenced) => fenced,
-        Done::Replaced(old, page) => put_back(space, old, page),
-        Done::Unregistered(memory) => {
-            settle(space.powers().registration.map(|registration| twice(|| registration.register(&memory))));
-            Vec::new()
-        }
-        Done::SharingStopped(memory) => {
-            settle(space.powers().pin_sharing.map(|sharing| sharing.share_pins(&memory)));
-            Vec::new()
-        }
+        Ok(Done::Mapped(mapping.range))
     }
-}
 
-fn map_again(space: &dyn PciAddressSpace, live: Vec<Mapping>) -> Vec<IovaRange> {
-    let mut lost = Vec::new();
-    for mapping in live {
-        if let Err(error) = twice(|| map(space, &mapping)) {
-            space.fence(mapping.range, Some(mapping.memory), cause(&error));
-            lost.push(mapping.range);
+    /// Maps an entry, in a window with smaller pages if the window is of this plan and its pages prove too large.
+    fn map_entry(&mut self, entry: &Mapping) -> Result<(), Error> {
+        if let Err(error) = map(self.space, entry) {
+            self.create_window_again(entry.range, error)?;
+            map(self.space, entry)?;
         }
+        self.journal.enter(Done::Mapped(entry.range));
+        Ok(())
     }
-    lost
-}
 
-fn put_back(space: &dyn PciAddressSpace, old: Vec<Mapping>, page: PageSize) -> Vec<IovaRange> {
-    let mut lost = Vec::new();
-    for Mapping { range, memory, access, .. } in old {
-        if let Err(error) =
-            twice(|| space.replace(MapRequest::new(range.first(), &memory, access).with_unit(Unit::Pages(page))))
-        {
-            let fenced = space.unmap(range).map_or_else(|error| error.fenced, |_| Vec::new());
-            space.fence(range, Some(memory), cause(&error));
-            lost.extend([error.fenced, fenced, vec![range]].concat());
+    fn map_counting(&mut self, mapping: &Mapping) -> Result<(), Error> {
+        map(self.space, mapping)?;
+        let len = mapping.memory.len().get();
+        let report = &mut self.report;
+        if self.space.powers().pin_sharing.is_some_and(|sharing| sharing.sharers(&mapping.memory) > 1) {
+            report.shared = report.shared.saturating_add(len);
+        } else if self.space.powers().registration.is_none() {
+            // A host with registration pinned the memory then.
+            report.pinned = report.pinned.saturating_add(len);
         }
+        Ok(())
     }
-    lost
-}
 
-/// What is being taken back is worth a second try, unless the first left something in doubt.
-fn twice<T>(step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-    step().or_else(|error| if error.fenced.is_empty() { step() } else { Err(error) })
-}
-
-/// A registration or a holding too many, or one too few, changes nothing that devices can reach: the log is told.
-fn settle(result: Option<Result<(), Error>>) {
-    if let Some(Err(error)) = result {
-        log::error!("while taking back a commit: {error}");
+    /// Creates the window around `range` again if it is of this plan and its pages were too large, as `error` may mean.
+    ///
+    /// # Errors
+    /// `error` itself where smaller pages cannot help, or the space's error.
+    fn create_window_again(&mut self, range: IovaRange, error: Error) -> Result<SmallerPages, Error> {
+        let created = self.journal.window_around(range);
+        let smaller = created.and_then(|window| SmallerPages::after(&error, self.space, window));
+        let Some(smaller) = smaller else { return Err(error) };
+        log::warn!("{}: {error}; trying {smaller}", self.report.backend);
+        self.create_with_smaller_pages(smaller)?;
+        self.remade.push(smaller);
+        Ok(smaller)
     }
-}
 
-fn cause(error: &Error) -> Failure {
-    error.failure.unwrap_or(Failure::malformed("undo", "what was there before could not be brought back"))
+    /// Creates a window of this plan again, with everything mapped in it, and notes the new pages in the report.
+    ///
+    /// # Errors
+    /// The space's error. The window and its mappings may be there or not; the only fences are those the error names.
+    fn create_with_smaller_pages(&mut self, smaller: SmallerPages) -> Result<(), Error> {
+        let request = smaller.request();
+        let control =
+            self.space.powers().window_control.ok_or_else(|| powerless(Operation::RemoveWindow, request.range))?;
+        let live = control.remove_window(request.range)?;
+        control.create_window(request)?;
+        for mapping in live {
+            map(self.space, &smaller.of(mapping, &self.report))?;
+        }
+        smaller.note_in(&mut self.report);
+        Ok(())
+    }
 }

@@ -11,21 +11,25 @@
 //! nothing that stays is disturbed. That has its price where blocks are many, and the report of a commit warns of it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::apply::apply_all;
+use crate::journal::Journal;
 use crate::plan::{Plan, Step};
 use crate::range_set::RangeSet;
-use crate::section::{Backing, Need, Section};
+use crate::section::{self, Backing, Need, Section};
 use dmaspace_core::contract::{Mapping, MappingModel, PciAddressSpace, Unit};
 use dmaspace_core::error::{Error, Kind, Operation};
+use dmaspace_core::sync::{Mutex, MutexGuard, Rank, RwLock};
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-/// Why blocks were not populated or discarded. Everything is as it was, except for ranges that [`BlockError::Space`] names as fenced.
+/// The reason why blocks were not populated or discarded. Everything is as before, except for ranges that [`BlockError::Space`] names as
+/// fenced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BlockError {
     /// The section was removed.
     #[error("the section is gone")]
@@ -75,9 +79,18 @@ pub(super) type Serving = Option<Vec<Arc<dyn PciAddressSpace>>>;
 /// The discardable sections in force, by first byte.
 pub(super) type Discardables = BTreeMap<Iova, Arc<Shared>>;
 
+/// The changes of discardable sections, paused until this is dropped: the spaces of each section, by first byte.
+pub(super) type PausedBlocks<'a> = BTreeMap<Iova, MutexGuard<'a, Serving>>;
+
+/// Waits for changes of discardable sections under way, and lets none begin until the result is dropped.
+pub(super) fn pause_all(discardables: &Discardables) -> PausedBlocks<'_> {
+    discardables.iter().map(|(first, section)| (*first, section.pause())).collect()
+}
+
 /// The section itself, owned by the listener.
 ///
-/// `serving` is held while anything changes, kernel calls included; `populated` for moments only.
+/// Its locks ([`dmaspace_core::sync`]): `serving` ([`Rank::Discardable`]; of several sections, the lower one first) is held while anything
+/// changes, kernel calls included; `populated` ([`Rank::Populated`]) for moments only.
 #[derive(Debug)]
 pub(super) struct Shared {
     range: IovaRange,
@@ -89,6 +102,10 @@ pub(super) struct Shared {
 }
 
 impl DiscardableRam {
+    pub(super) fn of(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::downgrade(shared) }
+    }
+
     fn shared(&self) -> Result<Arc<Shared>, BlockError> {
         self.shared.upgrade().ok_or(BlockError::NoSuchSection)
     }
@@ -125,8 +142,10 @@ impl DiscardableRam {
     /// # Errors
     /// Any [`BlockError`]; no block of `range` became populated then.
     pub fn populate(&self, range: IovaRange) -> Result<(), BlockError> {
+        // Dropped after the lock: a journal may hold the last owner of memory.
+        let mut spent = Vec::new();
         let shared = self.shared()?;
-        let serving = shared.hold();
+        let serving = shared.pause();
         let spaces = shared.check(&serving, range)?;
         let missing = shared.read_populated(|blocks| blocks.missing_in(range));
         if missing.is_empty() {
@@ -138,7 +157,7 @@ impl DiscardableRam {
             shared.check_budget(space.as_ref(), &missing)?;
             plans.push((space, shared.plan_to_populate(space.as_ref(), &missing)?));
         }
-        shared.carry_out(plans)?;
+        shared.carry_out(plans, &mut spent)?;
         shared.change_populated(|blocks| blocks.insert(range));
         Ok(())
     }
@@ -150,14 +169,16 @@ impl DiscardableRam {
     /// Any [`BlockError`]; what was populated of `range` still is, and must not be dropped: devices may reach it, even behind a fence,
     /// which stays in the way until its space is dropped.
     pub fn discard(&self, range: IovaRange) -> Result<(), BlockError> {
+        // Dropped after the lock: a journal may hold the last owner of memory.
+        let mut spent = Vec::new();
         let shared = self.shared()?;
-        let serving = shared.hold();
+        let serving = shared.pause();
         let spaces = shared.check(&serving, range)?;
         let mut plans = Vec::with_capacity(spaces.len());
         for space in spaces {
             plans.push((space, shared.plan_to_discard(space.as_ref(), range)?));
         }
-        shared.carry_out(plans)?;
+        shared.carry_out(plans, &mut spent)?;
         shared.change_populated(|blocks| blocks.remove(range));
         Ok(())
     }
@@ -172,26 +193,18 @@ impl Shared {
             memory: memory.clone(),
             access: *access,
             granule: *granule,
-            serving: Mutex::new(Some(spaces)),
-            populated: RwLock::default(),
+            serving: Mutex::keyed(Rank::Discardable, section.range().first().get(), Some(spaces)),
+            populated: RwLock::new(Rank::Populated, RangeSet::default()),
         }))
     }
 
-    pub(super) fn handle(self: &Arc<Self>) -> DiscardableRam {
-        DiscardableRam { shared: Arc::downgrade(self) }
-    }
-
-    /// MappingModel everything about the section as it is, waiting for a change under way.
-    pub(super) fn hold(&self) -> MutexGuard<'_, Serving> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for a change under way, and lets none begin until the result is dropped.
+    fn pause(&self) -> MutexGuard<'_, Serving> {
+        self.serving.lock()
     }
 
     pub(super) fn populated(&self) -> Vec<IovaRange> {
         self.read_populated(|blocks| blocks.within(self.range))
-    }
-
-    pub(super) fn count_populated(&self) -> u64 {
-        self.count(&self.populated())
     }
 
     pub(super) fn range(&self) -> IovaRange {
@@ -200,13 +213,6 @@ impl Shared {
 
     pub(super) fn granule(&self) -> PageSize {
         self.granule
-    }
-
-    /// The memory of each block in `range`.
-    pub(super) fn blocks_in(&self, range: IovaRange) -> impl Iterator<Item = HostMemory> {
-        let (first, size) = (self.range.offset_of(range.first()), self.granule.bytes());
-        let offset = move |n: u64| first.checked_add(n.checked_mul(size)?);
-        (0..self.count(&[range])).map_while(move |n| self.memory.slice(offset(n)?, size))
     }
 
     fn memory_of(&self, range: IovaRange) -> Option<HostMemory> {
@@ -219,11 +225,11 @@ impl Shared {
     }
 
     fn read_populated<T>(&self, look: impl FnOnce(&RangeSet) -> T) -> T {
-        look(&self.populated.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.populated.read())
     }
 
     fn change_populated(&self, change: impl FnOnce(&mut RangeSet)) {
-        change(&mut self.populated.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.populated.write());
     }
 
     /// The spaces to work on, if the section is there and `range` is made of its blocks.
@@ -271,8 +277,8 @@ impl Shared {
             self.check_fences(space, *range, Operation::Map)?;
             // A failure may have left these. Pages they pin need not be those the process has now.
             steps.extend(self.registrations_in(space, *range)?.into_iter().map(Step::Unregister));
-            if space.powers().registration.is_some() {
-                steps.extend(self.blocks_in(*range).map(Step::Register));
+            if let (Some(_), Some(memory)) = (space.powers().registration, self.memory_of(*range)) {
+                steps.extend(section::blocks_of(&memory, self.granule).into_iter().map(Step::Register));
             }
         }
         let mapping = |range: &IovaRange| {
@@ -307,9 +313,15 @@ impl Shared {
         }
     }
 
-    /// Everything on every space, or nothing on any.
-    fn carry_out(&self, plans: Vec<(&Arc<dyn PciAddressSpace>, Plan)>) -> Result<(), BlockError> {
-        let plans = plans.into_iter().map(|(space, plan)| (space.as_ref(), plan));
-        apply_all(plans).map(drop).map_err(|failed| failed.error.fencing(failed.fenced).into())
+    /// Carries out all plans, or none.
+    fn carry_out(
+        &self,
+        plans: Vec<(&Arc<dyn PciAddressSpace>, Plan)>,
+        spent: &mut Vec<Journal>,
+    ) -> Result<(), BlockError> {
+        match apply_all(plans.into_iter().map(|(space, plan)| (space.as_ref(), plan)), spent) {
+            Ok(_) => Ok(()),
+            Err(failed) => Err(failed.error.fencing(failed.fenced).into()),
+        }
     }
 }

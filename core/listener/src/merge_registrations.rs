@@ -8,7 +8,8 @@
 
 use std::ptr;
 
-use crate::apply::Journal;
+use crate::apply::undo_all;
+use crate::journal::Journal;
 use crate::plan::{missing_from, near, needed_runs};
 use crate::served_space::ServedSpace;
 use crate::update::View;
@@ -21,12 +22,15 @@ use dmaspace_core::words::memory::HostMemory;
 /// number of times, and the runs are few all the same.
 const PART: u64 = 16;
 
-/// A space, and the runs it gives up.
-pub(super) type Surrender<'a> = (&'a dyn PciAddressSpace, Vec<HostMemory>);
+/// A space, and the registrations it releases.
+pub(super) type Release<'a> = (&'a dyn PciAddressSpace, Vec<HostMemory>);
 
-/// The spaces of `members` that can give up runs, so that they grow to what `view` needs.
-pub(super) fn in_the_way<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Surrender<'a>> {
-    let mut surrenders: Vec<Surrender<'a>> = Vec::new();
+/// Spaces whose registrations were released, with the journals that restore them.
+pub(super) type Released<'a> = Vec<(&'a dyn PciAddressSpace, Journal)>;
+
+/// The registrations that can be released, so that they are merged with the memory that `view` needs, by the spaces of `members`.
+pub(super) fn mergeable<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Release<'a>> {
+    let mut releases: Vec<Release<'a>> = Vec::new();
     let mut seen: Vec<&ProcessRegistrations> = Vec::new();
     for member in members {
         let Some(runs) = runs_of(member) else { continue };
@@ -35,35 +39,40 @@ pub(super) fn in_the_way<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Sur
         }
         seen.push(runs);
         let sharing = members.iter().filter(|other| runs_of(other).is_some_and(|theirs| ptr::eq(theirs, runs)));
-        let sharing: Vec<_> = sharing.map(Sharer::of).collect();
-        let given_up = growing(view, member, runs, &sharing);
-        for sharer in sharing {
-            let theirs = sharer.registered.into_iter().filter(|run| given_up.contains(run)).collect::<Vec<_>>();
-            surrenders.extend((!theirs.is_empty()).then_some((sharer.space, theirs)));
+        let sharers: Vec<_> = sharing.map(Sharer::of).collect();
+        let merged = growing(view, member, runs, &sharers);
+        for Sharer { space, mut registered } in sharers {
+            registered.retain(|run| merged.contains(run));
+            if !registered.is_empty() {
+                releases.push((space, registered));
+            }
         }
     }
-    surrenders
+    releases
 }
 
-/// Gives up runs, all of them or none. The journals bring them back.
-pub(super) fn give_up(surrenders: Vec<Surrender<'_>>) -> Result<Vec<(&dyn PciAddressSpace, Journal)>, Error> {
-    let mut journals = Vec::with_capacity(surrenders.len());
-    for (space, runs) in surrenders {
-        let mut journal = Journal::default();
-        let result = runs.into_iter().try_for_each(|run| journal.unregister(space, run));
-        journals.push((space, journal));
+/// Releases registrations, all of them or none.
+pub(super) fn release(releases: Vec<Release<'_>>) -> Result<Released<'_>, Error> {
+    let mut released = Vec::with_capacity(releases.len());
+    for (space, runs) in releases {
+        let mut journal = Journal::of(space);
+        let mut result = Ok(());
+        for run in runs {
+            result = result.and_then(|()| journal.unregister(space, run));
+        }
+        released.push((space, journal));
         if let Err(error) = result {
-            take_back(journals);
+            restore(&released);
             return Err(error);
         }
     }
-    Ok(journals)
+    Ok(released)
 }
 
-/// Registers again what was given up.
-pub(super) fn take_back(journals: Vec<(&dyn PciAddressSpace, Journal)>) {
-    // Nothing is behind a fence that was only registered.
-    journals.into_iter().rev().for_each(|(space, journal)| drop(journal.undo(space)));
+/// Registers again what was released.
+pub(super) fn restore(released: &Released<'_>) {
+    let fenced = undo_all(released);
+    debug_assert!(fenced.is_empty(), "memory that is only registered is behind no fence");
 }
 
 /// A space among those that share their runs.
@@ -106,26 +115,26 @@ fn growing(view: &View, member: &ServedSpace, runs: &ProcessRegistrations, shari
             let all_have_it = || sharing.iter().filter(|sharer| sharer.has(run)).count() == runs.users(run);
             is_of_it && all_have_it() && !sharing.iter().any(|sharer| sharer.leans_on(run))
         };
-        growing.extend(worth_it(&fresh, inside.iter().filter(is_free).cloned().collect()));
+        growing.extend(worth_merging(&fresh, inside.iter().filter(is_free).cloned().collect()));
     }
     growing
 }
 
-/// Those of `free`, ascending, that grow by enough: by what is fresh, and by those that grow themselves and touch it.
-fn worth_it(fresh: &[HostMemory], mut free: Vec<HostMemory>) -> Vec<HostMemory> {
-    let mut growing: Vec<HostMemory> = Vec::new();
+/// The runs of `free` worth merging: each touches fresh memory or a run that is merged, and is at most [`PART`] times as long as all of
+/// that.
+fn worth_merging(fresh: &[HostMemory], mut free: Vec<HostMemory>) -> Vec<HostMemory> {
+    let mut merged: Vec<HostMemory> = Vec::new();
     let mut bytes = fresh.iter().map(|part| part.len().get()).fold(0, u64::saturating_add);
-    let next = |free: &[HostMemory], growing: &[HostMemory], bytes: u64| {
-        let touches = |run: &HostMemory| fresh.iter().chain(growing).any(|part| touch(part, run));
-        let is_worth_it = |run: &&HostMemory| run.len().get() / PART <= bytes && touches(run);
-        free.iter().position(|run| is_worth_it(&run))
-    };
-    while let Some(place) = next(&free, &growing, bytes) {
+    while let Some(place) = free.iter().position(|run| is_worth_merging(run, fresh, &merged, bytes)) {
         let run = free.remove(place);
         bytes = bytes.saturating_add(run.len().get());
-        growing.push(run);
+        merged.push(run);
     }
-    growing
+    merged
+}
+
+fn is_worth_merging(run: &HostMemory, fresh: &[HostMemory], merged: &[HostMemory], bytes: u64) -> bool {
+    run.len().get() / PART <= bytes && fresh.iter().chain(merged).any(|part| touch(part, run))
 }
 
 fn touch(a: &HostMemory, b: &HostMemory) -> bool {

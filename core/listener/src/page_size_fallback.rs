@@ -1,19 +1,18 @@
-//! Windows whose pages prove too large for the memory behind them.
+//! The decision to give a window smaller pages after its pages proved too large for the memory behind them.
 //!
-//! An entry shows one page frame, so a window's page must not be larger than the pages of the memory. What those are its owner says
-//! ([`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by)); the kernel looks for itself, and only when an entry is written: `EINVAL`
-//! (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_prereg_ua_to_hpa; arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_ua_to_hpa). As
-//! long as the commit that created the window is under way, nobody was promised its pages, and it can be made again with pages that always
-//! fit: the host's own. A window that was there before stays as it is, and the commit fails.
+//! An entry shows one page frame, so a window's page must not be larger than the memory's pages. The memory's owner names their size
+//! ([`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by)); the kernel checks it only when an entry is written: `EINVAL` (linux:
+//! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_prereg_ua_to_hpa; arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_ua_to_hpa). While the
+//! commit that created the window runs, the window can be created again with pages that always fit: the host's own. A window that was
+//! there before keeps its pages, and the commit fails.
 //!
-//! A translated window gets its entries only after the commit. It is made again when its first entry is put: while it has none, nobody leans
-//! on its pages either.
+//! A translated window gets its entries only after the commit. It is created again when its first entry is put: while it has no entry, its
+//! page size may still change.
+//!
+//! This module decides; [`crate::apply`] acts.
 
-use dmaspace_core::contract::MapRequest;
 use std::fmt;
 
-use crate::apply::{Journal, apply, powerless};
-use crate::plan::{Plan, Step};
 use crate::report::SpaceReport;
 use crate::section::Backing;
 use crate::windows::have_room;
@@ -24,7 +23,7 @@ use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::page::PageSize;
 use dmaspace_core::words::window::Windows;
 
-/// A window, and the pages it gets.
+/// A window, its pages, and the smaller pages it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SmallerPages {
     window: IovaRange,
@@ -33,10 +32,13 @@ pub(super) struct SmallerPages {
 }
 
 impl SmallerPages {
-    /// What may help after `error`, which concerns something in `window`: nothing where the pages are not at fault, or as small as the
-    /// host's own.
+    /// The smaller pages that may help after `error`, which concerns something in `window`. `None` if the page size is not at fault, or
+    /// no larger than the host's own page.
     pub(super) fn after(error: &Error, space: &dyn PciAddressSpace, window: IovaRange) -> Option<Self> {
         let may_be_at_fault = error.operation == Operation::Map && error.errno() == Some(Errno::EINVAL);
+        if !may_be_at_fault || !error.fenced.is_empty() {
+            return None;
+        }
         let from = space.windows().windows.covering(window)?.granule();
         let to = space
             .powers()
@@ -44,44 +46,26 @@ impl SmallerPages {
             .offer()?
             .page_sizes
             .largest_up_to(space.describe().capabilities.host_page)?;
-        (may_be_at_fault && error.fenced.is_empty() && to < from).then_some(Self { window, from, to })
+        if to < from { Some(Self { window, from, to }) } else { None }
     }
 
-    /// Makes the window again, with what is mapped in it, and has the report say so.
-    ///
-    /// # Errors
-    /// What the space says. The window is there or not, what was mapped in it too, and no fence is but those the error names.
-    pub(super) fn put_in_force(self, space: &dyn PciAddressSpace, report: &mut SpaceReport) -> Result<(), Error> {
-        let none = || powerless(Operation::RemoveWindow, self.window);
-        let control = space.powers().window_control.ok_or_else(none)?;
-        let live = control.remove_window(self.window)?;
-        control.create_window(WindowRequest { range: self.window, page: self.to })?;
-        for mapping in live {
-            let Mapping { range, memory, access, unit } = self.of(mapping, report);
-            space.map(MapRequest::new(range.first(), &memory, access).with_unit(unit))?;
-        }
-        let (said, is) = (format!("with {} pages", self.from), format!("with {} pages", self.to));
-        let concerned = report.sections.iter_mut().filter(|verdict| self.window.covers(verdict.piece.range()));
-        concerned.for_each(|verdict| verdict.reason = verdict.reason.replace(&said, &is));
-        Ok(())
-    }
-
-    /// Makes the window again, in which there is nothing.
-    ///
-    /// # Errors
-    /// What the space says. The journal brings back what there was.
-    pub(super) fn put_in_force_empty(self, space: &dyn PciAddressSpace, journal: &mut Journal) -> Result<(), Error> {
-        let request = WindowRequest { range: self.window, page: self.to };
-        let steps = vec![Step::RemoveWindow(self.window), Step::CreateWindow(request)];
-        apply(space, Plan::of(steps), journal).map(drop)
+    /// The window to create in place of the one there is.
+    pub(super) fn request(self) -> WindowRequest {
+        WindowRequest { range: self.window, page: self.to }
     }
 
     /// Whether the platform would put the window where it is now.
     pub(super) fn has_room(self, space: &dyn PciAddressSpace) -> bool {
-        let offer = space.powers().window_control.and_then(|control| control.offer());
-        let others = space.windows().windows.iter().filter(|window| window.range != self.window).copied().collect();
-        let (Some(offer), Ok(others)) = (offer, Windows::new(others)) else { return false };
-        have_room(&[WindowRequest { range: self.window, page: self.to }], &offer, &others)
+        let mut others: Vec<_> = space.windows().windows.iter().copied().collect();
+        others.retain(|window| window.range != self.window);
+        let Some(offer) = space.powers().window_control.and_then(|control| control.offer()) else { return false };
+        match Windows::new(others) {
+            Ok(others) => have_room(&[self.request()], &offer, &others),
+            Err(_) => {
+                debug_assert!(false, "the windows of a space are disjoint");
+                false
+            }
+        }
     }
 
     /// The window's pages as they are.
@@ -89,19 +73,31 @@ impl SmallerPages {
         self.from
     }
 
-    /// The mapping as it is in such a window, if it lies there: what goes by the window's page goes by the new one, but blocks stay blocks,
-    /// and entries what the guest put.
+    /// A mapping as it is in the new window, if it lies there: a unit of the window's page becomes one of the new page. Blocks and entries
+    /// keep their unit.
     pub(super) fn of(self, mapping: Mapping, report: &SpaceReport) -> Mapping {
-        if !self.window.covers(mapping.range) {
+        let follows_page = self.window.covers(mapping.range) && mapping.unit == Unit::Pages(self.from);
+        if !follows_page || has_unit_of_its_own(mapping.range, report) {
             return mapping;
         }
-        let has_a_unit = report.sections.iter().any(|verdict| {
-            matches!(verdict.piece.backing(), Backing::Discardable { .. } | Backing::Translated { .. })
-                && verdict.piece.range().covers(mapping.range)
-        });
-        let by_page = mapping.unit == Unit::Pages(self.from) && !has_a_unit;
-        Mapping { unit: if by_page { Unit::Pages(self.to) } else { mapping.unit }, ..mapping }
+        Mapping { unit: Unit::Pages(self.to), ..mapping }
     }
+
+    /// Corrects the pages that the report's reasons name.
+    pub(super) fn note_in(self, report: &mut SpaceReport) {
+        let (planned, granted) = (format!("with {} pages", self.from), format!("with {} pages", self.to));
+        for verdict in report.sections.iter_mut().filter(|verdict| self.window.covers(verdict.piece.range())) {
+            verdict.reason = verdict.reason.replace(&planned, &granted);
+        }
+    }
+}
+
+/// Whether `range` lies in a section whose blocks or entries have a size of their own.
+fn has_unit_of_its_own(range: IovaRange, report: &SpaceReport) -> bool {
+    report.sections.iter().map(|verdict| &verdict.piece).any(|section| {
+        matches!(section.backing(), Backing::Discardable { .. } | Backing::Translated { .. })
+            && section.range().covers(range)
+    })
 }
 
 impl fmt::Display for SmallerPages {

@@ -177,6 +177,20 @@ impl Section {
     }
 }
 
+/// The blocks of `granule` bytes that `memory` is made of.
+pub(crate) fn blocks_of(memory: &HostMemory, granule: PageSize) -> Vec<HostMemory> {
+    let mut blocks = Vec::new();
+    let mut offset = 0;
+    while let Some(block) = memory.slice(offset, granule.bytes()) {
+        blocks.push(block);
+        match offset.checked_add(granule.bytes()) {
+            Some(next) => offset = next,
+            None => break,
+        }
+    }
+    blocks
+}
+
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.range, self.name)

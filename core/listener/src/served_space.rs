@@ -1,102 +1,96 @@
-//! A space that a listener serves, and what is to be remembered of it from commit to commit.
+//! The spaces a listener serves, and the facts it remembers about each of them from commit to commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::plan::is_dormant;
-use crate::report::{Cause, Fate, SpaceReport, Warning};
+use crate::report::{Cause, Fate, SpaceReport, Verdict, Warning};
+use crate::section::Section;
 use dmaspace_core::contract::PciAddressSpace;
+use dmaspace_core::words::window::Windows;
 
-/// A space that is served.
+/// A space that a listener serves.
 #[derive(Clone, Debug)]
 pub(super) struct ServedSpace {
     pub(super) space: Arc<dyn PciAddressSpace>,
-    /// How it was when it was last brought in step. When that changes without us, because a device came or went, all of the view is
-    /// planned for it anew.
-    known: SeenGeneration,
-    /// By section and cause, what was warned of and lasts.
+    /// The devices' part of the space at the last commit. If it changed since (a device was attached or detached), the next commit
+    /// plans the whole view anew.
+    seen: SeenDevices,
+    /// The warnings whose causes last, by section and cause.
     pub(super) warnings: BTreeMap<(String, Cause), RecurringWarning>,
     pub(super) totals: Totals,
 }
 
-/// What tells whether a device came or went: where windows are created, the first one brings none by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SeenGeneration {
-    windows: u64,
+/// The part of a space's state that only a device's arrival or departure changes without the listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SeenDevices {
+    windows: Arc<Windows>,
+    /// Where windows are created, the first device brings none by itself.
     is_dormant: bool,
+    forgotten: u64,
 }
 
-impl SeenGeneration {
-    fn of(space: &dyn PciAddressSpace) -> Self {
-        Self { windows: space.windows().generation, is_dormant: is_dormant(space) }
+impl SeenDevices {
+    /// The state of `space`. Must be taken before a plan reads the space: a device that leaves after that is noticed at the next commit.
+    pub(super) fn of(space: &dyn PciAddressSpace) -> Self {
+        let forgotten = space.times_forgotten();
+        Self { windows: space.windows().windows, is_dormant: is_dormant(space), forgotten }
+    }
+
+    /// This state, after the listener itself created or removed windows.
+    #[must_use]
+    pub(super) fn with_windows_of(self, space: &dyn PciAddressSpace) -> Self {
+        Self { windows: space.windows().windows, ..self }
     }
 }
 
 /// A warning whose cause lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecurringWarning {
-    /// As it was first given.
+    /// The warning as it was first given.
     pub warning: Warning,
-    /// How many commits met its cause.
+    /// The number of commits that met its cause.
     pub times: u64,
 }
 
-/// What commits have cost a space since it joined.
+/// The cost of all commits on a space since it was attached to the listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// How many commits there were.
+    /// The number of commits.
     pub commits: u64,
-    /// Bytes handed to calls that pin them; what was pinned twice counts twice.
+    /// Bytes handed to calls that pin them; bytes pinned twice count twice.
     pub pinned: u64,
-    /// Bytes mapped of what other spaces hold too, or registered as they have it.
+    /// Bytes mapped whose pins are shared with other spaces, or registered as other spaces have them registered.
     pub shared: u64,
-    /// Bytes that were the same before and after a commit, but were not there in between.
+    /// Bytes that were the same before and after a commit, but unmapped in between.
     pub disturbed: u64,
 }
 
 impl ServedSpace {
-    pub(super) fn new(space: Arc<dyn PciAddressSpace>) -> Self {
-        let known = SeenGeneration::of(space.as_ref());
-        Self { space, known, warnings: BTreeMap::new(), totals: Totals::default() }
+    /// A space that joins, with the state before its first plan.
+    pub(super) fn new(space: Arc<dyn PciAddressSpace>, seen: SeenDevices) -> Self {
+        Self { space, seen, warnings: BTreeMap::new(), totals: Totals::default() }
     }
 
-    pub(super) fn is_in_step(&self) -> bool {
-        self.known == SeenGeneration::of(self.space.as_ref())
+    /// Whether no device came or left since the last commit.
+    pub(super) fn is_current(&self) -> bool {
+        self.seen == SeenDevices::of(self.space.as_ref())
     }
 
-    /// Whether a device came or went since, and one is there.
-    pub(super) fn came_back(&self) -> bool {
-        !self.is_in_step() && !is_dormant(self.space.as_ref())
+    /// Whether a device came or left since the last commit, and at least one is attached.
+    pub(super) fn regained_device(&self) -> bool {
+        !self.is_current() && !is_dormant(self.space.as_ref())
     }
 
-    pub(super) fn note_windows(&mut self) {
-        self.known = SeenGeneration::of(self.space.as_ref());
-    }
-
-    /// Remembers a commit. What is left in the report are warnings not given before.
-    pub(super) fn note(&mut self, report: &mut SpaceReport) {
-        self.note_windows();
-        self.totals.commits += 1;
-        self.totals.pinned = self.totals.pinned.saturating_add(report.pinned);
-        self.totals.shared = self.totals.shared.saturating_add(report.shared);
-        self.totals.disturbed = self.totals.disturbed.saturating_add(report.disturbed);
-        for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Mapped) {
-            let lossless = verdict.lost_head == 0 && verdict.lost_tail == 0;
-            let cured = [Some(Cause::NotMapped), lossless.then_some(Cause::LosesBytes)];
-            for cause in cured.into_iter().flatten() {
-                self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
-            }
+    /// Remembers a commit that was planned for `seen`. Afterwards `report` holds only the warnings that were not given before.
+    pub(super) fn remember(&mut self, seen: SeenDevices, report: &mut SpaceReport) {
+        self.seen = seen;
+        self.add_to_totals(report);
+        self.forget_cured(report);
+        report.warnings.retain(|warning| self.is_new(warning));
+        for warning in &report.warnings {
+            log::warn!("{}: {warning}", report.backend);
         }
-        for verdict in report.sections.iter().filter(|verdict| verdict.fate == Fate::Discardable) {
-            for cause in [Cause::FewMappings, Cause::ManyRegistrations] {
-                let lasts = |warning: &Warning| warning.cause == cause && warning.name == verdict.piece.name();
-                if !report.warnings.iter().any(lasts) {
-                    self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
-                }
-            }
-        }
-        report.warnings.retain(|warning| self.is_news(warning));
-        report.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", report.backend));
         log::info!(
             "{}: {} sections decided, {} bytes pinned, {} shared, {} disturbed",
             report.backend,
@@ -107,10 +101,44 @@ impl ServedSpace {
         );
     }
 
-    fn is_news(&mut self, warning: &Warning) -> bool {
-        let standing = self.warnings.entry((warning.name.clone(), warning.cause));
-        let standing = standing.or_insert_with(|| RecurringWarning { warning: warning.clone(), times: 0 });
-        standing.times += 1;
-        standing.times == 1
+    fn add_to_totals(&mut self, report: &SpaceReport) {
+        let totals = &mut self.totals;
+        totals.commits += 1;
+        totals.pinned = totals.pinned.saturating_add(report.pinned);
+        totals.shared = totals.shared.saturating_add(report.shared);
+        totals.disturbed = totals.disturbed.saturating_add(report.disturbed);
+    }
+
+    /// Forgets the warnings whose causes the report shows to be gone.
+    fn forget_cured(&mut self, report: &SpaceReport) {
+        for verdict in &report.sections {
+            for cause in cured_causes(verdict, report) {
+                self.warnings.remove(&(verdict.piece.name().to_owned(), cause));
+            }
+        }
+    }
+
+    /// Counts a warning, and returns whether this is the first commit that gives it.
+    fn is_new(&mut self, warning: &Warning) -> bool {
+        let entry = self.warnings.entry((warning.name.clone(), warning.cause));
+        let recurring = entry.or_insert_with(|| RecurringWarning { warning: warning.clone(), times: 0 });
+        recurring.times += 1;
+        recurring.times == 1
+    }
+}
+
+/// The causes that no longer hold for a section with this verdict.
+fn cured_causes(verdict: &Verdict<Section>, report: &SpaceReport) -> Vec<Cause> {
+    match verdict.fate {
+        Fate::Mapped if verdict.lost_head == 0 && verdict.lost_tail == 0 => vec![Cause::NotMapped, Cause::LosesBytes],
+        Fate::Mapped => vec![Cause::NotMapped],
+        Fate::Discardable => {
+            let name = verdict.piece.name();
+            let mut cured = vec![Cause::FewMappings, Cause::ManyRegistrations];
+            cured
+                .retain(|cause| !report.warnings.iter().any(|warning| warning.cause == *cause && warning.name == name));
+            cured
+        }
+        _ => Vec::new(),
     }
 }

@@ -6,9 +6,11 @@ mod json;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Listener;
+use crate::discardable;
+use crate::in_force::InForce;
 use crate::section::{Section, TargetMemory};
 use crate::served_space::{RecurringWarning, ServedSpace, Totals};
+use crate::translated;
 use crate::update::View;
 use dmaspace_core::contract::{Fence, Mapping, PciAddressSpace, Unit};
 use dmaspace_core::words::address::IovaRange;
@@ -98,28 +100,33 @@ pub struct Registration {
     pub owners: Vec<Arc<str>>,
 }
 
-impl Listener {
-    /// Everything that is in force, for a user who asks or a bug report. Costs what is live, and one call for each space whose kernel counts
-    /// mappings.
-    pub fn state(&self) -> State {
-        let translated = self.windows.values().map(|window| TranslatedState {
+impl State {
+    /// The state of everything in force.
+    pub(crate) fn of(all: &InForce) -> Self {
+        Self {
+            sections: all.view.sections.iter().cloned().collect(),
+            targets: all.view.targets.iter().cloned().collect(),
+            translated: all.windows.values().map(|window| TranslatedState::of(window)).collect(),
+            discardable: all.discardables.values().map(|section| DiscardableState::of(section)).collect(),
+            spaces: all.served.iter().map(|member| SpaceState::of(member, &all.view)).collect(),
+        }
+    }
+}
+
+impl TranslatedState {
+    fn of(window: &translated::Shared) -> Self {
+        Self {
             range: window.range(),
             page: window.page(),
             live: window.entries().iter().map(|entry| entry.memory.len().get()).sum(),
             kernel_owned: window.is_kernel_owned(),
-        });
-        let discardable = self.discardables.values().map(|section| DiscardableState {
-            range: section.range(),
-            granule: section.granule(),
-            populated: section.populated(),
-        });
-        State {
-            sections: self.view.sections.iter().cloned().collect(),
-            targets: self.view.targets.iter().cloned().collect(),
-            translated: translated.collect(),
-            discardable: discardable.collect(),
-            spaces: self.members.iter().map(|member| SpaceState::of(member, &self.view)).collect(),
         }
+    }
+}
+
+impl DiscardableState {
+    fn of(section: &discardable::Shared) -> Self {
+        Self { range: section.range(), granule: section.granule(), populated: section.populated() }
     }
 }
 

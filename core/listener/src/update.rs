@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::section::{Backing, Section, TargetMemory};
-use dmaspace_core::words::address::{Address, AddressRange, Iova, SystemAddress};
+use dmaspace_core::words::address::{Address, AddressRange, Iova, IovaRange, SystemAddress};
 
 /// A transaction: sections and target memory that go and come. Nothing happens until it is committed.
 ///
@@ -79,6 +79,21 @@ impl Update {
             removed_targets: self.added_targets,
             added_targets: self.removed_targets,
         }
+    }
+
+    /// Whether the section at `range` goes.
+    pub(super) fn removes(&self, range: IovaRange) -> bool {
+        self.removed.iter().any(|section| section.range() == range)
+    }
+
+    /// Whether anything comes.
+    pub(super) fn adds(&self) -> bool {
+        !(self.added.is_empty() && self.added_targets.is_empty())
+    }
+
+    /// Whether target memory goes or comes.
+    pub(super) fn concerns_targets(&self) -> bool {
+        !(self.removed_targets.is_empty() && self.added_targets.is_empty())
     }
 
     /// Whether it changes nothing.
@@ -273,4 +288,10 @@ impl View {
         self.sections.revert(&Vec::from_iter(&update.removed), &Vec::from_iter(&update.added));
         self.targets.revert(&Vec::from_iter(&update.removed_targets), &Vec::from_iter(&update.added_targets));
     }
+}
+
+/// Whether `next` continues `section` on the bus and in the host, with the same rights.
+pub(super) fn continues(section: &Section, next: &Section) -> bool {
+    let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
+    section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
 }

@@ -137,10 +137,11 @@ unsafe impl KernelEntries for LinkedTable {
         drop(kernel);
     }
 
-    fn ends_if_idle(&self) {
+    fn ends_if_idle(&self) -> bool {
         let is_idle = self.groups.lock().is_empty();
         if is_idle {
             self.ends();
         }
+        is_idle
     }
 }

@@ -1,8 +1,9 @@
 //! The fate of every section, and why: into which window it goes, what is lost at its ends, what the host cannot take.
 
-use crate::plan::{Planner, Run, scope::continues};
+use crate::plan::{Planner, Run};
 use crate::report::{Fate, Verdict, Warning};
 use crate::section::{Backing, Need, Section, Shrink};
+use crate::update::continues;
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;

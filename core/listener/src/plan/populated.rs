@@ -1,14 +1,13 @@
 //! Planning discardable sections: what is populated is wanted, in blocks that can go one by one; what could become populated is worth a
 //! warning when the host could not take it.
 
-use crate::discardable::Shared;
 use crate::plan::registrations::near;
 use crate::plan::{Planner, Run, bytes, overlapping};
 use crate::report::{Cause, Fate, Verdict, Warning};
-use crate::section::{Backing, Need, Section, TargetMemory};
+use crate::section::{self, Backing, Need, Section, TargetMemory};
 use dmaspace_core::contract::MappingModel;
 use dmaspace_core::words::access::Access;
-use dmaspace_core::words::address::{Iova, IovaRange};
+use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 use dmaspace_core::words::window::Window;
@@ -27,8 +26,8 @@ impl<'a> Planner<'a> {
         access: Access,
         granule: PageSize,
     ) -> Vec<Run<'a>> {
-        let populated = self.staying(section).map(Shared::populated).unwrap_or_default();
-        let window = match self.window_for_blocks(section, memory, access, granule, &populated) {
+        let populated = self.populated_of(section);
+        let window = match self.window_for_blocks(section, memory, access, granule, populated) {
             Ok(window) => window,
             Err(reason) => {
                 self.plan.sections.push(Verdict::new(section.clone(), Fate::Refused, reason));
@@ -45,7 +44,7 @@ impl<'a> Planner<'a> {
             let (need, unit) = (Need::Required, Some(granule));
             Some(Run { range, memory, access, need, window, unit, sections: vec![section] })
         };
-        populated.into_iter().filter_map(run).collect()
+        populated.iter().copied().filter_map(run).collect()
     }
 
     /// The window a discardable section lies in, if its blocks can be mapped and let go of one by one, or why not.
@@ -101,22 +100,23 @@ impl<'a> Planner<'a> {
         near(self.host.registered.as_deref().unwrap_or_default(), memory).iter().find(|known| plain(known))
     }
 
-    /// What is known of a discardable section that was in force before and stays. One that goes and comes back in the same update
-    /// begins anew.
-    fn staying(&self, section: &Section) -> Option<&'a Shared> {
+    /// The populated ranges of a discardable section that was in force before and stays. A section that goes and comes back in the
+    /// same update begins without any.
+    fn populated_of(&self, section: &Section) -> &'a [IovaRange] {
         let goes = !overlapping(&self.scope.removed, section.range(), |removed| *removed).is_empty();
-        self.discardables.get(&section.range().first()).filter(|_| !goes).map(AsRef::as_ref)
+        let populated = self.populated.get(&section.range().first()).filter(|_| !goes);
+        populated.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The memory of every populated block, block by block, ascending by host address.
     pub(super) fn populated_blocks(&self) -> Vec<HostMemory> {
-        let in_view = |first: &Iova| self.view.sections.beginning_at(*first);
-        let staying = self.discardables.keys().filter_map(in_view).filter_map(|section| self.staying(section));
-        let mut blocks: Vec<_> = staying
-            .flat_map(|shared| {
-                shared.populated().into_iter().flat_map(|range| shared.blocks_in(range)).collect::<Vec<_>>()
-            })
-            .collect();
+        let mut blocks = Vec::new();
+        for first in self.populated.keys() {
+            let Some(section) = self.view.sections.beginning_at(*first) else { continue };
+            for range in self.populated_of(section) {
+                blocks.extend(blocks_in(section, *range));
+            }
+        }
         blocks.sort_by_key(HostMemory::address);
         blocks
     }
@@ -148,11 +148,12 @@ impl<'a> Planner<'a> {
             return None;
         }
         let left = self.host.space.powers().mappings_left()?.saturating_sub(self.plan.more_mappings);
-        let missing = |section: &Section| {
-            let populated = self.staying(section).map_or(0, Shared::count_populated);
-            blocks_of(section).saturating_sub(populated)
-        };
-        let to_come: u64 = self.view.sections.iter().map(missing).sum();
+        let mut to_come: u64 = 0;
+        for section in self.view.sections.iter() {
+            let Some(granule) = granule_of(section) else { continue };
+            let populated: u64 = self.populated_of(section).iter().map(|range| bytes(*range) >> granule.shift()).sum();
+            to_come = to_come.saturating_add(blocks_of(section).saturating_sub(populated));
+        }
         (to_come > left).then(|| {
             format!(
                 "{to_come} blocks of all sections are yet to come and take a mapping each, the kernel will have {left} left: larger \
@@ -166,10 +167,21 @@ impl<'a> Planner<'a> {
 const DEAR: &str = "each populated block is a registration of its own here, so that it can be let go of, and every entry put on this host \
                     is dearer for each of them: larger blocks would help";
 
-/// How many blocks a section has, populated or not.
+/// The number of a section's blocks, populated or not.
 fn blocks_of(section: &Section) -> u64 {
+    granule_of(section).map_or(0, |granule| bytes(section.range()) >> granule.shift())
+}
+
+fn granule_of(section: &Section) -> Option<PageSize> {
     match section.backing() {
-        Backing::Discardable { granule, .. } => bytes(section.range()) >> granule.shift(),
-        _ => 0,
+        Backing::Discardable { granule, .. } => Some(*granule),
+        _ => None,
     }
+}
+
+/// The memory of each block of a discardable section in `range`.
+fn blocks_in(section: &Section, range: IovaRange) -> Vec<HostMemory> {
+    let (Some(granule), Some(memory)) = (granule_of(section), section.memory()) else { return Vec::new() };
+    let parts = range.len().and_then(|len| memory.slice(section.range().offset_of(range.first()), len.get()));
+    parts.map(|part| section::blocks_of(&part, granule)).unwrap_or_default()
 }

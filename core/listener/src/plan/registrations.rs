@@ -1,45 +1,38 @@
-//! What has to be registered, in as few runs as there can be, and what need not be any more.
+//! The memory to register, in as few runs as possible, and the registrations that are no longer needed.
 
 use std::collections::BTreeSet;
 
-use crate::plan::Planner;
+use crate::plan::host::Host;
 use crate::report::{Fate, Verdict};
 use crate::section::TargetMemory;
 use crate::update::View;
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-impl Planner<'_> {
-    /// What has to be registered and unregistered, in runs; and the fate of target memory.
-    pub(super) fn registrations(&mut self, targets: &[TargetMemory]) -> (Vec<HostMemory>, Vec<HostMemory>) {
-        let Some(registered) = &self.host.registered else {
-            let reason = format!("{} needs no registration", self.host.space.describe().backend);
-            let skipped = |target: &TargetMemory| Verdict::new(target.clone(), Fate::Skipped, &*reason);
-            self.plan.targets = targets.iter().map(skipped).collect();
-            return (Vec::new(), Vec::new());
-        };
-        self.plan.targets = targets.iter().map(judge_target).collect();
-        let needed = needed_runs(self.view, self.host.powers.host_page);
-        let blocks = self.populated_blocks();
-        let covered = covered_by(&needed);
-        let unneeded = |known: &&HostMemory| !covers_any_of(&covered, known) && near(&blocks, known).is_empty();
-        let gone: Vec<_> = registered.iter().filter(unneeded).cloned().collect();
-        // RangeSet are never part of a run: what is registered together can only be let go of together.
-        let missing = needed.iter().chain(&blocks).flat_map(|run| missing_from(run, near(registered, run)));
-        (as_others_have_it(missing.collect(), &self.host.runs), gone)
+/// The memory to register and to unregister for `view`, whose populated blocks are `blocks`, on a host whose registrations are
+/// `registered`.
+pub(super) fn registrations(
+    view: &View,
+    host: &Host<'_>,
+    registered: &[HostMemory],
+    blocks: &[HostMemory],
+) -> (Vec<HostMemory>, Vec<HostMemory>) {
+    let needed = needed_runs(view, host.powers.host_page);
+    let covered = covered_by(&needed);
+    let mut gone = registered.to_vec();
+    gone.retain(|known| !covers_any_of(&covered, known) && near(blocks, known).is_empty());
+    let mut missing = Vec::new();
+    // Blocks are never part of a run: a registration can only be removed as a whole.
+    for run in needed.iter().chain(blocks) {
+        missing.extend(missing_from(run, near(registered, run)));
     }
+    (as_others_have_it(missing, &host.runs), gone)
 }
 
-/// What `view` needs to be registered, as few runs as possible, on a host with such pages.
-pub(crate) fn needed_runs(view: &View, host_page: PageSize) -> Vec<HostMemory> {
-    let targets = view.targets.iter().map(TargetMemory::memory);
-    let sections = view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
-    let pinnable = |memory: &&HostMemory| !memory.is_device_memory() && !memory.is_host_read_only();
-    runs_of(targets.chain(sections).filter(pinnable).filter_map(|memory| memory.widened_to(host_page)).collect())
-}
-
+/// The fate of target memory on a host that wants registration.
+///
 /// POWER pins for writing, always (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
-fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
+pub(super) fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
     let (fate, reason) = if target.memory().is_device_memory() {
         (Fate::Skipped, "another device's memory cannot be registered")
     } else if target.memory().is_host_read_only() {
@@ -50,7 +43,20 @@ fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
     Verdict::new(target.clone(), fate, reason)
 }
 
-/// Memory as few spans as possible.
+/// The memory that `view` needs registered on a host with pages of `host_page`, in as few runs as possible.
+pub(crate) fn needed_runs(view: &View, host_page: PageSize) -> Vec<HostMemory> {
+    let targets = view.targets.iter().map(TargetMemory::memory);
+    let sections = view.sections.iter().filter_map(|section| section.direct().map(|(memory, _)| memory));
+    let mut needed = Vec::new();
+    for memory in targets.chain(sections) {
+        if !memory.is_device_memory() && !memory.is_host_read_only() {
+            needed.extend(memory.widened_to(host_page));
+        }
+    }
+    runs_of(needed)
+}
+
+/// Memory in as few spans as possible.
 pub(super) fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
     memory.sort_by_key(HostMemory::address);
     let mut runs: Vec<HostMemory> = Vec::new();
@@ -67,9 +73,9 @@ pub(super) fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
 pub(super) fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
     let mut covered: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
     for run in runs {
-        match covered.last_mut().filter(|(_, last)| run.address() <= *last) {
-            Some((_, last)) => *last = run.last().max(*last),
-            None => covered.push((run.address(), run.last())),
+        match covered.last_mut() {
+            Some((_, last)) if run.address() <= *last => *last = run.last().max(*last),
+            _ => covered.push((run.address(), run.last())),
         }
     }
     covered
@@ -80,15 +86,15 @@ pub(super) fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool
     covered.get(next).is_some_and(|(first, _)| *first <= memory.last())
 }
 
-/// Those of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
+/// The items of `pieces`, which are ascending and disjoint, that share bytes with `memory`.
 pub(crate) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [HostMemory] {
     let first = pieces.partition_point(|piece| piece.last() < memory.address());
     let end = pieces.partition_point(|piece| piece.address() <= memory.last());
     pieces.get(first..end).unwrap_or_default()
 }
 
-/// What to register for all of `missing` to be: the runs that other spaces of the process have registered are taken as they are, since the
-/// kernel refuses all that overlaps them otherwise, and what they leave is registered anew.
+/// The spans to register so that all of `missing` is registered. The runs of other spaces of the process are taken as they are, since the
+/// kernel refuses everything else that overlaps them; the rest is registered anew.
 fn as_others_have_it(missing: Vec<HostMemory>, runs: &[HostMemory]) -> Vec<HostMemory> {
     let mut taken = BTreeSet::new();
     let mut wanted = Vec::new();
@@ -100,13 +106,19 @@ fn as_others_have_it(missing: Vec<HostMemory>, runs: &[HostMemory]) -> Vec<HostM
     wanted
 }
 
-/// The parts of `run` that no registration covers. A registration cannot grow: what is new gets its own.
+/// The parts of `run` that no registration covers. A registration cannot grow: new memory gets its own.
 pub(crate) fn missing_from(run: &HostMemory, registered: &[HostMemory]) -> Vec<HostMemory> {
-    registered.iter().fold(vec![run.clone()], |parts, known| {
-        let split = |part: HostMemory| match part.overlaps(known) {
-            true => <[_; 2]>::from(part.without(known)).into_iter().flatten().collect(),
-            false => vec![part],
-        };
-        parts.into_iter().flat_map(split).collect()
-    })
+    let mut parts = vec![run.clone()];
+    for known in registered {
+        let mut rest = Vec::new();
+        for part in parts {
+            if part.overlaps(known) {
+                rest.extend(<[_; 2]>::from(part.without(known)).into_iter().flatten());
+            } else {
+                rest.push(part);
+            }
+        }
+        parts = rest;
+    }
+    parts
 }

@@ -1,7 +1,7 @@
 //! What a plan looks at: the ranges an update touches, widened to whole runs.
 
 use crate::section::{Section, TargetMemory};
-use crate::update::{Update, View};
+use crate::update::{Update, View, continues};
 use dmaspace_core::words::address::IovaRange;
 
 /// What a plan looks at.
@@ -90,10 +90,4 @@ fn widened(view: &View, range: IovaRange) -> IovaRange {
         hull = hull.hull(above.range());
     }
     hull
-}
-
-/// Whether `next` continues `section` on the bus and in the host, with the same rights.
-pub(crate) fn continues(section: &Section, next: &Section) -> bool {
-    let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
-    section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
 }

@@ -1,17 +1,19 @@
-//! Putting entries, and what is done when a host's pages prove too large for them.
+//! Putting entries, and the fallback for hosts whose pages prove too large for the memory behind them.
 
-use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::apply::Journal;
-use crate::page_size_fallback::SmallerPages;
-use crate::translated::{EntryError, Shared};
-use dmaspace_core::contract::{PciAddressSpace, Unit};
+use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::words::access::Access;
-use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
+use dmaspace_core::words::address::{Iova, SystemAddress};
 
-/// A run to put.
+use super::entry::{EntryError, placed};
+use super::shared::{Paused, Shared};
+use crate::apply::create_again_empty;
+use crate::journal::{Done, Journal, map};
+use crate::page_size_fallback::SmallerPages;
+
+/// A run of entries to put.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) at: Iova,
@@ -20,7 +22,7 @@ pub(super) struct Wanted {
     pub(super) access: Access,
 }
 
-/// Why a run was not put, by which space, and how often windows had been made again when it was tried.
+/// A run that was not put: the reason, the space that refused it, and the number of windows created again when it was tried.
 struct Refused {
     error: EntryError,
     by: Option<Arc<dyn PciAddressSpace>>,
@@ -33,96 +35,118 @@ impl From<EntryError> for Refused {
     }
 }
 
-/// Windows that were made again, with what brings them back.
+/// The windows that were created again, with the journals that restore them.
 type Remade = Vec<(Arc<dyn PciAddressSpace>, Journal)>;
 
 impl Shared {
     /// Puts a run, in windows of smaller pages where that helps.
     pub(super) fn put_run(&self, wanted: Wanted) -> Result<(), EntryError> {
-        self.checked(wanted.at, wanted.len, wanted.target.get())?;
-        let put = self.open().map_err(Refused::from).and_then(|spaces| self.put_on(&spaces, wanted));
-        put.or_else(|refused| match self.may_be_put_after_all(&refused) {
-            true => self.put_in_smaller_pages(wanted, refused),
-            false => Err(refused.error),
-        })
+        // Dropped after the locks: a step that is undone may hold the last owner of memory.
+        let mut spent = Vec::new();
+        self.check(wanted.at, wanted.len, wanted.target)?;
+        let refused =
+            match self.open().map_err(Refused::from).and_then(|spaces| self.put_on(&spaces, wanted, &mut spent)) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+        if self.may_fit_after_all(&refused) {
+            self.pause().put_in_smaller_pages(wanted, refused, &mut spent)
+        } else {
+            Err(refused.error)
+        }
     }
 
-    fn put_on(&self, spaces: &[Arc<dyn PciAddressSpace>], wanted: Wanted) -> Result<(), Refused> {
-        let Wanted { at, target, len, access } = wanted;
+    fn put_on(
+        &self,
+        spaces: &[Arc<dyn PciAddressSpace>],
+        wanted: Wanted,
+        spent: &mut Vec<Journal>,
+    ) -> Result<(), Refused> {
         let made_again = self.made_again.load(Ordering::Relaxed);
-        let memory = self.resolve(target, len)?;
+        let memory = self.resolve(wanted.target, wanted.len)?;
+        let pieces = placed(wanted.at, memory, wanted.access, self.page());
+        // The common case needs no journal: a map that fails leaves nothing.
+        if let ([space], [piece]) = (spaces, &pieces[..]) {
+            return map(space.as_ref(), piece).map_err(|error| Refused {
+                error: error.into(),
+                by: Some(space.clone()),
+                made_again,
+            });
+        }
         let mut last = None;
-        let put = self.on_every_space(spaces, |space, journal| {
+        let put = self.on_every_space(spaces, spent, |space, journal| {
             last = Some(space);
-            let mut next = at.get();
-            for piece in &memory {
-                let place = IovaRange::with_len(Iova::new(next), piece.len().get())?;
-                space.map(MapRequest::new(place.first(), piece, access).with_unit(Unit::Pages(self.page)))?;
-                journal.note_mapped(place);
-                next = place.last().get().wrapping_add(1);
+            for piece in &pieces {
+                map(space.as_ref(), piece)?;
+                journal.enter(Done::Mapped(piece.range));
             }
             Ok(())
         });
         put.map_err(|error| Refused { error, by: last.cloned(), made_again })
     }
 
-    /// Whether the pages of the space that refused a run may be why, or were and are smaller now.
-    fn may_be_put_after_all(&self, refused: &Refused) -> bool {
+    /// Whether the page size of the space that refused a run may be the reason, or was the reason and is smaller now.
+    fn may_fit_after_all(&self, refused: &Refused) -> bool {
         let Refused { error: EntryError::Space(error), by: Some(space), made_again } = refused else { return false };
         self.made_again.load(Ordering::Relaxed) != *made_again
-            || SmallerPages::after(error, space.as_ref(), self.range).is_some()
+            || SmallerPages::after(error, space.as_ref(), self.range()).is_some()
     }
+}
 
-    /// Puts a run after the windows of spaces that refuse it, with no entry in them, were made again.
-    fn put_in_smaller_pages(&self, wanted: Wanted, mut refused: Refused) -> Result<(), EntryError> {
-        // No entry may come meanwhile.
-        let _held = self.hold();
+impl Paused<'_> {
+    /// Puts a run after the empty windows of spaces that refuse it were created again.
+    fn put_in_smaller_pages(
+        &self,
+        wanted: Wanted,
+        mut refused: Refused,
+        spent: &mut Vec<Journal>,
+    ) -> Result<(), EntryError> {
         let mut remade = Remade::new();
-        loop {
-            // Unless another processor was refused, too, and was here first.
+        let result = loop {
+            // Another processor may have been refused, too, and have created the window again already.
             if self.made_again.load(Ordering::Relaxed) == refused.made_again {
                 if let Err(error) = self.make_again(refused, &mut remade) {
-                    return Err(taking_back(remade, error));
+                    break Err(restore(&remade, error));
                 }
             }
-            match self.put_on(&self.spaces(), wanted) {
-                Ok(()) => return Ok(()),
+            match self.put_on(&self.spaces(), wanted, spent) {
+                Ok(()) => break Ok(()),
                 Err(next) => refused = next,
             }
-        }
+        };
+        spent.extend(remade.into_iter().map(|(_, journal)| journal));
+        result
     }
 
-    /// Makes the window of the space that refused a run again.
+    /// Creates the window of the space that refused a run again, with smaller pages.
     ///
     /// # Errors
-    /// Why it was refused, or what the space says now.
+    /// The refusal where smaller pages cannot help, or the space's error.
     fn make_again(&self, refused: Refused, remade: &mut Remade) -> Result<(), EntryError> {
         let Refused { error: EntryError::Space(error), by: Some(space), .. } = refused else {
             return Err(refused.error);
         };
-        let Some(smaller) = SmallerPages::after(&error, space.as_ref(), self.range) else { return Err(error.into()) };
-        if !space.mappings(self.range).is_empty() || !smaller.has_room(space.as_ref()) {
+        let Some(smaller) = SmallerPages::after(&error, space.as_ref(), self.range()) else { return Err(error.into()) };
+        if !space.mappings(self.range()).is_empty() || !smaller.has_room(space.as_ref()) {
             return Err(EntryError::PagesTooLarge(error, smaller.from()));
         }
         log::warn!("{}: {error}; trying {smaller}", space.describe().backend);
-        let mut journal = Journal::default();
-        let done = smaller.put_in_force_empty(space.as_ref(), &mut journal);
+        let mut journal = Journal::of(space.as_ref());
+        let created = create_again_empty(smaller, space.as_ref(), &mut journal);
         remade.push((space, journal));
         self.made_again.fetch_add(1, Ordering::Relaxed);
-        Ok(done?)
+        Ok(created?)
     }
 }
 
-/// Brings windows back after `error`. Around a fence no window can be made: all stays as it is.
-fn taking_back(remade: Remade, error: EntryError) -> EntryError {
+/// Restores windows after `error`. No window can be created around a fence: there everything stays as it is.
+fn restore(remade: &Remade, error: EntryError) -> EntryError {
     if matches!(&error, EntryError::Space(error) if !error.fenced.is_empty()) {
         return error;
     }
-    let lost = remade.into_iter().rev().flat_map(|(space, journal)| journal.undo(space.as_ref()));
-    let lost: Vec<_> = lost.collect();
-    match error {
-        EntryError::Space(error) => error.fencing(lost).into(),
-        EntryError::PagesTooLarge(error, page) => EntryError::PagesTooLarge(error.fencing(lost), page),
-        other => other,
+    let mut fenced = Vec::new();
+    for (space, journal) in remade.iter().rev() {
+        fenced.extend(journal.undo(space.as_ref()));
     }
+    error.fencing(fenced)
 }

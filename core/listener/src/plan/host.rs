@@ -1,0 +1,42 @@
+//! The facts of a space that a plan needs, read once.
+
+use dmaspace_core::contract::{Capabilities, Fence, PciAddressSpace, WindowOffer};
+use dmaspace_core::door::registrations::ProcessRegistrations;
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::window::Windows;
+
+/// The facts of a space that a plan needs.
+pub(crate) struct Host<'a> {
+    pub(super) space: &'a dyn PciAddressSpace,
+    pub(super) powers: Capabilities,
+    pub(super) windows: Windows,
+    pub(super) offer: Option<WindowOffer>,
+    pub(super) registered: Option<Vec<HostMemory>>,
+    /// The registrations of the process, through any space.
+    pub(super) runs: Vec<HostMemory>,
+    /// The memory whose pins the space shares, where spaces share pins.
+    pub(super) shared: Option<Vec<HostMemory>>,
+    pub(super) fences: Vec<Fence>,
+}
+
+impl<'a> Host<'a> {
+    pub(crate) fn of(space: &'a dyn PciAddressSpace) -> Self {
+        let registration = space.powers().registration;
+        let runs = registration.and_then(|registration| registration.runs());
+        Self {
+            space,
+            powers: space.describe().capabilities,
+            windows: space.windows().windows.as_ref().clone(),
+            offer: space.powers().window_control.and_then(|control| control.offer()),
+            registered: registration.map(|registration| registration.registered()),
+            runs: runs.map(ProcessRegistrations::all).unwrap_or_default(),
+            shared: space.powers().pin_sharing.map(|sharing| sharing.shared()),
+            fences: space.describe().fences,
+        }
+    }
+}
+
+/// Whether no device is attached: there is nothing to map into, and nothing to create windows with.
+pub(crate) fn is_dormant(space: &dyn PciAddressSpace) -> bool {
+    space.windows().windows.is_empty() && space.powers().window_control.is_none_or(|control| control.offer().is_none())
+}

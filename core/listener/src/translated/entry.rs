@@ -1,0 +1,99 @@
+//! The entries of translated windows: runs of them, the memory they point to, and the answers a guest gets.
+
+use std::sync::Arc;
+
+use dmaspace_core::contract::{Mapping, Unit};
+use dmaspace_core::error::Error;
+use dmaspace_core::sync::RwLock;
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::{BadRange, Iova, IovaRange, SystemAddress, SystemRange};
+use dmaspace_core::words::memory::HostMemory;
+use dmaspace_core::words::page::PageSize;
+
+use crate::section::TargetMemory;
+use crate::update::Pieces;
+
+/// The memory that entries can point to, shared by the listener and its windows.
+pub(crate) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;
+
+/// The reason why an entry was not put or cleared: the guest's answer. The host is as before, except for ranges that
+/// [`EntryError::Space`] names as fenced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryError {
+    /// The window was removed.
+    #[error("the window is gone")]
+    NoSuchWindow,
+    /// The range does not lie inside the window.
+    #[error("{0} does not lie inside the window {1}")]
+    OutsideWindow(IovaRange, IovaRange),
+    /// The bounds are no range.
+    #[error(transparent)]
+    BadRange(#[from] BadRange),
+    /// Bus address, target or length are no multiples of the window's page.
+    #[error("not a multiple of the window's {0} pages")]
+    Misaligned(PageSize),
+    /// The guest named system memory that is no RAM.
+    #[error("there is no RAM at {0}")]
+    NotRam(SystemAddress),
+    /// A host refused.
+    #[error(transparent)]
+    Space(#[from] Error),
+    /// A host refused an entry of a window whose pages are larger than its own; the memory is probably made of smaller pages. A
+    /// window without an entry is created again with the host's pages; this window could not be.
+    #[error(
+        "{0}; the host's window is of {1} pages, which may be larger than the memory's, and cannot be made again as it is"
+    )]
+    PagesTooLarge(Error, PageSize),
+}
+
+/// Entries that continue each other on the bus and in system memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRun {
+    /// The bus addresses.
+    pub range: IovaRange,
+    /// The system address of the first byte.
+    pub target: SystemAddress,
+    /// The accesses allowed to devices.
+    pub access: Access,
+}
+
+/// Returns the host memory behind a range of system memory, in as few pieces as possible.
+pub(crate) fn resolve(
+    targets: &Pieces<SystemAddress, TargetMemory>,
+    target: SystemAddress,
+    len: u64,
+) -> Result<Vec<HostMemory>, EntryError> {
+    let range = SystemRange::with_len(target, len)?;
+    let mut pieces = Vec::with_capacity(1);
+    let mut next = Some(range.first());
+    for piece in targets.within(range) {
+        let shared = piece.range().intersection(range).ok_or(EntryError::NotRam(target))?;
+        if next != Some(shared.first()) {
+            break;
+        }
+        let offset = piece.range().offset_of(shared.first());
+        let memory = shared.len().and_then(|len| piece.memory().slice(offset, len.get()));
+        debug_assert!(memory.is_some(), "target memory is as long as its range");
+        pieces.extend(memory);
+        next = shared.end();
+        if shared.last() == range.last() {
+            return Ok(pieces);
+        }
+    }
+    Err(EntryError::NotRam(next.unwrap_or(target)))
+}
+
+/// Places pieces of memory one after the other on the bus, from `first` on.
+pub(crate) fn placed(first: Iova, pieces: Vec<HostMemory>, access: Access, page: PageSize) -> Vec<Mapping> {
+    let mut next = Some(first);
+    let mut mappings = Vec::with_capacity(pieces.len());
+    for memory in pieces {
+        let range = next.and_then(|at| IovaRange::with_len(at, memory.len().get()).ok());
+        debug_assert!(range.is_some(), "the memory behind a range of the bus ends where the range does");
+        let Some(range) = range else { break };
+        next = range.end();
+        mappings.push(Mapping { range, memory, access, unit: Unit::Pages(page) });
+    }
+    mappings
+}
