@@ -1,31 +1,30 @@
-//! DMA for PCI devices that are passed through to guests, on x86_64 and ppc64le: the one crate a VMM has to name.
+//! DMA for PCI devices that are passed through to guests, on x86_64 and ppc64le: the crate a VMM depends on.
 //!
-//! A device's bus addresses are translated by the host's IOMMU, and somebody has to keep that in step with what the
-//! guest sees. The kernel offers three quite different ways of doing it, VFIO type1, POWER's sPAPR TCE and iommufd;
-//! here they are one trait,
-//! [`PciAddressSpace`], and one [`Listener`] drives any of them from the guest's memory map.
+//! The host's IOMMU translates a device's bus addresses, and the VMM must keep that translation in step with the
+//! guest's bus. The kernel has three quite different interfaces for it: VFIO type1, POWER's sPAPR TCE and iommufd. Here
+//! they are one trait, [`PciAddressSpace`], and one [`Listener`] drives any of them from the guest's memory map.
 //!
-//! This crate opens things and chooses. What it opens it hands to the backends ([`dmaspace_type1`], [`dmaspace_spapr`],
-//! [`dmaspace_iommufd`]), which only make calls, under [`dmaspace_core`], which checks, remembers and plans, and whose words are all
-//! here too.
+//! This crate chooses a backend and opens devices. The backends ([`type1`], [`spapr`], [`iommufd`]) only make kernel
+//! calls. [`Space`] is built on a backend, and implements the trait: it checks requests, keeps the index of all
+//! mappings, and undoes what fails. Everything that a VMM needs of the other crates is re-exported here.
 #![cfg_attr(feature = "soft", doc = "```")]
 #![cfg_attr(not(feature = "soft"), doc = "```ignore")]
 //! use std::num::NonZeroU64;
 //!
 //! use dmaspace::section::{FrontEnd, Section};
 //! use dmaspace::{Access, Facts, Host, HostMemory, Iova, Listener, OpenRequest};
-//! # use dmaspace_soft::{Profile, SoftHost};
+//! use dmaspace::soft::{Profile, SoftHost};
 //!
-//! // The host this runs on: Host::this()?. Here one in software, with the feature `soft`.
+//! // On a real host: let host = Host::this()?. This one is in software.
 //! let machine = SoftHost::new(Profile::vtd())?;
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
 //!
-//! // The backend that does best for this device, and why not the others:
+//! // The backend for this device, and why not the others:
 //! let request = OpenRequest::device("0000:00:03.0".parse()?);
 //! println!("{}", host.choose(&request));
 //! let opened = host.open(&request)?;
 //!
-//! // The guest's bus, as its front end describes it. With vm-memory a whole guest is one call.
+//! // The guest's bus. `vm_memory::sections` makes the sections of a whole guest.
 //! let ram = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("no memory")?).ok_or("it wraps")?;
 //! let sections = [Section::ram("ram below 1 GiB", Iova::new(0), ram, Access::READ_WRITE)?];
 //!
@@ -41,19 +40,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # The way through
-//! - [`facts`]: what this host offers, read once. [`choose`]: which backend, and for every other why not and what to do about it.
-//! - [`open`]: from PCI addresses, or from descriptors handed in, to a space with its devices attached; [`group`] and [`device`] are
-//!   what is open then; [`options`]: how, where there is a choice.
-//! - [`Pool`]: several spaces over one guest, its memory pinned once ([`Host::open_pool`], [`Host::open_in`]).
-//! - [`registry`] and [`kvm`]: telling KVM, in time.
-//! - [`inherited`]: from the descriptors of a VMM that makes way for this one, devices at work; [`handover`] says how.
-//! - [`linux`]: the door to the kernel, and all of this crate's unsafe code.
-//! - `recording` (feature): what a listener is told, written down as JSON lines, and read again.
-//! - `soft` (feature): the soft host as a host to open spaces on, for a VMM's own tests.
+//! # Modules
+//! - [`facts`]: the facts of a host, read once. [`choose`]: the choice of a backend, with the obstacles of the others
+//!   and their remedies.
+//! - [`open`]: from PCI addresses, from descriptors or from another crate's backend to a space with its devices
+//!   attached. [`group`] and [`device`] are the open groups and devices; [`options`] are the options of opening.
+//! - [`Pool`]: several spaces over one guest that pin its memory once ([`Host::open_pool`], [`Host::open_in`]).
+//! - [`registry`] and [`kvm`]: telling KVM of groups and devices.
+//! - [`inherited`]: taking over the descriptors of a VMM that is being replaced, with devices at work; [`live_update`]
+//!   explains it.
+//! - [`linux`]: the door to the kernel.
+//! - [`listener`]: the memory listener; [`section`] and [`bar`]: the parts of a guest's bus.
+//! - [`spapr_guest`]: the guest's side of sPAPR, for a VMM with POWER guests.
+//!
+//! # Features
+//! - `vm-memory`: sections straight from a `vm_memory::GuestMemory` (`vm_memory`).
+//! - `recording`: recordings of a listener's input as JSON lines (`recording`).
+//! - `soft`: the host in software, for a VMM's own tests (`soft`).
+//! - `program`: the program `dmaspace`.
 //!
 //! # In a jail
-//! A VMM that may open nothing is handed its descriptors, and passes them on:
+//! A VMM that may open nothing is given its descriptors, and adopts them:
 //! ```
 //! use std::os::fd::OwnedFd;
 //! use std::sync::Arc;
@@ -61,8 +68,8 @@
 //! use dmaspace::door::{HandleKind, OwnedHandle};
 //! use dmaspace::{BackendKind, Device, LinuxDoor, OpenSpace};
 //!
-//! /// `/dev/vfio/vfio` and `/dev/vfio/7`, opened by somebody else.
-//! fn take(container: OwnedFd, group: OwnedFd) -> Result<(OpenSpace, Device), Box<dyn std::error::Error>> {
+//! /// `/dev/vfio/vfio` and `/dev/vfio/7`, opened by another process.
+//! fn adopt(container: OwnedFd, group: OwnedFd) -> Result<(OpenSpace, Device), Box<dyn std::error::Error>> {
 //!     let door = Arc::new(LinuxDoor::new());
 //!     // SAFETY: they were opened for this process alone, and have no duplicates.
 //!     let container = unsafe { OwnedHandle::adopt(door.clone(), container, HandleKind::Container)? };
@@ -74,11 +81,12 @@
 //!     Ok((space, device))
 //! }
 //!
-//! // What is no container is refused, and closed.
+//! // A descriptor that is no container is refused, and closed.
 //! let no_container = || std::fs::File::open("/dev/null").map(OwnedFd::from);
-//! assert!(take(no_container()?, no_container()?).is_err());
+//! assert!(adopt(no_container()?, no_container()?).is_err());
 //! # Ok::<(), std::io::Error>(())
 //! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend_kind;
 pub mod choose;
@@ -100,7 +108,7 @@ pub mod registry;
 #[cfg(test)]
 mod scripted;
 #[cfg(feature = "soft")]
-pub mod soft;
+mod soft_facts;
 
 pub use choose::{BackendKind, Choice, OpenRequest};
 pub use device::Device;
@@ -111,7 +119,16 @@ pub use options::OpenOptions;
 pub use pci::PciAddress;
 
 #[doc(no_inline)]
-pub use dmaspace_iommufd::Pool;
+pub use dmaspace_iommufd::{self as iommufd, Pool};
+#[cfg(feature = "soft")]
+#[doc(no_inline)]
+pub use dmaspace_soft as soft;
+#[doc(no_inline)]
+pub use dmaspace_spapr as spapr;
+#[doc(no_inline)]
+pub use dmaspace_spapr_guest as spapr_guest;
+#[doc(no_inline)]
+pub use dmaspace_type1 as type1;
 
 #[doc(no_inline)]
 pub use dmaspace_core::contract::{self, dirty, eeh, live_update};
@@ -123,11 +140,16 @@ pub use dmaspace_core::error::{self, Error};
 pub use dmaspace_core::words::{self, access, address, locked, memory, page, reserved, window};
 #[doc(no_inline)]
 pub use dmaspace_core::{
-    Access, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, SystemAddress, SystemRange,
-    Window, Windows,
+    Access, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, Space, SystemAddress,
+    SystemRange, Window, Windows,
 };
 #[cfg(feature = "vm-memory")]
 #[doc(no_inline)]
 pub use dmaspace_listener::vm_memory;
 #[doc(no_inline)]
 pub use dmaspace_listener::{self as listener, FrontEnd, Listener, Section, bar, section};
+
+/// The README, whose code must compile.
+#[cfg(all(doctest, feature = "program"))]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
