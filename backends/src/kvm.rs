@@ -1,11 +1,12 @@
-//! KVM's VFIO device: telling a virtual machine which groups and devices it has.
+//! KVM's VFIO device, by which a virtual machine knows its groups and devices.
 //!
-//! A PC's KVM needs it to get two things right: whether the guest may turn caching off, since a device's DMA may bypass the
-//! cache (linux: virt/kvm/vfio.c, kvm_vfio_update_coherency), and the drivers that translate guest addresses themselves.
+//! A PC's KVM needs it to get two things right: whether the guest may turn caching off, since a device's DMA may bypass
+//! the cache (linux: virt/kvm/vfio.c, kvm_vfio_update_coherency), and the drivers that translate guest addresses
+//! themselves.
 //!
-//! On POWER it is told which TCE tables the guest has, and answers the hypercalls on them itself: a group joins it only together with
-//! a table, so there [`KvmVfio`] is no registry of groups ([`crate::registry`]) but makes tables
-//! ([`InKernelTables`](dmaspace_spapr_guest::InKernelTables)).
+//! On POWER it links groups to in-kernel TCE tables, and KVM answers the hypercalls on these tables itself. A group is
+//! added only together with a table, so [`KvmVfio`] is no registry of groups there ([`crate::registry`]); it creates
+//! tables ([`InKernelTables`](dmaspace_spapr_guest::InKernelTables)).
 
 #[cfg(any(target_arch = "powerpc64", test))]
 #[cfg_attr(not(target_arch = "powerpc64"), expect(dead_code, reason = "only its numbers are checked here"))]
@@ -44,7 +45,8 @@ cfg_if::cfg_if! {
             /// Makes the VFIO device of `vm`, for handles of `door`.
             ///
             /// # Errors
-            /// What KVM says: `EBUSY` when the machine has one already, which is then to be passed to [`KvmVfio::with_device`].
+            /// KVM's errno: `EBUSY` when the machine has a VFIO device already, which the VMM must pass to
+            /// [`KvmVfio::with_device`].
             pub fn new(door: Arc<LinuxDoor>, vm: &VmFd) -> Result<Self, Errno> {
                 let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_VFIO, fd: 0, flags: 0 };
                 let device = vm.create_device(&mut request).map_err(errno)?;
@@ -56,7 +58,7 @@ cfg_if::cfg_if! {
                 Self { door, device }
             }
 
-            /// The device, for what else a VMM does with it.
+            /// The device, for other uses of the VMM.
             pub fn device(&self) -> &DeviceFd {
                 &self.device
             }

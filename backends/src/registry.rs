@@ -1,30 +1,33 @@
-//! Telling somebody about groups and devices before they are used: KVM, above all.
+//! A registry of groups and devices in use: KVM, above all.
 //!
-//! Some drivers want to know the virtual machine when their device is opened (a group's) or bound (one with a node of its own), so KVM
-//! has to be told of the descriptor before that (linux: Documentation/virt/kvm/devices/vfio.rst); and it has to let go of it before
-//! the last descriptor is closed, or the group stays busy. Opening takes a [`Registry`] and calls it at those two moments.
+//! Some drivers need the virtual machine when their device is opened (a device of a group) or bound (a device with a
+//! node of its own), so KVM must get the descriptor before that (linux: Documentation/virt/kvm/devices/vfio.rst). KVM
+//! must also drop it before the last descriptor is closed, or the group stays busy. Opening takes a [`Registry`] and
+//! calls it at these two moments.
 
 use std::fmt;
 use std::sync::Arc;
 
 use dmaspace_core::door::{Errno, Handle};
 
-/// Somebody who wants to know which groups and devices are in use.
+/// A list of the groups and devices in use, kept outside this crate.
+///
+/// It must call no space and no listener: it may be called under their locks.
 pub trait Registry: Send + Sync + fmt::Debug {
-    /// A group or a device with a node of its own was opened, and nothing was done with it yet.
+    /// Adds a group, or a device with a node of its own, that was opened and not used yet.
     ///
     /// # Errors
-    /// Why it cannot be used; it is closed again then.
+    /// The reason that the group or device cannot be used. It is closed again then.
     fn add(&self, handle: Handle) -> Result<(), Errno>;
 
-    /// It is about to be closed.
+    /// Removes a group or device that is about to be closed.
     ///
     /// # Errors
-    /// Why it could not be forgotten. It is closed all the same.
+    /// The reason that it could not be removed. It is closed all the same.
     fn remove(&self, handle: Handle) -> Result<(), Errno>;
 }
 
-/// An entry in a registry, which lasts as long as this.
+/// An entry in a registry, from its creation to its drop.
 #[derive(Debug)]
 pub(crate) struct Entry {
     registry: Arc<dyn Registry>,

@@ -9,13 +9,13 @@ use zerocopy::IntoBytes;
 
 use crate::Spapr;
 
-/// Whether the kernel recovers PEs at all. A kernel that does not say is one that does not.
+/// Returns true if the kernel recovers PEs. A kernel that fails the question does not.
 pub(crate) fn is_available(container: &OwnedHandle) -> bool {
     let question = Command::with_value(vfio::CHECK_EXTENSION, vfio::Extension::EEH.0);
     container.ask(question).is_ok_and(|answer| answer > 0)
 }
 
-/// Makes one call. A positive result is a state, where one was asked for.
+/// Makes one call. A positive result is a state for [`PeOperation::State`], and a failure otherwise.
 pub(crate) fn operate(container: &OwnedHandle, operation: PeOperation) -> Result<i32, Failure> {
     let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation) };
     let command = Command::with_bytes(spapr::EEH_PE_OP, op.as_mut_bytes());
@@ -55,7 +55,7 @@ mod tests {
     use zerocopy::FromBytes;
 
     #[test]
-    fn the_kernel_is_asked_once_whether_it_can() {
+    fn the_extension_is_checked_once() {
         for (answer, can) in [((|_: &mut [u8]| Ok(1)) as crate::scripted::Answer, true), (|_| Ok(0), false)] {
             let door = Scripted::new(&[answer]);
             let container = Spapr::new(crate::scripted::container(&door));

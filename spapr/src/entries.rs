@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 /// Writes the entries of `range`, replacing live ones.
 ///
 /// # Errors
-/// What the kernel says. Entries that were to be replaced may be gone then.
+/// The kernel's failure. Entries that would have been replaced may be cleared then.
 pub(crate) fn write(
     container: &OwnedHandle,
     range: IovaRange,
@@ -31,10 +31,11 @@ pub(crate) fn write(
 /// Clears the entries of `range`, live or not.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's failure.
 pub(crate) fn clear(container: &OwnedHandle, range: IovaRange) -> Result<(), Failure> {
-    // All 2^64 bytes are never asked for: no window is that large.
-    let size = range.len().map_or(0, |len| len.get());
+    let len = range.len();
+    debug_assert!(len.is_some(), "no window spans 2^64 bytes");
+    let size = len.map_or(0, |len| len.get());
     let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags: 0, iova: range.first().get(), size };
     container.call(Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()))
 }

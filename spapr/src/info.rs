@@ -1,70 +1,76 @@
-//! What an sPAPR container says of its platform: a struct in, facts out, no descriptor in sight.
+//! The reply of an sPAPR container about its platform: a struct in, facts out, without a descriptor.
 
 use std::num::NonZeroU64;
 
 use dmaspace_abi::spapr::{self, TceInfo};
 use dmaspace_core::contract::{WindowOffer, WindowPlace};
+use dmaspace_core::door::Failure;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Window};
 
-/// What the platform can do, as the first group that joined tells it.
+/// The platform's limits on windows, as the first group of a container reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Platform {
-    /// Where the first slot's window begins.
+pub(crate) struct TcePlatform {
+    /// The first byte of the first slot's window.
     first_start: Iova,
-    /// How long the window that it would have by default is.
+    /// The bytes of the default window in the first slot.
     first_len: u64,
-    /// The pages a window can be made of.
+    /// The page sizes of windows.
     page_sizes: PageSizes,
-    /// How many windows there can be at once.
+    /// The most windows at once.
     slots: usize,
-    /// How many levels a table can have.
+    /// The most levels of a table.
     levels: u32,
 }
 
-/// What a container keeps at most (linux: arch/powerpc/include/asm/iommu.h, IOMMU_TABLE_GROUP_MAX_TABLES). A pseries host that could
-/// not ask its firmware claims 2^32-1.
+/// The most windows of a container (linux: arch/powerpc/include/asm/iommu.h, IOMMU_TABLE_GROUP_MAX_TABLES). A pseries
+/// host that could not ask its firmware reports 2^32-1.
 const MOST_SLOTS: u32 = 2;
 
-/// Where the second slot's window begins on powernv (linux: arch/powerpc/platforms/powernv/pci-ioda.c,
-/// pnv_pci_ioda2_create_table), and where a pseries host's firmware usually puts it.
+/// The first byte of the second slot's window on powernv (linux: arch/powerpc/platforms/powernv/pci-ioda.c,
+/// pnv_pci_ioda2_create_table). The firmware of a pseries host usually puts it there, too.
 const SECOND_START: Iova = Iova::new(1 << 59);
 
-/// The largest page that works: from 2^31 on the kernel's own page masks overflow (linux: arch/powerpc/include/asm/iommu.h,
-/// IOMMU_PAGE_MASK).
+/// The largest page that works: from 2^31 on the kernel's own page masks overflow (linux:
+/// arch/powerpc/include/asm/iommu.h, IOMMU_PAGE_MASK).
 const LARGEST_PAGE: PageSize = PageSize::G1;
 
-impl Platform {
+fn malformed(why: &'static str) -> Failure {
+    Failure::malformed(spapr::TCE_GET_INFO.name, why)
+}
+
+impl TcePlatform {
     /// Reads a reply.
     ///
     /// # Errors
-    /// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
-    pub fn parse(info: &TceInfo) -> Result<Self, &'static str> {
+    /// A malformed answer, with the impossible part in words.
+    pub(crate) fn parse(info: &TceInfo) -> Result<Self, Failure> {
         if info.flags & spapr::INFO_DDW == 0 {
-            return Err("a v2 container whose windows cannot be created");
+            return Err(malformed("a v2 container whose windows cannot be created"));
         }
         if info.ddw.max_dynamic_windows_supported == 0 {
-            return Err("a v2 container that can have no window");
+            return Err(malformed("a v2 container that can have no window"));
         }
         let page_sizes = PageSizes::from_mask(info.ddw.pgsizes).and_then(|sizes| sizes.up_to(LARGEST_PAGE));
         Ok(Self {
             first_start: Iova::new(u64::from(info.dma32_window_start)),
             first_len: u64::from(info.dma32_window_size),
-            page_sizes: page_sizes.ok_or("it names no page a window could be made of")?,
+            page_sizes: page_sizes.ok_or_else(|| malformed("it names no page that a window can have"))?,
             slots: info.ddw.max_dynamic_windows_supported.min(MOST_SLOTS) as usize,
             levels: info.ddw.levels,
         })
     }
 
-    /// How many levels a table can have: 5 on powernv, 1 on pseries.
-    pub fn levels(&self) -> u32 {
+    /// The most levels of a table: 5 on powernv, 1 on pseries.
+    pub(crate) fn levels(&self) -> u32 {
         self.levels
     }
 
-    /// What windows can be created. A platform with one slot may put its window in either place.
+    /// The windows that can be created. A platform with one slot may put its window in either place.
     ///
-    /// On a pseries host the first place is the firmware's own default window, and there can be no other there: 4 KiB pages and the size
-    /// it has. Everything else goes to the second place (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
-    pub fn offer(&self) -> WindowOffer {
+    /// On a pseries host the first place is that of the firmware's default window, with 4 KiB pages and a size of its
+    /// own. No other window can be there; every other window goes to the second place (linux:
+    /// arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
+    pub(crate) fn offer(&self) -> WindowOffer {
         let mut first = WindowPlace::new(self.first_start, self.page_sizes);
         if self.is_pseries() {
             first.longest = NonZeroU64::new(self.first_len);
@@ -74,29 +80,29 @@ impl Platform {
         WindowOffer::new(self.page_sizes, self.slots, vec![first, second])
     }
 
-    /// Only a pseries host has tables of one level: they live in its firmware.
+    /// Returns true for a pseries host. No other host has tables of one level only: they are in its firmware.
     fn is_pseries(&self) -> bool {
         self.levels <= 1
     }
 }
 
-/// Reads a v1 container's reply: the one window it has, whose pages are the smallest there are (linux:
+/// Reads a v1 container's reply: its one window, in the smallest pages (linux:
 /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
 ///
 /// # Errors
-/// What cannot be true about it, in words for [`Answer::Malformed`](dmaspace_core::door::Answer::Malformed).
-pub fn fixed_window(info: &TceInfo) -> Result<Window, &'static str> {
+/// A malformed answer, with the impossible part in words.
+pub(crate) fn fixed_window(info: &TceInfo) -> Result<Window, Failure> {
     if info.flags & spapr::INFO_DDW != 0 {
-        return Err("a v1 container whose windows can be created");
+        return Err(malformed("a v1 container whose windows can be created"));
     }
     let (first, len) = (Iova::new(u64::from(info.dma32_window_start)), u64::from(info.dma32_window_size));
-    // A pseries kernel counts the bytes in 32 bits: of 4 GiB none are left (linux: arch/powerpc/platforms/pseries/iommu.c,
-    // spapr_tce_init_table_group).
-    let range = IovaRange::with_len(first, len).map_err(|_| "its window has no bytes, or 4 GiB of them")?;
-    match range.is_aligned_to(PageSize::K4) {
-        true => Ok(Window { range, page_sizes: PageSizes::only(PageSize::K4) }),
-        false => Err("its window is not made of pages of 4K"),
+    // A pseries kernel counts the bytes in 32 bits: of 4 GiB none are left (linux:
+    // arch/powerpc/platforms/pseries/iommu.c, spapr_tce_init_table_group).
+    let range = IovaRange::with_len(first, len).map_err(|_| malformed("its window has no bytes, or 4 GiB of them"))?;
+    if !range.is_aligned_to(PageSize::K4) {
+        return Err(malformed("its window is not made of pages of 4K"));
     }
+    Ok(Window { range, page_sizes: PageSizes::only(PageSize::K4) })
 }
 
 #[cfg(test)]
@@ -115,10 +121,10 @@ mod tests {
         }
     }
 
-    fn changed(change: fn(&mut TceInfo)) -> Result<Platform, &'static str> {
+    fn changed(change: fn(&mut TceInfo)) -> Result<TcePlatform, Failure> {
         let mut info = powernv();
         change(&mut info);
-        Platform::parse(&info)
+        TcePlatform::parse(&info)
     }
 
     #[test]
@@ -143,33 +149,33 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_windows_that_firmware_did_not_tell_is_not_believed() {
+    fn an_impossible_count_of_windows_is_limited() {
         let slots = |count: fn(&mut TceInfo)| changed(count).map(|platform| platform.offer().slots);
         assert_eq!(slots(|info| info.ddw.max_dynamic_windows_supported = u32::MAX), Ok(2));
         assert_eq!(slots(|info| info.ddw.max_dynamic_windows_supported = 1), Ok(1));
     }
 
     #[test]
-    fn pages_the_kernel_stumbles_over_are_not_offered() {
+    fn pages_too_large_for_the_kernel_s_masks_are_not_offered() {
         let with_16g = changed(|info| info.ddw.pgsizes |= 1 << 34).expect("smaller ones are there");
         assert_eq!(with_16g.offer().page_sizes.to_string(), "4K 64K 2M 1G");
     }
 
     #[test]
-    fn replies_that_cannot_be_true_are_refused() {
+    fn impossible_replies_are_refused() {
         let table: [(fn(&mut TceInfo), _); 4] = [
             (|info| info.flags = 0, "a v2 container whose windows cannot be created"),
             (|info| info.ddw.max_dynamic_windows_supported = 0, "a v2 container that can have no window"),
-            (|info| info.ddw.pgsizes = 0, "it names no page a window could be made of"),
-            (|info| info.ddw.pgsizes = 1 << 34, "it names no page a window could be made of"),
+            (|info| info.ddw.pgsizes = 0, "it names no page that a window can have"),
+            (|info| info.ddw.pgsizes = 1 << 34, "it names no page that a window can have"),
         ];
         for (change, why) in table {
-            assert_eq!(changed(change), Err(why));
+            assert_eq!(changed(change), Err(malformed(why)));
         }
     }
 
     #[test]
-    fn a_v1_window_is_what_the_reply_says_in_the_smallest_pages() {
+    fn a_v1_window_is_the_reply_s_in_the_smallest_pages() {
         let info = |start, size| TceInfo {
             argsz: TceInfo::SIZE,
             dma32_window_start: start,
@@ -180,9 +186,9 @@ mod tests {
         assert_eq!((window.range.to_string(), window.granule()), ("0x0..=0x7fffffff".to_owned(), PageSize::K4));
         let highest = fixed_window(&info(0x8000_0000, 0x8000_0000)).expect("it ends with the first 4 GiB");
         assert_eq!(highest.range.last(), Iova::new(0xffff_ffff));
-        assert_eq!(fixed_window(&info(0, 0)), Err("its window has no bytes, or 4 GiB of them"));
-        assert_eq!(fixed_window(&info(0x800, 0x1000)), Err("its window is not made of pages of 4K"));
-        assert_eq!(fixed_window(&info(0, 0x1800)), Err("its window is not made of pages of 4K"));
-        assert_eq!(fixed_window(&powernv()), Err("a v1 container whose windows can be created"));
+        assert_eq!(fixed_window(&info(0, 0)), Err(malformed("its window has no bytes, or 4 GiB of them")));
+        assert_eq!(fixed_window(&info(0x800, 0x1000)), Err(malformed("its window is not made of pages of 4K")));
+        assert_eq!(fixed_window(&info(0, 0x1800)), Err(malformed("its window is not made of pages of 4K")));
+        assert_eq!(fixed_window(&powernv()), Err(malformed("a v1 container whose windows can be created")));
     }
 }

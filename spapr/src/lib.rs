@@ -1,35 +1,40 @@
-//! VFIO's sPAPR TCE containers: the IOMMUs of POWER, as a [`Backend`].
+//! VFIO's sPAPR TCE containers, the IOMMUs of POWER hosts, as a [`Backend`].
 //!
-//! Leans on [`dmaspace_core`] alone. [`Spapr`], for version 2, and [`SpaprV1`] turn one request into one call on a container that the
-//! façade crate opened and a group has joined; checking and remembering mappings is [`dmaspace_core`]'s.
+//! [`Spapr`], for version 2, and [`SpaprV1`] turn one request into one call on a container, which the façade crate opens and a
+//! group joins. Checking requests and remembering mappings is [`dmaspace_core`]'s.
 //!
-//! In version 2 nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`); *windows* are
-//! created, each a table of one page size (`windows`, with the arithmetic in [`tce`]); then entries are written, one a page. The kernel
-//! keeps entries and no mappings: a map over live entries replaces them, any page can be cleared, and only the first page of a map is
-//! checked against its window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl). Whoever calls has checked the rest.
+//! In version 2 nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`; the
+//! kernel's word is preregistration). *Windows* are created, each a table of one page size (`windows`, with the
+//! arithmetic in `tce`). Then entries are written, one for each page. The kernel keeps entries and no mappings: a map
+//! over live entries replaces them, any page can be cleared, and only the first page of a map is checked against its
+//! window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_ioctl). The caller must have checked the other pages.
 //!
-//! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets them too.
+//! When the last device leaves, the kernel forgets windows, registrations and entries, and [`Backend::refresh`] forgets
+//! them too.
 //!
-//! Version 1 is for platforms that cannot create windows (`v1`): it has one, and neither registration nor a second group.
+//! Version 1 is for platforms that cannot create windows (`v1`): it has one window, and neither registration nor a
+//! second group.
 //!
-//! This crate is the host's side. The guest's side, for VMMs that emulate a POWER machine, is the crate `dmaspace-spapr-guest`.
+//! This crate is the host's side. The guest's side, for VMMs that emulate a POWER machine, is the crate
+//! `dmaspace-spapr-guest`.
 
 mod eeh;
 mod entries;
-pub mod info;
+mod info;
 mod prereg;
 #[cfg(test)]
 mod scripted;
-pub mod tce;
+mod tce;
 mod v1;
 mod windows;
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use dmaspace_core::backend::Calls;
 use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingModel};
 use dmaspace_core::door::{Door, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
+use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, IovaRange, Windows};
 
@@ -37,33 +42,31 @@ pub use v1::SpaprV1;
 use windows::Tables;
 
 /// An sPAPR TCE v2 container.
+///
+/// Its lock is [`Rank::Backend`] in the order of all locks ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 pub struct Spapr {
     container: OwnedHandle,
-    /// `Some` while there are devices. Held while a window comes or goes; maps and unmaps do not take it.
+    /// `Some` while there are devices. Locked while a window is created or removed; maps and unmaps do not take the
+    /// lock.
     tables: Mutex<Option<Tables>>,
-    /// Whether the kernel recovers PEs, once it was asked.
+    /// True if the kernel recovers PEs. Empty until the first look-up.
     eeh: OnceLock<bool>,
 }
 
 impl Spapr {
-    /// Takes over `container`, which the first group that joins gives to the sPAPR v2 driver. It is closed when this is dropped; the
-    /// kernel keeps what it maps until its last group has left.
+    /// Takes over `container`. The first group that joins it selects the sPAPR v2 driver. The drop closes the
+    /// container; the kernel keeps its mappings until its last group has left.
     ///
     /// The first call that registers memory or touches a window binds the container to this process for good (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a fork, the child gets `EPERM`.
     pub fn new(container: OwnedHandle) -> Self {
-        Self { container, tables: Mutex::default(), eeh: OnceLock::new() }
-    }
-
-    fn tables(&self) -> MutexGuard<'_, Option<Tables>> {
-        // Changed in single steps after the kernel agreed: right even after a panic elsewhere.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { container, tables: Mutex::new(Rank::Backend, None), eeh: OnceLock::new() }
     }
 }
 
-// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings with its last group
-// (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings
+// with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
 #[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Spapr {
     fn name(&self) -> &'static str {
@@ -74,8 +77,9 @@ unsafe impl Backend for Spapr {
         capabilities(&**self.container.door())
     }
 
-    /// Charged to the process: registered memory and the tables of windows (linux: arch/powerpc/mm/book3s64/iommu_api.c,
-    /// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table).
+    /// Charged to the process: registered memory and the tables of windows (linux:
+    /// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c,
+    /// tce_iommu_create_table).
     fn allowance(&self) -> Option<Allowance> {
         self.container.door().locked_memory().map(LockedMemory::of_process)
     }
@@ -92,9 +96,10 @@ unsafe impl Backend for Spapr {
         true
     }
 
-    /// Its windows are those that were created. The first device ends the default window before anything makes it real.
+    /// Returns the windows that were created. The first device removes the default window before any call makes it
+    /// real.
     fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         if devices == 0 {
             *tables = None;
             return Ok(Windows::default());
@@ -110,7 +115,7 @@ unsafe impl Backend for Spapr {
         entries::write(&self.container, range, memory, access)
     }
 
-    /// The kernel does not say how much it was.
+    /// Returns no length: the kernel does not report it.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }
@@ -127,11 +132,13 @@ unsafe impl Backend for Spapr {
 /// A container belongs to the process that first maps or registers in it, for as long as it is open (linux:
 /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set).
 const ONE_PROCESS: LiveUpdateSupport = LiveUpdateSupport::Never(
-    "a container of sPAPR belongs to one process for good; have the guest give its devices back, and open them again in the new process",
+    "an sPAPR container belongs to one process for good; unplug its devices from the guest, and open them again in the new \
+     process",
 );
 
-/// What both versions can do. Memory is pinned for writing whatever the access (linux: arch/powerpc/mm/book3s64/iommu_api.c,
-/// mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page), and only memory of the kernel's.
+/// The capabilities of both versions. Memory is pinned for writing with any access (linux:
+/// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc; drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_use_page),
+/// and only memory that the kernel manages can be pinned.
 fn capabilities(door: &dyn Door) -> Capabilities {
     let mut capabilities = Capabilities::new(MappingModel::PageEntries, door.host_page());
     capabilities.maps_host_read_only = false;
@@ -218,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_device_takes_back_the_default_window_and_others_ask_nothing() {
+    fn the_first_device_removes_the_default_window_and_others_make_no_call() {
         let (door, spapr) = container(&[powernv]);
         assert_eq!(spapr.refresh(0), Ok(Windows::default()));
         assert_eq!(spapr.offer(), None);
@@ -232,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_failed_is_made_again() {
+    fn a_first_refresh_that_failed_is_repeated() {
         let (door, spapr) = container(&[powernv, no_memory, powernv]);
         assert_eq!(spapr.refresh(1).map_err(|failure| failure.errno()), Err(Some(Errno::ENOMEM)));
         assert_eq!(spapr.offer(), None);
@@ -264,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_was_not_to_be_had_is_tried_smaller() {
+    fn a_block_that_could_not_be_allocated_is_tried_smaller() {
         let (door, spapr) = started(&[no_memory, granted_at_0]);
         assert!(spapr.create(low_window()).is_ok());
         let levels =
@@ -273,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn grants_that_cannot_be_true_are_refused_and_not_remembered() {
+    fn impossible_grants_are_refused_and_not_remembered() {
         let (door, spapr) = started(&[granted_at_0, granted_at_0, granted_past_the_end]);
         let window = spapr.create(low_window()).expect("granted");
         assert_eq!(spapr.create(low_window()), Err(Failure::malformed(CREATE, "it overlaps another window")));
@@ -295,7 +302,7 @@ mod tests {
         let no_such_window: Answer = |_| Err(Errno::EINVAL);
         let (_, spapr) = started(&[granted_at_0, no_such_window, granted_at_0]);
         let window = spapr.create(low_window()).expect("granted");
-        assert_eq!(spapr.remove(window).map_err(|failure| failure.errno()), Err(Some(Errno::EINVAL)));
+        assert_eq!(spapr.remove(window), Ok(Undone::WasNotThere));
         assert_eq!(spapr.refresh(1), Ok(Windows::default()));
         assert_eq!(spapr.create(low_window()), Ok(window));
     }

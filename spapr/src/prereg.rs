@@ -1,16 +1,16 @@
-//! Registering memory, which POWER wants before it maps ([`RegistrationCalls`]).
+//! Registering memory, which POWER requires before a map ([`RegistrationCalls`]; the kernel's word is preregistration).
 //!
-//! Registration is where the kernel pins and charges; maps and unmaps after it are free of both. Three things it does not do well
-//! are the caller's to avoid, because only the caller has an index:
+//! The kernel pins and charges memory when it is registered; maps and unmaps after that do neither. The caller must
+//! avoid three faults of the kernel's, because only the caller has an index:
 //! - unregistering memory that a table entry still points to succeeds, and leaks the pins (linux:
 //!   drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_unregister_pages);
-//! - registrations belong to the process: one that overlaps another, of whatever container, is refused only after pinning (linux:
-//!   arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc), so that all containers have to register the same runs
-//!   ([`dmaspace_core::door::registrations`]);
-//! - a map that meets an unregistration ends early and says nothing (tce_iommu_build_v2).
+//! - registrations belong to the process: one that overlaps another, of any container, is refused only after pinning
+//!   (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc), so that all containers have to register the same
+//!   runs ([`dmaspace_core::door::registrations`]);
+//! - a map during an unregistration may end early without an error (tce_iommu_build_v2).
 //!
-//! A fourth is caught here: registering over a hole answers with the number of pages before it, a positive number, and
-//! registers nothing.
+//! This module catches a fourth: registering memory with a hole registers nothing and answers with the number of pages
+//! before the hole, a positive number.
 
 use std::mem::offset_of;
 

@@ -1,68 +1,70 @@
-//! TCE tables: how many levels, how large, how much locked memory. Arithmetic without a descriptor in sight.
+//! TCE tables: their levels, their size, and the locked memory that they are charged. Arithmetic, without a descriptor.
 //!
-//! A window's table has one entry of 8 bytes for each of its pages. It can be one block, or a tree of *levels* whose blocks are
-//! smaller; the caller says how many levels and the kernel divides the entries evenly between them. One level is best: the hardware finds
-//! an entry in one step. A table gets more only where the platform takes more, and only as many as keep its blocks within a size that every
-//! kernel can allocate in principle; and more than those if such a block was not to be had: on a host that has been up for a while, large
-//! ones are rare, and the kernel does not wait for them (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_alloc_tce_level:
+//! A window's table has one entry of 8 bytes for each of its pages. It can be one block, or a tree of *levels* whose
+//! blocks are smaller; the caller says how many levels and the kernel divides the entries evenly between them. One
+//! level is best: the hardware finds an entry in one step. A table gets more levels only where the platform takes more,
+//! and only as many as keep its blocks within a size that every kernel can allocate in principle. It gets more than
+//! that if such a block could not be allocated: on a host that has been up for a while large blocks are rare, and the
+//! kernel does not wait for them (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_alloc_tce_level:
 //! GFP_ATOMIC).
 //!
 //! # Failed attempts cost
 //! The kernel charges a table before it allocates it and does not take the charge back when that fails (linux:
 //! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table): the process loses that much of its limit for good. So
-//! an attempt is made only where it can end differently from the one before: with smaller blocks, and within what the platform
-//! accepts. To begin with one level whatever its block and raise the number after a failure, as one might, would leak the whole charge of a
-//! large table each time. On a pseries host that is one attempt: it refuses every number of levels but one, having charged 4 GiB (linux:
-//! arch/powerpc/platforms/pseries/iommu.c, spapr_tce_get_table_size).
+//! an attempt is made only if it can end differently from the one before: with smaller blocks, and a number of levels
+//! that the platform accepts. Beginning with one level of any size, and raising the number after a failure, would leak
+//! the whole charge of a large table each time. A pseries host gets one attempt: it refuses every number of levels but
+//! one, after it has charged 4 GiB (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_get_table_size).
 //!
-//! Numbers are u128 where a table could outgrow 64 bits: windows of 2^63 bytes in pages of one byte are asked for by nobody, and
-//! must not wrap.
+//! Numbers are u128 where a table could outgrow 64 bits: the table of a window of 2^63 bytes in pages of one byte is
+//! absurd, and its size must not wrap.
 
 use dmaspace_core::PageSize;
 use dmaspace_core::door::{Errno, Failure};
 
 /// The table of a window that may be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// The number of entries, as a power of two, rounded up.
     entries_shift: u32,
-    /// The page of the window.
+    /// The page size of the window.
     page: PageSize,
-    /// The page of the host, which no block is smaller than.
+    /// The page size of the host, which is the smallest size of a block.
     host_page: PageSize,
-    /// The most levels the platform says it takes.
+    /// The most levels that the platform takes.
     most_levels: u32,
 }
 
 /// The bytes of an entry, as a power of two.
 const ENTRY_SHIFT: u32 = 3;
 
-/// Blocks of up to 2^7 host pages can be allocated on every kernel: the lowest limit of any (linux: arch/powerpc/Kconfig,
-/// ARCH_FORCE_MAX_ORDER: 7 or 8 with pages of 64 KiB, more with smaller ones).
+/// Blocks of up to 2^7 host pages can be allocated on every kernel: the lowest limit of any (linux:
+/// arch/powerpc/Kconfig, ARCH_FORCE_MAX_ORDER: 7 or 8 with pages of 64 KiB, more with smaller ones).
 const BLOCK_PAGES_SHIFT: u32 = 7;
 
-/// powernv refuses, once it has charged it, a table whose levels if all were full would span 2^55 bytes of bus addresses or more
-/// (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_pci_ioda2_table_alloc_pages).
+/// powernv refuses, once it has charged it, a table whose levels if all were full would span 2^55 bytes of bus
+/// addresses or more (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c, pnv_pci_ioda2_table_alloc_pages).
 const SPAN_SHIFT: u32 = 55;
 
 impl Table {
-    /// The table of a window of `window` bytes (0 stands for 2^64) in pages of `page`, on a host with pages of `host_page` and tables
-    /// of up to `most_levels`.
-    pub fn new(window: u64, page: PageSize, host_page: PageSize, most_levels: u32) -> Self {
-        // A window smaller than its page is the kernel's to refuse.
+    /// The table of a window of `window` bytes (0 stands for 2^64) in pages of `page`, on a host with pages of
+    /// `host_page` and tables of up to `most_levels`.
+    pub(crate) fn new(window: u64, page: PageSize, host_page: PageSize, most_levels: u32) -> Self {
+        // The kernel refuses a window that is smaller than its page.
         let entries_shift = window_shift(window).saturating_sub(page.shift());
-        // A platform that says nothing takes one level.
+        // A platform that names no number takes one level.
         Self { entries_shift, page, host_page, most_levels: most_levels.max(1) }
     }
 
     /// Makes `attempt` with a number of levels, and with more where that can help, until one is accepted.
     ///
-    /// Only `ENOMEM` leads on. It has two meanings that cannot be told apart: no block of that size, where smaller ones help;
-    /// and the limit on locked memory, where nothing was charged and another attempt costs nothing either.
+    /// Only `ENOMEM` leads to another attempt. It has two meanings that cannot be distinguished: the kernel has no
+    /// block of that size, and smaller ones help; or the limit on locked memory is reached, and neither this attempt
+    /// nor another is charged.
     ///
     /// # Errors
-    /// What the last attempt said.
-    pub fn try_levels<T>(self, mut attempt: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure> {
+    /// The failure of the last attempt.
+    pub(crate) fn try_levels<T>(self, mut attempt: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure> {
         let mut result = attempt(self.first_levels());
         for levels in self.more_levels() {
             match &result {
@@ -73,14 +75,14 @@ impl Table {
         result
     }
 
-    /// As many levels as keep blocks within [`BLOCK_PAGES_SHIFT`], or as the platform takes.
+    /// The levels that keep blocks within [`BLOCK_PAGES_SHIFT`], at most the platform's.
     fn first_levels(self) -> u32 {
         let block_shift = self.host_page.shift() + BLOCK_PAGES_SHIFT;
         let table_shift = self.entries_shift + ENTRY_SHIFT;
         table_shift.div_ceil(block_shift).clamp(1, self.most_levels)
     }
 
-    /// The numbers above the first whose blocks are smaller than those of the number before, and that the platform accepts.
+    /// Larger numbers of levels, as long as each has smaller blocks than the number before and the platform accepts it.
     fn more_levels(self) -> impl Iterator<Item = u32> {
         (self.first_levels() + 1..=self.most_levels)
             .take_while(move |levels| self.block_shift(*levels) < self.block_shift(levels - 1))
@@ -96,26 +98,27 @@ impl Table {
         (self.block_shift(levels) - ENTRY_SHIFT) * levels + self.page.shift() < SPAN_SHIFT
     }
 
-    /// The bytes of locked memory that the kernel charges for it at the first attempt: the whole pages of it (linux:
-    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table). A table of a few entries is charged nothing on a pseries host.
-    pub fn charge(self) -> u64 {
+    /// The bytes of locked memory that the kernel charges for the table at the first attempt, in whole pages (linux:
+    /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_table). A table of a few entries is charged nothing on a
+    /// pseries host.
+    pub(crate) fn charge(self) -> u64 {
         let charge = if self.most_levels == 1 { self.one_block() } else { self.tree(self.first_levels()) };
         u64::try_from(charge).map_or(u64::MAX, |charge| self.host_page.round_down(charge))
     }
 
-    /// The same for a table of one level on a powernv host, which charges twice what a pseries host does.
-    pub fn charge_of_one_level(self) -> u64 {
+    /// The charge for a table of one level on a powernv host, which charges twice as much as a pseries host.
+    pub(crate) fn charge_of_one_level(self) -> u64 {
         u64::try_from(self.tree(1)).unwrap_or(u64::MAX)
     }
 
-    /// What a pseries host charges: the table, which lives in the firmware (linux: arch/powerpc/platforms/pseries/iommu.c,
-    /// spapr_tce_get_table_size).
+    /// The charge on a pseries host: the table, which is in the firmware (linux:
+    /// arch/powerpc/platforms/pseries/iommu.c, spapr_tce_get_table_size).
     fn one_block(self) -> u128 {
         1 << (self.entries_shift + ENTRY_SHIFT)
     }
 
-    /// What a powernv host charges: all blocks of all levels, as if each level were full, and the same again for the addresses in the
-    /// process (linux: arch/powerpc/platforms/powernv/pci-ioda.c, pnv_pci_ioda2_get_table_size).
+    /// The charge on a powernv host: all blocks of all levels, as if each level were full, and as much again for the
+    /// addresses in the process (linux: arch/powerpc/platforms/powernv/pci-ioda.c, pnv_pci_ioda2_get_table_size).
     fn tree(self, levels: u32) -> u128 {
         const SMALLEST: u128 = 0x1000;
         let block = 1u128 << self.block_shift(levels);
@@ -175,7 +178,7 @@ mod tests {
         (TIB, PageSize::K64, PageSize::K64, &[2], 262_272),
         // A third level would span 2^55 bytes, which is refused.
         (16 * TIB, PageSize::K64, PageSize::K64, &[2], 4_194_560),
-        // QEMU counts the entries in 32 bits: none.
+        // QEMU counts the entries in 32 bits, which makes none of them.
         (16 * TIB, PageSize::K4, PageSize::K64, &[2, 3], 67_109_888),
         // A host with pages of 4K.
         (GIB, PageSize::K4, PageSize::K4, &[2], 4104),
@@ -256,8 +259,8 @@ mod tests {
             for page in [smallest, PageSize::K4, PageSize::G1] {
                 for most_levels in [0, PSERIES, POWERNV, u32::MAX] {
                     let table = Table::new(window, page, PageSize::K64, most_levels);
-                    let attempts = attempts(table, Errno::ENOMEM);
-                    assert!((1..=POWERNV as usize).contains(&attempts.len()), "{table:?}: {attempts:?}");
+                    let levels = attempts(table, Errno::ENOMEM);
+                    assert!((1..=POWERNV as usize).contains(&levels.len()), "{table:?}: {levels:?}");
                     assert!(PageSize::K64.divides(table.charge()) || table.charge() == u64::MAX);
                 }
             }

@@ -1,14 +1,16 @@
-//! Containers of version 1: one window, there for as long as a group is in the container, with 4 KiB pages.
+//! Containers of version 1: one window with 4 KiB pages, which exists while a group is in the container.
 //!
-//! Nothing is registered: the kernel pins a page when an entry shows it, and charges nothing for that. What it charges is all that could
-//! be shown, the whole window, when the container is *enabled*, however little is mapped later, and the window's table when the first map
-//! or unmap makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable, tce_iommu_create_default_window). Here both
-//! happen when the first device comes: a limit on locked memory that is too low shows before anything was promised, not at some map later.
+//! There is no registration: the kernel pins a page when an entry maps it, and charges nothing for that. It charges the
+//! whole window when the container is *enabled*, however little is mapped later, and the window's table when the first
+//! map or unmap makes the table (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_enable,
+//! tce_iommu_create_default_window). This backend does both when the first device is attached, so that a limit on
+//! locked memory that is too low fails the attach, not a later map.
 //!
-//! A second group is refused with `EBUSY` (tce_iommu_attach_group). When the only one leaves, the kernel disables the container.
+//! A second group is refused with `EBUSY` (tce_iommu_attach_group). When the only group leaves, the kernel disables the
+//! container.
 
 use std::num::NonZeroU64;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use dmaspace_abi::spapr::{self, TceInfo};
 use dmaspace_core::backend::{Calls, EehCalls};
@@ -16,6 +18,7 @@ use dmaspace_core::contract::eeh::PeOperation;
 use dmaspace_core::contract::{AttachPlace, Capabilities};
 use dmaspace_core::door::{Command, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
+use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
@@ -24,44 +27,41 @@ use crate::tce::Table;
 use crate::{capabilities, eeh, entries, info};
 
 /// An sPAPR TCE v1 container.
+///
+/// Its lock is [`Rank::Backend`] in the order of all locks ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 pub struct SpaprV1 {
     container: OwnedHandle,
-    window: Mutex<Known>,
-    /// Whether the kernel recovers PEs, once it was asked.
+    window: Mutex<OnlyWindow>,
+    /// True if the kernel recovers PEs. Empty until the first look-up.
     eeh: OnceLock<bool>,
 }
 
-/// What is known of the window.
+/// The state of the container's window.
 #[derive(Clone, Copy, Debug)]
-enum Known {
-    /// Nothing: there is no device.
-    Nothing,
-    /// It is offered, and could not be had yet.
+enum OnlyWindow {
+    /// There is no device, so the window is not known.
+    Unknown,
+    /// The kernel offers the window, and has not enabled it.
     Offered(Window),
     /// The container is enabled and the table is there.
     InForce(Window),
 }
 
 impl SpaprV1 {
-    /// Takes over `container`, which the group that joins gives to the sPAPR v1 driver. It is closed when this is dropped; the kernel
-    /// keeps what it maps until the group has left.
+    /// Takes over `container`. The group that joins it selects the sPAPR v1 driver. The drop closes the container; the
+    /// kernel keeps its mappings until the group has left.
     ///
-    /// Enabling it binds the container to this process for good (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set): after a
-    /// fork, the child gets `EPERM`.
+    /// Enabling it binds the container to this process for good (linux: drivers/vfio/vfio_iommu_spapr_tce.c,
+    /// tce_iommu_mm_set): after a fork, the child gets `EPERM`.
     pub fn new(container: OwnedHandle) -> Self {
-        Self { container, window: Mutex::new(Known::Nothing), eeh: OnceLock::new() }
+        Self { container, window: Mutex::new(Rank::Backend, OnlyWindow::Unknown), eeh: OnceLock::new() }
     }
 
-    fn window(&self) -> MutexGuard<'_, Known> {
-        // Changed in single steps after the kernel agreed: right even after a panic elsewhere.
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ask_for_the_window(&self) -> Result<Window, Failure> {
+    fn read_window(&self) -> Result<Window, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
         self.container.call(Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
-        info::fixed_window(&info).map_err(|why| Failure::malformed(spapr::TCE_GET_INFO.name, why))
+        info::fixed_window(&info)
     }
 
     /// Enables the container and makes the table. After an error it is not enabled.
@@ -69,21 +69,27 @@ impl SpaprV1 {
         let enabled = self.container.call(Command::bare(spapr::ENABLE));
         let made = enabled.and_then(|()| self.make_table(window));
         made.inspect_err(|_| {
-            // A call that failed may have done its work all the same, and disabling what is not enabled does nothing (linux:
-            // tce_iommu_disable). If this fails too, the group will not stay, and when it leaves the kernel disables the container.
+            // A call that failed may have done its work all the same, and disabling a container that is not enabled
+            // does nothing (linux: tce_iommu_disable). If this fails, too, the attach fails: the group leaves, and the
+            // kernel disables the container then.
             let _ = self.container.call(Command::bare(spapr::DISABLE));
         })
     }
 
-    /// Clears an entry where none is: the kernel makes the table for that.
+    /// Clears an entry of the empty window, for which the kernel makes the table.
     fn make_table(&self, window: Window) -> Result<(), Failure> {
-        let page = IovaRange::with_len(window.range.first(), window.granule().bytes());
-        page.map_or(Ok(()), |page| entries::clear(&self.container, page))
+        match IovaRange::with_len(window.range.first(), window.granule().bytes()) {
+            Ok(page) => entries::clear(&self.container, page),
+            Err(error) => {
+                debug_assert!(false, "the window {} has no first page: {error}", window.range);
+                Ok(())
+            }
+        }
     }
 }
 
-// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings with its last group
-// (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings
+// with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
 #[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for SpaprV1 {
     fn name(&self) -> &'static str {
@@ -99,10 +105,10 @@ unsafe impl Backend for SpaprV1 {
         self.container.door().locked_memory().map(LockedMemory::of_process)
     }
 
-    /// The window, and its table: what a powernv host charges, where a pseries host charges half as much for the table. Such a container
-    /// does not say which it is on.
+    /// The window's bytes and the table's charge on a powernv host. A pseries host charges half as much for the table;
+    /// the container does not report the kind of host.
     fn locked_at_start(&self) -> u64 {
-        let (Known::Offered(window) | Known::InForce(window)) = *self.window() else { return 0 };
+        let (OnlyWindow::Offered(window) | OnlyWindow::InForce(window)) = *self.window.lock() else { return 0 };
         let len = window.range.len().map_or(u64::MAX, NonZeroU64::get);
         let table = Table::new(len, PageSize::K4, self.container.door().host_page(), 1);
         len.saturating_add(table.charge_of_one_level())
@@ -120,31 +126,33 @@ unsafe impl Backend for SpaprV1 {
         true
     }
 
-    /// The first device brings the window.
+    /// Returns the window. The first device enables the container.
     fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
-        let mut known = self.window();
+        let mut known = self.window.lock();
         if devices == 0 {
-            *known = Known::Nothing;
+            *known = OnlyWindow::Unknown;
             return Ok(Windows::default());
         }
         let window = match *known {
-            Known::InForce(window) => window,
-            Known::Nothing | Known::Offered(_) => {
-                let window = self.ask_for_the_window()?;
-                *known = Known::Offered(window);
+            OnlyWindow::InForce(window) => window,
+            OnlyWindow::Unknown | OnlyWindow::Offered(_) => {
+                let window = self.read_window()?;
+                *known = OnlyWindow::Offered(window);
                 self.put_into_force(window)?;
-                *known = Known::InForce(window);
+                *known = OnlyWindow::InForce(window);
                 window
             }
         };
-        Ok(Windows::new(vec![window]).unwrap_or_default())
+        let windows = Windows::new(vec![window]);
+        debug_assert!(windows.is_ok(), "one window overlaps none: {windows:?}");
+        Ok(windows.unwrap_or_default())
     }
 
     fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         entries::write(&self.container, range, memory, access)
     }
 
-    /// The kernel does not say how much it was.
+    /// Returns no length: the kernel does not report it.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         entries::clear(&self.container, range).map(|()| Undone::Done(None))
     }

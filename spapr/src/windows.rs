@@ -1,12 +1,13 @@
-//! Windows that come and go ([`WindowCalls`]), and what the container knows of them.
+//! Creating and removing windows ([`WindowCalls`]), and the windows that a container was granted.
 //!
-//! A container has two *slots*. A new window takes the first free one and the platform decides where on the bus that is; the caller
-//! learns it from the answer, and removes the window again if it is not where it was wanted. Removing takes any address inside
-//! a window for its name, so here only the first address of a window that was granted is ever passed.
+//! A container has two *slots*. A new window takes the first free slot, and the platform chooses its place on the bus.
+//! The answer contains the place; the caller removes the window again if it wanted another. The kernel removes the
+//! window that contains a given address, so this module only ever passes the first address of a window that was
+//! granted.
 //!
-//! The kernel starts with a *default window* that nobody asked for: 4 KiB pages, the first slot. It is only a promise until the first
-//! map, unmap or creation makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
-//! [`Spapr::begin`] takes the promise back before any of those, so that every window there is was granted here.
+//! The kernel starts with a *default window*: 4 KiB pages, in the first slot. It is only a promise until the first map,
+//! unmap or creation makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
+//! [`Spapr::begin`] removes the promise before any of these calls, so that every window of the container was granted here.
 
 use dmaspace_abi::spapr::{self, TceCreate, TceInfo, TceRemove};
 use dmaspace_core::backend::WindowCalls;
@@ -17,17 +18,18 @@ use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
-use crate::info::Platform;
+use crate::info::TcePlatform;
 use crate::tce::Table;
 
-/// What is known of a container while it has devices. The kernel forgets it all when the last one leaves.
+/// The platform and the windows of a container while it has devices. The kernel forgets all of it when the last one
+/// leaves.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    platform: Platform,
+    platform: TcePlatform,
     granted: Vec<Window>,
 }
 
-/// The address that takes back a default window which is still a promise, wherever it would begin.
+/// The address that removes a default window which is still a promise, at any place.
 const DEFAULT_WINDOW: u64 = 0;
 
 impl Tables {
@@ -35,8 +37,8 @@ impl Tables {
         Windows::new(self.granted.clone()).map_err(|_| malformed_grant("it overlaps another window"))
     }
 
-    /// Remembers a window, unless it cannot be true. Such a window is not removed: an address would have to name it, and might name
-    /// another. Nothing is ever mapped in it.
+    /// Remembers a window, or refuses an impossible one. An impossible window is not removed: the address that names it
+    /// might name another window. Nothing is ever mapped in it.
     fn grant(&mut self, start: u64, request: WindowRequest) -> Result<Window, Failure> {
         let len = window_size(request);
         let range = IovaRange::with_len(Iova::new(start), len).map_err(|_| malformed_grant("it ends past 2^64-1"))?;
@@ -59,12 +61,11 @@ fn window_size(request: WindowRequest) -> u64 {
 }
 
 impl Spapr {
-    /// The first device is there: asks what the platform can do and takes back the default window.
+    /// Reads the platform's offer after the first device was attached, and removes the default window.
     pub(crate) fn begin(&self) -> Result<Tables, Failure> {
         let mut info = TceInfo { argsz: TceInfo::SIZE, ..TceInfo::default() };
         self.container.call(Command::with_bytes(spapr::TCE_GET_INFO, info.as_mut_bytes()))?;
-        let malformed = |why| Failure::malformed(spapr::TCE_GET_INFO.name, why);
-        let platform = Platform::parse(&info).map_err(malformed)?;
+        let platform = TcePlatform::parse(&info)?;
         self.remove_at(DEFAULT_WINDOW)?;
         Ok(Tables { platform, granted: Vec::new() })
     }
@@ -86,7 +87,7 @@ impl Spapr {
         self.container.call(Command::with_bytes(spapr::TCE_REMOVE, remove.as_mut_bytes()))
     }
 
-    /// Before the first device a table is taken to be one block, and creating it is the kernel's to refuse.
+    /// The table for a window. Without a device the table counts as one block, and the kernel refuses to create it.
     fn table(&self, tables: Option<&Tables>, request: WindowRequest) -> Table {
         let levels = tables.map_or(1, |tables| tables.platform.levels());
         Table::new(window_size(request), request.page, self.container.door().host_page(), levels)
@@ -95,11 +96,11 @@ impl Spapr {
 
 impl WindowCalls for Spapr {
     fn offer(&self) -> Option<WindowOffer> {
-        self.tables().as_ref().map(|tables| tables.platform.offer())
+        self.tables.lock().as_ref().map(|tables| tables.platform.offer())
     }
 
     fn create(&self, request: WindowRequest) -> Result<Window, Failure> {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         let table = self.table(tables.as_ref(), request);
         let start = table.try_levels(|levels| self.create_with(request, levels))?;
         match tables.as_mut() {
@@ -108,10 +109,10 @@ impl WindowCalls for Spapr {
         }
     }
 
-    /// Where the kernel says `EINVAL`, no window is: a call that failed before may have removed it all the same, and the next one may
-    /// come to lie there.
+    /// `EINVAL` means that the kernel has no window there: an earlier call that failed may have removed it all the
+    /// same. The window is forgotten then, since the next one may get its place.
     fn remove(&self, window: Window) -> Result<Undone, Failure> {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         let removed = Undone::unless_absent(self.remove_at(window.range.first().get()), &[Errno::EINVAL])?;
         if let Some(tables) = tables.as_mut() {
             tables.granted.retain(|granted| granted.range != window.range);
@@ -120,6 +121,6 @@ impl WindowCalls for Spapr {
     }
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {
-        self.table(self.tables().as_ref(), request).charge()
+        self.table(self.tables.lock().as_ref(), request).charge()
     }
 }

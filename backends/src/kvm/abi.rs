@@ -1,14 +1,15 @@
-//! The part of KVM's ABI that kvm-bindings has for no POWER: numbers and structs (linux: include/uapi/linux/kvm.h).
+//! The part of KVM's ABI that kvm-bindings does not have for POWER: numbers and structs (linux:
+//! include/uapi/linux/kvm.h).
 //!
-//! Numbers are computed by libc, which knows that POWER has 13 bits for a size and other direction bits, and are checked when this is
-//! compiled against literals of each architecture's headers.
+//! Numbers are computed by libc, which knows that POWER has 13 bits for a size and other direction bits, and are
+//! checked when this is compiled against literals of each architecture's headers.
 
 use dmaspace_core::door::Request;
 
 /// `KVMIO`.
 const KVM: u32 = 0xae;
 
-/// The number that libc computes, of which the kernel looks at 32 bits.
+/// The number that libc computes. The kernel uses 32 bits of it.
 #[allow(clippy::cast_possible_truncation)]
 const fn request(number: libc::Ioctl, name: &'static str) -> Request {
     Request { number: number as u32, name }
@@ -26,9 +27,9 @@ pub(super) const CREATE_SPAPR_TCE_64: Request =
 
 /// The type of the VFIO device (linux: enum kvm_device_type).
 pub(super) const DEV_TYPE_VFIO: u32 = 4;
-/// Its attributes are about files: groups, or devices with a node of their own.
+/// The group of its attributes for files: VFIO groups, or devices with a node of their own.
 pub(super) const DEV_VFIO_FILE: u32 = 1;
-/// Take a file in; the value is its descriptor.
+/// Add a file; the value is its descriptor.
 pub(super) const DEV_VFIO_FILE_ADD: u64 = 1;
 /// Forget a file; the value is its descriptor.
 pub(super) const DEV_VFIO_FILE_DEL: u64 = 2;
@@ -37,7 +38,7 @@ pub(super) const DEV_VFIO_GROUP_SET_SPAPR_TCE: u64 = 3;
 /// Have KVM answer a hypercall, or not; the arguments are its token and 1 or 0.
 pub(super) const CAP_PPC_ENABLE_HCALL: u32 = 104;
 
-/// What [`CREATE_DEVICE`] reads, and writes the descriptor into.
+/// The argument of [`CREATE_DEVICE`], which writes the descriptor into it.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct CreateDevice {
@@ -46,7 +47,7 @@ pub(super) struct CreateDevice {
     pub(super) flags: u32,
 }
 
-/// What [`SET_DEVICE_ATTR`] reads.
+/// The argument of [`SET_DEVICE_ATTR`].
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct DeviceAttr {
@@ -65,7 +66,7 @@ pub(super) struct VfioSpaprTce {
     pub(super) table: i32,
 }
 
-/// What [`ENABLE_CAP`] reads.
+/// The argument of [`ENABLE_CAP`].
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct EnableCap {
@@ -75,7 +76,7 @@ pub(super) struct EnableCap {
     pub(super) padding: [u8; 64],
 }
 
-/// What [`CREATE_SPAPR_TCE_64`] reads. Offset and size are in pages of the window.
+/// The argument of [`CREATE_SPAPR_TCE_64`]. Offset and size are in pages of the window.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct CreateSpaprTce64 {
@@ -86,7 +87,7 @@ pub(super) struct CreateSpaprTce64 {
     pub(super) size: u64,
 }
 
-/// The number on POWER, and on x86_64.
+/// Returns true if a request has the number of this architecture.
 const fn is(request: Request, on_power: u32, on_x86_64: u32) -> bool {
     request.number == if cfg!(target_arch = "powerpc64") { on_power } else { on_x86_64 }
 }

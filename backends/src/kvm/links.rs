@@ -1,15 +1,16 @@
-//! Which group is linked to which of KVM's TCE tables.
+//! The links between groups and KVM's TCE tables.
 //!
-//! KVM links one table to one group at a time, and forgets a group with all its links or a table with all of its: nothing in between. A
-//! group is told to KVM only together with its first table, and forgotten with its last one: one that never had any makes the kernel
-//! warn when it goes (linux: virt/kvm/vfio.c, kvm_spapr_tce_release_vfio_group).
+//! KVM adds a link for one table and one group at a time. It removes all links of a group, or all links of a table, and
+//! no single one. A group is added to KVM only together with its first table, and deleted with its last one: for a
+//! group that never had a table the kernel warns when it is deleted (linux: virt/kvm/vfio.c,
+//! kvm_spapr_tce_release_vfio_group).
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
 use dmaspace_core::door::Errno;
 
-/// The calls that take a group in, link it and forget it.
+/// The calls that add a group, link it and delete it.
 pub(super) trait GroupCalls<G> {
     /// KVM_DEV_VFIO_FILE_ADD.
     fn add(&self, group: G) -> Result<(), Errno>;
@@ -19,7 +20,7 @@ pub(super) trait GroupCalls<G> {
     fn delete(&self, group: G) -> Result<(), Errno>;
 }
 
-/// The links there are: by group, the numbers of its tables.
+/// The links that exist: by group, the numbers of its tables.
 #[derive(Debug)]
 pub(super) struct Links<G> {
     groups: HashMap<G, BTreeSet<u64>>,
@@ -32,7 +33,7 @@ impl<G> Default for Links<G> {
 }
 
 impl<G: Copy + Eq + Hash> Links<G> {
-    /// Links a group and a table. Linking twice would count twice in the kernel, and unlinking only once.
+    /// Links a group and a table. The kernel counts links, so a link that exists is not made again.
     pub(super) fn link(&mut self, calls: &impl GroupCalls<G>, group: G, table: u64) -> Result<(), Errno> {
         match self.groups.get(&group) {
             Some(tables) if tables.contains(&table) => return Ok(()),
@@ -40,7 +41,7 @@ impl<G: Copy + Eq + Hash> Links<G> {
             None => {
                 calls.add(group)?;
                 if let Err(errno) = calls.set(group) {
-                    // Having tried to link it, KVM can forget it without a warning.
+                    // KVM deletes a group without a warning once it has tried to link it.
                     let _ = calls.delete(group);
                     return Err(errno);
                 }
@@ -50,7 +51,7 @@ impl<G: Copy + Eq + Hash> Links<G> {
         Ok(())
     }
 
-    /// Forgets a group. `ENOENT`: KVM does not know it, which is what was wanted.
+    /// Deletes a group. `ENOENT` counts as success: KVM does not have the group.
     pub(super) fn unlink(&mut self, calls: &impl GroupCalls<G>, group: G) -> Result<(), Errno> {
         if !self.groups.contains_key(&group) {
             return Ok(());
@@ -64,13 +65,13 @@ impl<G: Copy + Eq + Hash> Links<G> {
         }
     }
 
-    /// Forgets a table, which is closed already, and the groups that had no other.
+    /// Removes a table, which is closed already, and deletes the groups that had no other.
     pub(super) fn close(&mut self, calls: &impl GroupCalls<G>, table: u64) {
         self.groups.retain(|group, tables| {
             tables.remove(&table);
             if tables.is_empty() {
                 if let Err(errno) = calls.delete(*group) {
-                    log::warn!("KVM does not forget a group that has no TCE table any more: {errno}");
+                    log::warn!("KVM did not delete a group whose last TCE table was closed: {errno}");
                 }
             }
             !tables.is_empty()
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_comes_with_its_first_table_and_goes_with_its_last() {
+    fn a_group_is_added_with_its_first_table_and_deleted_with_its_last() {
         let (calls, mut links) = (Recorded::default(), Links::default());
         links.link(&calls, 7, 1).expect("nothing fails");
         links.link(&calls, 7, 2).expect("nothing fails");
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_could_not_be_linked_is_forgotten_unless_it_has_another_table() {
+    fn a_group_that_could_not_be_linked_is_deleted_unless_it_has_another_table() {
         let (calls, mut links) = (Recorded::default(), Links::default());
         let failing = Recorded::failing("set", Errno::EINVAL);
         assert_eq!(links.link(&failing, 7, 1), Err(Errno::EINVAL));
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_leaves_is_forgotten_with_all_its_tables() {
+    fn a_group_that_leaves_is_deleted_with_all_its_links() {
         let (calls, mut links) = (Recorded::default(), Links::default());
         for table in [1, 2] {
             links.link(&calls, 7, table).expect("nothing fails");

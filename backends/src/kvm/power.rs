@@ -1,16 +1,17 @@
 //! KVM on POWER: the VFIO device, and TCE tables whose hypercalls KVM answers itself.
 //!
-//! kvm-ioctls has no POWER, so these are our own calls, few as they are, on descriptors that whoever runs the virtual machine passes.
+//! kvm-ioctls does not support POWER, so the few calls are made here, on descriptors that the VMM passes.
 #![expect(unsafe_code, reason = "UNSAFETY: KVM's calls on POWER, of which no crate has a safe form")]
 
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::door::{Answer, Errno, Failure, Handle, Request};
+use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::{IovaRange, PageSize};
 use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
 use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
@@ -19,22 +20,23 @@ use super::abi::{self, CreateDevice, CreateSpaprTce64, DeviceAttr, EnableCap, Vf
 use super::links::{GroupCalls, Links};
 use crate::linux::LinuxDoor;
 
-/// KVM's VFIO device of one virtual machine, and the TCE tables it has.
+/// KVM's VFIO device of one virtual machine, and its TCE tables.
 ///
-/// Pass it to [`PciHostBridge::with_kernel`](dmaspace_spapr_guest::PciHostBridge::with_kernel). The virtual machine must be of this
-/// process, as the containers must, and its memory slots must show the memory that is registered, since KVM finds an entry's memory
-/// through both.
+/// Pass it to [`PciHostBridge::with_kernel`](dmaspace_spapr_guest::PciHostBridge::with_kernel). The virtual machine and
+/// the containers must be of this process, and the machine's memory slots must contain the memory that is registered:
+/// KVM finds an entry's memory through both.
 #[derive(Clone, Debug)]
 pub struct KvmVfio {
     shared: Arc<Shared>,
 }
 
+/// Its lock is [`Rank::KernelLinks`] in the order of all locks ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 struct Shared {
     door: Arc<LinuxDoor>,
     vm: OwnedFd,
     device: OwnedFd,
-    links: Mutex<State>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
@@ -48,35 +50,33 @@ impl KvmVfio {
     /// Makes the VFIO device of the virtual machine behind `vm`, for handles of `door`.
     ///
     /// # Errors
-    /// What KVM says: `EBUSY` when the machine has one already, which is then to be passed to [`KvmVfio::with_device`].
+    /// KVM's errno: `EBUSY` when the machine has a VFIO device already, which the VMM must pass to
+    /// [`KvmVfio::with_device`].
     pub fn new(door: Arc<LinuxDoor>, vm: OwnedFd) -> Result<Self, Errno> {
         let mut request = CreateDevice { kind: abi::DEV_TYPE_VFIO, ..CreateDevice::default() };
         // SAFETY: KVM reads and writes the struct, which has no pointer in it.
         unsafe { ioctl(&vm, abi::CREATE_DEVICE, &raw mut request) }?;
-        // SAFETY: KVM just made this descriptor for us (linux: virt/kvm/kvm_main.c, kvm_ioctl_create_device), so nobody else owns it.
+        // SAFETY: KVM just made this descriptor for us (linux: virt/kvm/kvm_main.c, kvm_ioctl_create_device), and it
+        // has no other owner.
         let device = unsafe { OwnedFd::from_raw_fd(request.descriptor) };
         Ok(Self::with_device(door, vm, device))
     }
 
     /// Uses the VFIO device that a VMM made itself.
     pub fn with_device(door: Arc<LinuxDoor>, vm: OwnedFd, device: OwnedFd) -> Self {
-        Self { shared: Arc::new(Shared { door, vm, device, links: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { door, vm, device, state: Mutex::new(Rank::KernelLinks, State::default()) }) }
     }
 
-    /// The device, for what else a VMM does with it.
+    /// The device, for other uses of the VMM.
     pub fn device(&self) -> BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(&self.shared.device)
     }
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Changed in single steps, after KVM agreed: right even after a panic elsewhere.
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// KVM answers the two that carry many entries only when it is told to (linux: arch/powerpc/kvm/book3s_hv.c, default_hcall_list).
-    fn answer(&self, hypercall: u64) -> Result<(), Errno> {
+    /// Has KVM answer a hypercall. The two that carry many entries are off by default (linux:
+    /// arch/powerpc/kvm/book3s_hv.c, default_hcall_list).
+    fn enable(&self, hypercall: u64) -> Result<(), Errno> {
         let arguments = [hypercall, 1, 0, 0];
         let mut request = EnableCap { capability: abi::CAP_PPC_ENABLE_HCALL, flags: 0, arguments, padding: [0; 64] };
         // SAFETY: KVM reads the struct, which has no pointer in it.
@@ -87,7 +87,8 @@ impl Shared {
     fn set<T>(&self, attribute: u64, value: &T) -> Result<(), Errno> {
         let address = ptr::from_ref(value).expose_provenance() as u64;
         let mut request = DeviceAttr { flags: 0, group: abi::DEV_VFIO_FILE, attribute, address };
-        // SAFETY: KVM reads the struct, and as much of the value behind the address as the attribute has: callers pass what it has.
+        // SAFETY: KVM reads the struct, and as much of the value behind the address as the attribute has: callers pass
+        // what it has.
         unsafe { ioctl(&self.device, abi::SET_DEVICE_ATTR, &raw mut request) }.map(drop)
     }
 }
@@ -122,7 +123,7 @@ impl GroupCalls<Handle> for Calls<'_> {
 unsafe impl InKernelTables for KvmVfio {
     fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn InKernelTable>, Failure> {
         for hypercall in [H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE] {
-            self.shared.answer(hypercall).map_err(|errno| failed(abi::ENABLE_CAP, errno))?;
+            self.shared.enable(hypercall).map_err(|errno| failed(abi::ENABLE_CAP, errno))?;
         }
         let size = window.len().map_or(0, |len| len.get() >> page.shift());
         let offset = window.first().get() >> page.shift();
@@ -131,12 +132,12 @@ unsafe impl InKernelTables for KvmVfio {
         // SAFETY: KVM reads the struct, which has no pointer in it.
         let created = unsafe { ioctl(&self.shared.vm, abi::CREATE_SPAPR_TCE_64, &raw mut request) };
         let created = created.map_err(|errno| failed(abi::CREATE_SPAPR_TCE_64, errno))?;
-        // SAFETY: KVM just made this descriptor for us (linux: arch/powerpc/kvm/book3s_64_vio.c, kvm_vm_ioctl_create_spapr_tce), so
-        // nobody else owns it.
+        // SAFETY: KVM just made this descriptor for us (linux: arch/powerpc/kvm/book3s_64_vio.c,
+        // kvm_vm_ioctl_create_spapr_tce), and it has no other owner.
         let descriptor = unsafe { OwnedFd::from_raw_fd(created) };
         let entries = Entries::new(&descriptor, size).map_err(|errno| failed(MMAP, errno))?;
         let number = {
-            let mut state = self.shared.state();
+            let mut state = self.shared.state.lock();
             state.next += 1;
             state.next
         };
@@ -153,7 +154,8 @@ struct KvmTable {
     shared: Arc<Shared>,
 }
 
-// SAFETY: entries are read from KVM's table, which it shares with this process, and KVM's answer to unlinking is returned as it is.
+// SAFETY: entries are read from KVM's table, which it shares with this process, and KVM's answer to unlinking is
+// returned as it is.
 unsafe impl InKernelTable for KvmTable {
     fn entry(&self, index: u64) -> Tce {
         self.open.as_ref().map_or(Tce::NONE, |(entries, _)| Tce::new(entries.get(index)))
@@ -162,26 +164,26 @@ unsafe impl InKernelTable for KvmTable {
     fn link(&self, group: Handle) -> Result<(), Failure> {
         let table = self.open.as_ref().map_or(-1, |(_, descriptor)| descriptor.as_raw_fd());
         let calls = Calls { shared: &self.shared, table };
-        let linked = self.shared.state().links.link(&calls, group, self.number);
+        let linked = self.shared.state.lock().links.link(&calls, group, self.number);
         linked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE", answer: Answer::Errno(errno) })
     }
 
     fn unlink(&self, group: Handle) -> Result<(), Failure> {
         let calls = Calls { shared: &self.shared, table: -1 };
-        let unlinked = self.shared.state().links.unlink(&calls, group);
+        let unlinked = self.shared.state.lock().links.unlink(&calls, group);
         unlinked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_FILE_DEL", answer: Answer::Errno(errno) })
     }
 }
 
 impl Drop for KvmTable {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         self.open = None;
         state.links.close(&Calls { shared: &self.shared, table: -1 }, self.number);
     }
 }
 
-/// What a failed mmap is called.
+/// The name of mmap in a failure.
 const MMAP: Request = Request { number: 0, name: "mmap" };
 
 /// The entries of a table, mapped for reading.
@@ -206,8 +208,8 @@ impl Entries {
     fn get(&self, index: u64) -> u64 {
         let Some(index) = usize::try_from(index).ok().filter(|_| index < self.count) else { return 0 };
         let entry = self.base.load(Ordering::Relaxed).cast::<u64>().wrapping_add(index);
-        // SAFETY: the entry lies inside the mapping, which lasts as long as `self`, aligned as its page is; KVM writes it whole, and
-        // nobody here has any other reference to it.
+        // SAFETY: the entry lies inside the mapping, which lasts as long as `self`, aligned as its page is; KVM writes
+        // it whole, and this process has no other reference to it.
         let entry = unsafe { AtomicU64::from_ptr(entry) };
         entry.load(Ordering::Relaxed)
     }
@@ -227,9 +229,9 @@ impl Drop for Entries {
 /// Makes a call of KVM's.
 ///
 /// # Safety
-/// `argument` is what the kernel reads and writes for `request`, and so is what pointers in it point to.
+/// `argument`, and the memory that pointers in it point to, must be as the kernel reads and writes them for `request`.
 unsafe fn ioctl<T>(on: &OwnedFd, request: Request, argument: *mut T) -> Result<i32, Errno> {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller promises it.
     let result = unsafe { libc::ioctl(on.as_raw_fd(), request.number as libc::Ioctl, argument) };
     if result < 0 { Err(last_error()) } else { Ok(result) }
 }
