@@ -113,18 +113,22 @@ fn reach(
     done: usize,
     need: Access,
 ) -> Result<(&Run, u64, Iova), DmaFault> {
-    let here = at.get().checked_add(done as u64).map(Iova::new);
-    let here = here.ok_or(DmaFault { at: Iova::new(u64::MAX), why: DmaError::NotMapped })?;
-    let fault = |why| DmaFault { at: here, why };
+    let Some(here) = at.get().checked_add(done as u64).map(Iova::new) else {
+        return Err(DmaFault { at: Iova::new(u64::MAX), why: DmaError::NotMapped });
+    };
+    match run_at(kernel, device, here, need) {
+        Ok(run) => Ok((run, run.range.offset_of(here), here)),
+        Err(why) => Err(DmaFault { at: here, why }),
+    }
+}
+
+fn run_at(kernel: &Kernel, device: DeviceIndex, at: Iova, need: Access) -> Result<&Run, DmaError> {
     if kernel.is_frozen(device) {
-        return Err(fault(DmaError::Frozen));
+        return Err(DmaError::Frozen);
     }
-    let found = kernel.translate(device, here).ok_or(fault(DmaError::NotAttached))?;
-    let (run, access) = found.ok_or(fault(DmaError::NotMapped))?;
-    if !access.contains(need) {
-        return Err(fault(DmaError::NotAllowed(access)));
-    }
-    Ok((run, run.range.offset_of(here), here))
+    let found = kernel.translate(device, at).ok_or(DmaError::NotAttached)?;
+    let (run, access) = found.ok_or(DmaError::NotMapped)?;
+    if access.contains(need) { Ok(run) } else { Err(DmaError::NotAllowed(access)) }
 }
 
 /// The number of bytes, at most `len`, that the run has behind `offset`.

@@ -14,7 +14,7 @@ pub(crate) mod vfio;
 use std::collections::BTreeMap;
 
 use dmaspace_core::door::Errno;
-use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_core::{HostMemory, IovaRange, PageSize};
 
 use crate::dialect::spapr::{Firmware, Pe};
 use crate::engine::{Account, Registry};
@@ -29,6 +29,12 @@ pub(crate) struct Pid(pub(crate) u64);
 pub(crate) struct Process {
     pub(crate) account: Account,
     pub(crate) registry: Registry,
+}
+
+impl Process {
+    fn new(page: PageSize, limit: Option<u64>) -> Self {
+        Self { account: Account::new(page, limit), registry: Registry::default() }
+    }
 }
 
 /// The state that all contexts of all dialects share.
@@ -73,8 +79,8 @@ impl System {
 
     /// The process with this number, created at its first use.
     pub(crate) fn process(&mut self, pid: Pid) -> &mut Process {
-        let account = || Account::new(self.facts.page, self.limit);
-        self.processes.entry(pid).or_insert_with(|| Process { account: account(), registry: Registry::default() })
+        let Self { facts, limit, processes, .. } = self;
+        processes.entry(pid).or_insert_with(|| Process::new(facts.page, *limit))
     }
 
     /// The account of a process that is charged.
@@ -107,6 +113,16 @@ impl System {
     pub(crate) fn release(&mut self, memory: HostMemory) {
         self.released.push(memory);
     }
+}
+
+/// The parts of `ranges` outside `hole`.
+pub(crate) fn outside(ranges: &[IovaRange], hole: IovaRange) -> Vec<IovaRange> {
+    let mut left = Vec::with_capacity(ranges.len() + 1);
+    for range in ranges {
+        let (below, above) = range.without(hole);
+        left.extend([below, above].into_iter().flatten());
+    }
+    left
 }
 
 /// Returns `errno` unless `holds`, for checks in a row.

@@ -50,7 +50,11 @@ impl Facts {
         profile.check()?;
         let fixed = profile.fixed.as_ref();
         let common = fixed.map_or(&[][..], |fixed| &fixed.reserved);
-        let reserved = |own: &[Reserved]| common.iter().chain(own).filter_map(Reserved::that_counts).collect();
+        let mut reserved = BTreeMap::new();
+        for group in &profile.groups {
+            let all = common.iter().chain(&group.reserved).filter_map(Reserved::unmappable);
+            reserved.insert(group.number, all.collect());
+        }
         Ok(Self {
             // The profile was checked: both conversions succeed.
             page: PageSize::from_bytes(profile.host_page).unwrap_or(PageSize::K4),
@@ -64,7 +68,7 @@ impl Facts {
             }),
             tce: profile.tce.clone(),
             dma_entries: profile.limits.dma_entries,
-            reserved: profile.groups.iter().map(|group| (group.number, reserved(&group.reserved))).collect(),
+            reserved,
             iommus: profile.groups.iter().map(|group| (group.number, Iommu::of(group))).collect(),
         })
     }

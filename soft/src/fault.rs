@@ -69,6 +69,12 @@ struct Waiting {
     seen: u64,
 }
 
+impl Waiting {
+    fn counts(&self, call: &str) -> bool {
+        self.plan.call.is_none_or(|only| only == call)
+    }
+}
+
 impl Faults {
     /// Replaces all plans.
     pub(crate) fn plan(&mut self, plans: &[FaultPlan]) {
@@ -78,13 +84,10 @@ impl Faults {
 
     /// Counts a call, and returns the plan for it, if there is one.
     pub(crate) fn next(&mut self, call: &str) -> Option<FaultPlan> {
-        let meant = |waiting: &&mut Waiting| waiting.plan.call.is_none_or(|only| only == call);
-        for waiting in self.waiting.iter_mut().filter(meant) {
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.counts(call)) {
             waiting.seen += 1;
         }
-        let due =
-            |waiting: &Waiting| waiting.seen == waiting.plan.at && waiting.plan.call.is_none_or(|only| only == call);
-        let due = self.waiting.iter().position(due)?;
+        let due = self.waiting.iter().position(|waiting| waiting.counts(call) && waiting.seen == waiting.plan.at)?;
         Some(self.waiting.swap_remove(due).plan)
     }
 

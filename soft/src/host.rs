@@ -82,7 +82,9 @@ impl SoftHost {
     pub fn set_memlock(&self, limit: Option<u64>) {
         self.machine.with(|state| {
             state.kernel.system.limit = limit;
-            state.kernel.system.processes.values_mut().for_each(|process| process.account.limit = limit);
+            for process in state.kernel.system.processes.values_mut() {
+                process.account.limit = limit;
+            }
         });
     }
 

@@ -42,6 +42,16 @@ struct OpenFile {
     holders: BTreeSet<Pid>,
 }
 
+impl OpenFile {
+    fn holds_context(&self, id: ContextId) -> bool {
+        match self.file {
+            File::Iommufd(context) => context == id,
+            File::Node(NodeFile { bound: Some((context, _)), .. }) => context == id,
+            _ => false,
+        }
+    }
+}
+
 /// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
@@ -107,7 +117,9 @@ impl Kernel {
             let _ = self.close(pid, id);
         }
         if let Some(mut process) = self.system.processes.remove(&pid) {
-            process.registry.drain().for_each(|block| self.system.release(block.memory));
+            for block in process.registry.drain() {
+                self.system.release(block.memory);
+            }
         }
     }
 
@@ -198,14 +210,9 @@ impl Kernel {
 
     /// Removes an iommufd that no descriptor, group or bound device holds any more.
     pub(crate) fn put_context(&mut self, id: ContextId) {
-        let holds = |file: &OpenFile| match file.file {
-            File::Iommufd(context) => context == id,
-            File::Node(NodeFile { bound: Some((context, _)), .. }) => context == id,
-            _ => false,
-        };
         let is_used_by_groups = self.groups.values().any(|group| group.context == Some(id));
-        let bound = |device: &Device| matches!(device.bound, Some((context, _)) if context == id);
-        if self.files.values().any(holds) || is_used_by_groups || self.devices.iter().any(bound) {
+        let is_bound = self.devices.iter().any(|device| matches!(device.bound, Some((context, _)) if context == id));
+        if self.files.values().any(|file| file.holds_context(id)) || is_used_by_groups || is_bound {
             return;
         }
         if let Some(mut context) = self.contexts.remove(&id) {
@@ -263,7 +270,9 @@ impl Kernel {
     pub(crate) fn note_write(&mut self, device: DeviceIndex, range: IovaRange) {
         let Some(number) = self.devices.get(device).map(|device| device.group) else { return };
         let Self { system, contexts, .. } = self;
-        contexts.values_mut().for_each(|context| context.note_write(system, number, range));
+        for context in contexts.values_mut() {
+            context.note_write(system, number, range);
+        }
     }
 
     /// The resources that are held and were used.
@@ -279,10 +288,14 @@ impl Kernel {
         }
         let drivers = self.containers.values().filter_map(|container| container.driver.as_ref());
         let known: BTreeSet<_> = drivers.clone().flat_map(registered).collect();
-        drivers.for_each(|driver| count_driver(&mut ledger, driver));
+        for driver in drivers {
+            count_driver(&mut ledger, driver);
+        }
         for context in self.contexts.values() {
             ledger.objects += context.object_count();
-            context.tables().for_each(|table| count_table(&mut ledger, table));
+            for table in context.tables() {
+                count_table(&mut ledger, table);
+            }
         }
         for (pid, process) in &self.system.processes {
             ledger.count_account(&process.account);

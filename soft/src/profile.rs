@@ -314,9 +314,13 @@ impl Profile {
     pub fn vtd_ssads() -> Self {
         let vtd = Self::vtd();
         let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: PageSize::K4.bytes(), ..fixed });
-        let groups = vtd.groups.into_iter().map(|group| Group { logs_writes: true, ..group });
-        let mut groups: Vec<_> = groups.collect();
-        groups.iter_mut().last().into_iter().for_each(|last| last.iommu = 1);
+        let mut groups = vtd.groups;
+        for group in &mut groups {
+            group.logs_writes = true;
+        }
+        if let Some(last) = groups.last_mut() {
+            last.iommu = 1;
+        }
         Self { name: "vtd-ssads".to_owned(), fixed, groups, ..vtd }
     }
 
@@ -372,7 +376,9 @@ impl Profile {
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
     #[must_use]
     pub fn with_fixed_window(mut self) -> Self {
-        self.tce.iter_mut().for_each(|tce| tce.windows = 0);
+        if let Some(tce) = &mut self.tce {
+            tce.windows = 0;
+        }
         self
     }
 
@@ -503,7 +509,7 @@ fn bad(field: impl Into<String>, why: impl Into<String>) -> BadProfile {
 
 impl Reserved {
     /// The range, if it cannot be mapped.
-    pub(crate) fn that_counts(&self) -> Option<IovaRange> {
+    pub(crate) fn unmappable(&self) -> Option<IovaRange> {
         let range = IovaRange::new(Iova::new(self.first), Iova::new(self.last)).ok();
         range.filter(|_| self.reason != Reason::DirectRelaxable)
     }
@@ -561,7 +567,9 @@ mod tests {
     fn a_bad_tce_iommu_is_refused() {
         let spoil = |spoil: &dyn Fn(&mut TceIommu)| {
             let mut profile = Profile::powernv9();
-            profile.tce.iter_mut().for_each(spoil);
+            if let Some(tce) = &mut profile.tce {
+                spoil(tce);
+            }
             profile.check().map_err(|bad| bad.field)
         };
         let refused = |field: &str| Err(field.to_owned());

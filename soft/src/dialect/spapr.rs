@@ -89,8 +89,8 @@ impl Spapr {
 
     /// The number of live entries.
     pub(crate) fn live_entries(&self) -> u64 {
-        let entries = |window: &TceWindow| self.table.overlapping(window.range).map(|run| self.entries_of(run));
-        self.windows.iter().flatten().flat_map(entries).sum()
+        let runs = self.windows.iter().flatten().flat_map(|window| self.table.overlapping(window.range));
+        runs.map(|run| self.entries_of(run)).sum()
     }
 
     /// tce_iommu_attach_group.
@@ -189,11 +189,15 @@ impl Spapr {
         let plan = if self.v2 { batch.show(system, call.by, &memory)? } else { batch.pin(system, call.by, &memory)? };
         match plan.failure.or(fault) {
             Some(errno) => {
-                plan.runs.iter().for_each(|run| self.clear(system, run.range));
+                for run in &plan.runs {
+                    self.clear(system, run.range);
+                }
                 Err(errno)
             }
             None => {
-                plan.runs.into_iter().for_each(|run| self.write(system, run));
+                for run in plan.runs {
+                    self.write(system, run);
+                }
                 Ok(0)
             }
         }

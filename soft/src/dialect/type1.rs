@@ -16,7 +16,7 @@ use std::mem::offset_of;
 use zerocopy::IntoBytes;
 
 use crate::dialect::call::{Call, UserMemory};
-use crate::dialect::{Pid, System, require};
+use crate::dialect::{Pid, System, outside, require};
 use crate::engine::{Run, Table};
 use dirty::Log;
 
@@ -139,7 +139,6 @@ impl Type1 {
 
     /// The capabilities in the kernel's order, as they follow the info struct.
     fn capabilities(&self, system: &System) -> Vec<u8> {
-        let header = |id| CapabilityHeader { id, version: 1, next: 0 };
         let migration = Migration {
             header: header(type1::CAP_MIGRATION),
             pgsize_bitmap: granule(system).bytes(),
@@ -149,8 +148,7 @@ impl Type1 {
         let available = DmaAvailable { header: header(type1::CAP_DMA_AVAIL), avail: self.available };
         let nr_iovas = u32::try_from(self.ranges.len()).unwrap_or(u32::MAX);
         let ranges = IovaRanges { header: header(type1::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
-        let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
-        let spans: Vec<_> = self.ranges.iter().map(span).collect();
+        let spans: Vec<_> = self.ranges.iter().map(span_of).collect();
         chain_of(&[&[migration.as_bytes()], &[available.as_bytes()], &[ranges.as_bytes(), spans.as_bytes()]])
     }
 
@@ -241,7 +239,9 @@ impl Type1 {
 
     /// Clears the hardware's entries, including those that a failed map left.
     fn sweep(&mut self, system: &mut System, range: IovaRange) {
-        self.table.sweep(range).into_iter().for_each(|run| system.release(run.memory));
+        for run in self.table.sweep(range) {
+            system.release(run.memory);
+        }
     }
 }
 
@@ -277,8 +277,7 @@ fn check_unmap_bounds(system: &System, unmap: &UnmapDma, all: bool) -> Result<Op
 
 /// Returns whether a run lies across an end of `range`.
 fn cuts_a_run(table: &Table, range: IovaRange) -> bool {
-    let across = |at: Iova| table.at(at).is_some_and(|run| !range.covers(run.range));
-    across(range.first()) || across(range.last())
+    [range.first(), range.last()].into_iter().filter_map(|end| table.at(end)).any(|run| !range.covers(run.range))
 }
 
 /// vfio_pin_map_dma: page by page, so that the first obstacle, the limit or a missing page, decides the answer. Other
@@ -290,10 +289,10 @@ fn pin(system: &mut System, by: Pid, range: IovaRange, memory: &UserMemory, acce
     let account = system.account(by);
     let charged = if memory.is_device_memory() { 0 } else { size };
     require(charged.min(there) <= account.room(), Errno::ENOMEM)?;
-    let memory = memory.pinnable(size, access.contains(Access::WRITE)).ok_or(Errno::EFAULT)?;
+    let pinned = memory.pinnable(size, access.contains(Access::WRITE)).ok_or(Errno::EFAULT)?;
     account.lock(charged)?;
     account.note_pins(charged);
-    Run::new(range.first(), memory, access, by.0).ok_or(Errno::EINVAL)
+    Run::new(range.first(), pinned, access, by.0).ok_or(Errno::EINVAL)
 }
 
 /// The number of bytes that were charged for a mapping.
@@ -325,8 +324,7 @@ fn granule(system: &System) -> PageSize {
 fn usable_ranges(system: &System, groups: &[u32]) -> Vec<IovaRange> {
     let mut ranges: Vec<_> = system.facts.fixed.iter().map(|fixed| fixed.aperture).collect();
     for hole in groups.iter().flat_map(|group| system.facts.reserved(*group)) {
-        let without = |range: IovaRange| <[_; 2]>::from(range.without(*hole)).into_iter().flatten();
-        ranges = ranges.into_iter().flat_map(without).collect();
+        ranges = outside(&ranges, *hole);
     }
     ranges
 }
@@ -336,6 +334,15 @@ pub(crate) fn access(flags: u32) -> Access {
     access.set(Access::READ, flags & vfio::MAP_READ != 0);
     access.set(Access::WRITE, flags & vfio::MAP_WRITE != 0);
     access
+}
+
+/// The header of a capability that is not chained yet.
+pub(crate) fn header(id: u16) -> CapabilityHeader {
+    CapabilityHeader { id, version: 1, next: 0 }
+}
+
+pub(crate) fn span_of(range: &IovaRange) -> IovaSpan {
+    IovaSpan { start: range.first().get(), last: range.last().get() }
 }
 
 /// Chains capabilities behind an info struct, each padded to eight bytes, with `next` counted from the start of the

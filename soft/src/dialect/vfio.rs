@@ -162,14 +162,14 @@ impl Kernel {
     /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first driver with a positive answer.
     fn check_extension(&self, id: ContainerId, extension: Extension) -> Result<i32, Errno> {
         let container = self.containers.get(&id).ok_or(Errno::EBADF)?;
-        let type1 = || type1::has_extension(&self.system, extension);
-        let spapr = || spapr::has_extension(&self.system, extension);
+        let type1 = type1::has_extension(&self.system, extension);
+        let spapr = spapr::has_extension(&self.system, extension);
         let has = match container.driver {
-            Some(Driver::Type1(_)) => type1(),
-            Some(Driver::Spapr(_)) => spapr(),
+            Some(Driver::Type1(_)) => type1,
+            Some(Driver::Spapr(_)) => spapr,
             // Only a driver of a container answers this one.
             None if extension == Extension::UPDATE_VADDR => false,
-            None => (self.has(Backend::Type1) && type1()) || (self.has(Backend::Spapr) && spapr()),
+            None => (self.has(Backend::Type1) && type1) || (self.has(Backend::Spapr) && spapr),
         };
         Ok(i32::from(has))
     }
@@ -282,8 +282,9 @@ impl Kernel {
     /// vfio_group_ioctl_get_device_fd.
     fn device_of_group(&mut self, number: u32, call: &Call<'_, '_>) -> Result<Reply, Errno> {
         let name = call.bytes()?.split(|byte| *byte == 0).next().unwrap_or_default();
-        let named = |device: &Device| device.group == number && device.address.as_bytes() == name;
-        let index = self.devices.iter().position(named).ok_or(Errno::ENODEV)?;
+        let mut devices = self.devices.iter();
+        let index = devices.position(|device| device.group == number && device.address.as_bytes() == name);
+        let index = index.ok_or(Errno::ENODEV)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         if let Some(context) = group.context {
             return self.open_through_iommufd(index, context);
@@ -388,17 +389,13 @@ pub(crate) struct Device {
 impl Device {
     /// The devices of a host.
     pub(crate) fn all(profile: &Profile) -> Vec<Self> {
-        let of_group = |group: &crate::profile::Group| {
-            let number = group.number;
-            let device = move |device: &crate::profile::Device| Self {
-                address: device.address.clone(),
-                group: number,
-                node: device.node,
-                opened: 0,
-                bound: None,
-            };
-            group.devices.iter().map(device).collect::<Vec<_>>()
-        };
-        profile.groups.iter().flat_map(of_group).collect()
+        let mut devices = Vec::new();
+        for group in &profile.groups {
+            for device in &group.devices {
+                let address = device.address.clone();
+                devices.push(Self { address, group: group.number, node: device.node, opened: 0, bound: None });
+            }
+        }
+        devices
     }
 }

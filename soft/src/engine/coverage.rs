@@ -129,27 +129,31 @@ mod tests {
     }
 
     proptest::proptest! {
-        #[test]
-        fn counting_by_borders_is_counting_one_by_one(
-            uses in proptest::collection::vec((0usize..48, 1usize..16), 0..48)
-        ) {
-            let mut coverage = Coverage::default();
-            let mut naive = [0u32; 64];
-            for (from, len) in &uses {
-                let (first, end) = (*from as u64, (from + len) as u64);
-                let numbers = &mut naive[*from..from + len];
-                let unused = numbers.iter().filter(|uses| **uses == 0).count() as u64;
-                proptest::prop_assert_eq!(coverage.unused(first, end), unused);
-                proptest::prop_assert_eq!(coverage.add(first, end), unused);
-                numbers.iter_mut().for_each(|uses| *uses += 1);
-            }
-            for (from, len) in &uses {
-                let numbers = &mut naive[*from..from + len];
-                numbers.iter_mut().for_each(|uses| *uses -= 1);
-                let unused = numbers.iter().filter(|uses| **uses == 0).count() as u64;
-                proptest::prop_assert_eq!(coverage.remove(*from as u64, (from + len) as u64), unused);
-            }
-            proptest::prop_assert!(coverage.uses.is_empty());
-        }
+            #[test]
+            fn counting_by_borders_is_counting_one_by_one(
+                uses in proptest::collection::vec((0usize..48, 1usize..16), 0..48)
+            ) {
+                let mut coverage = Coverage::default();
+                let mut naive = [0u32; 64];
+                for (from, len) in &uses {
+                    let (first, end) = (*from as u64, (from + len) as u64);
+                    let numbers = &mut naive[*from..from + len];
+                    let unused = numbers.iter().filter(|uses| **uses == 0).count() as u64;
+                    proptest::prop_assert_eq!(coverage.unused(first, end), unused);
+                    proptest::prop_assert_eq!(coverage.add(first, end), unused);
+                    for uses in &mut *numbers {
+    *uses += 1;
     }
+                }
+                for (from, len) in &uses {
+                    let numbers = &mut naive[*from..from + len];
+                    for uses in &mut *numbers {
+    *uses -= 1;
+    }
+                    let unused = numbers.iter().filter(|uses| **uses == 0).count() as u64;
+                    proptest::prop_assert_eq!(coverage.remove(*from as u64, (from + len) as u64), unused);
+                }
+                proptest::prop_assert!(coverage.uses.is_empty());
+            }
+        }
 }

@@ -51,7 +51,7 @@ pub struct IommuOption {
 /// The account that pinned memory is charged to: 0 the user's, 1 the process's. Of the whole iommufd; can be set only
 /// while the iommufd has no object.
 pub const OPTION_RLIMIT_MODE: u32 = kernel::iommufd_option_IOMMU_OPTION_RLIMIT_MODE;
-/// `true` if page tables may have entries for huge pages: 0 no, 1 yes.
+/// Entries for huge pages in page tables: 0 forbids them, 1 allows them.
 pub const OPTION_HUGE_PAGES: u32 = kernel::iommufd_option_IOMMU_OPTION_HUGE_PAGES;
 /// Set the option.
 pub const OPTION_OP_SET: u16 = 0;

@@ -9,9 +9,8 @@
 
 use std::mem::offset_of;
 
-use dmaspace_abi::IovaSpan;
 use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges};
-use dmaspace_abi::vfio::{self, CapabilityHeader, Extension, IommuType, MapDma, UnmapDma};
+use dmaspace_abi::vfio::{self, Extension, IommuType, MapDma, UnmapDma};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange};
 use zerocopy::IntoBytes;
@@ -19,7 +18,7 @@ use zerocopy::IntoBytes;
 use super::ioas::{Ioas, Place};
 use super::{Context, DeviceIndex, Object, ioas_of};
 use crate::dialect::call::Call;
-use crate::dialect::type1::{access, chain_of, page_sizes};
+use crate::dialect::type1::{access, chain_of, header, page_sizes, span_of};
 use crate::dialect::{System, require};
 
 impl Context {
@@ -140,12 +139,10 @@ impl Context {
 
 /// iommufd_fill_cap_dma_avail and iommufd_fill_cap_iova, in their order.
 fn capabilities(ioas: &Ioas) -> Vec<u8> {
-    let header = |id| CapabilityHeader { id, version: 1, next: 0 };
     let available = DmaAvailable { header: header(type1::CAP_DMA_AVAIL), avail: u32::MAX };
     let usable = ioas.usable();
     let nr_iovas = u32::try_from(usable.len()).unwrap_or(u32::MAX);
     let ranges = IovaRanges { header: header(type1::CAP_IOVA_RANGE), nr_iovas, reserved: 0 };
-    let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
-    let spans: Vec<_> = usable.iter().map(span).collect();
+    let spans: Vec<_> = usable.iter().map(span_of).collect();
     chain_of(&[&[available.as_bytes()], &[ranges.as_bytes(), spans.as_bytes()]])
 }

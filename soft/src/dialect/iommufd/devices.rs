@@ -119,9 +119,12 @@ impl Context {
 
     /// The existing page table of a destination.
     fn found(&self, target: Target) -> Result<Option<u32>, Errno> {
-        let automatic = |page_table: &PageTable| page_table.is_automatic && page_table.fits(target.iommu);
         let mut known = self.ioas(target.ioas)?.page_tables.iter();
-        Ok(target.chosen.or_else(|| known.find(|(_, page_table)| automatic(page_table)).map(|(id, _)| *id)))
+        if target.chosen.is_some() {
+            return Ok(target.chosen);
+        }
+        let shared = known.find(|(_, page_table)| page_table.is_automatic && page_table.fits(target.iommu));
+        Ok(shared.map(|(id, _)| *id))
     }
 
     /// The page table of a destination, made if an address space has none (linux: iommufd_device_auto_get_domain).
@@ -187,7 +190,9 @@ impl Context {
 
     fn unreserve(&mut self, ioas: u32, devices: &[DeviceIndex]) {
         if let Ok(ioas) = self.ioas_mut(ioas) {
-            devices.iter().for_each(|device| ioas.unreserve(Owner::Device(*device)));
+            for device in devices {
+                ioas.unreserve(Owner::Device(*device));
+            }
         }
     }
 }

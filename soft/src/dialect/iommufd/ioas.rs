@@ -11,7 +11,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 use super::DeviceIndex;
 use super::page_table::PageTable;
 use super::pages::{PagesStore, Piece};
-use crate::dialect::{System, require};
+use crate::dialect::{System, outside, require};
 use crate::engine::{Run, Table};
 
 /// One byte.
@@ -30,7 +30,7 @@ pub(super) struct Ioas {
     pub(super) page_tables: BTreeMap<u32, PageTable>,
     reserved: Vec<(IovaRange, Owner)>,
     /// The ranges that must not be reserved (IOAS_ALLOW_IOVAS).
-    promised: Vec<IovaRange>,
+    allowed: Vec<IovaRange>,
     /// The alignment of bus addresses without a page table: a page where huge pages are forbidden.
     smallest: PageSize,
     /// `true` if mappings can be cut, because none of them is made of large pages.
@@ -58,7 +58,7 @@ impl Default for Ioas {
             alignment: BYTE,
             page_tables: BTreeMap::new(),
             reserved: Vec::new(),
-            promised: Vec::new(),
+            allowed: Vec::new(),
             smallest: BYTE,
             cuts: false,
         }
@@ -70,8 +70,7 @@ impl Ioas {
     pub(super) fn usable(&self) -> Vec<IovaRange> {
         let mut usable = vec![IovaRange::all()];
         for (hole, _) in &self.reserved {
-            let without = |range: IovaRange| <[_; 2]>::from(range.without(*hole)).into_iter().flatten();
-            usable = usable.into_iter().flat_map(without).collect();
+            usable = outside(&usable, *hole);
         }
         usable
     }
@@ -95,19 +94,21 @@ impl Ioas {
     }
 
     /// iopt_set_allow_iova: replaces the ranges that must not be reserved.
-    pub(super) fn promise(&mut self, promised: Vec<IovaRange>) -> Result<(), Errno> {
-        let taken = |range: &IovaRange| self.reserved.iter().any(|(reserved, _)| reserved.overlaps(*range));
-        require(!promised.iter().any(taken), Errno::EADDRINUSE)?;
-        self.promised = promised;
+    pub(super) fn allow(&mut self, allowed: Vec<IovaRange>) -> Result<(), Errno> {
+        let mut taken = self.reserved.iter().map(|(reserved, _)| reserved);
+        let is_free = !taken.any(|reserved| allowed.iter().any(|range| reserved.overlaps(*range)));
+        require(is_free, Errno::EADDRINUSE)?;
+        self.allowed = allowed;
         Ok(())
     }
 
     /// iopt_table_enforce_dev_resv_regions: all of them or none. A mapping or an allowed range in the way is
     /// `EADDRINUSE`.
     pub(super) fn reserve(&mut self, ranges: &[IovaRange], owner: Owner) -> Result<(), Errno> {
-        let promised = |range: &IovaRange| self.promised.iter().any(|promised| promised.overlaps(*range));
-        let free = !ranges.iter().any(|range| self.table.overlaps(*range) || promised(range));
-        require(free, Errno::EADDRINUSE)?;
+        for range in ranges {
+            let is_free = !self.table.overlaps(*range) && !self.allowed.iter().any(|allowed| allowed.overlaps(*range));
+            require(is_free, Errno::EADDRINUSE)?;
+        }
         self.reserved.extend(ranges.iter().map(|range| (*range, owner)));
         Ok(())
     }
@@ -144,7 +145,9 @@ impl Ioas {
         self.page_tables.remove(&id);
         self.unreserve(Owner::PageTable(id));
         if self.page_tables.is_empty() {
-            self.table.iter().for_each(|run| pages.unpin(system, run));
+            for run in self.table.iter() {
+                pages.unpin(system, run);
+            }
             self.alignment = self.smallest;
         }
     }
@@ -152,13 +155,15 @@ impl Ioas {
     /// iopt_for_each_contig_area: the runs of `range` up to the first gap.
     pub(super) fn contiguous(&self, range: IovaRange) -> Vec<Run> {
         let mut next = Some(range.first());
-        let continues = |run: &&Run| {
-            let at = run.range.first().max(range.first());
-            let joined = next == Some(at);
+        let mut runs = Vec::new();
+        for run in self.table.overlapping(range) {
+            if next != Some(run.range.first().max(range.first())) {
+                break;
+            }
             next = run.range.end();
-            joined
-        };
-        self.table.overlapping(range).take_while(continues).cloned().collect()
+            runs.push(run.clone());
+        }
+        runs
     }
 
     /// A device wrote in `range`, which lies in one run, through a page table.
@@ -191,8 +196,12 @@ impl Ioas {
             require(!access.is_empty(), Errno::EINVAL)?;
             pin_each(system, pages, &runs)?;
         }
-        pieces.iter().for_each(|piece| pages.get(piece));
-        runs.into_iter().for_each(|run| self.table.insert(run));
+        for piece in &pieces {
+            pages.get(piece);
+        }
+        for run in runs {
+            self.table.insert(run);
+        }
         Ok(at)
     }
 
@@ -250,9 +259,11 @@ impl Ioas {
             let (Some(lower), Some(upper)) = (lower, upper) else { continue };
             pages.get(&Piece { pages: run.source, memory: upper.clone() });
             self.table.remove(run.range.first());
-            let parts = [(run.range.first(), lower), (at, upper)];
-            let parts = parts.into_iter().filter_map(|(at, memory)| Run::new(at, memory, run.access, run.source));
-            parts.for_each(|part| self.table.insert(part));
+            for (first, memory) in [(run.range.first(), lower), (at, upper)] {
+                if let Some(part) = Run::new(first, memory, run.access, run.source) {
+                    self.table.insert(part);
+                }
+            }
         }
         Ok(())
     }
@@ -267,7 +278,9 @@ impl Ioas {
 
     fn remove(&mut self, system: &mut System, pages: &mut PagesStore, first: Iova) -> u64 {
         let Some(run) = self.table.remove(first) else { return 0 };
-        self.page_tables.values_mut().for_each(|page_table| page_table.forget(run.range));
+        for page_table in self.page_tables.values_mut() {
+            page_table.forget(run.range);
+        }
         if !self.page_tables.is_empty() {
             pages.unpin(system, &run);
         }
@@ -342,12 +355,16 @@ fn pin_each(system: &mut System, pages: &mut PagesStore, runs: &[Run]) -> Result
         match pages.pin(system, run) {
             Ok(bytes) => pinned.push((run, bytes)),
             Err(errno) => {
-                pinned.iter().for_each(|(run, _)| pages.unpin(system, run));
+                for (run, _) in &pinned {
+                    pages.unpin(system, run);
+                }
                 return Err(errno);
             }
         }
     }
-    pinned.iter().for_each(|(run, bytes)| pages.note_pins(system, run, *bytes));
+    for (run, bytes) in &pinned {
+        pages.note_pins(system, run, *bytes);
+    }
     Ok(())
 }
 

@@ -70,7 +70,7 @@ impl Context {
             require(!promised.iter().any(|other| other.overlaps(range)), Errno::EINVAL)?;
             promised.push(range);
         }
-        ioas.promise(promised)
+        ioas.allow(promised)
     }
 }
 

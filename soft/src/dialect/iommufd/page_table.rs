@@ -210,6 +210,8 @@ fn set_bits(call: &mut Call<'_, '_>, first: u64, last: u64) {
     for bit in first..=last {
         let byte = usize::try_from(bit / 8).ok().and_then(|at| bitmap.get_mut(at));
         // Words are in the host's order, and hosts are little-endian.
-        byte.into_iter().for_each(|byte| *byte |= 1 << (bit % 8));
+        if let Some(byte) = byte {
+            *byte |= 1 << (bit % 8);
+        }
     }
 }

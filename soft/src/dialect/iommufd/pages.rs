@@ -113,8 +113,8 @@ impl PagesStore {
     fn insert(&mut self, page: PageSize, pages: Pages, whole: Option<HostMemory>, length: u64) -> Result<Piece, Errno> {
         require(length > 0 && length <= u64::MAX - page.bytes(), Errno::EINVAL)?;
         // Memory that does not exist can be mapped while it is not pinned.
-        let nothing = || HostMemory::unbacked(pages.address, NonZeroU64::new(length)?);
-        let memory = whole.or_else(nothing).ok_or(Errno::EOVERFLOW)?;
+        let length = NonZeroU64::new(length).ok_or(Errno::EINVAL)?;
+        let memory = whole.or_else(|| HostMemory::unbacked(pages.address, length)).ok_or(Errno::EOVERFLOW)?;
         self.last += 1;
         self.all.insert(self.last, pages);
         Ok(Piece { pages: self.last, memory })
@@ -176,11 +176,8 @@ impl PagesStore {
     pub(super) fn change_process(&mut self, system: &mut System, to: Pid) -> Result<(), Errno> {
         require(self.all.values().all(|pages| pages.of_file), Errno::EINVAL)?;
         let page = system.page();
-        let moving = |charged| {
-            let moving = self.all.values().filter(move |pages| pages.by != to && pages.charged == charged);
-            moving.map(|pages| pages.pinned_bytes(page)).sum::<u64>()
-        };
-        let (by_user, by_process) = (moving(Charged::User), moving(Charged::Process));
+        let by_user = self.pinned_by_others(to, Charged::User, page);
+        let by_process = self.pinned_by_others(to, Charged::Process, page);
         let account = system.account(to);
         // Without a new charge the limit is not checked, even if the process exceeds it already.
         if by_user > 0 {
@@ -194,6 +191,12 @@ impl PagesStore {
             give_back(system, from, pages.charged, bytes);
         }
         Ok(())
+    }
+
+    /// The bytes that processes other than `to` are charged for, on accounts of this kind.
+    fn pinned_by_others(&self, to: Pid, charged: Charged, page: PageSize) -> u64 {
+        let others = self.all.values().filter(|pages| pages.by != to && pages.charged == charged);
+        others.map(|pages| pages.pinned_bytes(page)).sum()
     }
 
     /// Unpins the memory of a mapping, where no other mapping uses it.

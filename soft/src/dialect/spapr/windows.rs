@@ -148,8 +148,8 @@ impl Spapr {
     fn remove_window(&mut self, system: &mut System, at: Iova) -> Result<i32, Errno> {
         let window = self.window_at(at).ok_or(Errno::EINVAL)?;
         self.clear(system, window.range);
-        let holds = |slot: &Option<TceWindow>| slot.is_some_and(|slot| slot.range == window.range);
-        let slot = self.windows.iter().position(holds).ok_or(Errno::EINVAL)?;
+        let mut slots = self.windows.iter();
+        let slot = slots.position(|slot| slot.is_some_and(|slot| slot.range == window.range)).ok_or(Errno::EINVAL)?;
         self.unmake(system, slot);
         self.uncharge(system, window.charged);
         if let Some(slot) = self.windows.get_mut(slot) {

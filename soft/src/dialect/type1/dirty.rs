@@ -97,8 +97,9 @@ impl Log {
             }
             *self.words.first_mut()? |= u64::from_ne_bytes(*answer.first_chunk()?);
         }
-        let words = answer.chunks_exact_mut(8).zip(&self.words);
-        words.for_each(|(to, from)| to.copy_from_slice(&from.to_ne_bytes()));
+        for (to, from) in answer.chunks_exact_mut(8).zip(&self.words) {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
         set(&mut self.words, pages, 0);
         Some(())
     }
