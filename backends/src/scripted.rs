@@ -1,104 +1,52 @@
-//! A door for this crate's unit tests: it knows one PC with a few devices, writes down every call, and fails on cue.
-//!
-//! The soft host is the better host; this one shows *which* calls were made, in which order, and lets each of them fail
-//! in turn.
+//! One PC with a few devices behind a scripted door, for this crate's unit tests: they see which calls are made, in which
+//! order, and make each of them fail in turn.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use dmaspace_core::contract::AttachPlace;
-use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, HostMemory, PageSize};
+use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle, HandleKind};
+use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_soft::{Script, ScriptedDoor};
 
 use crate::registry::Registry;
 
-/// The door.
-#[derive(Debug, Default)]
-pub(crate) struct Scripted {
-    state: Mutex<State>,
-    runs: ProcessRegistrations,
-}
+/// The door of the tests.
+pub(crate) type Scripted = ScriptedDoor<Pc>;
 
+/// The kernel of a PC with one group.
 #[derive(Debug, Default)]
-struct State {
-    calls: Vec<String>,
-    handles: u64,
-    open: BTreeMap<u64, String>,
+pub(crate) struct Pc {
     groups_in_container: usize,
-    /// An iommufd, which lets groups go whose devices are open.
+    /// `true` if the group has joined an iommufd, which lets a group leave whose devices are open.
     in_an_iommufd: bool,
     devices_of_group: usize,
     driver: Option<u64>,
-    /// What these calls answer, instead of success.
-    refusals: BTreeMap<String, Errno>,
-    /// What calls say that should open something.
+    /// The errno of every ioctl that should open a descriptor.
     opens_nothing: Option<Errno>,
-    /// The call, counted from 0, that fails with `EIO`.
-    failing: Option<usize>,
-    /// What reads and writes of any region reach.
+    /// The bytes that reads and writes of any region reach.
     registers: [[u8; 32]; 2],
 }
 
-impl Scripted {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    /// Call `n` fails.
-    pub(crate) fn failing_at(n: usize) -> Arc<Self> {
-        let door = Self::default();
-        door.state().failing = Some(n);
-        Arc::new(door)
-    }
-
-    /// From now on calls written down as `call` are refused.
-    pub(crate) fn refuse(&self, call: &str, errno: Errno) {
-        self.state().refusals.insert(call.to_owned(), errno);
-    }
-
-    /// From now on no call opens anything.
-    pub(crate) fn refuse_to_open(&self, errno: Errno) {
-        self.state().opens_nothing = Some(errno);
-    }
-
-    /// What was called since it was last asked.
-    pub(crate) fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.state().calls)
-    }
-
-    /// What is open, by name.
-    pub(crate) fn open_names(&self) -> Vec<String> {
-        self.state().open.values().cloned().collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+pub(crate) fn door() -> Arc<Scripted> {
+    ScriptedDoor::with_script(Pc::default(), PageSize::K4)
 }
 
-impl State {
-    fn note(&mut self, call: String) -> Result<(), Errno> {
-        let number = self.calls.len();
-        let refusal = self.refusals.get(&call).copied();
-        self.calls.push(call);
-        match refusal {
-            Some(errno) => Err(errno),
-            None if self.failing == Some(number) => Err(Errno::EIO),
-            None => Ok(()),
-        }
-    }
+/// A door whose call `n` fails.
+pub(crate) fn door_failing_at(n: usize) -> Arc<Scripted> {
+    let door = door();
+    door.fail_at(n);
+    door
+}
 
-    fn keep(&mut self, name: String, kind: HandleKind) -> Handle {
-        self.handles += 1;
-        self.open.insert(self.handles, name);
-        Handle::new(self.handles, kind)
-    }
+/// From now on no ioctl opens a descriptor.
+pub(crate) fn refuse_to_open(door: &Scripted, errno: Errno) {
+    door.change_script(|pc| pc.opens_nothing = Some(errno));
+}
 
-    fn answer(&mut self, command: &mut Command<'_>) -> Result<i32, Errno> {
+impl Script for Pc {
+    fn ioctl(&mut self, _: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         match (command.request.name, &mut command.argument) {
             ("VFIO_GROUP_GET_STATUS", Argument::Bytes(bytes)) => put(bytes, 4, 1),
             ("VFIO_GROUP_SET_CONTAINER", _) => {
@@ -142,6 +90,40 @@ impl State {
         }
         Ok(0)
     }
+
+    fn open(&mut self, _: &Path) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn ioctl_opening(&mut self, _: &Command<'_>, kind: HandleKind) -> Result<(), Errno> {
+        if let Some(errno) = self.opens_nothing {
+            return Err(errno);
+        }
+        self.devices_of_group += usize::from(kind == HandleKind::Device);
+        Ok(())
+    }
+
+    fn closed(&mut self, handle: Handle, name: &str) {
+        self.devices_of_group -= usize::from(handle.kind() == HandleKind::Device && !name.starts_with('/'));
+    }
+
+    fn pread(&mut self, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        let at = (offset & 0xfff) as usize;
+        let from = &self.registers.as_flattened()[at..];
+        let moved = from.len().min(into.len());
+        into[..moved].copy_from_slice(&from[..moved]);
+        Ok(moved)
+    }
+
+    fn pwrite(&mut self, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        let at = (offset & 0xfff) as usize;
+        self.registers.as_flattened_mut()[at..at + from.len()].copy_from_slice(from);
+        Ok(from.len())
+    }
+
+    fn mmap(&mut self, len: NonZeroU64) -> Result<HostMemory, Errno> {
+        HostMemory::unbacked(0x7000_0000, len).ok_or(Errno::EFAULT)
+    }
 }
 
 fn joins_an_iommufd(attached: &Attached<'_>) -> bool {
@@ -154,107 +136,25 @@ fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-// SAFETY: no device is behind it.
-#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
-unsafe impl Door for Scripted {
-    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
-        let mut state = self.state();
-        state.note(format!("open {}", path.display()))?;
-        Ok(state.keep(path.display().to_string(), kind))
-    }
-
-    fn adopt(&self, _: OwnedFd, _: HandleKind) -> Result<Handle, Errno> {
-        Err(Errno::EBADF)
-    }
-
-    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        let mut state = self.state();
-        assert!(state.open.contains_key(&on.id()), "{} on a closed handle", command.request.name);
-        state.note(match command.argument {
-            Argument::Value(value) => format!("{} {value}", command.request.name),
-            _ => command.request.name.to_owned(),
-        })?;
-        state.answer(command)
-    }
-
-    fn ioctl_opening(&self, _: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
-        let Argument::Bytes(name) = &command.argument else { return Err(Errno::EINVAL) };
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        let mut state = self.state();
-        state.note(format!("{} {name}", command.request.name))?;
-        if let Some(errno) = state.opens_nothing {
-            return Err(errno);
-        }
-        if kind == HandleKind::Device {
-            state.devices_of_group += 1;
-        }
-        Ok(state.keep(name, kind))
-    }
-
-    fn pread(&self, _: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        let mut state = self.state();
-        state.note(format!("pread {offset:#x}"))?;
-        let at = (offset & 0xfff) as usize;
-        let from = &state.registers.as_flattened()[at..];
-        let moved = from.len().min(into.len());
-        into[..moved].copy_from_slice(&from[..moved]);
-        Ok(moved)
-    }
-
-    fn pwrite(&self, _: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        let mut state = self.state();
-        state.note(format!("pwrite {offset:#x} {from:x?}"))?;
-        let at = (offset & 0xfff) as usize;
-        state.registers.as_flattened_mut()[at..at + from.len()].copy_from_slice(from);
-        Ok(from.len())
-    }
-
-    fn mmap(&self, _: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        self.state().note(format!("mmap {len:#x} at {offset:#x} {access}"))?;
-        HostMemory::unbacked(0x7000_0000, len).ok_or(Errno::EFAULT)
-    }
-
-    fn close(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.state();
-        let name = state.open.remove(&handle.id()).ok_or(Errno::EBADF)?;
-        let _ = state.note(format!("close {name}"));
-        if handle.kind() == HandleKind::Device && !name.starts_with('/') {
-            state.devices_of_group -= 1;
-        }
-        Ok(())
-    }
-
-    fn host_page(&self) -> PageSize {
-        PageSize::K4
-    }
-
-    fn runs(&self) -> &ProcessRegistrations {
-        &self.runs
-    }
-
-    fn is_real(&self) -> bool {
-        false
-    }
-}
-
-/// A registry that writes its entries down among the calls of its door, and refuses like it.
+/// A registry that records its entries among the calls of its door, and fails as the door's calls do.
 #[derive(Debug)]
 pub(crate) struct ScriptedRegistry(pub(crate) Arc<Scripted>);
 
+/// The name under which an entry of the registry counts as open.
+const ENTRY: &str = "an entry";
+
 impl Registry for ScriptedRegistry {
     fn add(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.0.state();
-        let name = state.open.get(&handle.id()).cloned().ok_or(Errno::EBADF)?;
-        state.note(format!("register {name}"))?;
-        state.open.insert(u64::MAX, "an entry".to_owned());
+        let name = self.0.name_of(handle).ok_or(Errno::EBADF)?;
+        self.0.record("register", format!("register {name}"))?;
+        self.0.hold(ENTRY);
         Ok(())
     }
 
     fn remove(&self, handle: Handle) -> Result<(), Errno> {
-        let mut state = self.0.state();
-        state.open.remove(&u64::MAX);
-        let name = state.open.get(&handle.id()).cloned().ok_or(Errno::EBADF)?;
-        let _ = state.note(format!("unregister {name}"));
+        self.0.release(ENTRY);
+        let name = self.0.name_of(handle).ok_or(Errno::EBADF)?;
+        let _refusal = self.0.record("unregister", format!("unregister {name}"));
         Ok(())
     }
 }

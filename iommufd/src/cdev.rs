@@ -162,9 +162,10 @@ fn refusal(request: Request, errno: Errno) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::names::{ATTACH, BIND, DETACH};
-    use crate::scripted::{IOMMUFD, Scripted};
+    use crate::fixture::IOMMUFD;
+    use crate::fixture::names::{ATTACH, BIND, DETACH};
     use dmaspace_core::door::HandleKind;
+    use dmaspace_soft::ScriptedDoor;
     use std::sync::Arc;
     use zerocopy::FromBytes;
 
@@ -178,9 +179,9 @@ mod tests {
     const FIRST: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 };
     const SECOND: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 8 };
 
-    fn device(script: &[crate::scripted::Answer]) -> (Arc<Scripted>, Cdev) {
-        let door = Scripted::new(script);
-        let device = Cdev::new(crate::scripted::device(&door, 2), "0000:01:00.0");
+    fn device(script: &[dmaspace_soft::Reply]) -> (Arc<ScriptedDoor>, Cdev) {
+        let door = ScriptedDoor::new(script);
+        let device = Cdev::new(crate::fixture::device(&door, 2), "0000:01:00.0");
         (door, device)
     }
 

@@ -131,17 +131,18 @@ mod tests {
 
     use super::*;
     use crate::Cdev;
-    use crate::scripted::names::{GET, SET};
-    use crate::scripted::point;
-    use crate::scripted::{Answer, Scripted, done, ioas, logs, ninth, tenth};
+    use crate::fixture::names::{GET, SET};
+    use crate::fixture::point;
+    use crate::fixture::{done, ioas, logs, ninth, tenth};
+    use dmaspace_soft::{Reply, ScriptedDoor};
 
     /// The address space, with a device on page table 9 and one on page table 10.
-    fn logging(script: &[Answer]) -> (Arc<Scripted>, Ioas, [Cdev; 2]) {
-        let mut answers: Vec<Answer> = vec![done, logs, ninth, done];
-        answers.extend([done, logs, (|_| Err(Errno::EINVAL)) as Answer, done, tenth, done]);
+    fn logging(script: &[Reply]) -> (Arc<ScriptedDoor>, Ioas, [Cdev; 2]) {
+        let mut answers: Vec<Reply> = vec![done, logs, ninth, done];
+        answers.extend([done, logs, (|_| Err(Errno::EINVAL)) as Reply, done, tenth, done]);
         answers.extend(script);
         let (door, ioas) = ioas(&answers);
-        let devices = [2, 3].map(|id| Cdev::new(crate::scripted::device(&door, id), format!("0000:00:{id:02x}.0")));
+        let devices = [2, 3].map(|id| Cdev::new(crate::fixture::device(&door, id), format!("0000:00:{id:02x}.0")));
         devices.iter().for_each(|device| ioas.attach(device, point(&ioas)).expect("attached"));
         door.take();
         (door, ioas, devices)
@@ -157,7 +158,7 @@ mod tests {
     }
 
     /// The flags and page tables of the calls that begin and end logging.
-    fn sets(door: &Scripted) -> Vec<(u32, u32)> {
+    fn sets(door: &ScriptedDoor) -> Vec<(u32, u32)> {
         let sets = door.take().into_iter().map(|call| {
             let set = HwptSetDirtyTracking::read_from_bytes(&call.bytes).expect("the struct");
             (set.flags, set.hwpt_id)

@@ -21,13 +21,13 @@
 
 mod cdev;
 mod dirty;
+#[cfg(test)]
+mod fixture;
 mod object;
 mod option;
 mod page_table;
 mod process;
 mod ranges;
-#[cfg(test)]
-mod scripted;
 mod sharing;
 
 use std::mem::offset_of;
@@ -201,11 +201,12 @@ fn unmap_length(range: IovaRange) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::lease;
-    use crate::scripted::names::DESTROY;
-    use crate::scripted::{IOMMUFD, Scripted, ioas, seventh};
+    use crate::fixture::lease;
+    use crate::fixture::names::DESTROY;
+    use crate::fixture::{IOMMUFD, ioas, seventh};
     use dmaspace_abi::iommufd::{Destroy, IoasMap, IoasUnmap};
     use dmaspace_core::{HostMemory, Iova};
+    use dmaspace_soft::ScriptedDoor;
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -235,8 +236,8 @@ mod tests {
 
     #[test]
     fn an_iommufd_that_makes_no_address_space_is_closed() {
-        let door = Scripted::new(&[|_| Err(Errno::ENOMEM)]);
-        let failure = Ioas::new(crate::scripted::iommufd(&door)).expect_err("not made");
+        let door = ScriptedDoor::new(&[|_| Err(Errno::ENOMEM)]);
+        let failure = Ioas::new(crate::fixture::iommufd(&door)).expect_err("not made");
         assert_eq!(failure.errno(), Some(Errno::ENOMEM));
         assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", "close"]);
     }

@@ -192,10 +192,11 @@ impl Drop for Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::lease;
-    use crate::scripted::{Answer, Scripted, ioas};
+    use crate::fixture::ioas;
+    use crate::fixture::lease;
     use dmaspace_core::door::HandleKind;
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_maps_no_files_is_asked_once() {
-        let lacking: Answer = |_| Err(Errno::ENOTTY);
+        let lacking: Reply = |_| Err(Errno::ENOTTY);
         let (door, ioas) = ioas(&[lacking]);
         assert!(ioas.capabilities().maps_files);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn memory_whose_file_is_refused_is_mapped_by_its_address_and_the_next_file_is_tried_again() {
-        let refused: Answer = |_| Err(Errno::EINVAL);
+        let refused: Reply = |_| Err(Errno::EINVAL);
         let (door, ioas) = ioas(&[refused]);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its file");
@@ -249,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_is_no_fault_of_the_file_is_passed_on() {
-        let answers: [Answer; 3] = [|_| Err(Errno::ENOMEM), |_| Err(Errno::EEXIST), |_| Err(Errno::ENOENT)];
+        let answers: [Reply; 3] = [|_| Err(Errno::ENOMEM), |_| Err(Errno::EEXIST), |_| Err(Errno::ENOENT)];
         for answer in answers {
             let (door, ioas) = ioas(&[answer]);
             let failure = ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect_err("refused");
@@ -260,7 +261,7 @@ mod tests {
 
     #[test]
     fn another_devices_memory_is_mapped_by_its_file_or_not_at_all() {
-        for refusal in [(|_| Err(Errno::EOPNOTSUPP)) as Answer, |_| Err(Errno::ENOTTY)] {
+        for refusal in [(|_| Err(Errno::EOPNOTSUPP)) as Reply, |_| Err(Errno::ENOTTY)] {
             let (door, ioas) = ioas(&[refusal]);
             ioas.map(at(0), &lease(&memory().device_memory().in_file(file(), 0)), Access::READ).expect_err("refused");
             assert_eq!(door.names(), [MAP_FILE]);
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn what_was_exported_through_another_door_is_not_this_ones() {
         let (door, ioas) = ioas(&[]);
-        let elsewhere = Scripted::new(&[]);
+        let elsewhere = ScriptedDoor::new(&[]);
         let export = Handle::new(1, HandleKind::Export);
         let export = OwnedHandle::simulated(elsewhere.clone(), export).expect("the door is not real");
         let exported = MemoryFile::exported(export);

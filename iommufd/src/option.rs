@@ -104,9 +104,10 @@ impl Ioas {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::{Answer, Scripted, ioas};
+    use crate::fixture::ioas;
     use dmaspace_core::Iova;
     use dmaspace_core::door::Errno;
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use zerocopy::FromBytes;
 
     fn yes(bytes: &mut [u8]) -> Result<i32, Errno> {
@@ -120,8 +121,8 @@ mod tests {
 
     #[test]
     fn who_is_charged_is_asked_of_the_iommufd_and_remembered() {
-        let door = Scripted::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Answer]);
-        let iommufd = Iommufd::new(crate::scripted::iommufd(&door));
+        let door = ScriptedDoor::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Reply]);
+        let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
         let refused = iommufd.charge(AccountingMode::Process).expect_err("without CAP_SYS_RESOURCE");
         assert_eq!((refused.errno(), iommufd.charged()), (Some(Errno::EPERM), AccountingMode::User));
         iommufd.charge(AccountingMode::Process).expect("done");
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn huge_pages_are_asked_of_the_address_space() {
-        let two: Answer = |bytes| {
+        let two: Reply = |bytes| {
             IommuOption::mut_from_bytes(bytes).expect("room for the struct").val64 = 2;
             Ok(0)
         };

@@ -174,20 +174,21 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
-    use crate::scripted::names::{ATTACH, BIND, DESTROY, DETACH, HW_INFO, HWPT_ALLOC, SET};
-    use crate::scripted::point;
-    use crate::scripted::{Answer, Call, Scripted, done, ioas, logs, ninth, tenth};
+    use crate::fixture::names::{ATTACH, BIND, DESTROY, DETACH, HW_INFO, HWPT_ALLOC, SET};
+    use crate::fixture::point;
+    use crate::fixture::{done, ioas, logs, ninth, tenth};
     use crate::{Cdev, Ioas};
     use dmaspace_abi::device;
     use dmaspace_core::backend::DirtyCalls;
+    use dmaspace_soft::{RecordedCall, Reply, ScriptedDoor};
 
-    fn device(door: &Arc<Scripted>, id: u64) -> Cdev {
-        Cdev::new(crate::scripted::device(door, id), format!("0000:00:{id:02x}.0"))
+    fn device(door: &Arc<ScriptedDoor>, id: u64) -> Cdev {
+        Cdev::new(crate::fixture::device(door, id), format!("0000:00:{id:02x}.0"))
     }
 
     /// The address space, with a device on page table 9.
-    fn logging(script: &[Answer]) -> (Arc<Scripted>, Ioas, Cdev) {
-        let script: Vec<Answer> = [done as Answer, logs, ninth, done].iter().chain(script).copied().collect();
+    fn logging(script: &[Reply]) -> (Arc<ScriptedDoor>, Ioas, Cdev) {
+        let script: Vec<Reply> = [done as Reply, logs, ninth, done].iter().chain(script).copied().collect();
         let (door, ioas) = ioas(&script);
         let device = device(&door, 2);
         ioas.attach(&device, point(&ioas)).expect("attached");
@@ -195,7 +196,7 @@ mod tests {
         (door, ioas, device)
     }
 
-    fn attached_to(call: &Call) -> u32 {
+    fn attached_to(call: &RecordedCall) -> u32 {
         assert_eq!(call.name, ATTACH);
         AttachIommufdPt::read_from_bytes(&call.bytes).expect("the struct").pt_id
     }
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn refusals_to_make_a_page_table_that_mean_cannot_are_told_from_others() {
         for (answer, means_cannot) in [
-            ((|_| Err(Errno::EOPNOTSUPP)) as Answer, true),
+            ((|_| Err(Errno::EOPNOTSUPP)) as Reply, true),
             (|_| Err(Errno::EINVAL), true),
             (|_| Err(Errno::ENOTTY), true),
             (|_| Err(Errno::ENOMEM), false),

@@ -51,12 +51,13 @@ impl Iommufd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::Scripted;
+    use dmaspace_soft::ScriptedDoor;
 
     #[test]
     fn whether_it_can_be_moved_is_asked_with_half_of_a_request() {
-        let door = Scripted::new(&[|_| Err(Errno::ENOTTY), |_| Err(Errno::EINVAL), |_| Err(Errno::EPERM), |_| Ok(0)]);
-        let iommufd = Iommufd::new(crate::scripted::iommufd(&door));
+        let door =
+            ScriptedDoor::new(&[|_| Err(Errno::ENOTTY), |_| Err(Errno::EINVAL), |_| Err(Errno::EPERM), |_| Ok(0)]);
+        let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
         assert_eq!(iommufd.can_change_process(), Ok(false));
         assert_eq!(iommufd.can_change_process(), Ok(true));
         assert_eq!(iommufd.can_change_process().map_err(|failure| failure.errno()), Err(Some(Errno::EPERM)));
@@ -67,8 +68,8 @@ mod tests {
 
     #[test]
     fn it_is_moved_by_one_call_whatever_comes_of_that() {
-        let door = Scripted::new(&[|_| Ok(0), |_| Err(Errno::ENOMEM)]);
-        let iommufd = Iommufd::new(crate::scripted::iommufd(&door));
+        let door = ScriptedDoor::new(&[|_| Ok(0), |_| Err(Errno::ENOMEM)]);
+        let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
         iommufd.change_process().expect("done");
         assert_eq!(iommufd.change_process().map_err(|failure| failure.errno()), Err(Some(Errno::ENOMEM)));
         let whole = IoasChangeProcess { size: 8, reserved: 0 };

@@ -216,10 +216,10 @@ impl Cover {
 mod tests {
     use super::*;
     use crate::Ioas;
-    use crate::scripted::lease;
-    use crate::scripted::{Answer, Scripted};
+    use crate::fixture::lease;
     use dmaspace_abi::iommufd::{Destroy, IoasAlloc, IoasMap, IoasMapFile};
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use std::num::NonZeroU64;
     use zerocopy::FromBytes;
 
@@ -231,10 +231,10 @@ mod tests {
     }
 
     /// A pool, whose hidden address space is number 7, and number 8 in it.
-    fn pooled() -> (Arc<Scripted>, Arc<Pool>, Ioas) {
-        let ids: [Answer; 2] = [|bytes| with_id(bytes, 7), |bytes| with_id(bytes, 8)];
-        let door = Scripted::new(&ids);
-        let pool = Pool::new(Iommufd::new(crate::scripted::iommufd(&door))).expect("made");
+    fn pooled() -> (Arc<ScriptedDoor>, Arc<Pool>, Ioas) {
+        let ids: [Reply; 2] = [|bytes| with_id(bytes, 7), |bytes| with_id(bytes, 8)];
+        let door = ScriptedDoor::new(&ids);
+        let pool = Pool::new(Iommufd::new(crate::fixture::iommufd(&door))).expect("made");
         let ioas = Ioas::sharing(pool.clone()).expect("made");
         door.take();
         (door, pool, ioas)

@@ -20,6 +20,8 @@
 //! the engine. [`SoftDevice`] does DMA. [`FaultPlan`] injects faults into calls, [`Calls`] counts them, [`Ledger`]
 //! counts the resources that are held.
 //!
+//! Beside it stands [`ScriptedDoor`], which only records calls and answers from a script.
+//!
 //! The host lacks interrupts, registers of devices, nested page tables and the no-IOMMU mode. Requests for them answer
 //! `ENOTTY` or `EINVAL`.
 
@@ -35,6 +37,7 @@ mod kernel;
 mod ledger;
 mod machine;
 pub mod profile;
+mod scripted;
 
 pub use calls::{Calls, Count};
 pub use device::{DmaError, DmaFault, SoftDevice};
@@ -42,3 +45,4 @@ pub use fault::{FaultMode, FaultPlan};
 pub use host::SoftHost;
 pub use ledger::Ledger;
 pub use profile::{BadProfile, Profile};
+pub use scripted::{RecordedCall, Replies, Reply, Script, ScriptedDoor};

@@ -49,16 +49,15 @@ impl EehCalls for Spapr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::Scripted;
-
     use dmaspace_core::door::Errno;
+    use dmaspace_soft::ScriptedDoor;
     use zerocopy::FromBytes;
 
     #[test]
     fn the_extension_is_checked_once() {
-        for (answer, can) in [((|_: &mut [u8]| Ok(1)) as crate::scripted::Answer, true), (|_| Ok(0), false)] {
-            let door = Scripted::new(&[answer]);
-            let container = Spapr::new(crate::scripted::container(&door));
+        for (answer, can) in [((|_: &mut [u8]| Ok(1)) as dmaspace_soft::Reply, true), (|_| Ok(0), false)] {
+            let door = ScriptedDoor::new(&[answer]);
+            let container = Spapr::new(crate::fixture::container(&door));
             assert_eq!([EehCalls::is_available(&container), EehCalls::is_available(&container)], [can; 2]);
             assert_eq!(door.names(), ["VFIO_CHECK_EXTENSION"]);
         }
@@ -66,8 +65,8 @@ mod tests {
 
     #[test]
     fn a_state_is_a_result_and_an_errno_is_a_failure() {
-        let door = Scripted::new(&[|_| Ok(4), |_| Err(Errno::EIO), |_| Ok(1)]);
-        let container = Spapr::new(crate::scripted::container(&door));
+        let door = ScriptedDoor::new(&[|_| Ok(4), |_| Err(Errno::EIO), |_| Ok(1)]);
+        let container = Spapr::new(crate::fixture::container(&door));
         assert_eq!(container.operate(PeOperation::State), Ok(4));
         let failure = container.operate(PeOperation::Reset(Reset::Hot)).expect_err("the platform says no");
         assert_eq!(failure.errno(), Some(Errno::EIO));

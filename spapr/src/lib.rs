@@ -20,10 +20,10 @@
 
 mod eeh;
 mod entries;
+#[cfg(test)]
+mod fixture;
 mod info;
 mod prereg;
-#[cfg(test)]
-mod scripted;
 mod tce;
 mod v1;
 mod windows;
@@ -149,8 +149,7 @@ fn capabilities(door: &dyn Door) -> Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::lease;
-    use crate::scripted::{Answer, Scripted};
+    use crate::fixture::lease;
     use dmaspace_abi::spapr::{self, DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
     use dmaspace_core::HostMemory;
@@ -158,6 +157,7 @@ mod tests {
     use dmaspace_core::contract::WindowRequest;
     use dmaspace_core::door::{self, Errno};
     use dmaspace_core::{Iova, PageSize};
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use std::num::NonZeroU64;
     use std::sync::Arc;
     use zerocopy::{FromBytes, IntoBytes};
@@ -198,14 +198,14 @@ mod tests {
     }
 
     /// A container with this script, and one that has a device already.
-    fn container(script: &[Answer]) -> (Arc<Scripted>, Spapr) {
-        let door = Scripted::new(script);
-        let spapr = Spapr::new(crate::scripted::container(&door));
+    fn container(script: &[Reply]) -> (Arc<ScriptedDoor>, Spapr) {
+        let door = ScriptedDoor::new(script);
+        let spapr = Spapr::new(crate::fixture::container(&door));
         (door, spapr)
     }
 
-    fn started(script: &[Answer]) -> (Arc<Scripted>, Spapr) {
-        let script: Vec<Answer> = [powernv as Answer, done].iter().chain(script).copied().collect();
+    fn started(script: &[Reply]) -> (Arc<ScriptedDoor>, Spapr) {
+        let script: Vec<Reply> = [powernv as Reply, done].iter().chain(script).copied().collect();
         let (door, spapr) = container(&script);
         spapr.refresh(1).expect("a host as it is");
         door.take();
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_window_the_kernel_does_not_know_any_more_is_forgotten() {
-        let no_such_window: Answer = |_| Err(Errno::EINVAL);
+        let no_such_window: Reply = |_| Err(Errno::EINVAL);
         let (_, spapr) = started(&[granted_at_0, no_such_window, granted_at_0]);
         let window = spapr.create(low_window()).expect("granted");
         assert_eq!(spapr.remove(window), Ok(Undone::WasNotThere));
@@ -334,8 +334,8 @@ mod tests {
 
     #[test]
     fn positive_results_are_refusals() {
-        let one: Answer = |_| Ok(1);
-        let pages: Answer = |_| Ok(128);
+        let one: Reply = |_| Ok(1);
+        let pages: Reply = |_| Ok(128);
         let (_, spapr) = started(&[one, one, pages]);
         let answer = |result: Result<(), Failure>| result.expect_err("refused").answer;
         assert_eq!(answer(spapr.map(range(0, 0x2_0000), &lease(&memory()), Access::READ)), door::Answer::Positive(1));

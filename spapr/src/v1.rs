@@ -177,12 +177,12 @@ impl EehCalls for SpaprV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::lease;
-    use crate::scripted::{Answer, Scripted};
+    use crate::fixture::lease;
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
     use dmaspace_core::HostMemory;
     use dmaspace_core::Iova;
     use dmaspace_core::door::{self, Errno};
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use std::sync::Arc;
     use zerocopy::FromBytes;
 
@@ -209,9 +209,9 @@ mod tests {
         Err(Errno::ENOMEM)
     }
 
-    fn container(script: &[Answer]) -> (Arc<Scripted>, SpaprV1) {
-        let door = Scripted::new(script);
-        let spapr = SpaprV1::new(crate::scripted::container(&door));
+    fn container(script: &[Reply]) -> (Arc<ScriptedDoor>, SpaprV1) {
+        let door = ScriptedDoor::new(script);
+        let spapr = SpaprV1::new(crate::fixture::container(&door));
         (door, spapr)
     }
 
@@ -256,10 +256,10 @@ mod tests {
     #[test]
     fn what_could_not_be_enabled_is_disabled_and_can_be_tried_again() {
         for (script, calls) in [
-            (&[window_at_2g as Answer, no_memory][..], &[INFO, ENABLE, DISABLE][..]),
+            (&[window_at_2g as Reply, no_memory][..], &[INFO, ENABLE, DISABLE][..]),
             (&[window_at_2g, done, no_memory], &[INFO, ENABLE, UNMAP, DISABLE]),
         ] {
-            let again: &[Answer] = &[done, window_at_2g];
+            let again: &[Reply] = &[done, window_at_2g];
             let (door, spapr) = container(&[script, again].concat());
             assert_eq!(spapr.refresh(1).map_err(|failure| failure.errno()), Err(Some(Errno::ENOMEM)));
             assert_eq!(door.names(), calls);

@@ -9,15 +9,15 @@ use dmaspace_core::door::HandleKind;
 
 use super::region::{Reply, parse};
 use super::*;
-use crate::scripted::Scripted;
+use crate::scripted::{self, Scripted};
 
 fn device() -> (Arc<Scripted>, Device) {
-    let door = Scripted::new();
+    let door = scripted::door();
     let path = std::path::Path::new("/dev/vfio/devices/vfio0");
     let node = OwnedHandle::open(door.clone(), path, HandleKind::Device).expect("opens");
     let cdev = Arc::new(Cdev::new(node, "0000:00:03.0"));
     let device = Device::of_node(door.clone(), "0000:00:03.0", cdev, None);
-    door.calls();
+    door.texts();
     (door, device)
 }
 
@@ -47,16 +47,16 @@ fn enabling_sets_two_bits_and_keeps_the_others() {
     let (door, device) = device();
     let config = device.region(REGION_CONFIG).expect("described");
     device.write(&config, PCI_COMMAND, &[0x40, 0x05]).expect("written");
-    door.calls();
+    door.texts();
     device.enable().expect("nothing refuses");
-    assert_eq!(door.calls(), ["VFIO_DEVICE_GET_REGION_INFO", "pread 0x70000000004", "pwrite 0x70000000004 [46, 5]"]);
+    assert_eq!(door.texts(), ["VFIO_DEVICE_GET_REGION_INFO", "pread 0x70000000004", "pwrite 0x70000000004 [46, 5]"]);
 }
 
 #[test]
 fn nothing_outside_a_region_is_reached() {
     let (door, device) = device();
     let bar = device.region(0).expect("described");
-    door.calls();
+    door.texts();
     for (offset, len) in [(0x1000, 1), (0xfff, 2), (u64::MAX, 1)] {
         let error = device.read(&bar, offset, &mut vec![0; len]).expect_err("outside");
         assert_eq!(error.problem, DeviceProblem::Outside { offset, len: len as u64, size: 0x1000 });
@@ -65,7 +65,7 @@ fn nothing_outside_a_region_is_reached() {
     assert_eq!(error.to_string(), "0000:00:03.0: write BAR 0: 1 bytes at 0x1000 do not lie inside its 0x1000");
     let beyond = Area { offset: 0, len: NonZeroU64::new(0x1001).expect("not zero") };
     assert!(device.map(&bar, beyond).is_err());
-    assert_eq!(door.calls(), Vec::<String>::new());
+    assert_eq!(door.texts(), Vec::<String>::new());
 }
 
 #[test]
@@ -81,22 +81,22 @@ fn a_whole_bar_is_mapped_with_its_own_access() {
     let (door, device) = device();
     let bar = device.region(1).expect("described");
     assert_eq!(bar.mappable.len(), 1);
-    door.calls();
+    door.texts();
     device.map(&bar, bar.mappable[0]).expect("nothing refuses");
-    assert_eq!(door.calls(), ["mmap 0x1000 at 0x10000000000 read-write"]);
+    assert_eq!(door.texts(), ["mmap 0x1000 at 0x10000000000 read-write"]);
 }
 
 #[test]
 fn a_bar_is_exported_with_what_is_mapped_of_it_and_the_export_closed_with_the_memory() {
     let (door, device) = device();
     let bar = device.region(1).expect("described");
-    door.calls();
+    door.texts();
     let memory = device.map_exported(&bar, bar.mappable[0]).expect("nothing refuses");
     assert_eq!(
         memory.file().map(|(file, offset)| (file.handle().map(Handle::kind), offset)),
         Some((Some(HandleKind::Export), 0))
     );
-    let calls = door.calls();
+    let calls = door.texts();
     assert_eq!(calls.iter().map(|call| &call[..4]).collect::<Vec<_>>(), ["mmap", "VFIO"]);
     assert_eq!(door.open_names().len(), 2);
     drop(memory);
@@ -108,12 +108,12 @@ fn a_bar_that_cannot_be_exported_is_mapped_all_the_same() {
     for errno in [Errno::ENOTTY, Errno::EOPNOTSUPP] {
         let (door, device) = device();
         let bar = device.region(1).expect("described");
-        door.refuse_to_open(errno);
+        scripted::refuse_to_open(&door, errno);
         assert_eq!(device.map_exported(&bar, bar.mappable[0]).expect("by address").file(), None);
     }
     let (door, device) = device();
     let bar = device.region(1).expect("described");
-    door.refuse_to_open(Errno::EMFILE);
+    scripted::refuse_to_open(&door, Errno::EMFILE);
     let error = device.map_exported(&bar, bar.mappable[0]).expect_err("refused").to_string();
     assert_eq!(error, "0000:00:03.0: export BAR 1: VFIO_DEVICE_FEATURE: EMFILE");
     let beyond = Area { offset: 0x1000, len: NonZeroU64::new(1).expect("not zero") };

@@ -4,7 +4,7 @@ use dmaspace_core::door::Door;
 
 use super::*;
 use crate::device::Device;
-use crate::scripted::Scripted;
+use crate::scripted::{self, Scripted};
 
 struct Stage {
     door: Arc<Scripted>,
@@ -21,10 +21,10 @@ fn at(place: AttachPlace) -> AttachPoint<'static> {
 
 /// A container and a group, before any call.
 fn stage(backend: BackendKind) -> Stage {
-    let door = Scripted::new();
+    let door = scripted::door();
     let container = door.open(Path::new("/dev/vfio/vfio"), HandleKind::Container).expect("opens");
     let group = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
-    door.calls();
+    door.texts();
     let group = Arc::new(VfioGroup::new(group, "group 7", backend));
     Stage { door, container, group }
 }
@@ -44,21 +44,21 @@ fn the_first_group_gives_the_container_to_a_driver_and_so_does_the_next_first() 
     let stage = stage(BackendKind::Type1);
     let first = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
     stage.attach().expect("nothing refuses");
-    assert_eq!(stage.door.calls(), first);
+    assert_eq!(stage.door.texts(), first);
     assert_eq!(stage.detach(), Ok(Undone::Done(())));
-    assert_eq!(stage.door.calls(), ["VFIO_GROUP_UNSET_CONTAINER"]);
+    assert_eq!(stage.door.texts(), ["VFIO_GROUP_UNSET_CONTAINER"]);
     stage.attach().expect("nothing refuses");
-    assert_eq!(stage.door.calls(), first);
+    assert_eq!(stage.door.texts(), first);
 }
 
 #[test]
 fn a_container_with_a_driver_keeps_it() {
     let stage = stage(BackendKind::Type1);
     stage.attach().expect("nothing refuses");
-    stage.door.calls();
+    stage.door.texts();
     stage.attach().expect("the door counts groups, not which");
     let calls = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO"];
-    assert_eq!(stage.door.calls(), calls);
+    assert_eq!(stage.door.texts(), calls);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn an_older_type1_will_do_but_an_older_spapr_is_asked_for_by_name() {
     let stage_of = |backend, driver: &str| {
         let stage = stage(backend);
         stage.door.refuse(driver, Errno::ENODEV);
-        (stage.attach().is_ok(), stage.door.calls().pop())
+        (stage.attach().is_ok(), stage.door.texts().pop())
     };
     assert_eq!(stage_of(BackendKind::Type1, "VFIO_SET_IOMMU 3"), (true, Some("VFIO_SET_IOMMU 1".to_owned())));
     let left = Some("VFIO_GROUP_UNSET_CONTAINER".to_owned());
@@ -76,12 +76,12 @@ fn an_older_type1_will_do_but_an_older_spapr_is_asked_for_by_name() {
 
 #[test]
 fn to_an_iommufd_a_group_comes_with_a_device_and_leaves_only_when_no_other_is_open() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let iommufd = door.open(Path::new("/dev/iommu"), HandleKind::Iommufd).expect("opens");
     let handle = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
     let group = Arc::new(VfioGroup::new(handle, "group 7", BackendKind::Type1OnIommufd));
     group.open_on_attach("0000:00:03.0");
-    door.calls();
+    door.texts();
     let point = at(AttachPlace::Container(iommufd));
     group.attach_to(point).expect("nothing refuses");
     let calls = [
@@ -90,15 +90,15 @@ fn to_an_iommufd_a_group_comes_with_a_device_and_leaves_only_when_no_other_is_op
         "VFIO_SET_IOMMU 3",
         "VFIO_GROUP_GET_DEVICE_FD 0000:00:03.0",
     ];
-    assert_eq!(door.calls(), calls);
+    assert_eq!(door.texts(), calls);
     let device = Device::open(&group, "0000:00:03.0").expect("opens");
-    door.calls();
+    door.texts();
     assert_eq!(group.detach_from(point).expect_err("a device is open").errno(), Some(Errno::EBUSY));
-    assert_eq!(door.calls(), Vec::<String>::new(), "the kernel would say yes");
+    assert_eq!(door.texts(), Vec::<String>::new(), "the kernel would say yes");
     drop(device);
-    door.calls();
+    door.texts();
     group.detach_from(point).expect("nothing is open any more");
-    assert_eq!(door.calls(), ["VFIO_GROUP_UNSET_CONTAINER", "close 0000:00:03.0"]);
+    assert_eq!(door.texts(), ["VFIO_GROUP_UNSET_CONTAINER", "close 0000:00:03.0"]);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_group_its_driver_refuses_tries_no_other_and_leaves_again() {
     let stage = stage(BackendKind::Type1);
     stage.door.refuse("VFIO_SET_IOMMU 3", Errno::EPERM);
     assert_eq!(stage.attach().expect_err("refused").to_string(), "VFIO_SET_IOMMU: EPERM");
-    assert_eq!(stage.door.calls()[3..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
+    assert_eq!(stage.door.texts()[3..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_group_that_cannot_join_makes_sure_that_it_did_not() {
     stage.door.refuse("VFIO_GROUP_SET_CONTAINER", Errno::EPERM);
     assert_eq!(stage.attach().expect_err("refused").errno(), Some(Errno::EPERM));
     let left = ["VFIO_GROUP_UNSET_CONTAINER"; ATTEMPTS];
-    assert_eq!(stage.door.calls(), [&["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER"], &left[..]].concat());
+    assert_eq!(stage.door.texts(), [&["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER"], &left[..]].concat());
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn an_address_space_of_an_iommufd_is_no_container() {
     let point = at(AttachPlace::Ioas { iommufd: stage.container, ioas: 1 });
     assert_eq!(stage.group.attach_to(point).expect_err("refused").errno(), Some(Errno::EBADFD));
     assert_eq!(stage.group.detach_from(point).expect_err("refused").errno(), Some(Errno::EBADFD));
-    assert_eq!(stage.door.calls(), Vec::<String>::new());
+    assert_eq!(stage.door.texts(), Vec::<String>::new());
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn an_open_device_keeps_its_group_open_and_attached() {
     drop(group);
     door.close(container).expect("it was open");
     assert_eq!(door.open_names(), ["/dev/vfio/7", "0000:00:03.0"]);
-    door.calls();
+    door.texts();
     drop(device);
-    assert_eq!(door.calls(), ["close 0000:00:03.0", "close /dev/vfio/7"]);
+    assert_eq!(door.texts(), ["close 0000:00:03.0", "close /dev/vfio/7"]);
 }

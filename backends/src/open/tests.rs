@@ -10,7 +10,7 @@ use crate::backend_kind::BackendKind;
 use crate::choose::OpenRequest;
 use crate::facts::{Facts, IOMMUFD_NODE, IommuGroup, IommuTypes, Limits, Nodes, PciDevice, Platform, VfioDevice};
 use crate::pci::PciAddress;
-use crate::scripted::{Scripted, ScriptedRegistry};
+use crate::scripted::{self, Scripted, ScriptedRegistry};
 
 fn address(text: &str) -> PciAddress {
     text.parse().expect("an address of the test")
@@ -53,10 +53,10 @@ fn both(backend: BackendKind) -> OpenRequest {
 
 #[test]
 fn a_group_goes_from_node_to_device_and_back() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let opened = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
     assert_eq!(
-        door.calls(),
+        door.texts(),
         [
             "open /dev/vfio/vfio",
             "VFIO_GET_API_VERSION",
@@ -74,7 +74,7 @@ fn a_group_goes_from_node_to_device_and_back() {
     );
     drop(opened);
     assert_eq!(
-        door.calls(),
+        door.texts(),
         [
             "close 0000:00:03.0",
             "close 0000:00:03.1",
@@ -88,9 +88,9 @@ fn a_group_goes_from_node_to_device_and_back() {
 
 #[test]
 fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let opened = host(&door).open(&OpenRequest::device(address("00:03.0"))).expect("nothing fails");
-    let calls = door.calls();
+    let calls = door.texts();
     let device: Vec<_> = calls.iter().skip_while(|call| !call.contains("vfio0")).map(String::as_str).collect();
     assert_eq!(
         device[..5],
@@ -104,7 +104,7 @@ fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
     );
     drop(opened);
     assert_eq!(
-        door.calls(),
+        door.texts(),
         [
             "unregister /dev/vfio/devices/vfio0",
             "VFIO_DEVICE_DETACH_IOMMUFD_PT",
@@ -119,19 +119,19 @@ fn a_device_with_a_node_goes_from_node_to_address_space_and_back() {
 fn whatever_fails_nothing_stays_open() {
     for backend in [BackendKind::Type1, BackendKind::Iommufd] {
         let calls = {
-            let door = Scripted::new();
+            let door = scripted::door();
             let opened = host(&door).open(&both(backend)).expect("nothing fails");
             drop(opened);
-            door.calls().len()
+            door.texts().len()
         };
         for n in 0..calls {
-            let door = Scripted::failing_at(n);
+            let door = scripted::door_failing_at(n);
             drop(host(&door).open(&both(backend)));
             assert_eq!(
                 door.open_names(),
                 Vec::<String>::new(),
                 "{backend}: call {n} of {calls} failed: {:?}",
-                door.calls()
+                door.texts()
             );
         }
     }
@@ -139,7 +139,7 @@ fn whatever_fails_nothing_stays_open() {
 
 #[test]
 fn a_device_outlives_the_space_it_was_opened_into() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let Opened { mut devices, space, .. } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
     drop(space);
     devices.pop();
@@ -150,7 +150,7 @@ fn a_device_outlives_the_space_it_was_opened_into() {
 
 #[test]
 fn the_last_device_of_a_group_takes_it_along() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let Opened { mut devices, mut space, .. } = host(&door).open(&both(BackendKind::Type1)).expect("nothing fails");
     let (second, first) = (devices.pop().expect("the second"), devices.pop().expect("the first"));
     assert_eq!(space.remove(first).expect("nothing fails"), None);
@@ -162,7 +162,7 @@ fn the_last_device_of_a_group_takes_it_along() {
 
 #[test]
 fn a_device_with_a_node_is_detached_and_closed() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let Opened { mut devices, mut space, .. } = host(&door).open(&both(BackendKind::Iommufd)).expect("nothing fails");
     let second = devices.pop().expect("the second");
     assert!(space.remove(second).expect("nothing fails").is_some());
@@ -171,16 +171,16 @@ fn a_device_with_a_node_is_detached_and_closed() {
 
 #[test]
 fn what_will_not_do_is_refused_before_anything_is_opened() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let error = host(&door).open(&OpenRequest::device(address("00:04.0"))).expect_err("there is no such device");
     assert!(error.to_string().contains("there is no device 0000:00:04.0"), "{error}");
-    assert_eq!(door.calls(), Vec::<String>::new());
+    assert_eq!(door.texts(), Vec::<String>::new());
 }
 
 #[test]
 fn errors_say_what_to_do() {
     let message = |call: &str, errno, backend| {
-        let door = Scripted::new();
+        let door = scripted::door();
         door.refuse(call, errno);
         host(&door).open(&both(backend)).expect_err("refused").to_string()
     };
@@ -197,7 +197,7 @@ fn errors_say_what_to_do() {
 
 #[test]
 fn a_type1_group_given_to_iommufd_is_refused_by_its_space() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let iommufd = OwnedHandle::open(door.clone(), Path::new(IOMMUFD_NODE), HandleKind::Iommufd).expect("opens");
     let group = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
     let mut space = OpenSpace::of(BackendKind::Iommufd, iommufd).expect("nothing fails");
@@ -208,7 +208,7 @@ fn a_type1_group_given_to_iommufd_is_refused_by_its_space() {
 
 #[test]
 fn a_space_of_another_crate_has_its_name_and_opens_no_devices() {
-    let door = Scripted::new();
+    let door = scripted::door();
     let ours = host(&door).open_space(BackendKind::Iommufd).expect("nothing fails");
     let mut space = OpenSpace::around(ours.space().clone(), "iotlb");
     assert_eq!((space.backend(), space.backend().to_string()), (BackendKind::Other("iotlb"), "iotlb".to_owned()));
@@ -223,7 +223,7 @@ fn a_space_of_another_crate_has_its_name_and_opens_no_devices() {
 
 #[test]
 fn the_text_of_an_error_has_its_cause_once_and_its_source_is_none() {
-    let door = Scripted::new();
+    let door = scripted::door();
     door.refuse("VFIO_GROUP_SET_CONTAINER", Errno::EBUSY);
     let error = host(&door).open(&both(BackendKind::Type1)).expect_err("refused");
     let text = error.to_string();
