@@ -1,26 +1,27 @@
 //! VFIO devices that have a node of their own (`/dev/vfio/devices/vfio<n>`).
 //!
-//! A device is *bound* to one iommufd, once, for as long as its descriptor is open; there is no unbinding. Bound, it
-//! can be attached to the address spaces and page tables of that iommufd, one at a time.
+//! A device is *bound* to one iommufd, once, for as long as its descriptor is open; it cannot be unbound. A bound
+//! device can be attached to the address spaces and page tables of that iommufd, one at a time.
 
 use std::mem::offset_of;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
+use dmaspace_core::sync::{Mutex, MutexGuard, Rank};
 use dmaspace_core::words::reserved::Reserved;
 use zerocopy::IntoBytes;
 
-/// How often the kernel is asked to let go of a device.
+/// The number of attempts to detach a device.
 const ATTEMPTS: usize = 3;
 
-/// A VFIO device with a node of its own.
+/// A VFIO device with a node of its own. Its lock is [`Rank::Device`] in the order of all locks
+/// ([`dmaspace_core::sync`]).
 ///
-/// Nothing but binding works before the first attach (linux: drivers/vfio/vfio_main.c, vfio_device_fops_unl_ioctl).
-/// What needs KVM at that moment must have been told before: the device's descriptor is added to KVM's VFIO device
-/// first (linux: Documentation/virt/kvm/devices/vfio.rst).
+/// Before the first attach only binding works (linux: drivers/vfio/vfio_main.c, vfio_device_fops_unl_ioctl). A device
+/// whose driver needs KVM at that moment must be added to KVM's VFIO device first (linux:
+/// Documentation/virt/kvm/devices/vfio.rst).
 #[derive(Debug)]
 pub struct Cdev {
     device: OwnedHandle,
@@ -29,23 +30,22 @@ pub struct Cdev {
     place: Mutex<Place>,
 }
 
-/// Where a device is.
+/// The iommufd and the object that a device is attached to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
-    /// The iommufd it is bound to, and its id there.
+    /// The iommufd that the device is bound to, and the device's id there.
     bound: Option<(Handle, u32)>,
-    /// What it is attached to.
+    /// The object that the device is attached to.
     attached: Option<AttachPlace>,
 }
 
 impl Cdev {
-    /// Takes over `device`, which `name` stands for in errors. It is closed when this is dropped, and thereby detached
-    /// and unbound.
+    /// Takes over `device`, which errors call `name`. Dropping the result closes it, which detaches and unbinds it.
     pub fn new(device: OwnedHandle, name: impl Into<String>) -> Self {
-        Self { device, name: name.into(), reserved: Vec::new(), place: Mutex::default() }
+        Self { device, name: name.into(), reserved: Vec::new(), place: Mutex::new(Rank::Device, Place::default()) }
     }
 
-    /// The same, knowing where it does not reach memory.
+    /// Adds the ranges in which the device cannot reach memory.
     #[must_use]
     pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
         self.reserved = reserved;
@@ -58,10 +58,10 @@ impl Cdev {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock()
     }
 
-    /// The id it has in an iommufd. One that is bound to another is the kernel's to refuse (`EINVAL`).
+    /// The device's id in an iommufd. The kernel refuses a device that is bound to another one (`EINVAL`).
     fn id_in(&self, iommufd: Handle, place: &mut Place) -> Result<u32, Failure> {
         match place.bound {
             Some((bound, id)) if bound == iommufd => Ok(id),
@@ -86,9 +86,9 @@ impl Cdev {
         self.device.call(Command::with_bytes(device::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
     }
 
-    /// After an attach call that failed: it may have done its work all the same, and while a device is attached to a
-    /// page table nobody can destroy that. Nothing happens to a device that is not (linux: drivers/vfio/iommufd.c,
-    /// vfio_iommufd_physical_detach_ioas).
+    /// Detaches after an attach call that failed: it may have had its effect all the same, and a page table with a
+    /// device cannot be destroyed. The kernel accepts the call for a device that is not attached (linux:
+    /// drivers/vfio/iommufd.c, vfio_iommufd_physical_detach_ioas).
     fn detach_surely(&self) {
         let _ = (0..ATTEMPTS).any(|_| self.detach().is_ok());
     }
@@ -99,8 +99,8 @@ impl Cdev {
     }
 }
 
-// SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an iommufd keeps its mappings
-// whatever devices it has.
+// SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an
+// iommufd keeps its mappings whatever devices it has.
 #[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Attachable for Cdev {
     fn name(&self) -> String {
@@ -115,9 +115,9 @@ unsafe impl Attachable for Cdev {
         self.id_in(iommufd, &mut self.place()).map(Some)
     }
 
-    /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: it would move the
-    /// device without a word, and the space it came from would not know. A device that is bound to another iommufd is
-    /// the kernel's to refuse (`EINVAL`).
+    /// A device that is attached elsewhere is refused with `EBUSY`, before the kernel is asked: the kernel would move
+    /// the device, and the space it was attached to would not know. The kernel refuses a device that is bound to
+    /// another iommufd (`EINVAL`).
     fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure> {
         let (iommufd, id) = object_of(point, device::DEVICE_ATTACH_IOMMUFD_PT)?;
         let mut place = self.place();
@@ -130,7 +130,8 @@ unsafe impl Attachable for Cdev {
         Ok(())
     }
 
-    /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with it.
+    /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with
+    /// it.
     fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         object_of(point, device::DEVICE_DETACH_IOMMUFD_PT)?;
         let mut place = self.place();
@@ -138,7 +139,7 @@ unsafe impl Attachable for Cdev {
             return Ok(Undone::WasNotThere);
         }
         let detached = Undone::unless_absent(self.detach(), &[Errno::ENODEV])?;
-        // A device that is gone may say so for another reason: it is believed once it has said so often enough.
+        // A device that is gone counts as detached only after enough equal answers ([`dmaspace_core::retry`]).
         if matches!(detached, Undone::Done(())) {
             place.attached = None;
         }
@@ -146,8 +147,8 @@ unsafe impl Attachable for Cdev {
     }
 }
 
-/// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel says to an id it does not
-/// know as one.
+/// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel answers for an unknown
+/// id.
 fn object_of(point: AttachPoint<'_>, request: Request) -> Result<(Handle, u32), Failure> {
     match point.place() {
         AttachPlace::Ioas { iommufd, ioas: id } | AttachPlace::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),

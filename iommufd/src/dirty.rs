@@ -1,17 +1,17 @@
-//! What devices have written: logged in page tables, read as bitmaps.
+//! The writes of devices: logged in page tables, read as bitmaps.
 //!
-//! Three things about the kernel's answer are nowhere in its words, and each loses written pages:
-//! - It says nothing of what lies behind the first gap between mappings, and calls that success (linux:
-//!   drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty drops the error). So no question crosses a gap.
-//! - One that begins or ends inside a large page of the IOMMU's clears the page's only bit, and tells of the part
-//!   behind its beginning (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is alike). What
-//!   it tells may reach beyond the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c,
-//!   iova_bitmap_set). A large page never reaches beyond its mapping, so questions are about whole mappings.
-//! - A page table that is not logging calls everything clean (intel_iommu_read_and_clear_dirty again). So it is not
-//!   asked.
+//! Three properties of the kernel's answers are documented nowhere, and each loses dirty pages:
+//! - The kernel reports nothing behind the first gap between mappings, and succeeds (linux:
+//!   drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty drops the error). So no query crosses a gap.
+//! - A query that begins or ends inside a large page of the IOMMU clears the page's only bit, and reports the part
+//!   behind the query's beginning (linux: drivers/iommu/intel/iommu.c, intel_iommu_read_and_clear_dirty; AMD's is
+//!   alike). The report may reach beyond the range, and beyond the bitmap (linux: drivers/iommu/iommufd/iova_bitmap.c,
+//!   iova_bitmap_set). A large page never reaches beyond its mapping, so each query covers whole mappings.
+//! - A page table that is not logging reports everything as clean (intel_iommu_read_and_clear_dirty again). So it is
+//!   not queried.
 //!
-//! Bits for which the kernel cannot get hold of the bitmap's memory are lost as well: it has to be there, which memory
-//! is that was just cleared.
+//! Bits are lost, too, where the kernel cannot access the bitmap's memory: it must be resident, which memory that was
+//! just cleared is.
 
 use std::mem::offset_of;
 
@@ -24,18 +24,18 @@ use zerocopy::IntoBytes;
 use crate::Ioas;
 use crate::page_table::PageTable;
 
-/// The kernel walks a bitmap of any length piece by piece. This one is of 8 TiB, in pages of 4 KiB.
+/// The longest bitmap, that of 8 TiB in pages of 4 KiB. The kernel itself has no limit.
 const LONGEST_BITMAP: usize = 1 << 28;
 
-/// An answer for which the kernel is not asked.
+/// An answer without a call.
 const fn refusal(errno: Errno) -> Failure {
     Failure { call: iommufd::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
 }
 
 impl DirtyCalls for Ioas {
-    /// The host's page, as soon as there is a device and as long as the IOMMUs of all of them log. The IOMMU's own page
-    /// is never larger (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain); where it is smaller the
-    /// kernel adds up.
+    /// The host's page, while there is a device and the IOMMUs of all devices log. The IOMMU's own page is never larger
+    /// (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain); where it is smaller the kernel combines
+    /// its bits.
     fn page(&self) -> Option<PageSize> {
         self.tables.read().logs_all().then(|| self.door().host_page())
     }
@@ -44,7 +44,7 @@ impl DirtyCalls for Ioas {
         let mut state = self.tables.write();
         for (n, table) in state.tables.iter().enumerate() {
             if let Err(failure) = table.set_logging(true) {
-                // The one that failed may log all the same.
+                // The page table that failed may log all the same.
                 for begun in state.tables.iter().take(n + 1) {
                     let _ = begun.set_logging(false);
                 }
@@ -55,7 +55,7 @@ impl DirtyCalls for Ioas {
         Ok(())
     }
 
-    /// All page tables are asked, whatever one of them says. What is made later does not log.
+    /// Stops all page tables, whatever the answer of one. Later page tables do not log.
     fn stop(&self) -> Result<(), Failure> {
         let mut state = self.tables.write();
         state.logging = false;
@@ -67,18 +67,18 @@ impl DirtyCalls for Ioas {
         DirtyReach { over_gaps: false, parts_of_mappings: false, longest_bitmap: LONGEST_BITMAP }
     }
 
-    /// One call for each page table: a device writes through one of them. The range is one mapping, or several without
-    /// a gap between them, whole.
+    /// Makes one call per page table, since a device writes through one of them. The range must be one whole mapping,
+    /// or several without a gap.
     ///
     /// # Errors
-    /// What the kernel said; `EINVAL` when nothing is logged or the bitmap has no room, with a host page to spare;
-    /// `EOPNOTSUPP` when a device is attached whose IOMMU cannot log. What was logged may be lost, and is in the bitmap
-    /// in part.
+    /// The kernel's failure; `EINVAL` if logging is off or the bitmap has no room, with a host page to spare;
+    /// `EOPNOTSUPP` if a device is attached whose IOMMU cannot log. A part of the log may be lost then, and another
+    /// part be in the bitmap.
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
         let state = self.tables.read();
         let page = self.door().host_page();
         let length = range.len().ok_or(refusal(Errno::EOVERFLOW))?.get();
-        // The kernel may set bits as far as the host page reaches that the bitmap ends in.
+        // The kernel may set bits up to the end of the host page in which the bitmap ends.
         let words = (bitmap.len() as u64).saturating_sub(page.bytes() / u64::from(u64::BITS / 8));
         let room = words.saturating_mul(u64::from(u64::BITS));
         if !state.logging || length.div_ceil(page.bytes()) > room {
@@ -92,23 +92,23 @@ impl DirtyCalls for Ioas {
 }
 
 impl PageTable {
-    /// Begins to log, with nothing logged yet, or ends it.
+    /// Starts logging with an empty log, or stops it.
     pub(crate) fn set_logging(&self, on: bool) -> Result<(), Failure> {
         let mut set = HwptSetDirtyTracking {
             size: HwptSetDirtyTracking::SIZE,
             flags: if on { iommufd::DIRTY_TRACKING_ENABLE } else { 0 },
-            hwpt_id: self.object.id(),
+            hwpt_id: self.object.id().get(),
             reserved: 0,
         };
         let command = Command::with_bytes(iommufd::HWPT_SET_DIRTY_TRACKING, set.as_mut_bytes());
         self.object.iommufd().call(command)
     }
 
-    /// Adds what was written to the bitmap, and clears it here.
+    /// Adds the log to the bitmap, and clears the log.
     fn add_written(&self, iova: u64, length: u64, page: PageSize, bitmap: &mut [u64]) -> Result<(), Failure> {
         let mut get = HwptGetDirtyBitmap {
             size: HwptGetDirtyBitmap::SIZE,
-            hwpt_id: self.object.id(),
+            hwpt_id: self.object.id().get(),
             iova,
             length,
             page_size: page.bytes(),
@@ -136,7 +136,7 @@ mod tests {
     use crate::fixture::{done, ioas, logs, ninth, tenth};
     use dmaspace_soft::{Reply, ScriptedDoor};
 
-    /// The address space, with a device on page table 9 and one on page table 10.
+    /// An address space with a device on page table 9 and one on page table 10.
     fn logging(script: &[Reply]) -> (Arc<ScriptedDoor>, Ioas, [Cdev; 2]) {
         let mut answers: Vec<Reply> = vec![done, logs, ninth, done];
         answers.extend([done, logs, (|_| Err(Errno::EINVAL)) as Reply, done, tenth, done]);
@@ -152,12 +152,12 @@ mod tests {
         IovaRange::with_len(Iova::new(first), len).expect("a range of the test")
     }
 
-    /// So many words, and a host page to spare.
+    /// A bitmap of this many words, and a host page to spare.
     fn bitmap(words: usize) -> Vec<u64> {
         vec![0; words + 8192]
     }
 
-    /// The flags and page tables of the calls that begin and end logging.
+    /// The flags and page tables of the calls that start and stop logging.
     fn sets(door: &ScriptedDoor) -> Vec<(u32, u32)> {
         let sets = door.take().into_iter().map(|call| {
             let set = HwptSetDirtyTracking::read_from_bytes(&call.bytes).expect("the struct");

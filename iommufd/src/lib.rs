@@ -1,22 +1,21 @@
 //! I/O address spaces of `/dev/iommu` (iommufd), as a [`Backend`], and the devices that are attached to them.
 //!
-//! Leans on [`dmaspace_core`] alone. [`Ioas`] turns one request into one call; checking and remembering is
-//! [`dmaspace_core`]'s. Opening `/dev/iommu` and device nodes is the façade crate's.
+//! [`Ioas`] turns one request into one call; [`dmaspace_core`] checks requests and keeps the index. The façade crate
+//! opens `/dev/iommu` and device nodes.
 //!
-//! An address space exists without devices, and memory can be mapped in it before the first one comes. Nothing is
-//! pinned then: what is wrong with the memory shows when a device is attached (linux:
-//! drivers/iommu/iommufd/io_pagetable.c, iopt_table_add_domain). Its windows are everything there is at first; each
-//! device narrows them, each that leaves widens them.
+//! An address space exists without devices, and memory can be mapped in it before the first one is attached. Nothing is
+//! pinned then: faults of the memory show when a device is attached (linux: drivers/iommu/iommufd/io_pagetable.c,
+//! iopt_table_add_domain). Its windows are the whole address space at first; each attached device narrows them, each
+//! detached one widens them.
 //!
-//! Memory that knows its file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): so is a
-//! BAR that its device exported, which cannot be mapped otherwise. All other memory is mapped by its address.
+//! Memory with a known file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): this is
+//! the only way to map a BAR, which its device must export. All other memory is mapped by its address.
 //!
-//! A device is attached to a page table that logs what it writes, where its IOMMU can; else to the address space
-//! itself. Which is which nobody notices, but for whoever wants to know what devices wrote
-//! ([`dmaspace_core::contract::dirty`]).
+//! A device is attached to a page table that logs its writes, where its IOMMU can log; else to the address space
+//! itself. The difference shows only in the dirty log ([`dmaspace_core::contract::dirty`]).
 //!
-//! Errors here are taken at their word nowhere. `ENOENT` from a map means that the kernel failed to find the address
-//! space, never that there is nothing to do; an unmap that would cut a mapping removes the ones before it and then says
+//! No errno is taken at its word. `ENOENT` from a map means that the kernel failed to find the address space, never
+//! that there is nothing to do; an unmap that would cut a mapping removes the earlier ones and then fails with
 //! `ENOENT`, so only unions of known mappings are ever unmapped.
 
 mod cdev;
@@ -45,59 +44,59 @@ use zerocopy::IntoBytes;
 
 pub use cdev::Cdev;
 pub use object::Iommufd;
-use object::Object;
+use object::{Object, ObjectId};
 use page_table::PageTables;
 pub use sharing::Pool;
 
 /// An I/O address space of an iommufd.
 #[derive(Debug)]
 pub struct Ioas {
-    /// Before the address space they show.
+    /// The page tables, dropped before the address space that they map.
     tables: PageTables,
     object: Object,
-    /// Last: its iommufd is closed when nothing needs it any more.
+    /// Dropped last: its iommufd is closed with its last user.
     pool: Option<Arc<Pool>>,
 }
 
 impl Ioas {
-    /// Takes over `iommufd` and makes an address space in it. Dropping it destroys the address space and closes the
-    /// iommufd.
+    /// Takes over `iommufd` and creates an address space in it. Dropping the result destroys the address space and
+    /// closes the iommufd.
     ///
     /// # Errors
-    /// What the kernel says; the iommufd is closed then.
+    /// The kernel's failure; the iommufd is closed then.
     pub fn new(iommufd: OwnedHandle) -> Result<Self, Failure> {
         Self::within(Iommufd::new(iommufd))
     }
 
-    /// Makes an address space in an iommufd that may have others. It pins what it maps by itself, whatever they have
-    /// pinned.
+    /// Creates an address space in an iommufd that may have others. It pins the memory of its mappings by itself, even
+    /// if others have it pinned.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's failure.
     pub fn within(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
         Ok(Self { tables: PageTables::default(), object: Object::new_ioas(iommufd)?, pool: None })
     }
 
-    /// Makes an address space that shares its pins with the others of the pool, as far as memory is held
-    /// ([`dmaspace_core::contract::PinSharing`]): a listener sees to that.
+    /// Creates an address space that shares pins with the others of the pool, for memory whose pins are shared
+    /// ([`dmaspace_core::contract::PinSharing`]), which a listener does.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's failure.
     pub fn sharing(pool: Arc<Pool>) -> Result<Self, Failure> {
         Ok(Self { pool: Some(pool.clone()), ..Self::within(pool.iommufd().clone())? })
     }
 
-    /// The pool with which it shares its pins, if it does.
+    /// The pool with which it shares pins.
     pub fn pool(&self) -> Option<&Arc<Pool>> {
         self.pool.as_ref()
     }
 
-    /// The iommufd it is in.
+    /// The iommufd that it belongs to.
     pub fn iommufd(&self) -> &Arc<Iommufd> {
         self.object.iommufd()
     }
 
-    fn id(&self) -> u32 {
+    fn id(&self) -> ObjectId {
         self.object.id()
     }
 
@@ -106,7 +105,7 @@ impl Ioas {
     }
 
     fn ask_for_ranges(&self, reply: &mut IoasIovaRanges, spans: &mut [IovaSpan]) -> Result<(), Failure> {
-        reply.ioas_id = self.object.id();
+        reply.ioas_id = self.object.id().get();
         let spans = Attached::Buffer(spans.as_mut_bytes());
         let mut array = [Attachment { offset: offset_of!(IoasIovaRanges, allowed_iovas), what: spans }];
         let command = Command::with_bytes(IOAS_IOVA_RANGES, reply.as_mut_bytes());
@@ -114,23 +113,23 @@ impl Ioas {
     }
 }
 
-/// A mapping is bound to the process that made it, unless it is of a file (linux: drivers/iommu/iommufd/ioas.c,
-/// iommufd_ioas_change_process).
+/// The reason why there is no live update: a mapping belongs to the process that made it, unless it is of a file
+/// (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_change_process).
 const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
     "iommufd hands over what is mapped of files (IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_CHANGE_PROCESS), which is not done here; open a container \
      of vfio_iommu_type1",
 );
 
-// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings whatever devices it has,
-// so none is said to be gone but those that were unmapped.
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings
+// whatever devices it has, so none is said to be gone but those that were unmapped.
 #[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Ioas {
     fn name(&self) -> &'static str {
         "iommufd"
     }
 
-    /// It refuses another device's memory by its address (linux: drivers/iommu/iommufd/pages.c pins what it maps); as a
-    /// file that the device exported it takes it.
+    /// Another device's memory cannot be mapped by its address (linux: drivers/iommu/iommufd/pages.c pins the memory of
+    /// every mapping), only by the file that the device exported.
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(MappingModel::Mappings, self.door().host_page());
         capabilities.maps_files = self.iommufd().maps_files();
@@ -138,8 +137,8 @@ unsafe impl Backend for Ioas {
         capabilities
     }
 
-    /// Charged to the user, which nobody can read, unless asked otherwise ([`Iommufd::charge`]); this process's part of
-    /// it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
+    /// The user is charged, whose total no process can read, unless [`Iommufd::charge`] changed it; this process's part
+    /// of it shows as `VmPin` (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
     fn allowance(&self) -> Option<Allowance> {
         let locked = self.door().locked_memory()?;
         Some(match self.iommufd().charged() {
@@ -153,11 +152,11 @@ unsafe impl Backend for Ioas {
     }
 
     fn attach_place(&self) -> AttachPlace {
-        AttachPlace::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
+        AttachPlace::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id().get() }
     }
 
-    /// A device whose IOMMU can log what it writes is put on a page table that does, shared with those it fits; any
-    /// other is attached to the address space itself, and the kernel finds it a page table.
+    /// A device whose IOMMU can log is attached to a page table that logs, shared with compatible devices; any other
+    /// device is attached to the address space itself, and the kernel chooses the page table.
     fn attach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
         self.tables.attach(&self.object, device, point)
     }
@@ -193,7 +192,7 @@ unsafe impl Backend for Ioas {
     }
 }
 
-/// All 2^64 bytes do not fit the field; 2^64-1 from address 0 stands for them.
+/// All 2^64 bytes do not fit the field; a length of 2^64-1 from address 0 stands for them.
 fn unmap_length(range: IovaRange) -> u64 {
     range.len().map_or(u64::MAX, |len| len.get())
 }

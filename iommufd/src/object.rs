@@ -1,9 +1,8 @@
 //! `/dev/iommu` and the objects in it, as values that are destroyed when they are dropped.
 //!
-//! Objects lean on each other (an address space is in use while a device is attached, a page table leans on its address
-//! space) and the kernel destroys none that is in use. So whoever holds several declares them in the order in which
-//! they must go: fields are dropped from top to bottom. The iommufd itself is closed when the last object in it is
-//! gone.
+//! Objects depend on each other (an address space is in use while a device is attached, a page table needs its address
+//! space) and the kernel destroys none that is in use. So the owner of several declares them in the order of their
+//! destruction: fields are dropped from top to bottom. The iommufd itself is closed with the last object in it.
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -18,14 +17,14 @@ use zerocopy::IntoBytes;
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
 ///
-/// Address spaces of one iommufd can share what they pin, and a device bound to it can move from one to another. One
-/// user's address spaces share the limit on locked memory whether or not they share this.
+/// Address spaces of one iommufd can share pins, and a device bound to it can move from one to another. All address
+/// spaces of one user share the limit on locked memory, in any iommufd.
 #[derive(Debug)]
 pub struct Iommufd {
     handle: OwnedHandle,
-    /// Whether this process alone is charged for what is pinned.
+    /// `true` if pins are charged to this process alone.
     charges_process: AtomicBool,
-    /// Whether the kernel has said that it cannot map by file.
+    /// `true` once the kernel has refused to map by file.
     lacks_files: AtomicBool,
 }
 
@@ -35,17 +34,17 @@ impl Iommufd {
         Arc::new(Self { handle, charges_process: AtomicBool::new(false), lacks_files: AtomicBool::new(false) })
     }
 
-    /// The handle, for binding devices.
+    /// The handle, to which devices are bound.
     pub fn handle(&self) -> Handle {
         self.handle.handle()
     }
 
-    /// What it was opened through.
+    /// The door of the handle.
     pub fn door(&self) -> &Arc<dyn Door> {
         self.handle.door()
     }
 
-    /// Who is charged, as far as it was asked for here.
+    /// The account that is charged, as far as this process has chosen it.
     pub(crate) fn charged(&self) -> AccountingMode {
         if self.charges_process.load(Ordering::Relaxed) { AccountingMode::Process } else { AccountingMode::User }
     }
@@ -54,25 +53,25 @@ impl Iommufd {
         self.charges_process.store(payer == AccountingMode::Process, Ordering::Relaxed);
     }
 
-    /// Whether the kernel maps by file, as far as is known: the first such map is what asks it.
+    /// Returns whether the kernel maps by file, as far as is known: the first such map finds out.
     pub(crate) fn maps_files(&self) -> bool {
         !self.lacks_files.load(Ordering::Relaxed)
     }
 
-    /// Where `memory` begins in its file, if it may be mapped by that: pages must lie in the file as they lie in this
-    /// process.
+    /// The offset of `memory` in its file, if it can be mapped by that: its pages must have the same alignment in the
+    /// file as in this process.
     fn place_in_file(&self, memory: &HostMemory) -> Option<u64> {
         let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(self.door()))?;
         let page = self.door().host_page();
         page.divides(memory.address().wrapping_sub(offset)).then_some(offset)
     }
 
-    /// Whether memory whose file was refused so may be mapped by its address instead.
+    /// Returns whether memory may be mapped by its address after its file was refused.
     fn may_go_by_address(&self, memory: &HostMemory, refusal: &Failure) -> bool {
         if refusal.errno() == Some(Errno::ENOTTY) {
             self.lacks_files.store(true, Ordering::Relaxed);
         }
-        // A file that is no memory, or too short, or exported by somebody this kernel does not take it from (linux:
+        // The file is no memory, too short, or exported by a driver from which this kernel does not accept it (linux:
         // drivers/iommu/iommufd/pages.c, iopt_alloc_dmabuf_pages).
         let of_the_file = [Errno::ENOTTY, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::EBADF];
         !memory.is_device_memory() && refusal.errno().is_some_and(|errno| of_the_file.contains(&errno))
@@ -83,43 +82,58 @@ impl Iommufd {
     }
 }
 
+/// The id of an address space or a page table in its iommufd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ObjectId(u32);
+
+impl ObjectId {
+    /// The number, for the kernel.
+    pub(crate) const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// The id of a device that is bound to an iommufd. It names no object that memory can be mapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(pub(crate) u32);
+
 /// An object of an iommufd, destroyed when dropped.
 #[derive(Debug)]
 pub(crate) struct Object {
-    id: u32,
+    id: ObjectId,
     iommufd: Arc<Iommufd>,
 }
 
 impl Object {
-    /// Makes an address space.
+    /// Creates an address space.
     pub(crate) fn new_ioas(iommufd: Arc<Iommufd>) -> Result<Self, Failure> {
         let mut alloc = IoasAlloc { size: IoasAlloc::SIZE, ..IoasAlloc::default() };
         iommufd.call(Command::with_bytes(iommufd::IOAS_ALLOC, alloc.as_mut_bytes()))?;
         match alloc.out_ioas_id {
             // Ids begin with 1 (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
             0 => Err(Failure::malformed(iommufd::IOAS_ALLOC.name, "nothing has the id 0")),
-            id => Ok(Self { id, iommufd }),
+            id => Ok(Self { id: ObjectId(id), iommufd }),
         }
     }
 
-    /// Makes a page table that shows an address space, for a device and others like it, and logs what they write.
+    /// Allocates a page table that maps an address space, fits a device and compatible ones, and logs their writes.
     ///
-    /// `EOPNOTSUPP` means that the device's IOMMU cannot, `EINVAL` that its driver does not want to (linux:
+    /// `EOPNOTSUPP` means that the device's IOMMU cannot log, `EINVAL` that its driver refuses (linux:
     /// drivers/iommu/iommufd/hw_pagetable.c, iommufd_hwpt_paging_alloc).
-    pub(crate) fn new_page_table(ioas: &Self, device: u32) -> Result<Self, Failure> {
+    pub(crate) fn new_page_table(ioas: &Self, device: DeviceId) -> Result<Self, Failure> {
         let mut alloc = HwptAlloc {
             size: HwptAlloc::SIZE,
             flags: iommufd::HWPT_ALLOC_DIRTY_TRACKING,
-            dev_id: device,
-            pt_id: ioas.id,
+            dev_id: device.0,
+            pt_id: ioas.id.get(),
             ..HwptAlloc::default()
         };
         ioas.iommufd.call(Command::with_bytes(iommufd::HWPT_ALLOC, alloc.as_mut_bytes()))?;
-        Ok(Self { id: alloc.out_hwpt_id, iommufd: ioas.iommufd.clone() })
+        Ok(Self { id: ObjectId(alloc.out_hwpt_id), iommufd: ioas.iommufd.clone() })
     }
 
-    /// Maps memory in it, if it is an address space: by its file, where it has one and the kernel takes that, else by
-    /// its address.
+    /// Maps memory, if the object is an address space: by its file if it has one and the kernel accepts it, else by its
+    /// address.
     pub(crate) fn map(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         if let Some(start) = self.iommufd.place_in_file(memory) {
             match self.map_file(at, memory, start, access) {
@@ -136,7 +150,7 @@ impl Object {
         let mut map = IoasMapFile {
             size: IoasMapFile::SIZE,
             flags: iommufd::fixed_map_flags(access),
-            ioas_id: self.id,
+            ioas_id: self.id.get(),
             fd: 0,
             start,
             length: memory.len().get(),
@@ -150,7 +164,7 @@ impl Object {
         let mut map = IoasMap {
             size: IoasMap::SIZE,
             flags: iommufd::fixed_map_flags(access),
-            ioas_id: self.id,
+            ioas_id: self.id.get(),
             length: memory.len().get(),
             iova: at.get(),
             ..IoasMap::default()
@@ -159,14 +173,14 @@ impl Object {
         self.iommufd.call(Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut address))
     }
 
-    /// Unmaps whole mappings in it, and returns how many bytes that were.
+    /// Unmaps whole mappings, and returns their bytes.
     pub(crate) fn unmap(&self, iova: u64, length: u64) -> Result<u64, Failure> {
-        let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: self.id, iova, length };
+        let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: self.id.get(), iova, length };
         self.iommufd.call(Command::with_bytes(iommufd::IOAS_UNMAP, unmap.as_mut_bytes()))?;
         Ok(unmap.length)
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> ObjectId {
         self.id
     }
 
@@ -177,14 +191,15 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        let mut destroy = Destroy { size: Destroy::SIZE, id: self.id };
-        // Refused while a device is attached to it; closing the iommufd ends it then. Until that, others may have it open.
+        let mut destroy = Destroy { size: Destroy::SIZE, id: self.id.get() };
+        // Refused while a device is attached to it; closing the iommufd destroys it then. Until that, others may have
+        // the iommufd open.
         let destroyed = until_gone(|| {
             let called = self.iommufd.call(Command::with_bytes(iommufd::DESTROY, destroy.as_mut_bytes()));
             Undone::unless_absent(called, &[Errno::ENOENT])
         });
         if let Err(failure) = destroyed {
-            log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id);
+            log::warn!("iommufd: object {} stays until the iommufd is closed: {failure}", self.id.get());
         }
     }
 }

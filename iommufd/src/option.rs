@@ -1,5 +1,5 @@
-//! What whoever opens may ask for: who is charged, whether huge pages are used, which ranges devices must not take
-//! away.
+//! Options of an iommufd and its address spaces: the account that is charged, huge pages, and ranges that must stay
+//! mappable.
 
 use std::mem::offset_of;
 
@@ -11,37 +11,36 @@ use dmaspace_core::words::locked::AccountingMode;
 use zerocopy::IntoBytes;
 
 use crate::Ioas;
-use crate::object::Iommufd;
+use crate::object::{Iommufd, ObjectId};
 
 impl Iommufd {
-    /// Has what is pinned from now on charged to `payer`: the user (as it is unless asked otherwise), whose processes
-    /// then share one limit, or this process alone, as type1 does. Before anything else: an iommufd with objects keeps
-    /// charging as it did.
+    /// Charges pins to come to `payer`: to the user (the default), whose processes share one limit, or to this process
+    /// alone, as type1 does. Must be called before anything else: an iommufd with objects does not change its account.
     ///
     /// # Errors
-    /// `EPERM` without CAP_SYS_RESOURCE, `EBUSY` when there is an object already (linux: drivers/iommu/iommufd/ioas.c,
-    /// iommufd_option_rlimit_mode), or what else the kernel says. Nothing changed then.
+    /// `EPERM` without CAP_SYS_RESOURCE, `EBUSY` if there is an object already (linux: drivers/iommu/iommufd/ioas.c,
+    /// iommufd_option_rlimit_mode), or another failure of the kernel. Nothing has changed then.
     pub fn charge(&self, payer: AccountingMode) -> Result<(), Failure> {
         let per_process = payer == AccountingMode::Process;
-        self.set(iommufd::OPTION_RLIMIT_MODE, 0, per_process)?;
+        self.set(iommufd::OPTION_RLIMIT_MODE, None, per_process)?;
         self.remember_payer(payer);
         Ok(())
     }
 
-    /// Who is charged for what is pinned. Asks the kernel.
+    /// The account that pins are charged to, which the kernel is asked for.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's failure.
     pub fn payer(&self) -> Result<AccountingMode, Failure> {
-        let per_process = self.get(iommufd::OPTION_RLIMIT_MODE, 0)?;
+        let per_process = self.get(iommufd::OPTION_RLIMIT_MODE, None)?;
         Ok(if per_process { AccountingMode::Process } else { AccountingMode::User })
     }
 
-    fn set(&self, option: u32, object: u32, value: bool) -> Result<(), Failure> {
+    fn set(&self, option: u32, object: Option<ObjectId>, value: bool) -> Result<(), Failure> {
         self.option(option, iommufd::OPTION_OP_SET, object, value.into()).map(drop)
     }
 
-    fn get(&self, option: u32, object: u32) -> Result<bool, Failure> {
+    fn get(&self, option: u32, object: Option<ObjectId>) -> Result<bool, Failure> {
         match self.option(option, iommufd::OPTION_OP_GET, object, 0)? {
             0 => Ok(false),
             1 => Ok(true),
@@ -49,7 +48,8 @@ impl Iommufd {
         }
     }
 
-    fn option(&self, option_id: u32, op: u16, object_id: u32, val64: u64) -> Result<u64, Failure> {
+    fn option(&self, option_id: u32, op: u16, object: Option<ObjectId>, val64: u64) -> Result<u64, Failure> {
+        let object_id = object.map_or(0, ObjectId::get);
         let mut option = IommuOption { size: IommuOption::SIZE, option_id, op, reserved: 0, object_id, val64 };
         self.call(Command::with_bytes(iommufd::OPTION, option.as_mut_bytes()))?;
         Ok(option.val64)
@@ -57,40 +57,40 @@ impl Iommufd {
 }
 
 impl Ioas {
-    /// Allows or forbids huge pages in the page tables of this address space. They are allowed unless asked otherwise;
+    /// Allows or forbids huge pages in the page tables of this address space. The kernel allows them by default;
     /// without them every translation costs more, and pages can be logged one by one from the start.
     ///
     /// # Errors
-    /// `EINVAL` when a device is attached and something mapped (linux: drivers/iommu/iommufd/io_pagetable.c,
-    /// iopt_disable_large_pages), `EADDRINUSE` when a mapping is less than a page, or what else the kernel says.
-    /// Nothing changed then.
+    /// `EINVAL` while a device is attached and memory is mapped (linux: drivers/iommu/iommufd/io_pagetable.c,
+    /// iopt_disable_large_pages), `EADDRINUSE` if a mapping is smaller than a page, or another failure of the kernel.
+    /// Nothing has changed then.
     pub fn allow_huge_pages(&self, allowed: bool) -> Result<(), Failure> {
-        self.iommufd().set(iommufd::OPTION_HUGE_PAGES, self.id(), allowed)
+        self.iommufd().set(iommufd::OPTION_HUGE_PAGES, Some(self.id()), allowed)
     }
 
-    /// Whether huge pages are allowed. Asks the kernel.
+    /// Returns whether huge pages are allowed, which the kernel is asked for.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's failure.
     pub fn allows_huge_pages(&self) -> Result<bool, Failure> {
-        self.iommufd().get(iommufd::OPTION_HUGE_PAGES, self.id())
+        self.iommufd().get(iommufd::OPTION_HUGE_PAGES, Some(self.id()))
     }
 
-    /// Has the kernel promise that these ranges can always be mapped, in the place of what it promised before: a device
-    /// that does not reach one of them is refused with `EADDRINUSE`, whoever attaches it. Mappings elsewhere are
-    /// possible as before.
+    /// Requires that these ranges can always be mapped (IOMMU_IOAS_ALLOW_IOVAS), in place of the ranges required
+    /// before: an attach of a device that does not reach one of them is refused with `EADDRINUSE`. Other ranges can
+    /// still be mapped.
     ///
     /// # Errors
-    /// `EADDRINUSE` when a device is attached that does not reach one of them, `EINVAL` when two share a byte or one is
-    /// a single byte long (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_load_iovas), or what else the kernel says.
-    /// What was promised before stands then.
+    /// `EADDRINUSE` if an attached device does not reach one of them, `EINVAL` if two share a byte or one has a single
+    /// byte (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_load_iovas), or another failure of the kernel. The
+    /// earlier requirement stands then.
     pub fn promise(&self, ranges: &[IovaRange]) -> Result<(), Failure> {
         let span = |range: &IovaRange| IovaSpan { start: range.first().get(), last: range.last().get() };
         let mut spans: Vec<_> = ranges.iter().map(span).collect();
         let too_many = Failure::malformed(iommufd::IOAS_ALLOW_IOVAS.name, "more ranges than can be counted");
         let mut allow = IoasAllowIovas {
             size: IoasAllowIovas::SIZE,
-            ioas_id: self.id(),
+            ioas_id: self.id().get(),
             num_iovas: u32::try_from(spans.len()).map_err(|_| too_many)?,
             ..IoasAllowIovas::default()
         };

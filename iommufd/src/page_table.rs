@@ -1,64 +1,69 @@
-//! The page tables of one address space that log what devices write (linux: drivers/iommu/iommufd/hw_pagetable.c).
+//! The page tables of one address space that log the writes of devices (linux: drivers/iommu/iommufd/hw_pagetable.c).
 //!
-//! The kernel makes page tables by itself, for devices that are attached to an address space, and those never log. One
-//! that does has to be made by hand, and devices are attached to it. IOMMUs of one host can differ, so an address space
-//! may need several; a device that one of them does not fit is told so with `EINVAL`, which means: try another.
+//! The page tables that the kernel makes for devices attached to an address space never log. A page table that logs
+//! must be allocated by request, and devices are attached to it. The IOMMUs of one host can differ, so an address space
+//! may need several; the kernel refuses a device that does not fit one with `EINVAL`, and then the next is tried.
 //!
-//! Invariants: a page table is there while a device is attached to it; while logging is on, all of them log.
+//! Invariants: a page table exists while a device is attached to it; while logging is on, all of them log.
 //!
-//! Where nothing can log nothing changes but for one question a device, and on kernels that do not know the question
-//! not even that after the first.
-
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+//! If no IOMMU can log, the only cost is one GET_HW_INFO per device; kernels without the request are asked once.
 
 use dmaspace_abi::iommufd::{self, HwInfo};
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{Answer, Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
+use dmaspace_core::sync::{Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::IntoBytes;
 
-use crate::object::{Iommufd, Object};
+use crate::object::{DeviceId, Iommufd, Object};
 
-/// Where the devices of one address space are.
-#[derive(Debug, Default)]
+/// The page tables of one address space. Their lock is [`Rank::Backend`] in the order of all locks
+/// ([`dmaspace_core::sync`]).
+#[derive(Debug)]
 pub(crate) struct PageTables {
     state: RwLock<State>,
 }
 
-/// The page tables, and what is known of the kernel.
+/// The page tables, and the facts known about the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) tables: Vec<PageTable>,
-    /// Devices that are attached to the address space itself: what they write is not logged.
+    /// The number of devices that are attached to the address space itself: their writes are not logged.
     elsewhere: usize,
-    /// Whether page tables are to log.
+    /// `true` if page tables must log.
     pub(crate) logging: bool,
-    /// The kernel does not know the requests. It never will.
+    /// `true` once the kernel has refused the requests as unknown.
     unknown: bool,
 }
 
-/// A page table that can log, and how many devices are attached to it.
+/// A page table that can log, and the number of devices attached to it.
 #[derive(Debug)]
 pub(crate) struct PageTable {
     pub(crate) object: Object,
     devices: usize,
 }
 
+impl Default for PageTables {
+    fn default() -> Self {
+        Self { state: RwLock::new(Rank::Backend, State::default()) }
+    }
+}
+
 impl PageTables {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
-    /// Attaches a device where what it writes is logged, else to the address space.
+    /// Attaches a device to a page table that logs its writes, else to the address space.
     ///
     /// # Errors
-    /// What the kernel said; it is not attached then, and no page table was left for it.
+    /// The kernel's failure; the device is not attached then, and no page table was left for it.
     pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
-        let id = device.bind_to(ioas.iommufd().handle())?;
+        let id = device.bind_to(ioas.iommufd().handle())?.map(DeviceId);
         let mut state = self.write();
         let logged = match id {
             Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, point, id)?,
@@ -71,11 +76,11 @@ impl PageTables {
         Ok(())
     }
 
-    /// Detaches a device from wherever it is. With the last device of a page table go the page table and what it has
-    /// logged.
+    /// Detaches a device from its page table or the address space. The last device of a page table takes it and its log
+    /// with it.
     ///
     /// # Errors
-    /// The kernel's answer; the device is still attached then.
+    /// The kernel's failure; the device is still attached then.
     pub(crate) fn detach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<Undone, Failure> {
         let mut state = self.write();
         for table in &mut state.tables {
@@ -94,29 +99,29 @@ impl PageTables {
 }
 
 impl State {
-    /// Whether there are devices, and what any of them writes is logged.
+    /// Returns whether there are devices, and the writes of all of them are logged.
     pub(crate) fn logs_all(&self) -> bool {
         self.elsewhere == 0 && !self.tables.is_empty()
     }
 
-    /// Whether the IOMMU in front of a device can log.
-    fn can_log(&mut self, iommufd: &Iommufd, device: u32) -> Result<bool, Failure> {
+    /// Returns whether the IOMMU in front of a device can log.
+    fn can_log(&mut self, iommufd: &Iommufd, device: DeviceId) -> Result<bool, Failure> {
         if self.unknown {
             return Ok(false);
         }
-        let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device, ..HwInfo::default() };
+        let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device.0, ..HwInfo::default() };
         let asked = iommufd.call(Command::with_bytes(iommufd::GET_HW_INFO, info.as_mut_bytes()));
         let answered = self.known(asked, &[Errno::EOPNOTSUPP])?.is_some();
         Ok(answered && info.out_capabilities & iommufd::CAP_DIRTY_TRACKING != 0)
     }
 
-    /// Attaches a device to a page table it fits: one that is there, else a new one. Says whether there is any.
+    /// Attaches a device to a page table that it fits: an existing one, else a new one. Returns whether there is one.
     fn attach_to_table(
         &mut self,
         ioas: &Object,
         device: &dyn Attachable,
         point: AttachPoint<'_>,
-        id: u32,
+        id: DeviceId,
     ) -> Result<bool, Failure> {
         for table in &mut self.tables {
             if is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)? {
@@ -128,7 +133,7 @@ impl State {
         let Some(object) = self.known(made, &[Errno::EOPNOTSUPP, Errno::EINVAL])? else { return Ok(false) };
         let table = PageTable { object, devices: 1 };
         if self.logging {
-            // Before a device can write through it.
+            // Logging must start before a device can write through the page table.
             table.set_logging(true)?;
         }
         let attached = is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)?;
@@ -136,7 +141,8 @@ impl State {
         Ok(attached)
     }
 
-    /// An answer, unless it is one of `cannot`, or that the kernel does not know the request, which is remembered.
+    /// The answer; `None` for an errno of `cannot`, and for a request that the kernel does not know, which is
+    /// remembered.
     fn known<T>(&mut self, answer: Result<T, Failure>, cannot: &[Errno]) -> Result<Option<T>, Failure> {
         match answer.as_ref().err().and_then(Failure::errno) {
             Some(Errno::ENOTTY) => {
@@ -151,11 +157,11 @@ impl State {
 
 impl PageTable {
     fn place(&self) -> AttachPlace {
-        AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
+        AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id().get() }
     }
 }
 
-/// Whether a call was done, or answered the one errno that means that it has to be made elsewhere.
+/// Returns whether a call succeeded; `false` for the one errno that means that another object must be tried.
 fn is_done(answer: Result<(), Failure>, elsewhere: Errno) -> Result<bool, Failure> {
     match answer {
         Err(Failure { answer: Answer::Errno(errno), .. }) if errno == elsewhere => Ok(false),
@@ -186,7 +192,7 @@ mod tests {
         Cdev::new(crate::fixture::device(door, id), format!("0000:00:{id:02x}.0"))
     }
 
-    /// The address space, with a device on page table 9.
+    /// An address space with a device on page table 9.
     fn logging(script: &[Reply]) -> (Arc<ScriptedDoor>, Ioas, Cdev) {
         let script: Vec<Reply> = [done as Reply, logs, ninth, done].iter().chain(script).copied().collect();
         let (door, ioas) = ioas(&script);

@@ -1,8 +1,8 @@
-//! Who is charged when descriptors go from process to process.
+//! Moving an iommufd to another process, which is charged from then on.
 //!
-//! The kernel remembers with each mapping which process made it: that one is charged, and pins to come look for its
-//! memory there. An iommufd whose mappings are all of files can be moved, as a whole (linux:
-//! drivers/iommu/iommufd/ioas.c, iommufd_ioas_change_process, and drivers/iommu/iommufd/pages.c).
+//! The kernel remembers with each mapping the process that made it: that process is charged, and its memory is pinned.
+//! An iommufd with mappings of files only can be moved, as a whole (linux: drivers/iommu/iommufd/ioas.c,
+//! iommufd_ioas_change_process, and drivers/iommu/iommufd/pages.c).
 
 use dmaspace_abi::iommufd::{self, IoasChangeProcess};
 use dmaspace_core::door::{Command, Errno, Failure};
@@ -11,15 +11,15 @@ use zerocopy::IntoBytes;
 use crate::object::Iommufd;
 
 impl Iommufd {
-    /// Whether the kernel can move an iommufd to another process: [`Iommufd::change_process`]. Asks the kernel for
-    /// something too short to be done, and changes nothing.
+    /// Returns whether the kernel can move an iommufd to another process ([`Iommufd::change_process`]). Makes a request
+    /// that is too short to have an effect.
     ///
     /// # Errors
-    /// What the kernel says beyond yes and no.
+    /// A failure of the kernel that tells neither.
     pub fn can_change_process(&self) -> Result<bool, Failure> {
         match self.move_here(IoasChangeProcess::HALF) {
             Ok(()) => Err(Failure::malformed(iommufd::IOAS_CHANGE_PROCESS.name, "half of a request was enough")),
-            // Numbers that it does not know are looked for among a container's (linux: drivers/iommu/iommufd/main.c,
+            // The kernel looks up unknown numbers among those of a container (linux: drivers/iommu/iommufd/main.c,
             // iommufd_fops_ioctl).
             Err(failure) if failure.errno() == Some(Errno::ENOTTY) => Ok(false),
             Err(failure) if failure.errno() == Some(Errno::EINVAL) => Ok(true),
@@ -27,17 +27,17 @@ impl Iommufd {
         }
     }
 
-    /// Has this process charged for all that is pinned in this iommufd, in whichever address space, instead of whoever
-    /// was. Page tables and pins stay as they are, devices do not notice, and the kernel finds the memory from now on
-    /// by this process. Where it is charged already nothing happens, so this can be tried again.
+    /// Charges this process, in place of another, for all pins of this iommufd. Page tables and pins stay as they are,
+    /// devices do not notice, and the kernel finds the memory in this process from now on. Does nothing if this process
+    /// is charged already, so that it can be repeated.
     ///
-    /// This process is charged before the other is not. As long as both are one user's, and he is the one who is
-    /// charged ([`Iommufd::charge`]), his limit must have room for twice as much.
+    /// This process is charged before the other one is uncharged. If one user owns both and is charged himself
+    /// ([`Iommufd::charge`]), his limit must have room for twice as much.
     ///
     /// # Errors
-    /// `ENOTTY` when the kernel cannot ([`Iommufd::can_change_process`]), `EINVAL` when something is mapped that is not
-    /// memory of a file: by its address, or a BAR that its device exported; `ENOMEM` when this process or its user may
-    /// not lock so much. The other is charged then, as before.
+    /// `ENOTTY` if the kernel lacks the request ([`Iommufd::can_change_process`]), `EINVAL` if a mapping is not of a
+    /// file's memory (mapped by its address, or a BAR that its device exported), `ENOMEM` if this process or its user
+    /// may not lock so much. The other process is still charged then.
     pub fn change_process(&self) -> Result<(), Failure> {
         self.move_here(IoasChangeProcess::SIZE)
     }

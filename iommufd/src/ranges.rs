@@ -1,12 +1,12 @@
 //! The ranges of an address space that can be mapped: spans in, windows out, no descriptor in sight.
 //!
-//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and the number of spans, and the call is
-//! made again. Each device that is attached may make the list longer, so the second array may be too small as well.
+//! The caller brings an array; if it is too small the kernel answers `EMSGSIZE` and the number of spans, and the call
+//! is made again. Each device that is attached may make the list longer, so the second array may be too small as well.
 //!
 //! The kernel reports an alignment of bus addresses and no set of page sizes: it uses large pages where it can and does
-//! not tell. The alignment can be as small as 1, on an address space without a device; a window's granule is never below
-//! the host's page all the same, since memory is pinned in those, and the end of one mapping would share a page with the
-//! start of the next.
+//! not tell. The alignment can be as small as 1, on an address space without a device; a window's granule is never
+//! below the host's page all the same, since memory is pinned in those, and the end of one mapping would share a page
+//! with the start of the next.
 
 use dmaspace_abi::iommufd::{self, IoasIovaRanges};
 use dmaspace_abi::{IovaSpan, LARGEST_HOST_PAGE};

@@ -1,45 +1,46 @@
-//! Pins that address spaces of one iommufd share.
+//! Pins that the address spaces of one iommufd share.
 //!
-//! The kernel pins and charges each page once for all mappings that were copied from one another, in whichever address
-//! spaces (linux: drivers/iommu/iommufd/pages.c, struct iopt_pages). So memory is mapped in an address space that no
-//! device is attached to first, which pins nothing, and from there it is copied to where devices reach it.
+//! The kernel pins and charges each page once for all mappings that were copied from one another, in any address space
+//! (linux: drivers/iommu/iommufd/pages.c, struct iopt_pages). So memory is first mapped in an address space without
+//! devices, which pins nothing, and copied from there to the address spaces that devices are attached to.
 //!
-//! In that hidden address space memory lies where it lies in this process: each byte has one place, neighbours are
-//! neighbours, and a copy may begin and end anywhere and span pieces (linux: drivers/iommu/iommufd/io_pagetable.c,
-//! iopt_get_pages).
+//! In that hidden address space the bus address of memory is its address in this process: each byte has one place,
+//! neighbours are neighbours, and a copy may begin and end anywhere and span pieces (linux:
+//! drivers/iommu/iommufd/io_pagetable.c, iopt_get_pages).
 //!
-//! Invariants: pieces are disjoint; each counts the holdings that overlap it, and is there as long as there is one. A
-//! piece that no one holds is one the kernel would not unmap: nobody copies it, and it is unmapped before its place is
-//! needed again.
+//! Invariants: pieces are disjoint; each counts the shared spans that overlap it, and exists while there is one. A
+//! piece with a count of zero is one that the kernel did not unmap: no copy uses it, and it is unmapped before its
+//! place is needed again.
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use dmaspace_abi::iommufd::{self, IoasCopy};
 use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Lease};
 use dmaspace_core::retry::{Undone, until_gone};
+use dmaspace_core::sync::{Rank, RwLock};
 use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
 use crate::object::{Iommufd, Object};
 
-/// What address spaces of one iommufd hold, so that each page of it is pinned and charged once, however many of them
-/// map it.
+/// The memory whose pins the address spaces of one iommufd share: each page is pinned and charged once, however many of
+/// them map it. Its lock is [`Rank::BackendPool`] in the order of all locks ([`dmaspace_core::sync`]).
 ///
-/// Memory is held, and pinned, for writing, unless it is said to be [`HostMemory::host_read_only`].
+/// Shared memory is mapped, and pinned, for writing, unless it is [`HostMemory::host_read_only`].
 ///
-/// Pins are saved at the price of one map call more for each run of memory that is held. In a second address space a
-/// copy is the cheaper way, too, where memory is made of small pages; of huge ones, mapping again takes fewer
-/// instructions, and pins everything again ([`crate::Ioas::within`]).
+/// Sharing saves pins at the price of one more map call per shared span. In a second address space a copy is also
+/// cheaper where memory has small pages; with huge pages, mapping again takes fewer instructions, but pins everything
+/// again ([`crate::Ioas::within`]).
 #[derive(Debug)]
 pub struct Pool {
     hidden: Object,
     pieces: RwLock<Pieces>,
 }
 
-/// Mappings of the hidden address space, by host address.
+/// The mappings of the hidden address space, by host address.
 type Pieces = BTreeMap<u64, Piece>;
 
 #[derive(Debug)]
@@ -49,21 +50,24 @@ struct Piece {
 }
 
 impl Pool {
-    /// Makes a pool in an iommufd, which is closed when the pool and all address spaces in it are gone.
+    /// Creates a pool in an iommufd, which is closed with the pool and all address spaces in it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's failure.
     pub fn new(iommufd: Arc<Iommufd>) -> Result<Arc<Self>, Failure> {
-        Ok(Arc::new(Self { hidden: Object::new_ioas(iommufd)?, pieces: RwLock::default() }))
+        Ok(Arc::new(Self {
+            hidden: Object::new_ioas(iommufd)?,
+            pieces: RwLock::new(Rank::BackendPool, Pieces::default()),
+        }))
     }
 
-    /// The iommufd it is in.
+    /// The iommufd that it belongs to.
     pub fn iommufd(&self) -> &Arc<Iommufd> {
         self.hidden.iommufd()
     }
 
-    /// Maps memory in another address space by copying it. `None` when it is not held, or not with such rights: then
-    /// nothing was done.
+    /// Maps memory in another address space by copying it. `None` if its pins are not shared, or not with this access:
+    /// nothing was done then.
     pub(crate) fn copy(
         &self,
         to: &Object,
@@ -71,8 +75,8 @@ impl Pool {
         memory: &Lease<'_>,
         access: Access,
     ) -> Option<Result<(), Failure>> {
-        // What is held stays held until the copy is made.
-        let pieces = self.pieces.read().unwrap_or_else(PoisonError::into_inner);
+        // The lock keeps the pieces until the copy is made.
+        let pieces = self.pieces.read();
         let cover = Cover::of(&pieces, memory)?;
         if access.contains(Access::WRITE) && !cover.is_writable {
             log::warn!("{memory} was held for reading, and is pinned once more for {access}");
@@ -81,8 +85,8 @@ impl Pool {
         let mut copy = IoasCopy {
             size: IoasCopy::SIZE,
             flags: iommufd::fixed_map_flags(access),
-            dst_ioas_id: to.id(),
-            src_ioas_id: self.hidden.id(),
+            dst_ioas_id: to.id().get(),
+            src_ioas_id: self.hidden.id().get(),
             length: memory.len().get(),
             dst_iova: at.get(),
             src_iova: memory.address(),
@@ -92,7 +96,7 @@ impl Pool {
         Some(self.iommufd().call(command.attaching(&mut lease)))
     }
 
-    /// Unmaps a piece, if it is there.
+    /// Unmaps a piece, whether or not it is mapped.
     fn unmap(&self, memory: &HostMemory) -> Result<(), Failure> {
         let (at, len) = (memory.address(), memory.len().get());
         let _outcome = until_gone(|| match Undone::unless_absent(self.hidden.unmap(at, len), &[Errno::ENOENT])? {
@@ -105,7 +109,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Unmaps what nobody holds. What the kernel will not unmap stays known.
+    /// Unmaps the pieces with a count of zero. A piece that the kernel does not unmap stays in the list.
     fn withdraw(&self, pieces: &mut Pieces, memory: HostMemory) {
         pieces.remove(&memory.address());
         if let Err(failure) = self.unmap(&memory) {
@@ -117,7 +121,7 @@ impl Pool {
 
 impl SharingCalls for Pool {
     fn share_pins(&self, memory: &Lease<'_>) -> Result<(), Failure> {
-        let mut pieces = self.pieces.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pieces = self.pieces.write();
         let left: Vec<_> = overlapping(&mut pieces, memory).filter(|piece| piece.holders == 0).map(cloned).collect();
         for left in left {
             self.unmap(&left)?;
@@ -131,7 +135,7 @@ impl SharingCalls for Pool {
             let mapped = lease.and_then(|lease| self.hidden.map(Iova::new(gap.address()), &lease, rights));
             made.push(gap);
             if let Err(failure) = mapped {
-                // The last may be there all the same.
+                // The last piece may be mapped all the same.
                 made.into_iter().for_each(|gap| self.withdraw(&mut pieces, gap));
                 return Err(failure);
             }
@@ -142,7 +146,7 @@ impl SharingCalls for Pool {
     }
 
     fn stop_sharing(&self, memory: &HostMemory) {
-        let mut pieces = self.pieces.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pieces = self.pieces.write();
         let mut free = Vec::new();
         for piece in overlapping(&mut pieces, memory).filter(|piece| piece.holders > 0) {
             piece.holders -= 1;
@@ -154,7 +158,7 @@ impl SharingCalls for Pool {
     }
 
     fn sharers(&self, memory: &HostMemory) -> usize {
-        let pieces = self.pieces.read().unwrap_or_else(PoisonError::into_inner);
+        let pieces = self.pieces.read();
         Cover::of(&pieces, memory).map_or(0, |cover| cover.holders)
     }
 }
@@ -170,7 +174,7 @@ fn overlapping<'a>(pieces: &'a mut Pieces, memory: &HostMemory) -> impl Iterator
     below.take_while(move |piece| piece.memory.last() >= first)
 }
 
-/// The parts of `memory` that are no piece, ascending.
+/// The parts of `memory` that no piece covers, ascending.
 fn gaps(pieces: &mut Pieces, memory: &HostMemory) -> Vec<HostMemory> {
     let mut known: Vec<_> = overlapping(pieces, memory).map(cloned).collect();
     known.reverse();
@@ -188,9 +192,9 @@ fn gaps(pieces: &mut Pieces, memory: &HostMemory) -> Vec<HostMemory> {
     gaps
 }
 
-/// What is known of memory all of which is held.
+/// The properties of memory that is shared as a whole.
 struct Cover {
-    /// How often.
+    /// The number of spans that share it.
     holders: usize,
     is_writable: bool,
 }
@@ -230,7 +234,7 @@ mod tests {
         Ok(0)
     }
 
-    /// A pool, whose hidden address space is number 7, and number 8 in it.
+    /// A pool whose hidden address space has the id 7, and an address space with the id 8 in it.
     fn pooled() -> (Arc<ScriptedDoor>, Arc<Pool>, Ioas) {
         let ids: [Reply; 2] = [|bytes| with_id(bytes, 7), |bytes| with_id(bytes, 8)];
         let door = ScriptedDoor::new(&ids);

@@ -1,10 +1,10 @@
-//! Logging what devices write (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_dirty_pages).
+//! Logging the writes of devices (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_dirty_pages).
 //!
-//! The kernel answers whole mappings, gaps between them fine, in its smallest page only. As soon as one group is
-//! attached whose device does not report by itself what it writes, which is nearly every device, all that is mapped
-//! reads as written. Bits of what is not mapped mean nothing: from the second question on some are set behind mappings
-//! that begin inside a word (update_user_bitmap shifts a mapping's bitmap, vfio_iova_dirty_bitmap clears it by the
-//! mapping's length; seen on Linux 6.12).
+//! The kernel reports whole mappings, with or without gaps between them, in its smallest page only. As soon as one
+//! group is attached whose device does not report its writes to the kernel, which nearly no device does, everything
+//! that is mapped reads as written. Bits of unmapped pages mean nothing: from the second query on some are set behind
+//! mappings that begin inside a word (update_user_bitmap shifts a mapping's bitmap, vfio_iova_dirty_bitmap clears it by
+//! the mapping's length; seen on Linux 6.12).
 
 use std::mem::offset_of;
 
@@ -29,12 +29,12 @@ pub(crate) struct DirtyLimits {
 
 impl Type1 {
     fn switch(&self, flags: u32) -> Result<(), Failure> {
-        // Only the head is read.
+        // The kernel reads the head only.
         let mut command = DirtyBitmap { argsz: type1::DIRTY_BITMAP_HEAD, flags, ..DirtyBitmap::default() };
         self.container.call(Command::with_bytes(type1::DIRTY_PAGES, command.as_mut_bytes()))
     }
 
-    /// The field that stands for a bitmap, of which the kernel uses no more than it says it can.
+    /// The field for a bitmap, with no more room than the kernel accepts.
     fn field(&self, bitmap: &[u64]) -> Bitmap {
         let (pgsize, longest) =
             self.dirty_limits().map_or((0, 0), |limits| (limits.page.bytes(), limits.longest_bitmap));
@@ -71,7 +71,7 @@ impl DirtyCalls for Type1 {
             argsz: DirtyBitmap::SIZE,
             flags: type1::DIRTY_GET_BITMAP,
             iova: range.first().get(),
-            // All 2^64 bytes fit no field, and no bitmap covers them.
+            // All 2^64 bytes fit neither the field nor a bitmap.
             size: range.len().map_or(0, std::num::NonZeroU64::get),
             bitmap: self.field(bitmap),
         };
@@ -83,7 +83,7 @@ impl DirtyCalls for Type1 {
 
     fn unmap(&self, range: IovaRange, bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
         let mut unmap = UnmapDirty { unmap: unmap_of(range), bitmap: self.field(bitmap) };
-        // Everything at once goes without a bitmap only.
+        // An unmap of everything has no bitmap.
         range.len()?;
         unmap.unmap.argsz = UnmapDirty::SIZE;
         unmap.unmap.flags |= type1::UNMAP_GET_DIRTY;

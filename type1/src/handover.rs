@@ -1,9 +1,9 @@
-//! Addresses that change hands: VFIO_UPDATE_VADDR, since Linux 5.12.
+//! Updating the addresses of mappings for a live update: VFIO_UPDATE_VADDR, since Linux 5.12.
 //!
-//! What the kernel does with them (linux: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_unmap, vfio_dma_do_map,
-//! vfio_change_dma_owner): the page tables and the pins stay as they are. An address that is given is believed,
-//! whatever is there. Charged is who gives it, if that is another process than before, with what was charged for the
-//! mapping: nothing for another device's memory. The dirty log stays with the mapping.
+//! The kernel keeps page tables and pins (linux: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_unmap, vfio_dma_do_map,
+//! vfio_change_dma_owner). It does not check a new address against the pinned memory. The process that updates an
+//! address is charged instead of the one that mapped, except for another device's memory. The dirty log stays with the
+//! mapping.
 
 use dmaspace_abi::vfio::{CHECK_EXTENSION, Extension};
 use dmaspace_abi::{type1, vfio};
@@ -16,8 +16,8 @@ use zerocopy::IntoBytes;
 use crate::{Type1, unmap_of};
 
 impl VaddrCalls for Type1 {
-    /// A mediated device pins by addresses while it works, and the kernel takes the extension back (linux:
-    /// vfio_iommu_type1_check_extension).
+    /// A mediated device pins by addresses while it is open, and the kernel does not report the extension meanwhile
+    /// (linux: vfio_iommu_type1_check_extension).
     fn obstacle(&self) -> Result<Option<&'static str>, Failure> {
         let extension = Extension::UPDATE_VADDR;
         let has = self.container.ask(Command::with_value(CHECK_EXTENSION, extension.0))? > 0;

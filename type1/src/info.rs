@@ -1,8 +1,8 @@
 //! Parsing of a type1 container's description of itself: bytes in, facts out, no descriptor in sight.
 //!
-//! The call is made with a buffer, and made again with a larger one while the kernel reports that its capabilities do not
-//! fit: attaching a device between two calls makes them grow. A reply is not trusted: impossible content is an error;
-//! the order and the overlaps of ranges are corrected.
+//! The call is made with a buffer, and made again with a larger one while the kernel reports that its capabilities do
+//! not fit: attaching a device between two calls makes them grow. A reply is not trusted: impossible content is an
+//! error; the order and the overlaps of ranges are corrected.
 
 use dmaspace_abi::chain::{self, Capability, ChainError};
 use dmaspace_abi::type1::{self, DmaAvailable, Info, IovaRanges, LONGEST_BITMAP, Migration};

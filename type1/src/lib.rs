@@ -1,24 +1,22 @@
 //! VFIO type1 containers: the IOMMUs of PCs and most others, as a [`Backend`].
 //!
-//! Leans on [`dmaspace_core`] alone. [`Type1`] turns one request into one call on a container that the façade crate
-//! opened and a group has joined; checking and remembering is [`dmaspace_core`]'s. Beside it stand the numbers and
-//! structs: [`abi`] for what is type1's, [`vfio`] for what every VFIO container, group and device understands.
+//! [`Type1`] turns one request into one call on a container that a group has joined; [`dmaspace_core`] checks requests
+//! and keeps the index. The numbers and structs are those of [`dmaspace_abi`].
 //!
-//! Windows are fixed, but not for ever: each device that joins may take ranges and page sizes away, each that leaves
-//! may give some back (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions of type1
-//! are served. The older one unmaps a mapping that is only touched; since whole mappings are all that is ever unmapped
-//! here, nobody sees the difference.
+//! Windows are fixed, but not for ever: each device that is attached may narrow them and remove page sizes, each that
+//! is detached may restore some (linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group). Both versions
+//! of type1 are supported. Version 1 removes a mapping that an unmap only touches; since only whole mappings are ever
+//! unmapped here, the difference does not show.
 //!
-//! `/dev/iommu` can take a container's place (linux: drivers/iommu/iommufd/vfio_compat.c): it understands the same
-//! requests, but pins as iommufd does, refuses another device's memory, counts no mappings, and keeps what is mapped
-//! when the last device has left.
+//! `/dev/iommu` can take a container's place (linux: drivers/iommu/iommufd/vfio_compat.c): it accepts the same
+//! requests, but pins as iommufd does, refuses another device's memory, does not limit the number of mappings, and
+//! keeps its mappings after the last device was detached.
 
 mod dirty;
 mod handover;
 mod info;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use dmaspace_abi::type1::{GET_INFO, UNMAP_ALL};
 use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
@@ -26,6 +24,7 @@ use dmaspace_core::backend::Calls;
 use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingBudget, MappingModel};
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
+use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
 use dmaspace_core::{Access, Backend, IovaRange, Windows};
 use zerocopy::IntoBytes;
@@ -33,13 +32,14 @@ use zerocopy::IntoBytes;
 use dirty::DirtyLimits;
 use info::Offer;
 
-/// A type1 container, or an iommufd in its place.
+/// A type1 container, or an iommufd in its place. Its lock is [`Rank::Backend`] in the order of all locks
+/// ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 pub struct Type1 {
     container: OwnedHandle,
-    /// As the container said when its groups changed last.
+    /// The limits of the dirty log, as of the last change of groups.
     dirty: Mutex<Option<DirtyLimits>>,
-    /// Whether there has been somebody to answer: a driver comes with the first group.
+    /// `true` once the container has answered: its driver comes with the first group.
     has_answered: AtomicBool,
 }
 
@@ -49,11 +49,11 @@ impl Type1 {
     ///
     /// A handle of the kind [`HandleKind::Iommufd`] is an iommufd in a container's place.
     pub fn new(container: OwnedHandle) -> Self {
-        Self { container, dirty: Mutex::default(), has_answered: AtomicBool::new(false) }
+        Self { container, dirty: Mutex::new(Rank::Backend, None), has_answered: AtomicBool::new(false) }
     }
 
     fn dirty_limits(&self) -> Option<DirtyLimits> {
-        *self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.dirty.lock()
     }
 
     fn is_iommufd(&self) -> bool {
@@ -75,16 +75,16 @@ impl Type1 {
     }
 }
 
-// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container, unlike an iommufd, forgets its mappings
-// with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
+// SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container, unlike an iommufd,
+// forgets its mappings with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
 #[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Type1 {
     fn name(&self) -> &'static str {
         if self.is_iommufd() { "type1-on-iommufd" } else { "type1" }
     }
 
-    /// Another device's memory can be mapped, unless an iommufd is in the container's place: it pins what it maps, and
-    /// says `EFAULT` (linux: drivers/iommu/iommufd/pages.c).
+    /// Another device's memory can be mapped, unless an iommufd is in the container's place: that pins the memory of
+    /// every mapping, which fails with `EFAULT` (linux: drivers/iommu/iommufd/pages.c).
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(MappingModel::Mappings, self.container.door().host_page());
         capabilities.maps_device_memory = !self.is_iommufd();
@@ -92,9 +92,9 @@ unsafe impl Backend for Type1 {
         capabilities
     }
 
-    /// Charged to the process that maps, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c,
-    /// vfio_pin_pages_remote); by an iommufd in the container's place to its user, as ever, unless it was opened under
-    /// the container's name (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
+    /// The process that maps is charged, for every mapping anew (linux: drivers/vfio/vfio_iommu_type1.c,
+    /// vfio_pin_pages_remote). An iommufd in the container's place charges its user, unless it was opened under the
+    /// container's name (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
     fn allowance(&self) -> Option<Allowance> {
         let account = if self.is_iommufd() { LockedMemory::of_user } else { LockedMemory::of_process };
         self.container.door().locked_memory().map(account)
@@ -113,11 +113,11 @@ unsafe impl Backend for Type1 {
     }
 
     fn refresh(&self, devices: usize) -> Result<Windows, Failure> {
-        // Without a group the container has no driver that could answer; an iommufd goes on answering without one.
+        // Without a group the container has no driver that could answer; an iommufd still answers without one.
         let is_answered = devices > 0 || (self.is_iommufd() && self.has_answered.load(Ordering::Relaxed));
         let offer = if is_answered { Some(self.offer()?) } else { None };
         self.has_answered.fetch_or(is_answered, Ordering::Relaxed);
-        *self.dirty.lock().unwrap_or_else(PoisonError::into_inner) = offer.as_ref().and_then(|offer| offer.dirty);
+        *self.dirty.lock() = offer.as_ref().and_then(|offer| offer.dirty);
         Ok(offer.map(|offer| offer.windows).unwrap_or_default())
     }
 
@@ -126,8 +126,8 @@ unsafe impl Backend for Type1 {
     }
 
     /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on
-    /// VT-d); one that refuses to lock more does not. One entry is there with its mapping, or not at all. iommufd takes
-    /// all of them back.
+    /// VT-d); a kernel that refuses to lock more does not. A map of one entry fails as a whole. iommufd removes all
+    /// entries.
     fn may_leave_entries(&self, len: u64, failure: &Failure) -> bool {
         if self.is_iommufd() {
             return false;
@@ -143,8 +143,8 @@ unsafe impl Backend for Type1 {
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::ENOENT])
     }
 
-    /// `EINVAL` is the answer of vfio_iommu_type1 (linux: vfio_iommu_resv_conflict), `EADDRINUSE` that of an iommufd in a
-    /// container's place (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions).
+    /// `EINVAL` is the answer of vfio_iommu_type1 (linux: vfio_iommu_resv_conflict), `EADDRINUSE` that of an iommufd in
+    /// a container's place (linux: drivers/iommu/iommufd/io_pagetable.c, iopt_table_enforce_dev_resv_regions).
     fn may_be_a_collision(&self, failure: &Failure) -> bool {
         matches!(failure.errno(), Some(Errno::EINVAL | Errno::EADDRINUSE))
     }
@@ -164,7 +164,7 @@ impl MappingBudget for Type1 {
     }
 }
 
-/// What an iommufd says in a container's place (linux: drivers/iommu/iommufd/vfio_compat.c,
+/// The reason why an iommufd in a container's place has no live update (linux: drivers/iommu/iommufd/vfio_compat.c,
 /// iommufd_vfio_check_extension).
 const NO_ADDRESSES: LiveUpdateSupport = LiveUpdateSupport::Never(
     "an iommufd in a container's place moves no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a container of \
@@ -175,7 +175,7 @@ fn unmap_of(range: IovaRange) -> UnmapDma {
     let all = UnmapDma { argsz: UnmapDma::SIZE, flags: UNMAP_ALL, iova: 0, size: 0 };
     match range.len() {
         Some(len) => UnmapDma { flags: 0, iova: range.first().get(), size: len.get(), ..all },
-        // All 2^64 bytes do not fit the field; there is a flag for them.
+        // All 2^64 bytes do not fit the field, so the kernel has a flag for them.
         None => all,
     }
 }
