@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dmaspace_abi::device::{DEVICE_FEATURE, DEVICE_RESET, ExportRange, FEATURE_EXPORT, REGION_CONFIG};
-use dmaspace_core::door::{Answer, Command, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
+use dmaspace_core::door::{Command, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::{HostMemory, MemoryFile, PciAddressSpace};
 use dmaspace_iommufd::Cdev;
 use zerocopy::IntoBytes;
@@ -239,7 +239,7 @@ impl Device {
         let mut command = Command::with_bytes(DEVICE_FEATURE, export.as_mut_bytes());
         match OwnedHandle::opened_by(self.door.clone(), self.handle, &mut command, HandleKind::Export) {
             Ok(export) => Ok(MemoryFile::exported(export)),
-            Err(errno) => Err(Failure { call: DEVICE_FEATURE.name, answer: Answer::Errno(errno) }.into()),
+            Err(errno) => Err(Failure::from_errno(DEVICE_FEATURE.name, errno).into()),
         }
     }
 

@@ -23,7 +23,7 @@ use dmaspace_abi::vfio::{
 };
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{
-    Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
+    Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
 };
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
@@ -187,7 +187,7 @@ impl VfioGroup {
     fn has_driver(&self, container: Handle) -> bool {
         let mut info = Info { argsz: Info::SIZE, ..Info::default() };
         let answer = self.handle.door().call(container, Command::with_bytes(GET_INFO, info.as_mut_bytes()));
-        !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::EINVAL), .. }))
+        !answer.is_err_and(|failure| failure.errno() == Some(Errno::EINVAL))
     }
 
     /// Makes the container or iommufd, which the group has just joined, ready for its devices.
@@ -231,7 +231,7 @@ impl VfioGroup {
         let mut answer = Err(refusal(SET_IOMMU, Errno::ENODEV));
         for driver in self.drivers {
             answer = self.handle.door().call(container, Command::with_value(SET_IOMMU, driver.0));
-            if !matches!(answer, Err(Failure { answer: Answer::Errno(Errno::ENODEV), .. })) {
+            if !answer.is_err_and(|failure| failure.errno() == Some(Errno::ENODEV)) {
                 break;
             }
         }
@@ -316,5 +316,5 @@ fn container_of(point: AttachPoint<'_>, request: Request) -> Result<Handle, Fail
 }
 
 fn refusal(request: Request, errno: Errno) -> Failure {
-    Failure { call: request.name, answer: Answer::Errno(errno) }
+    Failure::from_errno(request.name, errno)
 }

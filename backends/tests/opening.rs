@@ -155,7 +155,7 @@ fn a_mapped_bar_is_another_devices_memory(backend: BackendKind) -> Result {
         let range = IovaRange::with_len(at, memory.len().get())?;
         ensure(space.space().unmap(range)? == memory.len().get(), "the whole BAR was mapped")?;
     } else {
-        ensure(mapped.is_err_and(|error| error.kind == Kind::DeviceMemory), "it should have been refused")?;
+        ensure(mapped.is_err_and(|error| error.kind() == Kind::DeviceMemory), "it should have been refused")?;
     }
     if backend != BackendKind::Iommufd {
         ensure(space.remove(device)?.is_none(), "the group left under a mapped BAR")?;

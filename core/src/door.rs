@@ -7,6 +7,7 @@
 //! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a descriptor, just
 //! before the call; a host in software gets the memory itself.
 
+mod failure;
 mod handle;
 mod lease;
 pub mod registrations;
@@ -16,6 +17,7 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+pub use failure::{Answer, Cause, Errno, Failure};
 pub use handle::{Handle, HandleKind, OwnedHandle};
 pub use lease::Lease;
 
@@ -125,55 +127,6 @@ impl<'a> Command<'a> {
     }
 }
 
-/// An errno as the kernel gave it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Errno(pub i32);
-
-macro_rules! errnos {
-    ($($name:ident)*) => {
-        #[allow(missing_docs, reason = "each is the kernel's name for it")]
-        impl Errno {
-            $(pub const $name: Self = Self(libc::$name);)*
-
-            /// The kernel's name for it.
-            pub fn name(self) -> Option<&'static str> {
-                match self {
-                    $(Self::$name => Some(stringify!($name)),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-errnos! {
-    EPERM ENOENT EINTR EIO ENXIO E2BIG EBADF EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV EINVAL EMFILE ENOTTY ENOSPC
-    EMSGSIZE EADDRINUSE EOPNOTSUPP EOVERFLOW EBADFD
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => f.write_str(name),
-            None => write!(f, "errno {}", self.0),
-        }
-    }
-}
-
-impl fmt::Debug for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::error::Error for Errno {}
-
-impl From<std::io::Error> for Errno {
-    fn from(error: std::io::Error) -> Self {
-        Self(error.raw_os_error().unwrap_or(libc::EIO))
-    }
-}
-
 /// The destination of kernel calls.
 ///
 /// Implementations are shared between threads and lock for themselves. None of the methods retries: [`Kernel`] does.
@@ -251,53 +204,6 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     fn is_real(&self) -> bool;
 }
 
-/// What a kernel answered when it did not simply do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// An error.
-    Errno(Errno),
-    /// A positive result where only zero means success: sPAPR's MAP and UNMAP answer 1 for bounds they refuse
-    /// (linux: arch/powerpc/include/asm/iommu.h, iommu_tce_put_param_check), REGISTER_MEMORY the pages it pinned before a hole.
-    Positive(i32),
-    /// Success, and a reply that cannot be true. The words say what was wrong with it.
-    Malformed(&'static str),
-}
-
-/// A kernel call that failed: which, and what the kernel said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {answer}")]
-pub struct Failure {
-    /// The kernel's name of the call.
-    pub call: &'static str,
-    /// What it answered.
-    pub answer: Answer,
-}
-
-impl Failure {
-    /// The errno, where there was one.
-    pub fn errno(&self) -> Option<Errno> {
-        match self.answer {
-            Answer::Errno(errno) => Some(errno),
-            Answer::Positive(_) | Answer::Malformed(_) => None,
-        }
-    }
-
-    /// A reply that cannot be true.
-    pub const fn malformed(call: &'static str, why: &'static str) -> Self {
-        Self { call, answer: Answer::Malformed(why) }
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Errno(errno) => errno.fmt(f),
-            Self::Positive(result) => write!(f, "result {result} where 0 means success"),
-            Self::Malformed(why) => write!(f, "an impossible reply: {why}"),
-        }
-    }
-}
-
 /// How often an interrupted call is made again before `EINTR` is passed on.
 const INTERRUPTIONS: u32 = 16;
 
@@ -311,7 +217,7 @@ pub trait Kernel: Door {
         let call = command.request.name;
         match self.ask(on, command)? {
             0 => Ok(()),
-            positive => Err(Failure { call, answer: Answer::Positive(positive) }),
+            positive => Err(Failure::positive(call, positive)),
         }
     }
 
@@ -324,10 +230,10 @@ pub trait Kernel: Door {
         for _ in 0..INTERRUPTIONS {
             match self.ioctl(on, &mut command) {
                 Err(Errno::EINTR) => {}
-                result => return result.map_err(|errno| Failure { call, answer: Answer::Errno(errno) }),
+                result => return result.map_err(|errno| Failure::from_errno(call, errno)),
             }
         }
-        Err(Failure { call, answer: Answer::Errno(Errno::EINTR) })
+        Err(Failure::from_errno(call, Errno::EINTR))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::door::{Answer, Errno, Failure};
+use crate::door::{Cause, Errno, Failure};
 use crate::words::access::Access;
 use crate::words::address::{BadRange, Iova, IovaRange};
 use crate::words::locked::PinLimit;
@@ -200,11 +200,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What the failure of a kernel call means to somebody who asked for `operation`.
+    /// The meaning of a failed call for `operation`.
     pub fn of(operation: Operation, failure: &Failure) -> Self {
-        match (failure.answer, operation) {
-            (Answer::Malformed(_), _) => Self::BadReply,
-            // No memory of the caller's is pinned, and no address of its own is asked about.
+        match (failure.cause(), operation) {
+            (Cause::BadReply, _) => Self::BadReply,
+            // These operations pin no memory of the caller's, and pass no address of it.
             (
                 _,
                 Operation::TrackDirty
@@ -213,12 +213,10 @@ impl Kind {
                 | Operation::HandToKernel
                 | Operation::Reclaim,
             ) => Self::Refused,
-            // REGISTER_MEMORY over a hole answers with the pages before it.
-            (Answer::Positive(_), Operation::Register) => Self::BadAddress,
-            (Answer::Errno(Errno::EFAULT), _) => Self::BadAddress,
-            // What takes something away locks nothing.
+            (Cause::BadAddress, _) => Self::BadAddress,
+            // The other operations lock nothing.
             (
-                Answer::Errno(Errno::ENOMEM),
+                Cause::NoMemory,
                 Operation::Map
                 | Operation::Replace
                 | Operation::CreateWindow
@@ -227,12 +225,10 @@ impl Kind {
                 | Operation::Adopt
                 | Operation::TakeBack,
             ) => Self::PinLimit(PinLimit::default()),
-            (Answer::Errno(Errno::ENOSPC), Operation::CreateWindow) => Self::NoWindowSlot,
-            (Answer::Errno(Errno::ENOSPC), Operation::Map | Operation::Replace) => Self::NoMappingSlot,
-            (Answer::Errno(Errno::ENOENT | Errno::EINVAL), Operation::Adopt | Operation::TakeBack) => {
-                Self::NoSuchMapping
-            }
-            (Answer::Positive(_) | Answer::Errno(_), _) => Self::Refused,
+            (Cause::NoSlot, Operation::CreateWindow) => Self::NoWindowSlot,
+            (Cause::NoSlot, Operation::Map | Operation::Replace) => Self::NoMappingSlot,
+            (Cause::NotThere, Operation::Adopt | Operation::TakeBack) => Self::NoSuchMapping,
+            (Cause::NoMemory | Cause::NoSlot | Cause::NotThere | Cause::Other, _) => Self::Refused,
         }
     }
 
@@ -311,64 +307,108 @@ impl fmt::Display for Kind {
     }
 }
 
-/// An operation of the contract that failed. Unless [`Error::fenced`] names ranges, everything is as it was before it.
+/// An operation of the contract that failed. Unless [`Error::fenced`] returns ranges, everything is as it was before it.
+///
+/// The text has all of it: the operation, its subject, the kind, the failed call, advice, and the fences.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
-    /// What was asked.
-    pub operation: Operation,
-    /// Of what.
-    pub subject: Subject,
-    /// What was wrong.
-    pub kind: Kind,
-    /// What the kernel said, when it was asked.
-    pub failure: Option<Failure>,
-    /// Ranges whose state is unknown since: unusable, their memory held, until the space is dropped.
-    pub fenced: Vec<IovaRange>,
+pub struct Error(Box<Parts>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Parts {
+    operation: Operation,
+    subject: Subject,
+    kind: Kind,
+    failure: Option<Failure>,
+    fenced: Vec<IovaRange>,
 }
 
 impl Error {
-    /// A refusal before the kernel was asked.
+    /// A refusal before the kernel is asked.
     pub fn new(operation: Operation, subject: impl Into<Subject>, kind: Kind) -> Self {
-        Self { operation, subject: subject.into(), kind, failure: None, fenced: Vec::new() }
+        Self(Box::new(Parts { operation, subject: subject.into(), kind, failure: None, fenced: Vec::new() }))
     }
 
-    /// A kernel's refusal.
+    /// A failed call of the backend.
     pub fn from_kernel(operation: Operation, subject: impl Into<Subject>, failure: Failure) -> Self {
-        let kind = Kind::of(operation, &failure);
-        Self { operation, subject: subject.into(), kind, failure: Some(failure), fenced: Vec::new() }
+        let mut error = Self::new(operation, subject, Kind::of(operation, &failure));
+        error.0.failure = Some(failure);
+        error
     }
 
-    /// The same, with ranges that could not be brought back.
+    /// The same error of another kind, for a caller that knows more about the failure.
     #[must_use]
-    pub fn fencing(mut self, fenced: impl IntoIterator<Item = IovaRange>) -> Self {
-        self.fenced.extend(fenced);
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
         self
     }
 
-    /// The kernel's errno, where there was one.
+    /// The same error with more ranges that were fenced.
+    #[must_use]
+    pub fn fencing(mut self, fenced: impl IntoIterator<Item = IovaRange>) -> Self {
+        self.0.fenced.extend(fenced);
+        self
+    }
+
+    /// The same error with `fenced` in place of the ranges that were fenced.
+    #[must_use]
+    pub fn fencing_only(mut self, fenced: Vec<IovaRange>) -> Self {
+        self.0.fenced = fenced;
+        self
+    }
+
+    /// The operation.
+    pub fn operation(&self) -> Operation {
+        self.0.operation
+    }
+
+    /// The object of the operation.
+    pub fn subject(&self) -> &Subject {
+        &self.0.subject
+    }
+
+    /// The kind of the error, to branch on.
+    pub fn kind(&self) -> &Kind {
+        &self.0.kind
+    }
+
+    /// The failed call, if a call was made.
+    pub fn failure(&self) -> Option<Failure> {
+        self.0.failure
+    }
+
+    /// The ranges whose state is unknown since the failure: they are unusable, and their memory is kept, until the space is dropped.
+    pub fn fenced(&self) -> &[IovaRange] {
+        &self.0.fenced
+    }
+
+    /// The kernel's errno, if there is one.
     pub fn errno(&self) -> Option<Errno> {
-        self.failure.and_then(|failure| failure.errno())
+        self.0.failure.and_then(|failure| failure.errno())
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.operation, self.subject, self.kind)?;
-        if let Some(failure) = &self.failure {
+        write!(f, "{} {}: {}", self.0.operation, self.0.subject, self.0.kind)?;
+        if let Some(failure) = &self.0.failure {
             write!(f, " ({failure})")?;
         }
-        if let Some(advice) = self.kind.advice() {
+        if let Some(advice) = self.0.kind.advice() {
             write!(f, "; {advice}")?;
         }
-        for fence in &self.fenced {
+        for fence in &self.0.fenced {
             write!(f, "; {fence} is fenced from now on")?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.failure.as_ref().map(|failure| failure as _)
+/// Without a source: the text includes the failed call, and a report of the chain would print it twice.
+impl std::error::Error for Error {}
+
+/// Compares by value, so that `error.kind() == Kind::NotRegistered` can be written.
+impl PartialEq<Kind> for &Kind {
+    fn eq(&self, other: &Kind) -> bool {
+        **self == *other
     }
 }

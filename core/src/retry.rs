@@ -91,10 +91,9 @@ pub fn until_gone<T>(mut call: impl FnMut() -> Result<Undone<T>, Failure>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::Answer;
 
     fn failed(errno: Errno) -> Failure {
-        Failure { call: "UNDO", answer: Answer::Errno(errno) }
+        Failure::from_errno("UNDO", errno)
     }
 
     /// Plays the answers one after another, and says how many were asked for.

@@ -210,15 +210,14 @@ impl<B: Backend> Space<B> {
 
     /// Adds the live mapping and the reserved range that collide to the refusal of a device that does not reach all
     /// that is mapped.
-    fn name_collision(&self, attached: &Attached, mut error: Error) -> Error {
-        if !error.failure.is_some_and(|failure| self.backend.may_be_a_collision(&failure)) {
+    fn name_collision(&self, attached: &Attached, error: Error) -> Error {
+        if !error.failure().is_some_and(|failure| self.backend.may_be_a_collision(&failure)) {
             return error;
         }
         let set = self.layout.get();
         for reserved in &attached.reserved {
             if let Some(live) = set.overlap(reserved.range) {
-                error.kind = Kind::WouldStrand(live, Some(Box::new(reserved.clone())));
-                break;
+                return error.with_kind(Kind::WouldStrand(live, Some(Box::new(reserved.clone()))));
             }
         }
         error
@@ -422,9 +421,9 @@ fn refused(
     failure: Failure,
     wanted: impl Into<Option<u64>>,
 ) -> Error {
-    let mut error = Error::from_kernel(operation, subject, failure);
-    if let Kind::PinLimit(limit) = &mut error.kind {
-        *limit = PinLimit { wanted: wanted.into(), allowance: backend.allowance() };
+    let error = Error::from_kernel(operation, subject, failure);
+    if !matches!(error.kind(), Kind::PinLimit(_)) {
+        return error;
     }
-    error
+    error.with_kind(Kind::PinLimit(PinLimit { wanted: wanted.into(), allowance: backend.allowance() }))
 }

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
-use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, OwnedHandle, Request};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Handle, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, MutexGuard, Rank};
 use dmaspace_core::words::reserved::Reserved;
@@ -157,7 +157,7 @@ fn object_of(point: AttachPoint<'_>, request: Request) -> Result<(Handle, u32), 
 }
 
 fn refusal(request: Request, errno: Errno) -> Failure {
-    Failure { call: request.name, answer: Answer::Errno(errno) }
+    Failure::from_errno(request.name, errno)
 }
 
 #[cfg(test)]

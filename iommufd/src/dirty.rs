@@ -17,7 +17,7 @@ use std::mem::offset_of;
 
 use dmaspace_abi::iommufd::{self, HwptGetDirtyBitmap, HwptSetDirtyTracking};
 use dmaspace_core::backend::{DirtyCalls, DirtyReach};
-use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure};
 use dmaspace_core::{IovaRange, PageSize};
 use zerocopy::IntoBytes;
 
@@ -29,7 +29,7 @@ const LONGEST_BITMAP: usize = 1 << 28;
 
 /// An answer without a call.
 const fn refusal(errno: Errno) -> Failure {
-    Failure { call: iommufd::HWPT_GET_DIRTY_BITMAP.name, answer: Answer::Errno(errno) }
+    Failure::from_errno(iommufd::HWPT_GET_DIRTY_BITMAP.name, errno)
 }
 
 impl DirtyCalls for Ioas {

@@ -269,7 +269,7 @@ mod tests {
         for answer in answers {
             let (door, ioas) = ioas(&[answer]);
             let failure = ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect_err("refused");
-            assert_eq!((failure.call, failure.errno()), (MAP_FILE, answer(&mut []).err()));
+            assert_eq!((failure.call(), failure.errno()), (MAP_FILE, answer(&mut []).err()));
             assert_eq!(door.names(), [MAP_FILE]);
         }
     }

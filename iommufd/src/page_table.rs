@@ -10,7 +10,7 @@
 
 use dmaspace_abi::iommufd::{self, HwInfo};
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
-use dmaspace_core::door::{Answer, Command, Errno, Failure};
+use dmaspace_core::door::{Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::IntoBytes;
@@ -164,7 +164,7 @@ impl PageTable {
 /// Returns whether a call succeeded; `false` for the one errno that means that another object must be tried.
 fn is_done(answer: Result<(), Failure>, elsewhere: Errno) -> Result<bool, Failure> {
     match answer {
-        Err(Failure { answer: Answer::Errno(errno), .. }) if errno == elsewhere => Ok(false),
+        Err(failure) if failure.errno() == Some(elsewhere) => Ok(false),
         answer => answer.map(|()| true),
     }
 }

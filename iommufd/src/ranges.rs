@@ -79,12 +79,11 @@ fn windows(reply: &IoasIovaRanges, spans: &[IovaSpan], host_page: PageSize) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dmaspace_core::door::Answer;
 
     const VTD: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];
 
     fn refusal(errno: Errno) -> Failure {
-        Failure { call: "IOMMU_IOAS_IOVA_RANGES", answer: Answer::Errno(errno) }
+        Failure::from_errno("IOMMU_IOAS_IOVA_RANGES", errno)
     }
 
     /// A kernel with these spans: it fills as many as the array has room for.

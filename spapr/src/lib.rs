@@ -337,7 +337,7 @@ mod tests {
         let one: Reply = |_| Ok(1);
         let pages: Reply = |_| Ok(128);
         let (_, spapr) = started(&[one, one, pages]);
-        let answer = |result: Result<(), Failure>| result.expect_err("refused").answer;
+        let answer = |result: Result<(), Failure>| result.expect_err("refused").answer();
         assert_eq!(answer(spapr.map(range(0, 0x2_0000), &lease(&memory()), Access::READ)), door::Answer::Positive(1));
         assert_eq!(answer(spapr.unmap(range(0, 0x2_0000)).map(drop)), door::Answer::Positive(1));
         assert_eq!(answer(spapr.register(&lease(&memory()))), door::Answer::Positive(128));

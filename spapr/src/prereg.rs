@@ -17,7 +17,7 @@ use std::mem::offset_of;
 use dmaspace_abi::spapr::{self, RegisterMemory};
 use dmaspace_core::backend::RegistrationCalls;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Lease, Request};
+use dmaspace_core::door::{Answer, Attached, Attachment, Cause, Command, Errno, Failure, Lease, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
@@ -25,7 +25,12 @@ use crate::Spapr;
 
 impl RegistrationCalls for Spapr {
     fn register(&self, memory: &Lease<'_>) -> Result<(), Failure> {
-        self.call_about(spapr::REGISTER_MEMORY, memory)
+        // Over a hole the kernel answers with the number of pages before it.
+        let registered = self.call_about(spapr::REGISTER_MEMORY, memory);
+        registered.map_err(|failure| match failure.answer() {
+            Answer::Positive(_) => failure.caused_by(Cause::BadAddress),
+            _ => failure,
+        })
     }
 
     fn unregister(&self, memory: &Lease<'_>) -> Result<Undone, Failure> {

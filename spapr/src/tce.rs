@@ -144,7 +144,6 @@ fn window_shift(window: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dmaspace_core::door::Answer;
 
     const GIB: u64 = 1 << 30;
     const TIB: u64 = 1 << 40;
@@ -158,7 +157,7 @@ mod tests {
         let mut attempts = Vec::new();
         let result: Result<(), _> = table.try_levels(|levels| {
             attempts.push(levels);
-            Err(Failure { call: "VFIO_IOMMU_SPAPR_TCE_CREATE", answer: Answer::Errno(errno) })
+            Err(Failure::from_errno("VFIO_IOMMU_SPAPR_TCE_CREATE", errno))
         });
         result.expect_err("every attempt fails");
         attempts

@@ -272,7 +272,7 @@ mod tests {
     fn a_host_without_a_window_is_not_enabled() {
         let (door, spapr) = container(&[done]);
         let failure = spapr.refresh(1).expect_err("it has no bytes");
-        assert_eq!(failure.answer, door::Answer::Malformed("its window has no bytes, or 4 GiB of them"));
+        assert_eq!(failure.answer(), door::Answer::Malformed("its window has no bytes, or 4 GiB of them"));
         assert_eq!(door.names(), [INFO]);
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::owned::lease;
 use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
-use dmaspace_core::door::{Answer, Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_soft::SoftHost;
 use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
@@ -110,8 +110,7 @@ impl SoftKvm {
 
 impl State {
     fn refused(&self, call: &'static str) -> Result<(), Failure> {
-        let answer = Answer::Errno(Errno::EINVAL);
-        if self.refuses == Some(call) { Err(Failure { call, answer }) } else { Ok(()) }
+        if self.refuses == Some(call) { Err(Failure::from_errno(call, Errno::EINVAL)) } else { Ok(()) }
     }
 }
 

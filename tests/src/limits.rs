@@ -46,10 +46,10 @@ pub fn limit_met_in_the_middle_of_a_commit(fixture: &mut Fixture) {
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
     let (taken, payer) = (before.taken + 2 * MIB, before.payer);
     let allowance = Some(Allowance { limit: Some(allowed), taken, payer });
-    assert_eq!(error.kind, Kind::PinLimit(PinLimit { wanted: Some(MIB), allowance }), "{error}");
+    assert_eq!(error.kind(), Kind::PinLimit(PinLimit { wanted: Some(MIB), allowance }), "{error}");
     let short = format!("{MIB} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK)");
     assert!(error.to_string().contains(&format!("{short}, {taken} of them taken")), "{error}");
-    assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{error}");
+    assert_eq!((fenced.as_slice(), error.fenced()), (&[][..], &[][..]), "{error}");
     assert_eq!(Held::by(fixture), before, "after {error}");
 
     fixture.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));

@@ -152,7 +152,7 @@ impl Vmm {
         let names = named(&self.memory, &self.bar);
         self.listener.hand_over(&names).expect("type1 moves addresses");
         let refused = self.space.unmap(IovaRange::all()).expect_err("it is another's");
-        assert_eq!(refused.kind, Kind::HandedOver);
+        assert_eq!(refused.kind(), Kind::HandedOver);
         self.listener.take_back().expect("nobody has taken it");
         self.transfer(2);
 
@@ -209,7 +209,7 @@ impl Vmm {
 /// Adopts, after attempts that must fail and leave everything to be adopted.
 fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memory: &HostMemory, bar: &HostMemory) {
     let fails = |handover: &Handover, names: &NamedMemory| {
-        adopt(&**space, handover, names).expect_err("it is not as it was").kind
+        adopt(&**space, handover, names).expect_err("it is not as it was").kind().clone()
     };
     let names = named(memory, bar);
     assert!(matches!(fails(handover, &NamedMemory::new().with("bar", bar.clone())), Kind::NoMemory(_)));

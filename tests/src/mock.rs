@@ -9,7 +9,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace_abi::iommufd;
 use dmaspace_core::HostMemory;
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
-use dmaspace_core::door::{Answer, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
+use dmaspace_core::door::{Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
@@ -105,7 +105,7 @@ impl MockDevice {
 
     fn move_to(&self, place: u32) -> Result<(), Failure> {
         let moved = make(&self.door, self.iommufd, MOCK_DOMAIN_REPLACE, self.object, [u64::from(place), 0, 0, 0, 0, 0]);
-        moved.map(drop).map_err(|errno| Failure { call: "MOCK_DOMAIN_REPLACE", answer: Answer::Errno(errno) })
+        moved.map(drop).map_err(|errno| Failure::from_errno("MOCK_DOMAIN_REPLACE", errno))
     }
 }
 
@@ -141,7 +141,7 @@ fn place_of(point: AttachPoint<'_>) -> Result<u32, Failure> {
     match point.place() {
         AttachPlace::Ioas { ioas, .. } => Ok(ioas),
         AttachPlace::PageTable { hwpt, .. } => Ok(hwpt),
-        _ => Err(Failure { call: "attach", answer: Answer::Errno(Errno::EINVAL) }),
+        _ => Err(Failure::from_errno("attach", Errno::EINVAL)),
     }
 }
 

@@ -63,5 +63,5 @@ fn begin(eeh: &dyn Eeh, reset: Reset) {
 
 /// A space without a device has no PE.
 pub fn nobody_to_recover(eeh: &dyn Eeh) {
-    assert_eq!(eeh.state().expect_err("nobody is attached").kind, Kind::NotAttached);
+    assert_eq!(eeh.state().expect_err("nobody is attached").kind(), Kind::NotAttached);
 }

@@ -39,8 +39,8 @@ pub fn device_refused_while_memory_lies_over_its_interrupts(host: &Host, address
     );
     assert_eq!(error.to_string(), text);
     let live = IovaRange::with_len(Iova::new(INTERRUPTS - MIB), 2 * MIB).expect("a proper range");
-    assert!(matches!(&error.kind, Kind::WouldStrand(range, Some(_)) if *range == live), "{error:?}");
-    assert_eq!((held(), error.fenced), (before, Vec::new()));
+    assert!(matches!(error.kind(), Kind::WouldStrand(range, Some(_)) if *range == live), "{error:?}");
+    assert_eq!((held(), error.fenced().to_vec()), (before, Vec::new()));
 
     space.unmap(live).expect("no unit is cut");
     opened.add(host, address).expect("nothing is in its way");

@@ -84,11 +84,11 @@ fn spaces_that_come_and_go_are_tracked_while_they_are_there() {
     listener.attach(late.clone()).expect("it fits");
     assert_eq!(listener.sync_dirty().expect("both answer").len(), 2);
     assert_eq!(told.take(), pages(1 << 40, MIB / PAGE));
-    assert_eq!(late.powers().dirty_tracking.start(told.clone()).expect_err("it is tracked").kind, Kind::Tracking);
+    assert_eq!(late.powers().dirty_tracking.start(told.clone()).expect_err("it is tracked").kind(), Kind::Tracking);
 
     listener.detach(&late).expect("everything can be taken out");
     assert_eq!(told.take(), pages(1 << 40, MIB / PAGE));
-    assert_eq!(late.powers().dirty_tracking.stop().expect_err("it left").kind, Kind::NotTracking);
+    assert_eq!(late.powers().dirty_tracking.stop().expect_err("it left").kind(), Kind::NotTracking);
     assert_eq!(listener.sync_dirty().expect("it answers").len(), 1);
 }
 
@@ -108,8 +108,8 @@ fn a_space_that_cannot_be_tracked_leaves_the_others_untracked() {
     listener.attach(early.space.space().clone()).expect("an empty view fits");
     listener.attach(second.clone()).expect("an empty view fits");
     second.powers().dirty_tracking.start(told.clone()).expect("by somebody else");
-    assert_eq!(listener.track_dirty(told.clone()).expect_err("it is tracked").kind, Kind::Tracking);
-    assert_eq!(early.space.space().powers().dirty_tracking.stop().expect_err("left alone").kind, Kind::NotTracking);
+    assert_eq!(listener.track_dirty(told.clone()).expect_err("it is tracked").kind(), Kind::Tracking);
+    assert_eq!(early.space.space().powers().dirty_tracking.stop().expect_err("left alone").kind(), Kind::NotTracking);
     second.powers().dirty_tracking.stop().expect("it is tracked");
     listener.track_dirty(told).expect("nothing is in its way");
 }
@@ -125,6 +125,6 @@ fn a_question_that_fails_tells_everything_and_the_next_one_is_asked_all_the_same
     space.powers().dirty_tracking.start(told.clone()).expect("it logs");
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of(DIRTY)]);
     let error = space.powers().dirty_tracking.sync(range(0, 1 << 33)).expect_err("the first of two windows");
-    assert_eq!(error.kind, Kind::Refused, "{error}");
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
     assert_eq!(told.take(), &pages(1 << 40, MIB / PAGE) | &pages(1 << 41, MIB / PAGE));
 }

@@ -223,11 +223,11 @@ fn what_a_failure_left_behind_a_fence_is_not_discarded_wherever_the_section_goes
         soft.plan_faults(&[]);
         let fences: Vec<_> = opened.space.space().describe().fences.into_iter().map(|fence| fence.range).collect();
         let BlockError::Space(error) = error else { panic!("{error}") };
-        assert_eq!((&error.fenced, fences), (&vec![blocks(0, 1)], vec![blocks(0, 1)]), "{preset}");
+        assert_eq!((error.fenced().to_vec(), fences), (vec![blocks(0, 1)], vec![blocks(0, 1)]), "{preset}");
         assert_eq!(handle(&listener).populated(), Ok(vec![]));
 
         let is_fenced = |result: Result<(), BlockError>| match result {
-            Err(BlockError::Space(error)) => error.kind == Kind::Fenced(blocks(0, 1)),
+            Err(BlockError::Space(error)) => error.kind() == Kind::Fenced(blocks(0, 1)),
             _ => false,
         };
         assert!(is_fenced(handle(&listener).discard(blocks(0, 2))), "{preset}: a device may still reach it");

@@ -116,7 +116,7 @@ fn a_bar_that_its_device_exported_is_mapped_and_any_other_is_skipped_with_the_re
 
     let alone = memory(1 << 46, MIB).device_memory();
     let error = opened.space.space().map(MapRequest::new(Iova::new(0), &alone, RW)).expect_err("no file");
-    assert_eq!(error.kind, Kind::DeviceMemory);
+    assert_eq!(error.kind(), Kind::DeviceMemory);
 }
 
 #[test]

@@ -120,14 +120,20 @@ fn whoever_else_would_write_is_refused_and_nothing_changes() {
     let refused = [
         space
             .map(MapRequest::new(Iova::new(0x4000), &page, Access::READ).with_unit(Unit::Pages(PageSize::K4)))
-            .map_err(|error| error.kind),
+            .map_err(|error| error.kind().clone()),
         space
             .replace(MapRequest::new(Iova::new(0x1000), &page, Access::READ).with_unit(Unit::Pages(PageSize::K4)))
             .map(drop)
-            .map_err(|error| error.kind),
-        space.unmap(IovaRange::all()).map(drop).map_err(|error| error.kind),
-        space.unmap(whole).map(drop).map_err(|error| error.kind),
-        space.powers().window_control.expect("POWER").remove_window(whole).map(drop).map_err(|error| error.kind),
+            .map_err(|error| error.kind().clone()),
+        space.unmap(IovaRange::all()).map(drop).map_err(|error| error.kind().clone()),
+        space.unmap(whole).map(drop).map_err(|error| error.kind().clone()),
+        space
+            .powers()
+            .window_control
+            .expect("POWER")
+            .remove_window(whole)
+            .map(drop)
+            .map_err(|error| error.kind().clone()),
     ];
     for (n, refused) in refused.into_iter().enumerate() {
         assert_eq!(refused, Err(Kind::KernelOwned(whole)), "{n}");
@@ -203,7 +209,7 @@ fn memory_stays_while_the_kernel_s_table_has_an_entry_into_it() {
     assert!(matches!(gone, Err(CommitError::StillMapped { .. })), "{gone:?}");
     let (space, ram) = (world.space(), world.guest.ram().clone());
     let in_use = space.powers().registration.expect("POWER").unregister(&ram).expect_err("an entry points there");
-    assert!(matches!(in_use.kind, Kind::InUse(_)), "{in_use}");
+    assert!(matches!(in_use.kind(), Kind::InUse(_)), "{in_use}");
     world.assert_agreed(FIRST, &[0x1000]);
     assert_eq!(world.put(FIRST, 0x1000, 0), 0);
     world.guest.listener().commit(Update::new().removing_target(target)).expect("no entry points there");

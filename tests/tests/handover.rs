@@ -148,10 +148,10 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     let space = vmm.space();
     let before = vmm.soft.calls();
     let kinds = [
-        space.map(MapRequest::new(Iova::new(32 * MIB), &part(OLD, 0, K4), RW)).expect_err("away").kind,
-        space.unmap(range(0, MIB)).expect_err("away").kind,
-        space.powers().dirty_tracking.start(Arc::new(Told::default())).expect_err("away").kind,
-        space.detach(&(vmm.opened.groups()[0].clone() as Arc<dyn Attachable>)).expect_err("away").kind,
+        space.map(MapRequest::new(Iova::new(32 * MIB), &part(OLD, 0, K4), RW)).expect_err("away").kind().clone(),
+        space.unmap(range(0, MIB)).expect_err("away").kind().clone(),
+        space.powers().dirty_tracking.start(Arc::new(Told::default())).expect_err("away").kind().clone(),
+        space.detach(&(vmm.opened.groups()[0].clone() as Arc<dyn Attachable>)).expect_err("away").kind().clone(),
     ];
     assert!(kinds.iter().all(|kind| *kind == Kind::HandedOver), "{kinds:?}");
     let update = Update::new().removing(sections(OLD)[0].clone());
@@ -164,7 +164,7 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     assert_eq!(vmm.soft.ledger().without_address, 0);
     assert_eq!(vmm.listener.audit(), []);
     blocks.discard(range(16 * MIB, K64)).expect("it is ours");
-    assert_eq!(space.powers().live_update.take_back().expect_err("it is ours").kind, Kind::NotHandedOver);
+    assert_eq!(space.powers().live_update.take_back().expect_err("it is ours").kind(), Kind::NotHandedOver);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_wrong_description_is_named_and_nothing_is_lost() {
     let space = new.space();
     let fails = |handover: &Handover, names: &NamedMemory| {
         let error = owned::adopt(&*space, handover, names).expect_err("it is wrong");
-        (error.kind.clone(), error.to_string())
+        (error.kind().clone(), error.to_string())
     };
     let without = |change: fn(&mut Handover)| {
         let mut wrong = handover.clone();
@@ -210,9 +210,9 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
     old.hand_over();
     let new = old.successor();
     let error = owned::adopt(&*new.space(), &handover, &names(NEW)).expect_err("there is more by now");
-    assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
     let error = owned::adopt(&*old.space(), &handover, &names(NEW)).expect_err("there is more by now");
-    assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_successor_that_may_not_lock_so_much_leaves_it_to_who_may() {
     let new = old.successor();
     new.soft.set_memlock(Some(MIB));
     let error = owned::adopt(&*new.space(), &handover, &names(NEW)).expect_err("too much");
-    assert!(matches!(error.kind, Kind::PinLimit(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::PinLimit(_)), "{error}");
     assert_eq!(old.soft.ledger().without_address, 5);
     new.soft.set_memlock(None);
     old.listener.take_back().expect("the other has nothing but charges");
@@ -296,7 +296,7 @@ fn hosts_that_cannot_say_why_before_anything_changes() {
         let space = opened.space.space();
         assert!(matches!(space.describe().capabilities.hands_over, LiveUpdateSupport::Never(_)), "{backend}");
         let error = space.powers().live_update.hand_over(&NamedMemory::new()).expect_err("it cannot");
-        assert!(matches!(error.kind, Kind::Unsupported(_)) && error.to_string().contains(why), "{error}");
+        assert!(matches!(error.kind(), Kind::Unsupported(_)) && error.to_string().contains(why), "{error}");
         assert!(!space.powers().live_update.is_handed_over());
     }
 }
@@ -305,11 +305,11 @@ fn hosts_that_cannot_say_why_before_anything_changes() {
 fn memory_without_a_name_and_spaces_with_fences_are_not_handed_over() {
     let vmm = Vmm::with_a_guest();
     let error = vmm.space().powers().live_update.hand_over(&NamedMemory::new()).expect_err("no name");
-    assert!(matches!(error.kind, Kind::NoMemory(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::NoMemory(_)), "{error}");
     let cause = dmaspace_core::door::Failure::malformed("a test", "a test");
     vmm.space().fence(range(128 * MIB, K4), None, cause);
     let error = vmm.space().powers().live_update.hand_over(&names(OLD)).expect_err("fenced");
-    assert_eq!(error.kind, Kind::Fenced(range(128 * MIB, K4)));
+    assert_eq!(error.kind(), Kind::Fenced(range(128 * MIB, K4)));
     assert_eq!(vmm.soft.ledger().without_address, 0);
 }
 

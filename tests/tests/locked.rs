@@ -60,7 +60,7 @@ fn type1_counts_what_the_process_has_locked() {
     let (_, opened) = started("vtd", BackendKind::Type1, 3 * PAGE);
     map(&**opened.space(), MIB, &memory(2 * PAGE), Unit::Whole).expect("it fits");
     let error = map(&**opened.space(), 2 * MIB, &memory(2 * PAGE), Unit::Whole).expect_err("it does not");
-    assert_eq!(error.kind, short(2 * PAGE, 3 * PAGE, 2 * PAGE, AccountingMode::Process));
+    assert_eq!(error.kind(), short(2 * PAGE, 3 * PAGE, 2 * PAGE, AccountingMode::Process));
     let text = "map 0x200000..=0x201fff: \
                 8192 bytes more do not fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken \
                 (VFIO_IOMMU_MAP_DMA: ENOMEM); raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK";
@@ -72,7 +72,7 @@ fn iommufd_counts_what_was_pinned_and_speaks_of_this_process_alone() {
     let (_, opened) = started("vtd", BackendKind::Iommufd, 3 * PAGE);
     map(&**opened.space(), MIB, &memory(2 * PAGE), Unit::Whole).expect("it fits");
     let error = map(&**opened.space(), 2 * MIB, &memory(2 * PAGE), Unit::Whole).expect_err("it does not");
-    assert_eq!(error.kind, short(2 * PAGE, 3 * PAGE, 2 * PAGE, AccountingMode::User));
+    assert_eq!(error.kind(), short(2 * PAGE, 3 * PAGE, 2 * PAGE, AccountingMode::User));
     assert!(error.to_string().contains("8192 of them taken by this process (IOMMU_IOAS_MAP: ENOMEM)"), "{error}");
 }
 
@@ -82,7 +82,7 @@ fn iommufd_pins_what_was_mapped_before_when_the_first_device_comes() {
     map(&**opened.space(), MIB, &memory(4 * PAGE), Unit::Pages(PageSize::K4)).expect("nothing is pinned yet");
     let error = attach(&soft, &host, &mut opened).expect_err("now it is");
     let OpenError::Attach { error } = error else { panic!("{error}") };
-    assert_eq!(error.kind, short(4 * PAGE, 3 * PAGE, 0, AccountingMode::User));
+    assert_eq!(error.kind(), short(4 * PAGE, 3 * PAGE, 0, AccountingMode::User));
     opened.space().unmap(IovaRange::all()).expect("no unit is cut");
     attach(&soft, &host, &mut opened).expect("nothing is to be locked for it");
 }
@@ -96,12 +96,12 @@ fn spapr_counts_tables_and_registered_memory() {
     let table = windows.table_bytes(window(1 << 30));
     windows.create_window(window(1 << 30)).expect("its table fits");
     let error = registration.register(&memory(64 * MIB)).expect_err("no room beside the table");
-    assert_eq!(error.kind, short(64 * MIB, 64 * MIB, table, AccountingMode::Process));
+    assert_eq!(error.kind(), short(64 * MIB, 64 * MIB, table, AccountingMode::Process));
     windows.remove_window(window(1 << 30).range).expect("it is empty");
     registration.register(&memory(64 * MIB)).expect("all there is");
     let error = windows.create_window(window(1 << 30)).expect_err("no room beside the memory");
-    assert_eq!(error.kind, short(table, 64 * MIB, 64 * MIB, AccountingMode::Process));
-    assert_eq!(error.failure, None, "a table that cannot fit is not asked for");
+    assert_eq!(error.kind(), short(table, 64 * MIB, 64 * MIB, AccountingMode::Process));
+    assert_eq!(error.failure(), None, "a table that cannot fit is not asked for");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn the_first_version_of_spapr_counts_all_of_its_window_and_the_table_when_the_de
         let (soft, host, mut opened) = bare("powernv9", BackendKind::SpaprV1, memlock);
         let error = attach(&soft, &host, &mut opened).expect_err("it does not fit");
         let OpenError::Attach { error } = error else { panic!("{error}") };
-        assert_eq!(error.kind, short(WINDOW + TABLE, memlock, 0, AccountingMode::Process), "{error}");
+        assert_eq!(error.kind(), short(WINDOW + TABLE, memlock, 0, AccountingMode::Process), "{error}");
         assert_eq!(soft.ledger().locked, 0);
     }
     let (soft, opened) = started("powernv9", BackendKind::SpaprV1, WINDOW + TABLE);
@@ -130,7 +130,11 @@ fn a_map_in_parts_wants_all_of_them_and_has_given_back_its_own() {
         let error = map(&**opened.space(), 2 * MIB, &memory(8 * PAGE), Unit::Pages(PageSize::K4));
         let payer = if backend == BackendKind::Type1 { AccountingMode::Process } else { AccountingMode::User };
         let error = error.expect_err("three of eight fit");
-        assert_eq!((error.kind, error.fenced), (short(8 * PAGE, 4 * PAGE, PAGE, payer), Vec::new()), "{backend}");
+        assert_eq!(
+            (error.kind().clone(), error.fenced().to_vec()),
+            (short(8 * PAGE, 4 * PAGE, PAGE, payer), Vec::new()),
+            "{backend}"
+        );
         assert_eq!(soft.ledger().mappings, 1);
     }
 }

@@ -62,7 +62,8 @@ fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
             .map(MapRequest::new(Iova::new(at), &memory(1 << 45, pages << 12), Access::READ_WRITE).with_unit(unit))
     };
     map(0, 2).expect("it fits");
-    let Kind::PinLimit(limit) = map(0x10_0000, 2).expect_err("it does not fit").kind else { panic!("another error") };
+    let error = map(0x10_0000, 2).expect_err("it does not fit");
+    let Kind::PinLimit(limit) = error.kind() else { panic!("another error") };
     let allowance = limit.allowance.expect("known");
     assert_eq!((allowance.payer, allowance.taken, limit.is_reached()), (AccountingMode::Process, 0x2000, Some(true)));
 }

@@ -65,7 +65,7 @@ fn a_watch_forgets_nothing_when_the_kernel_fails() {
     soft.device(opened.devices[0].name()).expect("it is there").freeze();
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of("VFIO_EEH_PE_OP")]);
     let error = watch.look(eeh).expect_err("the kernel says no");
-    assert_eq!(error.kind, Kind::Refused, "{error}");
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
     assert_eq!(watch.look(eeh), Ok(Some(PeState::Stopped)));
 }
 
@@ -75,7 +75,7 @@ fn a_state_that_nobody_knows_is_no_state() {
     let opened = open(&soft, BackendKind::Spapr);
     let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
-    assert_eq!(eeh.state().expect_err("3 means nothing").kind, Kind::BadReply);
+    assert_eq!(eeh.state().expect_err("3 means nothing").kind(), Kind::BadReply);
     soft.plan_faults(&[FaultPlan::nth(1, FaultMode::Positive(3)).of("VFIO_EEH_PE_OP")]);
     eeh.operate(PeOperation::Configure).expect_err("only a state is a positive result");
     assert_eq!(eeh.state(), Ok(PeState::Normal));
@@ -91,7 +91,7 @@ fn where_several_groups_share_a_space_nobody_can_say_whose_pe_is_meant() {
     let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
     soft.reset_calls();
     let error = eeh.state().expect_err("two groups");
-    assert!(matches!(error.kind, Kind::Unsupported(why) if why.contains("several groups")), "{error}");
+    assert!(matches!(error.kind(), Kind::Unsupported(why) if why.contains("several groups")), "{error}");
     assert_eq!(soft.calls().total(), 0);
     drop(second);
 }

@@ -168,7 +168,7 @@ fn a_run_that_another_space_cut_otherwise_is_refused_before_the_kernel_is_asked(
     registrations[0].register(&memory(HOST, 2 * MIB)).expect("it fits");
     fixture.calls();
     let refused = registrations[1].register(&memory(HOST + MIB, 2 * MIB)).expect_err("it overlaps the other's run");
-    assert_eq!((refused.kind, fixture.calls()), (Kind::AlreadyRegistered, [0, 0]));
+    assert_eq!((refused.kind().clone(), fixture.calls()), (Kind::AlreadyRegistered, [0, 0]));
     registrations[1].register(&memory(HOST, 2 * MIB)).expect("it is the same");
     assert_eq!(registrations[1].runs().map(|runs| runs.users(&memory(HOST, 2 * MIB))), Some(2));
     drop(spaces);
@@ -248,7 +248,7 @@ fn a_run_that_cannot_grow_for_the_limit_is_as_it_was() {
     fixture.soft.set_memlock(Some(before.0 + MIB));
     let refused = listener.commit(adding(4, 2)).expect_err("it does not fit");
     assert!(
-        matches!(&refused, CommitError::Step { error, .. } if matches!(error.kind, Kind::PinLimit(_))),
+        matches!(&refused, CommitError::Step { error, .. } if matches!(error.kind(), Kind::PinLimit(_))),
         "{refused}"
     );
     assert_eq!((fixture.runs(0), fixture.runs(1)), (vec![(0, 4)], vec![(0, 4)]));

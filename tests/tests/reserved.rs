@@ -144,13 +144,13 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
         let at = Iova::new(0x8000_0000);
         fixture.space().map(MapRequest::new(at, &memory(2 * MIB), Access::READ_WRITE)).expect("it is free so far");
         let OpenError::Attach { error } = fixture.attach_second().expect_err("it is in the way") else { panic!() };
-        let (whose, failure) = (fixture.name(1), error.failure.expect("the kernel refused"));
+        let (whose, failure) = (fixture.name(1), error.failure().expect("the kernel refused"));
         let text = format!(
             "attach {whose}: the live mapping 0x80000000..=0x801fffff would lie over 0x80000000..=0x800fffff, \
              which the firmware wants mapped one to one ({whose}); nothing changed ({failure}); unmap it first"
         );
         assert_eq!(error.to_string(), text);
-        assert!(matches!(error.kind, Kind::WouldStrand(..)));
+        assert!(matches!(error.kind(), Kind::WouldStrand(..)));
 
         fixture.space().unmap(dmaspace_core::IovaRange::all()).expect("no unit is cut");
         fixture.attach_second().expect("nothing is in the way");

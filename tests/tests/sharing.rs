@@ -274,8 +274,8 @@ fn what_is_not_held_is_mapped_by_itself() {
     sharing(0, &|sharing| {
         sharing.share_pins(&half).expect("it can be held");
         assert_eq!((sharing.sharers(&half), sharing.sharers(&memory(HOST, 2 * MIB))), (1, 0));
-        assert_eq!(sharing.share_pins(&memory(HOST + K4, MIB)).expect_err("twice").kind, Kind::AlreadyShared);
-        assert_eq!(sharing.stop_sharing(&memory(HOST, K4)).expect_err("a part").kind, Kind::NotShared);
+        assert_eq!(sharing.share_pins(&memory(HOST + K4, MIB)).expect_err("twice").kind(), Kind::AlreadyShared);
+        assert_eq!(sharing.stop_sharing(&memory(HOST, K4)).expect_err("a part").kind(), Kind::NotShared);
     });
     fixture.soft.reset_calls();
     let map = |n: usize, at: u64, memory: &HostMemory| fixture.space(n).map(MapRequest::new(Iova::new(at), memory, RW));
@@ -285,7 +285,7 @@ fn what_is_not_held_is_mapped_by_itself() {
     map(1, GIB, &memory(HOST + K4, MIB)).expect("it fits");
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (2 * MIB, [1, 0, 0]), "not all of it is held");
     sharing(0, &|sharing| {
-        assert_eq!(sharing.stop_sharing(&half).expect_err("in use").kind, Kind::InUse(range(0, MIB)));
+        assert_eq!(sharing.stop_sharing(&half).expect_err("in use").kind(), Kind::InUse(range(0, MIB)));
     });
     // Copies stay when it is let go of.
     fixture.space(0).unmap(IovaRange::all()).expect("whole mappings");

@@ -250,7 +250,7 @@ fn call_verbs(shared: &Shared, thread: u64, end: Instant) {
         let (name, verb) = VERBS[usize::try_from(draws.below(VERBS.len() as u64)).expect("a few verbs")];
         if let Err(error) = verb(shared, &mut draws) {
             assert!(
-                error.fenced.is_empty() && !matches!(error.kind, Kind::Fenced(_) | Kind::BadReply),
+                error.fenced().is_empty() && !matches!(error.kind(), Kind::Fenced(_) | Kind::BadReply),
                 "{name}: {error}"
             );
         }

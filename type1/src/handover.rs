@@ -9,7 +9,7 @@ use dmaspace_abi::vfio::{CHECK_EXTENSION, Extension};
 use dmaspace_abi::{type1, vfio};
 use dmaspace_core::IovaRange;
 use dmaspace_core::backend::VaddrCalls;
-use dmaspace_core::door::{Command, Errno, Failure, Lease};
+use dmaspace_core::door::{Cause, Command, Errno, Failure, Lease};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
@@ -35,6 +35,12 @@ impl VaddrCalls for Type1 {
     }
 
     fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
-        self.map_dma(type1::MAP_VADDR, range, memory)
+        // `EINVAL` for a mapping that is not there, or whose address was not invalidated (linux: drivers/vfio/vfio_iommu_type1.c,
+        // vfio_dma_do_map).
+        let moved = self.map_dma(type1::MAP_VADDR, range, memory);
+        moved.map_err(|failure| match failure.errno() {
+            Some(Errno::EINVAL) => failure.caused_by(Cause::NotThere),
+            _ => failure,
+        })
     }
 }

@@ -172,7 +172,7 @@ mod tests {
     use dmaspace_abi::type1::{INFO_CAPABILITIES, INFO_PAGE_SIZES};
     use dmaspace_abi::vfio::CapabilityHeader;
     use dmaspace_core::PageSize;
-    use dmaspace_core::door::{Answer, Errno};
+    use dmaspace_core::door::Errno;
 
     /// 4K 2M 1G.
     const PAGES: u64 = 0x4020_1000;
@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_passed_on() {
-        let refusal = Failure { call: "VFIO_IOMMU_GET_INFO", answer: Answer::Errno(Errno::EINVAL) };
+        let refusal = Failure::from_errno("VFIO_IOMMU_GET_INFO", Errno::EINVAL);
         assert_eq!(gather(PageSize::K4, |_| Err(refusal)), Err(refusal));
     }
 }

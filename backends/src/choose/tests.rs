@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmaspace_core::PageSize;
-use dmaspace_core::door::{Answer, Errno};
+use dmaspace_core::door::Errno;
 
 use super::*;
 use crate::facts::{IommuTypes, Limits, Nodes, VfioDevice};
@@ -242,7 +242,7 @@ fn the_first_version_of_spapr_has_one_address_space_a_group_everywhere() {
 
 #[test]
 fn what_the_kernel_refused_is_not_chosen_again_and_the_choice_says_why() {
-    let failure = Failure { call: "VFIO_SET_IOMMU", answer: Answer::Errno(Errno::EINVAL) };
+    let failure = Failure::from_errno("VFIO_SET_IOMMU", Errno::EINVAL);
     let choice = Choice::after_refusal(&powernv(), &request(), BackendKind::Spapr, failure);
     assert_eq!(choice.chosen, Some(BackendKind::SpaprV1));
     assert_eq!(

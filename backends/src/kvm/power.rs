@@ -165,13 +165,13 @@ unsafe impl InKernelTable for KvmTable {
         let table = self.open.as_ref().map_or(-1, |(_, descriptor)| descriptor.as_raw_fd());
         let calls = Calls { shared: &self.shared, table };
         let linked = self.shared.state.lock().links.link(&calls, group, self.number);
-        linked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE", answer: Answer::Errno(errno) })
+        linked.map_err(|errno| Failure::from_errno("KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE", errno))
     }
 
     fn unlink(&self, group: Handle) -> Result<(), Failure> {
         let calls = Calls { shared: &self.shared, table: -1 };
         let unlinked = self.shared.state.lock().links.unlink(&calls, group);
-        unlinked.map_err(|errno| Failure { call: "KVM_DEV_VFIO_FILE_DEL", answer: Answer::Errno(errno) })
+        unlinked.map_err(|errno| Failure::from_errno("KVM_DEV_VFIO_FILE_DEL", errno))
     }
 }
 
@@ -241,5 +241,5 @@ fn last_error() -> Errno {
 }
 
 fn failed(request: Request, errno: Errno) -> Failure {
-    Failure { call: request.name, answer: Answer::Errno(errno) }
+    Failure::from_errno(request.name, errno)
 }

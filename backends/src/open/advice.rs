@@ -1,7 +1,7 @@
 //! Advice for errors of opening and attaching: the usual cause of an errno, and its remedy.
 
 use dmaspace_core::Error;
-use dmaspace_core::door::{Answer, Errno, Failure};
+use dmaspace_core::door::{Errno, Failure};
 use dmaspace_core::error::Kind;
 
 /// Advice for opening a node.
@@ -18,13 +18,13 @@ pub(crate) fn node_advice(errno: Errno) -> Option<&'static str> {
 
 /// Advice for a refused attach, whose causes the space itself does not know.
 pub(crate) fn attach_advice(error: &Error) -> Option<&'static str> {
-    if error.kind == Kind::Refused { call_advice(error.failure.as_ref()?) } else { None }
+    if error.kind() == Kind::Refused { call_advice(error.failure().as_ref()?) } else { None }
 }
 
 /// Advice for a call that the kernel refused.
 pub(crate) fn call_advice(failure: &Failure) -> Option<&'static str> {
-    let Answer::Errno(errno) = failure.answer else { return None };
-    Some(match (failure.call, errno) {
+    let errno = failure.errno()?;
+    Some(match (failure.call(), errno) {
         ("VFIO_GROUP_SET_CONTAINER" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EPERM) => {
             "bind all devices of the group to vfio-pci"
         }

@@ -117,9 +117,9 @@ impl Host {
     /// (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group), or `EPERM` from older kernels.
     fn second_choice(&self, request: &OpenRequest, first: Option<BackendKind>, error: &OpenError) -> Option<Choice> {
         let OpenError::Attach { error } = error else { return None };
-        let failure = error.failure?;
+        let failure = error.failure()?;
         let is_refused = matches!(failure.errno(), Some(Errno::EINVAL | Errno::EPERM));
-        if first != Some(BackendKind::Spapr) || failure.call != SET_IOMMU.name || !is_refused {
+        if first != Some(BackendKind::Spapr) || failure.call() != SET_IOMMU.name || !is_refused {
             return None;
         }
         let choice = Choice::after_refusal(&self.facts, request, BackendKind::Spapr, failure);

@@ -74,7 +74,7 @@ struct Failed<'a> {
 impl<'a> Failed<'a> {
     fn of(error: &'a CommitError) -> Self {
         let subject = match error {
-            CommitError::Step { error, .. } => Some(&error.subject),
+            CommitError::Step { error, .. } => Some(error.subject()),
             _ => None,
         };
         Self { subject, words: error.to_string() }

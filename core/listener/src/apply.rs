@@ -175,14 +175,13 @@ impl Work<'_> {
     }
 
     fn unregister(&mut self, memory: HostMemory) -> Result<(), Error> {
-        match self.journal.unregister(self.space, memory) {
-            // Only the fence still uses it, and keeps it until the space is dropped.
-            Err(Error { kind: Kind::Fenced(fence), .. }) => {
-                log::warn!("{}: memory behind the fence {fence} stays registered", self.report.backend);
-                Ok(())
-            }
-            result => result,
+        let Err(error) = self.journal.unregister(self.space, memory) else { return Ok(()) };
+        // Only the fence still uses it, and keeps it until the space is dropped.
+        if let Kind::Fenced(fence) = error.kind() {
+            log::warn!("{}: memory behind the fence {fence} stays registered", self.report.backend);
+            return Ok(());
         }
+        Err(error)
     }
 
     fn share_pins(&self, memory: HostMemory) -> Result<Done, Error> {
@@ -206,7 +205,7 @@ impl Work<'_> {
             verdict.reason = error.to_string();
             self.report.warnings.extend(Warning::of(verdict, ""));
         }
-        Done::Fenced(error.fenced)
+        Done::Fenced(error.fenced().to_vec())
     }
 
     /// Maps required memory, with smaller pages if the window is of this plan and its pages prove too large.

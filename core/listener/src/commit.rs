@@ -237,7 +237,7 @@ impl Commit<'_> {
 
 impl From<Failed> for CommitError {
     fn from(failed: Failed) -> Self {
-        let fenced = [failed.error.fenced.clone(), failed.fenced].concat();
+        let fenced = [failed.error.fenced(), &failed.fenced].concat();
         Self::Step { error: failed.error, fenced }
     }
 }

@@ -92,11 +92,11 @@ impl Journal {
             Done::WindowRemoved(request, live) => self.create_again(space, *request, live),
             Done::WindowCreated(range) => {
                 match space.powers().window_control.map(|control| control.remove_window(*range)) {
-                    Some(Err(error)) => error.fenced,
+                    Some(Err(error)) => error.fenced().to_vec(),
                     _ => Vec::new(),
                 }
             }
-            Done::Mapped(range) => space.unmap(*range).map_or_else(|error| error.fenced, |_| Vec::new()),
+            Done::Mapped(range) => space.unmap(*range).map_or_else(|error| error.fenced().to_vec(), |_| Vec::new()),
             Done::Fenced(fenced) => fenced.clone(),
             Done::Replaced(old, page) => self.put_back(space, old, *page),
             Done::Registered(memory) => {
@@ -137,7 +137,7 @@ impl Journal {
             Err(error) if self.leaves_doubt(space, &error) => {
                 // Without its window nothing is reachable there, so the fence need not keep memory alive.
                 space.fence(request.range, None, cause(&error));
-                [error.fenced, vec![request.range]].concat()
+                [error.fenced(), &[request.range]].concat()
             }
             Err(_) => Vec::new(),
         }
@@ -151,9 +151,9 @@ impl Journal {
             });
             let Err(error) = replaced else { continue };
             if self.leaves_doubt(space, &error) {
-                let fenced = space.unmap(*range).map_or_else(|error| error.fenced, |_| Vec::new());
+                let fenced = space.unmap(*range).map_or_else(|error| error.fenced().to_vec(), |_| Vec::new());
                 space.fence(*range, Some(memory.clone()), cause(&error));
-                lost.extend([error.fenced, fenced, vec![*range]].concat());
+                lost.extend([error.fenced(), &fenced, &[*range]].concat());
             }
         }
         lost
@@ -162,8 +162,8 @@ impl Journal {
     /// Whether an undo step that failed with `error` leaves a range in a state that differs from the one before. After a refusal because
     /// the window is gone, or because the kernel has forgotten everything since the journal began, the whole space is planned anew.
     fn leaves_doubt(&self, space: &dyn PciAddressSpace, error: &Error) -> bool {
-        let windows_are_gone = matches!(error.kind, Kind::OutsideWindows(_) | Kind::NoSuchWindow);
-        error.failure.is_some() || !(windows_are_gone || self.is_forgotten(space))
+        let windows_are_gone = matches!(error.kind(), Kind::OutsideWindows(_) | Kind::NoSuchWindow);
+        error.failure().is_some() || !(windows_are_gone || self.is_forgotten(space))
     }
 
     fn is_forgotten(&self, space: &dyn PciAddressSpace) -> bool {
@@ -192,9 +192,9 @@ pub(super) fn powerless(operation: Operation, subject: impl Into<Subject>) -> Er
 
 /// Tries an undo step a second time, unless the first try left a fence.
 fn with_second_try<T>(step: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-    step().or_else(|error| if error.fenced.is_empty() { step() } else { Err(error) })
+    step().or_else(|error| if error.fenced().is_empty() { step() } else { Err(error) })
 }
 
 fn cause(error: &Error) -> Failure {
-    error.failure.unwrap_or(Failure::malformed("undo", "the state before the commit could not be restored"))
+    error.failure().unwrap_or(Failure::malformed("undo", "the state before the commit could not be restored"))
 }

@@ -35,8 +35,8 @@ impl SmallerPages {
     /// The smaller pages that may help after `error`, which concerns something in `window`. `None` if the page size is not at fault, or
     /// no larger than the host's own page.
     pub(super) fn after(error: &Error, space: &dyn PciAddressSpace, window: IovaRange) -> Option<Self> {
-        let may_be_at_fault = error.operation == Operation::Map && error.errno() == Some(Errno::EINVAL);
-        if !may_be_at_fault || !error.fenced.is_empty() {
+        let may_be_at_fault = error.operation() == Operation::Map && error.errno() == Some(Errno::EINVAL);
+        if !may_be_at_fault || !error.fenced().is_empty() {
             return None;
         }
         let from = space.windows().windows.covering(window)?.granule();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use dmaspace_core::backend::{Calls, DirtyCalls, DirtyReach};
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking, Precision};
 use dmaspace_core::contract::{Capabilities, MappingModel, Unit};
-use dmaspace_core::door::{Answer, Errno, Failure, Lease};
+use dmaspace_core::door::{Errno, Failure, Lease};
 use dmaspace_core::error::Kind;
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{
@@ -66,7 +66,7 @@ struct Logging {
 }
 
 fn failure() -> Failure {
-    Failure { call: "fetch", answer: Answer::Errno(Errno::EFAULT) }
+    Failure::from_errno("fetch", Errno::EFAULT)
 }
 
 impl Logging {
@@ -320,7 +320,7 @@ fn a_mapping_that_no_bitmap_covers_is_told_whole_and_said() {
     let scene = scene(DirtyReach { longest_bitmap: 8, ..OVER_GAPS }, false, 0);
     scene.map(0, 65, Unit::Whole);
     let error = scene.space.sync(IovaRange::all()).expect_err("65 pages need two words");
-    assert_eq!(error.kind, Kind::BadReply);
+    assert_eq!(error.kind(), Kind::BadReply);
     assert_eq!(scene.told.take().len(), 65);
 }
 
@@ -377,12 +377,12 @@ fn replaced_memory_is_told_too() {
 #[test]
 fn whoever_does_not_track_is_told_so() {
     let scene = scene(IN_PARTS, false, 0);
-    assert_eq!(scene.space.start(scene.told.clone()).expect_err("twice").kind, Kind::Tracking);
+    assert_eq!(scene.space.start(scene.told.clone()).expect_err("twice").kind(), Kind::Tracking);
     scene.space.stop().expect("it stops");
     assert!(!scene.iommu.lock().expect("no panic under it").logging);
     let errors = [scene.space.sync(IovaRange::all()).map(drop), scene.space.stop()];
     for result in errors {
-        assert_eq!(result.expect_err("it has stopped").kind, Kind::NotTracking);
+        assert_eq!(result.expect_err("it has stopped").kind(), Kind::NotTracking);
     }
 }
 

@@ -81,11 +81,11 @@ mod tests {
     use std::num::NonZeroU64;
 
     use super::*;
-    use crate::door::{Answer, Errno};
+    use crate::door::Errno;
     use crate::words::address::Iova;
     use crate::words::page::{PageSize, PageSizes};
 
-    const CAUSE: Failure = Failure { call: "UNMAP", answer: Answer::Errno(Errno::EIO) };
+    const CAUSE: Failure = Failure::from_errno("UNMAP", Errno::EIO);
 
     fn range(first: u64, last: u64) -> IovaRange {
         IovaRange::new(Iova::new(first), Iova::new(last)).expect("a range of the test")

@@ -116,8 +116,8 @@ impl<'a, B: Backend> Mapper<'a, B> {
                 Ok(()) => slot.record(mapping.clone()),
                 Err(error) => {
                     // It is not mapped. Without a fence the range could be used for something else unawares.
-                    debug_assert!(error.failure.is_some(), "a map call failed without a failure");
-                    if let Some(cause) = error.failure {
+                    debug_assert!(error.failure().is_some(), "a map call failed without a failure");
+                    if let Some(cause) = error.failure() {
                         self.fence(mapping.range, cause, vec![mapping.memory.clone()]);
                     }
                     lost.push(mapping.range);
@@ -130,7 +130,7 @@ impl<'a, B: Backend> Mapper<'a, B> {
     /// Makes the map calls of a mapping, and once more after a failure that left no doubt.
     fn establish_twice(&self, mapping: &Mapping, deferred: &mut Deferred) -> Result<(), Error> {
         match self.establish(mapping, deferred) {
-            Err(error) if error.fenced.is_empty() => self.establish(mapping, deferred),
+            Err(error) if error.fenced().is_empty() => self.establish(mapping, deferred),
             result => result,
         }
     }
@@ -169,11 +169,11 @@ impl<'a, B: Backend> Mapper<'a, B> {
         error: Error,
         deferred: &mut Deferred,
     ) -> Error {
-        match error.failure {
+        match error.failure() {
             // Nothing can be brought back beside a range in doubt.
-            Some(cause) if !error.fenced.is_empty() => {
+            Some(cause) if !error.fenced().is_empty() => {
                 self.fence(range, cause, old.iter().map(|mapping| mapping.memory.clone()).collect());
-                Error { fenced: vec![range], ..error }
+                error.fencing_only(vec![range])
             }
             _ => error.fencing(self.bring_back(slot, old, deferred)),
         }

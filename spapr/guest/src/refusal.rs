@@ -113,7 +113,7 @@ fn host_code(error: &EntryError) -> ReturnCode {
     let EntryError::Space(error) = error else {
         return if matches!(error, EntryError::NotRam(_)) { ReturnCode::Parameter } else { ReturnCode::Hardware };
     };
-    match error.kind {
+    match error.kind() {
         // Write access to ROM is the guest's mistake.
         Kind::HostReadOnly(_) => ReturnCode::Parameter,
         // A limit of the host's: on mappings, on locked memory, on how far its windows reach.

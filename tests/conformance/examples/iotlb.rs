@@ -15,7 +15,7 @@ use dmaspace_conformance::{Bench, Call, Dma, Faults};
 use dmaspace_core::contract::{
     AttachPlace, AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel, PciAddressSpace,
 };
-use dmaspace_core::door::{Answer, Errno, Failure, Lease};
+use dmaspace_core::door::{Errno, Failure, Lease};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{Access, Backend, Error, HostMemory, Iova, IovaRange, PageSize, PageSizes, Space, Windows};
 
@@ -51,7 +51,7 @@ impl Table {
             Some((skipped, _)) if *skipped > 0 => *skipped -= 1,
             Some((_, times)) if *times > 0 => {
                 *times -= 1;
-                return Err(Failure { call, answer: Answer::Errno(Errno::EIO) });
+                return Err(Failure::from_errno(call, Errno::EIO));
             }
             _ => {}
         }

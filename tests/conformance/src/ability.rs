@@ -189,7 +189,7 @@ fn maps_read_only(bench: &Bench) -> bool {
 
 fn refuses_unbacked(bench: &Bench) -> bool {
     let refused = bench.map_with(bench.at(0), &bench.unbacked(), Access::READ_WRITE, WHOLE);
-    refused.is_err_and(|error| error.kind == Kind::Unbacked)
+    refused.is_err_and(|error| error.kind() == Kind::Unbacked)
 }
 
 fn works_normally(bench: &Bench) -> bool {

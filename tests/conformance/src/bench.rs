@@ -473,7 +473,7 @@ impl Bench {
         let error = self.map(n, memory, WHOLE).expect_err("the map call fails");
         self.mend();
         let fence = self.range(n, 1);
-        assert_eq!(error.fenced, [fence], "the map could not be undone: {error}");
+        assert_eq!(error.fenced(), [fence], "the map could not be undone: {error}");
         fence
     }
 
@@ -483,8 +483,8 @@ impl Bench {
     pub(crate) fn refuses<T: Debug>(&self, kind: &Kind, attempt: impl FnOnce() -> Result<T, Error>) {
         let before = self.state();
         let error = attempt().expect_err("the contract refuses the request");
-        assert_eq!(&error.kind, kind, "{error}");
-        assert_eq!(error.failure, None, "the refusal comes before the kernel is asked: {error}");
+        assert_eq!(&error.kind(), kind, "{error}");
+        assert_eq!(error.failure(), None, "the refusal comes before the kernel is asked: {error}");
         assert_eq!(self.state(), before, "a refusal changes nothing: {error}");
     }
 
@@ -492,8 +492,8 @@ impl Bench {
     pub(crate) fn fails<T: Debug>(&self, attempt: impl FnOnce() -> Result<T, Error>) -> Error {
         let before = self.state();
         let error = attempt().expect_err("a call was made to fail");
-        assert!(error.failure.is_some(), "the error tells what the call answered: {error}");
-        assert_eq!(error.fenced, [], "{error}");
+        assert!(error.failure().is_some(), "the error tells what the call answered: {error}");
+        assert_eq!(error.fenced(), [], "{error}");
         assert_eq!(self.state(), before, "a failure changes nothing: {error}");
         error
     }

@@ -92,9 +92,15 @@ impl Trouble {
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
-        let answer = error.failure.map(|failure: Failure| failure.answer);
-        let asked = format!("{} {}", error.operation, error.subject);
-        Self { text: error.to_string(), asked, kind: Some(error.kind), answer, fenced: error.fenced }
+        let answer = error.failure().map(|failure: Failure| failure.answer());
+        let asked = format!("{} {}", error.operation(), error.subject());
+        Self {
+            text: error.to_string(),
+            asked,
+            kind: Some(error.kind().clone()),
+            answer,
+            fenced: error.fenced().to_vec(),
+        }
     }
 }
 
@@ -145,7 +151,7 @@ impl From<OpenError> for Trouble {
         let text = error.to_string();
         match error {
             OpenError::Attach { error } | OpenError::NotUndone { undoing: error, .. } => Self { text, ..error.into() },
-            OpenError::Refused { failure, .. } => Self { answer: Some(failure.answer), ..Self::without_a_call(text) },
+            OpenError::Refused { failure, .. } => Self { answer: Some(failure.answer()), ..Self::without_a_call(text) },
             OpenError::Node { errno, .. } => Self { answer: Some(Answer::Errno(errno)), ..Self::without_a_call(text) },
             _ => Self::without_a_call(text),
         }

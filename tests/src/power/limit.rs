@@ -37,12 +37,12 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
     let allowance = Some(Allowance { limit: Some(allowed), taken, payer: AccountingMode::Process });
     let kind = Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance });
-    assert_eq!((error.operation, &error.kind), (Operation::CreateWindow, &kind), "{error}");
+    assert_eq!((error.operation(), &error.kind().clone()), (Operation::CreateWindow, &kind), "{error}");
     let words = format!(
         "{wanted} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them taken"
     );
     assert!(refusal.to_string().contains(&words), "{refusal}");
-    assert_eq!((fenced.as_slice(), error.fenced.as_slice()), (&[][..], &[][..]), "{refusal}");
+    assert_eq!((fenced.as_slice(), error.fenced()), (&[][..], &[][..]), "{refusal}");
     assert_eq!(machine.locked(), taken, "the kernel keeps a charge after {refusal}");
     assert_eq!((space.windows(), space.mappings(IovaRange::all()), registered()), before, "after {refusal}");
     fixture.assert_writable(Iova::new(0), &fixture.ram.slice(0, PAGE));

@@ -72,7 +72,7 @@ pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
     let mut pages = [PageSize::from_shift(13), Some(PageSize::M16), Some(PageSize::G1)].into_iter().flatten();
     let lacking = pages.find(|page| !offer.page_sizes.contains(*page)).expect("no host has pages of 8 KiB");
     let error = control.create_window(window(0, lacking)).expect_err("the host has no such page");
-    assert_eq!((&error.kind, error.failure), (&Kind::UnsupportedPage(offer.page_sizes), None));
+    assert_eq!((error.kind(), error.failure()), (&Kind::UnsupportedPage(offer.page_sizes), None));
     assert!(error.to_string().contains(&format!("the host's pages are {}", offer.page_sizes)), "{error}");
     assert_eq!((machine.locked(), space.windows().windows), empty);
 }
@@ -102,7 +102,7 @@ fn assert_takes_no_smaller_pages(fixture: &Fixture, window: IovaRange, page: Pag
     let mapped =
         fixture.space.map(MapRequest::new(window.first(), &memory, Access::READ_WRITE).with_unit(Unit::Pages(page)));
     let error = mapped.expect_err("the memory is in smaller pages");
-    assert_eq!((&error.kind, error.fenced.as_slice()), (&Kind::Refused, &[][..]), "{error}");
+    assert_eq!((error.kind(), error.fenced()), (&Kind::Refused, &[][..]), "{error}");
     assert!(fixture.space.mappings(IovaRange::all()).is_empty(), "after {error}");
 }
 
@@ -129,7 +129,7 @@ pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
     assert!(matches!(refusal, CommitError::Refused(_)), "{refusal}");
     assert!(refusal.to_string().contains("the host has 2 window slots, and they are taken"), "{refusal}");
     let refusal = control(&*space).create_window(window(4 * GIB, PageSize::K4)).expect_err("there are two slots");
-    assert_eq!((&refusal.kind, refusal.fenced.as_slice()), (&Kind::NoWindowSlot, &[][..]), "{refusal}");
+    assert_eq!((refusal.kind(), refusal.fenced()), (&Kind::NoWindowSlot, &[][..]), "{refusal}");
     assert_eq!((machine.locked(), space.windows(), space.mappings(IovaRange::all())), before, "after {refusal}");
 
     for (n, at) in (0..).zip(places).skip(1) {

@@ -40,7 +40,7 @@ impl World {
             }
             Err(CommitError::Step { error, fenced }) => {
                 prop_assert!(!entries_fit || excused || fired.is_some(), "failed without cause: {}", error);
-                self.check_undone(&before, &[fenced, error.fenced].concat())?;
+                self.check_undone(&before, &[fenced, error.fenced().to_vec()].concat())?;
                 self.check()?;
                 if fired.is_some() && !excused { self.join(n, None) } else { Ok(()) }
             }
@@ -74,7 +74,7 @@ impl World {
             }
             Err(CommitError::Step { error, fenced }) => {
                 prop_assert!(fired.is_some() || !before[n].fences.is_empty(), "could not leave: {}", error);
-                self.check_undone(&before, &[fenced, error.fenced].concat())?;
+                self.check_undone(&before, &[fenced, error.fenced().to_vec()].concat())?;
                 self.check()?;
                 if fired.is_some() { self.leave(n, None) } else { Ok(()) }
             }

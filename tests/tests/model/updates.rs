@@ -62,11 +62,11 @@ impl World {
             }
             Err(CommitError::Step { error, fenced }) => {
                 prop_assert!(fired.is_some() || scarce, "failed without cause: {}", error);
-                if error.operation == Operation::CreateWindow {
+                if error.operation() == Operation::CreateWindow {
                     let partitions = self.places.iter_mut().filter(|place| place.stand.spec.kind == HostKind::PSeries);
                     partitions.for_each(|place| place.is_spent = true);
                 }
-                self.check_undone(&before, &[fenced, error.fenced].concat())?;
+                self.check_undone(&before, &[fenced, error.fenced().to_vec()].concat())?;
                 self.check()?;
                 if fired.is_some() && !scarce { self.commit(change, whole, None) } else { Ok(()) }
             }

@@ -141,7 +141,7 @@ impl Paused<'_> {
 
 /// Restores windows after `error`. No window can be created around a fence: there everything stays as it is.
 fn restore(remade: &Remade, error: EntryError) -> EntryError {
-    if matches!(&error, EntryError::Space(error) if !error.fenced.is_empty()) {
+    if matches!(&error, EntryError::Space(error) if !error.fenced().is_empty()) {
         return error;
     }
     let mut fenced = Vec::new();

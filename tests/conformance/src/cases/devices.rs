@@ -64,8 +64,8 @@ pub(super) fn an_attach_that_would_strand_a_mapping_is_undone(bench: &mut Bench)
     bench.map_with(at, &bench.ram(0, 1), Access::READ_WRITE, WHOLE).expect("no device is attached");
     let (before, device) = (bench.state(), bench.device());
     let error: Error = bench.attach(&device).expect_err("a mapping is in the way");
-    assert!(matches!(&error.kind, Kind::WouldStrand(live, _) if *live == hole), "{error}");
-    assert_eq!(error.fenced, [], "{error}");
+    assert!(matches!(&error.kind(), Kind::WouldStrand(live, _) if *live == hole), "{error}");
+    assert_eq!(error.fenced(), [], "{error}");
     assert_eq!(bench.state(), before);
     bench.unmap_range(hole).expect("the unit is whole");
     bench.attach(&device).expect("nothing is in the way");

@@ -179,7 +179,7 @@ pub(super) fn a_sync_that_fails_marks_everything_it_asked_about(bench: &mut Benc
     bench.mend();
     // A space that has no log makes no call that could fail.
     if let Err(error) = synced {
-        assert!(error.failure.is_some(), "{error}");
+        assert!(error.failure().is_some(), "{error}");
     }
     for n in 0..2 {
         assert!(marks.cover(&bench.ram(n, 1)), "unit {n} may have been written");

@@ -26,8 +26,8 @@ pub(super) fn a_map_that_fails_in_the_middle_leaves_nothing(bench: &mut Bench) {
 pub(super) fn an_error_names_operation_range_and_call(bench: &mut Bench) {
     bench.fail_next(Call::Map);
     let error = bench.fails(|| bench.map(4, &bench.ram(4, 2), WHOLE));
-    assert_eq!((error.operation, &error.subject), (Operation::Map, &Subject::Range(bench.range(4, 2))));
-    assert_eq!(error.kind, Kind::Refused, "{error}");
+    assert_eq!((error.operation(), error.subject()), (Operation::Map, &Subject::Range(bench.range(4, 2))));
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
 }
 
 pub(super) fn a_device_reaches_nothing_after_a_map_that_failed(bench: &mut Bench) {

@@ -22,7 +22,7 @@ pub(super) fn a_space_that_cannot_be_handed_over_says_why(bench: &mut Bench) {
     bench.must_map(0, 0, 2, WHOLE);
     let before = bench.state();
     let error = bench.hand_over().expect_err("the space cannot be handed over");
-    assert!(matches!(error.kind, Kind::Unsupported(why) if !why.is_empty()), "{error}");
+    assert!(matches!(error.kind(), Kind::Unsupported(why) if !why.is_empty()), "{error}");
     assert!(!bench.live_update().is_handed_over());
     assert_eq!(bench.state(), before);
     bench.must_map(4, 4, 1, WHOLE);
@@ -107,7 +107,7 @@ pub(super) fn memory_without_a_name_is_not_handed_over(bench: &mut Bench) {
     let before = bench.state();
     let part = NamedMemory::new().with("part", bench.ram(0, 6));
     let error = bench.live_update().hand_over(&part).expect_err("not all of a mapping has a name");
-    assert!(matches!(error.kind, Kind::NoMemory(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::NoMemory(_)), "{error}");
     assert_eq!((bench.live_update().is_handed_over(), bench.state()), (false, before));
 }
 
@@ -115,7 +115,7 @@ pub(super) fn memory_without_a_name_is_not_handed_over(bench: &mut Bench) {
 fn refused_first(bench: &Bench, handover: &Handover, names: &NamedMemory) -> Error {
     let original = hand_over(bench);
     let error = bench.adopt(handover, names).expect_err("the description does not fit");
-    assert_eq!(error.failure, None, "{error}");
+    assert_eq!(error.failure(), None, "{error}");
     assert!(bench.live_update().is_handed_over());
     bench.adopt(&original, &bench.names()).expect("the description is the space's own");
     error
@@ -126,7 +126,7 @@ pub(super) fn nothing_is_adopted_without_its_memory(bench: &mut Bench) {
     for names in [NamedMemory::new(), NamedMemory::new().with("ram", bench.ram(0, 3))] {
         let handover = hand_over(bench);
         let error = refused_first(bench, &handover, &names);
-        assert!(matches!(error.kind, Kind::NoMemory(_)), "{error}");
+        assert!(matches!(error.kind(), Kind::NoMemory(_)), "{error}");
     }
 }
 
@@ -134,14 +134,14 @@ pub(super) fn nothing_is_adopted_from_another_backend(bench: &mut Bench) {
     map_some(bench);
     let handover = Handover { backend: "another".to_owned(), ..hand_over(bench) };
     let error = refused_first(bench, &handover, &bench.names());
-    assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
 
 pub(super) fn nothing_is_adopted_for_other_devices(bench: &mut Bench) {
     map_some(bench);
     let handover = Handover { devices: Vec::new(), ..hand_over(bench) };
     let error = refused_first(bench, &handover, &bench.names());
-    assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
 
 pub(super) fn nothing_is_adopted_that_was_not_mapped(bench: &mut Bench) {
@@ -149,7 +149,7 @@ pub(super) fn nothing_is_adopted_that_was_not_mapped(bench: &mut Bench) {
     let mut handover = hand_over(bench);
     handover.mappings.pop();
     let error = refused_first(bench, &handover, &bench.names());
-    assert!(matches!(error.kind, Kind::BadHandover(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
 
 pub(super) fn overlapping_mappings_are_not_adopted(bench: &mut Bench) {
@@ -158,7 +158,7 @@ pub(super) fn overlapping_mappings_are_not_adopted(bench: &mut Bench) {
     let twice = handover.mappings[0].clone();
     handover.mappings.push(twice);
     let error = refused_first(bench, &handover, &bench.names());
-    assert!(matches!(error.kind, Kind::Overlap(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::Overlap(_)), "{error}");
 }
 
 pub(super) fn a_space_that_is_not_handed_over_is_neither_taken_back_nor_adopted(bench: &mut Bench) {

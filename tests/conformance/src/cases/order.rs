@@ -103,6 +103,6 @@ pub(super) fn an_overlap_comes_before_registration(bench: &mut Bench) {
 pub(super) fn a_refusal_names_the_request_and_no_call(bench: &mut Bench) {
     bench.must_map(4, 0, 1, WHOLE);
     let error = bench.map(4, &bench.ram(1, 1), WHOLE).expect_err("the unit is mapped");
-    assert_eq!((error.operation, error.subject), (Operation::Map, Subject::Range(bench.range(4, 1))));
-    assert_eq!((error.failure, error.fenced), (None, vec![]));
+    assert_eq!((error.operation(), error.subject()), (Operation::Map, &Subject::Range(bench.range(4, 1))));
+    assert_eq!((error.failure(), error.fenced().to_vec()), (None, vec![]));
 }

@@ -119,6 +119,6 @@ pub(super) fn spaces_of_one_process_cut_memory_alike(bench: &mut Bench) {
     let second = bench.second_space();
     let theirs = second.powers().registration.expect("both spaces are of one sort");
     let error = theirs.register(&bench.ram(1, 4)).expect_err("the memory is part of another run");
-    assert_eq!((error.kind, error.failure), (Kind::AlreadyRegistered, None));
+    assert_eq!((error.kind().clone(), error.failure()), (Kind::AlreadyRegistered, None));
     assert_eq!(theirs.registered(), []);
 }

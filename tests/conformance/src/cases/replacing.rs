@@ -44,7 +44,7 @@ pub(super) fn a_replacement_is_checked_as_a_map_is(bench: &mut Bench) {
     bench.refuses(&Kind::Misaligned(granule), || bench.replace(0, &misaligned, RW));
     let half = bench.ram_bytes(0, bench.bytes(1) / 2);
     let error = bench.replace(0, &half, RW).expect_err("half a unit is not replaced");
-    assert!(matches!(error.kind, Kind::BadUnit(_) | Kind::Misaligned(_)), "{error}");
+    assert!(matches!(error.kind(), Kind::BadUnit(_) | Kind::Misaligned(_)), "{error}");
 }
 
 pub(super) fn a_replacement_swaps_memory_and_access(bench: &mut Bench) {
@@ -100,9 +100,9 @@ pub(super) fn a_replacement_that_cannot_be_undone_is_fenced(bench: &mut Bench) {
     }
     let error = bench.replace(1, &bench.ram(8, 2), RW).expect_err("no map call succeeds");
     bench.mend();
-    assert!(!error.fenced.is_empty(), "{error}");
-    assert!(bench.fenced_ranges().iter().all(|fence| error.fenced.contains(fence)), "{error}");
-    assert!(error.fenced.iter().all(|fence| bench.range(1, 2).covers(*fence)), "{error}");
+    assert!(!error.fenced().is_empty(), "{error}");
+    assert!(bench.fenced_ranges().iter().all(|fence| error.fenced().contains(fence)), "{error}");
+    assert!(error.fenced().iter().all(|fence| bench.range(1, 2).covers(*fence)), "{error}");
     assert_eq!(bench.mappings(bench.range(1, 2)), [], "what is fenced is not live");
     let beside: Vec<_> = bench.live().into_iter().map(|mapping| mapping.range).collect();
     assert_eq!(beside, [bench.range(0, 1), bench.range(3, 1)]);

@@ -99,7 +99,7 @@ pub(super) fn more_windows_than_the_host_has_are_refused(bench: &mut Bench) {
     let Some(above) = above else { return };
     let request = WindowRequest { range: above, page: bench.granule() };
     let error = control(bench).create_window(request).expect_err("all slots are taken");
-    assert_eq!(error.kind, Kind::NoWindowSlot, "{error}");
+    assert_eq!(error.kind(), Kind::NoWindowSlot, "{error}");
     assert_eq!(bench.windows(), windows);
 }
 
