@@ -21,8 +21,8 @@ impl VaddrCalls for Type1 {
     fn obstacle(&self) -> Result<Option<&'static str>, Failure> {
         let extension = Extension::UPDATE_VADDR;
         let has = self.container.ask(Command::with_value(CHECK_EXTENSION, extension.0))? > 0;
-        let why = "the kernel moves no addresses here (VFIO_UPDATE_VADDR): it is older than 5.12, or a mediated device is attached; \
-                   detach that, or let the guest give its devices back";
+        let why = "the kernel updates no addresses of this container (VFIO_UPDATE_VADDR): it is older than 5.12, or a \
+                   mediated device is attached; detach that, or let the guest give its devices back";
         Ok((!has).then_some(why))
     }
 

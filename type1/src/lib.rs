@@ -167,8 +167,8 @@ impl MappingBudget for Type1 {
 /// The reason why an iommufd in a container's place has no live update (linux: drivers/iommu/iommufd/vfio_compat.c,
 /// iommufd_vfio_check_extension).
 const NO_ADDRESSES: LiveUpdateSupport = LiveUpdateSupport::Never(
-    "an iommufd in a container's place moves no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a container of \
-     vfio_iommu_type1",
+    "an iommufd in a container's place updates no addresses (VFIO_UPDATE_VADDR); open the iommufd as itself, or a \
+     container of vfio_iommu_type1",
 );
 
 fn unmap_of(range: IovaRange) -> UnmapDma {

@@ -1,19 +1,10 @@
 //! iommufd's own behaviour: ranges that narrow and widen, pins that wait for a device, copies, ids.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_node, unbacked};
+use crate::common::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_node, unbacked};
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{self, IoasAlloc, IoasIovaRanges, IoasMap};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Lease};
-use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
+use dmaspace_core::{HostMemory, Iova, MemoryFile};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
@@ -21,8 +12,6 @@ use dmaspace_soft::{DmaError, Profile, SoftHost};
 use std::mem::offset_of;
 use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
-
-const RW: Access = Access::READ_WRITE;
 
 /// An answer to IOAS_IOVA_RANGES: the errno, the filled ranges, their total number, and the alignment.
 type Ranges = (Result<i32, Errno>, Vec<(u64, u64)>, u32, u64);

@@ -1,15 +1,6 @@
 //! Devices' reads and writes: across pages and mappings, and each platform's reading of access.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, MIB, Opened, PAGE, memory, unbacked};
+use crate::common::{GIB, MIB, Opened, PAGE, memory, unbacked};
 use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, HostMemory, Iova};
 use dmaspace_soft::conformance::Dialect;
@@ -97,7 +88,7 @@ fn rights(profile: Profile, dialect: Dialect, access: Access) -> (bool, bool) {
 fn read_only_refuses_writes_everywhere() {
     for name in Profile::PRESETS {
         let profile = Profile::preset(name).expect("a preset");
-        for dialect in common::dialects(&profile) {
+        for dialect in crate::common::dialects(&profile) {
             if dialect != Dialect::SpaprV1 {
                 assert_eq!(rights(profile.clone(), dialect, Access::READ), (true, false), "{name}, {dialect:?}");
             }

@@ -1,27 +1,16 @@
 //! type1's own behaviour: its info, its limits, and the effect of attaching on both.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, MIB, Opened, PAGE, device, memory, open, open_group, unbacked};
+use crate::common::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
 use dmaspace_abi::type1::{self, Info, IovaRanges};
 use dmaspace_abi::vfio::{self, IommuType, MapDma, UnmapDma};
 use dmaspace_abi::{IovaSpan, chain};
+use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Door, Errno, HandleKind};
-use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
 use zerocopy::{FromBytes, IntoBytes};
-
-const RW: Access = Access::READ_WRITE;
 
 /// GET_INFO with room for `room` bytes: the struct, and the bytes after it.
 fn info(opened: &Opened, room: usize) -> (Info, Vec<u8>) {

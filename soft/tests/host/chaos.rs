@@ -1,10 +1,7 @@
 //! Any calls in any order, sensible or not, with faults in some of them: nothing panics, and closing everything
 //! releases everything but the memory that kernels themselves leak, which ends with the process.
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
-mod common;
-
-use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, unbacked};
+use crate::common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, unbacked};
 use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
 use dmaspace_core::door::{Command, Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};

@@ -1,25 +1,14 @@
 //! sPAPR's own behaviour: charges, levels, page sizes, the ends of windows, several groups.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, open, open_group, unbacked};
+use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
 use dmaspace_abi::spapr::{self, DdwInfo, TceInfo};
 use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Errno, HandleKind};
-use dmaspace_core::{Access, Iova, PageSize};
+use dmaspace_core::{Iova, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::profile::{KernelVersion, Limits};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
-
-const RW: Access = Access::READ_WRITE;
 
 fn limited(profile: Profile, memlock: u64) -> Profile {
     Profile { limits: Limits { memlock: Some(memlock), dma_entries: 1 }, ..profile }
@@ -91,7 +80,7 @@ fn the_same_block_in_two_containers_is_charged_once() {
     let host = opened.host.clone();
     let second = {
         use dmaspace_abi::vfio::IommuType;
-        let container = common::open(&host, "/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);
+        let container = crate::common::open(&host, "/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);
         raw::set_container(&*host, open_group(&host, 1), container).expect("joins");
         raw::set_iommu(&*host, container, IommuType::SPAPR_TCE_V2).expect("given");
         container

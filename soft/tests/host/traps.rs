@@ -1,25 +1,14 @@
 //! The kernel behaviours that cost other libraries memory or data, one test each. K1, lost dirty pages, is in the tests
 //! of dirty tracking.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, HIGH, MIB, Opened, PAGE, memory, unbacked};
+use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, memory, unbacked};
 use dmaspace_abi::vfio::{self, UnmapDma};
+use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Errno};
-use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::{DmaError, FaultMode, FaultPlan, Profile};
 use zerocopy::IntoBytes;
-
-const RW: Access = Access::READ_WRITE;
 
 #[test]
 fn k2_unregistering_under_live_entries_says_yes_and_leaks_the_pins() {

@@ -1,26 +1,15 @@
 //! Every fault, and the sweep that injects it everywhere.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{GIB, HIGH, MIB, Opened, PAGE, memory};
-use dmaspace_core::Access;
+use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, memory};
 use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 
-const RW: Access = Access::READ_WRITE;
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";
 const UNMAP: &str = "VFIO_IOMMU_UNMAP_DMA";
 
-fn spoil(host: &SoftHost, mode: FaultMode) {
+fn inject(host: &SoftHost, mode: FaultMode) {
     host.plan_faults(&[FaultPlan::nth(1, mode).with(Errno::ENOMEM)]);
 }
 
@@ -29,9 +18,9 @@ fn before_and_after_differ_in_what_happened() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (host, ram) = (&*opened.host, memory(PAGE));
     let map = || raw::map(host, opened.context, MIB, PAGE, Some(&ram), RW);
-    spoil(host, FaultMode::FailBefore);
+    inject(host, FaultMode::FailBefore);
     assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 0));
-    spoil(host, FaultMode::FailAfter);
+    inject(host, FaultMode::FailAfter);
     assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 1));
     assert_eq!(map(), Err(Errno::EEXIST), "the fault came once");
     assert_eq!(host.faults_fired(), 1);
@@ -51,9 +40,9 @@ fn a_result_without_an_effect_can_be_zero_or_positive() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let (host, ram) = (&*opened.host, memory(PAGE));
     let register = || raw::register(host, opened.handle(), Some(&ram), PAGE);
-    spoil(host, FaultMode::Positive(128));
+    inject(host, FaultMode::Positive(128));
     assert_eq!(register(), Ok(128));
-    spoil(host, FaultMode::ZeroWithoutEffect);
+    inject(host, FaultMode::ZeroWithoutEffect);
     assert_eq!(register(), Ok(0));
     assert_eq!(host.ledger().registrations, 0);
 }
@@ -63,10 +52,10 @@ fn a_size_can_come_back_short_where_one_comes_back() {
     for (profile, dialect) in [(Profile::vtd(), Dialect::Type1), (Profile::vtd(), Dialect::Ioas)] {
         let opened = Opened::new(profile, dialect);
         let (host, ram) = (&*opened.host, memory(2 * PAGE));
-        spoil(host, FaultMode::ShortSize);
+        inject(host, FaultMode::ShortSize);
         raw::map(host, opened.context, MIB, 2 * PAGE, Some(&ram), RW).expect("maps write no size back");
         assert_eq!(host.faults_fired(), 0);
-        spoil(host, FaultMode::ShortSize);
+        inject(host, FaultMode::ShortSize);
         assert_eq!(raw::unmap(host, opened.context, MIB, 2 * PAGE), Ok((0, PAGE)));
         assert_eq!((host.ledger().mappings, host.faults_fired()), (0, 1));
     }
@@ -80,7 +69,7 @@ fn an_unmap_can_stop_after_its_first_mapping() {
         for page in 0..3 {
             raw::map(host, opened.context, MIB + page * PAGE, PAGE, Some(&ram), RW).expect("mapped");
         }
-        spoil(host, FaultMode::PartialEffect);
+        inject(host, FaultMode::PartialEffect);
         assert_eq!(raw::unmap(host, opened.context, MIB, 3 * PAGE), Err(Errno::ENOMEM));
         assert_eq!(host.ledger().mappings, 2);
     }
@@ -93,10 +82,10 @@ fn spapr_maps_and_unmaps_can_stop_half_way() {
     raw::register(host, opened.handle(), Some(&ram), 4 * PAGE).expect("registered");
     let map = || raw::map(host, opened.context, MIB, 4 * PAGE, Some(&ram), RW);
     map().expect("mapped");
-    spoil(host, FaultMode::PartialEffect);
+    inject(host, FaultMode::PartialEffect);
     assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 2), "two old entries eaten");
     map().expect("mapped");
-    spoil(host, FaultMode::PartialEffect);
+    inject(host, FaultMode::PartialEffect);
     assert_eq!(raw::unmap(host, opened.context, MIB, 4 * PAGE), Err(Errno::ENOMEM));
     assert_eq!(host.ledger().mappings, 2);
 }
@@ -106,7 +95,7 @@ fn a_windows_charge_can_be_leaked() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let host = &*opened.host;
     raw::remove(host, opened.handle(), 0).expect("not made yet");
-    spoil(host, FaultMode::PartialEffect);
+    inject(host, FaultMode::PartialEffect);
     assert_eq!(raw::create(host, opened.handle(), 12, GIB, 1), Err(Errno::ENOMEM));
     assert_eq!((host.ledger().windows, host.ledger().leaked), (0, 4 * MIB));
 }
@@ -116,10 +105,10 @@ fn opening_can_fail_and_leaves_nothing_open() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let host = &*opened.host;
     let before = host.ledger();
-    spoil(host, FaultMode::FailBefore);
+    inject(host, FaultMode::FailBefore);
     assert_eq!(host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container), Err(Errno::ENOMEM));
     for mode in [FaultMode::FailAfter, FaultMode::Positive(1), FaultMode::ZeroWithoutEffect, FaultMode::PartialEffect] {
-        spoil(host, mode);
+        inject(host, mode);
         assert_eq!(raw::open_device(host, opened.members[0], "0000:00:03.0"), Err(Errno::ENOMEM));
     }
     assert_eq!(host.ledger(), before);

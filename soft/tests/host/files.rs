@@ -1,12 +1,4 @@
 //! Profiles from files: a written profile can be read back, and a faulty one is refused with a reason.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
-#![cfg(feature = "serde")]
 
 use dmaspace_soft::{Profile, SoftHost};
 

@@ -1,5 +1,4 @@
 //! Hosts, opened contexts and memory for the tests of the soft host.
-#![allow(dead_code, reason = "every test binary uses its own part")]
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
@@ -7,12 +6,13 @@ use std::sync::Arc;
 
 use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Handle, HandleKind};
-use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{Backend, Platform};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
+pub(crate) const RW: Access = Access::READ_WRITE;
 pub(crate) const PAGE: u64 = 0x1000;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;

@@ -1,21 +1,17 @@
 //! An iommufd in a container's place, on the soft host: when devices are attached, the state after they leave, and its
 //! answers.
-#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
 
-mod common;
-
-use common::{MIB, Opened, PAGE, device, memory, open, open_group};
+use crate::common::{MIB, Opened, PAGE, RW, device, memory, open, open_group};
 use dmaspace_abi::type1::{CAP_DMA_AVAIL, GET_INFO, Info};
 use dmaspace_abi::vfio::{Extension, IommuType};
+use dmaspace_core::Iova;
 use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::Backend;
 use dmaspace_soft::{Profile, SoftHost};
 use std::sync::Arc;
 
-const RW: Access = Access::READ_WRITE;
 /// The address at which a PC's devices write interrupts.
 const MSI: u64 = 0xfee0_0000;
 

@@ -1,17 +1,8 @@
 //! Page tables that are allocated by request, and their logs: the kernel's answers, right and wrong.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{MIB, PAGE, device, memory, open, open_node};
+use crate::common::{MIB, PAGE, device, memory, open, open_node};
 use dmaspace_abi::iommufd;
 use dmaspace_core::door::{Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, Iova};

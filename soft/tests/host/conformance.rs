@@ -1,15 +1,6 @@
 //! The conformance table on every preset: each row on a fresh context, and nothing left behind.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{Opened, dialects, memory, platform};
+use crate::common::{Opened, dialects, memory, platform};
 use dmaspace_core::{Iova, MemoryFile};
 use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::{Dialect, Flawed, Leaves, ROWS, Row, Site};

@@ -1,25 +1,14 @@
 //! Opening, joining and leaving in every order, and the state after it.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::cast_possible_truncation,
-    reason = "tests arrange with them"
-)]
 
-mod common;
-
-use common::{HIGH, MIB, Opened, PAGE, device, memory, open, open_group, open_node};
+use crate::common::{HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, open_node};
 use dmaspace_abi::device;
 use dmaspace_abi::vfio::{self, Extension, IommuType};
+use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Door, Errno, HandleKind};
-use dmaspace_core::{Access, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::Backend;
 use dmaspace_soft::{DmaError, Profile, SoftHost};
-
-const RW: Access = Access::READ_WRITE;
 
 fn vtd() -> std::sync::Arc<SoftHost> {
     SoftHost::new(Profile::vtd()).expect("sound")
@@ -144,7 +133,7 @@ fn the_container_forgets_everything_with_its_last_group() {
 #[test]
 fn everything_can_be_closed_in_any_order() {
     for profile in [Profile::vtd(), Profile::powernv9(), Profile::pseries()] {
-        for dialect in common::dialects(&profile) {
+        for dialect in crate::common::dialects(&profile) {
             for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
                 let opened = Opened::new(profile.clone(), dialect);
                 let mut handles = vec![opened.handle()];
