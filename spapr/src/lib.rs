@@ -1,7 +1,7 @@
 //! VFIO's sPAPR TCE containers, the IOMMUs of POWER hosts, as a [`Backend`].
 //!
-//! [`Spapr`], for version 2, and [`SpaprV1`] turn one request into one call on a container, which the façade crate opens and a
-//! group joins. Checking requests and remembering mappings is [`dmaspace_core`]'s.
+//! [`Spapr`], for version 2, and [`SpaprV1`] turn one request into one call on a container. The façade crate opens the
+//! container, and a group joins it. Checking requests and remembering mappings is [`dmaspace_core`]'s.
 //!
 //! In version 2 nothing can be mapped at first. Memory is *registered*, which pins and charges it (`prereg`; the
 //! kernel's word is preregistration). *Windows* are created, each a table of one page size (`windows`, with the
@@ -132,8 +132,8 @@ unsafe impl Backend for Spapr {
 /// A container belongs to the process that first maps or registers in it, for as long as it is open (linux:
 /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_mm_set).
 const ONE_PROCESS: LiveUpdateSupport = LiveUpdateSupport::Never(
-    "an sPAPR container belongs to one process for good; unplug its devices from the guest, and open them again in the new \
-     process",
+    "an sPAPR container belongs to one process for good; unplug its devices from the guest, and open them again in the \
+     new process",
 );
 
 /// The capabilities of both versions. Memory is pinned for writing with any access (linux:

@@ -1,4 +1,4 @@
-//! Creating and removing windows ([`WindowCalls`]), and the windows that a container was granted.
+//! Creating and removing windows ([`WindowCalls`]), and the windows granted to a container.
 //!
 //! A container has two *slots*. A new window takes the first free slot, and the platform chooses its place on the bus.
 //! The answer contains the place; the caller removes the window again if it wanted another. The kernel removes the
@@ -7,7 +7,7 @@
 //!
 //! The kernel starts with a *default window*: 4 KiB pages, in the first slot. It is only a promise until the first map,
 //! unmap or creation makes it real (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_create_default_window).
-//! [`Spapr::begin`] removes the promise before any of these calls, so that every window of the container was granted here.
+//! [`Spapr::begin`] removes the promise before any of these calls: every window of the container was granted here.
 
 use dmaspace_abi::spapr::{self, TceCreate, TceInfo, TceRemove};
 use dmaspace_core::backend::WindowCalls;

@@ -185,10 +185,10 @@ impl PciHostBridge {
 
     /// The windows that the guest can create next, on the hosts that `listener` serves now.
     pub fn offer(&self, listener: &Listener) -> DdwOffer {
-        let hosts = hosts(listener);
-        let slots = hosts.iter().map(HostReach::slots).min().unwrap_or(usize::MAX).min(MOST_WINDOWS);
+        let reaches = hosts(listener);
+        let slots = reaches.iter().map(HostReach::slots).min().unwrap_or(usize::MAX).min(MOST_WINDOWS);
         let left = slots.saturating_sub(self.windows.len());
-        match largest(self.rooms(&hosts)) {
+        match largest(self.rooms(&reaches)) {
             Some(room) => DdwOffer {
                 windows: u32::try_from(left).unwrap_or(u32::MAX),
                 most_entries: room.entries().min(MOST_ENTRIES),
@@ -397,8 +397,7 @@ fn hand_over(
     table: &QuietTable,
     window: Option<&TranslatedWindow>,
 ) -> Result<(), VmmReason> {
-    let kernel = kernel.ok_or(VmmReason::NoKernel)?;
-    in_kernel::hand_over(kernel, table, window.ok_or(VmmReason::NoHost)?)
+    in_kernel::hand_over(kernel.ok_or(VmmReason::NoKernel)?, table, window.ok_or(VmmReason::NoHost)?)
 }
 
 fn hosts(listener: &Listener) -> Vec<HostReach> {

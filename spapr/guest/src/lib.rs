@@ -87,7 +87,7 @@
 //! # PAPR's words
 //! | word | meaning |
 //! |---|---|
-//! | TCE | translation control entry: 8 bytes that map one page of the bus to guest memory, with rights to read and write |
+//! | TCE | translation control entry: 8 bytes that map a page of the bus to guest memory, with rights to read and write |
 //! | TCE table | the entries of one DMA window |
 //! | LIOBN | logical I/O bus number: the 32-bit name of a TCE table in hypercalls |
 //! | IOBA | I/O bus address: where a device reads and writes; an [`Iova`](dmaspace_core::Iova) here |
