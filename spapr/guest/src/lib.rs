@@ -46,7 +46,7 @@
 //!
 //! let machine = SoftHost::new(Profile::powernv9())?;
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
-//! let opened = host.open(&OpenRequest::with_device("0000:01:00.0".parse()?))?;
+//! let opened = host.open(&OpenRequest::device("0000:01:00.0".parse()?))?;
 //! let space = opened.space.space();
 //!
 //! // The guest may map all of its RAM, and has mapped none of it.
@@ -87,7 +87,7 @@
 //! # PAPR's words
 //! | word | meaning |
 //! |---|---|
-//! | TCE | translation control entry: 8 bytes that map a page of the bus to guest memory, with rights to read and write |
+//! | TCE | translation control entry: 8 bytes that map a page of the bus to guest memory, with the rights of devices |
 //! | TCE table | the entries of one DMA window |
 //! | LIOBN | logical I/O bus number: the 32-bit name of a TCE table in hypercalls |
 //! | IOBA | I/O bus address: where a device reads and writes; an [`Iova`](dmaspace_core::Iova) here |
