@@ -278,7 +278,7 @@ impl Guest {
                 (!windows.iter().any(usable)).then_some("no entry could be put")
             }
             // Nobody here has memory that comes and goes by itself.
-            Backing::DeviceMemory { .. } | Backing::Discardable { .. } | Backing::Msi | Backing::Nothing => None,
+            _ => None,
         };
         self.sections.iter().filter_map(|section| objection(section).map(|why| (section.clone(), why))).collect()
     }

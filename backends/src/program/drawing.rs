@@ -177,8 +177,8 @@ fn colour(fate: Fate) -> &'static str {
         Fate::Registered | Fate::PinsShared => "#a9dcd6",
         Fate::Window => "#c9d8f0",
         Fate::Msi => "#f3e3a3",
-        Fate::Skipped => "#e8e8e8",
         Fate::Refused => "#f0b0a8",
+        _ => "#e8e8e8",
     }
 }
 

@@ -244,7 +244,7 @@ fn kind_of(backing: &Backing) -> Kind {
         Backing::Ram { access: Access::READ, .. } => What::Rom,
         Backing::Ram { .. } | Backing::Discardable { .. } => What::Ram,
         Backing::DeviceMemory { .. } => What::RamDevice,
-        Backing::Translated { .. } | Backing::Msi | Backing::Nothing => What::Io,
+        _ => What::Io,
     };
     Kind::volatile(what)
 }

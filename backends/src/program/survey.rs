@@ -78,6 +78,6 @@ fn is_all_there(judged: &Judged) -> bool {
     match judged.fate {
         Fate::Mapped | Fate::Registered | Fate::PinsShared | Fate::Window | Fate::Discardable | Fate::Msi => is_whole,
         Fate::Skipped => judged.kind.what == What::Io,
-        Fate::Refused => false,
+        _ => false,
     }
 }

@@ -15,7 +15,7 @@ use dmaspace_core::words::memory::HostMemory;
 #[derive(Debug)]
 pub(super) struct Applied {
     pub(super) report: SpaceReport,
-    /// Whether the plan itself created or removed windows.
+    /// True if the plan itself created or removed windows.
     pub(super) has_changed_windows: bool,
 }
 
@@ -37,8 +37,8 @@ pub(super) struct Failed {
     pub(super) fenced: Vec<IovaRange>,
 }
 
-/// Applies each plan to its space, all or none. The journals end up in `spent`, to be dropped without locks: they may hold the last
-/// owner of memory.
+/// Applies each plan to its space, all or none. The journals end up in `spent`, to be dropped without locks: they may
+/// hold the last owner of memory.
 pub(super) fn apply_all<'a>(
     plans: impl IntoIterator<Item = (&'a dyn PciAddressSpace, Plan)>,
     spent: &mut Vec<Journal>,

@@ -1,7 +1,8 @@
 //! The audit: a comparison of the spaces with the view, and of each space's index with itself.
 //!
-//! A commit's journal is gone afterwards, but its result can be computed again: a plan of everything, made from the view alone, has no step
-//! when the space is as it should be. The index, which the plan relies on, is compared with the windows, the fences and the registrations.
+//! A commit's journal is gone afterwards, but its result can be computed again: a plan of everything, made from the
+//! view alone, has no step when the space is as it should be. The index, which the plan relies on, is compared with the
+//! windows, the fences and the registrations.
 
 use std::fmt;
 
@@ -58,7 +59,7 @@ fn audit_of(all: &InForce, member: &ServedSpace) -> Vec<String> {
     found
 }
 
-/// Whether the step failed before, and was reported.
+/// Returns whether the step failed before, and was reported.
 fn is_given_up(all: &InForce, member: &ServedSpace, step: &Step) -> bool {
     let Step::Map(mapping, Need::BestEffort) = step else { return false };
     all.view.sections.within(mapping.range).any(|section| {
@@ -102,7 +103,7 @@ fn checks_of(mapping: &Mapping, windows: &Windows, fences: &[Fence]) -> [(bool, 
     ]
 }
 
-/// Whether registrations, which are ascending, cover all of `memory`.
+/// Returns whether registrations, which are ascending, cover all of `memory`.
 fn is_covered(memory: &HostMemory, registered: &[HostMemory]) -> bool {
     let mut next = Some(memory.address());
     for known in registered.iter().filter(|known| known.last() >= memory.address()) {

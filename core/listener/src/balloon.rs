@@ -8,8 +8,9 @@ use crate::in_force::InForce;
 use crate::section::{Section, TargetMemory};
 use crate::update::View;
 
-/// The reason why memory must not be discarded: a device would go on with the old pages while this process gets new ones (QEMU inhibits
-/// balloons altogether once a device is assigned; qemu: hw/vfio/container.c, vfio_ram_block_discard_disable).
+/// The reason why memory must not be discarded: a device would go on with the old pages while this process gets new
+/// ones (QEMU inhibits balloons altogether once a device is assigned; qemu: hw/vfio/container.c,
+/// vfio_ram_block_discard_disable).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InUse {

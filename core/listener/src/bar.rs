@@ -1,8 +1,8 @@
-//! BARs of passed-through devices: which parts of one other devices can reach.
+//! BARs of passed-through devices: the parts of a BAR that other devices can reach.
 //!
-//! A VMM maps what VFIO lets it of a BAR, and emulates the MSI-X table and its pending bits in the middle of it. What is left are pieces
-//! with odd ends, and an IOMMU maps whole pages. [`Bar::sections`] says which pages those are, [`Bar::relocation`] where the table would
-//! have to be for none to be lost.
+//! A VMM maps the areas of a BAR that VFIO lets it map, and emulates the MSI-X table and its pending bits between them.
+//! The rest is pieces with odd ends, and an IOMMU maps whole pages. [`Bar::sections`] returns these pages,
+//! [`Bar::relocation`] the places of the table and the pending bits at which no page would be lost.
 
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
@@ -16,7 +16,7 @@ use dmaspace_core::words::page::PageSize;
 /// The bytes of one vector in an MSI-X table (linux: include/uapi/linux/pci_regs.h, PCI_MSIX_ENTRY_SIZE).
 const TABLE_ENTRY: u64 = 16;
 
-/// A BAR: its size, what of it this process could map, and what the VMM emulates in it.
+/// A BAR: its size, the areas this process could map, and the structures the VMM emulates in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bar {
     name: String,
@@ -28,24 +28,24 @@ pub struct Bar {
 /// A part of a BAR that this process mapped: all of it, or one of the areas of VFIO's sparse mmap capability.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Area {
-    /// Where in the BAR it begins.
+    /// The offset of its first byte in the BAR.
     pub offset: u64,
-    /// Where it is in this process, and how long.
+    /// Its memory in this process.
     pub memory: HostMemory,
 }
 
 /// The device's MSI-X structures, as far as they lie in one BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Msix {
-    /// How many vectors there are.
+    /// The number of vectors.
     pub vectors: NonZeroU16,
-    /// Where in the BAR the table begins, if it is in this one.
+    /// The offset of the table, if it is in this BAR.
     pub table: Option<u64>,
-    /// Where in the BAR the pending bits begin, if they are in this one.
+    /// The offset of the pending bits, if they are in this BAR.
     pub pba: Option<u64>,
 }
 
-/// Why a description is of no BAR.
+/// The reason why a description is of no BAR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadBar {
     /// An area, or an MSI-X structure, reaches past the end.
@@ -53,9 +53,9 @@ pub enum BadBar {
     PastTheEnd {
         /// The BAR.
         name: String,
-        /// What of it.
+        /// The part of the BAR.
         what: &'static str,
-        /// Where that begins.
+        /// The offset of the part.
         offset: u64,
         /// The BAR's size.
         size: NonZeroU64,
@@ -65,14 +65,14 @@ pub enum BadBar {
     Overlap(u64, u64),
 }
 
-/// Where the MSI-X structures would not be in the way of the BAR's pages.
+/// Places of the MSI-X structures that cost no page of the BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Relocation {
-    /// The size of the BAR with them at its end: what the guest would see.
+    /// The size of the BAR with the structures at its end, as the guest would see it.
     pub size: u64,
-    /// Where the table would begin, if it is in this BAR.
+    /// The offset of the table, if it is in this BAR.
     pub table: Option<u64>,
-    /// Where the pending bits would begin, if they are in this BAR.
+    /// The offset of the pending bits, if they are in this BAR.
     pub pba: Option<u64>,
 }
 
@@ -91,31 +91,31 @@ impl Msix {
 }
 
 impl Bar {
-    /// A BAR of `size` bytes. `name` is what sections and warnings will call it ("0000:01:00.0 BAR 2"), `areas` is what of it this
-    /// process mapped.
+    /// A BAR of `size` bytes. `name` is what sections and warnings will call it ("0000:01:00.0 BAR 2"), `areas` is what
+    /// of it this process mapped.
     ///
     /// # Errors
     /// [`BadBar`] when something lies outside the BAR, or areas overlap.
     pub fn new(name: &str, size: NonZeroU64, mut areas: Vec<Area>, msix: Option<Msix>) -> Result<Self, BadBar> {
-        let fits = |what, offset: u64, len: u64| match offset.checked_add(len) {
-            Some(end) if end <= size.get() => Ok(()),
-            _ => Err(BadBar::PastTheEnd { name: name.into(), what, offset, size }),
-        };
         areas.sort_by_key(|area| area.offset);
-        areas.iter().try_for_each(|area| fits("area", area.offset, area.memory.len().get()))?;
+        for area in &areas {
+            check_fits(name, size, "area", area.offset, area.memory.len().get())?;
+        }
         let overlapping = areas.iter().zip(areas.iter().skip(1)).find(|(area, next)| area.span().1 > next.offset);
         if let Some((area, next)) = overlapping {
             return Err(BadBar::Overlap(area.offset, next.offset));
         }
         let structures = msix.map(|msix| [("MSI-X table", msix.table_span()), ("MSI-X PBA", msix.pba_span())]);
         for (what, span) in structures.into_iter().flatten() {
-            span.map_or(Ok(()), |(at, len)| fits(what, at, len))?;
+            if let Some((at, len)) = span {
+                check_fits(name, size, what, at, len)?;
+            }
         }
         Ok(Self { name: name.into(), size, areas, msix })
     }
 
-    /// The BAR at `at` on the bus, for an IOMMU whose smallest page is `page`: device memory as far as whole pages of it are nothing
-    /// else, and nothing for the rest. The sections are ascending and cover the BAR.
+    /// The BAR at `at` on the bus, for an IOMMU whose smallest page is `page`: device memory as far as whole pages of
+    /// it are nothing else, and nothing for the rest. The sections are ascending and cover the BAR.
     ///
     /// # Errors
     /// [`BadRange::Overflow`] when the BAR would end past 2^64-1.
@@ -133,16 +133,15 @@ impl Bar {
         Ok(sections)
     }
 
-    /// Where the MSI-X structures would have to move so that all that this process mapped of the BAR can be mapped in pages of `page`:
-    /// to pages of their own behind what there is, in a BAR twice as large or more. `None` when they cost no byte as they are.
+    /// Places of the MSI-X structures at which all memory that this process mapped of the BAR can be mapped in pages of
+    /// `page`: pages of their own behind the BAR's bytes, in a BAR twice as large or more. `None` if they cost no byte
+    /// as they are.
     pub fn relocation(&self, page: PageSize) -> Option<Relocation> {
         let msix = self.msix?;
         let without = Self { msix: None, ..self.clone() };
-        // A BAR lies at a multiple of its size: all pages up to that size lie as they would at 0.
-        let mapped = |bar: &Self| bar.mappable(Iova::new(0), page).map(|(range, _)| range.bytes()).sum::<u128>();
         let structures = [msix.table_span(), msix.pba_span()];
         let emulated: u64 = structures.iter().flatten().map(|(_, len)| len).sum();
-        if mapped(&without) <= mapped(self) + u128::from(emulated) {
+        if without.mappable_bytes(page) <= self.mappable_bytes(page) + u128::from(emulated) {
             return None;
         }
         let mut end = page.round_up(self.size.get())?;
@@ -154,6 +153,12 @@ impl Bar {
         };
         let [table, pba] = structures.map(&mut place);
         Some(Relocation { size: page.round_up(end)?.checked_next_power_of_two()?, table, pba })
+    }
+
+    /// The bytes that can be mapped in pages of `page`. A BAR lies at a multiple of its size: all pages up to that size
+    /// lie as they would at 0.
+    fn mappable_bytes(&self, page: PageSize) -> u128 {
+        self.mappable(Iova::new(0), page).map(|(range, _)| range.bytes()).sum()
     }
 
     /// The whole pages of the BAR at `at` that are mapped memory and nothing else.
@@ -183,20 +188,30 @@ impl Bar {
         joined
     }
 
-    /// What to call a part that nobody can map.
+    /// The name of a part that cannot be mapped.
     fn name_of(&self, bar: IovaRange, hole: IovaRange) -> String {
-        let is_in = |span: Option<(u64, u64)>| {
-            let range = span.and_then(|(offset, len)| {
-                IovaRange::with_len(Iova::new(bar.first().get().checked_add(offset)?), len).ok()
-            });
-            range.is_some_and(|range| range.overlaps(hole))
-        };
         match self.msix {
-            Some(msix) if is_in(msix.table_span()) => format!("{} msix-table", self.name),
-            Some(msix) if is_in(msix.pba_span()) => format!("{} msix-pba", self.name),
+            Some(msix) if is_in(bar, msix.table_span(), hole) => format!("{} msix-table", self.name),
+            Some(msix) if is_in(bar, msix.pba_span(), hole) => format!("{} msix-pba", self.name),
             _ => format!("{} (not mappable)", self.name),
         }
     }
+}
+
+/// Checks that a part of a BAR ends where the BAR does, or before.
+fn check_fits(name: &str, size: NonZeroU64, what: &'static str, offset: u64, len: u64) -> Result<(), BadBar> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size.get() => Ok(()),
+        _ => Err(BadBar::PastTheEnd { name: name.into(), what, offset, size }),
+    }
+}
+
+/// Returns whether a structure at such offsets of `bar` shares bytes with `hole`.
+fn is_in(bar: IovaRange, structure: Option<(u64, u64)>, hole: IovaRange) -> bool {
+    let Some((offset, len)) = structure else { return false };
+    let first = bar.first().get().checked_add(offset).map(Iova::new);
+    let range = first.and_then(|first| IovaRange::with_len(first, len).ok());
+    range.is_some_and(|range| range.overlaps(hole))
 }
 
 impl Area {

@@ -1,7 +1,9 @@
 //! The commit: every space is brought up to date with the view, or none is.
 //!
-//! 1. The view is changed. Target memory that goes is withdrawn from entries to come, and must not be behind entries that are there.
-//! 2. Changes of discardable sections are paused, and so are the windows that close; all windows where entries must not change.
+//! 1. The view is changed. Target memory that goes is withdrawn from entries to come, and must not be behind entries
+//!    that are there.
+//! 2. Changes of discardable sections are paused, and so are the windows that close; all windows where entries must not
+//!    change.
 //! 3. Plans are made for all spaces. A refusal ends the commit here, before any call.
 //! 4. The plans are applied, one space after the other. A step that fails undoes all steps before it, in every space.
 //! 5. The handles of removed sections are closed, new ones are opened.
@@ -62,8 +64,8 @@ impl InForce {
         Ok(report)
     }
 
-    /// Withdraws target memory that goes from entries to come, and checks that no entry in force points to it: on most hosts nothing
-    /// else would notice.
+    /// Withdraws target memory that goes from entries to come, and checks that no entry in force points to it: on most
+    /// hosts nothing else would notice.
     fn withdraw_targets(&self, update: &Update) -> Result<(), CommitError> {
         if update.removed_targets.is_empty() {
             return Ok(());
@@ -97,8 +99,8 @@ impl InForce {
         Ok(())
     }
 
-    /// Pauses the windows that close, and all others if no entry may come meanwhile: while a space gets entries that it lacks, or gives
-    /// up registrations that entries could use.
+    /// Pauses the windows that close, and all others if no entry may come meanwhile: while a space gets entries that it
+    /// lacks, or gives up registrations that entries could use.
     fn pause_windows<'w>(&self, windows: &'w BTreeMap<Iova, Arc<Shared>>, update: &Update) -> PausedWindows<'w> {
         let lags = self.served.len() > 1 && !self.served.iter().all(ServedSpace::is_current);
         let merges = update.adds() && !mergeable(&self.view, &self.served).is_empty();
@@ -149,9 +151,9 @@ struct PausedWindows<'w> {
     closing: Vec<Paused<'w>>,
     /// The windows that stay; empty if their entries may change meanwhile.
     staying: Vec<Paused<'w>>,
-    /// Whether a space beside others lost or regained its device.
+    /// True if a space beside others lost or regained its device.
     lags: bool,
-    /// Whether registrations are merged with memory that is added.
+    /// True if registrations are merged with memory that is added.
     merges: bool,
 }
 
@@ -176,7 +178,8 @@ impl Commit<'_> {
         Ok(applied)
     }
 
-    /// Reclaims closing windows from the kernel, so that the kernel puts no more entries, and the entries can be restored.
+    /// Reclaims closing windows from the kernel, so that the kernel puts no more entries, and the entries can be
+    /// restored.
     fn reclaim_closing(&self) -> Result<(), CommitError> {
         if self.windows.closing.iter().any(|window| window.is_kernel_owned()) {
             // A refusal comes before that.
@@ -209,8 +212,8 @@ impl Commit<'_> {
         Ok(plans)
     }
 
-    /// Applies plans that are made after mergeable registrations were released. Where they cannot be, memory that is added gets
-    /// registrations of its own.
+    /// Applies plans that are made after mergeable registrations were released. Where they cannot be, memory that is
+    /// added gets registrations of its own.
     fn apply_merging(&self, spent: &mut Vec<Journal>) -> Result<Vec<Applied>, CommitError> {
         // A refusal comes before anything is released.
         let plans = self.plans()?;

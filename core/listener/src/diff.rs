@@ -6,12 +6,13 @@ use dmaspace_core::words::address::Address;
 
 use crate::update::Piece;
 
-/// The pieces to remove from `now`, which is ascending, and to add to it, so that it becomes `wanted`: one walk along both.
+/// The pieces to remove from `in_force`, which is ascending, and to add to it, so that it becomes `wanted`: one walk
+/// along both.
 pub(crate) fn difference<'a, A: Address, T: Piece<A> + 'a>(
-    now: impl Iterator<Item = &'a T>,
+    in_force: impl Iterator<Item = &'a T>,
     wanted: &'a [T],
 ) -> (Vec<T>, Vec<T>) {
-    let mut now = now.peekable();
+    let mut now = in_force.peekable();
     let (mut removed, mut added) = (Vec::new(), Vec::new());
     for piece in ascending(wanted) {
         remove_below(&mut now, piece.range().first(), &mut removed);

@@ -1,14 +1,15 @@
 //! Discardable sections: RAM whose blocks become populated and discarded while the section stays, as virtio-mem has it.
 //!
-//! What is populated is known here, not in the spaces: a space that comes late, or lost everything with its last device, gets it again.
-//! One change of a section follows the other, and none happens while a commit is under way. Afterwards devices reach a block in every
-//! space, or in none.
+//! The populated blocks are known here, not in the spaces: a space that is attached late, or lost everything with its
+//! last device, gets them again. The changes of one section follow each other, and none happens while a commit is under
+//! way. After a change devices reach a block in every space, or in none.
 //!
 //! # Hosts that register
-//! sPAPR pins at registration, and only what was registered as one piece can be let go of (linux: arch/powerpc/mm/book3s64/iommu_api.c,
-//! mm_iommu_get, mm_iommu_put). QEMU registers RAM whole and therefore forbids discards there (qemu: hw/vfio/container.c,
-//! vfio_ram_block_discard_disable). Here each populated block is a registration of its own: a discard lets go of it everywhere, and
-//! nothing that stays is disturbed. That has its price where blocks are many, and the report of a commit warns of it.
+//! sPAPR pins at registration, and a registration can only be removed as one piece (linux:
+//! arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_get, mm_iommu_put). QEMU registers RAM whole and therefore forbids
+//! discards there (qemu: hw/vfio/container.c, vfio_ram_block_discard_disable). Here each populated block is a
+//! registration of its own: a discard unregisters it everywhere, and disturbs nothing else. Many blocks make entries
+//! slower, and the report of a commit warns of it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -26,8 +27,8 @@ use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-/// The reason why blocks were not populated or discarded. Everything is as before, except for ranges that [`BlockError::Space`] names as
-/// fenced.
+/// The reason why blocks were not populated or discarded. Everything is as before, except for ranges that
+/// [`BlockError::Space`] names as fenced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockError {
@@ -45,23 +46,23 @@ pub enum BlockError {
         "{needed} more mappings are needed, the kernel of {backend} has {left} left; populate less, or use larger blocks"
     )]
     NoMappingSlots {
-        /// Which backend.
+        /// The backend's name.
         backend: &'static str,
-        /// One for each block that is not populated yet.
+        /// The mappings needed: one for each block that is not populated yet.
         needed: u64,
-        /// What the kernel still takes.
+        /// The mappings that the kernel still takes.
         left: u64,
     },
-    /// The memory is part of a larger registration that somebody else made: it cannot be let go of by itself, and what a device would
-    /// reach there need not be what this process sees. No call was made.
+    /// The memory is part of a larger registration that was made without the listener: it cannot be unregistered by
+    /// itself, and a device would not necessarily reach the pages that this process sees. No call was made.
     #[error("{memory} is registered with {backend} as one piece, which is no block; unregister it first")]
     RegisteredAround {
-        /// Which backend.
+        /// The backend's name.
         backend: &'static str,
         /// The registration.
         memory: HostMemory,
     },
-    /// A host said no.
+    /// A host refused.
     #[error(transparent)]
     Space(#[from] Error),
 }
@@ -89,8 +90,8 @@ pub(super) fn pause_all(discardables: &Discardables) -> PausedBlocks<'_> {
 
 /// The section itself, owned by the listener.
 ///
-/// Its locks ([`dmaspace_core::sync`]): `serving` ([`Rank::Discardable`]; of several sections, the lower one first) is held while anything
-/// changes, kernel calls included; `populated` ([`Rank::Populated`]) for moments only.
+/// Its locks ([`dmaspace_core::sync`]): `serving` ([`Rank::Discardable`]; of several sections, the lower one first) is
+/// held while anything changes, kernel calls included; `populated` ([`Rank::Populated`]) for moments only.
 #[derive(Debug)]
 pub(super) struct Shared {
     range: IovaRange,
@@ -110,7 +111,7 @@ impl DiscardableRam {
         self.shared.upgrade().ok_or(BlockError::NoSuchSection)
     }
 
-    /// Where the section lies on the bus.
+    /// The bus addresses of the section.
     ///
     /// # Errors
     /// [`BlockError::NoSuchSection`].
@@ -126,7 +127,7 @@ impl DiscardableRam {
         Ok(self.shared()?.granule)
     }
 
-    /// What is populated, ascending, neighbours joined. Never waits for a kernel call.
+    /// The populated ranges, ascending, neighbours joined. Never waits for a kernel call.
     ///
     /// # Errors
     /// [`BlockError::NoSuchSection`].
@@ -134,8 +135,9 @@ impl DiscardableRam {
         Ok(self.shared()?.populated())
     }
 
-    /// Has devices reach the blocks of `range` from now on: to be called when their memory is there. RangeSet that are populated already
-    /// stay as they are, without a call. A space without a window for the section gets them when it has one ([`Listener::sync`]).
+    /// Maps the blocks of `range` on every host: must be called after their memory is there. Blocks that are populated
+    /// already stay as they are, without a call. A space without a window for the section gets the blocks when it has
+    /// one ([`Listener::sync`]).
     ///
     /// [`Listener::sync`]: crate::Listener::sync
     ///
@@ -151,9 +153,11 @@ impl DiscardableRam {
         if missing.is_empty() {
             return Ok(());
         }
-        let reaches = |space: &&Arc<dyn PciAddressSpace>| space.windows().windows.covering(shared.range).is_some();
         let mut plans = Vec::with_capacity(spaces.len());
-        for space in spaces.iter().filter(reaches) {
+        for space in spaces {
+            if space.windows().windows.covering(shared.range).is_none() {
+                continue;
+            }
             shared.check_budget(space.as_ref(), &missing)?;
             plans.push((space, shared.plan_to_populate(space.as_ref(), &missing)?));
         }
@@ -162,12 +166,13 @@ impl DiscardableRam {
         Ok(())
     }
 
-    /// Takes the blocks of `range` from devices, in as few calls as the kernel allows. Afterwards no host maps or pins them, and their
-    /// memory may be dropped. RangeSet that are not populated make no call, unless a failure left something of them.
+    /// Unmaps the blocks of `range` on every host, in as few calls as the kernel allows. Afterwards no host maps or
+    /// pins them, and their memory may be discarded. Blocks that are not populated make no call, unless a failure left
+    /// a registration of them.
     ///
     /// # Errors
-    /// Any [`BlockError`]; what was populated of `range` still is, and must not be dropped: devices may reach it, even behind a fence,
-    /// which stays in the way until its space is dropped.
+    /// Any [`BlockError`]; the populated blocks of `range` still are, and must not be discarded: devices may reach
+    /// them, even behind a fence, which stays until its space is dropped.
     pub fn discard(&self, range: IovaRange) -> Result<(), BlockError> {
         // Dropped after the lock: a journal may hold the last owner of memory.
         let mut spent = Vec::new();
@@ -244,7 +249,7 @@ impl Shared {
         Ok(spaces)
     }
 
-    /// A block takes a mapping where kernels keep mappings.
+    /// Checks that the kernel takes a mapping for each block, where kernels keep mappings.
     fn check_budget(&self, space: &dyn PciAddressSpace, missing: &[IovaRange]) -> Result<(), BlockError> {
         let needed = match space.describe().capabilities.keeps {
             MappingModel::Mappings => self.count(missing),
@@ -256,7 +261,8 @@ impl Shared {
         }
     }
 
-    /// Behind a fence a device may still reach the memory: it cannot go, nor can what is registered of it be registered anew.
+    /// Checks that no device may reach the memory behind a fence: such memory must not be discarded, nor registered
+    /// anew.
     fn check_fences(
         &self,
         space: &dyn PciAddressSpace,
@@ -281,11 +287,12 @@ impl Shared {
                 steps.extend(section::blocks_of(&memory, self.granule).into_iter().map(Step::Register));
             }
         }
-        let mapping = |range: &IovaRange| {
-            let (memory, unit) = (self.memory_of(*range)?, Unit::Pages(self.granule));
-            Some(Mapping { range: *range, memory, access: self.access, unit })
-        };
-        steps.extend(missing.iter().filter_map(mapping).map(|mapping| Step::Map(mapping, Need::Required)));
+        for range in missing {
+            let Some(memory) = self.memory_of(*range) else { continue };
+            let unit = Unit::Pages(self.granule);
+            let mapping = Mapping { range: *range, memory, access: self.access, unit };
+            steps.push(Step::Map(mapping, Need::Required));
+        }
         Ok(Plan::of(steps))
     }
 
@@ -304,8 +311,8 @@ impl Shared {
         };
         let mut registered = registration.registered();
         registered.retain(|known| known.overlaps(&memory));
-        let sticks_out = |known: &HostMemory| known.address() < memory.address() || memory.last() < known.last();
-        match registered.iter().find(|known| sticks_out(known)) {
+        let around = registered.iter().find(|known| known.address() < memory.address() || memory.last() < known.last());
+        match around {
             Some(known) => {
                 Err(BlockError::RegisteredAround { backend: space.describe().backend, memory: known.clone() })
             }

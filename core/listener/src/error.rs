@@ -9,15 +9,16 @@ use crate::report::{Report, SpaceReport};
 use crate::translated::EntryError;
 use crate::update::BadUpdate;
 
-/// The reason why a commit or an attach did not happen. Everything is as before, except for ranges named as fenced, and except for
-/// spaces whose device came or left meanwhile: the next commit brings those up to date.
+/// The reason why a commit or an attach did not happen. Everything is as before, except for ranges named as fenced, and
+/// except for spaces whose device came or left meanwhile: the next commit brings those up to date.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
     /// The update contradicts itself or the view. No host was asked.
     #[error(transparent)]
     Update(#[from] BadUpdate),
-    /// A host cannot provide a required section. No call was made; the report names the section, and the fate of all others.
+    /// A host cannot provide a required section. No call was made; the report names the section, and the fate of all
+    /// others.
     #[error("{}", .0.spaces.iter().find_map(SpaceReport::refusal).unwrap_or_default())]
     Refused(Report),
     /// Entries of a translated window still point to target memory that would go.

@@ -125,7 +125,8 @@ impl InForce {
 }
 
 impl Drop for InForce {
-    /// Closes the windows. Without a listener the kernel's entries would go unnoticed: the windows are reclaimed from the kernel.
+    /// Closes the windows. Without a listener the kernel's entries would go unnoticed: the windows are reclaimed from
+    /// the kernel.
     fn drop(&mut self) {
         for window in self.windows.values() {
             let paused = window.pause();

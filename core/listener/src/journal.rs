@@ -1,8 +1,9 @@
 //! The journal of a plan: the steps done on one space, and their undo in reverse.
 //!
-//! An undo step that fails in the kernel leaves a range whose state is unknown: the range is fenced. An undo step that the space refuses
-//! because its windows are gone made no call, and the kernel has forgotten everything there anyway: nothing is fenced, and the space is
-//! planned anew once it has a device ([`ServedSpace::is_current`](crate::served_space::ServedSpace::is_current)).
+//! An undo step that fails in the kernel leaves a range whose state is unknown: the range is fenced. An undo step that
+//! the space refuses because its windows are gone made no call, and the kernel has forgotten everything there anyway:
+//! nothing is fenced, and the space is planned anew once it has a device
+//! ([`ServedSpace::is_current`](crate::served_space::ServedSpace::is_current)).
 
 use dmaspace_core::contract::{MapRequest, Mapping, PciAddressSpace, Unit, WindowRequest};
 use dmaspace_core::door::Failure;
@@ -72,7 +73,7 @@ impl Journal {
         })
     }
 
-    /// Whether windows of the space were created or removed.
+    /// Returns whether windows of the space were created or removed.
     pub(super) fn has_changed_windows(&self) -> bool {
         self.done.iter().any(|done| matches!(done, Done::WindowCreated(_) | Done::WindowRemoved(..)))
     }
@@ -159,8 +160,9 @@ impl Journal {
         lost
     }
 
-    /// Whether an undo step that failed with `error` leaves a range in a state that differs from the one before. After a refusal because
-    /// the window is gone, or because the kernel has forgotten everything since the journal began, the whole space is planned anew.
+    /// Returns whether an undo step that failed with `error` leaves a range in a state that differs from the one
+    /// before. After a refusal because the window is gone, or because the kernel has forgotten everything since the
+    /// journal began, the whole space is planned anew.
     fn leaves_doubt(&self, space: &dyn PciAddressSpace, error: &Error) -> bool {
         let windows_are_gone = matches!(error.kind(), Kind::OutsideWindows(_) | Kind::NoSuchWindow);
         error.failure().is_some() || !(windows_are_gone || self.is_forgotten(space))

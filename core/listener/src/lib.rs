@@ -1,8 +1,10 @@
-//! The listener of a PCI address space: it keeps the windows that hosts offer up to date with the address space a guest sees.
+//! The listener of a PCI address space: it keeps the windows that hosts offer up to date with the address space a guest
+//! sees.
 //!
 //! A front end describes the guest with [`Section`]s and target memory, and changes them in transactions ([`Update`],
 //! [`Listener::commit`]). There is no question "is this x86?" and no "is this RAM device memory?": a section is required or best
-//! effort, a window has a smallest page, and one listener serves every pair of guest and host, and several hosts at once.
+//! effort, a window has a smallest page, and one listener serves every pair of guest and host, and several hosts at
+//! once.
 //!
 //! ```text
 //!  Update ──► View ──► plan (pure) ──► apply, with a journal ──► PciAddressSpace
@@ -12,20 +14,21 @@
 //! ([`TranslatedWindow`]), and blocks of discardable RAM ([`DiscardableRam`]).
 //!
 //! # A tour
-//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `diff`, [`bar`], [`vm_memory`].
+//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `diff`, [`bar`],
+//!   [`vm_memory`].
 //! - The front: `listener`; `recorder` and [`recording`] record its input.
-//! - Everything in force: `in_force`; changed by `commit` (the algorithm) and `membership` (attach and detach), remembered for each space
-//!   by `served_space`.
+//! - Everything in force: `in_force`; changed by `commit` (the algorithm) and `membership` (attach and detach),
+//!   remembered for each space by `served_space`.
 //! - The plan: `plan` (pure: no call, no lock), `windows`, `page_size_fallback`; its outcome: `report`.
 //! - The calls: `apply`, `journal` (undo), `merge_registrations`.
 //! - The handles: `translated`, `discardable`.
 //! - Questions: `audit`, `state`, `balloon`; other powers of all spaces at once: `tracking`, `handover`.
 //!
 //! # Locks and code of a caller
-//! The listener itself is changed through `&mut`. The handles share locks with it, whose order is part of the one order of all locks
-//! ([`dmaspace_core::sync`]): sections' and windows' locks come before those of a space, lower addresses first. A [`Recorder`] and the
-//! owner of memory that loses its last use run without any lock of a listener; [`KernelEntries`] and a sink of dirty pages may run under
-//! them and must not call back.
+//! The listener itself is changed through `&mut`. The handles share locks with it, whose order is part of the one order
+//! of all locks ([`dmaspace_core::sync`]): sections' and windows' locks come before those of a space, lower addresses
+//! first. A [`Recorder`] and the owner of memory that loses its last use run without any lock of a listener;
+//! [`KernelEntries`] and a sink of dirty pages may run under them and must not call back.
 
 mod apply;
 mod audit;

@@ -25,7 +25,8 @@ use crate::update::{BadUpdate, Update};
 
 /// A guest's view of its PCI address space, kept in force on any number of hosts.
 ///
-/// Dropping a listener closes its windows and leaves the mappings in the spaces as they are: a VMM that ends drops the spaces, too.
+/// Dropping a listener closes its windows and leaves the mappings in the spaces as they are: a VMM that ends drops the
+/// spaces, too.
 #[derive(Debug)]
 pub struct Listener {
     in_force: InForce,
@@ -69,15 +70,16 @@ impl Listener {
         self.in_force.discardables.get(&first).map(DiscardableRam::of)
     }
 
-    /// The update that leads from the view in force to `sections` and `targets`, for front ends that know the whole list.
+    /// The update that leads from the view in force to `sections` and `targets`, for front ends that know the whole
+    /// list.
     pub fn update_to(&self, sections: &[Section], targets: &[TargetMemory]) -> Update {
         let (removed, added) = difference(self.sections(), sections);
         let (removed_targets, added_targets) = difference(self.targets(), targets);
         Update { removed, added, removed_targets, added_targets }
     }
 
-    /// The report that a commit of `update` would end with, without doing any of it. Waits for no kernel call; asks a kernel that
-    /// counts mappings for the number left, if more are needed.
+    /// The report that a commit of `update` would end with, without doing any of it. Waits for no kernel call; asks a
+    /// kernel that counts mappings for the number left, if more are needed.
     ///
     /// # Errors
     /// [`BadUpdate`] for an update that contradicts itself or the view.
@@ -85,12 +87,13 @@ impl Listener {
         self.in_force.explain(update)
     }
 
-    /// Makes `update` true on every space, or on none. A space without a device has no windows: it gets everything at the first commit
-    /// after it has a device.
+    /// Makes `update` true on every space, or on none. A space without a device has no windows: it gets everything at
+    /// the first commit after it has a device.
     ///
     /// # Errors
-    /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as before then, except for ranges named as fenced. If a device
-    /// left meanwhile, no range is fenced for that: commit again, or [`Listener::sync`] once a device is back.
+    /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as before then, except for ranges named as
+    /// fenced. If a device left meanwhile, no range is fenced for that: commit again, or [`Listener::sync`] once a
+    /// device is back.
     pub fn commit(&mut self, update: Update) -> Result<Report, CommitError> {
         if let Some(recorder) = self.recording.recorder() {
             recorder.commits(&update);
@@ -100,10 +103,10 @@ impl Listener {
         result
     }
 
-    /// Brings every space up to date again after a device was attached or detached. A space that lost its last device, and thereby its
-    /// entries of translated windows, gets them from another space that has them, with the entries put there meanwhile; entries that
-    /// the only space lost must be put again by the guest. Until this call, entries that were there before the device returned cannot be
-    /// replaced ([`TranslatedWindow::replace`]).
+    /// Brings every space up to date again after a device was attached or detached. A space that lost its last device,
+    /// and thereby its entries of translated windows, gets them from another space that has them, with the entries put
+    /// there meanwhile; entries that the only space lost must be put again by the guest. Until this call, entries that
+    /// were there before the device returned cannot be replaced ([`TranslatedWindow::replace`]).
     ///
     /// # Errors
     /// As [`Listener::commit`].
@@ -119,9 +122,9 @@ impl Listener {
         self.attach_with_entries(space, &[])
     }
 
-    /// Serves the first space of a guest whose devices were emulated so far, as [`Listener::attach`] does. Only the guest's tables have
-    /// the entries of translated windows then: `entries` are put with all the rest, or nothing is mapped. If a space is served already,
-    /// that one has the entries, and these are ignored.
+    /// Serves the first space of a guest whose devices were emulated so far, as [`Listener::attach`] does. Only the
+    /// guest's tables have the entries of translated windows then: `entries` are put with all the rest, or nothing is
+    /// mapped. If a space is served already, that one has the entries, and these are ignored.
     ///
     /// # Errors
     /// As [`Listener::attach`], and [`CommitError::Entry`]; the space is as before then.
@@ -152,8 +155,8 @@ impl Listener {
         result
     }
 
-    /// Records the listener's input with `recorder` from now on, in place of the recorder before; the record begins with the view in
-    /// force.
+    /// Records the listener's input with `recorder` from now on, in place of the recorder before; the record begins
+    /// with the view in force.
     pub fn record_to(&mut self, recorder: Box<dyn Recorder>) {
         let in_force = self.in_force.update_from_nothing();
         self.recording.set(recorder);
@@ -168,11 +171,12 @@ impl Listener {
         self.recording.take()
     }
 
-    /// Reports to `sink` from now on the pages that devices write through any of the spaces: at each [`Listener::sync_dirty`], and
-    /// whenever memory is unmapped. Spaces that are attached later are tracked too. Returns the precision of each space, in their order.
+    /// Reports to `sink` from now on the pages that devices write through any of the spaces: at each
+    /// [`Listener::sync_dirty`], and whenever memory is unmapped. Spaces that are attached later are tracked too.
+    /// Returns the precision of each space, in their order.
     ///
-    /// Writes of the guest's processors are not included: a VMM joins them from KVM's log. The sink must not call the listener, its
-    /// handles or its spaces: it may be called in the middle of a commit.
+    /// Writes of the guest's processors are not included: a VMM joins them from KVM's log. The sink must not call the
+    /// listener, its handles or its spaces: it may be called in the middle of a commit.
     ///
     /// ```
     /// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
@@ -225,12 +229,13 @@ impl Listener {
     /// Hands all spaces over to another process, or none, and describes each, in the order they were attached
     /// ([`dmaspace_core::contract::live_update`]). Commits, entries and blocks are refused from then on.
     ///
-    /// The successor's listener gets the same view, the populated blocks of discardable sections included, and serves the spaces after
-    /// they have adopted these descriptions: live entries of translated windows are found in the spaces.
+    /// The successor's listener gets the same view, the populated blocks of discardable sections included, and serves
+    /// the spaces after they have adopted these descriptions: live entries of translated windows are found in the
+    /// spaces.
     ///
     /// # Errors
-    /// As [`LiveUpdate::hand_over`](dmaspace_core::contract::live_update::LiveUpdate::hand_over); every space that could be handed over
-    /// is taken back then.
+    /// As [`LiveUpdate::hand_over`](dmaspace_core::contract::live_update::LiveUpdate::hand_over); every space that
+    /// could be handed over is taken back then.
     pub fn hand_over(&self, memory: &NamedMemory) -> Result<Vec<Handover>, Error> {
         handover::hand_over(&self.in_force, memory)
     }
@@ -238,15 +243,15 @@ impl Listener {
     /// Takes back every space that is handed over, after no other process has adopted it.
     ///
     /// # Errors
-    /// The first of [`LiveUpdate::take_back`](dmaspace_core::contract::live_update::LiveUpdate::take_back); the other spaces are taken
-    /// back all the same, and the call can be repeated.
+    /// The first of [`LiveUpdate::take_back`](dmaspace_core::contract::live_update::LiveUpdate::take_back); the other
+    /// spaces are taken back all the same, and the call can be repeated.
     pub fn take_back(&self) -> Result<(), Error> {
         handover::take_back(&self.in_force)
     }
 
-    /// Decides whether `memory` may be discarded (a balloon's `MADV_DONTNEED`, a hole punched into a file): no space served may map it,
-    /// have it registered or be able to get entries that point to it. The answer holds until the next commit, and for blocks of
-    /// discardable sections until they are populated.
+    /// Decides whether `memory` may be discarded (a balloon's `MADV_DONTNEED`, a hole punched into a file): no space
+    /// served may map it, have it registered or be able to get entries that point to it. The answer holds until the
+    /// next commit, and for blocks of discardable sections until they are populated.
     ///
     /// The cost is proportional to the number of live mappings.
     ///
@@ -256,16 +261,16 @@ impl Listener {
         balloon::may_discard(&self.in_force, memory)
     }
 
-    /// Compares the spaces with the view, and each space's index with itself. The list is empty unless a device came or left since the
-    /// last commit, a window was created again with smaller pages ([`TranslatedWindow::put_run`]), a range is fenced, a space was used
-    /// without the listener, or this library is wrong. Changes nothing; the cost is proportional to the number of live mappings, plus
-    /// one kernel call for each space whose kernel counts mappings.
+    /// Compares the spaces with the view, and each space's index with itself. The list is empty unless a device came or
+    /// left since the last commit, a window was created again with smaller pages ([`TranslatedWindow::put_run`]), a
+    /// range is fenced, a space was used without the listener, or this library is wrong. Changes nothing; the cost is
+    /// proportional to the number of live mappings, plus one kernel call for each space whose kernel counts mappings.
     pub fn audit(&self) -> Vec<Finding> {
         audit::audit(&self.in_force)
     }
 
-    /// Everything in force, for a user's question or a bug report. The cost is proportional to the number of live mappings, plus one
-    /// kernel call for each space whose kernel counts mappings.
+    /// Everything in force, for a user's question or a bug report. The cost is proportional to the number of live
+    /// mappings, plus one kernel call for each space whose kernel counts mappings.
     pub fn state(&self) -> State {
         State::of(&self.in_force)
     }

@@ -107,7 +107,8 @@ impl InForce {
     }
 }
 
-/// The entries in force, and `more`, without those that the space has: one that has adopted a live update finds them there.
+/// The entries in force, and `more`, without those that the space has: one that has adopted a live update finds them
+/// there.
 fn missing_entries(space: &dyn PciAddressSpace, windows: &[Paused<'_>], more: Vec<Mapping>) -> Vec<Mapping> {
     let mut entries: Vec<_> = windows.iter().flat_map(|window| window.entries()).collect();
     entries.extend(more);

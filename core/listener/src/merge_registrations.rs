@@ -1,10 +1,10 @@
-//! Registrations that grow.
+//! Merging adjacent registrations.
 //!
-//! What is registered stays as long as it is, so memory that comes next to a run becomes a run of its own, and every entry that is written
-//! is looked up in one run after the other (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_lookup). As long as no entry leans on a
-//! run, it can be given up and registered again together with what comes. The process has its runs once for all spaces, so that all
-//! spaces that have one give it up before one of them registers the longer one; a run that others have too, whom this listener does not
-//! serve, stays as it is.
+//! A registration cannot grow, so memory that is added next to a run becomes a run of its own, and the kernel looks
+//! every entry up in one run after the other (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_lookup). While no
+//! entry uses a run, it can be released and registered again together with the added memory. A process has one list of
+//! runs for all spaces, so all spaces that have a run release it before one of them registers the longer one; a run
+//! that a space of another listener has, too, stays as it is.
 
 use std::ptr;
 
@@ -18,8 +18,8 @@ use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::error::Error;
 use dmaspace_core::words::memory::HostMemory;
 
-/// A run is registered again for new memory of at least this part of its length. Memory that comes piece by piece is so pinned a limited
-/// number of times, and the runs are few all the same.
+/// A run is registered again for new memory of at least this part of its length. This limits the number of times that
+/// memory is pinned again when it is added piece by piece, and keeps the runs few.
 const PART: u64 = 16;
 
 /// A space, and the registrations it releases.
@@ -28,7 +28,8 @@ pub(super) type Release<'a> = (&'a dyn PciAddressSpace, Vec<HostMemory>);
 /// Spaces whose registrations were released, with the journals that restore them.
 pub(super) type Released<'a> = Vec<(&'a dyn PciAddressSpace, Journal)>;
 
-/// The registrations that can be released, so that they are merged with the memory that `view` needs, by the spaces of `members`.
+/// The registrations that can be released, so that they are merged with the memory that `view` needs, by the spaces of
+/// `members`.
 pub(super) fn mergeable<'a>(view: &View, members: &'a [ServedSpace]) -> Vec<Release<'a>> {
     let mut releases: Vec<Release<'a>> = Vec::new();
     let mut seen: Vec<&ProcessRegistrations> = Vec::new();
@@ -69,7 +70,7 @@ pub(super) fn release(releases: Vec<Release<'_>>) -> Result<Released<'_>, Error>
     Ok(released)
 }
 
-/// Registers again what was released.
+/// Registers released memory again.
 pub(super) fn restore(released: &Released<'_>) {
     let fenced = undo_all(released);
     debug_assert!(fenced.is_empty(), "memory that is only registered is behind no fence");
@@ -100,7 +101,7 @@ fn runs_of(member: &ServedSpace) -> Option<&ProcessRegistrations> {
     member.space.powers().registration?.runs()
 }
 
-/// Of the runs there are, those that become part of longer ones.
+/// The registered runs that become part of longer ones.
 fn growing(view: &View, member: &ServedSpace, runs: &ProcessRegistrations, sharing: &[Sharer<'_>]) -> Vec<HostMemory> {
     let known = runs.all();
     let mut growing = Vec::new();
@@ -110,18 +111,24 @@ fn growing(view: &View, member: &ServedSpace, runs: &ProcessRegistrations, shari
         if fresh.is_empty() {
             continue;
         }
-        let is_free = |run: &&HostMemory| {
-            let is_of_it = wanted.address() <= run.address() && run.last() <= wanted.last();
-            let all_have_it = || sharing.iter().filter(|sharer| sharer.has(run)).count() == runs.users(run);
-            is_of_it && all_have_it() && !sharing.iter().any(|sharer| sharer.leans_on(run))
-        };
-        growing.extend(worth_merging(&fresh, inside.iter().filter(is_free).cloned().collect()));
+        let mut free = inside.to_vec();
+        free.retain(|run| {
+            let is_inside = wanted.address() <= run.address() && run.last() <= wanted.last();
+            is_inside && can_be_released(run, runs, sharing)
+        });
+        growing.extend(worth_merging(&fresh, free));
     }
     growing
 }
 
-/// The runs of `free` worth merging: each touches fresh memory or a run that is merged, and is at most [`PART`] times as long as all of
-/// that.
+/// Returns whether all users of a run are among `sharing`, and none of them has a mapping or a fence onto it.
+fn can_be_released(run: &HostMemory, runs: &ProcessRegistrations, sharing: &[Sharer<'_>]) -> bool {
+    let sharers = sharing.iter().filter(|sharer| sharer.has(run)).count();
+    sharers == runs.users(run) && !sharing.iter().any(|sharer| sharer.leans_on(run))
+}
+
+/// The runs of `free` worth merging: each touches fresh memory or a run that is merged, and is at most [`PART`] times
+/// as long as all of that.
 fn worth_merging(fresh: &[HostMemory], mut free: Vec<HostMemory>) -> Vec<HostMemory> {
     let mut merged: Vec<HostMemory> = Vec::new();
     let mut bytes = fresh.iter().map(|part| part.len().get()).fold(0, u64::saturating_add);

@@ -1,13 +1,14 @@
 //! The decision to give a window smaller pages after its pages proved too large for the memory behind them.
 //!
-//! An entry shows one page frame, so a window's page must not be larger than the memory's pages. The memory's owner names their size
-//! ([`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by)); the kernel checks it only when an entry is written: `EINVAL` (linux:
-//! drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_prereg_ua_to_hpa; arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_ua_to_hpa). While the
-//! commit that created the window runs, the window can be created again with pages that always fit: the host's own. A window that was
-//! there before keeps its pages, and the commit fails.
+//! An entry shows one page frame, so a window's page must not be larger than the memory's pages. The memory's owner
+//! names their size ([`HostMemory::backed_by`](dmaspace_core::HostMemory::backed_by)); the kernel checks it only when
+//! an entry is written: `EINVAL` (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_prereg_ua_to_hpa;
+//! arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_ua_to_hpa). While the commit that created the window runs, the window
+//! can be created again with pages that always fit: the host's own. A window that was there before keeps its pages, and
+//! the commit fails.
 //!
-//! A translated window gets its entries only after the commit. It is created again when its first entry is put: while it has no entry, its
-//! page size may still change.
+//! A translated window gets its entries only after the commit. It is created again when its first entry is put: while
+//! it has no entry, its page size may still change.
 //!
 //! This module decides; [`crate::apply`] acts.
 
@@ -32,8 +33,8 @@ pub(super) struct SmallerPages {
 }
 
 impl SmallerPages {
-    /// The smaller pages that may help after `error`, which concerns something in `window`. `None` if the page size is not at fault, or
-    /// no larger than the host's own page.
+    /// The smaller pages that may help after `error`, which concerns something in `window`. `None` if the page size is
+    /// not at fault, or no larger than the host's own page.
     pub(super) fn after(error: &Error, space: &dyn PciAddressSpace, window: IovaRange) -> Option<Self> {
         let may_be_at_fault = error.operation() == Operation::Map && error.errno() == Some(Errno::EINVAL);
         if !may_be_at_fault || !error.fenced().is_empty() {
@@ -54,7 +55,7 @@ impl SmallerPages {
         WindowRequest { range: self.window, page: self.to }
     }
 
-    /// Whether the platform would put the window where it is now.
+    /// Returns whether the platform would put the window where it is now.
     pub(super) fn has_room(self, space: &dyn PciAddressSpace) -> bool {
         let mut others: Vec<_> = space.windows().windows.iter().copied().collect();
         others.retain(|window| window.range != self.window);
@@ -73,8 +74,8 @@ impl SmallerPages {
         self.from
     }
 
-    /// A mapping as it is in the new window, if it lies there: a unit of the window's page becomes one of the new page. Blocks and entries
-    /// keep their unit.
+    /// A mapping as it is in the new window, if it lies there: a unit of the window's page becomes one of the new page.
+    /// Blocks and entries keep their unit.
     pub(super) fn of(self, mapping: Mapping, report: &SpaceReport) -> Mapping {
         let follows_page = self.window.covers(mapping.range) && mapping.unit == Unit::Pages(self.from);
         if !follows_page || has_unit_of_its_own(mapping.range, report) {
@@ -92,7 +93,7 @@ impl SmallerPages {
     }
 }
 
-/// Whether `range` lies in a section whose blocks or entries have a size of their own.
+/// Returns whether `range` lies in a section whose blocks or entries have a size of their own.
 fn has_unit_of_its_own(range: IovaRange, report: &SpaceReport) -> bool {
     report.sections.iter().map(|verdict| &verdict.piece).any(|section| {
         matches!(section.backing(), Backing::Discardable { .. } | Backing::Translated { .. })

@@ -1,8 +1,9 @@
-//! Planning: an ordered list of steps, and the fate of every section, from the live mappings and the view. Pure: a dry run prints the same
-//! plan.
+//! Planning: an ordered list of steps, and the fate of every section, from the live mappings and the view. Pure: a dry
+//! run prints the same plan.
 //!
-//! Sections that continue each other on the bus and in the host are joined to runs, runs are trimmed inwards to their window's granule, and
-//! mappings that stay the same are left alone. Only the ranges an update touches are looked at, widened to whole runs.
+//! Sections that continue each other on the bus and in the host are joined to runs, runs are trimmed inwards to their
+//! window's granule, and mappings that stay the same are left alone. Only the ranges an update touches are looked at,
+//! widened to whole runs.
 
 mod cutting;
 mod host;
@@ -54,8 +55,8 @@ pub(super) fn plan(view: &View, front: &FrontEnd, host: &Host<'_>, populated: &P
             return plan;
         }
     }
-    let left = left.flatten().unwrap_or_default();
-    plan.refuse_all(&format!("{} more mappings are needed, the kernel has {left} left", plan.more_mappings));
+    let rest = left.flatten().unwrap_or_default();
+    plan.refuse_all(&format!("{} more mappings are needed, the kernel has {rest} left", plan.more_mappings));
     plan
 }
 
@@ -140,8 +141,8 @@ impl<'a> Planner<'a> {
         self.plan
     }
 
-    /// Adds the steps between unmapping and mapping: windows, registrations and shared pins. Returns the memory to unregister, and the
-    /// memory whose pins are shared no longer.
+    /// Adds the steps between unmapping and mapping: windows, registrations and shared pins. Returns the memory to
+    /// unregister, and the memory whose pins are shared no longer.
     fn prepare_windows_and_memory(&mut self) -> (Vec<HostMemory>, Vec<HostMemory>) {
         let targets = &self.scope.targets;
         let (mut register, mut unregister) = (Vec::new(), Vec::new());
@@ -223,7 +224,7 @@ impl<'a> Planner<'a> {
         mapping.unit != Unit::Whole || self.is_entry(mapping.range)
     }
 
-    /// Whether no window is removed around `range`.
+    /// Returns whether no window is removed around `range`.
     fn survives(&self, range: IovaRange) -> bool {
         !self.windows.removed.iter().any(|window| window.overlaps(range))
     }
@@ -236,7 +237,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the guest put the mapping at `range`, into a translated section that stays.
+    /// Returns whether the guest put the mapping at `range`, into a translated section that stays.
     fn is_entry(&self, range: IovaRange) -> bool {
         let Some(section) = self.view.sections.within(range).next() else { return false };
         let goes = !overlapping(&self.scope.removed, section.range(), |removed| *removed).is_empty();

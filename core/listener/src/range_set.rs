@@ -1,4 +1,5 @@
-//! Which blocks of a section are populated: disjoint ranges, neighbours joined, so that memory that comes and goes in runs costs runs.
+//! A set of ranges, for the populated blocks of a section: disjoint, neighbours joined, so that the cost is
+//! proportional to the runs.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ pub(super) struct RangeSet {
 }
 
 impl RangeSet {
-    /// All of `range` is in from now on.
+    /// Adds all of `range`.
     pub(super) fn insert(&mut self, range: IovaRange) {
         let mut hull = range;
         while let Some(near) = self.joining(hull) {
@@ -21,7 +22,7 @@ impl RangeSet {
         self.runs.insert(hull.first(), hull);
     }
 
-    /// Nothing of `range` is in from now on.
+    /// Removes all of `range`.
     pub(super) fn remove(&mut self, range: IovaRange) {
         let cut: Vec<_> = self.touched_by(range).collect();
         for run in cut {
@@ -31,12 +32,12 @@ impl RangeSet {
         }
     }
 
-    /// The parts of `range` that are in, ascending.
+    /// The parts of `range` in the set, ascending.
     pub(super) fn within(&self, range: IovaRange) -> Vec<IovaRange> {
         self.touched_by(range).filter_map(|run| run.intersection(range)).collect()
     }
 
-    /// The parts of `range` that are not in, ascending.
+    /// The parts of `range` outside the set, ascending.
     pub(super) fn missing_in(&self, range: IovaRange) -> Vec<IovaRange> {
         let mut rest = Some(range);
         let mut out = Vec::new();
@@ -73,7 +74,9 @@ mod tests {
 
     fn blocks(ranges: &[(u64, u64)]) -> RangeSet {
         let mut blocks = RangeSet::default();
-        ranges.iter().for_each(|(first, last)| blocks.insert(range(*first, *last)));
+        for (first, last) in ranges {
+            blocks.insert(range(*first, *last));
+        }
         blocks
     }
 

@@ -8,16 +8,16 @@ use crate::{CommitError, Update};
 use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::sync::{self, past_poison};
 
-/// Records a listener's input: everything that changes the view or the spaces served, *before* it is done, so that an update that ends
-/// the VMM is on record too, and then the outcome.
+/// Records a listener's input: everything that changes the view or the spaces served, *before* it is done, so that an
+/// update that ends the VMM is on record too, and then the outcome.
 ///
 /// The calls come in order, one at a time, and while the listener holds no lock: after [`Recorder::begins`] each of
 /// [`Recorder::commits`], [`Recorder::joins`] and [`Recorder::leaves`] is followed by [`Recorder::ended`]. A recorder must deal with
-/// its own failures: a guest is worth more than its record. Entries of translated windows and populated blocks are not recorded: they
-/// are the guest's data path.
+/// its own failures: a guest is worth more than its record. Entries of translated windows and populated blocks are not
+/// recorded: they are the guest's data path.
 pub trait Recorder: fmt::Debug + Send {
-    /// Begins the record with the front end's facts about the guest's bus, the view (as additions to nothing), and the spaces served, in
-    /// the order they were attached.
+    /// Begins the record with the front end's facts about the guest's bus, the view (as additions to nothing), and the
+    /// spaces served, in the order they were attached.
     fn begins(&mut self, front: &FrontEnd, in_force: &Update, spaces: &[&dyn PciAddressSpace]);
 
     /// Records an update that is about to be committed. An empty one brings spaces up to date whose windows changed.
@@ -81,7 +81,7 @@ impl Recording {
         Some(recorder.as_mut())
     }
 
-    /// Records the outcome of what was announced before.
+    /// Records the outcome of the event that was announced before.
     pub(super) fn ended<T>(&mut self, result: &Result<T, CommitError>) {
         if let Some(recorder) = self.recorder() {
             recorder.ended(result.as_ref().err());

@@ -1,7 +1,7 @@
-//! What a listener is told, in a form that serde can write and read: one [`Line`] for each thing that happens.
+//! A listener's input, in a form that serde can write and read: one [`Line`] for each event.
 //!
-//! Here are the words and what makes sense of them; how lines become text, and the whole format with an example, is in the `recording`
-//! module of the crate `dmaspace`. What is read was written by somebody else: nothing in here trusts a number.
+//! This module has the words and their checks; the text format, with an example, is in the `recording` module of the
+//! crate `dmaspace`. A recording is foreign input: no number in it is trusted.
 
 mod piece;
 
@@ -15,10 +15,10 @@ use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::words::address::{Iova, IovaRange};
 pub use dmaspace_core::words::json::{Hex, Window};
 
-/// The version that is written here, and the only one that is read.
+/// The version that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
 
-/// One thing that happened, or is about to.
+/// One event that happened, or is about to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Line {
@@ -26,59 +26,59 @@ pub enum Line {
     Begin {
         /// [`VERSION`].
         version: u32,
-        /// What becomes of required sections that lose bytes.
+        /// The fate of required sections that lose bytes.
         shrink: Shrink,
-        /// Where later changes are expected.
+        /// The ranges in which later changes are expected.
         cuts: Vec<Cuts>,
-        /// What a change of a few pages may disturb elsewhere, in bytes.
+        /// The bytes that a change of a few pages may disturb elsewhere.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         chunk: Option<u64>,
-        /// What is in force, ascending.
+        /// The view, ascending.
         in_force: Vec<Piece>,
-        /// The spaces served, in the order they joined.
+        /// The spaces served, in the order they were attached.
         spaces: Vec<Space>,
     },
-    /// An update is about to be made true.
+    /// An update is about to be committed.
     Update {
-        /// What goes.
+        /// The pieces removed.
         removed: Vec<Piece>,
-        /// What comes.
+        /// The pieces added.
         added: Vec<Piece>,
     },
-    /// A space is about to join, as the last.
+    /// A space is about to be attached, as the last one.
     Join {
-        /// Which.
+        /// The space.
         space: Space,
     },
-    /// A space is about to leave.
+    /// A space is about to be detached.
     Leave {
-        /// Which, by its number among those served, from 0.
+        /// The index of the space among the spaces served.
         space: usize,
     },
-    /// The last update, join or leave is done, or it failed and everything is as it was.
+    /// The last update, join or leave is done, or it failed and everything is as before.
     Ended {
-        /// How.
+        /// The outcome.
         result: Ending,
-        /// Why it failed, in words.
+        /// The reason of a failure, in words.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<String>,
     },
 }
 
-/// How something ended.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ending {
-    /// It is done.
+    /// Success.
     Ok,
     /// A host cannot provide something required. No call was made.
     Refused,
-    /// A call failed and all was taken back, or what was asked made no sense.
+    /// A call failed and everything was undone, or the request contradicted itself.
     Error,
 }
 
 impl Ending {
-    /// How something ended that failed so, or not at all.
+    /// The outcome that this failure, or none, means.
     pub fn of(failure: Option<&CommitError>) -> Self {
         match failure {
             None => Self::Ok,
@@ -88,7 +88,7 @@ impl Ending {
     }
 }
 
-/// What becomes of required sections that lose bytes.
+/// The fate of required sections that lose bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shrink {
@@ -98,7 +98,7 @@ pub enum Shrink {
     Report,
 }
 
-/// Where later changes are expected.
+/// A range in which later changes are expected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cuts {
@@ -106,11 +106,11 @@ pub struct Cuts {
     pub first: Hex,
     /// The last bus address, which is inside.
     pub last: Hex,
-    /// In which steps, in bytes.
+    /// The step of the changes, in bytes.
     pub step: u64,
 }
 
-/// A space that is served, as far as a reader can make use of it.
+/// A space that is served, as far as a reader can use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Space {
@@ -121,14 +121,15 @@ pub struct Space {
 }
 
 impl Space {
-    /// What there is to say of a space.
+    /// The facts of a space.
     pub fn of(space: &dyn PciAddressSpace) -> Self {
         let windows = space.windows().windows.iter().map(Window::of).collect();
         Self { backend: space.describe().backend.to_owned(), windows }
     }
 }
 
-/// The most pieces that cuts may ask for: more than a kernel has mappings for in one container, and little enough to plan.
+/// The largest number of pieces that cuts may ask for: more than a kernel has mappings for in one container, and few
+/// enough to plan.
 pub const MOST_CUTS: u64 = 1 << 16;
 
 /// The front end a record begins with.
@@ -150,7 +151,7 @@ pub fn front_end(shrink: Shrink, cuts: &[Cuts], chunk: Option<u64>) -> Result<Fr
 }
 
 impl Cuts {
-    /// What a front end said.
+    /// The recorded form of a front end's cuts.
     pub fn of(cuts: &section::Cuts) -> Self {
         Self { first: Hex(cuts.range.first().get()), last: Hex(cuts.range.last().get()), step: cuts.step.bytes() }
     }
@@ -164,7 +165,7 @@ impl Cuts {
 }
 
 impl Shrink {
-    /// What a front end said.
+    /// The recorded form of a front end's choice.
     pub fn of(shrink: section::Shrink) -> Self {
         match shrink {
             section::Shrink::Refuse => Self::Refuse,

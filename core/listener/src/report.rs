@@ -1,11 +1,12 @@
-//! What became of what: the fate of every section, with its reason, as a plan foresees it and a commit reports it.
+//! The outcome of each section and why, as a plan foresees it and a commit reports it.
 
 use std::fmt;
 
 use crate::section::{Need, Section, TargetMemory};
 
-/// What becomes of a section or of target memory.
+/// The outcome for a section or for target memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fate {
     /// Devices reach it, but for the bytes lost at its ends.
     Mapped,
@@ -40,14 +41,15 @@ impl fmt::Display for Fate {
     }
 }
 
-/// A piece of the view and what becomes of it.
+/// A piece of the view and its fate.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Verdict<T> {
     /// The section or target memory.
     pub piece: T,
-    /// What becomes of it.
+    /// Its fate.
     pub fate: Fate,
-    /// Why, in words.
+    /// The reason, in words.
     pub reason: String,
     /// Bytes at its beginning that are not reached, because a page began earlier.
     pub lost_head: u64,
@@ -67,8 +69,9 @@ impl<T: fmt::Display> fmt::Display for Verdict<T> {
     }
 }
 
-/// What a commit does, or would do, to one space.
+/// The effects of a commit, or the expected ones, on one space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SpaceReport {
     /// The backend's name.
     pub backend: &'static str,
@@ -78,27 +81,30 @@ pub struct SpaceReport {
     pub targets: Vec<Verdict<TargetMemory>>,
     /// Bytes handed to calls that pin them.
     pub pinned: u64,
-    /// Bytes mapped of what other spaces hold too, or registered as they have it: pinned once for all of them, and not counted above.
+    /// Bytes mapped whose pins are shared with other spaces, or registered as other spaces have them registered: pinned
+    /// once for all of them, and not counted above.
     pub shared: u64,
-    /// Bytes that are the same before and after, but were not there in between.
+    /// Bytes that are the same before and after, but unmapped in between.
     pub disturbed: u64,
-    /// What a user should know although the commit went well, each cause once for as long as it lasts.
+    /// Facts that a user should know although the commit succeeded, each cause once for as long as it lasts.
     pub warnings: Vec<Warning>,
 }
 
-/// Something a user should know although the guest can live with it.
+/// A fact that a user should know although the guest can live with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Warning {
     /// The section's name.
     pub name: String,
-    /// What is wrong with it.
+    /// The cause.
     pub cause: Cause,
-    /// The whole story: where, why, and what would help.
+    /// The place, the reason and the remedy, in words.
     pub text: String,
 }
 
-/// What a warning is about. A section is warned of once for each, until a commit finds that it is so no longer.
+/// The cause of a warning. A section gets one warning for each cause, until a commit finds that the cause is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Cause {
     /// Bytes at its ends are not reached.
     LosesBytes,
@@ -106,7 +112,7 @@ pub enum Cause {
     NotMapped,
     /// The kernel does not take as many mappings as discardable sections have blocks.
     FewMappings,
-    /// So many blocks are registrations of their own that every entry becomes dear.
+    /// So many blocks are registrations of their own that every entry becomes expensive.
     ManyRegistrations,
 }
 
@@ -117,7 +123,7 @@ impl fmt::Display for Warning {
 }
 
 impl Warning {
-    /// What is to be said of a fate, if anything; `advice` follows it.
+    /// The warning that a fate deserves, if any; `advice` follows the words.
     pub(super) fn of(verdict: &Verdict<Section>, advice: &str) -> Option<Self> {
         let best_effort = verdict.piece.need() == Some(Need::BestEffort);
         let cause = match verdict.fate {
@@ -132,14 +138,16 @@ impl Warning {
 impl SpaceReport {
     /// The first section or target memory that is refused, in words.
     pub fn refusal(&self) -> Option<String> {
-        let sections = self.sections.iter().find(|verdict| verdict.fate == Fate::Refused).map(ToString::to_string);
-        let targets = || self.targets.iter().find(|verdict| verdict.fate == Fate::Refused).map(ToString::to_string);
-        sections.or_else(targets)
+        if let Some(section) = self.sections.iter().find(|verdict| verdict.fate == Fate::Refused) {
+            return Some(section.to_string());
+        }
+        self.targets.iter().find(|verdict| verdict.fate == Fate::Refused).map(ToString::to_string)
     }
 }
 
-/// What a commit does, or would do: one report for each space, in the order they joined.
+/// The effects of a commit, or the expected ones: one report for each space, in the order they were attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Report {
     /// One for each space.
     pub spaces: Vec<SpaceReport>,

@@ -1,8 +1,8 @@
-//! Sections: what a front end says lies where.
+//! Sections: the front end's description of the guest.
 //!
-//! Two things are spoken of, in two address types that cannot be mixed: *sections of the PCI address space*, at bus addresses, and
-//! *target memory*, the RAM that devices reach only through translated windows, at system addresses. On a PC all RAM is in the PCI
-//! address space; on sPAPR none is, and all of it is target memory.
+//! There are two kinds, in two address types that cannot be mixed: *sections of the PCI address space*, at bus
+//! addresses, and *target memory*, the RAM that devices reach only through translated windows, at system addresses. On
+//! a PC all RAM is in the PCI address space; on sPAPR none is, and all of it is target memory.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,30 +12,32 @@ use dmaspace_core::words::address::{BadRange, Iova, IovaRange, SystemAddress, Sy
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-/// What lies behind a range of bus addresses.
+/// The content of a range of bus addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Backing {
     /// Guest RAM or ROM. Required: a device that cannot reach it is broken.
     Ram {
-        /// Where it is in this process.
+        /// The memory in this process.
         memory: HostMemory,
-        /// What devices may do: ROM is read-only.
+        /// The accesses allowed to devices: ROM is read-only.
         access: Access,
     },
-    /// RAM whose blocks come and go while the section stays (virtio-mem). Required as far as it is populated.
+    /// RAM whose blocks are populated and discarded while the section stays (virtio-mem). Required as far as it is
+    /// populated.
     Discardable {
-        /// Where all of it is in this process, populated or not.
+        /// All of its memory in this process, populated or not.
         memory: HostMemory,
-        /// What devices may do.
+        /// The accesses allowed to devices.
         access: Access,
         /// The size of a block, which is mapped so that it can be unmapped by itself.
         granule: PageSize,
     },
     /// Another device's mmapped BAR. Best effort: without it peer-to-peer is lost and nothing else.
     DeviceMemory {
-        /// Where it is in this process.
+        /// The memory in this process.
         memory: HostMemory,
-        /// What devices may do.
+        /// The accesses allowed to devices.
         access: Access,
     },
     /// A window whose entries the guest fills: a vIOMMU's range, a TCE window. `page` is the guest's page in it.
@@ -43,22 +45,22 @@ pub enum Backing {
         /// The size of one entry.
         page: PageSize,
     },
-    /// Where a write is an interrupt. Never mapped.
+    /// A range where a write is an interrupt. Never mapped.
     Msi,
-    /// Emulated MMIO, and everything else that devices cannot be given.
+    /// Emulated MMIO, and everything else that devices cannot reach.
     Nothing,
 }
 
-/// Whether a guest can live without a section.
+/// The guest's need for a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Need {
-    /// It cannot: when the section cannot be provided, the commit fails as a whole.
+    /// The guest needs the section: if a host cannot provide it, the commit fails as a whole.
     Required,
-    /// It can: when the section cannot be provided, it is skipped and reported.
+    /// The guest can live without the section: if a host cannot provide it, it is skipped and reported.
     BestEffort,
 }
 
-/// A range of the PCI address space and what is behind it.
+/// A range of the PCI address space and its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     range: IovaRange,
@@ -76,9 +78,10 @@ impl Section {
         Ok(Self { range, name: name.into(), backing: Backing::Ram { memory, access } })
     }
 
-    /// RAM whose blocks of `granule` bytes come and go: none of it is mapped until [`Listener::discardable`] is told that a block is
-    /// populated. Its bounds must be multiples of `granule`, and that of the host's pages, else the section is refused. Nothing else
-    /// may show devices the same memory.
+    /// RAM whose blocks of `granule` bytes are populated and discarded: nothing is mapped until a block is populated
+    /// through
+    /// [`Listener::discardable`]. Its bounds must be multiples of `granule`, and `granule` of the host's pages, else the section is
+    /// refused. No other section or target memory may show the same memory.
     ///
     /// [`Listener::discardable`]: crate::Listener::discardable
     ///
@@ -95,7 +98,7 @@ impl Section {
         Ok(Self { range, name: name.into(), backing: Backing::Discardable { memory, access, granule } })
     }
 
-    /// Another device's memory, all of `memory`, at `at`. The name should say whose: it is what a warning will call it.
+    /// Another device's memory, all of `memory`, at `at`. The name should say whose: warnings use it.
     ///
     /// # Errors
     /// [`BadRange::Overflow`] when it would end past 2^64-1.
@@ -115,17 +118,17 @@ impl Section {
         Self { range, name: name.into(), backing: Backing::Msi }
     }
 
-    /// A range devices cannot be given.
+    /// A range that devices cannot reach.
     pub fn nothing(name: &str, range: IovaRange) -> Self {
         Self { range, name: name.into(), backing: Backing::Nothing }
     }
 
-    /// Where it lies.
+    /// The bus addresses.
     pub fn range(&self) -> IovaRange {
         self.range
     }
 
-    /// What to call it.
+    /// The name, for reports and warnings.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -134,12 +137,12 @@ impl Section {
         self.name.clone()
     }
 
-    /// What is behind it.
+    /// The content.
     pub fn backing(&self) -> &Backing {
         &self.backing
     }
 
-    /// Whether the guest can live without it. `None` for what is never mapped.
+    /// The guest's need for the section. `None` for sections that are never mapped.
     pub fn need(&self) -> Option<Need> {
         match self.backing {
             Backing::Ram { .. } | Backing::Discardable { .. } | Backing::Translated { .. } => Some(Need::Required),
@@ -148,7 +151,7 @@ impl Section {
         }
     }
 
-    /// The memory to map and how, for what is mapped by itself, and as a whole.
+    /// The memory to map, and the accesses allowed, for sections that are mapped as a whole.
     pub fn direct(&self) -> Option<(&HostMemory, Access)> {
         match &self.backing {
             Backing::Ram { memory, access } | Backing::DeviceMemory { memory, access } => Some((memory, *access)),
@@ -156,7 +159,7 @@ impl Section {
         }
     }
 
-    /// What devices may do with its memory, if it has any.
+    /// The accesses allowed to devices, for sections with memory.
     pub fn access(&self) -> Option<Access> {
         match &self.backing {
             Backing::Ram { access, .. }
@@ -215,12 +218,12 @@ impl TargetMemory {
         Ok(Self { range, name: name.into(), memory })
     }
 
-    /// Where the guest sees it.
+    /// The system addresses at which the guest sees it.
     pub fn range(&self) -> SystemRange {
         self.range
     }
 
-    /// What to call it.
+    /// The name, for reports and warnings.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -229,7 +232,7 @@ impl TargetMemory {
         self.name.clone()
     }
 
-    /// Where it is in this process.
+    /// The memory in this process.
     pub fn memory(&self) -> &HostMemory {
         &self.memory
     }
@@ -241,7 +244,7 @@ impl fmt::Display for TargetMemory {
     }
 }
 
-/// What becomes of a required section whose ends are not aligned to the window's smallest page.
+/// The fate of a required section whose ends are not aligned to the window's smallest page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Shrink {
     /// It is refused, and with it the commit.
@@ -251,38 +254,39 @@ pub enum Shrink {
     Report,
 }
 
-/// Where a front end expects later changes, so that mappings are cut there now: a kernel can only unmap whole mappings.
+/// A range in which a front end expects later changes, so that mappings are cut there now: a kernel can only unmap
+/// whole mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cuts {
-    /// Where changes are expected. Its two ends are cuts as well.
+    /// The range of expected changes. Its two ends are cuts as well.
     pub range: IovaRange,
-    /// In which steps.
+    /// The step of the changes.
     pub step: PageSize,
 }
 
-/// What a front end says once about the guest's bus.
+/// A front end's facts about the guest's bus, given once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrontEnd {
-    /// What becomes of required sections that lose bytes.
+    /// The fate of required sections that lose bytes.
     pub shrink: Shrink,
-    /// Where later changes are expected.
+    /// The ranges in which later changes are expected.
     pub cuts: Vec<Cuts>,
-    /// Elsewhere, what a change of a few pages may disturb: long runs are cut at multiples of this, or of a larger power of two for runs
-    /// of more than a thousand such chunks, while the kernel's number of mappings is not half used up. From 1 GiB on, the largest page
-    /// IOMMUs have, that costs no huge page.
+    /// The bytes that a change of a few pages may disturb elsewhere: long runs are cut at multiples of this, or of a
+    /// larger power of two for runs of more than a thousand such chunks, while the kernel's number of mappings is not
+    /// half used up. From 1 GiB on, the largest page IOMMUs have, that costs no huge page.
     pub chunk: Option<PageSize>,
 }
 
 impl FrontEnd {
-    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB, and above it takes a
-    /// few MiB away here and there.
+    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB, and
+    /// above it takes a few MiB away here and there.
     pub fn pc() -> Self {
         let shadow = IovaRange::with_len(Iova::new(0xc_0000), 0x4_0000);
         let cuts = shadow.map(|range| Cuts { range, step: PageSize::K4 });
         Self { shrink: Shrink::default(), cuts: cuts.into_iter().collect(), chunk: Some(PageSize::G1) }
     }
 
-    /// The same, but sections that lose bytes are mapped shrunk.
+    /// This front end, except that sections that lose bytes are mapped without them and reported.
     #[must_use]
     pub fn reporting_shrinks(mut self) -> Self {
         self.shrink = Shrink::Report;

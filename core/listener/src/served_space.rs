@@ -13,8 +13,8 @@ use dmaspace_core::words::window::Windows;
 #[derive(Clone, Debug)]
 pub(super) struct ServedSpace {
     pub(super) space: Arc<dyn PciAddressSpace>,
-    /// The devices' part of the space at the last commit. If it changed since (a device was attached or detached), the next commit
-    /// plans the whole view anew.
+    /// The devices' part of the space at the last commit. If it changed since (a device was attached or detached), the
+    /// next commit plans the whole view anew.
     seen: SeenDevices,
     /// The warnings whose causes last, by section and cause.
     pub(super) warnings: BTreeMap<(String, Cause), RecurringWarning>,
@@ -25,13 +25,14 @@ pub(super) struct ServedSpace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SeenDevices {
     windows: Arc<Windows>,
-    /// Where windows are created, the first device brings none by itself.
+    /// True without a device. Where windows are created, the first device brings none by itself.
     is_dormant: bool,
     forgotten: u64,
 }
 
 impl SeenDevices {
-    /// The state of `space`. Must be taken before a plan reads the space: a device that leaves after that is noticed at the next commit.
+    /// The state of `space`. Must be taken before a plan reads the space: a device that leaves after that is noticed at
+    /// the next commit.
     pub(super) fn of(space: &dyn PciAddressSpace) -> Self {
         let forgotten = space.times_forgotten();
         Self { windows: space.windows().windows, is_dormant: is_dormant(space), forgotten }
@@ -46,6 +47,7 @@ impl SeenDevices {
 
 /// A warning whose cause lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecurringWarning {
     /// The warning as it was first given.
     pub warning: Warning,
@@ -55,6 +57,7 @@ pub struct RecurringWarning {
 
 /// The cost of all commits on a space since it was attached to the listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// The number of commits.
     pub commits: u64,
@@ -72,17 +75,18 @@ impl ServedSpace {
         Self { space, seen, warnings: BTreeMap::new(), totals: Totals::default() }
     }
 
-    /// Whether no device came or left since the last commit.
+    /// Returns whether no device came or left since the last commit.
     pub(super) fn is_current(&self) -> bool {
         self.seen == SeenDevices::of(self.space.as_ref())
     }
 
-    /// Whether a device came or left since the last commit, and at least one is attached.
+    /// Returns whether a device came or left since the last commit, and at least one is attached.
     pub(super) fn regained_device(&self) -> bool {
         !self.is_current() && !is_dormant(self.space.as_ref())
     }
 
-    /// Remembers a commit that was planned for `seen`. Afterwards `report` holds only the warnings that were not given before.
+    /// Remembers a commit that was planned for `seen`. Afterwards `report` holds only the warnings that were not given
+    /// before.
     pub(super) fn remember(&mut self, seen: SeenDevices, report: &mut SpaceReport) {
         self.seen = seen;
         self.add_to_totals(report);

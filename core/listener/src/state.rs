@@ -20,6 +20,7 @@ use dmaspace_core::words::window::Window;
 
 /// Everything that is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct State {
     /// The sections, ascending.
     pub sections: Vec<Section>,
@@ -29,36 +30,39 @@ pub struct State {
     pub translated: Vec<TranslatedState>,
     /// The discardable sections, ascending.
     pub discardable: Vec<DiscardableState>,
-    /// The spaces, in the order they joined.
+    /// The spaces, in the order they were attached.
     pub spaces: Vec<SpaceState>,
 }
 
 /// A translated window.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TranslatedState {
-    /// Where it lies on the bus.
+    /// The bus addresses.
     pub range: IovaRange,
     /// The page of its entries.
     pub page: PageSize,
     /// The bytes its live entries reach.
     pub live: u64,
-    /// Whether the kernel fills it by itself, and no verb of the listener's does.
+    /// True if the kernel owns the entries, and the listener's verbs are refused.
     pub kernel_owned: bool,
 }
 
 /// A discardable section.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DiscardableState {
-    /// Where it lies on the bus.
+    /// The bus addresses.
     pub range: IovaRange,
     /// The size of a block.
     pub granule: PageSize,
-    /// What is populated, ascending.
+    /// The populated ranges, ascending.
     pub populated: Vec<IovaRange>,
 }
 
 /// A space.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SpaceState {
     /// The backend's name.
     pub backend: &'static str,
@@ -66,37 +70,39 @@ pub struct SpaceState {
     pub devices: Vec<String>,
     /// The host's windows, ascending.
     pub windows: Vec<Window>,
-    /// What devices reach, ascending.
+    /// The live mappings, ascending.
     pub mappings: Vec<LiveMapping>,
-    /// What is registered, ascending by host address.
+    /// The registrations, ascending by host address.
     pub registrations: Vec<Registration>,
-    /// What is held, so that its pins are shared, ascending by host address.
+    /// The memory whose pins are shared, ascending by host address.
     pub shared_pins: Vec<Registration>,
-    /// What cannot be used any more.
+    /// The fences: ranges that cannot be used any more.
     pub fences: Vec<Fence>,
-    /// How many mappings the kernel still takes, where it counts them.
+    /// The number of mappings that the kernel still takes, where it counts them.
     pub mappings_left: Option<u64>,
-    /// What commits have cost so far.
+    /// The cost of all commits so far.
     pub totals: Totals,
     /// The warnings whose causes last.
     pub warnings: Vec<RecurringWarning>,
 }
 
-/// A live mapping and whose it is.
+/// A live mapping and its owners.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LiveMapping {
     /// The mapping.
     pub mapping: Mapping,
-    /// The names of the sections it is there for; none when nobody asked for it.
+    /// The names of the sections it is there for; empty if the listener did not map it.
     pub owners: Vec<Arc<str>>,
 }
 
-/// Memory that is registered or held, and whose it is.
+/// Memory that is registered, or whose pins are shared, and its owners.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Registration {
     /// The memory.
     pub memory: HostMemory,
-    /// The names of the target memory and sections it is there for; none when nobody asked for it.
+    /// The names of the target memory and sections it is there for; empty if the listener did not register it.
     pub owners: Vec<Arc<str>>,
 }
 
@@ -139,16 +145,13 @@ impl SpaceState {
         });
         let registered = space.powers().registration.map(|registration| registration.registered());
         let shared = space.powers().pin_sharing.map(|sharing| sharing.shared());
-        let owned = |memory: Vec<HostMemory>| {
-            memory.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
-        };
         Self {
             backend: space.describe().backend,
             devices: space.describe().devices,
             windows: space.windows().windows.iter().copied().collect(),
             mappings: mappings.collect(),
-            registrations: owned(registered.unwrap_or_default()),
-            shared_pins: owned(shared.unwrap_or_default()),
+            registrations: owned(registered, view),
+            shared_pins: owned(shared, view),
             fences: space.describe().fences,
             mappings_left: space.powers().mappings_left(),
             totals: member.totals,
@@ -162,12 +165,23 @@ impl SpaceState {
     }
 }
 
-/// Whose memory shares bytes with `memory`.
+fn owned(memory: Option<Vec<HostMemory>>, view: &View) -> Vec<Registration> {
+    let spans = memory.unwrap_or_default();
+    spans.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
+}
+
+/// The names of the pieces whose memory shares bytes with `memory`.
 fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
-    let overlaps = |other: &HostMemory| memory.address() <= other.last() && other.address() <= memory.last();
-    let targets = view.targets.iter().filter(|target| overlaps(target.memory())).map(TargetMemory::shared_name);
-    let is_there = |section: &&Section| section.memory().is_some_and(overlaps);
-    targets.chain(view.sections.iter().filter(is_there).map(Section::shared_name)).collect()
+    let mut owners = Vec::new();
+    for target in view.targets.iter().filter(|target| target.memory().overlaps(memory)) {
+        owners.push(target.shared_name());
+    }
+    for section in view.sections.iter() {
+        if section.memory().is_some_and(|shown| shown.overlaps(memory)) {
+            owners.push(section.shared_name());
+        }
+    }
+    owners
 }
 
 impl fmt::Display for State {
@@ -178,10 +192,13 @@ impl fmt::Display for State {
             writeln!(f, "translated window {range} with {page} pages: its entries reach {live:#x} bytes{by}")?;
         }
         for DiscardableState { range, granule, populated } in &self.discardable {
-            let populated: u128 = populated.iter().map(|range| range.bytes()).sum();
-            writeln!(f, "discardable section {range} in blocks of {granule}: {populated:#x} bytes populated")?;
+            let bytes: u128 = populated.iter().map(|range| range.bytes()).sum();
+            writeln!(f, "discardable section {range} in blocks of {granule}: {bytes:#x} bytes populated")?;
         }
-        self.spaces.iter().try_for_each(|space| space.fmt(f))
+        for space in &self.spaces {
+            space.fmt(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -197,6 +214,13 @@ impl fmt::Display for SpaceState {
         if let Some(left) = self.mappings_left {
             writeln!(f, "  {left} mappings left")?;
         }
+        self.fmt_parts(f)
+    }
+}
+
+impl SpaceState {
+    /// Writes windows, mappings, registrations, fences and warnings, one a line.
+    fn fmt_parts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Window { range, page_sizes } in &self.windows {
             writeln!(f, "  window {range}: {page_sizes} pages")?;
         }
@@ -224,5 +248,5 @@ impl fmt::Display for SpaceState {
 }
 
 fn named(owners: &[Arc<str>]) -> String {
-    if owners.is_empty() { "nobody's".into() } else { owners.join(", ") }
+    if owners.is_empty() { "of no section".into() } else { owners.join(", ") }
 }

@@ -22,7 +22,8 @@ pub use kernel_owned::KernelEntries;
 use putting::Wanted;
 pub(crate) use shared::{Paused, Shared, Spaces};
 
-/// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb answers
+/// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb
+/// answers
 /// [`EntryError::NoSuchWindow`].
 #[derive(Clone, Debug)]
 pub struct TranslatedWindow {
@@ -63,9 +64,9 @@ impl TranslatedWindow {
         self.put_run(at, target, len, access)
     }
 
-    /// Puts entries for `len` bytes that continue each other on the bus and in system memory: one kernel call where the kernel can
-    /// later clear parts of it. A host's window that has no entry yet, and whose pages prove larger than the memory's, is created
-    /// again with smaller pages.
+    /// Puts entries for `len` bytes that continue each other on the bus and in system memory: one kernel call where the
+    /// kernel can later clear parts of it. A host's window that has no entry yet, and whose pages prove larger than the
+    /// memory's, is created again with smaller pages.
     ///
     /// # Errors
     /// Any [`EntryError`]; nothing changed then, except for ranges named as fenced.
@@ -105,13 +106,13 @@ impl TranslatedWindow {
         Ok(spaces.iter().find_map(|space| space.lookup(at)))
     }
 
-    /// Hands the window, empty as it is, to the kernel: from now on only the guest's own hypercalls put entries there, and every verb
-    /// here but [`TranslatedWindow::lookup`] is refused. Spaces that are attached later get the window's entries, and their groups are
-    /// made known to the kernel.
+    /// Hands the window, empty as it is, to the kernel: from now on only the guest's own hypercalls put entries there,
+    /// and every verb here but [`TranslatedWindow::lookup`] is refused. Spaces that are attached later get the window's
+    /// entries, and their groups are made known to the kernel.
     ///
-    /// The kernel owns the window until the section is removed, its space loses its last device, or a commit or detach that concerns
-    /// the window fails. The guest's processors must put no entries while a space is attached: an entry that the kernel puts meanwhile
-    /// refuses the space.
+    /// The kernel owns the window until the section is removed, its space loses its last device, or a commit or detach
+    /// that concerns the window fails. The guest's processors must put no entries while a space is attached: an entry
+    /// that the kernel puts meanwhile refuses the space.
     ///
     /// # Errors
     /// [`EntryError::NoSuchWindow`]; [`EntryError::Space`] for a space that cannot hand windows to the kernel, for entries that are there

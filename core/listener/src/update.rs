@@ -1,11 +1,12 @@
-//! Updates, and the view they change: what the front end said, checked as a whole before anything else happens.
+//! Updates, and the view they change: the front end's description, checked as a whole before anything else happens.
 
 use std::collections::BTreeMap;
 
 use crate::section::{Backing, Section, TargetMemory};
 use dmaspace_core::words::address::{Address, AddressRange, Iova, IovaRange, SystemAddress};
+use dmaspace_core::words::memory::HostMemory;
 
-/// A transaction: sections and target memory that go and come. Nothing happens until it is committed.
+/// A transaction: sections and target memory that are removed and added. Nothing happens until it is committed.
 ///
 /// Removals come first: a section that is moved, or changed in place, is removed as it was and added as it is.
 #[derive(Clone, Debug, Default)]
@@ -22,55 +23,55 @@ impl Update {
         Self::default()
     }
 
-    /// A section comes.
+    /// Adds a section.
     #[must_use]
     pub fn adding(mut self, section: Section) -> Self {
         self.added.push(section);
         self
     }
 
-    /// A section goes. It must be there exactly so.
+    /// Removes a section, which must be in the view exactly so.
     #[must_use]
     pub fn removing(mut self, section: Section) -> Self {
         self.removed.push(section);
         self
     }
 
-    /// Target memory comes.
+    /// Adds target memory.
     #[must_use]
     pub fn adding_target(mut self, target: TargetMemory) -> Self {
         self.added_targets.push(target);
         self
     }
 
-    /// Target memory goes. It must be there exactly so.
+    /// Removes target memory, which must be in the view exactly so.
     #[must_use]
     pub fn removing_target(mut self, target: TargetMemory) -> Self {
         self.removed_targets.push(target);
         self
     }
 
-    /// The sections that go.
+    /// The sections removed.
     pub fn removed(&self) -> &[Section] {
         &self.removed
     }
 
-    /// The sections that come.
+    /// The sections added.
     pub fn added(&self) -> &[Section] {
         &self.added
     }
 
-    /// The target memory that goes.
+    /// The target memory removed.
     pub fn removed_targets(&self) -> &[TargetMemory] {
         &self.removed_targets
     }
 
-    /// The target memory that comes.
+    /// The target memory added.
     pub fn added_targets(&self) -> &[TargetMemory] {
         &self.added_targets
     }
 
-    /// The update that takes this one back.
+    /// The update that undoes this one.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
@@ -81,22 +82,22 @@ impl Update {
         }
     }
 
-    /// Whether the section at `range` goes.
+    /// Returns whether the section at `range` is removed.
     pub(super) fn removes(&self, range: IovaRange) -> bool {
         self.removed.iter().any(|section| section.range() == range)
     }
 
-    /// Whether anything comes.
+    /// Returns whether anything is added.
     pub(super) fn adds(&self) -> bool {
         !(self.added.is_empty() && self.added_targets.is_empty())
     }
 
-    /// Whether target memory goes or comes.
+    /// Returns whether target memory is removed or added.
     pub(super) fn concerns_targets(&self) -> bool {
         !(self.removed_targets.is_empty() && self.added_targets.is_empty())
     }
 
-    /// Whether it changes nothing.
+    /// Returns whether the update changes nothing.
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty()
             && self.added.is_empty()
@@ -105,28 +106,29 @@ impl Update {
     }
 }
 
-/// Why an update makes no sense. Nothing was done.
+/// The reason why an update contradicts itself or the view. Nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadUpdate {
-    /// What is removed is not there, or not so.
+    /// A piece is removed that is not in the view in this form.
     #[error("{0} is removed, but is not there in this form")]
     NotThere(String),
-    /// What is added overlaps something that stays or is added too.
+    /// A piece is added that overlaps one that stays or is added too.
     #[error("{0} is added, but overlaps {1}")]
     Overlap(String, String),
-    /// What is added shares memory with a discardable section, or the other way round: a block that one lets go of the other would
-    /// still show to devices, or pin.
+    /// A piece is added that shares memory with a discardable section, or a discardable section shares memory with a
+    /// piece: a block that is discarded in the section would still be mapped, or pinned, by the piece.
     #[error("{0} is added, but shares memory with {1}, and discardable memory can be in one place only")]
     SharesMemory(String, String),
 }
 
-/// What lies where in one address space: disjoint pieces by first address.
+/// The pieces of one address space: disjoint, by first address.
 #[derive(Clone, Debug)]
 pub(super) struct Pieces<A, T> {
     pieces: BTreeMap<A, T>,
 }
 
-/// Something that lies somewhere.
+/// A value with an address range.
 pub(super) trait Piece<A>: Clone + PartialEq + ToString {
     fn range(&self) -> AddressRange<A>;
 }
@@ -152,41 +154,51 @@ impl<A: Address, T> Default for Pieces<A, T> {
 impl<A: Address, T: Piece<A>> Pieces<A, T> {
     /// Takes `removed` out and puts `added` in, or changes nothing.
     fn change(&mut self, removed: &[T], added: &[T]) -> Result<(), BadUpdate> {
-        let mut gone: Vec<&T> = Vec::new();
-        let mut come: Vec<&T> = Vec::new();
-        let result = removed
-            .iter()
-            .try_for_each(|piece| {
-                self.take(piece)?;
-                gone.push(piece);
-                Ok(())
-            })
-            .and_then(|()| {
-                added.iter().try_for_each(|piece| {
-                    self.put(piece)?;
-                    come.push(piece);
-                    Ok(())
-                })
-            });
+        let (mut gone, mut come) = (0, 0);
+        let result = self.try_to_change(removed, added, &mut gone, &mut come);
         if result.is_err() {
-            self.revert(&gone, &come);
+            self.revert(removed.iter().take(gone), added.iter().take(come));
         }
         result
     }
 
+    /// Makes the changes one by one, and counts the pieces taken out and put in.
+    fn try_to_change(
+        &mut self,
+        removed: &[T],
+        added: &[T],
+        gone: &mut usize,
+        come: &mut usize,
+    ) -> Result<(), BadUpdate> {
+        for piece in removed {
+            self.take(piece)?;
+            *gone += 1;
+        }
+        for piece in added {
+            self.put(piece)?;
+            *come += 1;
+        }
+        Ok(())
+    }
+
     /// Undoes a change that was made.
-    fn revert(&mut self, removed: &[&T], added: &[&T]) {
+    fn revert<'a>(&mut self, removed: impl Iterator<Item = &'a T>, added: impl Iterator<Item = &'a T>)
+    where
+        T: 'a,
+    {
         for piece in added {
             self.pieces.remove(&piece.range().first());
         }
         for piece in removed {
-            self.pieces.insert(piece.range().first(), (*piece).clone());
+            self.pieces.insert(piece.range().first(), piece.clone());
         }
     }
 
-    /// Takes `removed` out, as far as it is there.
+    /// Takes out the pieces of `removed` that are there.
     pub(super) fn remove_all(&mut self, removed: &[T]) {
-        removed.iter().for_each(|piece| drop(self.pieces.remove(&piece.range().first())));
+        for piece in removed {
+            self.pieces.remove(&piece.range().first());
+        }
     }
 
     fn take(&mut self, piece: &T) -> Result<(), BadUpdate> {
@@ -214,7 +226,7 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
         reaching_in.into_iter().chain(inside)
     }
 
-    /// All of them, ascending.
+    /// All pieces, ascending.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.pieces.values()
     }
@@ -231,7 +243,7 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
     }
 }
 
-/// What the front end said so far.
+/// The front end's description of the guest so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
     pub(super) sections: Pieces<Iova, Section>,
@@ -244,54 +256,73 @@ impl View {
         self.sections.change(&update.removed, &update.added)?;
         let targets = self.targets.change(&update.removed_targets, &update.added_targets);
         if targets.is_err() {
-            self.sections.revert(&Vec::from_iter(&update.removed), &Vec::from_iter(&update.added));
+            self.sections.revert(update.removed.iter(), update.added.iter());
         }
         targets
     }
 
-    /// Whether all discardable sections have their memory to themselves after the update, whose changes are made. `discardables` are
-    /// the places of those that were there before.
+    /// Checks that all discardable sections have their memory to themselves after the update, whose changes are made.
+    /// `discardables` are the first bytes of the discardable sections before the update.
     pub(super) fn check_discardable_memory<'a>(
         &self,
         update: &Update,
         discardables: impl Iterator<Item = &'a Iova> + Clone,
     ) -> Result<(), BadUpdate> {
-        let is_discardable = |section: &&Section| matches!(section.backing(), Backing::Discardable { .. });
-        let staying = discardables.filter_map(|first| self.sections.beginning_at(*first)).filter(is_discardable);
+        let staying: Vec<&Section> = discardables
+            .filter_map(|first| self.sections.beginning_at(*first))
+            .filter(|section| is_discardable(section))
+            .collect();
         for section in &update.added {
-            let Some(memory) = section.memory() else { continue };
-            let shares = |other: &&Section| {
-                other.range() != section.range() && other.memory().is_some_and(|shown| shown.overlaps(memory))
-            };
-            let other = if is_discardable(&section) {
-                let target = || self.targets.iter().find(|target| target.memory().overlaps(memory));
-                let other = self.sections.iter().find(shares).map(ToString::to_string);
-                other.or_else(|| target().map(ToString::to_string))
-            } else {
-                staying.clone().find(shares).map(ToString::to_string)
-            };
+            let other =
+                if is_discardable(section) { self.shown_elsewhere(section) } else { sharing(&staying, section) };
             if let Some(other) = other {
                 return Err(BadUpdate::SharesMemory(section.to_string(), other));
             }
         }
         for target in &update.added_targets {
-            let shares = |section: &&Section| section.memory().is_some_and(|shown| shown.overlaps(target.memory()));
-            if let Some(section) = staying.clone().find(shares) {
+            let section = staying.iter().find(|section| shows(section, target.memory()));
+            if let Some(section) = section {
                 return Err(BadUpdate::SharesMemory(target.to_string(), section.to_string()));
             }
         }
         Ok(())
     }
 
+    /// The name of another piece that shows memory of `section`.
+    fn shown_elsewhere(&self, section: &Section) -> Option<String> {
+        let memory = section.memory()?;
+        if let Some(other) = self.sections.iter().find(|other| other.range() != section.range() && shows(other, memory))
+        {
+            return Some(other.to_string());
+        }
+        self.targets.iter().find(|target| target.memory().overlaps(memory)).map(ToString::to_string)
+    }
+
     /// Undoes the update's changes.
     pub(super) fn revert(&mut self, update: &Update) {
-        self.sections.revert(&Vec::from_iter(&update.removed), &Vec::from_iter(&update.added));
-        self.targets.revert(&Vec::from_iter(&update.removed_targets), &Vec::from_iter(&update.added_targets));
+        self.sections.revert(update.removed.iter(), update.added.iter());
+        self.targets.revert(update.removed_targets.iter(), update.added_targets.iter());
     }
 }
 
-/// Whether `next` continues `section` on the bus and in the host, with the same rights.
+/// Returns whether `next` continues `section` on the bus and in the host, with the same rights.
 pub(super) fn continues(section: &Section, next: &Section) -> bool {
     let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
     section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
+}
+
+fn is_discardable(section: &Section) -> bool {
+    matches!(section.backing(), Backing::Discardable { .. })
+}
+
+/// Returns whether a section shows bytes of `memory`.
+fn shows(section: &Section, memory: &HostMemory) -> bool {
+    section.memory().is_some_and(|shown| shown.overlaps(memory))
+}
+
+/// The name of one of `others` that shows memory of `section`.
+fn sharing(others: &[&Section], section: &Section) -> Option<String> {
+    let memory = section.memory()?;
+    let mut others = others.iter();
+    others.find(|other| other.range() != section.range() && shows(other, memory)).map(ToString::to_string)
 }

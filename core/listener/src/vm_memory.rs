@@ -1,8 +1,8 @@
-//! From a vm-memory map straight to sections, without a promise from anybody: what is mapped holds its region, so that host memory
-//! cannot be unmapped under a device from safe code.
+//! Sections straight from a vm-memory map, without `unsafe`: a mapping keeps its region alive, so that safe code cannot
+//! unmap host memory under a device.
 //!
-//! A VMM that plugs memory hands over the whole map again, or a snapshot of its `GuestMemoryAtomic`; the listener finds out what
-//! changed, and nothing else is touched:
+//! A VMM that plugs memory passes the whole map again, or a snapshot of its `GuestMemoryAtomic`; the listener computes
+//! the difference, and touches nothing else:
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,15 +28,15 @@ mod bitmaps;
 
 pub use bitmaps::RegionBitmaps;
 use vm_memory::mmap::NewBitmap;
-use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::section::{Section, TargetMemory};
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{BadRange, Iova, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 
-/// The regions as RAM of the PCI address space, at bus addresses equal to their system addresses: a PC without a vIOMMU.
-/// Regions this process may only read become read-only RAM.
+/// The regions as RAM of the PCI address space, at bus addresses equal to their system addresses: a PC without a
+/// vIOMMU. Regions this process may only read become read-only RAM.
 ///
 /// # Errors
 /// [`BadRange`] for a region that is empty or ends past 2^64-1, which vm-memory does not make.
@@ -47,7 +47,8 @@ pub fn sections<B: NewBitmap + Send + Sync + 'static>(memory: &GuestMemoryMmap<B
     })
 }
 
-/// The regions as target memory: RAM that devices reach only through translated windows, as on sPAPR or behind a vIOMMU.
+/// The regions as target memory: RAM that devices reach only through translated windows, as on sPAPR or behind a
+/// vIOMMU.
 ///
 /// # Errors
 /// As [`sections`].
@@ -62,11 +63,12 @@ fn each<B: NewBitmap + Send + Sync + 'static, T>(
     make: impl Fn(&str, u64, HostMemory) -> Result<T, BadRange>,
 ) -> Result<Vec<T>, BadRange> {
     // By address, not by number: a region keeps its name when another one comes or goes.
-    let one = |region: &GuestRegionMmap<B>| {
+    let mut all = Vec::new();
+    for region in memory.iter() {
         let at = region.start_addr().raw_value();
-        make(&format!("ram at {at:#x}"), at, HostMemory::of_region(region).ok_or(BadRange::Empty)?)
-    };
-    memory.iter().map(one).collect()
+        all.push(make(&format!("ram at {at:#x}"), at, HostMemory::of_region(region).ok_or(BadRange::Empty)?)?);
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The windows that a host should have which creates windows.
 //!
-//! Every translated section gets a window of its own, exactly where the section lies. RAM that lies in the PCI address space itself, a
-//! PC's map on a POWER host, gets one window over all of it.
+//! Every translated section gets a window of its own, exactly where the section lies. RAM that lies in the PCI address
+//! space itself, a PC's map on a POWER host, gets one window over all of it.
 
 use std::num::NonZeroU64;
 
@@ -20,7 +20,7 @@ pub(super) struct WindowPlan {
     pub(super) removed: Vec<IovaRange>,
     /// The windows to create, in ascending order: platforms fill their slots from the bottom of the bus up.
     pub(super) created: Vec<WindowRequest>,
-    /// Whether there is room for them before any window is removed: a window that is still there need not be restored.
+    /// True if there is room for them before any window is removed: a window that is still there need not be restored.
     pub(super) come_first: bool,
     /// The windows in force afterwards, if all are granted.
     pub(super) after: Windows,
@@ -55,7 +55,8 @@ impl WindowPlan {
     }
 }
 
-/// Plans the windows for `view` on a host with such an `offer`, whose windows are `now`. `cuts` are where the front end expects changes.
+/// Plans the windows for `view` on a host with such an `offer`, whose windows are `now`. `cuts` are where the front end
+/// expects changes.
 pub(super) fn plan(
     view: &View,
     cuts: &[Cuts],
@@ -120,7 +121,7 @@ impl WindowPlanner<'_> {
         self.fences.iter().map(|fence| fence.range).find(|fence| fence.overlaps(range))
     }
 
-    /// Whether a window that will do for `wanted` is there.
+    /// Returns whether a window that will do for `wanted` is there.
     fn is_there(&self, wanted: &WindowRequest) -> bool {
         self.now.iter().any(|window| self.will_do(window, wanted))
     }
@@ -129,7 +130,7 @@ impl WindowPlanner<'_> {
         wanted.range == window.range && window.granule() <= self.coarsest(wanted)
     }
 
-    /// Whether a window stays: it is wanted, or overlaps one that a fence keeps from being created.
+    /// Returns whether a window stays: it is wanted, or overlaps one that a fence keeps from being created.
     fn stays(&self, window: &Window, wanted: &[WindowRequest], blocked: &[WindowRequest]) -> bool {
         blocked.iter().any(|blocked| blocked.range.overlaps(window.range))
             || wanted.iter().any(|wanted| self.will_do(window, wanted))
@@ -191,17 +192,19 @@ impl WindowPlanner<'_> {
         }
     }
 
-    /// The window over all RAM: the one there is, if it will do, else a new one from where the platform lets windows begin.
+    /// The window over all RAM: the one there is, if it will do, else a new one from where the platform lets windows
+    /// begin.
     fn ram_window_over(&self, hull: IovaRange, translated: &[WindowRequest]) -> Result<WindowRequest, String> {
         if let Some(window) = self.ram_window_there(hull, translated) {
             return Ok(WindowRequest { range: window.range, page: window.granule() });
         }
-        let request = self.offer.places.iter().find_map(|place| {
+        let Some(request) = self.offer.places.iter().find_map(|place| {
             let page = self.ram_page(place.page_sizes)?;
             let range = window_from(place.first, hull, page)?;
             if place.holds(range.len()?.get()) { Some(WindowRequest { range, page }) } else { None }
-        });
-        let request = request.ok_or_else(|| "no window of the host reaches all of the guest's RAM".to_string())?;
+        }) else {
+            return Err("no window of the host reaches all of the guest's RAM".to_string());
+        };
         match translated.iter().find(|other| other.range.overlaps(request.range)) {
             Some(other) => Err(format!("the window over all RAM would overlap the translated window {}", other.range)),
             None => Ok(request),
@@ -216,7 +219,8 @@ impl WindowPlanner<'_> {
         if is_translated || window.granule() > page { None } else { Some(*window) }
     }
 
-    /// The largest page that the memory's own pages and all steps allow, and to which no more bytes are lost than to the smallest.
+    /// The largest page that the memory's own pages and all steps allow, and to which no more bytes are lost than to
+    /// the smallest.
     fn ram_page(&self, offered: PageSizes) -> Option<PageSize> {
         let sizes = offered.up_to(backing_page(ram(self.view).map(|(_, memory)| memory), self.host_page))?;
         let runs = ram_runs(self.view);
@@ -241,8 +245,8 @@ impl WindowPlanner<'_> {
         steps
     }
 
-    /// Whether no registration ends within such a page. It would not hold the page then (linux: arch/powerpc/mm/book3s64/iommu_api.c,
-    /// mm_iommu_do_alloc).
+    /// Returns whether no registration ends within such a page. It would not hold the page then (linux:
+    /// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_do_alloc).
     fn is_whole_in_registrations(&self, page: PageSize) -> bool {
         page <= self.host_page
             || ram(self.view).all(|(section, memory)| {
@@ -252,8 +256,9 @@ impl WindowPlanner<'_> {
     }
 }
 
-/// Whether the platform would put these windows where they belong next to those there are `now`. It fills the lowest place that is free,
-/// so a window that went first might not come back to a higher one. A firmware's default window is only created alone.
+/// Returns whether the platform would put these windows where they belong next to those there are `now`. It fills the
+/// lowest place that is free, so a window that went first might not come back to a higher one. A firmware's default
+/// window is only created alone.
 pub(super) fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Windows) -> bool {
     let mut taken: Vec<_> = now.iter().map(|window| window.range).collect();
     for request in created {
@@ -267,8 +272,8 @@ pub(super) fn have_room(created: &[WindowRequest], offer: &WindowOffer, now: &Wi
     true
 }
 
-/// A window that is exactly `range`, in the largest pages up to `limit`. At a place where the platform is not known to put windows, it is
-/// asked all the same.
+/// A window that is exactly `range`, in the largest pages up to `limit`. At a place where the platform is not known to
+/// put windows, it is asked all the same.
 fn translated_window(range: IovaRange, limit: PageSize, offer: &WindowOffer) -> Result<WindowRequest, String> {
     let len = range.len().map_or(0, NonZeroU64::get);
     if !len.is_power_of_two() {
@@ -333,8 +338,8 @@ fn bytes_in_whole_pages(runs: &[(IovaRange, u64)], page: PageSize) -> u128 {
     bytes
 }
 
-/// The largest page that one entry may stand for: an entry holds one page frame, so the memory behind it must be of one piece
-/// (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_page_is_contained).
+/// The largest page that one entry may stand for: an entry holds one page frame, so the memory behind it must be of one
+/// piece (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_page_is_contained).
 fn backing_page<'a>(memory: impl Iterator<Item = &'a HostMemory>, host_page: PageSize) -> PageSize {
     memory.map(|memory| memory.backing_page().unwrap_or(host_page)).min().unwrap_or(host_page)
 }

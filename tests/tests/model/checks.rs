@@ -274,11 +274,9 @@ impl World {
             let ends = reached.first().zip(reached.last());
             let fate = match verdict.piece.backing() {
                 Backing::Ram { .. } | Backing::DeviceMemory { .. } if ends.is_some() => Fate::Mapped,
-                Backing::Ram { .. } | Backing::DeviceMemory { .. } | Backing::Discardable { .. } | Backing::Nothing => {
-                    Fate::Skipped
-                }
                 Backing::Translated { .. } => Fate::Window,
                 Backing::Msi => Fate::Msi,
+                _ => Fate::Skipped,
             };
             prop_assert_eq!(verdict.fate, fate, "{}", verdict);
             if let (Some((first, last)), Fate::Mapped) = (ends, fate) {

@@ -1,4 +1,5 @@
-//! The cuts of mappings that could be one, so that later changes disturb little: a kernel can only unmap whole mappings.
+//! The cuts of mappings that could be one, so that later changes disturb little: a kernel can only unmap whole
+//! mappings.
 
 use crate::section::Cuts;
 use dmaspace_core::words::address::{Iova, IovaRange};
@@ -33,7 +34,8 @@ impl Cutting<'_> {
     }
 }
 
-/// The smallest chunk that cuts a run into no more than about a thousand pieces, which bounds the work even for a hostile run.
+/// The smallest chunk that cuts a run into no more than about a thousand pieces, which bounds the work even for a
+/// hostile run.
 fn bound_of_chunks(run: IovaRange) -> PageSize {
     const MOST_PIECES_SHIFT: u32 = 10;
     let shift = u128::BITS - (run.bytes() - 1).leading_zeros();

@@ -36,7 +36,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Whether no device is attached: there is nothing to map into, and nothing to create windows with.
+/// Returns whether no device is attached: there is nothing to map into, and nothing to create windows with.
 pub(crate) fn is_dormant(space: &dyn PciAddressSpace) -> bool {
     space.windows().windows.is_empty() && space.powers().window_control.is_none_or(|control| control.offer().is_none())
 }

@@ -1,4 +1,4 @@
-//! The fate of every section, and why: into which window it goes, what is lost at its ends, what the host cannot take.
+//! The fate of every section, with its window, the bytes lost at its ends, and the reason why a host cannot take it.
 
 use crate::plan::{Planner, Run};
 use crate::report::{Fate, Verdict, Warning};
@@ -8,6 +8,7 @@ use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
+use dmaspace_core::words::window::Window;
 
 impl<'a> Planner<'a> {
     /// Decides the fate of every section in `range` and returns the runs to be mapped, trimmed.
@@ -41,29 +42,33 @@ impl<'a> Planner<'a> {
 
     /// The run a section is by itself, or its fate if it is not mapped.
     fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
-        let verdict = |fate, reason: String| Err(Verdict::new(section.clone(), fate, reason));
         if let Some(reason) = self.windows.refusal(section) {
-            return verdict(Fate::Refused, reason.to_string());
+            return Err(Verdict::new(section.clone(), Fate::Refused, reason));
         }
         let (need, unmet) = match section.need() {
             Some(Need::Required) => (Need::Required, Fate::Refused),
             Some(Need::BestEffort) | None => (Need::BestEffort, Fate::Skipped),
         };
         let Some((memory, access)) = section.direct() else { return Err(self.judge_indirect(section)) };
-        if let Some(reason) = self.unfit(memory, access) {
-            return verdict(unmet, reason);
-        }
-        let Some(window) = self.windows.after.covering(section.range()).copied() else {
-            return verdict(unmet, self.outside(section.range()));
-        };
-        if let Some(fence) = self.host.fences.iter().find(|fence| fence.range.overlaps(section.range())) {
-            return verdict(unmet, format!("{} is fenced after an earlier failure", fence.range));
-        }
+        let window = self.window_for(section.range(), memory, access);
+        let window = window.map_err(|reason| Verdict::new(section.clone(), unmet, reason))?;
         let (range, memory) = (section.range(), memory.clone());
         Ok(Run { range, memory, access, need, window, unit: None, sections: vec![section] })
     }
 
-    /// Why this host cannot map such memory, wherever it lies.
+    /// The window for memory that is mapped as a whole, or the reason why it cannot be mapped.
+    fn window_for(&self, range: IovaRange, memory: &HostMemory, access: Access) -> Result<Window, String> {
+        if let Some(reason) = self.unfit(memory, access) {
+            return Err(reason);
+        }
+        let Some(window) = self.windows.after.covering(range) else { return Err(self.outside(range)) };
+        match self.host.fences.iter().find(|fence| fence.range.overlaps(range)) {
+            Some(fence) => Err(format!("{} is fenced after an earlier failure", fence.range)),
+            None => Ok(*window),
+        }
+    }
+
+    /// The reason why this host cannot map such memory at any address.
     pub(super) fn unfit(&self, memory: &HostMemory, access: Access) -> Option<String> {
         if access.is_empty() {
             return Some("devices may neither read nor write it".into());
@@ -86,7 +91,8 @@ impl<'a> Planner<'a> {
         Verdict::new(section.clone(), fate, reason)
     }
 
-    /// Windows that are created fit exactly; in fixed ones, what lies in them is usable, unless their pages are too large for an entry.
+    /// The fate of a translated section. Windows that are created fit exactly; of a section over fixed windows, the
+    /// parts inside them are usable, unless their pages are too large for an entry.
     fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, String) {
         if let Some(window) = self.windows.after.overlapping(range).find(|window| window.granule() > page) {
             let why = format!("its entries are pages of {page}, and {} is the host's smallest", window.granule());
@@ -98,15 +104,15 @@ impl<'a> Planner<'a> {
             return (Fate::Window, format!("the host's window {} with {granule} pages{why}", window.range));
         }
         let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
-        let usable: Vec<_> = shared.filter_map(|shared| shared.trimmed_to(page)).collect();
-        if usable.is_empty() {
+        let usable = shared.filter_map(|shared| shared.trimmed_to(page));
+        let words: Vec<_> = usable.map(|usable| usable.to_string()).collect();
+        if words.is_empty() {
             return (Fate::Refused, self.outside(range));
         }
-        let usable: Vec<_> = usable.iter().map(ToString::to_string).collect();
-        (Fate::Window, format!("usable as far as the host's windows reach: {}", usable.join(", ")))
+        (Fate::Window, format!("usable as far as the host's windows reach: {}", words.join(", ")))
     }
 
-    /// Why `range` lies not inside one window, and where it would.
+    /// The reason why `range` does not lie inside one window, and a place that would do.
     pub(super) fn outside(&self, range: IovaRange) -> String {
         let elsewhere = self.free_place(range).map_or_else(String::new, |place| format!("; {place} would do"));
         self.why_outside(range) + &elsewhere
@@ -123,7 +129,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Which reserved ranges lie in the way of `range`, and whether it ends above the host's top address.
+    /// The reserved ranges that overlap `range`, and the host's top address if it ends above that.
     fn in_the_way(&self, range: IovaRange, top: Iova) -> Option<String> {
         let mut reserved = self.host.space.describe().reserved;
         reserved.retain(|reserved| reserved.range.overlaps(range));
@@ -137,7 +143,7 @@ impl<'a> Planner<'a> {
         (!all.is_empty()).then(|| format!("it would lie over {}", all.join(", and over ")))
     }
 
-    /// Where a section of this size could go instead: above 4 GiB, aligned to its size, in nobody's way.
+    /// A free place for a section of this size: above 4 GiB, aligned to its size.
     fn free_place(&self, range: IovaRange) -> Option<IovaRange> {
         const ABOVE_4G: u64 = 1 << 32;
         // A suggestion is not worth a search through everything there is.
@@ -177,9 +183,10 @@ impl<'a> Planner<'a> {
         for section in &run.sections {
             self.plan.sections.push(self.judge_trimmed(section, trimmed, &run));
         }
-        let trimmed = trimmed?;
-        let memory = run.memory.slice(run.range.offset_of(trimmed.first()), trimmed.len()?.get())?;
-        Some(Run { range: trimmed, memory, ..run })
+        let range = trimmed?;
+        let memory = run.memory.slice(run.range.offset_of(range.first()), range.len()?.get());
+        debug_assert!(memory.is_some(), "a run is as long as its memory");
+        Some(Run { range, memory: memory?, ..run })
     }
 
     fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
@@ -206,10 +213,9 @@ impl<'a> Planner<'a> {
         Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
     }
 
-    /// What a guest can live without is worth a warning, with the one remedy there is.
+    /// Warnings of best-effort sections that are not mapped and of lost bytes, with the one remedy there is.
     pub(super) fn warnings(&self) -> Vec<Warning> {
-        let warning = |verdict| Warning::of(verdict, &self.advice(verdict));
-        self.plan.sections.iter().filter_map(warning).collect()
+        self.plan.sections.iter().filter_map(|verdict| Warning::of(verdict, &self.advice(verdict))).collect()
     }
 
     fn advice(&self, verdict: &Verdict<Section>) -> String {

@@ -1,8 +1,10 @@
-//! The memory whose pins are to be shared, where spaces share pins, in as few runs as possible, and the runs that are no longer needed.
+//! The memory whose pins are to be shared, where spaces share pins, in as few runs as possible, and the runs that are
+//! no longer needed.
 //!
-//! The pins of everything that can be mapped are shared: sections, populated or not, and target memory. Sharing pins nothing by itself, so
-//! there is no reason to share less, and memory that is mapped, here or through another space, is pinned once. The cost is proportional to
-//! the memory that is added; only when something is removed, everything is looked at.
+//! The pins of everything that can be mapped are shared: sections, populated or not, and target memory. Sharing pins
+//! nothing by itself, so there is no reason to share less, and memory that is mapped, here or through another space, is
+//! pinned once. The cost is proportional to the memory that is added; only when something is removed, everything is
+//! looked at.
 
 use crate::plan::host::Host;
 use crate::plan::registrations::{covered_by, covers_any_of, missing_from, near, runs_of};

@@ -1,5 +1,5 @@
-//! Planning discardable sections: what is populated is wanted, in blocks that can go one by one; what could become populated is worth a
-//! warning when the host could not take it.
+//! Planning discardable sections: populated blocks are mapped so that each can be unmapped by itself; blocks that could
+//! become populated are worth a warning if the host could not take them.
 
 use crate::plan::registrations::near;
 use crate::plan::{Planner, Run, bytes, overlapping};
@@ -13,12 +13,12 @@ use dmaspace_core::words::page::PageSize;
 use dmaspace_core::words::window::Window;
 
 /// More registrations than these are worth a warning: the kernel walks a list of them for each TCE (linux:
-/// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_lookup). Measured on an emulated POWER9, a TCE takes 1.2 to 1.4 times as many
-/// instructions with 16 as with one, and 4.4 to 7.3 times with 256.
+/// arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_lookup). Measured on an emulated POWER9, a TCE takes 1.2 to 1.4 times
+/// as many instructions with 16 as with one, and 4.4 to 7.3 times with 256.
 const MANY_REGISTRATIONS: u64 = 64;
 
 impl<'a> Planner<'a> {
-    /// Decides the fate of a discardable section and returns what is populated, as runs to be mapped.
+    /// Decides the fate of a discardable section and returns its populated ranges, as runs to be mapped.
     pub(super) fn judge_discardable(
         &mut self,
         section: &'a Section,
@@ -39,15 +39,18 @@ impl<'a> Planner<'a> {
         let reason = format!("{there} of {all} blocks of {granule} populated");
         let verdict = Verdict::new(section.clone(), Fate::Discardable, reason);
         self.plan.sections.push(verdict);
-        let run = |range: IovaRange| {
-            let memory = memory.slice(section.range().offset_of(range.first()), range.len()?.get())?;
-            let (need, unit) = (Need::Required, Some(granule));
-            Some(Run { range, memory, access, need, window, unit, sections: vec![section] })
-        };
-        populated.iter().copied().filter_map(run).collect()
+        let mut runs = Vec::with_capacity(populated.len());
+        for range in populated.iter().copied() {
+            let part = range.len().and_then(|len| memory.slice(section.range().offset_of(range.first()), len.get()));
+            debug_assert!(part.is_some(), "populated blocks lie inside their section");
+            let (need, unit, sections) = (Need::Required, Some(granule), vec![section]);
+            runs.extend(part.map(|memory| Run { range, memory, access, need, window, unit, sections }));
+        }
+        runs
     }
 
-    /// The window a discardable section lies in, if its blocks can be mapped and let go of one by one, or why not.
+    /// The window of a discardable section whose blocks can be mapped and unmapped one by one, or the reason why they
+    /// cannot.
     fn window_for_blocks(
         &self,
         section: &Section,
@@ -62,12 +65,34 @@ impl<'a> Planner<'a> {
         if let Some(reason) = self.unfit(memory, access) {
             return Err(reason);
         }
-        let window = self.windows.after.covering(section.range()).copied();
-        let window = window.ok_or_else(|| self.outside(section.range()))?;
+        let Some(window) = self.windows.after.covering(section.range()) else {
+            return Err(self.outside(section.range()));
+        };
+        self.check_blocks(section, memory, granule, window)?;
+        if let Some(known) = self.registered_with_others(memory) {
+            return Err(format!(
+                "{known} is registered as one piece, of which a part cannot be unregistered: remove all of it first"
+            ));
+        }
+        let fence = self.host.fences.iter().find(|fence| populated.iter().any(|range| range.overlaps(fence.range)));
+        match fence {
+            Some(fence) => Err(format!("{} is fenced after an earlier failure", fence.range)),
+            None => Ok(*window),
+        }
+    }
+
+    /// Checks that blocks are made of whole pages, on the bus and in the host.
+    fn check_blocks(
+        &self,
+        section: &Section,
+        memory: &HostMemory,
+        granule: PageSize,
+        window: &Window,
+    ) -> Result<(), String> {
         if !section.range().is_aligned_to(granule) {
             return Err(format!("its bounds are no multiples of its blocks of {granule}"));
         }
-        // A host that registers pins whole pages of its own, so that blocks must be made of them.
+        // A host with registration pins whole pages of its own, so that blocks must be made of them.
         let page = match self.host.registered {
             Some(_) => window.granule().max(self.host.powers.host_page),
             None => window.granule(),
@@ -78,16 +103,7 @@ impl<'a> Planner<'a> {
         if !page.divides(memory.address()) {
             return Err(format!("its bus and host addresses lie differently in pages of {page}"));
         }
-        if let Some(known) = self.registered_with_others(memory) {
-            return Err(format!(
-                "{known} is registered as one piece, of which a part cannot be let go of: remove all of it first"
-            ));
-        }
-        let fence = self.host.fences.iter().find(|fence| populated.iter().any(|range| range.overlaps(fence.range)));
-        match fence {
-            Some(fence) => Err(format!("{} is fenced after an earlier failure", fence.range)),
-            None => Ok(window),
-        }
+        Ok(())
     }
 
     /// A registration of bytes of `memory` that stays, since plain memory needs it too.
@@ -100,8 +116,8 @@ impl<'a> Planner<'a> {
         near(self.host.registered.as_deref().unwrap_or_default(), memory).iter().find(|known| plain(known))
     }
 
-    /// The populated ranges of a discardable section that was in force before and stays. A section that goes and comes back in the
-    /// same update begins without any.
+    /// The populated ranges of a discardable section that was in force before and stays. A section that goes and comes
+    /// back in the same update begins without any.
     fn populated_of(&self, section: &Section) -> &'a [IovaRange] {
         let goes = !overlapping(&self.scope.removed, section.range(), |removed| *removed).is_empty();
         let populated = self.populated.get(&section.range().first()).filter(|_| !goes);
@@ -121,19 +137,16 @@ impl<'a> Planner<'a> {
         blocks
     }
 
-    /// What is worth saying of the discardable sections judged, although they are in force.
+    /// Warnings of the discardable sections judged, although they are in force.
     pub(super) fn warnings_of_blocks(&self) -> Vec<Warning> {
-        let judged = self.plan.sections.iter().filter(|verdict| verdict.fate == Fate::Discardable);
-        let judged: Vec<_> = judged.collect();
+        let discardable = self.plan.sections.iter().filter(|verdict| verdict.fate == Fate::Discardable);
+        let judged: Vec<_> = discardable.collect();
         let few = if judged.is_empty() { None } else { self.few_mappings() };
-        let warning = |verdict: &Verdict<Section>, cause, text: &str| Warning {
-            name: verdict.piece.name().into(),
-            cause,
-            text: format!("{verdict}; {text}"),
-        };
         let mut warnings = Vec::new();
         for verdict in judged {
-            warnings.extend(few.as_deref().map(|few| warning(verdict, Cause::FewMappings, few)));
+            if let Some(few) = &few {
+                warnings.push(warning(verdict, Cause::FewMappings, few));
+            }
             if self.host.registered.is_some() && blocks_of(&verdict.piece) > MANY_REGISTRATIONS {
                 warnings.push(warning(verdict, Cause::ManyRegistrations, DEAR));
             }
@@ -141,8 +154,9 @@ impl<'a> Planner<'a> {
         warnings
     }
 
-    /// Whether not all blocks of all discardable sections can be populated at once: each takes a mapping where kernels keep mappings
-    /// (qemu: hw/vfio/common.c, vfio_register_ram_discard_listener, warns in the same case).
+    /// The words for a kernel that does not take all blocks of all discardable sections at once: each takes a mapping
+    /// where kernels keep mappings (qemu: hw/vfio/common.c, vfio_register_ram_discard_listener, warns in the same
+    /// case).
     fn few_mappings(&self) -> Option<String> {
         if self.host.powers.keeps == MappingModel::PageEntries {
             return None;
@@ -163,9 +177,13 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What a user is told of many registrations.
-const DEAR: &str = "each populated block is a registration of its own here, so that it can be let go of, and every entry put on this host \
-                    is dearer for each of them: larger blocks would help";
+fn warning(verdict: &Verdict<Section>, cause: Cause, text: &str) -> Warning {
+    Warning { name: verdict.piece.name().into(), cause, text: format!("{verdict}; {text}") }
+}
+
+/// The warning of many registrations.
+const DEAR: &str = "each populated block is a registration of its own here, so that it can be unregistered, and every entry put on this \
+                    host is slower for each of them: larger blocks would help";
 
 /// The number of a section's blocks, populated or not.
 fn blocks_of(section: &Section) -> u64 {

@@ -9,8 +9,8 @@ use crate::update::View;
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-/// The memory to register and to unregister for `view`, whose populated blocks are `blocks`, on a host whose registrations are
-/// `registered`.
+/// The memory to register and to unregister for `view`, whose populated blocks are `blocks`, on a host whose
+/// registrations are `registered`.
 pub(super) fn registrations(
     view: &View,
     host: &Host<'_>,
@@ -69,7 +69,8 @@ pub(super) fn runs_of(mut memory: Vec<HostMemory>) -> Vec<HostMemory> {
     runs
 }
 
-/// The host addresses of runs, which are ascending, first and last: disjoint even where runs of different kinds overlap.
+/// The host addresses of runs, which are ascending, first and last: disjoint even where runs of different kinds
+/// overlap.
 pub(super) fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
     let mut covered: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
     for run in runs {
@@ -93,8 +94,8 @@ pub(crate) fn near<'a>(pieces: &'a [HostMemory], memory: &HostMemory) -> &'a [Ho
     pieces.get(first..end).unwrap_or_default()
 }
 
-/// The spans to register so that all of `missing` is registered. The runs of other spaces of the process are taken as they are, since the
-/// kernel refuses everything else that overlaps them; the rest is registered anew.
+/// The spans to register so that all of `missing` is registered. The runs of other spaces of the process are taken as
+/// they are, since the kernel refuses everything else that overlaps them; the rest is registered anew.
 fn as_others_have_it(missing: Vec<HostMemory>, runs: &[HostMemory]) -> Vec<HostMemory> {
     let mut taken = BTreeSet::new();
     let mut wanted = Vec::new();

@@ -1,19 +1,19 @@
-//! What a plan looks at: the ranges an update touches, widened to whole runs.
+//! The scope of a plan: the ranges an update touches, widened to whole runs.
 
 use crate::section::{Section, TargetMemory};
 use crate::update::{Update, View, continues};
 use dmaspace_core::words::address::IovaRange;
 
-/// What a plan looks at.
+/// The scope of a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Scope {
     /// The ranges of the PCI address space that may change: whole runs, disjoint, ascending.
     pub(super) touched: Vec<IovaRange>,
-    /// The sections that go, ascending. The entries of a translated one go with it, even if one like it comes.
+    /// The sections removed, ascending. The entries of a translated one go with it, even if one like it is added.
     pub(super) removed: Vec<IovaRange>,
     /// The target memory whose fate is asked for.
     pub(super) targets: Vec<TargetMemory>,
-    /// Whether anything goes.
+    /// True if anything is removed.
     pub(super) withdraws: bool,
 }
 
@@ -24,7 +24,8 @@ impl Scope {
         Self { touched: vec![IovaRange::all()], removed: Vec::new(), targets, withdraws: true }
     }
 
-    /// What the removals of `update` touch in the view without the update: a section that goes leaves the run it was in.
+    /// The ranges that the removals of `update` touch in the view without the update: a section that goes leaves the
+    /// run it was in.
     pub(crate) fn of_removals(update: &Update, before: &View) -> Self {
         let mut removed: Vec<_> = update.removed.iter().map(Section::range).collect();
         removed.sort();
@@ -37,12 +38,13 @@ impl Scope {
         }
     }
 
-    /// The same update, for a space whose windows changed meanwhile: everything is looked at.
+    /// This scope for a space whose devices changed meanwhile: everything is looked at.
     pub(crate) fn of_everything(&self, view: &View) -> Self {
         Self { removed: self.removed.clone(), ..Self::all(view) }
     }
 
-    /// And what its additions touch in the view with the update: a section that comes joins a run.
+    /// Adds the ranges that the additions of `update` touch in the view with the update: a section that is added joins
+    /// a run.
     pub(crate) fn widen_by_additions(&mut self, update: &Update, after: &View) {
         let come = all_widened(after, &update.added);
         self.touched = disjoint(self.touched.iter().copied().chain(come).collect());
@@ -53,9 +55,9 @@ pub(super) fn disjoint(mut ranges: Vec<IovaRange>) -> Vec<IovaRange> {
     ranges.sort();
     let mut out: Vec<IovaRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
-        match out.last_mut().filter(|last| last.overlaps(range) || last.touches(range)) {
-            Some(last) => *last = last.hull(range),
-            None => out.push(range),
+        match out.last_mut() {
+            Some(last) if last.overlaps(range) || last.touches(range) => *last = last.hull(range),
+            _ => out.push(range),
         }
     }
     out

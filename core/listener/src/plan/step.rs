@@ -81,7 +81,7 @@ impl Plan {
         plan
     }
 
-    /// Whether a required section cannot be provided.
+    /// Returns whether a required section cannot be provided.
     pub(crate) fn is_refused(&self) -> bool {
         self.sections.iter().any(|verdict| verdict.fate == Fate::Refused)
             || self.targets.iter().any(|verdict| verdict.fate == Fate::Refused)

@@ -15,35 +15,36 @@ use dmaspace_core::words::page::PageSize;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Piece {
-    /// Whose addresses these are.
+    /// The address space of the addresses.
     pub space: SpaceOf,
     /// The first address.
     pub first: Hex,
     /// The last address, which is inside.
     pub last: Hex,
-    /// What to call it.
+    /// The name.
     pub name: String,
-    /// What is behind it.
+    /// The content.
     pub kind: Kind,
-    /// What devices may do, in the words of [`Access`]: with memory of the PCI address space.
+    /// The accesses allowed to devices, in the words of [`Access`]: with memory of the PCI address space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
     /// The host address of its first byte: with memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Hex>,
-    /// The number of the unplug unit that the memory belongs to: with memory. Memory of different units is never joined.
+    /// The number of the unplug unit that the memory belongs to: with memory. Memory of different units is never
+    /// joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<u64>,
     /// The bytes of the pages that back the memory, where its owner said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_page: Option<u64>,
-    /// Whether the process itself may only read the memory.
+    /// True if the process itself may only read the memory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub host_read_only: bool,
-    /// Whether the memory is another device's.
+    /// True if the memory is another device's.
     #[serde(default, skip_serializing_if = "is_false")]
     pub device_memory: bool,
-    /// The bytes of an entry, with what is translated; the bytes of a block, with what is discardable.
+    /// The bytes of an entry of a translated window, or of a block of a discardable section.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<u64>,
 }
@@ -53,7 +54,7 @@ fn is_false(is: &bool) -> bool {
     !is
 }
 
-/// Two address spaces occur.
+/// The two address spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpaceOf {
@@ -63,25 +64,25 @@ pub enum SpaceOf {
     Memory,
 }
 
-/// What is behind a piece: the [`Backing`]s.
+/// The content of a piece: the [`Backing`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Guest RAM or ROM. Target memory is always this.
     Ram,
-    /// RAM whose blocks come and go. Which are populated is not recorded.
+    /// RAM whose blocks are populated and discarded. The populated ones are not recorded.
     Discardable,
     /// Another device's mmapped BAR.
     Device,
     /// A window whose entries the guest fills.
     Translated,
-    /// Where a write is an interrupt.
+    /// A range where a write is an interrupt.
     Msi,
-    /// Emulated MMIO, and everything else that devices cannot be given.
+    /// Emulated MMIO, and everything else that devices cannot reach.
     Nothing,
 }
 
-/// What a piece can be made into.
+/// The value that a piece becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Made {
     /// A section of the PCI address space.
@@ -90,25 +91,26 @@ pub enum Made {
     Target(TargetMemory),
 }
 
-/// Memory that was somewhere else, and that somebody has to stand in for.
+/// Memory of the recorded process, for which a reader must provide a substitute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Where it was, in the process that had it.
+    /// Its host address in the recorded process.
     pub address: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub len: NonZeroU64,
     /// The number of its unplug unit: memory of different units was never joined.
     pub unit: u64,
-    /// The pages that backed it, where its owner said so.
+    /// The pages that backed it, if its owner named them.
     pub backing_page: Option<PageSize>,
-    /// Whether that process could only read it.
+    /// True if the recorded process could only read it.
     pub host_read_only: bool,
-    /// Whether it was another device's.
+    /// True if it was another device's.
     pub device_memory: bool,
 }
 
 impl Asked {
-    /// Addresses without memory, which a listener joins exactly as it joined what was there. `None` when they would wrap around.
+    /// Addresses without memory, which a listener joins exactly as it joined the recorded memory. `None` if they would
+    /// wrap around.
     pub fn unbacked(&self) -> Option<HostMemory> {
         Some(HostMemory::unbacked(self.address, self.len)?.in_unit(self.unit))
     }
@@ -121,7 +123,7 @@ impl Asked {
     }
 }
 
-/// What was expected of a piece, and what was found instead.
+/// A fault of a piece: the expectation, and the value found instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {0}")]
 pub struct BadPiece(pub(super) String);
@@ -189,7 +191,7 @@ impl Piece {
         }
     }
 
-    /// What it says, of memory that `memory` makes, which may have none.
+    /// The section or target memory that the piece describes, of memory that `memory` provides, if it can.
     ///
     /// # Errors
     /// [`BadPiece`] when it says nothing that a section or target memory can be: fields that are missing or too many, bounds that are no

@@ -14,12 +14,13 @@ use super::entry::{EntryRun, Targets, placed, resolve};
 
 /// The kernel's table of one window, as the owner of the table sees it.
 ///
-/// Called from any thread, under locks of the listener and its spaces: an implementation must not call either of them. A build with
-/// debug assertions fails where one does.
+/// Called from any thread, under locks of the listener and its spaces: an implementation must not call either of them.
+/// A build with debug assertions fails where one does.
 ///
 /// # Safety
-/// A listener shows a space the entries that the kernel put ([`KernelWriter::mappings`]), and the space frees memory that is not shown. An
-/// implementation must keep the promises of [`KernelWriter`], and [`KernelEntries::runs`] must show each live entry.
+/// A listener shows a space the entries that the kernel put ([`KernelWriter::mappings`]), and the space frees memory
+/// that is not shown. An implementation must keep the promises of [`KernelWriter`], and [`KernelEntries::runs`] must
+/// show each live entry.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that is not shown")]
 pub unsafe trait KernelEntries: Send + Sync + fmt::Debug {
     /// The live entries in `range`, ascending, joined to runs. Makes no kernel call.
@@ -40,7 +41,8 @@ pub unsafe trait KernelEntries: Send + Sync + fmt::Debug {
     /// Ends the kernel's ownership. The entries it put stay visible, and belong to the guest.
     fn ends(&self);
 
-    /// Ends the kernel's ownership if the kernel writes entries for no group any more, and returns whether it has ended.
+    /// Ends the kernel's ownership if the kernel writes entries for no group any more, and returns whether it has
+    /// ended.
     fn ends_if_idle(&self) -> bool;
 }
 
@@ -59,14 +61,14 @@ impl KernelOwned {
         Arc::new(Self { entries, page, settled, ended: AtomicBool::new(false) })
     }
 
-    /// Whether the kernel no longer writes entries: the spaces' devices are gone, or the window was reclaimed.
+    /// Returns whether the kernel no longer writes entries: the spaces' devices are gone, or the window was reclaimed.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 }
 
-// SAFETY: passed on from `KernelEntries`, which promises as much. An entry that points to no target points to memory that the kernel has
-// not registered: the kernel refuses such an entry.
+// SAFETY: passed on from `KernelEntries`, which promises as much. An entry that points to no target points to memory
+// that the kernel has not registered: the kernel refuses such an entry.
 #[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that promises as much")]
 unsafe impl KernelWriter for KernelOwned {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {

@@ -12,7 +12,7 @@ use super::kernel_owned::{KernelEntries, KernelOwned};
 use super::shared::{Paused, Shared};
 
 impl Shared {
-    /// Whether the kernel owns the window in one of the spaces now.
+    /// Returns whether the kernel owns the window in one of the spaces now.
     pub(crate) fn is_kernel_owned(&self) -> bool {
         self.kernel().is_some()
             && self.spaces().iter().any(|space| owning_tables(space.as_ref(), self.range()).is_some())
@@ -45,8 +45,8 @@ impl Paused<'_> {
         }
     }
 
-    /// Hands the window of a space that lost its last device, and has all entries again, to the kernel as in the others. If that
-    /// fails, the window is reclaimed from the kernel everywhere.
+    /// Hands the window of a space that lost its last device, and has all entries again, to the kernel as in the
+    /// others. If that fails, the window is reclaimed from the kernel everywhere.
     pub(crate) fn hand_over_returning(&self, space: &dyn PciAddressSpace) {
         if let Err(error) = self.hand_over_joining(space) {
             log::warn!("{error}");

@@ -22,7 +22,8 @@ pub(super) struct Wanted {
     pub(super) access: Access,
 }
 
-/// A run that was not put: the reason, the space that refused it, and the number of windows created again when it was tried.
+/// A run that was not put: the reason, the space that refused it, and the number of windows created again when it was
+/// tried.
 struct Refused {
     error: EntryError,
     by: Option<Arc<dyn PciAddressSpace>>,
@@ -85,7 +86,8 @@ impl Shared {
         put.map_err(|error| Refused { error, by: last.cloned(), made_again })
     }
 
-    /// Whether the page size of the space that refused a run may be the reason, or was the reason and is smaller now.
+    /// Returns whether the page size of the space that refused a run may be the reason, or was the reason and is
+    /// smaller now.
     fn may_fit_after_all(&self, refused: &Refused) -> bool {
         let Refused { error: EntryError::Space(error), by: Some(space), made_again } = refused else { return false };
         self.made_again.load(Ordering::Relaxed) != *made_again

@@ -21,9 +21,9 @@ pub(crate) type Spaces = Vec<Arc<dyn PciAddressSpace>>;
 
 /// A translated section in force, owned by the listener.
 ///
-/// Its locks, in the order in which they are taken ([`dmaspace_core::sync`]): `gate` ([`Rank::TranslatedGate`]; of several windows,
-/// the lower one first), `spaces` ([`Rank::TranslatedSpaces`]), `in_order` ([`Rank::TranslatedOrder`]), `kernel`
-/// ([`Rank::KernelOwned`]), `targets` ([`Rank::Targets`]).
+/// Its locks, in the order in which they are taken ([`dmaspace_core::sync`]): `gate` ([`Rank::TranslatedGate`]; of
+/// several windows, the lower one first), `spaces` ([`Rank::TranslatedSpaces`]), `in_order`
+/// ([`Rank::TranslatedOrder`]), `kernel` ([`Rank::KernelOwned`]), `targets` ([`Rank::Targets`]).
 #[derive(Debug)]
 pub(crate) struct Shared {
     range: IovaRange,
@@ -93,8 +93,8 @@ impl Shared {
         self.kernel.read().clone().filter(|kernel| !kernel.has_ended())
     }
 
-    /// The entries in force: those of the space that has most of them. A space may lack some after it lost its last device, and no
-    /// space has others.
+    /// The entries in force: those of the space that has most of them. A space may lack some after it lost its last
+    /// device, and no space has others.
     pub(crate) fn entries(&self) -> Vec<Mapping> {
         let spaces = self.spaces.read();
         let all = spaces.iter().map(|space| space.mappings(self.range));
@@ -185,9 +185,9 @@ impl Shared {
         Ok(bytes)
     }
 
-    /// Does `work` on every space, or on none. An undo that fails leaves fences, which the error names. A space that has lost its last
-    /// device is passed over as long as another one has a device: it gets all entries when it is brought up to date. The journals end
-    /// up in `spent`.
+    /// Does `work` on every space, or on none. An undo that fails leaves fences, which the error names. A space that
+    /// has lost its last device is passed over as long as another one has a device: it gets all entries when it is
+    /// brought up to date. The journals end up in `spent`.
     pub(super) fn on_every_space<'a>(
         &self,
         spaces: &'a [Arc<dyn PciAddressSpace>],

@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 
-/// The regions' own bitmaps, marked directly. A snapshot: whoever plugs memory tracks with a new one.
+/// The regions' own bitmaps, marked directly. A snapshot: after memory is plugged, a VMM must track with a new one.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,26 +26,26 @@ use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 /// ```
 pub struct RegionBitmaps<B: NewBitmap> {
     memory: GuestMemoryMmap<B>,
-    /// Where each region begins, in this process and in the guest.
+    /// The first byte of each region, in this process and in the guest.
     regions: BTreeMap<u64, GuestAddress>,
 }
 
 impl<B: NewBitmap> RegionBitmaps<B> {
     /// The bitmaps of `memory` as it is now.
     pub fn of(memory: &GuestMemoryMmap<B>) -> Self {
-        let begin = |region: &vm_memory::GuestRegionMmap<B>| (region.as_ptr() as u64, region.start_addr());
-        Self { memory: memory.clone(), regions: memory.iter().map(begin).collect() }
+        let regions = memory.iter().map(|region| (region.as_ptr() as u64, region.start_addr())).collect();
+        Self { memory: memory.clone(), regions }
     }
 }
 
 impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
-    /// Memory that is none of the regions' is nobody's here.
+    /// Marks nothing for memory outside the regions.
     fn mark(&self, dirtied: Dirtied<'_>) {
         let begin = self.regions.range(..=dirtied.address()).next_back();
         let region = begin.and_then(|(begin, at)| Some((begin, self.memory.find_region(*at)?)));
         if let Some((begin, region)) = region.filter(|(begin, region)| dirtied.address() - *begin < region.len()) {
-            let place = |number| usize::try_from(number).unwrap_or(usize::MAX);
-            region.bitmap().mark_dirty(place(dirtied.address() - begin), place(dirtied.len));
+            let offset = usize::try_from(dirtied.address() - begin).unwrap_or(usize::MAX);
+            region.bitmap().mark_dirty(offset, usize::try_from(dirtied.len).unwrap_or(usize::MAX));
         }
     }
 }
