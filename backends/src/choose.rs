@@ -9,10 +9,10 @@
 //! 4 GiB.
 //!
 //! Elsewhere iommufd comes first, if the kernel has it and every device has a node of its own: it pins a page once
-//! however often it is mapped, unmaps exactly what was mapped, and is the interface that the kernel develops further.
-//! type1 comes next; every kernel has it. It can map another device's BAR on any kernel, which iommufd can only since
-//! Linux 6.19, so a VMM whose devices must reach each other may have to ask for it by name. iommufd in place of a
-//! container comes last, for a kernel that has neither containers nor nodes for devices.
+//! however often it is mapped, unmaps exactly the ranges that were mapped, and is the interface that the kernel
+//! develops further. type1 comes next; every kernel has it. It can map another device's BAR on any kernel, which
+//! iommufd can only since Linux 6.19, so a VMM whose devices must reach each other may have to ask for it by name.
+//! iommufd in place of a container comes last, for a kernel that has neither containers nor nodes for devices.
 
 use std::fmt;
 

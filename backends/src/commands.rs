@@ -1,15 +1,17 @@
-//! The commands the Linux door makes, and what their arguments must look like.
+//! The commands that the Linux door makes, and the form of their arguments.
 //!
-//! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) is safe to call with any number and any bytes; ioctl(2) is not, since some numbers
-//! make the kernel follow a pointer in the bytes, or write more of them than there are. So the door makes only what is listed
-//! here, on the kind of handle it is listed for, shaped as its [`Rule`] says. [`judge`] decides, without a kernel.
+//! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) may be called with any number and any bytes. ioctl(2) may not: some
+//! numbers make the kernel follow a pointer in the bytes, or write more bytes than there are. The door therefore makes
+//! only the commands that are listed here, on the kind of handle that they are listed for, in the form that their
+//! [`Rule`] describes. [`judge`] decides, without a kernel.
 //!
-//! What the rules lean on, in the kernel:
-//! - VFIO and iommufd read and write no further than a struct's first field says (`argsz`, `size`): it must not exceed the bytes.
-//! - They follow the pointers listed here and no others, as long as no flag says otherwise: flags not listed are refused, because
-//!   a later kernel may give one a pointer.
-//! - Nobody else in the kernel uses these numbers (linux: Documentation/userspace-api/ioctl/ioctl-number.rst), so a descriptor adopted
-//!   under a wrong kind answers `ENOTTY`, or, within VFIO, keeps to `argsz`.
+//! The rules rely on the kernel in these points:
+//! - VFIO and iommufd read and write no further than the first field of a struct says (`argsz`, `size`): it must not
+//!   exceed the bytes.
+//! - They follow the pointers listed here and no others, unless a flag says otherwise. Flags that are not listed are
+//!   refused, because a later kernel may give one a pointer.
+//! - No other driver uses these numbers (linux: Documentation/userspace-api/ioctl/ioctl-number.rst), so a descriptor
+//!   that was adopted under a wrong kind answers `ENOTTY` or, within VFIO, keeps to `argsz`.
 
 use std::mem::offset_of;
 
@@ -19,7 +21,7 @@ use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, Handle
 
 use crate::host_page::host_page;
 
-/// One command the door makes.
+/// A command that the door makes.
 #[derive(Debug)]
 pub(crate) struct Rule {
     request: Request,
@@ -32,19 +34,19 @@ impl Rule {
         Self { request, shape, opens: None }
     }
 
-    /// The command's result is a descriptor.
+    /// Makes the command's result a descriptor.
     const fn opening(mut self, kind: HandleKind) -> Self {
         self.opens = Some(kind);
         self
     }
 
-    /// What the command's result is a descriptor of, if it is one.
+    /// The kind of the descriptor that the command returns. `None` if it returns a number.
     pub(crate) fn opens(&self) -> Option<HandleKind> {
         self.opens
     }
 }
 
-/// What a command's argument must look like.
+/// The form of a command's argument.
 #[derive(Debug)]
 enum Shape {
     /// No argument.
@@ -59,7 +61,7 @@ enum Shape {
     Struct(Layout),
 }
 
-/// What a struct must look like. Its first word says how many bytes the kernel touches, its second holds flags.
+/// The form of a struct. Its first word is the number of bytes that the kernel touches, its second holds flags.
 #[derive(Debug)]
 struct Layout {
     least: u32,
@@ -68,25 +70,26 @@ struct Layout {
     field: Option<Field>,
 }
 
-/// The field the door fills; no struct here has two.
+/// The field that the door fills in. No struct has two.
 #[derive(Debug)]
 struct Field {
     at: usize,
     holds: Holds,
 }
 
-/// What a field holds.
+/// The content of a field.
 #[derive(Debug)]
 enum Holds {
     /// The address of memory that outlives the call; the u64 at `len_at` says how much of it.
     Memory { len_at: usize },
-    /// The address of a buffer for this call: an array of `each` bytes an element, whose number is the u32 at `count_at`.
+    /// The address of a buffer for this call: an array of `each` bytes an element, whose number is the u32 at
+    /// `count_at`.
     Array { count_at: usize, each: u64 },
     /// The address of a buffer for this call, of as many bytes as the u64 at `len_at` says.
     Buffer { len_at: usize },
-    /// The address of a bitmap for this call, one bit for each page of the size at `page_at` of the bytes at `length_at`. The kernel may
-    /// set bits behind the last one, as far as the host page reaches that it lies in: all of that page must be the buffer's (linux:
-    /// drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set).
+    /// The address of a bitmap for this call, one bit for each page of the size at `page_at` of the bytes at
+    /// `length_at`. The kernel may set bits behind the last one, as far as the host page reaches that it lies in: all
+    /// of that page must be the buffer's (linux: drivers/iommu/iommufd/iova_bitmap.c, iova_bitmap_set).
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
@@ -96,12 +99,12 @@ enum Holds {
     Copied,
     /// The number of ranges behind it, which is 1, in a struct for that feature and no other: others hold pointers.
     OneRangeToExport,
-    /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of it, no others than
-    /// the memory's.
+    /// The descriptor of the file that memory is mapped from: the u64s at `start_at` and `len_at` say which bytes of
+    /// it, no others than the memory's.
     File { start_at: usize, len_at: usize },
 }
 
-/// The second word may be anything: it is an output, or no flags.
+/// The second word may have any value: it is an output, or holds no flags.
 const ANY_FLAGS: u32 = u32::MAX;
 
 /// A struct of `size` bytes, no more: a later kernel may know pointers in a longer one. No flag is allowed.
@@ -130,12 +133,13 @@ impl Layout {
     }
 }
 
-/// On `/dev/vfio/vfio`. What is called most comes first.
+/// The commands of `/dev/vfio/vfio`. The most frequent come first.
 const CONTAINER: &[Rule] = &[
     MAP_DMA,
     UNMAP_DMA,
     Rule::new(vfio::UNMAP_DMA, unmap_telling().shape()),
-    // This and DIRTY_PAGES are one number. The one never has a flag and the other always has, and each driver refuses the other's.
+    // DIRTY_PAGES has the same number. REGISTER_MEMORY never has a flag, DIRTY_PAGES always has one, and each driver
+    // refuses the call of the other driver.
     Rule::new(spapr::REGISTER_MEMORY, registration().shape()),
     Rule::new(
         type1::DIRTY_PAGES,
@@ -163,7 +167,7 @@ const MAP_DMA: Rule = Rule::new(
 );
 const UNMAP_DMA: Rule =
     Rule::new(vfio::UNMAP_DMA, exactly(vfio::UnmapDma::SIZE).allowing(type1::UNMAP_ALL | type1::UNMAP_VADDR).shape());
-/// The same number as sPAPR's TCE_GET_INFO. Each driver asks for 16 bytes at least.
+/// sPAPR's TCE_GET_INFO has this number too. Both drivers need at least 16 bytes.
 const GET_INFO: Rule = Rule::new(type1::GET_INFO, reply(16).shape());
 const GET_API_VERSION: Rule = Rule::new(vfio::GET_API_VERSION, Shape::Nothing);
 const CHECK_EXTENSION: Rule = Rule::new(vfio::CHECK_EXTENSION, Shape::Value);
@@ -175,7 +179,7 @@ const fn registration() -> Layout {
     exactly(spapr::RegisterMemory::SIZE).with(offset_of!(spapr::RegisterMemory, vaddr), Holds::Memory { len_at })
 }
 
-/// The struct of an UNMAP_DMA that tells what was written.
+/// The struct of an UNMAP_DMA that returns the written pages.
 const fn unmap_telling() -> Layout {
     const BITMAP: usize = offset_of!(type1::UnmapDirty, bitmap);
     let len_at = BITMAP + offset_of!(type1::Bitmap, size);
@@ -184,7 +188,7 @@ const fn unmap_telling() -> Layout {
         .with(BITMAP + offset_of!(type1::Bitmap, data), Holds::Buffer { len_at })
 }
 
-/// The struct of a DIRTY_PAGES that asks.
+/// The struct of a DIRTY_PAGES that reads the log.
 const fn dirty_bitmap() -> Layout {
     const BITMAP: usize = offset_of!(type1::DirtyBitmap, bitmap);
     let len_at = BITMAP + offset_of!(type1::Bitmap, size);
@@ -193,16 +197,16 @@ const fn dirty_bitmap() -> Layout {
         .with(BITMAP + offset_of!(type1::Bitmap, data), Holds::Buffer { len_at })
 }
 
-/// On `/dev/vfio/<group>`.
+/// The commands of `/dev/vfio/<group>`.
 const GROUP: &[Rule] = &[
     Rule::new(vfio::GROUP_GET_STATUS, reply(vfio::GroupStatus::SIZE).shape()),
-    // The kernel takes /dev/iommu too, and plays a container.
+    // The kernel accepts /dev/iommu too, in place of a container.
     Rule::new(vfio::GROUP_SET_CONTAINER, Shape::Container(&[HandleKind::Container, HandleKind::Iommufd])),
     Rule::new(vfio::GROUP_UNSET_CONTAINER, Shape::Nothing),
     Rule::new(vfio::GROUP_GET_DEVICE_FD, Shape::Text).opening(HandleKind::Device),
 ];
 
-/// On a device.
+/// The commands of a device.
 const DEVICE: &[Rule] = &[
     Rule::new(device::DEVICE_GET_INFO, reply(16).shape()),
     Rule::new(device::DEVICE_GET_REGION_INFO, reply(device::RegionInfo::SIZE).shape()),
@@ -226,7 +230,8 @@ const DEVICE: &[Rule] = &[
     Rule::new(device::DEVICE_DETACH_IOMMUFD_PT, exactly(device::DetachIommufdPt::SIZE).shape()),
 ];
 
-/// On `/dev/iommu`, which understands what a type1 container does, too (linux: drivers/iommu/iommufd/vfio_compat.c).
+/// The commands of `/dev/iommu`, which understands those of a type1 container too (linux:
+/// drivers/iommu/iommufd/vfio_compat.c).
 const IOMMUFD: &[Rule] = &[
     Rule::new(
         iommufd::IOAS_MAP,
@@ -256,7 +261,7 @@ const IOMMUFD: &[Rule] = &[
         iommufd::HWPT_SET_DIRTY_TRACKING,
         exactly(iommufd::HwptSetDirtyTracking::SIZE).allowing(iommufd::DIRTY_TRACKING_ENABLE).shape(),
     ),
-    // A driver's own data would be read from, or written to, wherever these point.
+    // A driver would read its own data from this pointer, or write it there.
     Rule::new(
         iommufd::HWPT_ALLOC,
         exactly(iommufd::HwptAlloc::SIZE)
@@ -284,7 +289,7 @@ const IOMMUFD: &[Rule] = &[
     SET_IOMMU,
 ];
 
-/// Half of it is a question.
+/// A request with half of the struct only asks whether the call would succeed.
 const fn change_process() -> Layout {
     Layout { least: iommufd::IoasChangeProcess::HALF, ..exactly(iommufd::IoasChangeProcess::SIZE) }
 }
@@ -334,10 +339,11 @@ const fn rules(kind: HandleKind) -> &'static [Rule] {
 /// Decides whether `command` may be made on a handle of `kind`, and finds its rule.
 ///
 /// # Errors
-/// `ENOTTY` for a number that is not listed, `EINVAL` for an argument of another shape, `EFAULT` for memory that is not there.
+/// `ENOTTY` for a number that is not listed, `EINVAL` for an argument of another shape, `EFAULT` for memory that is not
+/// there.
 #[inline]
 pub(crate) fn judge(kind: HandleKind, command: &Command<'_>) -> Result<&'static Rule, Errno> {
-    // What is called by the million is compared with constants: a quarter of the instructions.
+    // The calls that are made by the million are compared with constants, which takes a quarter of the instructions.
     let ([map, unmap, ..], [ioas_map, ioas_unmap, ..]) = (CONTAINER, IOMMUFD) else { return Err(Errno::ENOTTY) };
     let number = command.request.number;
     match kind {
@@ -349,7 +355,7 @@ pub(crate) fn judge(kind: HandleKind, command: &Command<'_>) -> Result<&'static 
     }
 }
 
-/// Whether something is attached: to an UNMAP_DMA only what tells of written pages.
+/// Returns `true` if there is an attachment. That of an UNMAP_DMA is always the bitmap of written pages.
 #[inline(always)]
 fn has_bitmap(command: &Command<'_>) -> bool {
     !command.attachments.is_empty()
@@ -362,7 +368,7 @@ fn look_up(kind: HandleKind, command: &Command<'_>) -> Result<&'static Rule, Err
     for rule in rules(kind).iter().filter(|rule| rule.request.number == command.request.number) {
         match rule.judge(command) {
             Ok(rule) => return Ok(rule),
-            Err(errno) => drop(refusal.get_or_insert(errno)),
+            Err(errno) => refusal = refusal.or(Some(errno)),
         }
     }
     Err(refusal.unwrap_or(Errno::ENOTTY))
@@ -410,7 +416,7 @@ impl Layout {
 }
 
 impl Field {
-    /// Whether the caller left the field to the door, and attached what belongs there.
+    /// Checks that the caller left the field to the door, and attached the right content.
     #[inline(always)]
     fn fits(&self, bytes: &[u8], attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
         demand(attached.is_none_or(|attached| attached.offset == self.at))?;
@@ -463,12 +469,13 @@ impl Field {
     }
 }
 
-/// Whether the first `needed` bytes of a buffer end with a host page, or the buffer goes on until one ends.
+/// Returns `true` if the buffer reaches to the end of the host page in which its first `needed` bytes end.
 fn holds_pages_of(buffer: &[u8], needed: u64) -> bool {
     let page = usize::try_from(host_page().bytes()).unwrap_or(usize::MAX);
-    let end = usize::try_from(needed).ok().and_then(|needed| buffer.as_ptr().addr().checked_add(needed));
-    let end = end.and_then(|end| end.checked_next_multiple_of(page));
-    end.is_some_and(|end| end <= buffer.as_ptr_range().end.addr())
+    let Some(end) = usize::try_from(needed).ok().and_then(|needed| buffer.as_ptr().addr().checked_add(needed)) else {
+        return false;
+    };
+    end.checked_next_multiple_of(page).is_some_and(|page_end| page_end <= buffer.as_ptr_range().end.addr())
 }
 
 /// The size of a descriptor.

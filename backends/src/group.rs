@@ -8,7 +8,7 @@
 //!
 //! An iommufd in place of a container differs (linux: drivers/vfio/group.c, vfio_df_group_open): there a device is
 //! attached when it is first opened and detached when it is last closed, and its group may leave before that. A group
-//! therefore has an anchor device : it opens the device when it joins, keeps it open
+//! therefore has an anchor device: it opens the device when it joins, keeps it open
 //! until it leaves, and does not leave while another descriptor of one of its devices is open. A part of a device that
 //! is still mapped keeps the device attached nevertheless, and no call reports that.
 

@@ -1,15 +1,16 @@
-//! Opening from descriptors that another process has handed over, with everything that is mapped in them: the new process's part of a live
-//! update. What is handed over and what becomes of it is in [`dmaspace_core::contract::live_update`].
+//! Opening from descriptors that another process has handed over, with everything that is mapped in them: the new
+//! process's part of a live update. [`dmaspace_core::contract::live_update`] describes the whole of it.
 //!
-//! Descriptors go from process to process through exec(2), without close-on-exec, or through a socket (`SCM_RIGHTS`). The old process
-//! lends its own with [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), the new one adopts them
-//! ([`OwnedHandle::adopt`]): the container, its groups, their devices, and the files behind the guest's memory. Here both
-//! processes are in software, where descriptors have no numbers:
+//! Descriptors pass from process to process through exec(2), without close-on-exec, or through a socket
+//! (`SCM_RIGHTS`). The old process lends its descriptors with
+//! [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), and the new one adopts them
+//! ([`OwnedHandle::adopt`]): the container, its groups, their devices, and the files behind the guest's memory. In this
+//! example both processes are in software, where descriptors have no numbers:
 #![cfg_attr(feature = "soft", doc = "```")]
 #![cfg_attr(not(feature = "soft"), doc = "```ignore")]
 //! use std::num::NonZeroU64;
 //!
-//! use dmaspace::contract::{Attachable as _, Unit};
+//! use dmaspace::contract::{Attachable as _, MapRequest};
 //! use dmaspace::door::OwnedHandle;
 //! use dmaspace::live_update::NamedMemory;
 //! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, OpenRequest};
@@ -22,12 +23,12 @@
 //! let opened = host.open(&OpenRequest::device("0000:00:03.0".parse()?).with_backend(BackendKind::Type1))?;
 //! let space = opened.space.space().clone();
 //! let ram = HostMemory::unbacked(0x7f00_0000_0000, gib).ok_or("it wraps")?;
-//! space.map(Iova::new(0), &ram, Access::READ_WRITE, Unit::Whole)?;
+//! space.map(MapRequest::new(Iova::new(0), &ram, Access::READ_WRITE))?;
 //!
-//! let handover = space.handover().hand_over(&NamedMemory::new().with("ram", ram))?;
+//! let handover = space.powers().live_update.hand_over(&NamedMemory::new().with("ram", ram))?;
 //! let device = &opened.devices[0];
 //!
-//! // The new one, with the same descriptors, and with the same file mapped elsewhere. Devices have been at work all the time.
+//! // The new VMM has the same descriptors, and the same file mapped elsewhere. Devices never stop working.
 //! let new = old.fork();
 //! let host = Host::new(new.clone(), Facts::of_soft(new.profile()));
 //! let owned = |handle| OwnedHandle::simulated(new.clone(), handle).ok_or("a real host");
@@ -37,11 +38,11 @@
 //! let nic = inherited.inherit_device(&inherited.groups()[0].clone(), owned(device.handle())?, device.name());
 //! let ram = HostMemory::unbacked(0x7e00_0000_0000, gib).ok_or("it wraps")?;
 //! let space = inherited.space();
-//! // SAFETY: it is the same file under the same name.
-//! unsafe { space.handover().adopt(&handover, &NamedMemory::new().with("ram", ram.clone()))? };
+//! // SAFETY: the file of that name is the same one.
+//! unsafe { space.powers().live_update.adopt(&handover, &NamedMemory::new().with("ram", ram.clone()))? };
 //! assert_eq!(space.lookup(Iova::new(0x1000)).map(|mapping| mapping.memory), Some(ram));
 //!
-//! // The old one ends: it closes what it has, and unmaps nothing.
+//! // The old VMM ends: it closes its descriptors, and unmaps nothing.
 //! let before = old.calls();
 //! drop((opened, host));
 //! assert_eq!(new.calls().of("VFIO_IOMMU_UNMAP_DMA"), before.of("VFIO_IOMMU_UNMAP_DMA"));
@@ -62,14 +63,16 @@ use crate::group::VfioGroup;
 use crate::open::{Host, OpenError, OpenSpace};
 
 impl Host {
-    /// Makes a space of a container with groups in it, all of them open and inherited from a process that has handed the space over.
-    /// Each group goes by the name it was handed over by ([`Handover::devices`](dmaspace_core::contract::live_update::Handover::devices)), and is told
-    /// to this host's registry. Until the space has adopted what was described, nothing of it can be changed, and dropping it closes the
-    /// descriptors and nothing else.
+    /// Makes a space of an open container with its open groups, inherited from a process that has handed the space
+    /// over. Each group has the name under which it was handed over
+    /// ([`Handover::devices`](dmaspace_core::contract::live_update::Handover::devices)), and is reported to this host's
+    /// registry. Until the space has adopted the hand-over, nothing in it can be changed, and dropping it closes the
+    /// descriptors and does nothing else.
     ///
     /// # Errors
-    /// [`OpenError::NoChoice`] for a backend that hands nothing over, [`OpenError::Registry`], [`OpenError::NotInherited`] for a group
-    /// that is in no container, [`OpenError::Refused`], [`OpenError::Attach`]. What was passed in is closed then; what is mapped stays.
+    /// [`OpenError::NoChoice`] for a backend without hand-overs; [`OpenError::NotInherited`] for a group that is in no
+    /// container; [`OpenError::Registry`], [`OpenError::Refused`], [`OpenError::Attach`]. The descriptors are closed
+    /// then, and the mappings stay.
     pub fn inherit(
         &self,
         backend: BackendKind,
@@ -77,32 +80,33 @@ impl Host {
         groups: Vec<(String, OwnedHandle)>,
     ) -> Result<OpenSpace, OpenError> {
         let door = self.door().clone();
-        // Everything has an owner first: whatever fails, all of it is closed.
+        // Every descriptor gets an owner before anything can fail, so that all of them are closed.
         let handle = container.handle();
         let type1 = Type1::new(container);
-        let members = groups.into_iter().map(|(name, handle)| VfioGroup::new(handle, name, backend));
-        let members: Vec<_> = members.collect();
+        let owned: Vec<_> = groups.into_iter().map(|(name, handle)| VfioGroup::new(handle, name, backend)).collect();
         if backend != BackendKind::Type1 {
-            return Err(OpenError::NoChoice {
-                backend,
-                why: "hands over nothing that a container could be inherited with",
-            });
+            return Err(OpenError::NoChoice { backend, why: "cannot hand over a container" });
         }
-        let members = members.into_iter().map(|member| self.welcome(member).map(Arc::new));
-        let members: Vec<Arc<VfioGroup>> = members.collect::<Result<_, _>>()?;
-        let devices = members.iter().map(|member| member.clone() as Arc<dyn Attachable>).collect();
+        let mut members = Vec::new();
+        let mut devices: Vec<Arc<dyn Attachable>> = Vec::new();
+        for group in owned {
+            let member = Arc::new(self.admit(group)?);
+            devices.push(member.clone());
+            members.push(member);
+        }
         let space = Arc::new(Space::inherited(type1, devices)?);
         Ok(self.share_registry(OpenSpace::at(door, backend, space, handle).with_groups(members)))
     }
 
-    fn welcome(&self, member: VfioGroup) -> Result<VfioGroup, OpenError> {
-        let name = member.name();
-        if !member.is_in_a_container().map_err(|failure| OpenError::refused(&name, failure))? {
+    /// Checks that an inherited group is in a container, and registers it.
+    fn admit(&self, group: VfioGroup) -> Result<VfioGroup, OpenError> {
+        let name = group.name();
+        if !group.is_in_a_container().map_err(|failure| OpenError::refused(&name, failure))? {
             return Err(OpenError::NotInherited { group: name });
         }
-        let known = self.facts().groups.values().find(|group| format!("group {}", group.number) == name);
-        let reserved = known.map(|group| self.facts().reserved(group.number, &name)).unwrap_or_default();
-        let member = member.with_reserved(reserved);
+        let known = self.facts().groups.values().find(|known| format!("group {}", known.number) == name);
+        let reserved = known.map(|known| self.facts().reserved(known.number, &name)).unwrap_or_default();
+        let member = group.with_reserved(reserved);
         match self.registry() {
             Some(registry) => {
                 let registered = member.with_registry(registry.clone());
@@ -114,7 +118,7 @@ impl Host {
 }
 
 impl OpenSpace {
-    /// Takes over an open device of an inherited group. `name` is the one sysfs has for it.
+    /// Takes ownership of an open device of an inherited group. `name` is the device's name in sysfs.
     pub fn inherit_device(&self, group: &Arc<VfioGroup>, device: OwnedHandle, name: &str) -> Device {
         Device::of_group(device, group, name).with_space(self.space().clone())
     }

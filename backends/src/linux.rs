@@ -1,11 +1,12 @@
-//! The Linux door: kernel calls for real.
+//! The Linux door: real kernel calls.
 //!
-//! All of the façade's unsafe code is in this file, but for KVM's calls on POWER. A table (src/commands.rs) decides which commands are made at all and that their
-//! arguments are shaped so that the kernel stays inside the bytes it is given; here addresses and descriptors are filled in, the call
-//! is made, and they are taken out again, so that no caller ever holds an address it could use elsewhere.
+//! All unsafe code of this crate that makes calls is in this file, except for KVM's calls on POWER. A table
+//! (src/commands.rs) decides which commands are made at all, and checks that the kernel stays inside the bytes of the
+//! argument. This file fills in addresses and descriptors, makes the call, and takes them out again, so that no caller
+//! ever holds an address that it could use elsewhere.
 //!
-//! What the door does *not* keep is memory: a mapping outlives the call that made it, and whoever makes the call through the door
-//! directly has to hold the [`HostMemory`] until the mapping is gone. [`dmaspace_core::Space`] does, for all who use it.
+//! The door does *not* keep memory alive: a mapping outlives the call that made it. [`dmaspace_core::Space`] keeps the
+//! [`HostMemory`] until the mapping is gone, and only a space makes the leases that such a call needs.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that makes system calls std has no safe form of")]
 
 use std::ffi::c_void;
@@ -17,12 +18,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::sync::{Rank, RwLock};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
@@ -32,11 +34,12 @@ use crate::host_page::host_page;
 
 /// The door to the kernel this process runs on.
 ///
-/// It owns the descriptors behind its handles and closes what is left when it is dropped. Calls from several threads do not wait for
-/// one another; a handle closed during another thread's call is closed when that call returns.
-#[derive(Default)]
+/// It owns the descriptors behind its handles, and closes the remaining ones when it is dropped. Calls of several
+/// threads do not wait for one another. A handle that is closed during another thread's call is closed when that call
+/// returns.
 pub struct LinuxDoor {
-    /// By handle number. Numbers are never used again, so this only grows: by a few bytes for every handle ever opened.
+    /// The descriptors by handle number. A number is never used again, so the list only grows: by a few bytes for every
+    /// handle ever opened.
     open: RwLock<Vec<Option<Open>>>,
     runs: ProcessRegistrations,
 }
@@ -51,12 +54,12 @@ struct Open {
 impl LinuxDoor {
     /// A door with nothing open.
     pub fn new() -> Self {
-        Self::default()
+        Self { open: RwLock::new(Rank::Door, Vec::new()), runs: ProcessRegistrations::default() }
     }
 
-    /// Lends the descriptor behind `handle`: for KVM, for interrupts, for whatever else a VMM does with its devices.
+    /// Lends the descriptor behind `handle` for the VMM's own calls: to KVM, for interrupts and the like.
     ///
-    /// It stays open until `borrow` returns, whoever closes the handle meanwhile.
+    /// It stays open until `borrow` returns, even if the handle is closed meanwhile.
     ///
     /// # Errors
     /// `EBADF` when the handle is not open.
@@ -65,36 +68,30 @@ impl LinuxDoor {
         Ok(borrow(file.as_fd()))
     }
 
-    fn table(&self) -> RwLockReadGuard<'_, Vec<Option<Open>>> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn table_mut(&self) -> RwLockWriteGuard<'_, Vec<Option<Open>>> {
-        self.open.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn keep(&self, file: File, kind: HandleKind) -> Handle {
-        let mut table = self.table_mut();
+        let mut table = self.open.write();
         let handle = Handle::new(table.len() as u64, kind);
         table.push(Some(Open { kind, file: Arc::new(file) }));
         handle
     }
 
-    /// The file behind a handle. Anyone can spell a handle, so its kind is believed only if it is the one the door gave it: the
-    /// kind decides which commands are made.
+    /// The file behind a handle. Any code can construct a handle, so its kind must be the one that the door gave it:
+    /// the kind decides which commands are made.
     #[inline]
     fn file(&self, handle: Handle) -> Result<Arc<File>, Errno> {
         let index = usize::try_from(handle.id()).map_err(|_| Errno::EBADF)?;
-        let table = self.table();
-        let open = table.get(index).and_then(Option::as_ref).filter(|open| open.kind == handle.kind());
-        open.map(|open| open.file.clone()).ok_or(Errno::EBADF)
+        let table = self.open.read();
+        match table.get(index) {
+            Some(Some(open)) if open.kind == handle.kind() => Ok(open.file.clone()),
+            _ => Err(Errno::EBADF),
+        }
     }
 
-    /// Makes a command whose result is `opens`.
+    /// Makes a command whose result is a descriptor of the kind `opens`, or none.
     fn make(&self, on: Handle, command: &mut Command<'_>, opens: Option<HandleKind>) -> Result<i32, Errno> {
         let file = self.file(on)?;
         let rule = commands::judge(on.kind(), command)?;
-        // A descriptor must not get lost as a number, nor a number become a descriptor.
+        // A descriptor must not be returned as a number, nor a number be taken for a descriptor.
         if rule.opens() != opens {
             return Err(Errno::EINVAL);
         }
@@ -112,7 +109,7 @@ impl LinuxDoor {
         }
     }
 
-    /// Makes a command with what is attached in its place, and takes it out again.
+    /// Makes a command with the attachment filled in, and takes it out again.
     #[inline(always)]
     fn make_filled(
         &self,
@@ -131,7 +128,7 @@ impl LinuxDoor {
                 filled(bytes, at, address.to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
             Attached::Handle(handle) => {
-                // Held open for the time of the call.
+                // Keeps the file open during the call.
                 let lent = self.file(*handle)?;
                 filled(bytes, at, lent.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
@@ -152,7 +149,7 @@ impl LinuxDoor {
     }
 }
 
-/// Calls with `field` in its place, and puts zeros there afterwards.
+/// Makes `call` with `field` filled in, and writes zeros over it afterwards.
 #[inline]
 fn filled<const N: usize>(
     bytes: &mut [u8],
@@ -172,12 +169,13 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) -> Result<()
     place.map(|place| *place = field).ok_or(Errno::EINVAL)
 }
 
-/// Makes the call. Only [`LinuxDoor::make`] may, with a command that was judged and filled.
+/// Makes the call. Only [`LinuxDoor::make`] may call this, with a command that was judged and filled in.
 #[inline]
 fn ioctl(file: &File, number: u32, argument: *mut c_void) -> Result<i32, Errno> {
-    // SAFETY: the command passed `commands::judge`. Its argument is nothing, a number, a string with its NUL, or a struct of which the
-    // kernel touches no more than the bytes there, borrowed for the call; every pointer in it is the address of a buffer of at least
-    // the length the struct claims, borrowed likewise, or of memory whose owner vouched for it; descriptors are held open.
+    // SAFETY: the command passed `commands::judge`. Its argument is nothing, a number, a string with its NUL, or a
+    // struct of which the kernel touches no more than the bytes there, borrowed for the call; every pointer in it is
+    // the address of a buffer of at least the length the struct claims, borrowed likewise, or of memory whose owner
+    // vouched for it; descriptors are held open.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), number as libc::Ioctl, argument) };
     if result < 0 { Err(last_error()) } else { Ok(result) }
 }
@@ -187,9 +185,9 @@ fn last_error() -> Errno {
     io::Error::last_os_error().into()
 }
 
-/// An mmap, undone when the last holder lets go.
+/// A mapping of a file, unmapped when it is dropped.
 struct Mapped {
-    /// Only ever read; atomic because a raw pointer could not be shared between threads.
+    /// Only ever read. Atomic because a raw pointer could not be shared between threads.
     base: AtomicPtr<c_void>,
     len: NonZeroUsize,
 }
@@ -197,18 +195,19 @@ struct Mapped {
 impl Mapped {
     fn new(file: &File, offset: u64, len: NonZeroUsize, access: Access) -> Result<Self, Errno> {
         let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-        let protection = protection(access);
+        let access = protection(access);
         // SAFETY: with a null hint and without MAP_FIXED the kernel picks addresses nothing else uses.
         let base =
-            unsafe { libc::mmap(ptr::null_mut(), len.get(), protection, libc::MAP_SHARED, file.as_raw_fd(), offset) };
+            unsafe { libc::mmap(ptr::null_mut(), len.get(), access, libc::MAP_SHARED, file.as_raw_fd(), offset) };
         if base == libc::MAP_FAILED { Err(last_error()) } else { Ok(Self { base: AtomicPtr::new(base), len }) }
     }
 
-    /// The mapping as memory that keeps it.
+    /// The mapping as memory that keeps it alive.
     fn into_memory(mut self) -> Option<HostMemory> {
         let base = NonNull::new(self.base.get_mut().cast::<u8>())?;
         let len = self.len;
-        // SAFETY: the span is `self`'s mapping, which lasts until `self` is dropped, and nothing else knows its address.
+        // SAFETY: the span is `self`'s mapping, which lasts until `self` is dropped, and nothing else knows its
+        // address.
         unsafe { HostMemory::held_by(base, len, Arc::new(self)) }
     }
 }
@@ -216,7 +215,8 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         let base = *self.base.get_mut();
-        // SAFETY: the span is the mapping made in `new`. Pointers into it are only in `HostMemory`s that hold `self`: none is left.
+        // SAFETY: the span is the mapping made in `new`. Pointers into it are only in `HostMemory`s that hold `self`:
+        // none is left.
         let result = unsafe { libc::munmap(base, self.len.get()) };
         if result != 0 {
             log::error!("munmap of {:#x} bytes at {base:p}: {}", self.len, last_error());
@@ -230,8 +230,9 @@ fn protection(access: Access) -> libc::c_int {
     read | write
 }
 
-// SAFETY: each command goes to this process's kernel as it is, and its answer is returned; numbers are places in a list that only grows;
-// `commands::judge` refuses memory that is not there, and what makes memory or devices known without a lease or an attach point.
+// SAFETY: each command goes to this process's kernel as it is, and its answer is returned; numbers are places in a list
+// that only grows; `commands::judge` refuses memory that is not there, and what makes memory or devices known without a
+// lease or an attach point.
 unsafe impl Door for LinuxDoor {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         // std adds O_CLOEXEC to everything it opens.
@@ -249,7 +250,8 @@ unsafe impl Door for LinuxDoor {
 
     fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
         let descriptor = self.make(on, command, Some(kind))?;
-        // SAFETY: the kernel just made this descriptor for us (the rule says that its result is one), so nobody else owns it.
+        // SAFETY: the kernel just made this descriptor for us (the rule says that its result is one), so nothing else
+        // owns it.
         let file = unsafe { File::from_raw_fd(descriptor) };
         Ok(self.keep(file, kind))
     }
@@ -262,28 +264,33 @@ unsafe impl Door for LinuxDoor {
         Ok(self.file(on)?.write_at(from, offset)?)
     }
 
-    /// What is mapped of a device is [`HostMemory::device_memory`].
+    /// Maps a part of a file. A part of a device becomes [`HostMemory::device_memory`].
     ///
-    /// The kernel keeps a device open for as long as a part of it is mapped, whether its handle is closed or not. Reading a BAR
-    /// while the device's memory is disabled gives all ones or a SIGBUS, depending on the kernel.
+    /// The kernel keeps a device open for as long as a part of it is mapped, even after its handle is closed. Reading a
+    /// BAR while the device's memory is disabled returns all ones or raises SIGBUS, depending on the kernel.
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        // Memory that cannot even be read is none.
+        // The kernel would map the range without any access, which is no memory.
         if access.is_empty() {
             return Err(Errno::EINVAL);
         }
         let len = NonZeroUsize::try_from(len).map_err(|_| Errno::EOVERFLOW)?;
         let mapped = Mapped::new(&*self.file(on)?, offset, len, access)?;
-        let memory = mapped.into_memory().ok_or(Errno::EFAULT)?;
-        let memory = if access.contains(Access::WRITE) { memory } else { memory.host_read_only() };
-        Ok(if on.kind() == HandleKind::Device { memory.device_memory() } else { memory })
+        let mut memory = mapped.into_memory().ok_or(Errno::EFAULT)?;
+        if !access.contains(Access::WRITE) {
+            memory = memory.host_read_only();
+        }
+        if on.kind() == HandleKind::Device {
+            memory = memory.device_memory();
+        }
+        Ok(memory)
     }
 
     fn close(&self, handle: Handle) -> Result<(), Errno> {
         self.file(handle)?;
         let index = usize::try_from(handle.id()).map_err(|_| Errno::EBADF)?;
-        let closed = self.table_mut().get_mut(index).and_then(Option::take);
-        // Dropped here, when the lock is free again: closing a device resets it, which can take seconds.
-        closed.map(drop).ok_or(Errno::EBADF)
+        let closed = self.open.write().get_mut(index).and_then(Option::take);
+        // Dropped without the lock: closing a device resets it, which can take seconds.
+        if closed.is_some() { Ok(()) } else { Err(Errno::EBADF) }
     }
 
     fn host_page(&self) -> PageSize {
@@ -303,9 +310,15 @@ unsafe impl Door for LinuxDoor {
     }
 }
 
+impl Default for LinuxDoor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl fmt::Debug for LinuxDoor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = self.table().iter().flatten().count();
+        let open = self.open.read().iter().flatten().count();
         write!(f, "LinuxDoor({open} open)")
     }
 }

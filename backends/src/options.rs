@@ -62,7 +62,8 @@ impl OpenOptions {
     /// Checks that `backend` can follow these options.
     ///
     /// # Errors
-    /// [`OpenError::NoChoice`] for an option that the backend cannot follow. An option that asks for the backend's only behaviour is accepted.
+    /// [`OpenError::NoChoice`] for an option that the backend cannot follow. An option that asks for the backend's only
+    /// behaviour is accepted.
     pub(crate) fn check(&self, backend: BackendKind) -> Result<(), OpenError> {
         match self.conflict_with(backend) {
             Some(why) => Err(OpenError::NoChoice { backend, why }),

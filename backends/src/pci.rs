@@ -1,12 +1,12 @@
-//! PCI addresses as people and sysfs write them.
+//! PCI addresses, in the form that sysfs and lspci use.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a PCI function is: domain, bus, device, function; `0000:00:03.0`.
+/// The address of a PCI function: domain, bus, device and function, as in `0000:00:03.0`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
-    // In the order they are compared and written.
+    // Compared and written in this order.
     domain: u32,
     bus: u8,
     device: u8,
@@ -20,7 +20,7 @@ impl PciAddress {
     }
 }
 
-/// The text is no PCI address.
+/// A text that is no PCI address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no PCI address: expected domain:bus:device.function in hexadecimal, such as 0000:00:03.0 or 00:03.0")]
 pub struct BadPciAddress(String);
@@ -39,12 +39,17 @@ fn parse(text: &str) -> Option<PciAddress> {
     let (bus, device) = slot.rsplit_once(':')?;
     // Domains have more than four digits behind some host bridges (Intel's VMD begins at 10000).
     let (domain, bus) = bus.split_once(':').unwrap_or(("0", bus));
-    let number = |digits: &str, most: usize| {
-        let clean = (1..=most).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        if clean { u32::from_str_radix(digits, 16).ok() } else { None }
-    };
-    let small = |digits| u8::try_from(number(digits, 2)?).ok();
-    PciAddress::new(number(domain, 8)?, small(bus)?, small(device)?, small(function)?)
+    PciAddress::new(hexadecimal(domain, 8)?, small(bus)?, small(device)?, small(function)?)
+}
+
+/// A number of at most `most` hexadecimal digits, without a sign or a prefix.
+fn hexadecimal(digits: &str, most: usize) -> Option<u32> {
+    let clean = (1..=most).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if clean { u32::from_str_radix(digits, 16).ok() } else { None }
+}
+
+fn small(digits: &str) -> Option<u8> {
+    u8::try_from(hexadecimal(digits, 2)?).ok()
 }
 
 impl fmt::Display for PciAddress {
@@ -77,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_named() {
+    fn a_text_that_is_no_address_is_named_in_the_error() {
         for text in [
             "",
             "3",

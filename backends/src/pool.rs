@@ -1,9 +1,9 @@
 //! Several address spaces over one guest that pin its memory once.
 //!
-//! A guest whose devices have address spaces of their own (one behind its vIOMMU's translation, another beside it)
-//! would have its memory pinned and charged once for each. iommufd can share what is pinned, among address spaces of
-//! one `/dev/iommu`: open the [`Pool`] first, then the spaces in it, and let one listener serve them, or several. What
-//! was shared, the reports of commits say ([`dmaspace_listener::SpaceReport::shared`]).
+//! A guest whose devices have address spaces of their own (one behind the translation of its vIOMMU, another beside it)
+//! would have its memory pinned and charged once for each space. Address spaces of one `/dev/iommu` can share pins:
+//! open the [`Pool`] first, then the spaces in it, and let one listener serve them, or several. The reports of commits
+//! say how much was shared ([`dmaspace_listener::SpaceReport::shared`]).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::open::{Host, OpenError, OpenSpace, Opened, open_node};
 use crate::options::OpenOptions;
 
 impl Host {
-    /// Opens `/dev/iommu` for spaces that share what they pin.
+    /// Opens `/dev/iommu` for spaces that share their pins.
     ///
     /// # Errors
     /// [`OpenError::Node`], [`OpenError::Refused`].
@@ -29,7 +29,7 @@ impl Host {
     }
 
     /// Opens a space for the devices of `request` in a pool that this host's door opened, and attaches them. The
-    /// backend is iommufd, whatever the request says.
+    /// backend is iommufd, even if the request names another.
     ///
     /// # Errors
     /// As [`Host::open`].
@@ -46,7 +46,7 @@ impl Host {
     /// # Errors
     /// [`OpenError::Refused`].
     pub fn open_space_in(&self, pool: &Arc<Pool>) -> Result<OpenSpace, OpenError> {
-        Ok(self.share_registry(OpenSpace::shared(pool.clone(), self.options())?))
+        Ok(self.share_registry(OpenSpace::in_pool(pool.clone(), self.options())?))
     }
 }
 
@@ -56,10 +56,10 @@ impl OpenSpace {
     /// # Errors
     /// [`OpenError::Refused`].
     pub fn sharing(pool: Arc<Pool>) -> Result<Self, OpenError> {
-        Self::shared(pool, &OpenOptions::default())
+        Self::in_pool(pool, &OpenOptions::default())
     }
 
-    fn shared(pool: Arc<Pool>, options: &OpenOptions) -> Result<Self, OpenError> {
+    fn in_pool(pool: Arc<Pool>, options: &OpenOptions) -> Result<Self, OpenError> {
         let door = pool.iommufd().door().clone();
         let handle = pool.iommufd().handle();
         let ioas = options.prepare(Ioas::sharing(pool))?;

@@ -1,5 +1,5 @@
-//! What a listener is told, written down by a VMM in the field and read again elsewhere: `dmaspace replay` takes it,
-//! and so does a test.
+//! Recordings of a listener's input: a VMM writes them in the field, and `dmaspace replay` or a test reads them
+//! elsewhere.
 //!
 //! ```
 //! use std::num::NonZeroU64;
@@ -9,14 +9,14 @@
 //! use dmaspace::recording::{Asked, Event, JsonLines, Reader};
 //! use dmaspace::{Access, FrontEnd, HostMemory, Iova, Listener, Section};
 //!
-//! // In the VMM: once, and then everything as ever. A file does as well as these bytes.
+//! // In the VMM, once. A file serves as well as this vector.
 //! let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
 //! let mut listener = Listener::new(FrontEnd::pc());
 //! listener.record_to(Box::new(lines.clone()));
 //! let memory = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("none")?).ok_or("it wraps")?;
 //! listener.commit(Update::new().adding(Section::ram("pc.ram", Iova::new(0), memory, Access::READ_WRITE)?))?;
 //!
-//! // What it wrote:
+//! // The recording:
 //! drop(listener);
 //! let recording = String::from_utf8(lines.lock().map_err(|_| "poisoned")?.get_ref().clone())?;
 //! assert_eq!(recording, concat!(
@@ -27,7 +27,7 @@
 //!     r#"{"event":"ended","result":"ok"}"#, "\n",
 //! ));
 //!
-//! // Elsewhere: the same again, with addresses where there was memory.
+//! // Elsewhere: the replay, with unbacked memory of the same addresses.
 //! let mut again = Listener::default();
 //! for event in Reader::new(recording.as_bytes(), Asked::unbacked) {
 //!     match event?.event {
@@ -44,50 +44,53 @@
 //! ```
 //!
 //! # The format, version 1
-//! JSON lines: UTF-8, one object on each line, in the order in which things happened; lines without anything on them
-//! are passed over. Addresses are strings, `"0x"` and up to 16 hexadecimal digits; `last` is the last byte and inside;
-//! sizes are numbers of bytes. A field that is not named here is an error: what a reader does not know, it must not
-//! pass over.
+//! A recording is JSON lines: UTF-8, one object on each line, in the order of the events. A reader skips empty lines.
+//! Addresses are strings, `"0x"` and up to 16 hexadecimal digits; `last` is the last byte of a range; sizes are numbers
+//! of bytes. A field that is not listed here is an error: a reader must not skip a field that it does not know.
 //!
-//! The field `event` says what a line is:
+//! The field `event` is the kind of the line:
 //!
-//! | `event` | fields | |
-//! |---|---|---|
-//! | `begin` | `version`, `shrink`, `cuts`, perhaps `chunk`, `in_force`, `spaces` | The first line, and only the first. |
-//! | `update` | `removed`, `added` | A commit begins. What goes, goes first. Both empty: spaces are brought in step with changed windows. |
-//! | `join` | `space` | A space is about to be served, as the last. |
-//! | `leave` | `space` | A space is about to be served no longer: its number among those served, from 0. |
-//! | `ended` | `result`, perhaps `text` | How the line before ended. It is missing only where the recording ends, for instance because the VMM did. |
+//! - `begin`: the first line, and only the first. Fields: `version`, `shrink`, `cuts`, optionally `chunk`, `in_force`,
+//!   `spaces`.
+//! - `update`: a commit begins. Fields: `removed` and `added`; removals come first. If both are empty, spaces are
+//!   brought in step with windows that changed.
+//! - `join`: a space is about to be served, as the last one. Field: `space`.
+//! - `leave`: a space is about to be served no longer. Field: `space`, its number among the served spaces, from 0.
+//! - `ended`: the result of the line before. Fields: `result`, optionally `text`. The line is missing only at the end
+//!   of a recording, for instance because the VMM ended.
+//!
+//! The fields:
 //!
 //! - `version` is 1. Another number is another format.
-//! - `shrink` is `refuse` or `report`: what becomes of required sections that lose bytes.
-//! - `cuts` are the places where the front end expects later changes, each `{first, last, step}`; 65,536 pieces in all
-//!   at most.
-//! - `chunk` is what a change of a few pages may disturb elsewhere.
-//! - `in_force`, `removed` and `added` are lists of pieces, below. Those in force never overlap in one address space,
-//!   and a piece is removed exactly as it was added.
-//! - `spaces` and the `space` of a `join` tell of the hosts: `{backend, windows}`, each window `{first, last,
-//!   page_sizes}`. A replay has its own host; this is for people.
-//! - `result` is `ok`; or `refused`, when a host could not provide something required; or `error`, when a kernel call
-//!   failed or the update made no sense. After the latter two everything is as it was; `text` says why.
+//! - `shrink` is `refuse` or `report`: the treatment of required sections that lose bytes to alignment.
+//! - `cuts` are the places where the front end expects later changes, each `{first, last, step}`, with at most 65,536
+//!   pieces in all.
+//! - `chunk` is the size that a change of a few pages may disturb elsewhere.
+//! - `in_force`, `removed` and `added` are lists of pieces. The pieces in force never overlap in one address space, and
+//!   a piece is removed exactly as it was added.
+//! - `spaces`, and the `space` of a `join`, describe hosts for people: `{backend, windows}`, each window `{first, last,
+//!   page_sizes}`. A replay has its own host.
+//! - `result` is `ok`; `refused` if a host could not provide a required section; or `error` if a kernel call failed or
+//!   the update was invalid. After `refused` and `error` nothing has changed; `text` is the reason.
 //!
-//! A piece is a section of the PCI address space, or target memory:
+//! A piece is a section of the PCI address space, or target memory. Its fields:
 //!
-//! | field | with | |
-//! |---|---|---|
-//! | `space` | all | `pci`: a section, at bus addresses. `memory`: target memory, at system addresses; its kind is `ram`. |
-//! | `first`, `last`, `name` | all | |
-//! | `kind` | all | `ram`, `discardable` (RAM in blocks), `device` (another device's memory), `translated`, `msi`, `nothing` |
-//! | `access` | memory in `pci` | what devices may do: `read-write`, `read-only`, `write-only`, `no access` |
-//! | `host` | memory: `ram`, `discardable`, `device` | The address of the first byte in the process that was recorded. |
-//! | `unit` | memory | A number that memory has in common which comes and goes together. Only that is ever joined. |
-//! | `backing_page` | memory; may be missing | the pages behind the memory, where somebody said so (hugetlbfs) |
-//! | `host_read_only` | memory; may be missing | `true` where the process itself could only read |
-//! | `device_memory` | memory; may be missing | `true` where the memory is another device's |
-//! | `page` | `translated`, `discardable` | the size of an entry, or of a block |
+//! - `space`: `pci` for a section, at bus addresses; `memory` for target memory, at system addresses, of the kind
+//!   `ram`.
+//! - `first`, `last`, `name`.
+//! - `kind`: `ram`, `discardable` (RAM in blocks), `device` (another device's memory), `translated`, `msi` or
+//!   `nothing`.
+//! - `access`, for memory in `pci`: `read-write`, `read-only`, `write-only` or `no access` for devices.
+//! - `host`, for `ram`, `discardable` and `device`: the address of the first byte in the recorded process.
+//! - `unit`, for memory: a number that is shared by memory which is plugged and unplugged together. Only such memory is
+//!   ever joined.
+//! - `backing_page`, optional, for memory: the size of the pages behind the memory, if the VMM stated it (hugetlbfs).
+//! - `host_read_only`, optional, for memory: `true` if the process itself could only read it.
+//! - `device_memory`, optional, for memory: `true` if it is another device's memory.
+//! - `page`, for `translated` and `discardable`: the size of an entry, or of a block.
 //!
-//! What guests put into translated windows is not recorded, nor which blocks are populated, and no byte of anybody's
-//! memory: names and addresses are all there is.
+//! A recording holds names and addresses only: no entry of a translated window, no populated block, and no byte of
+//! memory.
 
 mod reader;
 mod writer;

@@ -1,4 +1,4 @@
-//! The soft host, as a host like any other: what a look at it would find.
+//! The facts of a host in software.
 //!
 //! With the feature `soft` a VMM's own tests, and this project's, open spaces on a host in software exactly as they do
 //! on a real one.
@@ -12,9 +12,8 @@ use crate::facts::{self, Facts, IommuGroup, IommuTypes, Nodes, PciDevice, Reserv
 use crate::pci::PciAddress;
 
 impl Facts {
-    /// What would be found on the host of a profile.
+    /// The facts of the host that a profile describes.
     pub fn of_soft(profile: &Profile) -> Self {
-        let has = |backend| profile.has(backend);
         Self {
             platform: platform(profile),
             kernel: profile.kernel.to_string(),
@@ -26,15 +25,15 @@ impl Facts {
                 type1_mappings: Some(profile.limits.dma_entries.into()),
             },
             nodes: Nodes {
-                container: has(Backend::Type1) || has(Backend::Spapr),
-                iommufd: has(Backend::Iommufd),
+                container: profile.has(Backend::Type1) || profile.has(Backend::Spapr),
+                iommufd: profile.has(Backend::Iommufd),
                 kvm: false,
             },
             modules: BTreeSet::new(),
             iommu_types: Some(IommuTypes {
-                type1: has(Backend::Type1),
-                spapr: has(Backend::Spapr),
-                spapr_v2: has(Backend::Spapr),
+                type1: profile.has(Backend::Type1),
+                spapr: profile.has(Backend::Spapr),
+                spapr_v2: profile.has(Backend::Spapr),
             }),
             groups: profile.groups.iter().map(|group| (group.number, group_facts(profile, group))).collect(),
             devices: profile.groups.iter().flat_map(devices).collect(),
@@ -72,21 +71,22 @@ fn reserved(region: &Reserved) -> Option<ReservedRegion> {
     Some(ReservedRegion { range, kind: kind.to_owned() })
 }
 
-/// Every device of a soft host was given to VFIO.
+/// The facts of a group's devices. Every device of a host in software is bound to VFIO.
 fn devices(group: &Group) -> BTreeMap<PciAddress, PciDevice> {
-    let device = |device: &Device| {
-        let address: PciAddress = device.address.parse().ok()?;
-        let vfio = VfioDevice { name: format!("vfio{}", device.node.unwrap_or_default()), node: device.node.is_some() };
-        let facts = PciDevice {
-            address,
-            vendor: 0x1234,
-            device: 0x11e8,
-            class: 0xff_0000,
-            driver: Some("vfio-pci".to_owned()),
-            group: Some(group.number),
-            vfio: Some(vfio),
-        };
-        Some((address, facts))
+    group.devices.iter().filter_map(|device| device_facts(group.number, device)).collect()
+}
+
+fn device_facts(group: u32, device: &Device) -> Option<(PciAddress, PciDevice)> {
+    let address: PciAddress = device.address.parse().ok()?;
+    let vfio = VfioDevice { name: format!("vfio{}", device.node.unwrap_or_default()), node: device.node.is_some() };
+    let facts = PciDevice {
+        address,
+        vendor: 0x1234,
+        device: 0x11e8,
+        class: 0xff_0000,
+        driver: Some("vfio-pci".to_owned()),
+        group: Some(group),
+        vfio: Some(vfio),
     };
-    group.devices.iter().filter_map(device).collect()
+    Some((address, facts))
 }

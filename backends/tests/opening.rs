@@ -56,7 +56,7 @@ fn trials_on(host: &str) -> Vec<Trial> {
     trials
 }
 
-/// What a trial does with its backend.
+/// The body of a trial, for its backend.
 type Run = fn(BackendKind) -> Result;
 
 /// A trial after which as many descriptors are open as before.
@@ -115,7 +115,7 @@ fn the_facts_make_sense(backend: BackendKind) -> Result {
     )
 }
 
-/// What edu's first register reads. QEMU gives it big-endian registers on POWER.
+/// The values of edu's first register. QEMU gives it big-endian registers on POWER.
 const IDENTITIES: [u32; 2] = [0x0100_00ed, 0xed00_0001];
 
 fn a_bar_is_read_and_mapped(backend: BackendKind) -> Result {
@@ -142,7 +142,7 @@ fn map_whole(device: &Device, bar: &Region) -> Result<HostMemory> {
     Ok(device.map(bar, *bar.mappable.first().ok_or("the BAR cannot be mapped")?)?)
 }
 
-/// Where the host can, the BAR becomes a target of DMA; where it cannot, that is said before the kernel is asked. And a
+/// A BAR becomes a target of DMA on a host that can map it. Otherwise it is refused before the kernel is asked. A
 /// mapped BAR keeps its group from leaving.
 fn a_mapped_bar_is_another_devices_memory(backend: BackendKind) -> Result {
     let (device, mut space) = open(backend)?;

@@ -33,7 +33,7 @@ fn open(host: &Host, backend: BackendKind) -> Result<Opened, OpenError> {
     host.open(&OpenRequest::device(first_device(host)).with_backend(backend))
 }
 
-/// How many descriptors of a device there are: to an iommufd in a container's place a group comes with one of its own.
+/// The number of descriptors of a device. A group in an iommufd in place of a container has one of its own.
 fn descriptors(backend: BackendKind) -> usize {
     if backend == BackendKind::Type1OnIommufd { 2 } else { 1 }
 }
@@ -65,7 +65,7 @@ fn what_was_opened_is_closed_when_it_is_dropped() {
 }
 
 #[test]
-fn whichever_call_fails_nothing_is_left() {
+fn nothing_is_left_after_any_call_fails() {
     for profile in profiles() {
         let (machine, host) = boot(&profile);
         for (backend, mode) in backends(&host)
@@ -108,7 +108,7 @@ fn a_device_can_leave_and_come_back() {
 }
 
 #[test]
-fn a_group_in_a_container_stays_there_whoever_else_wants_it() {
+fn a_group_in_a_container_stays_there_when_another_space_attaches_it() {
     for profile in profiles() {
         let (_machine, host) = boot(&profile);
         for backend in backends(&host).into_iter().filter(|backend| *backend != BackendKind::Iommufd) {
@@ -132,7 +132,7 @@ fn without_windows() -> [Profile; 3] {
     [Profile::powernv9(), Profile::powernv9_64k(), Profile::pseries()].map(Profile::with_fixed_window)
 }
 
-/// How often a container was given to an IOMMU driver.
+/// The number of times that a container was given an IOMMU driver.
 fn drivers_tried(machine: &SoftHost) -> u64 {
     machine.calls().of(SET_IOMMU)
 }
@@ -144,7 +144,7 @@ fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice
     for profile in without_windows() {
         let (machine, host) = boot(&profile);
         let request = OpenRequest::device(first_device(&host));
-        assert_eq!(host.choose(&request).chosen, Some(BackendKind::Spapr), "nobody knows before it is tried");
+        assert_eq!(host.choose(&request).chosen, Some(BackendKind::Spapr), "the facts do not tell");
         let opened = host.open(&request).expect("the older way is there");
         assert_eq!(
             (opened.space.backend(), opened.space.space().describe().backend),
@@ -160,7 +160,7 @@ fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice
 }
 
 #[test]
-fn whichever_call_fails_on_the_older_way_nothing_is_left() {
+fn nothing_is_left_after_any_call_fails_on_the_first_version() {
     for profile in without_windows() {
         for mode in [FaultMode::FailBefore, FaultMode::FailAfter] {
             let (machine, host) = boot(&profile);
@@ -178,7 +178,7 @@ fn whichever_call_fails_on_the_older_way_nothing_is_left() {
 }
 
 #[test]
-fn whoever_asks_for_a_backend_gets_that_or_none() {
+fn a_request_by_name_opens_that_backend_or_none() {
     let (machine, host) = boot(&Profile::powernv9().with_fixed_window());
     let error = open(&host, BackendKind::Spapr).expect_err("it cannot be had");
     assert!(error.to_string().contains("VFIO_SET_IOMMU: EINVAL"), "{error}");

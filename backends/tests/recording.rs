@@ -1,4 +1,4 @@
-//! Recordings: what a listener was told, written down, read again, and made true again.
+//! Recordings of a listener's input: written, read and replayed.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -62,7 +62,7 @@ fn mappings(opened: &Opened) -> Vec<Mapping> {
     opened.space.space().mappings(IovaRange::all())
 }
 
-/// Replays a recording on a host of its own, and checks that what was said to fail fails.
+/// Replays a recording on a host of its own, and checks that the recorded failures fail again.
 fn replayed(text: &str, on: &Opened) -> Listener {
     let mut listener = Listener::default();
     for event in events(text) {
@@ -82,7 +82,7 @@ fn replayed(text: &str, on: &Opened) -> Listener {
     listener
 }
 
-/// Memory of three owners, two of them side by side, a ROM, a BAR: what is told apart must stay apart.
+/// Memory of three owners, two of them side by side, a ROM and a BAR: distinct memory must stay distinct.
 fn many_kinds() -> Update {
     let zeroed = |pages: usize| HostMemory::zeroed(NonZeroUsize::new(pages * 0x1000).unwrap(), PageSize::K4).unwrap();
     let (one, other) = (zeroed(4), zeroed(2));
@@ -307,7 +307,7 @@ mod hostile {
     use super::*;
 
     proptest! {
-        /// Whatever a recording says, it is read or refused; and what is read can be committed, as far as it makes
+        /// Any recording is read or refused; a recording that is read can be committed, as far as it makes
         /// sense.
         #[test]
         fn damaged_recordings_are_read_or_refused(

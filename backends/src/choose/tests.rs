@@ -6,7 +6,7 @@ use dmaspace_core::door::Errno;
 use super::*;
 use crate::facts::{IommuTypes, Limits, Nodes, VfioDevice};
 
-/// What makes a host a poorer one.
+/// A change of the facts that removes something from the host.
 type Change = fn(&mut Facts);
 
 fn address(text: &str) -> PciAddress {
@@ -111,8 +111,16 @@ fn the_best_is_taken_where_it_is_there() {
     }
 }
 
+fn each_group(facts: &mut Facts, change: fn(&mut IommuGroup)) {
+    for group in facts.groups.values_mut() {
+        change(group);
+    }
+}
+
 fn each(facts: &mut Facts, change: fn(&mut PciDevice)) {
-    facts.devices.values_mut().for_each(change);
+    for device in facts.devices.values_mut() {
+        change(device);
+    }
 }
 
 #[test]
@@ -131,7 +139,7 @@ fn every_obstacle_is_named() {
         (|facts| facts.devices.clear(), BackendKind::Type1, &["there is no device 0000:00:03.0"]),
         (|facts| each(facts, |device| device.group = None), BackendKind::Type1, &["0000:00:03.0 is in no IOMMU group"]),
         (
-            |facts| facts.groups.values_mut().for_each(|group| group.noiommu = true),
+            |facts| each_group(facts, |group| group.noiommu = true),
             BackendKind::Iommufd,
             &["0000:00:03.0 is behind no IOMMU, only in a group without one"],
         ),
@@ -141,11 +149,7 @@ fn every_obstacle_is_named() {
             BackendKind::Iommufd,
             &["0000:00:03.0 is bound to e1000e"],
         ),
-        (
-            |facts| facts.groups.values_mut().for_each(|group| group.node = false),
-            BackendKind::Type1,
-            &["/dev/vfio/7 is missing"],
-        ),
+        (|facts| each_group(facts, |group| group.node = false), BackendKind::Type1, &["/dev/vfio/7 is missing"]),
         (
             |facts| each(facts, |device| device.vfio = None),
             BackendKind::Iommufd,
@@ -179,7 +183,7 @@ fn iommufd_in_a_containers_place_is_taken_when_asked_for_and_explained_then_only
     assert_eq!(Choice::of(&pc(), &asked).chosen, Some(BackendKind::Type1OnIommufd));
     let mut facts = pc();
     facts.nodes.iommufd = false;
-    facts.groups.values_mut().for_each(|group| group.node = false);
+    each_group(&mut facts, |group| group.node = false);
     let expected = ["/dev/iommu is missing", "/dev/vfio/7 is missing"];
     assert_eq!(against(&Choice::of(&facts, &asked), BackendKind::Type1OnIommufd), expected);
     assert!(Choice::of(&facts, &request()).rejected.iter().all(|(backend, _)| *backend != asked.backend.expect("set")));
@@ -264,7 +268,8 @@ fn a_fix_can_be_pasted() {
     assert_eq!(
         obstacle.fix(),
         "modprobe vfio-pci; echo 0000:00:03.0 > /sys/bus/pci/devices/0000:00:03.0/driver/unbind; \
-         echo vfio-pci > /sys/bus/pci/devices/0000:00:03.0/driver_override; echo 0000:00:03.0 > /sys/bus/pci/drivers_probe"
+         echo vfio-pci > /sys/bus/pci/devices/0000:00:03.0/driver_override; \
+         echo 0000:00:03.0 > /sys/bus/pci/drivers_probe"
     );
 }
 
@@ -277,7 +282,8 @@ fn the_choice_reads_as_lines() {
         "type1: it is the one this host can use\n\
          not spapr: x86_64 machines have none; fix: none: use another backend\n\
          not spapr-v1: x86_64 machines have none; fix: none: use another backend\n\
-         not iommufd: /dev/iommu is missing; fix: modprobe iommufd; if there is no such module, use a kernel that has it"
+         not iommufd: /dev/iommu is missing; \
+         fix: modprobe iommufd; if there is no such module, use a kernel that has it"
     );
     facts.nodes.container = false;
     assert!(Choice::of(&facts, &request()).to_string().starts_with("no backend fits\n"));

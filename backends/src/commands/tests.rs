@@ -2,7 +2,7 @@ use dmaspace_core::door::Handle;
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::linux::tests::{anonymous_memory, lease, point};
+use crate::linux::tests::{anonymous_memory, lease as lease_of, point};
 
 const KINDS: [HandleKind; 5] =
     [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
@@ -15,7 +15,7 @@ fn ranges(num_iovas: u32) -> iommufd::IoasIovaRanges {
     iommufd::IoasIovaRanges { size: iommufd::IoasIovaRanges::SIZE, num_iovas, ..Default::default() }
 }
 
-/// What is said to `request` with `bytes` and these attached.
+/// The refusal of `request` with `bytes` and `attachments`.
 fn refusal<'a>(
     kind: HandleKind,
     request: Request,
@@ -25,7 +25,7 @@ fn refusal<'a>(
     judge(kind, &Command::with_bytes(request, bytes).attaching(attachments)).err()
 }
 
-/// The same with one thing attached.
+/// The refusal of `request` with one attachment.
 fn refusal_of_one(
     kind: HandleKind,
     request: Request,
@@ -178,7 +178,7 @@ fn flags_that_bring_a_pointer_are_refused() {
     let memory = anonymous_memory(0x1000);
     let mut map = map_dma(0x1000);
     map.flags |= unknown_flag;
-    let lease = lease(&memory);
+    let lease = lease_of(&memory);
     let attached = Attached::Memory(&lease);
     assert_eq!(
         refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
@@ -194,7 +194,7 @@ fn flags_that_bring_a_pointer_are_refused() {
 fn memory_must_be_attached_to_its_field_once_and_hold_what_is_mapped() {
     let memory = anonymous_memory(0x2000);
     let refused = |size, offset| {
-        let lease = lease(&memory);
+        let lease = lease_of(&memory);
         let attached = Attached::Memory(&lease);
         refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map_dma(size).as_mut_bytes(), offset, attached)
     };
@@ -206,7 +206,7 @@ fn memory_must_be_attached_to_its_field_once_and_hold_what_is_mapped() {
 
     let mut map = map_dma(0x1000);
     assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut []), Some(Errno::EINVAL));
-    let lease = lease(&memory);
+    let lease = lease_of(&memory);
     let mut twice = [8, 8].map(|offset| Attachment { offset, what: Attached::Memory(&lease) });
     assert_eq!(refusal(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), &mut twice), Some(Errno::EINVAL));
 }
@@ -220,7 +220,7 @@ fn a_file_is_mapped_no_further_than_the_memory_it_is_attached_for() {
     let unbacked = unbacked.expect("no wrap").in_file(file, 0x8000);
     let refused = |memory: &dmaspace_core::HostMemory, start, length, fd, flags| {
         let mut map = iommufd::IoasMapFile { size: 40, flags, fd, start, length, ..Default::default() };
-        let lease = lease(memory);
+        let lease = lease_of(memory);
         let attached = Attached::FileOf(&lease);
         refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_MAP_FILE, map.as_mut_bytes(), 12, attached)
     };
@@ -265,7 +265,7 @@ fn an_address_the_caller_wrote_is_refused() {
     let memory = anonymous_memory(0x1000);
     let mut map = map_dma(0x1000);
     map.vaddr = 1;
-    let lease = lease(&memory);
+    let lease = lease_of(&memory);
     let attached = Attached::Memory(&lease);
     assert_eq!(
         refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
@@ -278,7 +278,7 @@ fn memory_that_is_not_there_is_a_bad_address() {
     let page = std::num::NonZeroU64::new(0x1000).expect("not zero");
     let nothing = dmaspace_core::HostMemory::unbacked(0x1000, page).expect("no wrap");
     let mut map = map_dma(0x1000);
-    let lease = lease(&nothing);
+    let lease = lease_of(&nothing);
     let attached = Attached::Memory(&lease);
     assert_eq!(
         refusal_of_one(HandleKind::Container, vfio::MAP_DMA, map.as_mut_bytes(), 8, attached),
@@ -343,7 +343,7 @@ fn a_copy_needs_a_lease_of_memory_as_long_as_it() {
     assert_eq!(refused, Some(Errno::EINVAL));
     for (len, expected) in [(0x1000, None), (0x800, Some(Errno::EINVAL))] {
         let memory = anonymous_memory(len);
-        let lease = lease(&memory);
+        let lease = lease_of(&memory);
         let attached = Attached::Copied(&lease);
         let refused = refusal_of_one(HandleKind::Iommufd, iommufd::IOAS_COPY, copy.as_mut_bytes(), at, attached);
         assert_eq!(refused, expected, "{len:#x}");

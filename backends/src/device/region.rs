@@ -93,8 +93,8 @@ pub(super) fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
         return if grew { Ok(Reply::Needs(info.argsz)) } else { Err("its capabilities are nowhere") };
     }
     let first = if has_capabilities { info.cap_offset } else { 0 };
-    let chain = chain::capabilities(reply, size_of::<RegionInfo>(), first).map_err(ChainError::reason)?;
-    let sparse = chain.iter().find(|capability| capability.header.id == REGION_CAP_SPARSE_MMAP);
+    let capabilities = chain::capabilities(reply, size_of::<RegionInfo>(), first).map_err(ChainError::reason)?;
+    let sparse = capabilities.iter().find(|capability| capability.header.id == REGION_CAP_SPARSE_MMAP);
     let mappable = match sparse {
         _ if info.flags & REGION_MMAP == 0 => Vec::new(),
         Some(capability) => areas(capability.bytes, info.size)?,

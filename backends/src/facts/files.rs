@@ -54,8 +54,8 @@ pub(super) struct Files<'a> {
 
 impl Files<'_> {
     fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let path = path.as_ref();
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
+        let absolute = path.as_ref();
+        self.root.join(absolute.strip_prefix("/").unwrap_or(absolute))
     }
 
     pub(super) fn exists(&self, path: impl AsRef<Path>) -> bool {

@@ -20,7 +20,7 @@ fn at(place: AttachPlace) -> AttachPoint<'static> {
 }
 
 /// A container and a group, before any call.
-fn stage(backend: BackendKind) -> Stage {
+fn group_on(backend: BackendKind) -> Stage {
     let door = scripted::door();
     let container = door.open(Path::new("/dev/vfio/vfio"), HandleKind::Container).expect("opens");
     let group = OwnedHandle::open(door.clone(), Path::new("/dev/vfio/7"), HandleKind::Group).expect("opens");
@@ -41,7 +41,7 @@ impl Stage {
 
 #[test]
 fn the_first_group_gives_the_container_to_a_driver_and_so_does_the_next_first() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     let first = ["VFIO_GROUP_GET_STATUS", "VFIO_GROUP_SET_CONTAINER", "VFIO_IOMMU_GET_INFO", "VFIO_SET_IOMMU 3"];
     stage.attach().expect("nothing refuses");
     assert_eq!(stage.door.texts(), first);
@@ -53,7 +53,7 @@ fn the_first_group_gives_the_container_to_a_driver_and_so_does_the_next_first() 
 
 #[test]
 fn a_container_with_a_driver_keeps_it() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     stage.attach().expect("nothing refuses");
     stage.door.texts();
     stage.attach().expect("the door counts groups, not which");
@@ -64,7 +64,7 @@ fn a_container_with_a_driver_keeps_it() {
 #[test]
 fn an_older_type1_will_do_but_an_older_spapr_is_asked_for_by_name() {
     let stage_of = |backend, driver: &str| {
-        let stage = stage(backend);
+        let stage = group_on(backend);
         stage.door.refuse(driver, Errno::ENODEV);
         (stage.attach().is_ok(), stage.door.texts().pop())
     };
@@ -103,7 +103,7 @@ fn to_an_iommufd_a_group_comes_with_a_device_and_leaves_only_when_no_other_is_op
 
 #[test]
 fn a_group_its_driver_refuses_tries_no_other_and_leaves_again() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     stage.door.refuse("VFIO_SET_IOMMU 3", Errno::EPERM);
     assert_eq!(stage.attach().expect_err("refused").to_string(), "VFIO_SET_IOMMU: EPERM");
     assert_eq!(stage.door.texts()[3..], ["VFIO_SET_IOMMU 3", "VFIO_GROUP_UNSET_CONTAINER"]);
@@ -111,7 +111,7 @@ fn a_group_its_driver_refuses_tries_no_other_and_leaves_again() {
 
 #[test]
 fn a_group_that_cannot_join_makes_sure_that_it_did_not() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     stage.door.refuse("VFIO_GROUP_SET_CONTAINER", Errno::EPERM);
     assert_eq!(stage.attach().expect_err("refused").errno(), Some(Errno::EPERM));
     let left = ["VFIO_GROUP_UNSET_CONTAINER"; ATTEMPTS];
@@ -120,7 +120,7 @@ fn a_group_that_cannot_join_makes_sure_that_it_did_not() {
 
 #[test]
 fn an_address_space_of_an_iommufd_is_no_container() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     let point = at(AttachPlace::Ioas { iommufd: stage.container, ioas: 1 });
     assert_eq!(stage.group.attach_to(point).expect_err("refused").errno(), Some(Errno::EBADFD));
     assert_eq!(stage.group.detach_from(point).expect_err("refused").errno(), Some(Errno::EBADFD));
@@ -129,7 +129,7 @@ fn an_address_space_of_an_iommufd_is_no_container() {
 
 #[test]
 fn an_open_device_keeps_its_group_open_and_attached() {
-    let stage = stage(BackendKind::Type1);
+    let stage = group_on(BackendKind::Type1);
     stage.attach().expect("nothing refuses");
     let device = Device::open(&stage.group, "0000:00:03.0").expect("opens");
     assert_eq!(stage.detach().expect_err("a device is open").errno(), Some(Errno::EBUSY));

@@ -75,7 +75,7 @@ pub enum OpenError {
         error: Error,
     },
     /// Opening failed, and the group that had been attached for it could not be detached again without loss. The group
-    /// stays attached until the space is dropped, unless `undoing` names what was lost with it.
+    /// stays attached until the space is dropped, unless `undoing` names a loss.
     NotUndone {
         /// The first failure.
         cause: Box<OpenError>,

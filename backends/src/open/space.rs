@@ -23,12 +23,16 @@ use crate::registry::{Entry, Registry};
 
 /// A space, and the ways in which devices are opened into it.
 ///
-/// | way in | the caller promises |
-/// |---|---|
-/// | [`Host::open`], [`OpenSpace::add`]: by PCI address | nothing: this library opens every node itself |
-/// | [`OpenSpace::of`], [`OpenSpace::add_group`], [`OpenSpace::add_device`]: descriptors that another process opened | the promises of [`OwnedHandle::adopt`]: no duplicate of a descriptor maps memory or attaches devices |
-/// | [`Host::inherit`]: descriptors of a VMM that is being replaced | the promises of [`OwnedHandle::adopt`], and that the memory is that of the old VMM ([`crate::inherited`]) |
-/// | [`OpenSpace::around`], [`OpenSpace::attach`]: a backend and devices of another crate | whatever that crate asks for |
+/// The promises of the caller differ:
+///
+/// - By PCI address ([`Host::open`], [`OpenSpace::add`]): none. This library opens every node itself.
+/// - By descriptors that another process opened ([`OpenSpace::of`], [`OpenSpace::add_group`],
+///   [`OpenSpace::add_device`]): those of [`OwnedHandle::adopt`]. No duplicate of a descriptor maps memory or attaches
+///   devices.
+/// - By descriptors of a VMM that is being replaced ([`Host::inherit`]): those of [`OwnedHandle::adopt`], and that the
+///   memory is that of the old VMM ([`crate::inherited`]).
+/// - By a backend and devices of another crate ([`OpenSpace::around`], [`OpenSpace::attach`]): those that this crate
+///   asks for.
 #[derive(Debug)]
 pub struct OpenSpace {
     /// The container or iommufd. `None` for a backend of another crate.

@@ -1,4 +1,4 @@
-//! Reading a recording. What it says was written by somebody else, and is believed only as far as it makes sense.
+//! Reading a recording. Another process wrote it, so every line is checked.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -9,75 +9,75 @@ use dmaspace_listener::recording::{self, Asked, BadPiece, Ending, Line, Made, Pi
 use dmaspace_listener::section::FrontEnd;
 use serde::Deserialize;
 
-/// Something that happened to the listener that was recorded.
+/// An event of the recorded listener.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The recording begins: always the first event, and only the first.
+    /// The recording begins. This is the first event, and only the first.
     Begins {
-        /// What the front end said of the guest's bus.
+        /// The front end's description of the guest's bus.
         front: FrontEnd,
-        /// What was in force, as additions to nothing.
+        /// The sections and target memory in force, as additions to an empty view.
         in_force: Update,
         /// The spaces served.
         spaces: Vec<Space>,
     },
-    /// An update was to be made true.
+    /// An update was committed.
     Commits {
-        /// What went and came. What goes is exactly what had come.
+        /// The update. Each removed piece is exactly one that was added before.
         update: Update,
-        /// How it ended there.
+        /// The result. `None` if the recording ends before it.
         outcome: Option<Outcome>,
     },
-    /// A space was to join.
+    /// A space was attached.
     Joins {
-        /// Which.
+        /// The description of the space.
         space: Space,
-        /// How it ended there.
+        /// The result. `None` if the recording ends before it.
         outcome: Option<Outcome>,
     },
-    /// A space was to leave.
+    /// A space was detached.
     Leaves {
-        /// Which, by its number among those served, from 0.
+        /// The number of the space among the served spaces, from 0.
         place: usize,
-        /// How it ended there.
+        /// The result. `None` if the recording ends before it.
         outcome: Option<Outcome>,
     },
 }
 
-/// An event, and where it is.
+/// An event and its line.
 #[derive(Clone, Debug)]
 pub struct Numbered {
-    /// Its line, from 1.
+    /// The number of the line, from 1.
     pub line: usize,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// How something ended there. Where there is none, the recording ends before it did.
+/// The result of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The line that says so.
+    /// The line of the result.
     pub line: usize,
-    /// How.
+    /// The result.
     pub result: Ending,
-    /// Why it failed, in words.
+    /// The reason of a failure, in words.
     pub text: String,
 }
 
-/// A line that is not what it has to be.
+/// A line that does not follow the format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct BadRecording {
-    /// Its number, from 1.
+    /// The number of the line, from 1.
     pub line: usize,
-    /// What was expected.
+    /// The expectation that the line does not meet.
     pub what: String,
 }
 
-/// The events of a recording.
+/// An iterator over the events of a recording.
 ///
-/// Memory is made by the function it is given, once for each piece that comes: the same memory goes with the piece.
-/// Nothing is read any more after the first error.
+/// A function of the caller makes the memory, once for each piece that is added; the removal of the piece has the same
+/// memory. The iterator ends after the first error.
 #[derive(Debug)]
 pub struct Reader<R, M> {
     lines: Lines<R>,
@@ -88,8 +88,8 @@ pub struct Reader<R, M> {
 }
 
 impl<R: BufRead, M: FnMut(&Asked) -> Option<HostMemory>> Reader<R, M> {
-    /// Reads from `from`. `make` makes memory: [`Asked::unbacked`] does for hosts in software; `None` refuses the
-    /// recording.
+    /// Reads from `from`. `make` makes memory: [`Asked::unbacked`] serves hosts in software. If `make` returns `None`,
+    /// the recording is refused.
     pub fn new(from: R, make: M) -> Self {
         let lines = Lines { from, line: 0 };
         Self { lines, make, in_force: InForce::default(), has_begun: false, is_over: false }
@@ -101,7 +101,8 @@ impl<R: BufRead, M: FnMut(&Asked) -> Option<HostMemory>> Reader<R, M> {
         };
         if !self.has_begun {
             self.has_begun = true;
-            return self.begin(what).map_err(|what| bad(line, what)).map(|event| Some(Numbered { line, event }));
+            let event = self.begin(what).map_err(|what| bad(line, what))?;
+            return Ok(Some(Numbered { line, event }));
         }
         let event = match what {
             Line::Begin { .. } => return Err(bad(line, "expected one recording: another one begins here")),
@@ -123,11 +124,11 @@ impl<R: BufRead, M: FnMut(&Asked) -> Option<HostMemory>> Reader<R, M> {
             return Err(FIRST.to_owned());
         };
         let front = recording::front_end(shrink, &cuts, chunk).map_err(|error| error.to_string())?;
-        let in_force = self.in_force.change(Vec::new(), in_force, false, &mut self.make);
-        Ok(Event::Begins { front, in_force: in_force.map_err(|error| error.to_string())?, spaces })
+        let update = self.in_force.change(Vec::new(), in_force, false, &mut self.make)?;
+        Ok(Event::Begins { front, in_force: update, spaces })
     }
 
-    /// How the event at `line` ended.
+    /// The result of the event at `line`.
     fn outcome(&mut self, line: usize) -> Result<Option<Outcome>, BadRecording> {
         match self.next_line()? {
             None => Ok(None),
@@ -162,7 +163,7 @@ fn bad(line: usize, what: impl ToString) -> BadRecording {
     BadRecording { line, what: what.to_string() }
 }
 
-/// The lines as they stand.
+/// The lines, parsed one by one.
 #[derive(Debug)]
 struct Lines<R> {
     from: R,
@@ -170,7 +171,7 @@ struct Lines<R> {
     line: usize,
 }
 
-/// The first line as any version has it.
+/// The fields that the first line has in every version.
 #[derive(Deserialize)]
 struct Head {
     event: String,
@@ -191,12 +192,15 @@ impl<R: BufRead> Lines<R> {
         if !has_begun {
             check_head(&text).map_err(|what| bad(self.line, what))?;
         }
-        let line = serde_json::from_slice(&text).map_err(|error| {
-            let (what, column) = (error.to_string(), error.column());
-            let what = what.split(" at line ").next().unwrap_or_default();
-            bad(self.line, format!("expected a line of a recording: {what} (column {column})"))
-        })?;
+        let line = serde_json::from_slice(&text).map_err(|error| self.unparsable(&error))?;
         Ok(Some((self.line, line)))
+    }
+
+    /// The error of the last line, with serde's words but not its line number, which is always 1.
+    fn unparsable(&self, error: &serde_json::Error) -> BadRecording {
+        let text = error.to_string();
+        let words = text.split(" at line ").next().unwrap_or_default();
+        bad(self.line, format!("expected a line of a recording: {words} (column {})", error.column()))
     }
 }
 
@@ -210,15 +214,15 @@ fn check_head(text: &[u8]) -> Result<(), String> {
     }
 }
 
-/// What was in force after everything that was read.
+/// The pieces in force after the events that were read.
 #[derive(Clone, Debug, Default)]
 struct InForce {
     pieces: BTreeMap<(SpaceOf, u64), (Piece, Made)>,
 }
 
 impl InForce {
-    /// Makes a change, and the update that is that change. What failed when it was recorded changes nothing, and may
-    /// make no sense: it may have failed because of that.
+    /// Applies a change, and returns the same change as an update. A change that failed when it was recorded is not
+    /// kept, and may be invalid: that may be why it failed.
     fn change(
         &mut self,
         removed: Vec<Piece>,
@@ -226,13 +230,12 @@ impl InForce {
         failed: bool,
         make: &mut dyn FnMut(&Asked) -> Option<HostMemory>,
     ) -> Result<Update, String> {
-        let as_it_was = failed.then(|| self.clone());
-        let text = |error: BadPiece, piece: &Piece| format!("{error} (of {:?} at {})", piece.name, piece.first);
+        let before = if failed { Some(self.clone()) } else { None };
         let mut update = Update::new();
         for piece in removed {
             let made = match self.take(&piece) {
                 Some(made) => made,
-                None if failed => piece.make(make).map_err(|error| text(error, &piece))?,
+                None if failed => piece.make(make).map_err(|error| invalid(&error, &piece))?,
                 None => return Err(format!("expected {} to be in force as it is removed", words(&piece))),
             };
             update = match made {
@@ -241,9 +244,12 @@ impl InForce {
             };
         }
         for piece in added {
-            let made = piece.make(make).map_err(|error| text(error, &piece))?;
-            if let Some(other) = self.overlapping(&piece).filter(|_| !failed) {
-                return Err(format!("expected {} not to overlap {}", words(&piece), words(other)));
+            let made = piece.make(make).map_err(|error| invalid(&error, &piece))?;
+            match self.overlapping(&piece) {
+                Some(other) if !failed => {
+                    return Err(format!("expected {} not to overlap {}", words(&piece), words(other)));
+                }
+                _ => {}
             }
             update = match made.clone() {
                 Made::Section(section) => update.adding(section),
@@ -251,8 +257,8 @@ impl InForce {
             };
             self.pieces.insert((piece.space, piece.first.0), (piece, made));
         }
-        if let Some(as_it_was) = as_it_was {
-            *self = as_it_was;
+        if let Some(before) = before {
+            *self = before;
         }
         Ok(update)
     }
@@ -271,4 +277,8 @@ impl InForce {
 
 fn words(piece: &Piece) -> String {
     format!("{}..={} ({:?})", piece.first, piece.last, piece.name)
+}
+
+fn invalid(error: &BadPiece, piece: &Piece) -> String {
+    format!("{error} (of {:?} at {})", piece.name, piece.first)
 }

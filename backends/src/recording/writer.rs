@@ -11,13 +11,13 @@ use dmaspace_listener::recording::{Cuts, Ending, Line, Piece, Shrink, Space, VER
 use dmaspace_listener::section::{FrontEnd, Section, TargetMemory};
 use dmaspace_listener::{CommitError, Recorder, Update};
 
-/// Writes what a listener is told as JSON lines, each at once and as a whole.
+/// Writes a listener's input as JSON lines, each line at once and as a whole.
 ///
-/// When a line cannot be written, the log is told and nothing more is written: half a recording is one, a recording
-/// with a hole is none.
+/// If a line cannot be written, a warning is logged and nothing more is written: the beginning of a recording can be
+/// replayed, a recording with a gap cannot.
 pub struct JsonLines<W> {
     out: W,
-    /// The numbers of unplug units, as they came up.
+    /// The numbers of unplug units, in the order of their first use.
     units: HashMap<UnplugUnit, u64>,
     error: Option<io::Error>,
 }
@@ -28,12 +28,12 @@ impl<W: Write> JsonLines<W> {
         Self { out, units: HashMap::new(), error: None }
     }
 
-    /// Where it is written to.
+    /// The writer.
     pub fn get_ref(&self) -> &W {
         &self.out
     }
 
-    /// Why nothing is written any more, if so.
+    /// The error that ended the recording, if there was one.
     pub fn error(&self) -> Option<&io::Error> {
         self.error.as_ref()
     }
@@ -54,10 +54,13 @@ impl<W: Write> JsonLines<W> {
     }
 
     fn pieces(&mut self, sections: &[Section], targets: &[TargetMemory]) -> Vec<Piece> {
-        let sections =
-            sections.iter().map(|section| Piece::of_section(section, |memory| number(&mut self.units, memory)));
-        let mut pieces: Vec<_> = sections.collect();
-        pieces.extend(targets.iter().map(|target| Piece::of_target(target, |memory| number(&mut self.units, memory))));
+        let mut pieces = Vec::new();
+        for section in sections {
+            pieces.push(Piece::of_section(section, |memory| number(&mut self.units, memory)));
+        }
+        for target in targets {
+            pieces.push(Piece::of_target(target, |memory| number(&mut self.units, memory)));
+        }
         pieces
     }
 }
