@@ -255,7 +255,7 @@ mod tests {
         Some(Msix { vectors, table: Some(table), pba: Some(pba) })
     }
 
-    fn bar(size: u64, areas: Vec<Area>, msix: Option<Msix>) -> Bar {
+    fn bar_of(size: u64, areas: Vec<Area>, msix: Option<Msix>) -> Bar {
         Bar::new("0000:01:00.0 BAR 2", NonZeroU64::new(size).expect("not empty"), areas, msix).expect("a proper BAR")
     }
 
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_table_in_the_middle_costs_its_pages_and_no_more() {
-        let bar = bar(0x4000, vec![area(0, 0x7000_0000, 0x4000)], msix(5, 0x2000, 0x3000));
+        let bar = bar_of(0x4000, vec![area(0, 0x7000_0000, 0x4000)], msix(5, 0x2000, 0x3000));
         let host = Some(0x7000_0000);
         assert_eq!(told(&bar, PageSize::K4), [(0, 0x1fff, host), (0x2000, 0x3fff, None)]);
         let names: Vec<_> = bar.sections(Iova::new(0), PageSize::K4).expect("no overflow");
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_lies_between_table_and_pending_bits_is_kept() {
-        let bar = bar(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
+        let bar = bar_of(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
         let host = |offset: u64| Some(0x7000_0000 + offset);
         let expected = [
             (0, 0x1fff, host(0)),
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_table_moves_behind_everything_else() {
-        let bar = bar(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
+        let bar = bar_of(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
         let expected = Relocation { size: 0x2_0000, table: Some(0x1_0000), pba: Some(0x1_0050) };
         assert_eq!(bar.relocation(PageSize::K64), Some(expected));
         let words = "with the MSI-X table at 0x10000 and the PBA at 0x10050 of a BAR of 0x20000 bytes, all of its memory could be mapped";
@@ -312,14 +312,14 @@ mod tests {
 
     #[test]
     fn a_bar_smaller_than_a_page_is_lost_whole() {
-        let bar = bar(0x4000, vec![area(0, 0x7000_0000, 0x4000)], None);
+        let bar = bar_of(0x4000, vec![area(0, 0x7000_0000, 0x4000)], None);
         assert_eq!(told(&bar, PageSize::K64), [(0, 0x3fff, None)]);
         assert_eq!(bar.relocation(PageSize::K64), None, "there is no table to blame");
     }
 
     #[test]
     fn a_full_page_of_table_costs_nothing_else() {
-        let bar = bar(
+        let bar = bar_of(
             0x4000,
             vec![area(0, 0x7000_0000, 0x4000)],
             Some(Msix { vectors: NonZeroU16::new(256).expect("some"), table: Some(0x1000), pba: None }),
@@ -334,7 +334,7 @@ mod tests {
             area(0x1000, 0x7000_1000, 0x1800),
             area(0x6000, 0x7100_0000, 0x1000),
         ];
-        let bar = bar(0x8000, areas, None);
+        let bar = bar_of(0x8000, areas, None);
         let expected = [
             (0, 0xfff, None),
             (0x1000, 0x3fff, Some(0x7000_1000)),
@@ -355,6 +355,6 @@ mod tests {
         assert_eq!(one(Vec::new(), msix(1, u64::MAX, 0)), past);
         let overlap = Err("the areas at 0x0 and 0x7ff of a BAR overlap".to_owned());
         assert_eq!(one(vec![area(0, 0x7000_0000, 0x800), area(0x7ff, 0x7000_0000, 1)], None), overlap);
-        assert!(bar(0x1000, Vec::new(), None).sections(Iova::new(u64::MAX - 0xffe), PageSize::K4).is_err());
+        assert!(bar_of(0x1000, Vec::new(), None).sections(Iova::new(u64::MAX - 0xffe), PageSize::K4).is_err());
     }
 }

@@ -2,7 +2,7 @@
 //! sees.
 //!
 //! A front end describes the guest with [`Section`]s and target memory, and changes them in transactions ([`Update`],
-//! [`Listener::commit`]). There is no question "is this x86?" and no "is this RAM device memory?": a section is required or best
+//! [`Listener::commit`]). Nothing asks "is this x86?" or "is this RAM device memory?": a section is required or best
 //! effort, a window has a smallest page, and one listener serves every pair of guest and host, and several hosts at
 //! once.
 //!

@@ -26,14 +26,14 @@ impl InForce {
         let entries = if self.served.is_empty() { self.mappings_of(entries)? } else { Vec::new() };
         // Declared before the locks, hence dropped after them: a journal may hold the last owner of memory.
         let mut journal = Journal::of(space.as_ref());
-        let (discardables, windows) = (self.discardables.clone(), self.windows.clone());
+        let (discardables, all_windows) = (self.discardables.clone(), self.windows.clone());
         let blocks = discardable::pause_all(&discardables);
         let seen = SeenDevices::of(space.as_ref());
         let mut joining = [ServedSpace::new(space.clone(), seen.clone())];
         let mut plans = self.plans(&self.view, &joining, &Scope::all(&self.view), &self.populated())?;
         let mut plan = plans.pop().unwrap_or_default();
         // No entry may come before the space is there to get it.
-        let windows: Vec<_> = windows.values().map(|window| window.pause()).collect();
+        let windows: Vec<_> = all_windows.values().map(|window| window.pause()).collect();
         self.tracking.start_on(space.as_ref()).map_err(|error| CommitError::Step { error, fenced: Vec::new() })?;
         plan.entries = missing_entries(space.as_ref(), &windows, entries);
         match populate(space.as_ref(), plan, &windows, &mut journal) {
@@ -59,10 +59,10 @@ impl InForce {
     pub(crate) fn detach(&mut self, place: usize) -> Result<(), CommitError> {
         // Declared before the locks, hence dropped after them: a journal may hold the last owner of memory.
         let mut spent = Vec::new();
-        let (discardables, windows) = (self.discardables.clone(), self.windows.clone());
+        let (discardables, all_windows) = (self.discardables.clone(), self.windows.clone());
         let blocks = discardable::pause_all(&discardables);
         // An entry that came now would be missing if the space cannot be detached after all.
-        let windows: Vec<_> = windows.values().map(|window| window.pause()).collect();
+        let windows: Vec<_> = all_windows.values().map(|window| window.pause()).collect();
         let leaving = [self.served.remove(place)];
         let [member] = &leaving;
         if let Err(error) = self.unmap_everything(&leaving, &windows, &mut spent) {

@@ -1,4 +1,4 @@
-//! Dirty tracking against an IOMMU in a few lines that logs what is written: no written page is ever missing, and where nothing failed
+//! Dirty tracking against an IOMMU in a few lines that logs written pages: no written page is ever missing, and where nothing failed
 //! none is told that was not.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
@@ -19,10 +19,10 @@ use dmaspace_core::{
 };
 
 const PAGE: u64 = 0x1000;
-/// Where the memory of mappings begins in this process, so that bus pages and host pages are told apart.
+/// The host address of the first mapping's memory, so that bus pages and host pages are told apart.
 const HOST: u64 = 1 << 40;
 
-/// What the test and the space both hold.
+/// The state that the test and the space share.
 #[derive(Debug, Default)]
 struct Iommu {
     /// Mappings by their first page, and how many pages they have.
@@ -36,7 +36,7 @@ impl Iommu {
         self.live.range(..=page).next_back().is_some_and(|(first, pages)| page < first + pages)
     }
 
-    /// What was written from `first` on, before `end` and, unless gaps are fine, before the first hole (K1), cleared.
+    /// The pages written from `first` on, before `end` and, unless gaps are fine, before the first hole (K1), cleared.
     fn take(&mut self, range: IovaRange, bitmap: &mut [u64], over_gaps: bool) {
         let first = range.first().get() / PAGE;
         let mut end = range.last().get() / PAGE + 1;
@@ -61,7 +61,7 @@ struct Logging {
     reach: DirtyReach,
     tells_with_unmap: bool,
     questions: Arc<AtomicU64>,
-    /// Every so many questions, one fails after it has cleared what it was asked about.
+    /// Of this many questions one fails, after it has cleared the pages it was asked about.
     fails_each: u64,
 }
 
@@ -201,7 +201,7 @@ struct Scene {
 const OVER_GAPS: DirtyReach = DirtyReach { over_gaps: true, parts_of_mappings: false, longest_bitmap: 256 << 20 };
 const IN_PARTS: DirtyReach = DirtyReach { over_gaps: false, parts_of_mappings: true, longest_bitmap: 256 << 20 };
 
-fn scene(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64) -> Scene {
+fn scene_of(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64) -> Scene {
     let (iommu, questions, told) = (Arc::default(), Arc::default(), Arc::new(Told::default()));
     let backend =
         Logging { iommu: Arc::clone(&iommu), reach, tells_with_unmap, questions: Arc::clone(&questions), fails_each };
@@ -236,7 +236,7 @@ impl Scene {
 
 #[test]
 fn k1_no_question_crosses_a_gap_where_the_kernel_ends_at_one() {
-    let scene = scene(IN_PARTS, false, 0);
+    let scene = scene_of(IN_PARTS, false, 0);
     scene.map(16, 32, Unit::Whole);
     scene.map(64, 32, Unit::Whole);
     let reached = (0..112).filter(|page| scene.write(*page)).count();
@@ -250,8 +250,10 @@ fn k1_no_question_crosses_a_gap_where_the_kernel_ends_at_one() {
 #[test]
 fn what_continues_is_one_question_and_where_gaps_are_fine_everything_is() {
     for (reach, gaps, expected) in [(IN_PARTS, 0, 1), (OVER_GAPS, 0, 1), (OVER_GAPS, 1, 1), (IN_PARTS, 1, 1000)] {
-        let scene = scene(reach, false, 0);
-        (0..1000).for_each(|n| scene.map(n * (2 + gaps), 2, Unit::Whole));
+        let scene = scene_of(reach, false, 0);
+        for n in 0..1000 {
+            scene.map(n * (2 + gaps), 2, Unit::Whole);
+        }
         scene.space.sync(IovaRange::all()).expect("it answers");
         assert_eq!(scene.questions(), expected, "{reach:?}");
         let (page, first) = (1000 + gaps * 500, host_page(1000 + gaps * 500));
@@ -276,7 +278,7 @@ impl DirtySink for Sum {
 #[test]
 fn a_question_allocates_nothing() {
     for reach in [IN_PARTS, OVER_GAPS] {
-        let scene = scene(reach, true, 0);
+        let scene = scene_of(reach, true, 0);
         let sum = Arc::new(Sum::default());
         scene.space.stop().expect("it is tracked");
         scene.space.start(sum.clone()).expect("it logs");
@@ -292,7 +294,7 @@ fn a_question_allocates_nothing() {
 
 #[test]
 fn a_question_as_large_as_the_bitmap_does_not_make_it_grow() {
-    let scene = scene(IN_PARTS, false, 0);
+    let scene = scene_of(IN_PARTS, false, 0);
     scene.map(0, 16 << 20, Unit::Whole);
     let counted = allocation_counter::measure(|| {
         scene.space.sync(IovaRange::all()).expect("it answers");
@@ -303,10 +305,10 @@ fn a_question_as_large_as_the_bitmap_does_not_make_it_grow() {
 
 #[test]
 fn a_mapping_larger_than_the_bitmap_is_asked_about_in_parts_or_with_a_larger_bitmap() {
-    // 64 GiB: twice of what the first bitmap covers.
+    // 64 GiB: twice the range of the first bitmap.
     const PAGES: u64 = 16 << 20;
     for (reach, expected) in [(IN_PARTS, 2), (OVER_GAPS, 1)] {
-        let scene = scene(reach, false, 0);
+        let scene = scene_of(reach, false, 0);
         scene.map(0, PAGES, Unit::Whole);
         [0, PAGES / 2 - 1, PAGES / 2, PAGES - 1].iter().for_each(|page| assert!(scene.write(*page)));
         scene.space.sync(IovaRange::all()).expect("it answers");
@@ -317,7 +319,7 @@ fn a_mapping_larger_than_the_bitmap_is_asked_about_in_parts_or_with_a_larger_bit
 
 #[test]
 fn a_mapping_that_no_bitmap_covers_is_told_whole_and_said() {
-    let scene = scene(DirtyReach { longest_bitmap: 8, ..OVER_GAPS }, false, 0);
+    let scene = scene_of(DirtyReach { longest_bitmap: 8, ..OVER_GAPS }, false, 0);
     scene.map(0, 65, Unit::Whole);
     let error = scene.space.sync(IovaRange::all()).expect_err("65 pages need two words");
     assert_eq!(error.kind(), Kind::BadReply);
@@ -326,7 +328,7 @@ fn a_mapping_that_no_bitmap_covers_is_told_whole_and_said() {
 
 #[test]
 fn asking_about_a_part_tells_at_least_the_part() {
-    let (whole, pages) = (scene(OVER_GAPS, false, 0), scene(IN_PARTS, false, 0));
+    let (whole, pages) = (scene_of(OVER_GAPS, false, 0), scene_of(IN_PARTS, false, 0));
     for scene in [&whole, &pages] {
         scene.map(0, 64, Unit::Whole);
         (0..64).for_each(|page| assert!(scene.write(page)));
@@ -339,7 +341,7 @@ fn asking_about_a_part_tells_at_least_the_part() {
 
 #[test]
 fn read_only_memory_is_never_written() {
-    let scene = scene(IN_PARTS, false, 0);
+    let scene = scene_of(IN_PARTS, false, 0);
     scene.space.map(MapRequest::new(Iova::new(0), &memory(0, 4), Access::READ)).expect("free");
     scene.space.sync(IovaRange::all()).expect("it answers");
     scene.space.unmap(IovaRange::all()).expect("it answers");
@@ -349,7 +351,7 @@ fn read_only_memory_is_never_written() {
 #[test]
 fn what_goes_is_told_when_it_goes() {
     for (tells_with_unmap, expected) in [(true, 1), (false, 8)] {
-        let scene = scene(OVER_GAPS, tells_with_unmap, 0);
+        let scene = scene_of(OVER_GAPS, tells_with_unmap, 0);
         scene.map(0, 8, Unit::Pages(PageSize::K4));
         assert!(scene.write(3));
         scene.space.unmap(range(0, 8)).expect("it answers");
@@ -360,7 +362,7 @@ fn what_goes_is_told_when_it_goes() {
 
 #[test]
 fn replaced_memory_is_told_too() {
-    let scene = scene(OVER_GAPS, true, 0);
+    let scene = scene_of(OVER_GAPS, true, 0);
     scene.map(0, 8, Unit::Pages(PageSize::K4));
     assert!(scene.write(3));
     scene
@@ -376,7 +378,7 @@ fn replaced_memory_is_told_too() {
 
 #[test]
 fn whoever_does_not_track_is_told_so() {
-    let scene = scene(IN_PARTS, false, 0);
+    let scene = scene_of(IN_PARTS, false, 0);
     assert_eq!(scene.space.start(scene.told.clone()).expect_err("twice").kind(), Kind::Tracking);
     scene.space.stop().expect("it stops");
     assert!(!scene.iommu.lock().expect("no panic under it").logging);
@@ -389,7 +391,7 @@ fn whoever_does_not_track_is_told_so() {
 #[test]
 fn dropping_a_tracked_space_loses_nothing() {
     let Scene { space, told, .. } = {
-        let scene = scene(IN_PARTS, false, 0);
+        let scene = scene_of(IN_PARTS, false, 0);
         scene.map(0, 8, Unit::Whole);
         scene
     };
@@ -397,10 +399,10 @@ fn dropping_a_tracked_space_loses_nothing() {
     assert_eq!(told.take().len(), 8);
 }
 
-/// Mappings come and go, devices write, somebody asks now and then.
+/// Mappings are made and removed, devices write, and the test asks now and then.
 fn storm(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64, seed: u64) {
     const BUS: u64 = 512;
-    let scene = scene(reach, tells_with_unmap, fails_each);
+    let scene = scene_of(reach, tells_with_unmap, fails_each);
     let mut state = seed;
     let mut random = |below: u64| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
