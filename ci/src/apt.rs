@@ -47,15 +47,15 @@ pub(crate) fn fetch(package: &str, architecture: Architecture, folder: &Path) ->
     Ok(Package { file, version: version.trim().to_owned() })
 }
 
-/// What a metapackage stands for today: `linux-image-amd64` → `linux-image-6.12.95+deb12-amd64`.
+/// The package that a metapackage stands for today: `linux-image-amd64` → `linux-image-6.12.95+deb12-amd64`.
 pub(crate) fn behind(metapackage: &str, architecture: Architecture) -> Result<String> {
     let package = format!("{metapackage}:{}", architecture.debian());
     let answer = answer_of(apt("apt-cache").args(["depends", "--important", &package]))?;
     first_dependency(&answer).with_context(|| format!("Debian has no {package}"))
 }
 
-/// The first of the packages that carry a version behind this name, from this version on: `linux-source`, `7.2` → `linux-source-7.2`, or
-/// `linux-source-7.4` when Debian has none in between.
+/// The first of the packages that carry a version behind this name, from this version on: `linux-source`, `7.2` →
+/// `linux-source-7.2`, or `linux-source-7.4` when Debian has none in between.
 pub(crate) fn first_since(name: &str, version: &str) -> Result<String> {
     let pattern = format!("^{name}-[0-9.]*$");
     let answer = answer_of(apt("apt-cache").args(["search", "--names-only", &pattern]))?;
@@ -100,7 +100,7 @@ pub(crate) fn at_least(version: &str, oldest: &str) -> bool {
     answer_of(compare.args(["--compare-versions", version, "ge", oldest])).is_ok()
 }
 
-/// What a program says on its standard output; an error says why it said nothing.
+/// The standard output of a program, or an error with the reason for which there is none.
 pub(crate) fn answer_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
@@ -113,9 +113,11 @@ pub(crate) fn answer_of(command: &mut Command) -> Result<String> {
 
 /// The line of a program's complaints that says most: its first error, else its last words.
 fn gist(complaints: &str) -> &str {
-    let said = |line: &&str| !line.trim().is_empty();
     let error = complaints.lines().find(|line| line.starts_with("E: ") || line.contains("rror: "));
-    error.or_else(|| complaints.lines().rfind(said)).unwrap_or("it did not say why").trim()
+    error
+        .or_else(|| complaints.lines().rfind(|line: &&str| !line.trim().is_empty()))
+        .unwrap_or("it did not say why")
+        .trim()
 }
 
 fn first_dependency(apt_cache_depends: &str) -> Option<String> {

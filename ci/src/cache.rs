@@ -1,4 +1,4 @@
-//! What was fetched or built once, kept under the user's cache directory and checked before use.
+//! Files that were fetched or built once, kept under the user's cache directory and checked before use.
 //!
 //! An *item* is a folder `<name>/<version>` of files beside a `SHA256SUMS` that `sha256sum --check`
 //! understands. Invariant: an item's folder appears whole, by a rename, or not at all; so a run that
@@ -61,7 +61,7 @@ impl Cache {
             return Ok(whole);
         }
         let _lock = exclusive(&self.folder(name)?)?;
-        // Whoever held the lock until now may have made it.
+        // The process that held the lock until now may have made it.
         match self.newest_whole(name, files)? {
             Some(whole) => Ok(whole),
             None => self.make(name, files, make),
@@ -95,7 +95,7 @@ impl Cache {
     }
 }
 
-/// The right to change what is in `folder`, until the answer is dropped.
+/// The right to change the files in `folder`, until the result is dropped.
 fn exclusive(folder: &Path) -> Result<File> {
     let lock = File::create(folder.join(".lock"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {

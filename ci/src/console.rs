@@ -1,4 +1,4 @@
-//! What comes out of an emulated host: one stream, in which its init marks where it is.
+//! The output of an emulated host: one stream, in which its init marks the phases.
 //!
 //! firmware, kernel → `run` → the test's output → `exit …` → the kernel's log of the run → `end`
 //!
@@ -12,10 +12,10 @@ use std::io::{self, Write};
 /// Starts a mark, which a newline ends.
 const MARK: u8 = 0x1e;
 
-/// How much of the boot is remembered, should it fail.
+/// The bytes of the boot that are remembered, should it fail.
 const BOOT_LINES: usize = 30;
 
-/// How the binary's run inside the host ended.
+/// The end of the binary's run inside the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
     /// Its status, as a shell tells it.
@@ -68,7 +68,7 @@ impl Console {
         }
     }
 
-    /// Reads on; what the test said goes to `out`.
+    /// Reads on; the test's own output goes to `out`.
     pub(crate) fn read(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
         // The console is a terminal, which ends its lines with a carriage return too.
         for &byte in bytes.iter().filter(|byte| **byte != b'\r') {
@@ -93,7 +93,7 @@ impl Console {
         self.phase != Phase::Boot
     }
 
-    /// How the binary ended, once it has.
+    /// The end of the binary, once it has ended.
     pub(crate) fn exit(&self) -> Option<Exit> {
         self.exit
     }
@@ -103,12 +103,12 @@ impl Console {
         self.panic.as_deref()
     }
 
-    /// What init could not do, if anything.
+    /// The step that init could not do, if there was one.
     pub(crate) fn setup_failure(&self) -> Option<&str> {
         self.setup_failure.as_deref()
     }
 
-    /// What the kernel logged while the binary ran.
+    /// The kernel's log while the binary ran.
     pub(crate) fn kernel_log(&self) -> &str {
         &self.kernel_log
     }
@@ -188,17 +188,17 @@ fn text(bytes: &mut Vec<u8>) -> String {
     String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
 }
 
-/// Sifts out what the firmware says, newline included:
+/// Sifts out the firmware's output, newline included:
 /// `[   83.070300110,3] PHB#0000[0:0]: Unexpected slot state 00000104`
 #[derive(Debug, Default)]
 struct Firmware {
-    /// What may turn out to be a time stamp of the firmware's.
+    /// Bytes that may turn out to be a time stamp of the firmware's.
     stamp: Vec<u8>,
     speaks: bool,
 }
 
 impl Firmware {
-    /// What is known, now that `byte` has come, not to be the firmware's.
+    /// The bytes that, now that `byte` was read, are known not to be the firmware's.
     fn sift(&mut self, byte: u8) -> Vec<u8> {
         if self.speaks {
             self.speaks = byte != b'\n';
@@ -236,9 +236,15 @@ fn stamp(bytes: &[u8]) -> Stamp {
     let seconds = bytes.iter().skip(1).take_while(|byte| matches!(byte, b' ' | b'0'..=b'9')).count();
     let decimals = bytes.iter().skip(1 + seconds);
     let shape = b".000000000,0] ";
-    let fits = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
     match decimals.len() {
-        length if length > shape.len() || !decimals.zip(shape).all(fits) => Stamp::Other,
+        length
+            if length > shape.len()
+                || !decimals.zip(shape).all(
+                    |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape },
+                ) =>
+        {
+            Stamp::Other
+        }
         length if length == shape.len() => Stamp::Whole,
         _ => Stamp::Partial,
     }

@@ -14,7 +14,7 @@ pub(crate) enum Architecture {
 }
 
 impl Architecture {
-    /// What Debian calls it in package names.
+    /// Debian's name for it in package names.
     pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::Ppc64le => "ppc64el",
@@ -22,7 +22,7 @@ impl Architecture {
         }
     }
 
-    /// What cargo's `--target` calls it.
+    /// The name for it in cargo's `--target`.
     pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::Ppc64le => "powerpc64le-unknown-linux-gnu",
@@ -49,7 +49,7 @@ impl Architecture {
     }
 }
 
-/// Where a host's kernel comes from.
+/// The origin of a host's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KernelSource {
     /// The package `linux-image-<flavour>`; VFIO comes as modules.
@@ -61,13 +61,13 @@ pub(crate) enum KernelSource {
     WithIommufd(Source),
 }
 
-/// Which of Debian's kernel sources.
+/// The version of Debian's kernel sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The one this Debian prefers.
     Preferred,
-    /// The first of this version or a later one: it stays the same for as long as Debian has it. It exports BARs as well
-    /// (`iommufd-dmabuf.fragment`).
+    /// The first of this version or a later one: it stays the same for as long as Debian has it. It exports BARs as
+    /// well (`iommufd-dmabuf.fragment`).
     Since(&'static str),
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct Host {
     pub(crate) kernel: KernelSource,
     /// QEMU's arguments for the machine and its devices.
     pub(crate) machine: &'static [&'static str],
-    /// How much RAM it has, as QEMU reads it. What nobody touches costs nothing.
+    /// The size of its RAM, as QEMU reads it. Pages that the guest does not touch cost nothing.
     pub(crate) memory: &'static str,
     pub(crate) kernel_arguments: &'static str,
     /// Modules to load, each after those it depends on.
@@ -137,14 +137,15 @@ const PC: &[&str] = &[
     "edu,addr=4,dma_mask=0xffffffffffffffff",
 ];
 
-/// `no_timer_check`, because an emulated PC on a busy machine is too slow for the kernel's check of its timer, which panics then (linux:
-/// arch/x86/kernel/apic/io_apic.c, check_timer).
+/// `no_timer_check`, because an emulated PC on a busy machine is too slow for the kernel's check of its timer, which
+/// panics then (linux: arch/x86/kernel/apic/io_apic.c, check_timer).
 const PC_ARGUMENTS: &str = "console=ttyS0 intel_iommu=on no_timer_check";
 
 /// No IOMMU: next to one, Linux 6.12 binds the mock device of `CONFIG_IOMMUFD_TEST` to its driver.
 const PC_WITHOUT_IOMMU: &[&str] = &["-nodefaults", "-machine", "q35", "-cpu", "max"];
 
-/// The newest Linux whose answers the tests know. What 6.12 does not have: mappings of files, BARs as dma-bufs, another process's charge.
+/// The newest Linux whose answers the tests know. What 6.12 does not have: mappings of files, BARs as dma-bufs, another
+/// process's charge.
 const NEWEST: &str = "7.2";
 
 /// Every host there is.
@@ -171,8 +172,8 @@ pub(crate) const HOSTS: &[Host] = &[
         skips_device_reset: true,
     },
     Host {
-        // For huge pages: Linux 6.12 has none there with the radix MMU. (A hash kernel with pages of 4 KiB hangs when such memory is
-        // registered.)
+        // For huge pages: Linux 6.12 has none there with the radix MMU. (A hash kernel with pages of 4 KiB hangs when
+        // such memory is registered.)
         name: "powernv9-64k-hash",
         architecture: Architecture::Ppc64le,
         kernel: KernelSource::Debian { flavour: "powerpc64le-64k" },

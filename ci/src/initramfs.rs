@@ -36,7 +36,7 @@ impl Initramfs {
         trailer(self.archive)
     }
 
-    /// The kernel creates no parents by itself, and wants them before what they hold.
+    /// The kernel creates no parents by itself, and needs them before their files.
     fn folders_down_to(&mut self, folder: &Path) -> Result<()> {
         let mut above: Vec<&Path> = folder.ancestors().filter(|path| path.parent().is_some()).collect();
         above.reverse();

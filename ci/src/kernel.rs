@@ -12,13 +12,13 @@ use crate::cache::{Cache, sha256};
 use crate::host::{Architecture, Host, KernelSource, Source, modules_of};
 use crate::progress;
 
-/// What `tinyconfig` needs added to run the tests. None of Debian's kernels has iommufd.
+/// The options that `tinyconfig` needs added to run the tests. None of Debian's kernels has iommufd.
 const IOMMUFD_FRAGMENT: &str = include_str!("../iommufd-kernel.fragment");
 
-/// What a kernel that can needs added to export BARs as dma-bufs.
+/// The options that let a new enough kernel export BARs as dma-bufs.
 const DMABUF_FRAGMENT: &str = include_str!("../iommufd-dmabuf.fragment");
 
-/// What building a kernel takes.
+/// The packages that building a kernel takes.
 const BUILD_TOOLS: &[&str] = &["gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "perl"];
 
 /// The file in a kernel's item that QEMU boots.

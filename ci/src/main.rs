@@ -6,7 +6,7 @@
 //!
 //! makes cargo call `ci/runner`, which calls this program with the host's name, the test binary and its
 //! arguments. It puts a kernel ([`kernel`]), a busybox and the binary into an initramfs ([`initramfs`]),
-//! starts the [`host`]'s machine ([`qemu`]), passes on what the test says ([`console`]) and judges how
+//! starts the [`host`]'s machine ([`qemu`]), passes on the test's output ([`console`]) and judges how
 //! it ended ([`verdict`]). Kernels come from Debian's packages ([`apt`]) and are kept in a [`cache`].
 //!
 //! Environment: `EMULATED_HOST_TIMEOUT` (seconds, default 900), `EMULATED_HOST_QEMU` (more arguments for
@@ -53,7 +53,7 @@ const DEFAULT_TIME_LIMIT: u64 = 900;
 /// Older ones were not tried.
 const OLDEST_QEMU: &str = "1:10";
 
-/// Says on stderr what is going on.
+/// Reports progress on stderr.
 macro_rules! progress {
     ($($what:tt)*) => { eprintln!("emulated-host: {}", format_args!($($what)*)) };
 }
@@ -123,7 +123,7 @@ fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     Ok(verdict.status())
 }
 
-/// Shows what the verdict's line alone does not tell.
+/// Shows details that the verdict's line does not tell.
 fn explain(verdict: &Verdict, console: &Console) {
     match verdict {
         Verdict::KernelComplained { complaint, .. } => eprintln!("{complaint}"),

@@ -15,13 +15,13 @@ use crate::console::Console;
 use crate::host::Host;
 use crate::verdict::Stop;
 
-/// How long a kernel that panicked may go on explaining itself.
+/// The time that a kernel that panicked has to print its log.
 const PANIC_GRACE: Duration = Duration::from_secs(5);
 
-/// How often to look whether anyone still waits for this run.
+/// The interval at which the run checks that its caller still waits.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What every kernel is told. Warnings are read from its log after the run, so the console is left to
+/// The command line of every kernel. Warnings are read from its log after the run, so the console is left to
 /// the test; an Oops is made a panic, or the test would hang in a kernel that lost a lock. Emulated
 /// processors are slow: what takes 20 s may still be fine.
 const KERNEL_ARGUMENTS: &str = "panic=-1 oops=panic watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120";
@@ -34,7 +34,7 @@ pub(crate) struct Machine {
     complaints: File,
 }
 
-/// What a user may add to a machine.
+/// The options that a user may add to a machine.
 #[derive(Debug, Default)]
 pub(crate) struct Extras {
     pub(crate) qemu_arguments: Vec<String>,
@@ -100,9 +100,9 @@ impl Drop for Machine {
     }
 }
 
-/// Time passes by what the processor does, 8 ns an instruction, and jumps to the next timer when it has nothing to do: whatever the guest
-/// waits for, a DMA transfer's 100 ms or the seconds of a bus reset, costs nothing, and a busy machine makes no timer late. QEMU can do
-/// that with one thread for the processor only.
+/// Time passes with the processor's instructions, 8 ns each, and jumps to the next timer when the processor is idle:
+/// whatever the guest waits for, a DMA transfer's 100 ms or the seconds of a bus reset, costs nothing, and a busy
+/// machine makes no timer late. QEMU can do that with one thread for the processor only.
 ///
 /// The console goes to stdout and the initramfs comes from stdin, by name: a file chardev never reads,
 /// and an unlinked file cannot be left behind.

@@ -1,4 +1,4 @@
-//! What a run in an emulated host amounts to: pure, given the console and how the machine stopped.
+//! The verdict on a run in an emulated host: a pure function of the console and of the machine's end.
 //!
 //! A binary's own failure keeps its status. Everything else gets a status no test uses, so that a
 //! script can tell a hanging kernel from a failing assertion.
@@ -10,7 +10,7 @@ use crate::console::{Console, Exit};
 /// The taint flags a run may not raise: a machine check, a bad page, an Oops, a WARN, a soft lockup.
 const SERIOUS_TAINT: u64 = (1 << 4) | (1 << 5) | (1 << 7) | (1 << 9) | (1 << 14);
 
-/// How a complaint of the kernel's starts.
+/// The beginnings of a complaint of the kernel's.
 const COMPLAINTS: &[&str] = &[
     "------------[ cut here ]------------",
     "WARNING: ",
@@ -22,7 +22,7 @@ const COMPLAINTS: &[&str] = &[
     "INFO: task ",
 ];
 
-/// How a complaint ends, and how much of one is shown that does not.
+/// The end of a complaint, and the number of lines shown of one without an end.
 const COMPLAINT_ENDS: &str = "---[ end trace";
 const COMPLAINT_LINES: usize = 50;
 
@@ -37,7 +37,7 @@ pub(crate) enum Stop {
     Gone(String),
 }
 
-/// What a run amounts to.
+/// The verdict on a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The binary ran to its end, and the kernel had nothing to complain about.
@@ -85,7 +85,7 @@ impl Verdict {
         }
     }
 
-    /// The status for whoever started the run.
+    /// The exit status for the caller of the run.
     pub(crate) fn status(&self) -> u8 {
         match self {
             Self::Exited(status) => *status,

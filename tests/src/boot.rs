@@ -1,7 +1,8 @@
-//! A real boot: what QEMU told its listener while firmware started a q35 with 256 MiB, replayed while the device is at work.
+//! A real boot: what QEMU told its listener while firmware started a q35 with 256 MiB, replayed while the device is at
+//! work.
 //!
-//! The recording is what `dmaspace replay q35-256m-type1-boot.trace --record FILE` makes of QEMU's trace, which carries no access: all is
-//! read-write RAM.
+//! The recording is what `dmaspace replay q35-256m-type1-boot.trace --record FILE` makes of QEMU's trace, which carries
+//! no access: all is read-write RAM.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,16 +19,16 @@ const BOOT: &str = include_str!("../data/q35-256m-type1-boot.jsonl");
 
 const MIB: u64 = 1 << 20;
 
-/// What no implementation can pin less than: every translation once, and again when another was there meanwhile (257.75 MiB).
+/// The lower bound of pinned bytes: every translation once, and again when another was there meanwhile (257.75 MiB).
 const FLOOR: u64 = 257 * MIB + 3 * MIB / 4;
 
-/// Where the device is at work: above all that firmware changes.
+/// The address at which the device works: above everything that firmware changes.
 const AT_WORK: u64 = 200 * MIB;
 
-/// Step by step the bus is as it was recorded, nothing that stays is disturbed or pinned twice, and a transfer that began before a step
-/// ends well after it.
+/// Step by step the bus is as it was recorded, nothing that stays is disturbed or pinned twice, and a transfer that
+/// began before a step ends well after it.
 pub fn q35_boot(fixture: &mut Fixture) {
-    let arenas = GuestRam::of_boot();
+    let arenas = RecordedRam::of_boot();
     let mut listener = Listener::default();
     let mut pinned = 0;
     let mut steps = 0;
@@ -76,15 +77,14 @@ fn page_at(fixture: &Fixture, at: Iova) -> Option<HostMemory> {
     live.memory.slice(live.range.offset_of(at), 0x1000)
 }
 
-/// What devices reach, in stretches that are contiguous on the bus and in the host.
+/// The memory that devices reach, in stretches that are contiguous on the bus and in the host.
 fn bus_of(fixture: &Fixture) -> BTreeMap<Iova, (IovaRange, u64)> {
     let live = fixture.space.mappings(IovaRange::all());
     joined(live.into_iter().map(|mapping| (mapping.range, mapping.memory.address())))
 }
 
 fn expected_bus(listener: &Listener) -> BTreeMap<Iova, (IovaRange, u64)> {
-    let memory = |section: &Section| Some((section.range(), section.direct()?.0.address()));
-    joined(listener.sections().filter_map(memory))
+    joined(listener.sections().filter_map(|section: &Section| Some((section.range(), section.direct()?.0.address()))))
 }
 
 fn joined(stretches: impl Iterator<Item = (IovaRange, u64)>) -> BTreeMap<Iova, (IovaRange, u64)> {
@@ -103,16 +103,18 @@ fn joined(stretches: impl Iterator<Item = (IovaRange, u64)>) -> BTreeMap<Iova, (
 }
 
 /// The memory of the process that was recorded, in pieces that were contiguous there.
-struct GuestRam(Vec<(u64, Ram)>);
+struct RecordedRam(Vec<(u64, Ram)>);
 
-impl GuestRam {
+impl RecordedRam {
     fn of_boot() -> Self {
         let asked = RefCell::new(Vec::new());
         let note = |it: &Asked| {
             asked.borrow_mut().push((it.address, it.address + it.len.get()));
             it.unbacked()
         };
-        Reader::new(BOOT.as_bytes(), note).for_each(|event| drop(event.expect("a proper recording")));
+        for event in Reader::new(BOOT.as_bytes(), note) {
+            event.expect("a proper recording");
+        }
         let mut spans: Vec<(u64, u64)> = Vec::new();
         let mut asked = asked.into_inner();
         asked.sort_unstable();
@@ -122,8 +124,12 @@ impl GuestRam {
                 None => spans.push((first, end)),
             }
         }
-        let arena = |(first, end): &(u64, u64)| (*first, Ram::new(usize::try_from(end - first).expect("it fits")));
-        Self(spans.iter().map(arena).collect())
+        Self(
+            spans
+                .iter()
+                .map(|(first, end): &(u64, u64)| (*first, Ram::new(usize::try_from(end - first).expect("it fits"))))
+                .collect(),
+        )
     }
 
     fn memory(&self, asked: &Asked) -> Option<HostMemory> {

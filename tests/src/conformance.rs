@@ -1,5 +1,5 @@
-//! The table of what kernels answer, on a real one: the rows that the soft host is held to, through the Linux door. A difference is a
-//! mistake in the table, and then in the soft host.
+//! The table of what kernels answer, on a real one: the rows that the soft host is held to, through the Linux door. A
+//! difference is a mistake in the table, and then in the soft host.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
-/// The rows of `dialect` that can be played on a real kernel without harm: what leaks, or makes every kernel warn, stays on the soft host,
-/// and what only a device shows is shown by the scenarios.
+/// The rows of `dialect` that can be played on a real kernel without harm: what leaks, or makes every kernel warn,
+/// stays on the soft host, and what only a device shows is shown by the scenarios.
 pub fn rows(dialect: Dialect, platform: Option<Platform>) -> impl Iterator<Item = &'static Row> {
     let harmless = move |row: &&Row| {
         let here = match row.only {
@@ -35,7 +35,7 @@ pub fn rows(dialect: Dialect, platform: Option<Platform>) -> impl Iterator<Item 
 /// Plays `row` on a fresh context of the device at `address`.
 ///
 /// # Errors
-/// What the kernel answered otherwise, in words.
+/// The difference in the kernel's answers, in words.
 pub fn play(row: &Row, address: PciAddress, platform: Option<Platform>) -> Result<(), String> {
     let door = Arc::new(LinuxDoor::new());
     let facts = Facts::of_this_host(&*door).map_err(|error| error.to_string())?;
@@ -94,7 +94,7 @@ fn join(door: &dyn Door, member: Handle, container: Handle) -> Result<i32, Errno
     unsafe { raw::set_real_container(door, member, container) }
 }
 
-/// A fresh context, and what is open for it in the order it was opened.
+/// A fresh context, and its open descriptors in the order in which they were opened.
 fn open(
     door: &dyn Door,
     facts: &Facts,

@@ -1,11 +1,11 @@
-//! A device under test: it reads bus memory into a buffer of its own and writes the buffer back. Only what it moves counts as proof
-//! that something is mapped, or is not.
+//! A device under test: it reads bus memory into a buffer of its own and writes the buffer back. Only bytes that it
+//! moves count as proof that something is mapped, or is not.
 
 use dmaspace_core::Iova;
 
 /// A device with a buffer.
 pub trait TestDevice {
-    /// Reads `len` bytes at `from` into the buffer. What the buffer holds after a read that the host refused is unknown.
+    /// Reads `len` bytes at `from` into the buffer. The buffer's content after a read that the host refused is unknown.
     fn load(&mut self, from: Iova, len: usize);
 
     /// Writes the first `len` bytes of the buffer to `to`. A write that the host refuses goes nowhere.

@@ -1,4 +1,4 @@
-//! What devices write, told: pages of this process, collected.
+//! The pages that devices wrote, collected by address in this process.
 
 use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
@@ -22,12 +22,12 @@ const PAGE: u64 = 0x1000;
 pub struct Told(Mutex<BTreeSet<u64>>);
 
 impl Told {
-    /// What was told since this was asked last.
+    /// Returns the pages told since the last call.
     pub fn take(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same, which stays.
+    /// Returns the pages told so far, and keeps them.
     pub fn seen(&self) -> BTreeSet<u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -55,8 +55,8 @@ fn write_to(fixture: &mut Fixture, at: u64, memory: &HostMemory, offsets: &[u64]
     offsets.iter().map(|offset| page_of(memory, *offset)).collect()
 }
 
-/// Pages that a device wrote, with holes between the mappings, before and after mappings came and went, are told; on a host that logs
-/// exactly (`exact`), no others.
+/// Pages that a device wrote, with holes between the mappings, before and after mappings came and went, are told; on a
+/// host that logs exactly (`exact`), no others.
 pub fn dirty_pages(fixture: &mut Fixture, exact: bool) {
     let section = |name, at, memory: &HostMemory, access| {
         Section::ram(name, Iova::new(at), memory.clone(), access).expect("a section of the scenario")
@@ -99,7 +99,7 @@ pub fn dirty_pages(fixture: &mut Fixture, exact: bool) {
     let answer = ask(&listener);
     assert!(!answer.contains(&page_of(&read_only, 0)), "nobody can write there");
     assert_told(answer, written);
-    // Asked for again: what is written again is told again.
+    // A page that is written again is told again.
     let written = write_to(fixture, high_at, &high, &[3 * MIB]);
     assert_told(ask(&listener), written);
 

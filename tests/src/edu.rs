@@ -16,10 +16,10 @@ const COMMAND: u64 = 0x98;
 const START: u64 = 1;
 const FROM_BUFFER: u64 = 2;
 
-/// What the identification register reads: the lowest byte is fixed.
+/// The value of the identification register: the lowest byte is fixed.
 const IDENTITY: u32 = 0x0100_00ed;
 
-/// Where the buffer lies in the device's own address space.
+/// The address of the buffer in the device's own address space.
 const BUFFER: u64 = 0x4_0000;
 
 /// A transfer takes 100 ms of the guest's time.

@@ -1,28 +1,32 @@
-//! The failure sweep: every call of a sequence is spoilt in every way a kernel could spoil it, and nothing may come of it but a clean answer.
+//! The failure sweep: every call of a sequence is injected in every way a kernel could inject it, and nothing may come
+//! of it but a clean answer.
 //!
-//! A [`Sequence`] arranges a [`World`] and then does one operation, which is to happen wholly or not at all. It is played undisturbed
-//! first, to see what the world is like before and after and which calls the operation makes. Then it is played again
-//! - for each call, each way of spoiling it and each errno that fits it;
+//! A [`Sequence`] arranges a [`SweptHost`] and then does one operation, which is to happen wholly or not at all. It is
+//! run undisturbed first, to see the host before and after, and the calls that the operation makes. Then it
+//! is run again
+//! - for each call, each way of injection it and each errno that fits it;
 //! - for each of those and each later call: two faults, the second most often while the first is being made good;
 //! - for each call, with all later calls of its name failing too, and with all later calls failing.
 //!
-//! # What is promised, and looked at each time
-//! - The operation succeeds, and the world is as after an undisturbed one; or it fails, and the world is as before, but for the
-//!   ranges the error names, which are fenced. The error says what was asked and what the kernel said.
-//! - Outside fences a device finds what the space says, page for page; the host holds what it held, byte for byte.
+//! # The promises, checked in each case
+//! - The operation succeeds, and the world is as after an undisturbed one; or it fails, and the world is as before, but
+//!   for the ranges the error names, which are fenced. The error names the request and the kernel's answer.
+//! - Outside fences a device finds the memory that the space lists, page for page; the host holds the same resources as before, byte
+//!   for byte.
 //! - The same operation then succeeds, or is refused with a fence as the reason.
-//! - A page that a device wrote is told to whoever tracks that.
-//! - When everything is dropped the host holds nothing, but for charges it leaked itself. Memory is let go of; what devices still
-//!   reached behind a fence is held for ever.
+//! - A page that a device wrote is told to the tracker.
+//! - When everything is dropped the host holds nothing, but for charges it leaked itself. Memory is let go of; what
+//!   devices still reached behind a fence is held for ever.
 //!
-//! # What cannot be promised
-//! - A kernel that says 0 and does nothing ([`FaultMode::ZeroWithoutEffect`]) is believed where nothing contradicts it: maps, unmaps,
-//!   registrations, windows, detachments ([`BELIEVED`]). Only this is promised then: no device reaches a page that was not mapped there
-//!   before or was asked for; errors are named as ever; closing the descriptors, when everything is dropped, ends it all.
+//! # The limits of the promises
+//! - A kernel that says 0 and does nothing ([`FaultMode::ZeroWithoutEffect`]) is believed where nothing contradicts it:
+//!   maps, unmaps, registrations, windows, detachments ([`UNDETECTABLE`]). Only this is promised then: no device
+//!   reaches a page that was not mapped there before or was asked for; errors are named as ever; closing the
+//!   descriptors, when everything is dropped, ends it all.
 //! - A kernel that says three times that there is nothing to take away is believed, too.
 
+mod injection;
 mod observed;
-mod spoiling;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,57 +40,57 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::{Iova, IovaRange};
 use dmaspace_soft::{FaultMode, SoftHost};
 
+pub use injection::{Injected, REQUESTS, UNDETECTABLE};
+use injection::{Lasting, first_ways_of, modes_of, second_ways_of, ways_of};
 use observed::{Found, Observed};
-pub use spoiling::{BELIEVED, REQUESTS, Spoilt};
-use spoiling::{Lasting, first_ways_of, modes_of, second_ways_of, ways_of};
 use world::{Call, region_of};
-pub use world::{Done, Ground, Trouble, World, done};
+pub use world::{Done, HostConfig, SweptHost, Trouble, done};
 
-/// How the world looks, and the one operation under test.
+/// The state of the host, and the one operation under test.
 #[derive(Clone, Copy)]
 pub struct Sequence {
     /// The name in reports.
     pub name: &'static str,
-    /// Where it is played.
-    pub on: &'static [Ground],
-    /// What comes before. Undisturbed.
-    pub arrange: fn(&mut World),
+    /// The hosts it runs on.
+    pub on: &'static [HostConfig],
+    /// The arrangement before the operation. No call of it fails.
+    pub arrange: fn(&mut SweptHost),
     /// The operation. It can be done again after it failed.
-    pub operate: fn(&mut World) -> Result<Done, Trouble>,
+    pub operate: fn(&mut SweptHost) -> Result<Done, Trouble>,
 }
 
 /// Operations of more calls than this are not put through two faults at once.
 const LONGEST_WITH_TWO: usize = 12;
 
-/// What a sequence is like when nobody disturbs it.
+/// The undisturbed run of a sequence.
 struct Clean {
     before: Observed,
     after: Observed,
     calls: Vec<Call>,
     /// Set when it is the operation's job to fail.
     refusal: Option<Trouble>,
-    /// Where each space's device looks.
+    /// The addresses at which each space's device looks.
     points: Vec<BTreeSet<Iova>>,
 }
 
-/// A sequence somewhere, and the calls that are spoilt.
+/// A sequence somewhere, and the calls that are injected.
 struct Case<'a> {
     sequence: &'a Sequence,
-    ground: Ground,
-    spoilt: &'a [Spoilt],
+    config: HostConfig,
+    injected: &'a [Injected],
 }
 
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spoilt: Vec<_> = self.spoilt.iter().map(ToString::to_string).collect();
-        write!(f, "{}/{}/{}", self.sequence.name, self.ground, spoilt.join("+"))
+        let injected: Vec<_> = self.injected.iter().map(ToString::to_string).collect();
+        write!(f, "{}/{}/{}", self.sequence.name, self.config, injected.join("+"))
     }
 }
 
-/// What came of the faults of a case.
+/// The outcome of a case's faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
-    /// The operation did all the same what it does undisturbed.
+pub enum FaultOutcome {
+    /// The operation had the result of an undisturbed run all the same.
     Hidden,
     /// It failed, and everything was as before.
     Undone,
@@ -95,25 +99,25 @@ pub enum Outcome {
     /// It failed, something was fenced, and devices still reached memory there: the memory is held for ever.
     Held,
     /// The kernel lied, and nothing told.
-    Believed,
+    Undetectable,
 }
 
 /// The calls a case made, and what came of it or was wrong with it.
-struct Played {
+struct RunResult {
     calls: Vec<Call>,
-    verdict: Result<Outcome, String>,
+    verdict: Result<FaultOutcome, String>,
 }
 
 impl Sequence {
-    fn arranged(&self, ground: Ground) -> World {
-        let mut world = World::new(ground);
+    fn arranged(&self, config: HostConfig) -> SweptHost {
+        let mut world = SweptHost::new(config);
         (self.arrange)(&mut world);
         world.take_calls();
         world
     }
 
-    fn play_undisturbed(&self, ground: Ground) -> Result<Clean, String> {
-        let mut world = self.arranged(ground);
+    fn run_undisturbed(&self, config: HostConfig) -> Result<Clean, String> {
+        let mut world = self.arranged(config);
         let before = world.observe();
         let refusal = (self.operate)(&mut world).err();
         let calls = world.take_calls();
@@ -139,22 +143,22 @@ impl Sequence {
 }
 
 impl Case<'_> {
-    fn play(&self, clean: &Clean) -> Played {
+    fn run(&self, clean: &Clean) -> RunResult {
         let mut calls = Vec::new();
-        let played = catch_unwind(AssertUnwindSafe(|| self.play_on(clean, &mut calls)));
-        let verdict = played.unwrap_or_else(|_| Err("it panicked".to_owned()));
-        Played { calls, verdict }
+        let run = catch_unwind(AssertUnwindSafe(|| self.run_on(clean, &mut calls)));
+        let verdict = run.unwrap_or_else(|_| Err("it panicked".to_owned()));
+        RunResult { calls, verdict }
     }
 
-    fn play_on(&self, clean: &Clean, calls: &mut Vec<Call>) -> Result<Outcome, String> {
-        let mut world = self.sequence.arranged(self.ground);
-        let plans: Vec<_> = self.spoilt.iter().flat_map(Spoilt::plans).collect();
+    fn run_on(&self, clean: &Clean, calls: &mut Vec<Call>) -> Result<FaultOutcome, String> {
+        let mut world = self.sequence.arranged(self.config);
+        let plans: Vec<_> = self.injected.iter().flat_map(Injected::plans).collect();
         world.soft.plan_faults(&plans);
         let result = (self.sequence.operate)(&mut world);
         world.soft.plan_faults(&[]);
         *calls = world.take_calls();
-        if self.is_believed(calls) {
-            return clean.judge_believed(world, &result).map(|()| Outcome::Believed);
+        if self.is_undetectable(calls) {
+            return clean.judge_undetectable(world, &result).map(|()| FaultOutcome::Undetectable);
         }
         let fences = fences_of(&world);
         let fenced = fences.iter().any(|fences| !fences.is_empty());
@@ -170,34 +174,39 @@ impl Case<'_> {
         let (reached, may_keep) = (clean.reached_behind(&world, &fences_of(&world)), self.may_keep_memory(&world));
         clean.judge_end(world, &reached, may_keep)?;
         Ok(match (result.is_ok(), fenced) {
-            (true, _) => Outcome::Hidden,
-            (false, false) => Outcome::Undone,
-            (false, true) if reached.is_empty() => Outcome::Fenced,
-            (false, true) => Outcome::Held,
+            (true, _) => FaultOutcome::Hidden,
+            (false, false) => FaultOutcome::Undone,
+            (false, true) if reached.is_empty() => FaultOutcome::Fenced,
+            (false, true) => FaultOutcome::Held,
         })
     }
 
-    /// What could not be unmapped while everything was dropped keeps its memory, and there is no space left to ask about fences.
-    fn may_keep_memory(&self, world: &World) -> bool {
-        let doubtful = |spoilt: &Spoilt| spoilt.lasting != Lasting::Once || spoilt.mode == FaultMode::ShortSize;
-        world.opened.is_empty() && self.spoilt.iter().any(doubtful)
+    /// A mapping that could not be unmapped during the drop keeps its memory, and no space is left that could list a
+    /// fence.
+    fn may_keep_memory(&self, world: &SweptHost) -> bool {
+        world.opened.is_empty()
+            && self
+                .injected
+                .iter()
+                .any(|injected: &Injected| injected.lasting != Lasting::Once || injected.mode == FaultMode::ShortSize)
     }
 
-    /// Whether the kernel lied where nothing tells.
-    fn is_believed(&self, calls: &[Call]) -> bool {
-        let call = |spoilt: &Spoilt| usize::try_from(spoilt.at - 1).ok().and_then(|n| calls.get(n));
-        let lied = self.spoilt.iter().filter(|spoilt| spoilt.mode == FaultMode::ZeroWithoutEffect);
-        lied.filter_map(call).any(|call| BELIEVED.contains(&call.name))
+    /// Returns whether the kernel lied in a way that no later answer shows.
+    fn is_undetectable(&self, calls: &[Call]) -> bool {
+        let call = |injected: &Injected| usize::try_from(injected.at - 1).ok().and_then(|n| calls.get(n));
+        let lied = self.injected.iter().filter(|injected| injected.mode == FaultMode::ZeroWithoutEffect);
+        lied.filter_map(call).any(|call| UNDETECTABLE.contains(&call.name))
     }
 }
 
 /// The ranges that are fenced in each open space.
-fn fences_of(world: &World) -> Vec<Vec<IovaRange>> {
-    let fences = |n: usize| world.space(n).describe().fences.into_iter().map(|fence| fence.range).collect();
-    (0..world.opened.len()).map(fences).collect()
+fn fences_of(world: &SweptHost) -> Vec<Vec<IovaRange>> {
+    (0..world.opened.len())
+        .map(|n: usize| world.space(n).describe().fences.into_iter().map(|fence| fence.range).collect())
+        .collect()
 }
 
-/// An error says what was wrong and what the kernel said, and names every fence there is and none that is not.
+/// An error names the cause and the kernel's answer, and exactly the fences that exist.
 fn judge_words(trouble: &Trouble, fences: &[Vec<IovaRange>]) -> Result<(), String> {
     let said = match (&trouble.answer, &trouble.kind) {
         (Some(answer), _) => trouble.text.contains(&answer.to_string()),
@@ -219,8 +228,8 @@ fn judge_words(trouble: &Trouble, fences: &[Vec<IovaRange>]) -> Result<(), Strin
 }
 
 impl Clean {
-    /// The world is as expected, but for what is exempt, and a device finds what its space says.
-    fn judge_now(&self, world: &World, expected: &Observed, exempt: &[Vec<IovaRange>]) -> Result<(), String> {
+    /// The host is as expected except for exempt ranges, and a device finds the memory that its space lists.
+    fn judge_now(&self, world: &SweptHost, expected: &Observed, exempt: &[Vec<IovaRange>]) -> Result<(), String> {
         if let Some(difference) = world.observe().differs_from(expected, exempt) {
             return Err(difference);
         }
@@ -230,7 +239,7 @@ impl Clean {
     }
 
     /// Fences are where best-effort sections were passed over, if anywhere.
-    fn judge_success(&self, world: &World, done: &Done, fences: &[Vec<IovaRange>]) -> Result<(), String> {
+    fn judge_success(&self, world: &SweptHost, done: &Done, fences: &[Vec<IovaRange>]) -> Result<(), String> {
         if self.refusal.is_some() {
             return Err("it succeeded, and undisturbed it does not".to_owned());
         }
@@ -245,8 +254,8 @@ impl Clean {
         self.judge_now(world, &self.after, &exempt)
     }
 
-    /// The same operation, nobody disturbing it now.
-    fn judge_again(&self, world: &World, again: Result<Done, Trouble>) -> Result<(), String> {
+    /// Judges the second attempt of the operation, in which no call fails.
+    fn judge_again(&self, world: &SweptHost, again: Result<Done, Trouble>) -> Result<(), String> {
         let fences = &fences_of(world);
         match (again, &self.refusal) {
             (Ok(done), None) => {
@@ -258,10 +267,15 @@ impl Clean {
                 self.judge_now(world, &self.before, fences).map_err(|why| format!("refused again, {why}"))
             }
             (Err(trouble), _) => {
-                let names = |fence: &IovaRange| trouble.text.contains(&format!("{fence} is fenced"));
-                // A device that leaves takes entries of the others along: it has left, whether they could be put again or not.
+                // A device that leaves takes entries of the others along: it has left, whether they could be put again
+                // or not.
                 let is_done = trouble.kind == Some(Kind::NotAttached) && fences.iter().any(|fences| !fences.is_empty());
-                if !is_done && !fences.iter().flatten().any(names) {
+                if !is_done
+                    && !fences
+                        .iter()
+                        .flatten()
+                        .any(|fence: &IovaRange| trouble.text.contains(&format!("{fence} is fenced")))
+                {
                     return Err(format!("done again it failed, and no fence is why: {}", trouble.text));
                 }
                 self.judge_now(world, &self.before, fences).map_err(|why| format!("refused, {why}"))
@@ -269,8 +283,9 @@ impl Clean {
         }
     }
 
-    /// After a lie that nothing tells: no device reaches what it was never given, errors are errors, and the end ends it.
-    fn judge_believed(&self, world: World, result: &Result<Done, Trouble>) -> Result<(), String> {
+    /// Judges the host after a lie that no answer shows: no device reaches memory that it was never given, errors are
+    /// errors, and the drop clears the host.
+    fn judge_undetectable(&self, world: SweptHost, result: &Result<Done, Trouble>) -> Result<(), String> {
         if let Err(trouble) = result {
             judge_words(trouble, &fences_of(&world))?;
         }
@@ -290,15 +305,15 @@ impl Clean {
         judge_emptied(&soft, true)
     }
 
-    /// What a device was given at `at` before, and is given after.
-    fn given_at(&self, world: &World, n: usize, at: Iova) -> Vec<Found> {
+    /// The memory that a device was given at `at` before and after the operation.
+    fn given_at(&self, world: &SweptHost, n: usize, at: Iova) -> Vec<Found> {
         let spaces = [&self.before, &self.after].into_iter().filter_map(|observed| observed.spaces.get(n));
         let seen = spaces.flat_map(|space| &space.mappings).filter(|seen| seen.range.contains(at));
         seen.map(|seen| world.expected_of(seen, at)).collect()
     }
 
     /// The regions of the guest's memory that a device reaches behind a fence.
-    fn reached_behind(&self, world: &World, fences: &[Vec<IovaRange>]) -> BTreeSet<usize> {
+    fn reached_behind(&self, world: &SweptHost, fences: &[Vec<IovaRange>]) -> BTreeSet<usize> {
         let mut reached = BTreeSet::new();
         for (n, points) in self.points.iter().enumerate().take(world.opened.len()) {
             let Some(device) = world.device_of(n) else { continue };
@@ -309,7 +324,7 @@ impl Clean {
     }
 
     /// Everything is dropped: the host is empty, the guest's memory is gone, unless a device reached it behind a fence.
-    fn judge_end(&self, world: World, reached: &BTreeSet<usize>, may_keep: bool) -> Result<(), String> {
+    fn judge_end(&self, world: SweptHost, reached: &BTreeSet<usize>, may_keep: bool) -> Result<(), String> {
         let fenced = may_keep || fences_of(&world).iter().any(|fences| !fences.is_empty());
         let (soft, lives) = world.close();
         judge_emptied(&soft, false)?;
@@ -327,8 +342,8 @@ impl Clean {
     }
 }
 
-/// The host holds nothing, but for the charge of a window that could not be made; and, after a lie about entries, memory that was
-/// unregistered under them, which is leaked until the process ends.
+/// The host holds nothing, but for the charge of a window that could not be made; and, after a lie about entries,
+/// memory that was unregistered under them, which is leaked until the process ends.
 fn judge_emptied(soft: &SoftHost, after_a_lie: bool) -> Result<(), String> {
     let ledger = soft.ledger();
     let failed = |call: &str| soft.calls().iter().any(|(name, count)| name == call && count.failed > 0);
@@ -348,7 +363,7 @@ fn judge_emptied(soft: &SoftHost, after_a_lie: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// What a sweep came to.
+/// The results of a sweep.
 #[derive(Default)]
 pub struct Tally {
     /// Cases with one fault.
@@ -357,11 +372,11 @@ pub struct Tally {
     pub double: usize,
     /// Cases with one that lasts.
     pub lasting: usize,
-    /// How often what came of it.
-    pub outcomes: BTreeMap<Outcome, usize>,
-    /// What went wrong: the case, and what.
+    /// The number of cases with each outcome.
+    pub outcomes: BTreeMap<FaultOutcome, usize>,
+    /// The failures: the case, and the reason.
     pub failures: Vec<String>,
-    /// The requests that were spoilt, and the modes.
+    /// The requests that were injected, and the modes.
     covered: BTreeSet<String>,
 }
 
@@ -371,13 +386,13 @@ impl Tally {
         self.single + self.double + self.lasting
     }
 
-    /// Requests that were not spoilt in a mode that makes a difference to them.
+    /// Requests that were not injected in a mode that makes a difference to them.
     pub fn uncovered(&self) -> Vec<String> {
         let all = REQUESTS.iter().flat_map(|request| modes_of(request).into_iter().map(|mode| named(request, mode)));
-        all.filter(|spoilt| !self.covered.contains(spoilt)).collect()
+        all.filter(|injected| !self.covered.contains(injected)).collect()
     }
 
-    fn note(&mut self, case: &Case<'_>, verdict: Result<Outcome, String>) {
+    fn note(&mut self, case: &Case<'_>, verdict: Result<FaultOutcome, String>) {
         match verdict {
             Ok(outcome) => *self.outcomes.entry(outcome).or_default() += 1,
             Err(why) => self.failures.push(format!("{case}: {why}")),
@@ -403,12 +418,12 @@ fn named(request: &str, mode: FaultMode) -> String {
 /// Plays every case of every sequence, or only those whose names begin with `only`.
 pub fn sweep(sequences: &[Sequence], only: &str) -> Tally {
     let fixtures: Vec<_> =
-        sequences.iter().flat_map(|sequence| sequence.on.iter().map(move |ground| (sequence, *ground))).collect();
+        sequences.iter().flat_map(|sequence| sequence.on.iter().map(move |config| (sequence, *config))).collect();
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
     let work = || {
-        while let Some((sequence, ground)) = fixtures.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut fixture = InjectedRun { sequence, ground: *ground, only, tally: Tally::default() };
-            fixture.play();
+        while let Some((sequence, config)) = fixtures.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut fixture = InjectedRun { sequence, config: *config, only, tally: Tally::default() };
+            fixture.run();
             tally.lock().expect("cases catch their panics").append(fixture.tally);
         }
     };
@@ -417,77 +432,77 @@ pub fn sweep(sequences: &[Sequence], only: &str) -> Tally {
     tally.into_inner().expect("cases catch their panics")
 }
 
-/// A sequence on one ground, on the way through its cases.
+/// A sequence on one config, on the way through its cases.
 struct InjectedRun<'a> {
     sequence: &'a Sequence,
-    ground: Ground,
+    config: HostConfig,
     only: &'a str,
     tally: Tally,
 }
 
 impl InjectedRun<'_> {
-    fn play(&mut self) {
-        let name = format!("{}/{}/", self.sequence.name, self.ground);
+    fn run(&mut self) {
+        let name = format!("{}/{}/", self.sequence.name, self.config);
         if !name.starts_with(self.only) && !self.only.starts_with(&name) {
             return;
         }
-        let clean = match self.sequence.play_undisturbed(self.ground) {
+        let clean = match self.sequence.run_undisturbed(self.config) {
             Ok(clean) => clean,
             Err(why) => return self.tally.failures.push(format!("{name}undisturbed: {why}")),
         };
-        let keeps_mappings = !self.ground.backend.is_of_power();
+        let keeps_mappings = !self.config.backend.is_of_power();
         for (at, call) in (1..).zip(&clean.calls) {
             for way in ways_of(call, keeps_mappings) {
                 self.tally.covered.insert(named(call.name, way.0));
-                self.single(&clean, Spoilt::once(at, way));
+                self.single(&clean, Injected::once(at, way));
             }
             self.lasting(&clean, at, call);
         }
         // A fault that comes too late changes nothing.
-        self.single(&clean, Spoilt::once(clean.calls.len() as u64 + 1, (FaultMode::FailBefore, Errno::EIO)));
+        self.single(&clean, Injected::once(clean.calls.len() as u64 + 1, (FaultMode::FailBefore, Errno::EIO)));
         if clean.calls.len() > LONGEST_WITH_TWO {
             return;
         }
         for (at, call) in (1..).zip(&clean.calls) {
             for way in first_ways_of(call, keeps_mappings) {
-                self.double(&clean, Spoilt::once(at, way), keeps_mappings);
+                self.double(&clean, Injected::once(at, way), keeps_mappings);
             }
         }
     }
 
-    fn single(&mut self, clean: &Clean, spoilt: Spoilt) {
-        self.tally.single += usize::from(self.case(clean, &[spoilt]).is_some());
+    fn single(&mut self, clean: &Clean, injected: Injected) {
+        self.tally.single += usize::from(self.case(clean, &[injected]).is_some());
     }
 
     fn lasting(&mut self, clean: &Clean, at: u64, call: &Call) {
         let before = clean.calls.iter().zip(1..at).filter(|(earlier, _)| earlier.name == call.name).count() as u64;
         for lasting in [Lasting::SameCalls(call.name, before), Lasting::AllCalls] {
             for mode in [FaultMode::FailBefore, FaultMode::FailAfter] {
-                let spoilt = Spoilt { at, mode, errno: Errno::EIO, lasting };
-                self.tally.lasting += usize::from(self.case(clean, &[spoilt]).is_some());
+                let injected = Injected { at, mode, errno: Errno::EIO, lasting };
+                self.tally.lasting += usize::from(self.case(clean, &[injected]).is_some());
             }
         }
     }
 
     /// The second fault comes at each call that is made after the first.
-    fn double(&mut self, clean: &Clean, first: Spoilt, keeps_mappings: bool) {
-        let case = Case { sequence: self.sequence, ground: self.ground, spoilt: &[first] };
-        let calls = case.play(clean).calls;
+    fn double(&mut self, clean: &Clean, first: Injected, keeps_mappings: bool) {
+        let case = Case { sequence: self.sequence, config: self.config, injected: &[first] };
+        let calls = case.run(clean).calls;
         for (at, call) in (1..).zip(&calls).skip(usize::try_from(first.at).unwrap_or(0)) {
             for way in second_ways_of(call, keeps_mappings) {
-                self.tally.double += usize::from(self.case(clean, &[first, Spoilt::once(at, way)]).is_some());
+                self.tally.double += usize::from(self.case(clean, &[first, Injected::once(at, way)]).is_some());
             }
         }
     }
 
     /// Plays a case if it was asked for.
-    fn case(&mut self, clean: &Clean, spoilt: &[Spoilt]) -> Option<()> {
-        let case = Case { sequence: self.sequence, ground: self.ground, spoilt };
+    fn case(&mut self, clean: &Clean, injected: &[Injected]) -> Option<()> {
+        let case = Case { sequence: self.sequence, config: self.config, injected };
         if !case.to_string().starts_with(self.only) {
             return None;
         }
-        let played = case.play(clean);
-        self.tally.note(&case, played.verdict);
+        let run = case.run(clean);
+        self.tally.note(&case, run.verdict);
         Some(())
     }
 }

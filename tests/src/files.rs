@@ -22,10 +22,11 @@ use crate::ram::Ram;
 const MIB: u64 = 1 << 20;
 const RW: Access = Access::READ_WRITE;
 
-/// Where the memory under test begins in its file.
+/// The offset of the memory under test in its file.
 const OFFSET: u64 = MIB;
 
-/// A MiB of this process that claims to be a file's. It is not: so what a device reaches shows by what the kernel went.
+/// A MiB of this process that claims to be a file's. It is not, so the bytes that a device reaches show whether the
+/// kernel used the file or the address.
 pub(crate) fn impostor() -> (Arc<File>, HostMemory) {
     let file = Arc::new(File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file for memory")));
     ftruncate(&file, 2 * MIB).expect("the file grows");
@@ -42,7 +43,7 @@ pub fn devices_reach_the_file(host: &Host, device: PciAddress) -> Result<(), Ope
     Ok(())
 }
 
-/// The same where the file is held in a pool, and copied from there.
+/// Devices of a pool reach the file, which is mapped in the pool and copied from there.
 ///
 /// # Errors
 /// What opening says.
@@ -69,7 +70,7 @@ fn reaches_the_file(mut opened: Opened) {
     assert_eq!(found, [0; 13], "it was mapped by its address");
 }
 
-/// Where `edu` keeps the address of its next transfer: a register of eight bytes that can be read back.
+/// The register in which `edu` keeps the address of its next transfer: a register of eight bytes that can be read back.
 const SOURCE: u64 = 0x80;
 
 fn source_of(device: &Device) -> u64 {
@@ -114,7 +115,7 @@ pub fn a_device_reaches_the_bar_of_another(host: &Host, devices: [PciAddress; 2]
     ram.all().read(0x200, &mut found).expect("inside");
     assert_eq!(u64::from_le_bytes(found), word, "the peer's register was read");
 
-    // The kernel takes back what it gave; what is left of the mapping is still there to be unmapped, and can be made anew.
+    // The kernel revokes the exported memory; the mapping can still be unmapped, and made anew.
     let range = IovaRange::with_len(at, size).expect("a proper range");
     let config = peer.region(7).expect("it has a configuration space");
     peer.write(&config, 4, &[0, 0]).expect("its memory can be disabled");

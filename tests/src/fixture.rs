@@ -11,7 +11,7 @@ use crate::device::TestDevice;
 use crate::limits::LockLimit;
 use crate::ram::{Ram, SPOT, pattern};
 
-/// How much RAM the guests of the scenarios have.
+/// The RAM of the guests of the scenarios.
 pub const RAM: usize = 16 << 20;
 
 /// A space with a device on some host.
@@ -20,7 +20,7 @@ pub struct Fixture {
     pub device: Box<dyn TestDevice>,
     /// The space the device is attached to.
     pub space: Arc<dyn PciAddressSpace>,
-    /// What this process may lock.
+    /// The limit on the memory that this process may lock.
     pub lock_limit: Box<dyn LockLimit>,
     /// The guest's RAM.
     pub ram: Ram,
@@ -43,15 +43,15 @@ impl Fixture {
         Self { device, space, lock_limit, ram: Ram::new(RAM), seed: 0, scratch: None, kept: Vec::new() }
     }
 
-    /// MappingModel something open for as long as the fixture stands.
+    /// Keeps something open for as long as the fixture stands.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any) -> Self {
         self.kept.push(Box::new(kept));
         self
     }
 
-    /// Maps the first MiB of the guest's RAM at 0: on hosts that want it, the RAM is registered and a window created; in a pool, its pins are
-    /// shared.
+    /// Maps the first MiB of the guest's RAM at 0: on hosts that want it, the RAM is registered and a window created;
+    /// in a pool, its pins are shared.
     pub fn map_first_mib(&self) {
         if let Some(registration) = self.space.powers().registration {
             registration.register(self.ram.all()).expect("the guest's RAM can be registered");
@@ -72,8 +72,8 @@ impl Fixture {
         self.space.powers().window_control.is_some()
     }
 
-    /// Says where the device finds memory that surely works: what it read elsewhere is shown there, what it writes elsewhere comes
-    /// from there.
+    /// Sets memory that the device surely reaches: bytes that it read elsewhere are shown there, bytes that it writes
+    /// elsewhere come from there.
     pub fn show_results_at(&mut self, at: Iova, memory: HostMemory) {
         self.scratch = Some((at, memory));
     }
@@ -87,7 +87,7 @@ impl Fixture {
         pattern(self.seed << 40)
     }
 
-    /// What the device reads at `at`.
+    /// The bytes that the device reads at `at`.
     fn device_reads(&mut self, at: Iova) -> [u8; SPOT] {
         let (scratch, shown) = self.scratch();
         shown.write(0, &[0xa5; SPOT]).expect("scratch memory");
@@ -151,7 +151,7 @@ impl Fixture {
         let (scratch, _) = self.scratch();
         let offset = at.get() & 0xfff;
         self.device.load(scratch, SPOT);
-        // The scratch page carries a stamp like any other while the device writes what was there before.
+        // The scratch page carries a stamp like any other page while the device writes its earlier content.
         self.ram.stamp(offset);
         self.device.store(at, SPOT);
         if let Some(page) = self.ram.changed_page(offset) {

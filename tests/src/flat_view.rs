@@ -1,4 +1,4 @@
-//! What QEMU said of a guest: `info mtree -f` of a pseries guest of 4 GiB that created its second window.
+//! A flat view of QEMU's: `info mtree -f` of a pseries guest of 4 GiB that created its second window.
 
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, IovaRange, SystemAddress};

@@ -1,4 +1,5 @@
-//! A KVM in software, next to a soft host: it makes TCE tables, links groups, and answers hypercalls behind everybody's back.
+//! A KVM in software, next to a soft host: it makes TCE tables, links groups, and answers hypercalls behind everybody's
+//! back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -54,23 +55,24 @@ impl SoftKvm {
         self.state().refuses = call;
     }
 
-    /// How many tables there are, and links.
+    /// The number of tables, and of links.
     pub fn holds(&self) -> (usize, usize) {
         let state = self.state();
         (state.tables.len(), state.links.values().map(BTreeSet::len).sum())
     }
 
-    /// How many hypercalls it has answered.
+    /// The number of hypercalls it has answered.
     pub fn answered(&self) -> usize {
         self.state().answered
     }
 
-    /// How often a group had left a container when KVM was last told to forget one.
+    /// The number of groups that had left a container when KVM was last told to forget one.
     pub fn left_before(&self) -> u64 {
         self.state().left_before
     }
 
-    /// H_PUT_TCE of the guest's: whether KVM answers it. One for a table that is linked to no group changes nothing for devices.
+    /// H_PUT_TCE of the guest's: whether KVM answers it. One for a table that is linked to no group changes nothing for
+    /// devices.
     pub fn put(&self, liobn: u64, ioba: u64, tce: u64) -> bool {
         let mut state = self.state();
         let liobn = Liobn::new(u32::try_from(liobn).expect("a LIOBN"));

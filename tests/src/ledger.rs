@@ -1,4 +1,4 @@
-//! What a process holds of the kernel's: read before and after, it must be the same.
+//! The kernel resources of a process: read before and after a test, they must be equal.
 
 use std::fs;
 
@@ -10,8 +10,9 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::limits::LockLimit;
 
-/// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the counting too (linux:
-/// drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is large enough takes its place.
+/// Makes the kernel count what this thread locks. Root's CAP_IPC_LOCK switches the limit off, and for iommufd the
+/// counting too (linux: drivers/iommu/iommufd/pages.c, iopt_alloc_pages): the capability goes, and a limit that is
+/// large enough takes its place.
 pub fn have_locked_memory_counted() {
     limit_to(LIMIT);
     let mut sets = capabilities(None).expect("every thread has capabilities");
@@ -28,7 +29,7 @@ fn limit_to(bytes: u64) {
     setrlimit(Resource::Memlock, limits).expect("root sets its own limits");
 }
 
-/// What this process may lock. A limit that was set lasts as long as this.
+/// The limit on this process's locked memory. A limit that was set lasts as long as this.
 #[derive(Debug)]
 pub struct OfThisProcess;
 
@@ -50,14 +51,14 @@ impl Drop for OfThisProcess {
 
 /// Locked memory and descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ledger {
+pub struct ProcessLedger {
     /// `VmLck` and `VmPin` of /proc/self/status.
     pub locked: Vec<String>,
-    /// Where the open descriptors lead.
+    /// The files behind the open descriptors.
     pub descriptors: Vec<String>,
 }
 
-impl Ledger {
+impl ProcessLedger {
     /// This process's, now.
     pub fn now() -> Self {
         let status = fs::read_to_string("/proc/self/status").expect("procfs is mounted");

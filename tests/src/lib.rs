@@ -1,10 +1,12 @@
-//! The tests that every backend must pass: scenarios and the contract, written once, for the soft host and for real kernels.
+//! The tests that every backend must pass: scenarios and the contract, written once, for the soft host and for real
+//! kernels.
 
 pub mod boot;
 pub mod conformance;
 pub mod device;
 pub mod dirty;
 pub mod edu;
+pub mod faults;
 pub mod files;
 pub mod fixture;
 pub mod flat_view;

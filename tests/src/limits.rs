@@ -1,5 +1,5 @@
-//! A limit on locked memory that is met in the middle of a commit: the error says what was wanted, allowed and taken, and everything is
-//! as it was, in the space and in the kernel's count.
+//! A limit on locked memory that is met in the middle of a commit: the error names the wanted, allowed and locked
+//! bytes, and everything is as it was, in the space and in the kernel's count.
 
 use dmaspace_core::contract::{Mapping, Snapshot};
 use dmaspace_core::error::Kind;
@@ -13,15 +13,17 @@ use crate::fixture::Fixture;
 
 const MIB: u64 = 1 << 20;
 
-/// What is in force before the limit is met. It comes last on the bus: on POWER its window has room for the others below it.
+/// The section in force before the limit is met. It lies last on the bus: on POWER its window has room for the others
+/// below it.
 const FIRST: u64 = 15 * MIB;
 
-/// What comes in one commit, a MiB each. Between them lies memory that is not the guest's, or POWER would register them in one go.
+/// The sections added in one commit, a MiB each. Between them lies memory that is not the guest's, or POWER would
+/// register them together.
 const MORE: [u64; 3] = [0, 2 * MIB, 4 * MIB];
 
-/// What a process may lock.
+/// The limit on a process's locked memory.
 pub trait LockLimit {
-    /// What it may lock and has locked, as its kernel counts.
+    /// Its limit and its locked bytes, as its kernel counts.
     fn locked(&self) -> LockedMemory;
 
     /// From now on it may lock so many bytes.
@@ -54,7 +56,9 @@ pub fn limit_met_in_the_middle_of_a_commit(fixture: &mut Fixture) {
 
     fixture.show_results_at(Iova::new(FIRST + 0x1_0000), ram.slice(FIRST + 0x1_0000, 0x1000));
     fixture.assert_range(section(FIRST).range(), &ram.slice(FIRST, MIB), true);
-    MORE.iter().for_each(|at| fixture.assert_unreached(Iova::new(*at)));
+    for at in MORE.iter() {
+        fixture.assert_unreached(Iova::new(*at));
+    }
 
     fixture.lock_limit.limit(allowed + 0x1_0000);
     listener.commit(all).expect("all of it fits");
@@ -65,7 +69,7 @@ pub fn limit_met_in_the_middle_of_a_commit(fixture: &mut Fixture) {
     listener.detach(&space).expect("everything can be taken out");
 }
 
-/// What a space holds, and what the kernel counts for it.
+/// The mappings and registrations of a space, and the bytes that the kernel counts for it.
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     taken: u64,

@@ -1,7 +1,8 @@
-//! One VMM makes way for another on a real kernel, with a device at work: first a process that was spawned gets the descriptors through a
-//! socket, then that one replaces itself with exec(2).
+//! One VMM makes way for another on a real kernel, with a device at work: first a process that was spawned gets the
+//! descriptors through a socket, then that one replaces itself with exec(2).
 //!
-//! Whoever comes is this program again, which [`is_successor`] tells. It finds a socket as its standard input, and what it needs in that.
+//! The successor is this program again, which [`is_successor`] tells. Its standard input is a socket with the
+//! hand-over.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -40,7 +41,7 @@ use crate::ram::{SPOT, pattern};
 
 const MIB: u64 = 1 << 20;
 const K64: u64 = 0x1_0000;
-/// What is mapped of the guest's memory: RAM, ROM, two populated blocks. Another device's memory is charged to nobody.
+/// The mapped bytes of the guest's memory: RAM, ROM, two populated blocks. Another device's memory is not charged.
 const LOCKED: u64 = MIB + K64 + 2 * K64;
 const BLOCKS_AT: u64 = 4 * MIB;
 const BAR_AT: u64 = 16 * MIB;
@@ -48,11 +49,11 @@ const BAR_AT: u64 = 16 * MIB;
 /// In the environment of a process that takes over: `first` or `last`.
 const SUCCESSOR: &str = "DMASPACE_TESTS_SUCCESSOR";
 
-/// What goes through the socket: the device's name, the group's, the space's backend, what is handed over. The descriptors come with it:
+/// The message in the socket: the names of device and group, and the hand-over. The descriptors are sent with it:
 /// container, group, device, memory.
 type HandoverMessage = (String, String, Handover);
 
-/// Whether this process is to take over from another.
+/// Returns whether this process must take over from another.
 pub fn is_successor() -> bool {
     std::env::var_os(SUCCESSOR).is_some()
 }
@@ -68,7 +69,7 @@ struct Vmm {
     names: [String; 2],
     bar: HostMemory,
     space: Arc<dyn PciAddressSpace>,
-    /// The rest of what is open.
+    /// The other open descriptors.
     _opened: dmaspace::open::OpenSpace,
 }
 
@@ -140,13 +141,13 @@ impl Vmm {
         Self { door, memory, file, listener, device, handles, names, bar, space, _opened: opened.space }
     }
 
-    /// What the device reads and writes is this process's memory.
+    /// Asserts that the device reads and writes this process's memory.
     fn transfer(&mut self, seed: u64) {
         let device = self.device.as_mut().expect("it is there");
         check_transfer(device, &self.memory, seed);
     }
 
-    /// Hands over, and sends what it takes.
+    /// Hands over, and sends the description and the descriptors.
     fn hand_over(&mut self, socket: &UnixStream) {
         // Without a successor all goes on.
         let names = named(&self.memory, &self.bar);
@@ -218,7 +219,7 @@ fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memor
     let blocks = joined.mappings.iter_mut().find(|mapping| mapping.range.first() == Iova::new(BLOCKS_AT));
     blocks.expect("they are populated").unit = dmaspace_core::contract::Unit::Whole;
     assert_eq!(fails(&joined, &names), Kind::NoSuchMapping);
-    // What was given before the mapping that failed is charged here already; the blocks are not.
+    // Mappings before the one that failed are charged here already; the blocks are not.
     let lock_limit = OfThisProcess;
     lock_limit.limit(K64);
     assert!(matches!(fails(handover, &names), Kind::PinLimit(_)));
@@ -226,7 +227,7 @@ fn adopt_in_the_end(space: &Arc<dyn PciAddressSpace>, handover: &Handover, memor
     adopt(&**space, handover, &names).expect("it is as it was");
 }
 
-/// What the guest's bus looks like, in both processes.
+/// The guest's bus, the same in both processes.
 fn set_up(listener: &mut Listener, memory: &HostMemory, bar: &HostMemory) {
     let part = |offset, len| memory.slice(offset, len).expect("inside the memory");
     let (ram, rom, dimm) = (part(0, MIB), part(MIB, K64), part(2 * MIB, MIB));

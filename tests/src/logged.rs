@@ -16,7 +16,7 @@ use crate::mock::{MockDevice, open};
 use crate::ram::Ram;
 
 const PAGE: u64 = 0x1000;
-/// Where the mock IOMMU's window begins.
+/// The start of the mock IOMMU's window.
 const FIRST: u64 = 16 << 20;
 const PAGES: u64 = 1024;
 
@@ -67,12 +67,16 @@ impl Scene {
         // The mock's own pages are half of ours: the first half of each is written.
         let halves: Vec<bool> = bits.iter().flat_map(|bit| [*bit, false]).collect();
         self.device.write(FIRST, &halves);
-        let mapped = |page: &u64| live.range(..=*page).next_back().is_some_and(|(first, count)| *page < first + count);
-        pages.iter().copied().filter(mapped).map(|page| page_of(self.ram.all(), page * PAGE)).collect()
+        pages
+            .iter()
+            .copied()
+            .filter(|page: &u64| live.range(..=*page).next_back().is_some_and(|(first, count)| *page < first + count))
+            .map(|page| page_of(self.ram.all(), page * PAGE))
+            .collect()
     }
 }
 
-/// The windows are those of the mock IOMMU, and what is mapped is found where it was mapped, and nowhere else.
+/// The windows are the mock IOMMU's, and a mapping is found at its place and nowhere else.
 pub fn what_is_mapped_is_found_where_it_is() {
     const LAST: u64 = (2 << 30) - 1;
     let (door, space) = address_space();
@@ -108,7 +112,8 @@ pub fn k1_a_question_over_a_hole_loses_pages() {
     assert_eq!((synced.bytes, scene.told.take()), (64 * PAGE, written));
 }
 
-/// Mappings come and go, the device writes anywhere: of what lives exactly what was written is told, of what went at least that.
+/// Mappings change while the device writes anywhere: exactly the written pages of live mappings are told, and at least
+/// the written pages of mappings that were unmapped.
 pub fn exactly_what_was_written_is_told() {
     let scene = tracked();
     let mut state = 1_u64;
@@ -170,7 +175,7 @@ pub fn a_device_that_cannot_log_makes_everything_count() {
     assert_eq!((synced.precision, synced.bytes), (Precision::Everything, 4 * PAGE));
     space.detach(&(mute as Arc<dyn Attachable>)).expect("it can go");
     told.take();
-    // What was written while nobody asked the page table is told when it is asked again.
+    // Pages written while the page table was not queried are told at the next query.
     assert_eq!(first.write(FIRST + 3 * PAGE, &[true]), 1);
     let synced = space.sync(IovaRange::all()).expect("it answers");
     assert_eq!(synced.precision, Precision::Pages(PageSize::K4));

@@ -1,5 +1,6 @@
-//! The mock device of a kernel with `CONFIG_IOMMUFD_TEST` (linux: drivers/iommu/iommufd/selftest.c): no bus and no memory moves, but its
-//! IOMMU logs, and a test can say what the device wrote. The only place here where a real kernel logs.
+//! The mock device of a kernel with `CONFIG_IOMMUFD_TEST` (linux: drivers/iommu/iommufd/selftest.c): no bus and no
+//! memory moves, but its IOMMU logs, and a test can choose the device's writes. No other test has a real kernel that
+//! logs.
 #![expect(unsafe_code, reason = "UNSAFETY: the one call that no door makes")]
 
 use std::os::fd::AsRawFd;
@@ -25,7 +26,7 @@ const NO_DIRTY: u32 = 1 << 0;
 /// The mock IOMMU's page: half of the host's (linux: MOCK_IO_PAGE_SIZE).
 pub const MOCK_PAGE: u64 = 0x800;
 
-/// What the kernel reads: its head, then a union of which these are the members used, flat.
+/// The kernel's struct: its head, then the used members of a union, flat.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct TestCommand {
@@ -46,7 +47,8 @@ pub fn open(door: &Arc<LinuxDoor>) -> OwnedHandle {
     OwnedHandle::open(door.clone(), "/dev/iommu".as_ref(), HandleKind::Iommufd).expect("the host has iommufd")
 }
 
-/// A mock device. While it is attached nowhere it lives in an address space of its own: the kernel knows none that are not attached.
+/// A mock device. While it is attached nowhere it lives in an address space of its own: the kernel knows none that are
+/// not attached.
 #[derive(Debug)]
 pub struct MockDevice {
     door: Arc<LinuxDoor>,
@@ -74,7 +76,8 @@ impl MockDevice {
         Arc::new(Self { door: door.clone(), iommufd, object, device, home, at: Mutex::default() })
     }
 
-    /// Has the device write the pages from `iova` on that are true, in pages of [`MOCK_PAGE`]. Returns how many of them were mapped.
+    /// Has the device write the pages from `iova` on that are true, in pages of [`MOCK_PAGE`]. Returns how many of them
+    /// were mapped.
     ///
     /// # Panics
     /// When it is attached to nothing that logs.
@@ -92,7 +95,7 @@ impl MockDevice {
         written[5]
     }
 
-    /// Whether it finds all of `memory` at `iova`, byte for byte.
+    /// Returns whether it finds all of `memory` at `iova`, byte for byte.
     ///
     /// # Panics
     /// When it is attached nowhere.
@@ -149,14 +152,15 @@ fn low(word: u64) -> u32 {
     u32::try_from(word & u64::from(u32::MAX)).expect("32 bits")
 }
 
-/// Makes one of the selftest's calls, and returns the union as the kernel left it. A word that is an address must point to what the
-/// operation reads, until this returns.
+/// Makes one of the selftest's calls, and returns the union as the kernel left it. A word that is an address must point
+/// to the data that the operation reads, until this returns.
 fn make(door: &LinuxDoor, iommufd: Handle, op: u32, id: u32, words: [u64; 6]) -> Result<[u64; 6], Errno> {
     let size = u32::try_from(size_of::<TestCommand>()).expect("a small struct");
     let mut command = TestCommand { size, op, id, words, ..TestCommand::default() };
     let called = door.with_descriptor(iommufd, |descriptor| {
-        // SAFETY: the struct is the kernel's, as long as it says; the callers' only addresses are of a bitmap that DIRTY reads, and that
-        // is there until the call returns, and of memory that CHECK_MAP looks up in page tables and does not touch.
+        // SAFETY: the struct is the kernel's, as long as it says; the callers' only addresses are of a bitmap that
+        // DIRTY reads, and that is there until the call returns, and of memory that CHECK_MAP looks up in page tables
+        // and does not touch.
         unsafe { libc::ioctl(descriptor.as_raw_fd(), TEST.number.into(), &raw mut command) }
     })?;
     if called < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(command.words) }

@@ -1,9 +1,9 @@
-//! What the listener promises, worked out in the simplest way there is: page by page, from nothing but a list of sections.
+//! The listener's promises, worked out in the simplest way: page by page, from nothing but a list of sections.
 //!
-//! Written from the promises and independently of the listener: no index, no plan, no steps, nothing remembered but what the guest said.
-//! A page is reached if and only if it lies inside one window and one stretch of memory of a kind, with one access, is behind all of
-//! its bytes. [`Guest::objections`] says whom a host cannot serve; a commit over no objection must succeed, and after it devices
-//! must reach [`Guest::reached_on`], no byte more and none less.
+//! Written from the promises and independently of the listener: no index, no plan, no steps, nothing remembered but the
+//! guest's sections. A page is reached if and only if it lies inside one window and one stretch of memory of a kind,
+//! with one access, is behind all of its bytes. [`Guest::objections`] says whom a host cannot serve; a commit over no
+//! objection must succeed, and after it devices must reach [`Guest::reached_on`], no byte more and none less.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
@@ -16,11 +16,11 @@ use dmaspace_listener::section::{Backing, Shrink, TargetMemory};
 /// Bus addresses, the host address behind the first of them, and what devices may do there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stretch {
-    /// Where on the bus.
+    /// The range on the bus.
     pub range: IovaRange,
     /// The host address behind the first byte.
     pub host: u64,
-    /// What devices may do.
+    /// The access of devices.
     pub access: Access,
 }
 
@@ -37,7 +37,7 @@ impl Stretch {
     }
 }
 
-/// What devices reach: ascending, and stretches that continue each other are one.
+/// The memory that devices reach: ascending, and stretches that continue each other are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reached(pub Vec<Stretch>);
 
@@ -57,13 +57,15 @@ impl FromIterator<Stretch> for Reached {
 }
 
 impl Reached {
-    /// What is live, as a space tells it.
+    /// The live mappings of a space.
     pub fn of(mappings: &[Mapping]) -> Self {
-        let stretch = |it: &Mapping| Stretch { range: it.range, host: it.memory.address(), access: it.access };
-        mappings.iter().map(stretch).collect()
+        mappings
+            .iter()
+            .map(|it: &Mapping| Stretch { range: it.range, host: it.memory.address(), access: it.access })
+            .collect()
     }
 
-    /// How many bytes that is.
+    /// The number of bytes.
     pub fn bytes(&self) -> u128 {
         self.0.iter().map(|stretch| stretch.range.bytes()).sum()
     }
@@ -93,19 +95,19 @@ impl Reached {
     }
 }
 
-/// What the model has to know of a host.
-pub struct Host {
+/// The facts of a host that the model needs.
+pub struct ModelHost {
     /// The windows in force.
     pub windows: Vec<Window>,
-    /// What windows it creates, if it does.
+    /// The windows it creates, if it creates any.
     pub offer: Option<WindowOffer>,
-    /// Which memory it maps.
+    /// The memory it maps.
     pub powers: Capabilities,
-    /// What cannot be used any more.
+    /// The ranges that cannot be used any more.
     pub fences: Vec<IovaRange>,
 }
 
-impl Host {
+impl ModelHost {
     /// The host behind a space, now.
     pub fn of(space: &dyn PciAddressSpace) -> Self {
         Self {
@@ -128,7 +130,7 @@ impl Host {
     }
 }
 
-/// What goes and comes in one update.
+/// The removals and additions of one update.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
     /// Sections that go, as they were.
@@ -144,7 +146,7 @@ pub struct Change {
 /// Everything a guest said.
 #[derive(Clone, Debug, Default)]
 pub struct Guest {
-    /// What becomes of RAM that would lose bytes.
+    /// The policy for RAM that would lose bytes.
     pub shrink: Shrink,
     /// The sections in force, ascending.
     pub sections: Vec<Section>,
@@ -179,9 +181,10 @@ impl Guest {
         Some(after)
     }
 
-    /// The windows devices reach memory through: the host's, or those it creates. Of these there is one for each translated section, as
-    /// long as that, and one over all RAM; each begins where the platform has a place, and no place has two.
-    pub fn windows_on(&self, host: &Host) -> Vec<Window> {
+    /// The windows devices reach memory through: the host's, or those it creates. Of these there is one for each
+    /// translated section, as long as that, and one over all RAM; each begins where the platform has a place, and no
+    /// place has two.
+    pub fn windows_on(&self, host: &ModelHost) -> Vec<Window> {
         let Some(offer) = &host.offer else { return host.windows.clone() };
         let ends = offer.places.iter().skip(1).map(|next| next.first.get() - 1).chain([u64::MAX]);
         offer.places.iter().zip(ends).filter_map(|(place, end)| self.window_at(place, end)).collect()
@@ -208,8 +211,8 @@ impl Guest {
         Some(Window { range: IovaRange::with_len(place.first, len).ok().filter(|_| fits)?, page_sizes })
     }
 
-    /// What devices reach through these windows of a host.
-    pub fn reached_through(&self, windows: &[Window], host: &Host) -> Reached {
+    /// The memory that devices reach through these windows of a host.
+    pub fn reached_through(&self, windows: &[Window], host: &ModelHost) -> Reached {
         let mut reached = Vec::new();
         for window in windows {
             let granule = window.granule();
@@ -225,24 +228,25 @@ impl Guest {
         reached.into_iter().chain(self.entries.values().copied()).collect()
     }
 
-    /// What devices reach on a host.
-    pub fn reached_on(&self, host: &Host) -> Reached {
+    /// The memory that devices reach on a host.
+    pub fn reached_on(&self, host: &ModelHost) -> Reached {
         self.reached_through(&self.windows_on(host), host)
     }
 
-    /// What is behind a page: nothing, unless its bytes continue each other.
-    fn behind(&self, page: IovaRange, windows: &[Window], host: &Host) -> Option<Stretch> {
+    /// The memory behind a page: none, unless its bytes continue each other.
+    fn behind(&self, page: IovaRange, windows: &[Window], host: &ModelHost) -> Option<Stretch> {
         let mut found: Option<(&HostMemory, u64, Access)> = None;
         let mut at = Some(page.first());
         while let Some(next) = at.filter(|at| page.contains(*at)) {
             let section = self.sections.iter().find(|section| section.range().contains(next))?;
             let (memory, access) = section.direct().filter(|(memory, access)| host.could_map(memory, *access))?;
             let shift = memory.address().wrapping_sub(section.range().first().get());
-            let goes_on =
-                |(kin, same, with): (&HostMemory, _, _)| kin.is_of_a_kind(memory) && (same, with) == (shift, access);
             // Another device's memory is mapped where a window holds all of it, or not at all.
             let whole = windows.iter().any(|window| window.range.covers(section.range()));
-            (found.is_none_or(goes_on) && (whole || !memory.is_device_memory())).then_some(())?;
+            (found.is_none_or(|(kin, same, with): (&HostMemory, _, _)| {
+                kin.is_of_a_kind(memory) && (same, with) == (shift, access)
+            }) && (whole || !memory.is_device_memory()))
+            .then_some(())?;
             found = Some((memory, shift, access));
             at = section.range().end();
         }
@@ -252,7 +256,7 @@ impl Guest {
     }
 
     /// The required sections that `host` cannot provide, and why.
-    pub fn objections(&self, host: &Host) -> Vec<(Section, &'static str)> {
+    pub fn objections(&self, host: &ModelHost) -> Vec<(Section, &'static str)> {
         let windows = self.windows_on(host);
         let reached = self.reached_through(&windows, host);
         let objection = |section: &Section| match section.backing() {
@@ -277,7 +281,7 @@ impl Guest {
                 };
                 (!windows.iter().any(usable)).then_some("no entry could be put")
             }
-            // Nobody here has memory that comes and goes by itself.
+            // The model has no memory whose pages change by themselves.
             _ => None,
         };
         self.sections.iter().filter_map(|section| objection(section).map(|why| (section.clone(), why))).collect()

@@ -1,4 +1,4 @@
-//! What may be asked for when an iommufd is opened, and what the kernel makes of it: the same on the soft host and on real ones.
+//! The options of an iommufd, and the kernel's answers to them, on the soft host and on real hosts.
 
 use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn errno(result: Result<(), Failure>) -> Option<Errno> {
     result.expect_err("it cannot be").errno()
 }
 
-/// Who is charged, whether huge pages are used, what is promised.
+/// The accounting mode, the use of huge pages, and the allowed IOVAs.
 ///
 /// # Errors
 /// What opening says.
@@ -46,7 +46,7 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
         assert_eq!(locked(host), none);
     }
 
-    // A device that does not reach what was promised stays out, one that does comes in.
+    // A device that does not reach an allowed IOVA is refused, another is attached.
     let host =
         host.clone().with_options(OpenOptions::new().with_huge_pages(false).with_required_iovas(range(0, 4 * GIB)));
     let refused = host.open(&wish).expect_err("writes to 0xfee00000 are interrupts").to_string();
@@ -58,7 +58,7 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
     Ok(())
 }
 
-/// The same, call by call.
+/// The kernel's answers, call by call.
 ///
 /// # Errors
 /// What opening says.

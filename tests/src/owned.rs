@@ -38,7 +38,7 @@ pub fn simulated(soft: &Arc<SoftHost>, handle: Handle) -> OwnedHandle {
 
 /// The right to attach devices at a place that no space uses.
 pub fn beside_spaces(place: AttachPlace) -> AttachPoint<'static> {
-    // SAFETY: the tests keep what they map for ever.
+    // SAFETY: the tests keep the memory that they map for ever.
     unsafe { AttachPoint::beside_spaces(place) }
 }
 

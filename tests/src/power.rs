@@ -1,5 +1,6 @@
-//! What only POWER hosts have, tried on their real kernels and on the soft host: windows that come and go, memory that is registered,
-//! groups that join a container and leave it. Each trial opens what it needs and gives all of it back.
+//! The powers of POWER hosts, tried on their real kernels and on the soft host: windows that are created and removed,
+//! registered memory, groups that join a container and leave it. Each trial opens its own descriptors and closes all of
+//! them.
 
 mod cycles;
 mod groups;
@@ -20,7 +21,7 @@ pub use machine::Machine;
 pub struct Trial {
     /// The name in reports.
     pub name: &'static str,
-    /// What is tried.
+    /// The trial.
     pub run: fn(&Machine),
 }
 
@@ -55,7 +56,7 @@ pub const LARGE: &[Trial] = trials! {
     recorded::two_windows_of_a_recorded_guest_are_two_of_the_host
 };
 
-/// What takes a KVM, which only a machine of this architecture has.
+/// The trials that need KVM, which only a machine of this architecture has.
 #[cfg(target_arch = "powerpc64")]
 pub const WITH_KVM: &[Trial] = trials! {
     kvm::hypercalls_are_answered_in_the_kernel

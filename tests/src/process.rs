@@ -26,7 +26,7 @@ const MIB: u64 = 1 << 20;
 /// In the environment of the second process.
 const ANOTHER: &str = "DMASPACE_TESTS_CHANGE_PROCESS";
 
-/// Whether this process is the second.
+/// Returns whether this process is the second.
 pub fn is_another() -> bool {
     std::env::var_os(ANOTHER).is_some()
 }
@@ -34,7 +34,7 @@ pub fn is_another() -> bool {
 /// Plays the second process.
 ///
 /// # Panics
-/// When it is not charged for what is mapped.
+/// When it is not charged for the mappings.
 pub fn have_this_one_charged() {
     have_locked_memory_counted();
     let iommufd = std::io::stdin().as_fd().try_clone_to_owned().expect("one descriptor more");
@@ -47,7 +47,7 @@ pub fn have_this_one_charged() {
     }
 }
 
-/// Plays the first, which maps, takes back what the second left, and maps what keeps it here.
+/// Runs the first process, which maps, takes over the charge that the second left, and maps again.
 ///
 /// # Errors
 /// What opening says.

@@ -7,10 +7,10 @@ use dmaspace_core::{HostMemory, PageSize};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-/// How much one transfer of a test moves.
+/// The number of bytes that one transfer of a test moves.
 pub const SPOT: usize = 64;
 
-/// Where in every page a transfer could land by mistake, and how to tell.
+/// The size of the pages in which a transfer could land by mistake.
 const PAGE: u64 = 0x1000;
 
 /// The guest's RAM.
@@ -46,7 +46,7 @@ impl Ram {
         Self { all: HostMemory::zeroed(len, page).expect("memory for the guest").backed_by(page) }
     }
 
-    /// Memory that somebody else made.
+    /// Memory that the caller made.
     pub fn of(all: HostMemory) -> Self {
         Self { all }
     }
@@ -95,7 +95,7 @@ fn aligned(memory: &HostMemory, len: u64) -> Option<HostMemory> {
 #[derive(Debug)]
 pub struct Droppable {
     file: File,
-    /// Where the memory begins in the file.
+    /// The offset of the memory in the file.
     begin: u64,
     memory: HostMemory,
 }
@@ -118,7 +118,8 @@ impl Droppable {
         &self.memory
     }
 
-    /// Gives the pages of `len` bytes from `offset` back. Whoever still has them pinned has other pages than this process from now on.
+    /// Gives the pages of `len` bytes from `offset` back. A device for which they are still pinned sees other pages
+    /// than this process from now on.
     pub fn drop_pages(&self, offset: u64, len: u64) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&self.file, flags, self.begin + offset, len).expect("a hole in the file");
@@ -129,7 +130,9 @@ impl Droppable {
 fn stamp_of(page: u64) -> [u8; SPOT] {
     let word = (page + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
     let mut stamp = [0; SPOT];
-    stamp.chunks_exact_mut(word.len()).for_each(|chunk| chunk.copy_from_slice(&word));
+    for chunk in stamp.chunks_exact_mut(word.len()) {
+        chunk.copy_from_slice(&word);
+    }
     stamp
 }
 

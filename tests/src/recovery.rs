@@ -1,4 +1,4 @@
-//! EEH: what a host says of a device's PE, and what a guest has done to it.
+//! EEH: the state of a device's PE as its host reports it, and the recovery that a guest asks for.
 
 use dmaspace_core::contract::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::door::Errno;
@@ -12,8 +12,8 @@ use crate::fixture::Fixture;
 
 const MIB: u64 = 1 << 20;
 
-/// The PE is asked after, reset, configured and thawed as a guest's firmware calls do it; the host's entries stay, and the device reaches
-/// memory before and after. Hosts without EEH say that they have none.
+/// The PE is asked after, reset, configured and thawed as a guest's firmware calls do it; the host's entries stay, and
+/// the device reaches memory before and after. Hosts without EEH say that they have none.
 pub fn pe_is_recovered(fixture: &mut Fixture, expected: bool) {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(fixture.space.clone()).expect("an empty view fits every host");
@@ -48,9 +48,9 @@ pub fn pe_is_recovered(fixture: &mut Fixture, expected: bool) {
     listener.detach(&space).expect("everything can be taken out");
 }
 
-/// A reset begins, at the third attempt at the latest, as guests do it (linux: arch/powerpc/kernel/eeh.c, eeh_pe_reset_full): the firmware
-/// of a powernv host refuses one whose link has not settled since the last, and is ready then for another (skiboot: hw/phb4.c,
-/// "Unexpected slot state").
+/// A reset begins, at the third attempt at the latest, as guests do it (linux: arch/powerpc/kernel/eeh.c,
+/// eeh_pe_reset_full): the firmware of a powernv host refuses one whose link has not settled since the last, and is
+/// ready then for another (skiboot: hw/phb4.c, "Unexpected slot state").
 fn begin(eeh: &dyn Eeh, reset: Reset) {
     for _ in 0..2 {
         match eeh.operate(PeOperation::Reset(reset)) {

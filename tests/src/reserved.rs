@@ -12,11 +12,11 @@ use crate::ram::Ram;
 
 const MIB: u64 = 1 << 20;
 
-/// Where a PC's devices interrupt.
+/// The address at which a PC's devices interrupt.
 const INTERRUPTS: u64 = 0xfee0_0000;
 
-/// An address space of an iommufd without devices takes memory anywhere, also where the device's writes are interrupts. With that memory
-/// there the device cannot come; without it, it can.
+/// An address space of an iommufd without devices takes memory anywhere, also where the device's writes are interrupts.
+/// With that memory there the device cannot come; without it, it can.
 pub fn device_refused_while_memory_lies_over_its_interrupts(host: &Host, address: PciAddress) {
     let mut opened = host.open_space(BackendKind::Iommufd).expect("the host has an iommufd");
     let space = opened.space().clone();

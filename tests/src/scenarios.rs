@@ -1,5 +1,5 @@
-//! What a guest does, from its memory map to its device's DMA, the same on every host: a PC's flat map, sPAPR's two windows, and memory
-//! that comes and goes in blocks.
+//! The work of a guest, from its memory map to its device's DMA, the same on every host: a PC's flat map, sPAPR's two
+//! windows, and memory that comes and goes in blocks.
 
 use dmaspace_core::contract::MappingModel;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
@@ -33,7 +33,7 @@ pub const ALL: &[Scenario] = &[
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Where the flat map's RAM above 4 GiB begins.
+/// The start of the flat map's RAM above 4 GiB.
 const HIGH: u64 = 4 * GIB;
 
 fn range(first: u64, len: u64) -> IovaRange {
@@ -47,8 +47,8 @@ fn ram(name: &str, at: u64, memory: HostMemory, access: Access) -> Section {
 /// A PC with 8 MiB below 4 GiB, 4 MiB above, holes for VGA and MMIO, shadow RAM, and firmware below 4 GiB.
 fn flat_pc_sections(fixture: &Fixture) -> Vec<Section> {
     let pc_ram = |at: u64, len: u64| fixture.ram.slice(at, len);
-    // Short of 4 GiB: on a PHB4 the last 64 KiB below it are for interrupts, whatever window lies there (qemu: hw/pci-host/pnv_phb4.c,
-    // pnv_phb4_update_msi_regions).
+    // Short of 4 GiB: on a PHB4 the last 64 KiB below it are for interrupts, whatever window lies there (qemu:
+    // hw/pci-host/pnv_phb4.c, pnv_phb4_update_msi_regions).
     let bios = fixture.ram.slice(12 * MIB, 0x2_0000);
     vec![
         ram("pc.ram", 0, pc_ram(0, 0xa_0000), Access::READ_WRITE),
@@ -63,8 +63,8 @@ fn flat_pc_sections(fixture: &Fixture) -> Vec<Section> {
     ]
 }
 
-/// All sections in one commit; the device reaches every RAM section as far as its access goes, and nothing else. Then shadow RAM
-/// turns from ROM to RAM and the RAM above 4 GiB goes: only they change.
+/// All sections in one commit; the device reaches every RAM section as far as its access goes, and nothing else. Then
+/// shadow RAM turns from ROM to RAM and the RAM above 4 GiB goes: only they change.
 fn flat_pc_map(fixture: &mut Fixture) {
     let mut listener = Listener::new(FrontEnd::pc());
     listener.attach(fixture.space.clone()).expect("an empty view fits every host");
@@ -72,7 +72,8 @@ fn flat_pc_map(fixture: &mut Fixture) {
     let reach = reach(fixture);
     let beyond = |section: &Section| reach.is_some_and(|reach| section.range().last() > reach);
     if sections.iter().any(|section| section.direct().is_some() && beyond(section)) {
-        // A pseries host, or a window that is there: the whole map is refused before anything happens, what is in reach is mapped.
+        // A pseries host, or a window that is there: the whole map is refused before anything happens, the part in
+        // reach is mapped.
         let refused =
             listener.commit(listener.update_to(&sections, &[])).expect_err("the map reaches beyond the window");
         assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
@@ -86,7 +87,7 @@ fn flat_pc_map(fixture: &mut Fixture) {
         let Some((memory, access)) = section.direct() else { continue };
         fixture.assert_range(section.range(), memory, access.contains(Access::WRITE));
     }
-    // The pages before and after what is mapped, and one in the middle of nowhere.
+    // The pages before and after the mappings, and one far from all of them.
     for hole in [0xa_0000, 0xb_f000, 8 * MIB, GIB / 2, 0xfffb_f000, HIGH + 4 * MIB] {
         assert_outside(fixture, hole);
     }
@@ -95,7 +96,7 @@ fn flat_pc_map(fixture: &mut Fixture) {
     leave(fixture, listener);
 }
 
-/// How far the host's windows reach, where they have an end: the listener cannot know of windows to come, it is asked like anybody.
+/// The end of the host's windows, where they have one. The listener cannot know of windows to come.
 fn reach(fixture: &Fixture) -> Option<Iova> {
     let Some(control) = fixture.space.powers().window_control else { return fixture.space.windows().windows.top() };
     let offer = control.offer().expect("a device is attached");
@@ -130,8 +131,8 @@ fn assert_fates(report: &Report, sections: &[Section]) {
     }
 }
 
-/// Where the second window lies, and how long both are: sPAPR's place where the host creates windows, a place every PC's IOMMU has
-/// elsewhere; both inside the one window where there is no other.
+/// The start of the second window, and the length of both: sPAPR's place where the host creates windows, a place every
+/// PC's IOMMU has elsewhere; both inside the one window where there is no other.
 pub(crate) fn second_window(fixture: &Fixture) -> (u64, u64) {
     match (fixture.creates_windows(), fixture.space.describe().capabilities.keeps) {
         (true, _) => (1 << 59, GIB),
@@ -205,7 +206,7 @@ fn two_windows(fixture: &mut Fixture) {
 
     assert_outside(fixture, second - 0x1000);
 
-    // A window goes with what is in it; the other one stays as it is.
+    // A window is removed with its entries; the other window stays as it is.
     listener.commit(Update::new().removing(sections[2].clone())).expect("a window can go");
     assert!(high.put(Iova::new(second), SystemAddress::new(0), Access::READ).is_err(), "the window is gone");
     fixture.assert_unreached(Iova::new(second));
@@ -213,8 +214,8 @@ fn two_windows(fixture: &mut Fixture) {
     leave(fixture, listener);
 }
 
-/// virtio-mem beside plain RAM: devices reach what is populated and nothing else. Pages that are dropped after a discard are nobody's:
-/// what is populated again is what this process sees.
+/// virtio-mem beside plain RAM: devices reach the populated blocks and nothing else. Pages that are dropped after a
+/// discard belong to no block: a block that is populated again has the pages that this process sees.
 fn discardable_blocks(fixture: &mut Fixture) {
     const BLOCK: PageSize = PageSize::K64;
     const FIRST: u64 = 4 * MIB;
@@ -270,8 +271,8 @@ fn discardable_blocks(fixture: &mut Fixture) {
     leave(fixture, listener);
 }
 
-/// On a host that creates windows: memory that is not made of the pages its owner says. The window's pages are small all the same, and the
-/// device reaches all of it.
+/// On a host that creates windows: memory that is not made of the pages its owner says. The window's pages are small
+/// all the same, and the device reaches all of it.
 pub fn smaller_pages_than_said(fixture: &mut Fixture) {
     let huge = PageSize::M2.bytes();
     let begin = fixture.ram.all().address().next_multiple_of(huge) - fixture.ram.all().address();
@@ -292,9 +293,9 @@ pub fn smaller_pages_than_said(fixture: &mut Fixture) {
     leave(fixture, listener);
 }
 
-/// Nothing is mapped at `at`, as far as a device can tell: a PHB4 takes an address modulo its table, so right behind its end a window
-/// begins anew (qemu: hw/pci-host/pnv_phb4.c, pnv_phb4_translate_tve). It is known by a first window that can be as long as one likes; a
-/// window that is there already does not tell.
+/// Nothing is mapped at `at`, as far as a device can tell: a PHB4 takes an address modulo its table, so right behind
+/// its end a window begins anew (qemu: hw/pci-host/pnv_phb4.c, pnv_phb4_translate_tve). It is known by a first window
+/// that can be as long as one likes; a window that is there already does not tell.
 fn assert_outside(fixture: &mut Fixture, at: u64) {
     let windows = fixture.space.windows().windows;
     let has_end = fixture.creates_windows() && reach(fixture).is_some();

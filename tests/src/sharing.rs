@@ -1,4 +1,4 @@
-//! Two devices with address spaces of their own over one guest: what the kernel counts as pinned.
+//! Two devices with address spaces of their own over one guest, and the bytes that the kernel counts as pinned.
 
 use std::fs;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const K4: u64 = 0x1000;
 const MIB: u64 = 1 << 20;
 const RW: Access = Access::READ_WRITE;
 
-/// Where a result is shown.
+/// The address at which a result is shown.
 const SCRATCH: u64 = MIB;
 
 /// `VmPin` of this process, in bytes.
@@ -45,7 +45,7 @@ fn fixture_of(mut opened: Opened) -> Fixture {
     Fixture::new(opened.space.space().clone(), Box::new(device), Box::new(OfThisProcess)).keeping(opened)
 }
 
-/// Devices in a pool pin the guest's RAM once, whoever comes, goes, or stands behind a vIOMMU.
+/// Devices in a pool pin the guest's RAM once, whether they are attached, detached, or behind a vIOMMU.
 ///
 /// # Errors
 /// What opening says.
@@ -88,7 +88,7 @@ pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dma
     second.assert_range(range(at.get(), 16 * K4), &ram.slice(5 * MIB, 16 * K4), true);
     second.assert_unreached(Iova::new(4 * MIB));
 
-    // The first goes altogether: what the second reaches stays.
+    // The first is closed: the mappings of the second stay.
     drop(listener);
     drop(first);
     assert_eq!(pinned() - none, 17 * K4, "what nobody reaches any more is not pinned");
@@ -99,7 +99,7 @@ pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dma
     Ok(())
 }
 
-/// What sharing saves: spaces that map by themselves pin the guest's RAM twice.
+/// The cost without sharing: spaces that map by themselves pin the guest's RAM twice.
 ///
 /// # Errors
 /// What opening says.
@@ -118,7 +118,9 @@ pub fn mapping_again_pins_twice(host: &Host, devices: [PciAddress; 2]) -> Result
         space.attach(Arc::new(node)).expect("attached");
         spaces.push(Arc::new(space));
     }
-    spaces.iter().for_each(|space| drop(listener.attach(space.clone()).expect("an empty view fits")));
+    for space in spaces.iter() {
+        listener.attach(space.clone()).expect("an empty view fits");
+    }
     let section = Section::ram("pc.ram", Iova::new(0), ram.all().clone(), RW).expect("of the trial");
     listener.commit(Update::new().adding(section)).expect("it fits");
     assert_eq!(pinned() - none, 2 * RAM as u64);

@@ -30,7 +30,7 @@ struct BufferedDevice {
 
 impl TestDevice for BufferedDevice {
     fn load(&mut self, from: Iova, len: usize) {
-        // A device is not told why its read failed: it has what it got.
+        // A device is not told why its read failed: its buffer has the bytes that arrived.
         let _ = self.device.dma_read(from, &mut self.buffer[..len]);
     }
 
@@ -46,7 +46,7 @@ impl TestDevice for BufferedDevice {
     }
 }
 
-/// What may be locked on a soft host.
+/// The limit on locked memory of a soft host.
 struct OfSoftProcess(Arc<SoftHost>);
 
 impl LockLimit for OfSoftProcess {
@@ -133,7 +133,7 @@ pub fn buffered(soft: &SoftHost, opened: Device) -> Box<dyn TestDevice> {
     Box::new(BufferedDevice { device, buffer: [0; SPOT], under_way: None, _open: opened })
 }
 
-/// What may be locked on `soft`.
+/// The limit on locked memory of `soft`.
 pub fn lock_limit(soft: &Arc<SoftHost>) -> Box<dyn LockLimit> {
     Box::new(OfSoftProcess(soft.clone()))
 }

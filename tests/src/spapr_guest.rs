@@ -22,9 +22,9 @@ use crate::soft::open;
 /// The bytes of its memory that are there. More may be believed in.
 pub const RAM: u64 = 16 << 20;
 
-/// Where its firmware has the buffer of RTAS calls, and what is left of the page for lists of entries.
+/// The address of the buffer of RTAS calls; lists of entries use the rest of its page.
 const BUFFER: u64 = RAM - 0x2000;
-/// Where it has lists of entries.
+/// The address of the lists of entries.
 pub const LIST: u64 = RAM - 0x1000;
 
 /// A configuration address.
@@ -39,11 +39,11 @@ pub const SECOND: u64 = 0x8000_0001;
 
 /// The guest's memory.
 #[derive(Debug)]
-pub struct Memory {
+pub struct GuestBytes {
     ram: HostMemory,
 }
 
-impl SystemMemory for Memory {
+impl SystemMemory for GuestBytes {
     fn holds(&self, range: SystemRange) -> bool {
         range.last().get() < self.ram.len().get()
     }
@@ -63,10 +63,10 @@ pub struct SpaprGuest {
     /// Its one bridge, and the listener of that.
     pub bridges: Vec<(PciHostBridge, Listener)>,
     /// Its memory.
-    pub memory: Memory,
+    pub memory: GuestBytes,
 }
 
-/// Where devices get to: on the bus, in the guest's memory, how.
+/// The reach of devices: bus address, offset in the guest's memory, access.
 pub type Entry = (IovaRange, u64, Access);
 
 impl SpaprGuest {
@@ -83,10 +83,10 @@ impl SpaprGuest {
         let mut listener = Listener::new(FrontEnd::default());
         let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), ram.clone()).expect("a proper range");
         listener.commit(Update::new().adding_target(target)).expect("nobody who could refuse");
-        Self { bridges: vec![(bridge, listener)], memory: Memory { ram } }
+        Self { bridges: vec![(bridge, listener)], memory: GuestBytes { ram } }
     }
 
-    /// On a space of the host's, before its first reset. The layout is what the host has room for.
+    /// A guest on a space of the host's, before its first reset. The host's windows bound the layout.
     pub fn on(soft: &Arc<SoftHost>, backend: BackendKind) -> (Self, Opened) {
         let opened = open(soft, backend);
         let layout = Layout::pseries(0).placed_on([opened.space.space()]).expect("there is room");
@@ -105,7 +105,7 @@ impl SpaprGuest {
         &mut self.bridges[0].1
     }
 
-    /// The same guest, with a bridge that leaves windows to the kernel where it can.
+    /// A guest with a bridge that hands windows to the kernel where it can.
     pub fn with_kernel(mut self, kernel: Arc<dyn InKernelTables>) -> Self {
         let (bridge, listener) = self.bridges.remove(0);
         self.bridges.push((bridge.with_kernel(kernel), listener));
@@ -131,7 +131,7 @@ impl SpaprGuest {
         bridge.attach(listener, opened.space.space().clone()).map(drop).map_err(|error| error.to_string())
     }
 
-    /// Makes an RTAS call: the status and the other results; and what it did, or why it was refused.
+    /// Makes an RTAS call. Returns the status, the other results, and the change it made or the reason for the refusal.
     pub fn rtas(&mut self, token: u32, arguments: &[u32], results: usize) -> (Vec<u32>, Result<Report, RtasError>) {
         let counts = [token, arguments.len() as u32, results as u32];
         let cells = counts.iter().chain(arguments);
@@ -201,7 +201,7 @@ impl SpaprGuest {
         self.hypercall(H_STUFF_TCE, [liobn, ioba, tce, count])
     }
 
-    /// What the tables say.
+    /// The entries of the tables.
     pub fn says(&self) -> Vec<Entry> {
         let live = self.windows().into_iter().filter_map(|window| self.bridge().tables().live(window.liobn));
         let mut entries: Vec<_> = live.flatten().map(|run| (run.range, run.target.get(), run.access)).collect();
@@ -209,7 +209,7 @@ impl SpaprGuest {
         entries
     }
 
-    /// What a host has.
+    /// The mappings of a host.
     pub fn has(&self, space: &dyn PciAddressSpace) -> Vec<Entry> {
         let base = self.memory.ram.address();
         let mappings = space.mappings(IovaRange::all()).into_iter();

@@ -19,7 +19,7 @@ use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 
 use crate::device::TestDevice;
 use crate::edu::Edu;
-use crate::ledger::Ledger;
+use crate::ledger::ProcessLedger;
 use crate::ram::Ram;
 use crate::soft;
 
@@ -46,12 +46,13 @@ pub fn in_a_soft_pool() -> Bench {
     let pool = host.open_pool().expect("the soft host has iommufd");
     let opened =
         host.open_in(&pool, &OpenRequest::device(addresses(&soft)[0])).expect("the soft host opens its device");
-    let bench = bench_of(&host, BackendKind::Iommufd, opened, &addresses(&soft), &soft_device(&soft));
     let second = soft.clone();
-    let bench = bench.with_second_space(move || {
-        let opened = soft_host(&second).open_in(&pool, &OpenRequest::device(addresses(&second)[1]));
-        opened.expect("the soft host opens a second device").space.space().clone()
-    });
+    let devices = addresses(&soft);
+    let bench =
+        bench_of(&host, BackendKind::Iommufd, opened, &devices, &soft_device(&soft)).with_second_space(move || {
+            let opened = soft_host(&second).open_in(&pool, &OpenRequest::device(addresses(&second)[1]));
+            opened.expect("the soft host opens a second device").space.space().clone()
+        });
     let names = Names { map: &["IOMMU_IOAS_COPY", "IOMMU_IOAS_MAP"], ..names_of(BackendKind::Iommufd) };
     soft_hooks(bench, soft, names)
 }
@@ -61,7 +62,7 @@ pub fn in_a_soft_pool() -> Bench {
 /// # Errors
 /// When the host lacks a device, or does not open it.
 pub fn on_this_host(backend: BackendKind, devices: &[PciAddress]) -> Result<Bench, OpenError> {
-    let before = Ledger::now();
+    let before = ProcessLedger::now();
     let host = Host::this()?;
     let opened = host.open(&OpenRequest::device(first(devices)).with_backend(backend))?;
     Ok(real_hooks(bench_of(&host, backend, opened, devices, &edu), before))
@@ -72,7 +73,7 @@ pub fn on_this_host(backend: BackendKind, devices: &[PciAddress]) -> Result<Benc
 /// # Errors
 /// When the host lacks a device, or does not open it.
 pub fn in_a_pool_of_this_host(devices: &[PciAddress]) -> Result<Bench, OpenError> {
-    let before = Ledger::now();
+    let before = ProcessLedger::now();
     let host = Host::this()?;
     let pool = host.open_pool()?;
     let opened = host.open_in(&pool, &OpenRequest::device(first(devices)))?;
@@ -83,9 +84,9 @@ fn first(devices: &[PciAddress]) -> PciAddress {
     *devices.first().expect("the host names its devices: EMULATED_DEVICES")
 }
 
-fn real_hooks(bench: Bench, before: Ledger) -> Bench {
+fn real_hooks(bench: Bench, before: ProcessLedger) -> Bench {
     bench.with_leftovers(move || {
-        let after = Ledger::now();
+        let after = ProcessLedger::now();
         (before != after).then(|| format!("{before:?} became {after:?}"))
     })
 }
@@ -127,9 +128,10 @@ fn bench_of(
     bring_up: BringUp<'_>,
 ) -> Bench {
     let device = opened.devices.remove(0);
-    let bench = Bench::new(opened.space.space().clone(), attached(&opened, &device));
-    let bench = bench.with_memory(Ram::new(MEMORY).all().clone()).with_dma(Box::new(Mover(bring_up(device))));
-    let bench = bench.keeping(opened);
+    let bench = Bench::new(opened.space.space().clone(), attached(&opened, &device))
+        .with_memory(Ram::new(MEMORY).all().clone())
+        .with_dma(Box::new(Mover(bring_up(device))))
+        .keeping(opened);
     match devices.get(1).and_then(|address| unattached(host, backend, *address)) {
         Some(spare) => bench.with_spare(spare),
         None => bench,
@@ -154,7 +156,7 @@ impl Dma for Mover {
     }
 }
 
-/// What was attached to the space when `device` was opened.
+/// The group or device that was attached to the space when `device` was opened.
 fn attached(opened: &Opened, device: &Device) -> Arc<dyn Attachable> {
     if let Some(cdev) = device.cdev() {
         return cdev.clone();
@@ -162,8 +164,8 @@ fn attached(opened: &Opened, device: &Device) -> Arc<dyn Attachable> {
     opened.space.groups()[0].clone()
 }
 
-/// Opens a group or device that can be attached and is not. `None` for an iommufd in a container's place: there a group is attached with its
-/// open device.
+/// Opens a group or device that can be attached and is not. `None` for an iommufd in a container's place: there a group
+/// is attached with its open device.
 fn unattached(
     host: &Host,
     backend: BackendKind,
@@ -278,8 +280,9 @@ impl Faults for SoftFaults {
         }
         let mut plans = Vec::new();
         for (name, (skipped, times)) in asked.iter() {
-            let fails = |n: u32| FaultPlan::nth(u64::from(skipped + n), FaultMode::FailBefore).of(name);
-            plans.extend((1..=*times).map(fails));
+            plans.extend(
+                (1..=*times).map(|n: u32| FaultPlan::nth(u64::from(skipped + n), FaultMode::FailBefore).of(name)),
+            );
         }
         self.soft.plan_faults(&plans);
     }

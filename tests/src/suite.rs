@@ -1,14 +1,15 @@
 //! The tests of one backend, by name: the scenarios, and the cases of the contract.
 
 use dmaspace::choose::BackendKind;
-use dmaspace_conformance::{Abilities, CASES, Case, Subject};
+use dmaspace_conformance::{Abilities, CASES, Case, UnderTest};
 
 use crate::boot::q35_boot;
 use crate::dirty::{dirty_pages, scattered};
 use crate::fixture::Fixture;
 use crate::scenarios::{self, Scenario};
 
-/// The scenarios that run on a real kernel, where devices are slow: an iommufd in a container's place maps as any other iommufd does.
+/// The scenarios that run on a real kernel, where devices are slow: an iommufd in a container's place maps as any other
+/// iommufd does.
 pub fn scenarios_on(backend: BackendKind) -> Vec<Scenario> {
     let in_short = backend == BackendKind::Type1OnIommufd;
     let scenarios = scenarios::ALL.iter().filter(|scenario| !in_short || IN_SHORT.contains(&scenario.name));
@@ -65,7 +66,7 @@ fn long_ones(backend: BackendKind) -> Vec<Scenario> {
 }
 
 /// The cases of the contract that apply to a subject.
-pub fn cases_for(subject: &dyn Subject) -> Vec<&'static Case> {
+pub fn cases_for(subject: &dyn UnderTest) -> Vec<&'static Case> {
     let abilities = Abilities::of(subject);
     CASES.iter().filter(|case| abilities.reason_against(case).is_none()).collect()
 }

@@ -1,4 +1,5 @@
-//! Discardable sections on the soft host, over all three dialects: what devices reach, what it costs in calls, what is refused.
+//! Discardable sections on the soft host, over all three dialects: the reach of devices, the cost in calls, and the
+//! refusals.
 //!
 //! Every call of these verbs is made to fail in `faults/`.
 
@@ -21,7 +22,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const RW: Access = Access::READ_WRITE;
 const BLOCK: PageSize = PageSize::K64;
-/// Where the section of most tests begins. It has sixteen blocks.
+/// The start of the section of most tests. It has sixteen blocks.
 const AT: u64 = 4 * MIB;
 
 /// Every dialect, with small pages and large ones.
@@ -50,7 +51,7 @@ fn blocks(first: u64, count: u64) -> IovaRange {
     IovaRange::with_len(Iova::new(AT + first * BLOCK.bytes()), count * BLOCK.bytes()).expect("a range of the test")
 }
 
-fn handle(listener: &Listener) -> DiscardableRam {
+fn handle_of(listener: &Listener) -> DiscardableRam {
     listener.discardable(Iova::new(AT)).expect("the section is in force")
 }
 
@@ -106,7 +107,7 @@ fn devices_reach_what_is_populated_and_nothing_else() {
             }
         };
         reached(&mut fixture, &[]);
-        let handle = handle(&listener);
+        let handle = handle_of(&listener);
         handle.populate(blocks(2, 5)).expect("the memory is there");
         reached(&mut fixture, &[2, 3, 4, 5, 6]);
         handle.discard(blocks(3, 2)).expect("blocks go by themselves");
@@ -126,7 +127,7 @@ fn what_is_so_already_makes_no_call() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (_opened, listener) = serving(&soft, backend);
-        let handle = handle(&listener);
+        let handle = handle_of(&listener);
         handle.discard(blocks(0, 16)).expect("nothing is there");
         assert_eq!(changes(&soft), 0, "{preset}");
         handle.populate(blocks(2, 4)).expect("it fits");
@@ -142,7 +143,7 @@ fn a_block_is_a_mapping_and_a_discard_is_one_unmap_over_all_gaps() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (opened, listener) = serving(&soft, backend);
-        let handle = handle(&listener);
+        let handle = handle_of(&listener);
         handle.populate(blocks(0, 4)).expect("it fits");
         let keeps_mappings = !backend.is_of_power();
         assert_eq!(soft.ledger().mappings, if keeps_mappings { 4 } else { 4 * BLOCK.bytes() / page_of(&opened) });
@@ -164,7 +165,7 @@ fn a_host_that_registers_holds_a_registration_for_each_populated_block_and_no_mo
     let soft = host("powernv9");
     let (_opened, listener) = serving(&soft, BackendKind::Spapr);
     let tables = soft.ledger().locked;
-    let handle = handle(&listener);
+    let handle = handle_of(&listener);
     assert_eq!(soft.ledger().registrations, 0);
     handle.populate(blocks(0, 6)).expect("it fits");
     assert_eq!((soft.ledger().registrations, soft.ledger().locked), (6, tables + 6 * BLOCK.bytes()));
@@ -179,7 +180,7 @@ fn a_registration_around_a_block_is_in_the_way_of_both_verbs() {
     let registration = opened.space.space().powers().registration.expect("POWER registers");
     let whole = memory(1 << 45, MIB);
     registration.register(&whole).expect("somebody else does");
-    let handle = handle(&listener);
+    let handle = handle_of(&listener);
     let around = BlockError::RegisteredAround { backend: "spapr", memory: whole.clone() };
     assert_eq!(handle.populate(blocks(0, 1)), Err(around));
     registration.unregister(&whole).expect("nothing leans on it");
@@ -198,7 +199,7 @@ fn memory_that_is_registered_with_its_neighbour_cannot_become_discardable_beside
     assert!(error.to_string().contains("is registered as one piece"), "{error}");
     listener.commit(Update::new().removing(high).removing(low.clone())).expect("both can go");
     listener.commit(Update::new().adding(low).adding(blocks_of_nothing())).expect("now they are apart");
-    handle(&listener).populate(blocks(0, 1)).expect("and so are their registrations");
+    handle_of(&listener).populate(blocks(0, 1)).expect("and so are their registrations");
 }
 
 /// Calls of these names fail from the first on, after they happened or before.
@@ -219,22 +220,22 @@ fn what_a_failure_left_behind_a_fence_is_not_discarded_wherever_the_section_goes
         let (opened, mut listener) = serving(&soft, backend);
         let [map, unmap] = calls(backend);
         failing(&soft, &[(map, FaultMode::FailAfter), (unmap, FaultMode::FailBefore)]);
-        let error = handle(&listener).populate(blocks(0, 1)).expect_err("the kernel says no");
+        let error = handle_of(&listener).populate(blocks(0, 1)).expect_err("the kernel says no");
         soft.plan_faults(&[]);
         let fences: Vec<_> = opened.space.space().describe().fences.into_iter().map(|fence| fence.range).collect();
         let BlockError::Space(error) = error else { panic!("{error}") };
         assert_eq!((error.fenced().to_vec(), fences), (vec![blocks(0, 1)], vec![blocks(0, 1)]), "{preset}");
-        assert_eq!(handle(&listener).populated(), Ok(vec![]));
+        assert_eq!(handle_of(&listener).populated(), Ok(vec![]));
 
         let is_fenced = |result: Result<(), BlockError>| match result {
             Err(BlockError::Space(error)) => error.kind() == Kind::Fenced(blocks(0, 1)),
             _ => false,
         };
-        assert!(is_fenced(handle(&listener).discard(blocks(0, 2))), "{preset}: a device may still reach it");
-        assert!(is_fenced(handle(&listener).populate(blocks(0, 2))), "{preset}");
+        assert!(is_fenced(handle_of(&listener).discard(blocks(0, 2))), "{preset}: a device may still reach it");
+        assert!(is_fenced(handle_of(&listener).populate(blocks(0, 2))), "{preset}");
         listener.may_discard(&memory(1 << 45, 0x1000)).expect_err("a device may still reach it");
-        handle(&listener).populate(blocks(1, 1)).expect("the fence is not in its way");
-        handle(&listener).discard(blocks(1, 1)).expect("the fence is not in its way");
+        handle_of(&listener).populate(blocks(1, 1)).expect("the fence is not in its way");
+        handle_of(&listener).discard(blocks(1, 1)).expect("the fence is not in its way");
 
         // Somewhere else the same memory has the same trouble. (On POWER the window with the fence would go.)
         if backend != BackendKind::Spapr {
@@ -257,11 +258,11 @@ fn registrations_that_a_failure_left_go_with_the_next_change() {
         let (_opened, listener) = serving(&soft, BackendKind::Spapr);
         let no = FaultMode::FailBefore;
         failing(&soft, &[("VFIO_IOMMU_MAP_DMA", no), ("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY", no)]);
-        handle(&listener).populate(blocks(0, 2)).expect_err("the kernel says no");
+        handle_of(&listener).populate(blocks(0, 2)).expect_err("the kernel says no");
         soft.plan_faults(&[]);
         assert_eq!(soft.ledger().registrations, 2, "they could not be taken back");
         soft.reset_calls();
-        verb(&handle(&listener)).expect("the kernel is well again");
+        verb(&handle_of(&listener)).expect("the kernel is well again");
         assert_eq!(soft.calls().of("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"), 2, "what they pin may be other pages by now");
         assert_eq!(soft.ledger().registrations, registrations);
     }
@@ -271,7 +272,7 @@ fn registrations_that_a_failure_left_go_with_the_next_change() {
 fn verdicts_count_blocks() {
     let soft = host("vtd");
     let (opened, mut listener) = serving(&soft, BackendKind::Type1);
-    handle(&listener).populate(blocks(3, 5)).expect("it fits");
+    handle_of(&listener).populate(blocks(3, 5)).expect("it fits");
     let late = open(&host("vtd"), BackendKind::Iommufd);
     let report = listener.attach(late.space.space().clone()).expect("it fits there too");
     let verdict = &report.spaces[0].sections[0];
@@ -303,7 +304,7 @@ fn more_blocks_than_the_kernel_takes_are_a_warning_first_and_a_refusal_then() {
     assert_eq!((&*warning.name, warning.cause), ("virtio-mem", Cause::FewMappings));
     assert!(words.contains("16 blocks of all sections are yet to come") && words.contains("5 left"), "{words}");
 
-    let handle = handle(&listener);
+    let handle = handle_of(&listener);
     handle.populate(blocks(0, 3)).expect("three of five");
     soft.reset_calls();
     let refused = handle.populate(blocks(2, 4));
@@ -342,8 +343,8 @@ fn the_audit_finds_nothing_and_the_state_says_what_is_populated() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (_opened, listener) = serving(&soft, backend);
-        handle(&listener).populate(blocks(1, 3)).expect("it fits");
-        handle(&listener).discard(blocks(2, 1)).expect("it can go");
+        handle_of(&listener).populate(blocks(1, 3)).expect("it fits");
+        handle_of(&listener).discard(blocks(2, 1)).expect("it can go");
         assert_eq!(listener.audit(), [], "{preset}");
         let state = listener.state();
         assert_eq!(state.discardable[0].populated, [blocks(1, 1), blocks(3, 1)]);
@@ -356,7 +357,7 @@ fn the_audit_finds_nothing_and_the_state_says_what_is_populated() {
 fn blocks_are_counted_when_sections_are_exchanged() {
     let (_soft, opened, mut listener) = few_mappings(16);
     listener.commit(Update::new().adding(blocks_of_nothing())).expect("it fits");
-    handle(&listener).populate(blocks(0, 16)).expect("all of them");
+    handle_of(&listener).populate(blocks(0, 16)).expect("all of them");
     // One more mapping than there are, were the sixteen not to go.
     listener.commit(Update::new().removing(blocks_of_nothing()).adding(ram(AT, 1 << 46, MIB))).expect("sixteen go");
     assert_eq!(opened.space.space().powers().mappings_left(), Some(15));
@@ -389,7 +390,7 @@ fn blocks_must_be_made_of_the_hosts_pages() {
 fn ranges_are_made_of_whole_blocks_of_the_section() {
     let soft = host("vtd");
     let (_opened, listener) = serving(&soft, BackendKind::Type1);
-    let handle = handle(&listener);
+    let handle = handle_of(&listener);
     let half = IovaRange::with_len(Iova::new(AT), BLOCK.bytes() / 2).expect("a proper range");
     for verb in [DiscardableRam::populate, DiscardableRam::discard] {
         assert_eq!(verb(&handle, half), Err(BlockError::Misaligned(half, BLOCK)));
@@ -406,12 +407,12 @@ fn what_is_populated_is_known_without_a_host() {
         let space = opened.space.space().clone();
         let mut listener = Listener::new(FrontEnd::default());
         listener.commit(Update::new().adding(blocks_of_nothing())).expect("no host is asked");
-        handle(&listener).populate(blocks(1, 2)).expect("no host is asked");
+        handle_of(&listener).populate(blocks(1, 2)).expect("no host is asked");
         listener.attach(space.clone()).expect("it fits");
         assert_eq!(mapped(space.as_ref()), [blocks(1, 2)], "{preset}");
         listener.detach(&space).expect("everything can be taken out");
         assert_eq!(mapped(space.as_ref()), []);
-        handle(&listener).populate(blocks(4, 1)).expect("no host is asked");
+        handle_of(&listener).populate(blocks(4, 1)).expect("no host is asked");
         listener.attach(space.clone()).expect("it fits");
         assert_eq!(mapped(space.as_ref()), [blocks(1, 2), blocks(4, 1)], "{preset}");
     }
@@ -422,7 +423,7 @@ fn the_last_device_leaves_and_the_next_one_finds_the_blocks() {
     let soft = host("vtd");
     let at = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let (mut opened, mut listener) = serving(&soft, BackendKind::Type1);
-    let handle = handle(&listener);
+    let handle = handle_of(&listener);
     handle.populate(blocks(0, 2)).expect("it fits");
     let device = opened.devices.remove(0);
     let address = device.name().parse().expect("a PCI address");
@@ -442,7 +443,7 @@ fn other_sections_come_and_go_without_a_call_for_blocks() {
         // Both sides of the section, so that the window on POWER does not have to grow later.
         let around = [ram(0, 1 << 46, MIB), ram(32 * MIB, 1 << 47, MIB)];
         listener.commit(around.iter().cloned().fold(Update::new(), Update::adding)).expect("they fit");
-        handle(&listener).populate(blocks(0, 3)).expect("it fits");
+        handle_of(&listener).populate(blocks(0, 3)).expect("it fits");
         let pinned = soft.ledger().ever_pinned;
         let neighbours = [ram(AT - MIB, 1 << 48, MIB), ram(AT + MIB, 1 << 49, MIB)];
         for update in [
@@ -462,7 +463,7 @@ fn a_section_goes_with_its_blocks_and_comes_back_without() {
         let soft = host(preset);
         let (opened, mut listener) = serving(&soft, backend);
         let space = opened.space.space();
-        let first = handle(&listener);
+        let first = handle_of(&listener);
         first.populate(blocks(0, 3)).expect("it fits");
         // No IOMMU reaches that far, or no window does.
         let impossible = Update::new().removing(blocks_of_nothing()).adding(ram(u64::MAX - MIB + 1, 1 << 46, MIB));
@@ -473,7 +474,7 @@ fn a_section_goes_with_its_blocks_and_comes_back_without() {
         listener.commit(again).expect("it fits as before");
         assert_eq!(first.populate(blocks(0, 1)), Err(BlockError::NoSuchSection));
         assert_eq!(first.populated(), Err(BlockError::NoSuchSection));
-        assert_eq!((mapped(space.as_ref()), handle(&listener).populated()), (vec![], Ok(vec![])), "{preset}");
+        assert_eq!((mapped(space.as_ref()), handle_of(&listener).populated()), (vec![], Ok(vec![])), "{preset}");
         assert_eq!(soft.ledger().registrations, 0, "{preset}");
     }
 }
@@ -482,7 +483,7 @@ fn a_section_goes_with_its_blocks_and_comes_back_without() {
 fn blocks_that_become_plain_ram_stay_mapped() {
     let soft = host("vtd");
     let (opened, mut listener) = serving(&soft, BackendKind::Type1);
-    handle(&listener).populate(blocks(4, 2)).expect("it fits");
+    handle_of(&listener).populate(blocks(4, 2)).expect("it fits");
     let plain = ram(AT, 1 << 45, MIB);
     soft.reset_calls();
     let report = listener.commit(Update::new().removing(blocks_of_nothing()).adding(plain)).expect("it fits");
@@ -529,10 +530,10 @@ fn a_balloon_is_told_who_keeps_its_pages() {
 
         let block = memory((1 << 45) + BLOCK.bytes(), 0x1000);
         assert_eq!(listener.may_discard(&block), Ok(()), "nothing is populated");
-        handle(&listener).populate(blocks(1, 1)).expect("it fits");
+        handle_of(&listener).populate(blocks(1, 1)).expect("it fits");
         let error = listener.may_discard(&block).expect_err("it is populated");
         assert!(matches!(&error, InUse::Mapped { section, .. } if section == "virtio-mem"), "{error}");
-        handle(&listener).discard(blocks(1, 1)).expect("it can go");
+        handle_of(&listener).discard(blocks(1, 1)).expect("it can go");
         assert_eq!(listener.may_discard(&block), Ok(()), "{preset}");
     }
 }
@@ -573,17 +574,40 @@ fn memory_is_held_while_its_section_is_there_and_no_longer() {
     let granule = PageSize::K4;
     let section = Section::discardable("dimm", Iova::new(AT), memory, RW, granule).expect("a proper range");
     listener.commit(Update::new().adding(section.clone())).expect("it fits");
-    handle(&listener).populate(blocks(0, 2)).expect("it fits");
+    handle_of(&listener).populate(blocks(0, 2)).expect("it fits");
     assert!(life.strong_count() > 0);
     listener.commit(Update::new().removing(section)).expect("it can go");
     assert_eq!(life.strong_count(), 0, "nobody holds it any more");
 }
 
+/// More calls than a round lasts, so that a failure elsewhere does not keep it going.
+const CALLS_OF_A_ROUND: u64 = 100_000;
+
+/// Populates and discards eight blocks from `own` on, until the round is over.
+fn change_own_blocks(handle: &DiscardableRam, own: u64, over: &AtomicBool) {
+    for n in 0..CALLS_OF_A_ROUND {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        let block = blocks(own + n % 8, 1);
+        let verb = if n / 8 % 2 == 0 { DiscardableRam::populate } else { DiscardableRam::discard };
+        verb(handle, block).expect("no other thread changes the block");
+    }
+}
+
+/// A neighbour is added and removed, and a space leaves and joins.
+fn commit_around(listener: &mut Listener, space: &Arc<dyn PciAddressSpace>) {
+    let neighbour = ram(AT + MIB, 1 << 48, MIB);
+    let report = listener.commit(Update::new().adding(neighbour.clone())).expect("it fits");
+    assert!(report.spaces.iter().all(|space| space.disturbed == 0));
+    listener.commit(Update::new().removing(neighbour)).expect("it can go");
+    listener.detach(space).expect("everything can be taken out");
+    listener.attach(space.clone()).expect("it fits as before");
+}
+
 #[test]
 fn threads_change_their_blocks_while_another_commits_and_a_space_leaves_and_joins() {
     const ROUNDS: usize = 30;
-    /// More than a round lasts, so that a failure elsewhere does not keep it going.
-    const LONG: u64 = 100_000;
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (first, mut listener) = serving(&soft, backend);
@@ -591,26 +615,13 @@ fn threads_change_their_blocks_while_another_commits_and_a_space_leaves_and_join
         listener.attach(second.space.space().clone()).expect("it fits");
         let around = Update::new().adding(ram(0, 1 << 46, MIB)).adding(ram(32 * MIB, 1 << 47, MIB));
         listener.commit(around).expect("it fits");
-        let handle = handle(&listener);
+        let handle = handle_of(&listener);
         for _ in 0..ROUNDS {
             let over = AtomicBool::new(false);
             std::thread::scope(|scope| {
-                for own in [0, 8] {
-                    let (handle, over) = (&handle, &over);
-                    scope.spawn(move || {
-                        for n in (0..LONG).take_while(|_| !over.load(Ordering::Relaxed)) {
-                            let block = blocks(own + n % 8, 1);
-                            let verb = if n / 8 % 2 == 0 { DiscardableRam::populate } else { DiscardableRam::discard };
-                            verb(handle, block).expect("nobody is in its way");
-                        }
-                    });
-                }
-                let neighbour = ram(AT + MIB, 1 << 48, MIB);
-                let report = listener.commit(Update::new().adding(neighbour.clone())).expect("it fits");
-                assert!(report.spaces.iter().all(|space| space.disturbed == 0));
-                listener.commit(Update::new().removing(neighbour)).expect("it can go");
-                listener.detach(second.space.space()).expect("everything can be taken out");
-                listener.attach(second.space.space().clone()).expect("it fits as before");
+                scope.spawn(|| change_own_blocks(&handle, 0, &over));
+                scope.spawn(|| change_own_blocks(&handle, 8, &over));
+                commit_around(&mut listener, second.space.space());
                 over.store(true, Ordering::Relaxed);
             });
             let populated = handle.populated().expect("it is in force");

@@ -1,4 +1,4 @@
-//! The docs say what is tested where: docs/contract.md is what these tests make of the lists.
+//! The docs list the tests of each host: these tests make docs/contract.md of the lists.
 //!
 //! `UPDATE_DOCS=1 cargo test --package dmaspace-tests --test docs` writes it anew.
 
@@ -120,7 +120,7 @@ fn reasons() -> String {
     text
 }
 
-/// How many rows of the conformance table each kernel was asked, of those there are for the soft host.
+/// The number of rows of the conformance table that each kernel was asked, of all rows of the soft host.
 fn conformance(lists: &Lists) -> String {
     let mut dialects: Vec<String> = ROWS.iter().map(|row| format!("{:?}", row.dialect)).collect();
     dialects.dedup();

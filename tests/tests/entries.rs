@@ -17,7 +17,7 @@ const PAGE: u64 = 0x1000;
 const REMOVE: &str = "VFIO_IOMMU_SPAPR_TCE_REMOVE";
 const UNREGISTER: &str = "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY";
 const WINDOW: u64 = 64 * MIB;
-/// Where system memory ends that comes and goes, and how much of it there is.
+/// The end of the system memory that is plugged and unplugged, and its size.
 const DIMM: u64 = 16 * MIB;
 
 fn open(preset: &str, backend: BackendKind) -> (Arc<SoftHost>, Opened) {
@@ -37,7 +37,7 @@ fn window() -> Section {
 type Verb<'a> = &'a dyn Fn() -> Result<(), EntryError>;
 
 /// A listener with a window and two pieces of target memory, serving these spaces.
-fn listener(spaces: &[&Opened]) -> Listener {
+fn listener_for(spaces: &[&Opened]) -> Listener {
     let mut listener = Listener::new(FrontEnd::default());
     for opened in spaces {
         listener.attach(opened.space.space().clone()).expect("an empty view fits");
@@ -88,7 +88,7 @@ const HOSTS: [(&str, BackendKind); 4] = [
 fn no_entry_points_to_memory_that_went() {
     for (preset, backend) in HOSTS {
         let (_soft, opened) = open(preset, backend);
-        let mut listener = listener(&[&opened]);
+        let mut listener = listener_for(&[&opened]);
         meanwhile(&mut listener, |listener| {
             for _ in 0..50 {
                 let handle = listener.translated(Iova::new(0)).expect("it is in force");
@@ -111,7 +111,7 @@ fn no_entry_points_to_memory_that_went() {
 fn no_entry_outlives_its_window() {
     for (preset, backend) in HOSTS {
         let (_soft, opened) = open(preset, backend);
-        let mut listener = listener(&[&opened]);
+        let mut listener = listener_for(&[&opened]);
         for _ in 0..20 {
             meanwhile(&mut listener, |listener| {
                 std::thread::sleep(std::time::Duration::from_millis(1));
@@ -127,7 +127,7 @@ fn no_entry_outlives_its_window() {
 fn a_space_that_joins_has_what_the_others_have() {
     for (preset, backend) in HOSTS {
         let (_soft, early) = open(preset, backend);
-        let mut listener = listener(&[&early]);
+        let mut listener = listener_for(&[&early]);
         for _ in 0..10 {
             let (_host, late) = open(preset, backend);
             let live = |opened: &Opened| opened.space.space().mappings(IovaRange::all());
@@ -147,7 +147,7 @@ fn a_space_that_joins_has_what_the_others_have() {
 fn a_space_that_cannot_leave_keeps_up() {
     let (_soft, early) = open("powernv9", BackendKind::Spapr);
     let (soft, late) = open("powernv9", BackendKind::Spapr);
-    let mut listener = listener(&[&early, &late]);
+    let mut listener = listener_for(&[&early, &late]);
     let stuck: Vec<_> = (1..=20).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNREGISTER)).collect();
     for _ in 0..20 {
         soft.plan_faults(&stuck);
@@ -164,7 +164,7 @@ fn a_space_that_cannot_leave_keeps_up() {
 #[test]
 fn a_window_that_cannot_go_answers_as_ever() {
     let (soft, opened) = open("powernv9", BackendKind::Spapr);
-    let mut listener = listener(&[&opened]);
+    let mut listener = listener_for(&[&opened]);
     let handle = listener.translated(Iova::new(0)).expect("it is in force");
     let stuck: Vec<_> = (1..=2000).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(REMOVE)).collect();
     soft.plan_faults(&stuck);
@@ -187,7 +187,7 @@ fn a_verb_that_fails_on_the_second_space_is_taken_back_on_the_first() {
     for (preset, backend) in HOSTS {
         let (_first, early) = open(preset, backend);
         let (soft, late) = open(preset, backend);
-        let listener = listener(&[&early, &late]);
+        let listener = listener_for(&[&early, &late]);
         let handle = listener.translated(Iova::new(0)).expect("it is in force");
         handle.put_run(Iova::new(0), SystemAddress::new(0), 4 * PAGE, Access::READ).expect("RAM is there");
         let before = early.space.space().mappings(IovaRange::all());

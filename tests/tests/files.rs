@@ -47,7 +47,7 @@ fn region(flags: i32) -> HostMemory {
     HostMemory::of_region(&region).expect("not empty")
 }
 
-/// How often a soft host of that preset was asked to map by address, and by file, after so much was mapped.
+/// The number of maps by address, and by file, on a soft host of that preset.
 fn calls_for(preset: &str, mapped: &[HostMemory]) -> [u64; 2] {
     let soft = host(preset);
     let opened = open(&soft, BackendKind::Iommufd);

@@ -1,15 +1,17 @@
-//! A guest's bridge on hosts in software: the windows it creates by RTAS calls have hosts' windows behind them, or are refused.
+//! A guest's bridge on hosts in software: the windows it creates by RTAS calls have hosts' windows behind them, or are
+//! refused.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
+use dmaspace::open::Opened;
 use dmaspace_core::door::Errno;
 use dmaspace_core::{HostMemory, PageSize, SystemAddress};
 use dmaspace_listener::Listener;
 use dmaspace_listener::Update;
 use dmaspace_listener::section::TargetMemory;
-use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
+use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftDevice, SoftHost};
 use dmaspace_spapr_guest::hypercalls::H_PUT_TCE;
 use dmaspace_spapr_guest::{Layout, PciHostBridge, TceTables, Tokens, WindowError};
 use dmaspace_tests::flat_view;
@@ -111,10 +113,14 @@ fn devices_get_through_both_windows_where_the_tables_say() {
         assert_eq!(guest.says(), guest.has(space), "{preset}");
         let spots = [0, 0x1_0000, 0x1_3000, 0x2_0000, 0x3_f000, 0x4_0000].map(|offset| (SECOND, at + offset));
         let low = [0x4000, 0x5000, 0x6000, 0x7000].map(|ioba| (FIRST, ioba));
-        low.iter().chain(&spots).for_each(|(liobn, ioba)| guest.assert_reaches(&device, *liobn, *ioba));
+        for (liobn, ioba) in low.iter().chain(&spots) {
+            guest.assert_reaches(&device, *liobn, *ioba);
+        }
         // A window goes, and its entries with it; the other one stays.
         assert_eq!(guest.remove(SECOND), 0);
-        low.iter().chain(&spots).for_each(|(liobn, ioba)| guest.assert_reaches(&device, *liobn, *ioba));
+        for (liobn, ioba) in low.iter().chain(&spots) {
+            guest.assert_reaches(&device, *liobn, *ioba);
+        }
         assert_eq!((guest.says(), guest.says().len()), (guest.has(space), 1), "{preset}");
         assert_eq!(guest.reset(), 0);
         assert_eq!((guest.says(), guest.has(space)), (vec![], vec![]), "{preset}");
@@ -143,7 +149,7 @@ fn the_second_window_lies_where_the_host_reaches() {
     assert_eq!(place("powernv9", BackendKind::Spapr, &elsewhere), Some((GIB, HIGH)));
     // Entries of 4K cannot be had there.
     assert_eq!(place("vtd-64k", BackendKind::Type1, &as_it_is), None);
-    // With nobody to ask it stays.
+    // Without a host to ask it stays.
     assert_eq!(Layout::pseries(0).placed_on([]), Some(Layout::pseries(0)));
     let (opened, power) = (open(&host("vtd"), BackendKind::Type1), open(&host("powernv9"), BackendKind::Spapr));
     assert_eq!(Layout::pseries(0).placed_on([opened.space.space(), power.space.space()]), None);
@@ -151,7 +157,8 @@ fn the_second_window_lies_where_the_host_reaches() {
 
 #[test]
 fn a_guest_that_needs_no_default_window_gets_the_host_s_places() {
-    // (Pages, window): where it comes to lie on bare metal, and in a partition, where only a window like the default one fits at 0.
+    // (Pages, window): where it comes to lie on bare metal, and in a partition, where only a window like the default
+    // one fits at 0.
     for (page_shift, window_shift, powernv, pseries) in
         [(12, 30, 0, 0), (16, 30, 0, 0), (16, 31, 0, HIGH), (16, 42, 0, HIGH)]
     {
@@ -322,67 +329,99 @@ fn another_listener_is_told_nothing() {
     assert_eq!(guest.put(FIRST, 0, 0x1003), 0);
 }
 
-#[test]
-fn random_calls_get_what_was_promised_and_keep_tables_hosts_and_devices_agreed() {
-    for (preset, backend) in [("powernv9", BackendKind::Spapr), ("vtd", BackendKind::Iommufd)] {
+/// A guest that makes random calls, and the host it runs on.
+struct RandomGuest {
+    guest: SpaprGuest,
+    opened: Opened,
+    device: SoftDevice,
+    backend: BackendKind,
+    state: u64,
+}
+
+impl RandomGuest {
+    fn on(preset: &str, backend: BackendKind) -> Self {
         let soft = host(preset);
         let (mut guest, opened) = SpaprGuest::on(&soft, backend);
         let device = soft.device(opened.devices[0].name()).expect("it is there");
-        let space = opened.space.space().as_ref();
-        let mut state = 7u64;
-        let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
-        };
         guest.stamp_memory();
         assert_eq!(guest.reset(), 0);
+        Self { guest, opened, device, backend, state: 7 }
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) % below
+    }
+
+    fn call(&mut self) {
+        match self.random(12) {
+            0 => assert_eq!(self.guest.reset(), 0),
+            1 => self.remove_a_window(),
+            2 | 3 => self.create_a_window(),
+            call => self.write_entries(call),
+        }
+    }
+
+    fn remove_a_window(&mut self) {
+        let liobn = FIRST + self.random(3);
+        let is_there = self.guest.windows().iter().any(|window| u64::from(window.liobn.get()) == liobn);
+        assert_eq!(self.guest.remove(liobn), if is_there { 0 } else { -3 });
+    }
+
+    /// A window that the query promised is created, and after a refusal the windows are as before.
+    fn create_a_window(&mut self) {
+        let (offer, windows) = (self.guest.query(), self.guest.windows());
+        let pages = [(12, 1), (16, 2), (21, 0x100), (24, 4), (13, 0), (30, 0)];
+        let (page_shift, bit) = pages[self.random(6) as usize];
+        let most = (u64::from(offer[2]) << 32) | u64::from(offer[3]);
+        let more = self.random(12) as u32;
+        let possible = offer[1] > 0 && offer[4] & bit != 0;
+        // More than is promised for all pages may still be there for small ones.
+        let promised = possible && 1 << more <= most;
+        let created = self.guest.create(page_shift, page_shift + more);
+        let as_promised = if created.is_ok() { possible } else { !promised };
+        assert!(as_promised, "{offer:x?} {page_shift} {more}: {created:?}");
+        assert!(created.is_ok() || self.guest.windows() == windows);
+    }
+
+    /// Entries are written by one call or by a list, or cleared, in a window that is there.
+    fn write_entries(&mut self, call: u64) {
+        let windows = self.guest.windows();
+        let Some(window) = windows.get(self.random(2) as usize) else { return };
+        let (liobn, page) = (u64::from(window.liobn.get()), window.page.bytes());
+        let entries = window.range.len().expect("small").get() / page;
+        let ioba = window.range.first().get() + self.random(entries.min(48)) * page;
+        // Not for writing only: some IOMMUs let a device read that.
+        let rights = if page > 8 << 20 { 0 } else { [0, 1, 3, 3][self.random(4) as usize] };
+        let tce = (self.random(8 << 20) / page * page) | rights;
+        let code = match call {
+            4..=7 => self.guest.put(liobn, ioba, tce),
+            8 | 9 => self.guest.put_list(liobn, ioba, LIST, &[tce, tce, 0]),
+            _ => self.guest.stuff(liobn, ioba, 0, 3),
+        };
+        assert!([0, -4].contains(&code), "{code}");
+        self.guest.assert_reaches(&self.device, liobn, ioba);
+    }
+
+    /// The host has the entries of the tables, and the guest's windows where windows are created.
+    fn assert_agreed(&self) {
+        let space = self.opened.space.space().as_ref();
+        assert_eq!(self.guest.says(), self.guest.has(space));
+        if self.backend == BackendKind::Spapr {
+            let mut windows: Vec<_> = self.guest.windows().iter().map(|window| window.range).collect();
+            windows.sort();
+            assert_eq!(windows_of(space).into_iter().map(|(range, _)| range).collect::<Vec<_>>(), windows);
+        }
+    }
+}
+
+#[test]
+fn random_calls_keep_the_promises_of_the_query_and_leave_tables_hosts_and_devices_agreed() {
+    for (preset, backend) in [("powernv9", BackendKind::Spapr), ("vtd", BackendKind::Iommufd)] {
+        let mut guest = RandomGuest::on(preset, backend);
         for _ in 0..600 {
-            let offer = guest.query();
-            let windows = guest.windows();
-            match random(12) {
-                0 => assert_eq!(guest.reset(), 0),
-                1 => {
-                    let liobn = FIRST + random(3);
-                    let is_there = windows.iter().any(|window| u64::from(window.liobn.get()) == liobn);
-                    assert_eq!(guest.remove(liobn), if is_there { 0 } else { -3 });
-                }
-                2 | 3 => {
-                    let (page_shift, bit) =
-                        [(12, 1), (16, 2), (21, 0x100), (24, 4), (13, 0), (30, 0)][random(6) as usize];
-                    let most = (u64::from(offer[2]) << 32) | u64::from(offer[3]);
-                    let more = random(12) as u32;
-                    let possible = offer[1] > 0 && offer[4] & bit != 0;
-                    // More than is promised for all pages may still be there for small ones.
-                    let promised = possible && 1 << more <= most;
-                    let created = guest.create(page_shift, page_shift + more);
-                    let said = if created.is_ok() { possible } else { !promised };
-                    assert!(said, "{offer:x?} {page_shift} {more}: {created:?}");
-                    assert!(created.is_ok() || guest.windows() == windows);
-                }
-                call => {
-                    let window = windows.get(random(2) as usize);
-                    let Some(window) = window else { continue };
-                    let (liobn, page) = (u64::from(window.liobn.get()), window.page.bytes());
-                    let entries = window.range.len().expect("small").get() / page;
-                    let ioba = window.range.first().get() + random(entries.min(48)) * page;
-                    // Not for writing only: some IOMMUs let a device read that.
-                    let rights = if page > 8 << 20 { 0 } else { [0, 1, 3, 3][random(4) as usize] };
-                    let tce = (random(8 << 20) / page * page) | rights;
-                    let code = match call {
-                        4..=7 => guest.put(liobn, ioba, tce),
-                        8 | 9 => guest.put_list(liobn, ioba, LIST, &[tce, tce, 0]),
-                        _ => guest.stuff(liobn, ioba, 0, 3),
-                    };
-                    assert!([0, -4].contains(&code), "{code}");
-                    guest.assert_reaches(&device, liobn, ioba);
-                }
-            }
-            assert_eq!(guest.says(), guest.has(space));
-            if backend == BackendKind::Spapr {
-                let mut windows: Vec<_> = guest.windows().iter().map(|window| window.range).collect();
-                windows.sort();
-                assert_eq!(windows_of(space).into_iter().map(|(range, _)| range).collect::<Vec<_>>(), windows);
-            }
+            guest.call();
+            guest.assert_agreed();
         }
     }
 }

@@ -33,7 +33,7 @@ impl World {
         let soft = host("powernv9");
         let opened = open(&soft, backend);
         let placed = Layout::pseries(0).placed_on([opened.space.space()]);
-        // Small, since whoever looks into the kernel's table looks at all of it.
+        // Small, since every look into the kernel's table reads all of it.
         let layout = Layout { default_window: range(0, 16 << 20), ..placed.unwrap_or(Layout::pseries(0)) };
         let guest = SpaprGuest::new(layout);
         let kvm = SoftKvm::new(&soft, guest.ram());
@@ -55,7 +55,7 @@ impl World {
         self.soft.device(self.opened.devices[0].name()).expect("it is there")
     }
 
-    /// H_PUT_TCE, answered by whoever does.
+    /// H_PUT_TCE, answered by the kernel or by the VMM.
     fn put(&self, liobn: u64, ioba: u64, tce: u64) -> i64 {
         if self.kvm.put(liobn, ioba, tce) { 0 } else { self.guest.put(liobn, ioba, tce) }
     }
@@ -71,7 +71,9 @@ impl World {
     /// Tables, host and device agree at these bus addresses.
     fn assert_agreed(&self, liobn: u64, places: &[u64]) {
         assert_eq!(self.guest.says(), self.guest.has(self.space().as_ref()));
-        places.iter().for_each(|at| self.guest.assert_reaches(&self.device(), liobn, *at));
+        for at in places.iter() {
+            self.guest.assert_reaches(&self.device(), liobn, *at);
+        }
     }
 }
 
@@ -236,7 +238,9 @@ fn a_host_that_comes_later_gets_what_the_kernel_put_or_does_not_come() {
         assert_eq!(world.guest.says(), world.guest.has(space.as_ref()));
     }
     let device = world.soft.device(later.devices[0].name()).expect("it is there");
-    [0x1000, 0x2000, 0x3000].iter().for_each(|at| world.guest.assert_reaches(&device, FIRST, *at));
+    for at in [0x1000, 0x2000, 0x3000].iter() {
+        world.guest.assert_reaches(&device, FIRST, *at);
+    }
     // It leaves, and the first goes on; then that leaves too, and the table is ours.
     let (bridge, listener) = &mut world.guest.bridges[0];
     bridge.detach(listener, &later_space).expect("it can leave");

@@ -1,8 +1,9 @@
-//! A real Linux guest's own calls, as QEMU saw them, on a POWER host in software: the same answers, the same translations, and how few
-//! calls the host gets.
+//! A real Linux guest's own calls, as QEMU saw them, on a POWER host in software: the same answers, the same
+//! translations, and how few calls the host gets.
 //!
 //! What QEMU's events leave out: the entries of a list but the last. Linux's lists continue it backwards (linux:
-//! arch/powerpc/platforms/pseries/iommu.c, tce_buildmulti_pSeriesLP, tce_setrange_multi_pSeriesLP), and the translations tell if not.
+//! arch/powerpc/platforms/pseries/iommu.c, tce_buildmulti_pSeriesLP, tce_setrange_multi_pSeriesLP), and the
+//! translations tell if not.
 
 use dmaspace::choose::BackendKind;
 use dmaspace_core::{Access, Iova, PageSizes};
@@ -45,11 +46,11 @@ fn field(line: &str, name: &str) -> u64 {
     number.strip_prefix("0x").map_or_else(|| number.parse().expect("a number"), hex)
 }
 
-/// A guest that does what a trace says, and what that took.
+/// A guest that replays a trace, and the calls that it took.
 struct Replay {
     guest: SpaprGuest,
-    /// Calls that QEMU would make: one for each entry that is written, whatever was there (qemu: hw/ppc/spapr_iommu.c, put_tce_emu;
-    /// hw/vfio/listener.c, vfio_iommu_map_notify).
+    /// Calls that QEMU would make: one for each entry that is written, whatever was there (qemu: hw/ppc/spapr_iommu.c,
+    /// put_tce_emu; hw/vfio/listener.c, vfio_iommu_map_notify).
     one_by_one: u64,
     hypercalls: u64,
     translations: u64,
@@ -62,7 +63,7 @@ impl Replay {
         window.page.bytes()
     }
 
-    /// Does what a line says, and finds the result that is in it.
+    /// Replays a line, and finds the result that is in it.
     fn play(&mut self, line: &str) {
         let (event, rest) = line.split_once(' ').expect("an event");
         match event {
@@ -87,7 +88,7 @@ impl Replay {
                 assert_eq!(code, field(rest, "ret") as i64, "{line}");
             }
             "spapr_iommu_xlate" => self.translate(rest),
-            // What the guest's log says of the same call says more.
+            // The guest's log of the same call has more details.
             "spapr_iommu_ddw_query" => assert_eq!(self.guest.query()[1].to_string(), between(rest, ", ", " windows")),
             "spapr_iommu_ddw_create" => {}
             "guest" => self.call(rest),
@@ -132,7 +133,7 @@ impl Replay {
             assert_eq!(said, results, "{text}");
         } else {
             let (answer, why) = self.guest.rtas(token, &arguments, 4);
-            // Linux prints what was in its variables when there is no result.
+            // Linux prints old values of its variables when there is no result.
             let shown = if answer[0] == 0 { [answer[1], answer[2], answer[3]] } else { [0; 3] };
             let [liobn, high, low] = shown;
             let said = format!("{} (liobn = {liobn:#x} starting addr = {high:x} {low:x})", answer[0] as i32);
@@ -146,7 +147,7 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     if after.is_empty() { rest } else { rest.split_once(after).expect("what is after it").0 }
 }
 
-/// What a trace took.
+/// The calls that a trace took.
 #[derive(Debug, PartialEq)]
 struct Took {
     hypercalls: u64,

@@ -1,4 +1,5 @@
-//! A guest's hypercalls on a POWER host in software: what devices get to is what the table says, in as few calls as there can be.
+//! A guest's hypercalls on a POWER host in software: devices reach the entries of the table, in as few calls as there
+//! can be.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const GIB: u64 = 1 << 30;
 const PAGE: u64 = 0x1000;
 const LIOBN: u32 = 0x8000_0000;
 const RAM: u64 = 16 << 20;
-/// Where the guest keeps its lists.
+/// The address of the guest's lists.
 const LIST: u64 = RAM - PAGE;
 
 struct Memory {
@@ -113,20 +114,20 @@ impl Guest {
         self.tables.h_get_tce(name(), Iova::new(ioba)).map(Tce::get)
     }
 
-    /// What was mapped and unmapped since the last time.
+    /// The maps and unmaps since the last time.
     fn calls(&self) -> [u64; 2] {
         let calls = self.soft.calls();
         self.soft.reset_calls();
         [MAP, UNMAP].map(|name| calls.of(name))
     }
 
-    /// What the table says: where, the offset in RAM, the rights.
+    /// The entries of the table: bus address, offset in RAM, rights.
     fn says(&self) -> Vec<(IovaRange, u64, Access)> {
         let live = self.tables.live(name()).expect("the table is there");
         live.into_iter().map(|run| (run.range, run.target.get(), run.access)).collect()
     }
 
-    /// What the host has.
+    /// The host's mappings.
     fn has(&self) -> Vec<(IovaRange, u64, Access)> {
         let mappings = self.opened.space.space().mappings(IovaRange::all());
         let base = self.memory.ram.address();
@@ -173,7 +174,7 @@ fn five_hundred_and_twelve_contiguous_entries_are_one_call() {
     let guest = Guest::new();
     assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
     assert_eq!(guest.calls(), [1, 0]);
-    // What is there already is not asked for again, what is elsewhere replaces in one call, too.
+    // An entry that is there already takes no call, an entry with another target is replaced in one call.
     assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
     assert_eq!(guest.calls(), [0, 0]);
     assert_eq!(guest.list(0x20_0000, &pages(0x20_0000, 1)), Ok(()));
@@ -209,13 +210,17 @@ fn the_device_sees_what_the_table_says() {
     assert_eq!(guest.list(0x10_0000, &[0x3003, 0x4003, 0x4001, 0, 0x8003]), Ok(()));
     assert_eq!(guest.stuff(0x30_0000, 0xb003, 3), Ok(()));
     let spots = [0x5000, 0x6000, last, 0x10_0000, 0x10_1008, 0x10_2000, 0x10_3000, 0x10_4000, 0x30_0000, 0x30_2000];
-    spots.iter().for_each(|ioba| guest.assert_seen(*ioba));
+    for ioba in spots.iter() {
+        guest.assert_seen(*ioba);
+    }
     guest.assert_agreed();
     // Replaced, made read-only, cleared.
     assert_eq!(guest.put(0x5000, 0xc003), Ok(()));
     assert_eq!(guest.list(0x10_0000, &[0x3001, 0, 0x4003]), Ok(()));
     assert_eq!(guest.stuff(0x30_0000, 0, 2), Ok(()));
-    spots.iter().for_each(|ioba| guest.assert_seen(*ioba));
+    for ioba in spots.iter() {
+        guest.assert_seen(*ioba);
+    }
     guest.assert_agreed();
     let fault = guest.tables.translate(name(), Iova::new(0x30_0000), Access::READ);
     assert_eq!(fault, Some(Err(Fault::NotMapped(Iova::new(0x30_0000)))));
@@ -277,10 +282,12 @@ fn entries_that_cannot_be_cleared_stay_in_the_table() {
     guest.soft.plan_faults(&[]);
     assert_eq!(ReturnCode::of(&refused), ReturnCode::Hardware, "{refused:?}");
     assert_eq!(guest.says(), says);
-    // The space fenced what it could not clear: a device still gets there.
+    // The space fenced the entry that it could not clear: a device still reaches it.
     assert_eq!(guest.has(), has[..1]);
-    [0, PAGE, 2 * PAGE, 3 * PAGE].iter().for_each(|ioba| guest.assert_seen(*ioba));
-    // What is fenced refuses, the rest goes on.
+    for ioba in [0, PAGE, 2 * PAGE, 3 * PAGE].iter() {
+        guest.assert_seen(*ioba);
+    }
+    // The fenced range refuses entries, the rest goes on.
     assert_eq!(ReturnCode::of(&guest.put(3 * PAGE, 0x9003)), ReturnCode::Hardware);
     assert_eq!(guest.put(0, 0x4003), Ok(()));
 }

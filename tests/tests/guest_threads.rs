@@ -1,7 +1,8 @@
-//! Processors of a guest that make hypercalls while the VMM takes hosts away: neither ever waits for the other for good.
+//! Processors of a guest that make hypercalls while the VMM takes hosts away: neither ever waits for the other for
+//! good.
 //!
-//! The soft host and its KVM answer at once, so a wrong order of locks shows within a few rounds: the first two tests hung at round 0 and at
-//! round 3 before the order was mended. A watchdog fails a round that hangs.
+//! The soft host and its KVM answer at once, so a wrong order of locks shows within a few rounds: the first two tests
+//! hung at round 0 and at round 3 before the order was mended. A watchdog fails a round that hangs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -87,7 +88,8 @@ fn liobn() -> Liobn {
     Liobn::new(u32::try_from(FIRST).expect("a LIOBN"))
 }
 
-/// Runs `vmm` while the guest's processors make hypercalls on `tables`, which they alone keep once `vmm` has dropped its own handle.
+/// Runs `vmm` while the guest's processors make hypercalls on `tables`, which they alone keep once `vmm` has dropped
+/// its own handle.
 fn beside_processors(tables: Arc<TceTables>, vmm: impl FnOnce()) {
     let has_ended = Arc::new(AtomicBool::new(false));
     let begin = Arc::new(Barrier::new(usize::try_from(PROCESSORS).expect("few") + 1));

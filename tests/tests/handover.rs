@@ -1,4 +1,4 @@
-//! One process makes way for another on the soft host: what is charged to whom, what is refused meanwhile, what devices find.
+//! One process makes way for another on the soft host: charges, refusals meanwhile, and the reach of devices.
 
 use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use dmaspace_tests::soft::{host, memory, open, range};
 const K4: u64 = 0x1000;
 const K64: u64 = 0x1_0000;
 const MIB: u64 = 1 << 20;
-/// Where the guest's memory is in one process, and in the next.
+/// The address of the guest's memory in one process, and in the next.
 const OLD: u64 = 1 << 45;
 const NEW: u64 = 1 << 46;
 const RW: Access = Access::READ_WRITE;
@@ -46,7 +46,7 @@ fn part(at: u64, offset: u64, len: u64) -> HostMemory {
     names(at).get("ram").and_then(|ram| ram.slice(offset, len)).expect("inside the memory")
 }
 
-/// What the guest's bus looks like.
+/// The guest's bus.
 fn sections(at: u64) -> [Section; 4] {
     let bar = names(at).get("bar").cloned().expect("it is there");
     [

@@ -1,5 +1,5 @@
-//! Everything, on the real kernel of an emulated host. Inside one nothing is skipped: no device, group or node is a failure. Outside
-//! there is nothing to run.
+//! Everything, on the real kernel of an emulated host. Inside one nothing is skipped: no device, group or node is a
+//! failure. Outside there is nothing to run.
 
 use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use dmaspace_soft::profile::Platform;
 use dmaspace_tests::conformance;
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::fixture::Fixture;
-use dmaspace_tests::ledger::{Ledger, OfThisProcess, have_locked_memory_counted};
+use dmaspace_tests::ledger::{OfThisProcess, ProcessLedger, have_locked_memory_counted};
 use dmaspace_tests::live_update;
 use dmaspace_tests::logged;
 use dmaspace_tests::power::{self, Machine};
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         process::have_this_one_charged();
         return ExitCode::SUCCESS;
     }
-    // One at a time: what is left of one must not be mistaken for another's.
+    // One at a time: resources left by one trial must not be mistaken for another's.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let trials = match std::env::var("EMULATED_HOST") {
         Ok(host) => {
@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 /// The host whose kernel is newer than Debian's.
 const NEWEST: &str = "vtd-iommufd-newest";
 
-/// What a newer kernel could answer otherwise, and what only it has. `DMASPACE_ALL_TRIALS=1` plays there all that vtd-iommufd plays, too.
+/// The trials that a newer kernel could answer otherwise or that only it can run. `DMASPACE_ALL_TRIALS=1` runs there
+/// all trials of vtd-iommufd, too.
 fn tells_of_the_kernel(trial: &Trial) -> bool {
     let contract = format!("{}::contract::", BackendKind::Iommufd);
     let beginnings = ["conformance::", "iommufd::files::", "iommufd::a_pool_pins_once", &contract];
@@ -155,7 +156,7 @@ where
 
 fn locked_memory_trial(backend: BackendKind) -> Trial {
     Trial::test(format!("{backend}::locked_memory_is_counted_and_given_back"), move || {
-        let before = Ledger::now();
+        let before = ProcessLedger::now();
         on_fixture(backend, |fixture| locks_memory(fixture, &before))
     })
 }
@@ -304,30 +305,30 @@ fn with_two_devices(play: fn(&Host, [PciAddress; 2]) -> Result<(), OpenError>) -
     leaving_nothing(|| Ok(play(&Host::this()?, [device(0)?, device(1)?])?))
 }
 
-/// Sees that nothing is left of what was done.
+/// Checks that `act` leaves nothing behind.
 fn leaving_nothing(act: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
-    let before = Ledger::now();
+    let before = ProcessLedger::now();
     act()?;
-    let after = Ledger::now();
+    let after = ProcessLedger::now();
     if before == after { Ok(()) } else { Err(format!("left behind: {before:?} became {after:?}").into()) }
 }
 
 /// The measure itself: if nothing were counted since there was no space, giving it back would prove nothing.
-fn locks_memory(fixture: &mut Fixture, before: &Ledger) {
+fn locks_memory(fixture: &mut Fixture, before: &ProcessLedger) {
     fixture.map_first_mib();
-    assert_ne!(Ledger::now().locked, before.locked, "a MiB is mapped, and the kernel counts no locked memory");
+    assert_ne!(ProcessLedger::now().locked, before.locked, "a MiB is mapped, and the kernel counts no locked memory");
 }
 
 /// All that could be mapped is charged when the device comes, and the window's table, whose entries have so many bytes.
 fn charges_the_window(fixture: &mut Fixture, entry: u128) {
     let window = *fixture.space.windows().windows.iter().next().expect("there is one");
-    let before = Ledger::now();
+    let before = ProcessLedger::now();
     let locked = before.locked.iter().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB"));
     let locked = locked.expect("the kernel says it in KiB").parse::<u128>().expect("a number") * 1024;
     let table = entry * (window.range.bytes() >> window.granule().shift());
     assert_eq!(locked, window.range.bytes() + table, "for {window}");
     fixture.map_first_mib();
-    assert_eq!(Ledger::now().locked, before.locked);
+    assert_eq!(ProcessLedger::now().locked, before.locked);
 }
 
 fn open(host: Host, backend: BackendKind) -> Result<Fixture, Failed> {

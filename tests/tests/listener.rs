@@ -328,7 +328,7 @@ fn the_whole_list_is_compared_in_whatever_order_it_comes() {
     assert_eq!((update.removed().len(), update.added().len()), (2, 2));
     listener.commit(update).expect("it fits");
     assert_eq!((soft.calls().of("VFIO_IOMMU_MAP_DMA"), soft.calls().of("VFIO_IOMMU_UNMAP_DMA")), (2, 2));
-    // What is there twice overlaps itself.
+    // A section that is listed twice overlaps itself.
     let twice = listener.update_to(&[moved[0].clone(), moved[0].clone()], &[]);
     assert!(matches!(listener.commit(twice), Err(CommitError::Update(_))));
 }

@@ -1,4 +1,4 @@
-//! A limit on locked memory that is met: every backend says what was wanted, what may be locked and what of it is taken.
+//! A limit on locked memory that is met: every backend names the wanted bytes, the limit, and the locked bytes.
 
 use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn attach(soft: &SoftHost, host: &Host, opened: &mut OpenSpace) -> Result<(), Op
     opened.add(host, address).map(drop)
 }
 
-/// The same, with a device.
+/// A space with a device.
 fn started(preset: &str, backend: BackendKind, memlock: u64) -> (Arc<SoftHost>, OpenSpace) {
     let (soft, host, mut opened) = bare(preset, backend, memlock);
     attach(&soft, &host, &mut opened).expect("nothing is to be locked for it");

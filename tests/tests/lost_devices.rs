@@ -1,5 +1,5 @@
-//! A space that loses its last device while another one goes on: the guest notices nothing, and when a device is back the space has what
-//! the other has.
+//! A space that loses its last device while another one goes on: the guest notices nothing, and when a device is back
+//! the space has the mappings of the other.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ impl DeviceFixture {
         self.opened[n].space.space().as_ref()
     }
 
-    /// How many bytes of entries are live, the same in both spaces.
+    /// The bytes of live entries, equal in both spaces.
     fn live(&self) -> u128 {
         let live = [0, 1].map(|n| self.space(n).mappings(IovaRange::all()));
         assert_eq!(live[0], live[1]);
@@ -93,7 +93,9 @@ fn address(soft: &SoftHost, n: usize) -> PciAddress {
 fn entries_come_and_go_while_a_space_has_no_device_and_it_gets_them_when_it_has_one() {
     for (preset, backend) in HOSTS {
         let mut fixture = DeviceFixture::new(preset, backend);
-        [0, 1, 2].iter().for_each(|mib| fixture.put(*mib).expect("RAM is there"));
+        for mib in [0, 1, 2].iter() {
+            fixture.put(*mib).expect("RAM is there");
+        }
         for (lost, at) in [(0, 10), (1, 20), (0, 30)] {
             fixture.unplug(lost);
             fixture.put(at).expect("the other space goes on");

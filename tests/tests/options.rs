@@ -1,4 +1,4 @@
-//! What may be asked for when a space is opened, on the soft host.
+//! The options of opening a space, on the soft host.
 
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;

@@ -1,4 +1,4 @@
-//! What spaces of one process register, on the soft host: the same runs, whoever comes when.
+//! The registrations of the spaces of one process, on the soft host: the same runs in any order of joining.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,20 +56,20 @@ impl RegistrationFixture {
         listener
     }
 
-    /// What a space has registered, in MiB from the beginning of the guest's memory.
+    /// The registrations of a space, in MiB from the beginning of the guest's memory.
     fn runs(&self, n: usize) -> Vec<(u64, u64)> {
-        let registered = registered(&*self.space(n));
-        registered.iter().map(|run| ((run.address() - HOST) / MIB, run.len().get() / MIB)).collect()
+        let there = registered(&*self.space(n));
+        there.iter().map(|run| ((run.address() - HOST) / MIB, run.len().get() / MIB)).collect()
     }
 
-    /// How many registrations were made and ended since the last time.
+    /// The number of registrations that were made and ended since the last time.
     fn calls(&self) -> [u64; 2] {
         let calls = self.soft.calls();
         self.soft.reset_calls();
         [REGISTER, UNREGISTER].map(|name| calls.of(name))
     }
 
-    /// What is locked beside the tables of windows, in MiB.
+    /// The locked memory beside the tables of windows, in MiB.
     fn pinned(&self) -> u64 {
         self.soft.ledger().locked.saturating_sub(self.tables()) / MIB
     }
@@ -124,7 +124,8 @@ fn a_late_joiner_registers_exactly_the_runs_there_are() {
         let mut listener = fixture.listener(&[0]);
         listener.commit(adding(0, 4).adding(window())).expect("it fits");
         put(&listener, 1);
-        // Something leans on the first run, so that what comes is one of its own; and what goes leaves its run as long as it was.
+        // Something leans on the first run, so that what comes is one of its own; and what goes leaves its run as long
+        // as it was.
         listener.commit(adding(4, 4)).expect("it fits");
         listener.commit(adding(8, 2)).expect("it fits");
         let shorter = Update::new().removing_target(target(4, 4)).adding_target(target(4, 3));
@@ -263,7 +264,9 @@ fn a_run_that_cannot_grow_for_the_limit_is_as_it_was() {
 fn memory_that_comes_in_many_pieces_makes_few_runs_and_is_not_pinned_over_and_over() {
     let fixture = RegistrationFixture::new("powernv9", 1);
     let mut listener = fixture.listener(&[0]);
-    (0..1024).for_each(|piece| drop(listener.commit(adding(piece, 1)).expect("it fits")));
+    for piece in 0..1024 {
+        listener.commit(adding(piece, 1)).expect("it fits");
+    }
     assert_eq!(fixture.pinned(), 1024);
     assert!(fixture.runs(0).len() <= 4, "{:?}", fixture.runs(0));
     let ever = fixture.soft.ledger().ever_pinned / MIB;
@@ -272,7 +275,7 @@ fn memory_that_comes_in_many_pieces_makes_few_runs_and_is_not_pinned_over_and_ov
     fixture.close();
 }
 
-/// How many pieces the guest's memory has: the first half of one owner, the rest of another.
+/// The number of pieces of the guest's memory: the first half of one owner, the rest of another.
 const PIECES: u64 = 16;
 const SPACES: usize = 3;
 
@@ -306,7 +309,7 @@ fn piece(at: u64) -> TargetMemory {
     TargetMemory::new("ram", SystemAddress::new(at * K64), memory).expect("a proper range")
 }
 
-/// What a listener was told, and what the guest has put.
+/// The listener's sections, and the guest's entries.
 #[derive(Default)]
 struct Told {
     pieces: BTreeSet<u64>,
@@ -383,32 +386,37 @@ impl World {
         let mut runs = BTreeSet::new();
         for told in &self.told {
             for space in &told.serves {
-                let registered = registered(&*self.fixture.space(*space));
-                let leans = |run: &&HostMemory| told.entries.iter().any(|at| run.overlaps(piece(*at).memory()));
-                runs.extend(registered.iter().filter(leans).map(|run| (run.address(), run.len().get())));
+                let there = registered(&*self.fixture.space(*space));
+                runs.extend(
+                    there
+                        .iter()
+                        .filter(|run: &&HostMemory| told.entries.iter().any(|at| run.overlaps(piece(*at).memory())))
+                        .map(|run| (run.address(), run.len().get())),
+                );
             }
         }
         runs
     }
 
-    /// Each space has what its listener needs; no two cut anything differently; the kernel has what the spaces have, once.
+    /// Each space has the registrations that its listener needs; no two cut memory differently; the kernel has each of
+    /// them once.
     fn check(&self) {
         let mut all: BTreeSet<(u64, u64)> = BTreeSet::new();
         for told in &self.told {
             for space in &told.serves {
-                let registered = registered(&*self.fixture.space(*space));
+                let there = registered(&*self.fixture.space(*space));
                 for at in &told.pieces {
                     let memory = piece(*at).memory().clone();
-                    assert!(registered.iter().any(|run| run.overlaps(&memory)), "space {space} lacks piece {at}");
+                    assert!(there.iter().any(|run| run.overlaps(&memory)), "space {space} lacks piece {at}");
                 }
-                for run in &registered {
+                for run in &there {
                     let pieces = (0..PIECES).filter(|at| run.overlaps(piece(*at).memory()));
                     let (low, high): (Vec<_>, Vec<_>) = pieces.partition(|at| *at < PIECES / 2);
                     assert!(low.is_empty() || high.is_empty(), "{run} crosses owners");
                     let needed = low.iter().chain(&high).any(|at| told.pieces.contains(at));
                     assert!(needed, "space {space} has {run}, which it does not need");
                 }
-                all.extend(registered.iter().map(|run| (run.address(), run.len().get())));
+                all.extend(there.iter().map(|run| (run.address(), run.len().get())));
             }
         }
         let runs: Vec<_> = all.into_iter().collect();

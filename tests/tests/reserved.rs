@@ -1,4 +1,4 @@
-//! Reserved ranges: what is refused because of one says which, whose, and where there is room instead.
+//! Reserved ranges: a refusal because of one names the range, its device, and the room beside it.
 
 use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl ReservedFixture {
         self.opened.space.space()
     }
 
-    /// What errors call the device of a group.
+    /// The name of a group's device in errors.
     fn name(&self, group: usize) -> String {
         let group = &self.soft.profile().groups[group];
         match self.backend {

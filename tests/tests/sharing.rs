@@ -1,4 +1,4 @@
-//! Spaces of one iommufd over one guest, on the soft host: what is pinned, and in which calls.
+//! Spaces of one iommufd over one guest, on the soft host: the pinned bytes, and the calls.
 
 use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
@@ -40,7 +40,9 @@ impl PoolFixture {
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         let pool = host.open_pool().expect("the soft host has it");
         let mut fixture = Self { soft, host, opened: Vec::new(), pool };
-        (0..spaces).for_each(|_| fixture.open());
+        for _ in 0..spaces {
+            fixture.open();
+        }
         fixture
     }
 
@@ -64,7 +66,7 @@ impl PoolFixture {
         listener
     }
 
-    /// How many maps, copies and unmaps there were.
+    /// The number of maps, copies and unmaps.
     fn calls(&self) -> [u64; 3] {
         let calls = self.soft.calls();
         self.soft.reset_calls();
@@ -137,7 +139,7 @@ fn spaces_that_cut_differently_share_all_the_same() {
     let more = ram(5 * GIB, HOST + 4 * GIB, GIB);
     listeners[1].commit(guest().adding(more.clone())).expect("it fits");
     assert_eq!(fixture.soft.ledger().pinned, 5 * GIB);
-    // What the first holds is no business of the second's, and the other way round.
+    // The first space's shared pins do not concern the second, nor the other way round.
     listeners[0].commit(adding([more])).expect("it fits");
     assert_eq!(fixture.soft.ledger().pinned, 5 * GIB);
     drop(listeners);
@@ -162,7 +164,7 @@ fn who_comes_late_pins_nothing_and_who_stays_keeps_everything() {
     let ledger = fixture.soft.ledger();
     assert_eq!((ledger.pinned, ledger.ever_pinned), (4 * GIB, 4 * GIB));
     assert!(late.lookup(Iova::new(4 * GIB)).is_some());
-    // What is mapped anew where it was mapped before finds its pins.
+    // Memory that is mapped again where it was mapped before finds its pins.
     let section = ram(4 * GIB, HOST + 3 * GIB, GIB);
     listener.commit(Update::new().removing(section.clone())).expect("it can go");
     assert_eq!(fixture.soft.ledger().pinned, 3 * GIB);

@@ -1,9 +1,11 @@
 //! Stress: eight threads call every verb of a space, and everything of a listener, on the soft host of each dialect.
 //!
-//! The threads draw verbs at random and take every answer, except a fence and a reply that cannot be true: no call fails here, so neither has
-//! a cause. At the end the space is emptied, the listener's audit finds nothing, and the ledger of the host is clear.
+//! The threads draw verbs at random and take every answer, except a fence and a reply that cannot be true: no call
+//! fails here, so neither has a cause. At the end the space is emptied, the listener's audit finds nothing, and the
+//! ledger of the host is clear.
 //!
-//! `DMASPACE_STRESS_SECONDS` is the time of the whole test, 4 by default; `DMASPACE_STRESS_SEED` repeats the draws of a run.
+//! `DMASPACE_STRESS_SECONDS` is the time of the whole test, 4 by default; `DMASPACE_STRESS_SEED` repeats the draws of a
+//! run.
 
 use dmaspace_core::contract::MapRequest;
 use std::collections::BTreeSet;
@@ -72,7 +74,7 @@ impl Draws {
     }
 }
 
-/// What the threads of one run share.
+/// The objects that the threads of one run share.
 struct Shared {
     space: Arc<dyn PciAddressSpace>,
     spare: Option<Arc<dyn Attachable>>,
@@ -296,7 +298,7 @@ fn eight_threads_call_every_verb_and_nothing_is_left() {
     }
 }
 
-/// What the threads of a listener's run share.
+/// The objects that the threads of a listener's run share.
 struct Served {
     listener: Mutex<Listener>,
     space: Arc<dyn PciAddressSpace>,
@@ -313,7 +315,8 @@ impl Served {
 /// The blocks that are populated and discarded.
 const BLOCKS: u64 = 32 * MIB;
 
-/// Where a guest's window of entries lies: where a POWER host creates its second window, elsewhere in the one that is there.
+/// The start of a guest's window of entries: that of a POWER host's second window, elsewhere an address in the window
+/// that is there.
 fn entries_of(backend: BackendKind) -> u64 {
     if backend == BackendKind::Spapr { SECOND_WINDOW } else { 64 * MIB }
 }
@@ -394,7 +397,7 @@ fn explain(served: &Served, draws: &mut Draws) {
         (served.space.mappings(IovaRange::all()), served.space.describe().devices, served.space.describe().reserved);
 }
 
-/// What each thread of a listener's run does.
+/// The work of each thread of a listener's run.
 const WORK: [fn(&Served, &mut Draws); 8] = [
     commit_sections,
     commit_sections,

@@ -1,4 +1,4 @@
-//! Windows that are created: what the listener asks of a POWER host, and what comes of it.
+//! Windows that are created: the listener's requests to a POWER host, and their results.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A backend without VFIO: an IOTLB in memory, as a vhost-vdpa device has it.
 //!
-//! The kernel of vhost-vdpa keeps a list of mappings and two calls: VHOST_IOTLB_UPDATE adds one, VHOST_IOTLB_INVALIDATE removes them. This
-//! backend keeps the same list in memory and has a device that does DMA through it.
+//! The kernel of vhost-vdpa keeps a list of mappings and two calls: VHOST_IOTLB_UPDATE adds one, VHOST_IOTLB_INVALIDATE
+//! removes them. This backend keeps the same list in memory and has a device that does DMA through it.
 #![expect(
     unsafe_code,
     reason = "UNSAFETY: a space frees memory when a backend or a device says that it is unreachable"
@@ -79,7 +79,8 @@ struct Iotlb {
 const UPDATE: &str = "VHOST_IOTLB_UPDATE";
 const INVALIDATE: &str = "VHOST_IOTLB_INVALIDATE";
 
-// SAFETY: the table is all that the device reads, so what has left it cannot be reached; a mapping holds the memory of its lease.
+// SAFETY: the table is all that the device reads, so what has left it cannot be reached; a mapping holds the memory of
+// its lease.
 unsafe impl Backend for Iotlb {
     fn name(&self) -> &'static str {
         "iotlb"

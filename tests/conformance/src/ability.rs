@@ -7,14 +7,14 @@ use dmaspace_core::contract::MappingModel;
 use dmaspace_core::contract::eeh::PeState;
 use dmaspace_core::error::Kind;
 
-use crate::bench::{Bench, Subject, WHOLE};
+use crate::bench::{Bench, UnderTest, WHOLE};
 use crate::cases::Case;
 use crate::hooks::Call;
 
 /// Something that a case needs of a space or of its bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Need {
+pub enum Requirement {
     /// The space creates and removes windows.
     WindowControl,
     /// The space takes a second window, and says where.
@@ -57,7 +57,7 @@ pub enum Need {
     Spare,
     /// The bench has a second space.
     SecondSpace,
-    /// The bench counts what is left over.
+    /// The bench counts leftovers.
     Leftovers,
     /// Map calls can be made to fail.
     FailingMap,
@@ -81,7 +81,7 @@ pub enum Need {
     FailingInvalidate,
 }
 
-impl Need {
+impl Requirement {
     /// All needs.
     pub const ALL: [Self; 32] = [
         Self::WindowControl,
@@ -223,7 +223,7 @@ fn obstacle_to_a_second_device(bench: &mut Bench) -> Option<String> {
 /// The needs that a subject meets.
 #[derive(Clone, Debug)]
 pub struct Abilities {
-    unmet: BTreeMap<Need, String>,
+    unmet: BTreeMap<Requirement, String>,
 }
 
 impl Abilities {
@@ -231,9 +231,9 @@ impl Abilities {
     ///
     /// # Panics
     /// When a bench cannot be opened, or the first page cannot be mapped.
-    pub fn of(subject: &dyn Subject) -> Self {
+    pub fn of(subject: &dyn UnderTest) -> Self {
         let mut unmet = BTreeMap::new();
-        for need in Need::ALL {
+        for need in Requirement::ALL {
             let reason = need.reason_against(&mut subject.open().prepared());
             unmet.extend(reason.map(|reason| (need, reason)));
         }
@@ -246,7 +246,7 @@ impl Abilities {
     }
 
     /// The needs that are not met, with the reasons.
-    pub fn unmet(&self) -> impl Iterator<Item = (Need, &str)> {
+    pub fn unmet(&self) -> impl Iterator<Item = (Requirement, &str)> {
         self.unmet.iter().map(|(need, reason)| (*need, reason.as_str()))
     }
 }

@@ -1,7 +1,8 @@
 //! A bench: a space under test with everything a case works with.
 //!
-//! Cases count in *units* of the bench: 64 KiB, or the window's granule where that is larger, so that every unit is aligned on every host.
-//! Unit 0 lies at the start of a window with room for [`ROOM`] units; the memory has [`ROOM`] units too.
+//! Cases count in *units* of the bench: 64 KiB, or the window's granule where that is larger, so that every unit is
+//! aligned on every host. Unit 0 lies at the start of a window with room for [`ROOM`] units; the memory has [`ROOM`]
+//! units too.
 
 use dmaspace_core::contract::MapRequest;
 use std::any::Any;
@@ -37,12 +38,12 @@ pub(crate) const SPOT: usize = 64;
 const SCRATCH: u64 = ROOM - 1;
 
 /// Opens benches: the entry of the suite for a backend's tests.
-pub trait Subject {
+pub trait UnderTest {
     /// Opens a bench on a host on which nothing is mapped.
     fn open(&self) -> Bench;
 }
 
-impl<F: Fn() -> Bench> Subject for F {
+impl<F: Fn() -> Bench> UnderTest for F {
     fn open(&self) -> Bench {
         self()
     }
@@ -71,7 +72,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// A bench for `space`, to which `device` is attached and nothing else. Nothing is mapped, registered or held in the space.
+    /// A bench for `space`, to which `device` is attached and nothing else. Nothing is mapped, registered or held in
+    /// the space.
     pub fn new(space: Arc<dyn PciAddressSpace>, device: Arc<dyn Attachable>) -> Self {
         Self {
             dma: None,
@@ -89,8 +91,8 @@ impl Bench {
         }
     }
 
-    /// Uses this memory, which must have 64 units of 64 KiB (or of the granule, where that is larger) and be aligned to one. By default
-    /// the bench allocates it.
+    /// Uses this memory, which must have 64 units of 64 KiB (or of the granule, where that is larger) and be aligned to
+    /// one. By default the bench allocates it.
     #[must_use]
     pub fn with_memory(self, memory: HostMemory) -> Self {
         Self { memory: Some(memory), ..self }
@@ -120,7 +122,8 @@ impl Bench {
         Self { second: Some(Box::new(open)), ..self }
     }
 
-    /// Asks `leftovers` after all of the bench is dropped: it names what the host still holds, or returns `None` when nothing is held.
+    /// Asks `leftovers` after all of the bench is dropped: it names the resources that the host still holds, or returns
+    /// `None` when it holds none.
     #[must_use]
     pub fn with_leftovers(self, leftovers: impl Fn() -> Option<String> + 'static) -> Self {
         Self { leftovers: Some(Box::new(leftovers)), ..self }
@@ -133,8 +136,8 @@ impl Bench {
         self
     }
 
-    /// Makes the first [`ROOM`] units mappable: creates a window, registers the memory, shares its pins, as far as the space has these
-    /// powers.
+    /// Makes the first [`ROOM`] units mappable: creates a window, registers the memory, shares its pins, as far as the
+    /// space has these powers.
     #[must_use]
     pub fn prepared(mut self) -> Self {
         let granule = self.create_first_window().unwrap_or(SMALLEST_UNIT).max(SMALLEST_UNIT);
@@ -176,7 +179,7 @@ impl Bench {
         self.window_list().iter().find_map(fits).expect("a window has room for 64 units")
     }
 
-    /// Drops device, space and everything else, and returns what the host still holds.
+    /// Drops device, space and everything else, and returns the leftovers of the host.
     pub(crate) fn close(&mut self) -> Option<String> {
         self.close_device();
         self.second = None;
@@ -191,7 +194,7 @@ impl Bench {
         self.dma = None;
     }
 
-    // The space, and what it can do. Every call of the contract that cases make stands in this file.
+    // The space and its powers. Every call of the contract that cases make stands in this file.
 
     pub(crate) fn space(&self) -> &Arc<dyn PciAddressSpace> {
         self.space.as_ref().expect("the case did not close the bench")
@@ -404,14 +407,15 @@ impl Bench {
     /// The first address above a window that ends where a unit ends, and at which no other window begins.
     pub(crate) fn hole(&self) -> Option<Iova> {
         let snapshot = self.windows();
-        let above = |window: &Window| window.range.end().filter(|end| self.unit.divides(end.get()));
         let windows =
             snapshot.windows.iter().filter(|window| window.range.len().is_none_or(|len| len.get() >= self.bytes(1)));
-        windows.filter_map(above).find(|end| snapshot.windows.containing(*end).is_none())
+        windows
+            .filter_map(|window: &Window| window.range.end().filter(|end| self.unit.divides(end.get())))
+            .find(|end| snapshot.windows.containing(*end).is_none())
     }
 
-    /// A unit that lies in a window while no device is attached, and in none with the device. The device is detached after that if there
-    /// is one.
+    /// A unit that lies in a window while no device is attached, and in none with the device. The device is detached
+    /// after that if there is one.
     pub(crate) fn device_hole(&mut self) -> Option<IovaRange> {
         let holes = self.hole().map(|end| range(end, self.bytes(1)))?;
         self.close_device();

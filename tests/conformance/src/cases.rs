@@ -19,8 +19,8 @@ mod threads;
 mod unmapping;
 mod windows;
 
-use crate::ability::Need;
-use crate::bench::{Bench, Subject};
+use crate::ability::Requirement;
+use crate::bench::{Bench, UnderTest};
 
 /// A case by name.
 pub struct Case {
@@ -29,7 +29,7 @@ pub struct Case {
     /// The topic of the contract that the case belongs to.
     pub topic: &'static str,
     /// The needs of the case.
-    pub needs: &'static [Need],
+    pub needs: &'static [Requirement],
     check: fn(&mut Bench),
 }
 
@@ -38,7 +38,7 @@ impl Case {
     ///
     /// # Panics
     /// When the case fails.
-    pub fn run(&self, subject: &dyn Subject) {
+    pub fn run(&self, subject: &dyn UnderTest) {
         let mut bench = subject.open().prepared();
         (self.check)(&mut bench);
         bench.mend();
@@ -53,7 +53,7 @@ macro_rules! cases {
         pub const CASES: &[Case] = &[$($(Case {
             name: stringify!($name),
             topic: stringify!($topic),
-            needs: &[$($(Need::$need),+)?],
+            needs: &[$($(Requirement::$need),+)?],
             check: $topic::$name,
         },)*)*];
     };
@@ -71,6 +71,7 @@ cases! {
         units_that_continue_each_other_are_one_run;
         units_that_differ_in_access_stay_separate;
         a_mapping_holds_its_memory_until_it_is_unmapped [KeepsMappings];
+        an_owner_may_look_at_the_space_when_it_is_dropped [KeepsMappings];
         a_device_reads_and_writes_what_is_mapped [Dma];
         a_device_does_not_write_what_is_mapped_for_reading [Dma];
         a_device_reaches_nothing_after_an_unmap [Dma];
@@ -159,6 +160,7 @@ cases! {
         registered_memory_behind_a_fence_stays_registered [FailingMap, FailingUnmap, Registration];
         a_window_that_cannot_be_removed_is_fenced [WindowControl, FailingRemoveWindow];
         no_window_is_created_over_a_fence [SecondWindow, FailingRemoveWindow];
+        no_thread_maps_behind_a_fence [FailingMap, FailingUnmap];
     }
     windows {
         windows_are_ascending_and_disjoint;

@@ -1,10 +1,11 @@
-//! The hooks of a bench: what a test can make a backend's device and calls do.
+//! The hooks of a bench: a device that does DMA, and calls that fail on request.
 
 use dmaspace_core::Iova;
 
 /// A device with a buffer of its own, which moves bytes between the buffer and the bus.
 pub trait Dma {
-    /// Reads `len` bytes at `from` into the buffer. The buffer's content after a read that was refused is not specified.
+    /// Reads `len` bytes at `from` into the buffer. The buffer's content after a read that was refused is not
+    /// specified.
     fn load(&mut self, from: Iova, len: usize);
 
     /// Writes the first `len` bytes of the buffer to `to`. A write that is refused changes no memory.
@@ -61,8 +62,9 @@ pub trait Faults {
     /// Returns whether calls of this sort can be made to fail.
     fn can_fail(&self, call: Call) -> bool;
 
-    /// Makes calls of this sort fail from now on: `skipped` calls succeed, the `times` calls after them fail, and later ones succeed again.
-    /// Requests for different sorts of calls add up; a request for one sort replaces the earlier request for it.
+    /// Makes calls of this sort fail from now on: `skipped` calls succeed, the `times` calls after them fail, and later
+    /// ones succeed again. Requests for different sorts of calls add up; a request for one sort replaces the earlier
+    /// request for it.
     fn fail(&self, call: Call, skipped: u32, times: u32);
 
     /// Forgets all requests: every call succeeds again.

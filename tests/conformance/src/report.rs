@@ -5,12 +5,12 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::ability::Abilities;
-use crate::bench::Subject;
+use crate::bench::UnderTest;
 use crate::cases::CASES;
 
 /// The result of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct RunReport {
     /// The names of the cases that passed.
     pub passed: Vec<&'static str>,
     /// The cases that failed, by name, with the message of the panic.
@@ -19,7 +19,7 @@ pub struct Report {
     pub not_applicable: Vec<(&'static str, String)>,
 }
 
-impl Report {
+impl RunReport {
     /// Panics with the whole report if a case failed.
     ///
     /// # Panics
@@ -29,7 +29,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for name in &self.passed {
             writeln!(f, "passed         {name}")?;
@@ -49,9 +49,9 @@ impl fmt::Display for Report {
 ///
 /// # Panics
 /// When no bench can be opened.
-pub fn run(subject: &dyn Subject) -> Report {
+pub fn run(subject: &dyn UnderTest) -> RunReport {
     let abilities = Abilities::of(subject);
-    let mut report = Report::default();
+    let mut report = RunReport::default();
     for case in CASES {
         if let Some(reason) = abilities.reason_against(case) {
             report.not_applicable.push((case.name, reason));

@@ -33,7 +33,7 @@ impl RecordingWriter {
     }
 }
 
-// SAFETY: it writes nothing, and shows what the case put there.
+// SAFETY: it writes nothing, and shows the entries of the case.
 #[expect(unsafe_code, reason = "UNSAFETY: a writer that writes nothing")]
 unsafe impl KernelWriter for RecordingWriter {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {

@@ -1,4 +1,4 @@
-//! What can be seen of a world from outside: by asking the library, the host, and a device.
+//! The state of a host as seen from outside: through the library, the host's ledger, and a device.
 
 use std::collections::BTreeSet;
 
@@ -6,48 +6,51 @@ use dmaspace_core::contract::{Mapping, Unit};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PciAddressSpace, Window};
 use dmaspace_soft::{Ledger, SoftDevice};
 
-use super::world::{Region, World};
+use super::world::{Region, SweptHost};
 
-/// Everything that must be as it was, or as it is to be. The same in two worlds that are in the same state: memory is known by the
-/// region it is in, not by its address.
+/// Everything that must be as it was, or as it is to be. The same in two worlds that are in the same state: memory is
+/// known by the region it is in, not by its address.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Observed {
     pub(super) spaces: Vec<Space>,
-    /// The sections and the target memory in force, and what is populated.
+    /// The sections and the target memory in force, and the populated blocks.
     pub(super) view: Vec<String>,
-    /// What the host holds, without what it once held.
+    /// The host's ledger, without its history.
     pub(super) held: Ledger,
     leeway: Leeway,
 }
 
-/// What need not be exactly as expected.
+/// The parts that may differ from the expected state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Leeway {
     /// The kernel had no memory for a window's table and was asked for one in smaller blocks, which takes more in all.
     tables: bool,
-    /// The kernel would not register, or unregister, however often it was asked. No device sees the difference, and the next commit
-    /// makes up for it.
+    /// The kernel would not register, or unregister, however often it was asked. No device sees the difference, and the
+    /// next commit makes up for it.
     registrations: bool,
-    /// The kernel would not unmap, and what nobody holds any more may still be there in a pool. No device is attached to that, and the
-    /// next who needs its place has it unmapped.
+    /// The kernel refused to unmap, and memory that no space shares any more may still be mapped in a pool. No device
+    /// is attached to that, and the next who needs its place has it unmapped.
     pool: bool,
-    /// The kernel would not destroy an address space, or made one and did not tell which, and a pool keeps its iommufd open.
+    /// The kernel would not destroy an address space, or made one and did not tell which, and a pool keeps its iommufd
+    /// open.
     objects: bool,
-    /// The kernel would not tell its windows after a device had left, or they did not change. They are no smaller than they were.
+    /// The kernel would not tell its windows after a device had left, or they did not change. They are no smaller than
+    /// they were.
     windows: bool,
-    /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there is no page
-    /// table and nothing pinned, and no device to miss them.
+    /// The kernel would not detach a device however often it was asked, and may have done it all the same: then there
+    /// is no page table and nothing pinned, and no device to miss them.
     pins: bool,
-    /// The kernel would not destroy a page table, however often it was asked, or made one and said that it had not: it goes with the
-    /// iommufd, and until then keeps what is mapped pinned and the windows narrow.
+    /// The kernel would not destroy a page table, however often it was asked, or made one and said that it had not: it
+    /// goes with the iommufd, and until then keeps the mapped pages pinned and the windows narrow.
     leftovers: bool,
-    /// The kernel said that a device does not fit a page table, or that there is none that logs for it: it has one of its own.
+    /// The kernel said that a device does not fit a page table, or that there is none that logs for it: it has one of
+    /// its own.
     own_tables: bool,
     /// The kernel would not let a group go however often it was asked: it stays, as the error says.
     groups: bool,
 }
 
-/// What a space says.
+/// The lists of a space.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Space {
     pub(super) mappings: Vec<Seen>,
@@ -71,18 +74,18 @@ pub(super) struct Place {
     pub(super) region: usize,
     pub(super) offset: u64,
     len: u64,
-    /// Whether it is found where the memory is mapped a second time.
+    /// Set when the bytes lie where the memory is mapped a second time.
     is_elsewhere: bool,
 }
 
-/// What a device finds at a bus address: the first bytes of a page, and whether it may write them.
+/// The first bytes of a page that a device finds at a bus address, and whether it may write them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) stamp: u64,
     writable: bool,
 }
 
-impl World {
+impl SweptHost {
     pub(super) fn observe(&self) -> Observed {
         let sections = self.listener.sections().map(ToString::to_string);
         let handles = self.listener.sections().filter_map(|section| self.listener.discardable(section.range().first()));
@@ -148,14 +151,14 @@ impl World {
         Place { region, offset: memory.address() - found.memory.address(), len: memory.len().get(), is_elsewhere }
     }
 
-    /// What a device is to find at `at`, if that is the mapping there.
+    /// The bytes that a device must find at `at`, if that is the mapping there.
     pub(super) fn expected_of(&self, seen: &Seen, at: Iova) -> Found {
         let memory = &self.regions[seen.place.region].memory;
         let stamp = stamp(memory, seen.place.offset + seen.range.offset_of(at));
         Found { stamp, writable: seen.access.contains(Access::WRITE) }
     }
 
-    /// Where a device finds something else than the space says, fenced ranges excepted.
+    /// The first address at which a device finds other memory than the space lists, fenced ranges excepted.
     pub(super) fn lie(&self, space: usize, points: &BTreeSet<Iova>, fences: &[IovaRange]) -> Option<String> {
         let device = self.device_of(space)?;
         let says = self.space(space);
@@ -174,14 +177,14 @@ fn stamp(memory: &HostMemory, offset: u64) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// What a device reads at `at`; writing the same back tells whether it may.
+/// The bytes that a device reads at `at`; it writes them back to learn whether it may write.
 pub(super) fn finds(device: &SoftDevice, at: Iova) -> Option<Found> {
     let mut bytes = [0; 8];
     device.dma_read(at, &mut bytes).ok()?;
     Some(Found { stamp: u64::from_ne_bytes(bytes), writable: device.dma_write(at, &bytes).is_ok() })
 }
 
-/// A ledger without its history, and without what the kernel leaked.
+/// A ledger without its history and without the charges that the kernel leaked.
 pub(super) fn held(ledger: &Ledger) -> Ledger {
     Ledger {
         locked: ledger.locked - ledger.leaked,
@@ -221,10 +224,14 @@ impl Space {
     }
 
     fn without(&self, exempt: &[IovaRange]) -> Self {
-        let untouched = |window: &&Window| !exempt.iter().any(|range| range.overlaps(window.range));
         Self {
             mappings: self.mappings.iter().flat_map(|seen| seen.without(exempt)).collect(),
-            windows: self.windows.iter().filter(untouched).copied().collect(),
+            windows: self
+                .windows
+                .iter()
+                .filter(|window: &&Window| !exempt.iter().any(|range| range.overlaps(window.range)))
+                .copied()
+                .collect(),
             // What leans on memory behind a fence cannot be seen from here.
             registered: if exempt.is_empty() { self.registered.clone() } else { Vec::new() },
             held: if exempt.is_empty() { self.held.clone() } else { Vec::new() },
@@ -252,7 +259,7 @@ impl Seen {
 }
 
 impl Observed {
-    /// The first difference to what was expected, outside the ranges that are exempt in each space.
+    /// The first difference to the expected state, outside the ranges that are exempt in each space.
     pub(super) fn differs_from(&self, expected: &Self, exempt: &[Vec<IovaRange>]) -> Option<String> {
         let exempt_in = exempt.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
         let mut spaces = self.spaces.iter().zip(&expected.spaces).zip(exempt_in).enumerate();
@@ -279,7 +286,7 @@ impl Observed {
         spaces.find_map(different).or(count).or(view)
     }
 
-    /// What is held, with what was expected where that may differ.
+    /// The ledger, with expected numbers where they may differ.
     fn held_within_leeway(&self, expected: &Ledger) -> Ledger {
         let mut held = self.held.clone();
         if self.leeway.tables || self.leeway.registrations {
@@ -310,7 +317,7 @@ impl Observed {
         held
     }
 
-    /// What the host counts as mapped beside what is known to be, if that is more than fits behind the fences.
+    /// The bytes that the host counts as mapped beyond the known mappings, if they are more than fit behind the fences.
     fn miscounted(&self, fences: &[Vec<IovaRange>]) -> Option<String> {
         let seen: u64 = self.spaces.iter().flat_map(|space| &space.mappings).map(|seen| seen.place.len).sum();
         let held: BTreeSet<_> = self.spaces.iter().flat_map(|space| &space.held).collect();

@@ -1,4 +1,4 @@
-//! The world a sequence is played in: a soft host, spaces with their devices, a listener, and a guest's memory.
+//! The world a sequence is run in: a soft host, spaces with their devices, a listener, and a guest's memory.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use crate::dirty::{Told, page_of};
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
@@ -27,34 +28,33 @@ use dmaspace_listener::section::{Backing, FrontEnd};
 use dmaspace_listener::{BlockError, CommitError, DiscardableRam, EntryError, Fate, Report, TranslatedWindow, Update};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 use dmaspace_spapr_guest::{PciHostBridge, WindowError};
-use dmaspace_tests::dirty::{Told, page_of};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// A host, and the way its IOMMU is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ground {
-    /// The soft host's preset ([`dmaspace_tests::soft::profile`]).
+pub struct HostConfig {
+    /// The soft host's preset ([`crate::soft::profile`]).
     pub preset: &'static str,
     /// The backend.
     pub backend: BackendKind,
 }
 
-impl Ground {
+impl HostConfig {
     /// sPAPR's first version is where no windows can be created.
     fn profile(self) -> Profile {
-        let profile = dmaspace_tests::soft::profile(self.preset);
+        let profile = crate::soft::profile(self.preset);
         if self.backend == BackendKind::SpaprV1 { profile.with_fixed_window() } else { profile }
     }
 }
 
-impl fmt::Display for Ground {
+impl fmt::Display for HostConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.preset, self.backend)
     }
 }
 
-/// What an operation did when it succeeded.
+/// The result of an operation that succeeded.
 #[derive(Clone, Debug, Default)]
 pub struct Done {
     /// Best-effort sections that were reported and passed over.
@@ -69,16 +69,16 @@ pub fn done() -> Result<Done, Trouble> {
     Ok(Done::default())
 }
 
-/// How an operation failed, whichever part of the library said so.
+/// The failure of an operation, from any part of the library.
 #[derive(Clone, Debug)]
 pub struct Trouble {
     /// The whole message.
     pub(super) text: String,
-    /// What was asked, as the message should say it.
+    /// The request, as the message must name it.
     pub(super) asked: String,
-    /// What was wrong, where the contract has a word for it.
+    /// The error's kind, where the contract has one.
     pub(super) kind: Option<Kind>,
-    /// What the kernel said.
+    /// The kernel's answer.
     pub(super) answer: Option<Answer>,
     /// The ranges that were named as fenced.
     pub(super) fenced: Vec<IovaRange>,
@@ -160,9 +160,9 @@ impl From<OpenError> for Trouble {
 
 /// The sizes of the guest's memory regions. Each is an unplug unit of its own.
 const REGIONS: [u64; 3] = [2 << 20, 1 << 20, 0x1_0000];
-/// Where the next region's bytes begin in the file behind all of them.
+/// The offset of the next region's bytes in the file behind all of them.
 const STRIDE: u64 = 4 << 20;
-/// Every host's page divides this, and so must what is registered; the kernel aligns a mapping to less.
+/// Every host's page divides this, and it must divide registered memory; the kernel aligns a mapping to less.
 const ALIGNMENT: u64 = 0x1_0000;
 /// Every page of the file begins with its number, counted from 1.
 const PAGE: u64 = 0x1000;
@@ -172,7 +172,7 @@ pub(super) fn region_of(stamp: u64) -> usize {
     usize::try_from((stamp - 1) * PAGE / STRIDE).expect("the number of a page")
 }
 
-/// The bytes of all worlds' memory: nobody ever changes them, so all can share them.
+/// The bytes of the memory of all hosts: they never change, so all hosts share them.
 fn stamped_file() -> Arc<File> {
     static FILE: OnceLock<Arc<File>> = OnceLock::new();
     let make = || {
@@ -211,9 +211,9 @@ fn all_regions() -> Vec<Region> {
 }
 
 fn named(regions: &[Region]) -> NamedMemory {
-    let with =
-        |named: NamedMemory, (n, region): (usize, &Region)| named.with(format!("region {n}"), region.memory.clone());
-    regions.iter().enumerate().fold(NamedMemory::new(), with)
+    regions.iter().enumerate().fold(NamedMemory::new(), |named: NamedMemory, (n, region): (usize, &Region)| {
+        named.with(format!("region {n}"), region.memory.clone())
+    })
 }
 
 /// A call that was heard at the door.
@@ -246,7 +246,7 @@ impl Listening {
     }
 }
 
-/// Closing cannot be made to fail, so nobody listens to that.
+/// A close cannot be made to fail, so its result is not used.
 // SAFETY: each command is passed on to a host in software.
 #[expect(unsafe_code, reason = "UNSAFETY: passes everything on")]
 unsafe impl Door for Listening {
@@ -306,8 +306,8 @@ unsafe impl Door for Listening {
     }
 }
 
-/// A soft host and what a VMM has of it.
-pub struct World {
+/// A soft host and a VMM's objects on it.
+pub struct SweptHost {
     /// The guest's view. Without hints unless the sequence says otherwise.
     pub listener: Listener,
     /// A guest's bridge, whose windows the listener has.
@@ -316,24 +316,24 @@ pub struct World {
     pub attached: Vec<Arc<dyn Attachable>>,
     /// Spaces, each with its devices.
     pub opened: Vec<Opened>,
-    /// What some of them share their pins in.
+    /// The pool in which some of them share their pins.
     pub(super) pool: Weak<Pool>,
     pub(super) regions: Vec<Region>,
-    /// The same memory, mapped a second time.
+    /// The second mapping of the guest's memory.
     pub(super) elsewhere: Vec<Region>,
-    /// What was told of devices' writes.
+    /// The pages told as written by devices.
     told: Arc<Told>,
     /// Pages a device wrote, by their number in this process.
     written: BTreeSet<u64>,
     host: Host,
     door: Arc<Listening>,
     pub(super) soft: Arc<SoftHost>,
-    ground: Ground,
+    config: HostConfig,
 }
 
-impl World {
-    pub(super) fn new(ground: Ground) -> Self {
-        let soft = SoftHost::new(ground.profile()).expect("presets make sense");
+impl SweptHost {
+    pub(super) fn new(config: HostConfig) -> Self {
+        let soft = SoftHost::new(config.profile()).expect("presets make sense");
         let door = Arc::new(Listening { soft: soft.clone(), heard: Mutex::default() });
         Self {
             listener: Listener::new(FrontEnd::default()),
@@ -348,7 +348,7 @@ impl World {
             host: Host::new(door.clone(), Facts::of_soft(soft.profile())),
             door,
             soft,
-            ground,
+            config,
         }
     }
 
@@ -362,7 +362,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open(&mut self, n: usize) -> Result<(), Trouble> {
-        let wish = OpenRequest::device(self.address(n)).with_backend(self.ground.backend);
+        let wish = OpenRequest::device(self.address(n)).with_backend(self.config.backend);
         self.opened.push(self.host.open(&wish)?);
         Ok(())
     }
@@ -381,11 +381,11 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_elsewhere(&mut self, n: usize) -> Result<(), Trouble> {
-        let backend = match self.ground.backend {
+        let backend = match self.config.backend {
             BackendKind::Type1 => BackendKind::Iommufd,
             BackendKind::Iommufd => BackendKind::Type1,
             BackendKind::Type1OnIommufd => BackendKind::Iommufd,
-            _ => self.ground.backend,
+            _ => self.config.backend,
         };
         self.opened.push(self.host.open(&OpenRequest::device(self.address(n)).with_backend(backend))?);
         Ok(())
@@ -400,7 +400,7 @@ impl World {
             .with_accounting(AccountingMode::Process)
             .with_huge_pages(false)
             .with_required_iovas(promised);
-        let wish = OpenRequest::device(self.address(n)).with_backend(self.ground.backend);
+        let wish = OpenRequest::device(self.address(n)).with_backend(self.config.backend);
         self.opened.push(self.host.clone().with_options(options).open(&wish)?);
         Ok(())
     }
@@ -421,7 +421,7 @@ impl World {
     /// # Errors
     /// What opening says.
     pub fn open_empty(&mut self) -> Result<(), Trouble> {
-        self.opened.push(self.host.open(&OpenRequest::devices([]).with_backend(self.ground.backend))?);
+        self.opened.push(self.host.open(&OpenRequest::devices([]).with_backend(self.config.backend))?);
         Ok(())
     }
 
@@ -460,7 +460,7 @@ impl World {
         work(self.space(0).powers().registration.expect("a host that registers"))
     }
 
-    /// What a space holds, if it shares pins.
+    /// The memory whose pins a space shares, if it shares any.
     pub fn sharing<T>(&self, space: usize, work: impl FnOnce(&dyn PinSharing) -> T) -> T {
         work(self.space(space).powers().pin_sharing.expect("a space in a pool"))
     }
@@ -475,20 +475,20 @@ impl World {
         self.soft.deny_huge_pages();
     }
 
-    /// Whether the host creates windows and registers memory.
+    /// Returns whether the host creates windows and registers memory.
     pub fn creates_windows(&self) -> bool {
-        self.ground.backend == BackendKind::Spapr
+        self.config.backend == BackendKind::Spapr
     }
 
-    /// Whether there is one window, into which everything has to fit.
+    /// Returns whether there is one window, into which everything has to fit.
     pub fn has_one_window(&self) -> bool {
-        self.ground.backend == BackendKind::SpaprV1
+        self.config.backend == BackendKind::SpaprV1
     }
 
     /// Has the listener serve an open space.
     ///
     /// # Errors
-    /// What the listener says.
+    /// The listener's error.
     pub fn join(&mut self, n: usize) -> Result<Done, Trouble> {
         let report = self.listener.attach(self.space(n))?;
         Ok(Done { skipped: skipped_by(&report) })
@@ -497,7 +497,7 @@ impl World {
     /// Commits an update.
     ///
     /// # Errors
-    /// What the listener says.
+    /// The listener's error.
     pub fn commit(&mut self, update: Update) -> Result<Done, Trouble> {
         let report = self.listener.commit(update)?;
         Ok(Done { skipped: skipped_by(&report) })
@@ -506,7 +506,7 @@ impl World {
     /// Has the bridge do something to the listener.
     ///
     /// # Errors
-    /// What the bridge says.
+    /// The bridge's error.
     pub fn on_bridge(
         &mut self,
         work: impl FnOnce(&mut PciHostBridge, &mut Listener) -> Result<(), WindowError>,
@@ -535,10 +535,10 @@ impl World {
         self.regions[region].memory.slice(offset, len).expect("inside the region")
     }
 
-    /// Hands a space over, or says again what was handed over.
+    /// Hands a space over, or repeats the description of one that is handed over.
     ///
     /// # Errors
-    /// What the space says.
+    /// The space's error.
     pub fn hand_over(&self, n: usize) -> Result<Handover, Trouble> {
         Ok(self.space(n).powers().live_update.hand_over(&named(&self.regions))?)
     }
@@ -546,31 +546,31 @@ impl World {
     /// Hands over all spaces the listener serves.
     ///
     /// # Errors
-    /// What the listener says.
+    /// The listener's error.
     pub fn hand_over_all(&self) -> Result<Done, Trouble> {
         self.listener.hand_over(&named(&self.regions))?;
         done()
     }
 
-    /// Takes up again what was handed over, with the memory that is mapped a second time.
+    /// Adopts a space that was handed over, with the second mapping of its memory.
     ///
     /// # Errors
-    /// What the space says.
+    /// The space's error.
     pub fn adopt_elsewhere(&self, n: usize, handover: &Handover) -> Result<Done, Trouble> {
-        dmaspace_tests::owned::adopt(&*self.space(n), handover, &named(&self.elsewhere))?;
+        crate::owned::adopt(&*self.space(n), handover, &named(&self.elsewhere))?;
         done()
     }
 
     /// Begins to track what devices write.
     ///
     /// # Errors
-    /// What the space says.
+    /// The space's error.
     pub fn track(&self) -> Result<Done, Trouble> {
         self.space(0).powers().dirty_tracking.start(self.told.clone())?;
         done()
     }
 
-    /// Lets a space's `n`th device write what is there already, into a page of memory that is mapped at `at`.
+    /// Has a space's `n`th device write the bytes that are there already, into a page of memory that is mapped at `at`.
     pub fn write(&mut self, n: usize, at: u64) {
         let device = self.soft.device(self.opened[0].devices[n].name()).expect("it is there");
         let mut bytes = [0; 8];
@@ -583,7 +583,7 @@ impl World {
     /// Asks what devices wrote. Whatever comes of it, everything they did is told.
     ///
     /// # Errors
-    /// What the space says.
+    /// The space's error.
     pub fn sync(&self) -> Result<Done, Trouble> {
         let synced = self.space(0).powers().dirty_tracking.sync(IovaRange::all());
         if synced.is_err() {
@@ -593,7 +593,7 @@ impl World {
         done()
     }
 
-    /// A page that a device wrote and nobody was told of.
+    /// A page that a device wrote and that was not told.
     pub(super) fn untold(&self) -> Option<u64> {
         let told = self.told.seen();
         self.written.iter().find(|page| !told.contains(page)).copied()
@@ -609,7 +609,7 @@ impl World {
         self.soft.device(self.opened[space].devices.first()?.name())
     }
 
-    /// Drops everything the VMM has. What is left is the host, and signs of life of the guest's memory.
+    /// Drops everything of the VMM's. Returns the host, and signs of life of the guest's memory.
     pub(super) fn close(self) -> (Arc<SoftHost>, Vec<Weak<MmapRegion<()>>>) {
         let Self { listener, attached, opened, regions, elsewhere, host, door, soft, .. } = self;
         let lives = regions.iter().chain(&elsewhere).map(|region| region.life.clone()).collect();

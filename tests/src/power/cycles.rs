@@ -1,4 +1,4 @@
-//! The same again and again: nothing piles up.
+//! Repetitions, after which no resource has piled up.
 
 use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::{Unit, WindowRequest};
@@ -19,8 +19,8 @@ pub(super) fn cycles_with_an_open_device_leave_nothing_behind(machine: &Machine)
     cycles(machine, 10, true);
 }
 
-/// A group joins, memory is registered, two windows come with entries in them; then, in turns, all of it is taken back step by step, or
-/// left to the group that leaves.
+/// A group joins, memory is registered, two windows come with entries in them; then, in turns, all of it is taken back
+/// step by step, or left to the group that leaves.
 fn cycles(machine: &Machine, count: usize, with_device: bool) {
     let ram = Ram::new(usize::try_from(2 * MIB).expect("2 MiB"));
     let mut open = machine.space();

@@ -23,12 +23,12 @@ fn two_windows(ram: &Ram) -> Update {
         .adding_target(target)
 }
 
-/// Where entries are: the last page of each window, and in the first one where results show.
+/// The addresses of entries: the last page of each window, and in the first one the page that shows results.
 const LOW: u64 = GIB - PAGE;
 const HIGH: u64 = TOP + GIB - PAGE;
 const SCRATCH: u64 = 0;
 
-/// What the entries at `at` point to.
+/// The target of the entries at `at`.
 fn target(at: u64) -> u64 {
     match at {
         LOW => MIB,
@@ -56,8 +56,8 @@ fn assert_reaches(fixture: &mut Fixture, ram: &Ram) {
     fixture.assert_writable(Iova::new(HIGH), &piece(ram, HIGH));
 }
 
-/// The only group leaves its container, whose windows, registrations and charges go with it, and comes back: the next sync brings all but
-/// the guest's entries, and the guest puts those again.
+/// The only group leaves its container, whose windows, registrations and charges go with it, and comes back: the next
+/// sync brings all but the guest's entries, and the guest puts those again.
 pub(super) fn a_group_that_left_comes_back(machine: &Machine) {
     let ram = Ram::new(RAM);
     let mut open = machine.space();
@@ -86,9 +86,9 @@ pub(super) fn a_group_that_left_comes_back(machine: &Machine) {
     listener.detach(&space).expect("everything can be taken out");
 }
 
-/// Two groups in one container, where the host can. When one leaves, the kernel clears the entries of the one that stays (linux:
-/// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership), and the space puts them again. Where the host cannot, the second
-/// group is refused and the first goes on.
+/// Two groups in one container, where the host can. When one leaves, the kernel clears the entries of the one that
+/// stays (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership), and the space puts them again.
+/// Where the host cannot, the second group is refused and the first goes on.
 pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machine) {
     let ram = Ram::new(RAM);
     let mut open = machine.space();
@@ -121,7 +121,7 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
     std::mem::swap(&mut fixture.device, &mut device);
     drop(device);
 
-    // Behind the space's back, to see what the kernel does.
+    // Past the space, to see the kernel's answer.
     let door = machine.host().door();
     door.call(second.handle(), Command::bare(GROUP_UNSET_CONTAINER)).expect("its device is closed");
     fixture.assert_unreached(Iova::new(LOW));
@@ -139,15 +139,17 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
     listener.detach(&space).expect("everything can be taken out");
 }
 
-/// Two containers with a group each follow one listener. One's group leaves: the other goes on. It comes back: its space gets what the
-/// other has, the guest's entries too.
+/// Two containers with a group each follow one listener. One's group leaves: the other goes on. It comes back: its
+/// space gets the mappings of the other, the guest's entries too.
 pub(super) fn two_spaces_follow_one_listener(machine: &Machine) {
     let ram = Ram::new(RAM);
     let mut opens = [machine.space(), machine.space()];
     let groups = [0, 1].map(|n| machine.join(&mut opens[n], n).expect("a group for each container"));
     let spaces = [0, 1].map(|n| opens[n].space().clone());
     let mut listener = Listener::new(FrontEnd::default());
-    spaces.iter().for_each(|space| drop(listener.attach(space.clone()).expect("an empty view fits")));
+    for space in spaces.iter() {
+        listener.attach(space.clone()).expect("an empty view fits");
+    }
     let report = listener.commit(two_windows(&ram)).expect("two windows fit in each");
     assert_eq!(report.spaces.iter().map(|space| space.backend).collect::<Vec<_>>(), ["spapr"; 2]);
     put_entries(&listener);

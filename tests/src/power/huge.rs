@@ -13,18 +13,18 @@ use crate::power::windows::{MIB, TOP, control, registration};
 use crate::ram::Ram;
 use crate::soft::range;
 
-/// How much huge memory there is, in pages of 2 MiB or of 16 MiB.
+/// The bytes of huge memory, in pages of 2 MiB or of 16 MiB.
 const LEN: u64 = 32 * MIB;
 
-/// How long each window is.
+/// The length of each window.
 const LONG: u64 = 64 * MIB;
 
-/// What is looked at by itself: a quarter of the smallest page.
+/// The smallest part that is checked: a quarter of the smallest page.
 const SPOT: u64 = 0x400;
 
-/// Guests whose pages in the high window are of 16 MiB and of 2 MiB get a window of 2 MiB pages for it, and the report says why: its table
-/// is small, and the device reaches both ends. The low window has small pages all the same. When the guest's memory is in small pages, so
-/// are both windows. In the end the host has its huge pages back.
+/// Guests whose pages in the high window are of 16 MiB and of 2 MiB get a window of 2 MiB pages for it, and the report
+/// says why: its table is small, and the device reaches both ends. The low window has small pages all the same. When
+/// the guest's memory is in small pages, so are both windows. In the end the host has its huge pages back.
 pub(super) fn windows_are_made_of_the_largest_pages_that_work(machine: &Machine) {
     let free = machine.free_huge_pages();
     let mut fixture = machine.fixture();
@@ -46,8 +46,8 @@ pub(super) fn windows_are_made_of_the_largest_pages_that_work(machine: &Machine)
     assert_eq!(free_in_the_end(machine, free), free);
 }
 
-/// The huge pages that are free when as many are as `expected`, or after a while: memory is unpinned some time after it was unregistered
-/// (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_release).
+/// The huge pages that are free when as many are as `expected`, or after a while: memory is unpinned some time after it
+/// was unregistered (linux: arch/powerpc/mm/book3s64/iommu_api.c, mm_iommu_release).
 fn free_in_the_end(machine: &Machine, expected: Option<u64>) -> Option<u64> {
     let patience = Instant::now() + Duration::from_secs(20);
     while machine.free_huge_pages() != expected && Instant::now() < patience {
@@ -56,8 +56,8 @@ fn free_in_the_end(machine: &Machine, expected: Option<u64>) -> Option<u64> {
     machine.free_huge_pages()
 }
 
-/// A guest with this RAM and entries for pages of `guest_s` in its high window has a window of `page` pages behind it, for the reason
-/// `why`. It comes, and goes.
+/// A guest with this RAM and entries for pages of `guest_s` in its high window has a window of `page` pages behind it,
+/// for the reason `why`. It comes, and goes.
 fn windows_are(machine: &Machine, fixture: &mut Fixture, ram: &Ram, guest_s: PageSize, page: PageSize, why: &str) {
     let space = fixture.space.clone();
     let empty = machine.locked();
@@ -85,8 +85,8 @@ fn windows_are(machine: &Machine, fixture: &mut Fixture, ram: &Ram, guest_s: Pag
     assert_eq!((machine.locked(), space.windows().windows.is_empty()), (empty, true));
 }
 
-/// Each of the guest's windows begins there and has entries of that page: the device reads through its first entry, at both ends of it, and
-/// writes through its last. Between the entries of the high one is nothing.
+/// Each of the guest's windows begins there and has entries of that page: the device reads through its first entry, at
+/// both ends of it, and writes through its last. Between the entries of the high one is nothing.
 fn assert_reaches_both_ends(fixture: &mut Fixture, listener: &Listener, windows: [(u64, PageSize); 2]) {
     let len = fixture.ram.all().len().get();
     for (first, page) in windows.map(|(first, page)| (first, page.bytes())) {

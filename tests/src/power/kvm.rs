@@ -19,7 +19,7 @@ use crate::ram::{Ram, SPOT};
 use crate::soft::range;
 use crate::spapr_guest::{FIRST, LIST, SECOND, SpaprGuest};
 
-/// Where entries are put, a page of every size apart, and what they point to.
+/// The addresses of entries, a page of every size apart, and their targets.
 const AT: [u64; 4] = [0x1_0000, 0x2_0000, 0x2_1000, 0x2_2000];
 const TARGETS: [u64; 4] = [0x40_0000, 0x41_0000, 0x43_0000, 0x42_0000];
 /// The entry of the second window.
@@ -42,7 +42,7 @@ impl Play {
         let group = machine.join(&mut open, 0).expect("the first group joins");
         let space = open.space().clone();
         let layout = Layout::pseries(0).placed_on([&space]).expect("there is room");
-        // Small: an emulated processor is slow, and whoever looks into KVM's table looks at all of it.
+        // Small: an emulated processor is slow, and every look into KVM's table reads all of it.
         let layout = Layout { default_window: range(0, 16 << 20), ..layout };
         let guest = SpaprGuest::new(layout);
         let vm = Vm::new(guest.ram().clone());
@@ -83,7 +83,7 @@ impl Play {
         assert_eq!(self.make(&calls), [0, 0]);
     }
 
-    /// The device reaches the guest's memory through the last of them, and shows what it found through the first.
+    /// The device reaches the guest's memory through the last of them, and shows its results through the first.
     fn assert_reaches(&mut self) {
         let shown = self.guest.ram().slice(TARGETS[0] + 0x100, 0x100).expect("inside");
         self.fixture.show_results_at(Iova::new(AT[0] + 0x100), shown);
@@ -101,7 +101,7 @@ impl Play {
         assert_eq!(live.access, Access::READ_WRITE);
     }
 
-    /// All but the first go, with which the device shows what it found.
+    /// Clears all but the first, with which the device shows its results.
     fn stuff_all_but_one(&mut self) {
         assert_eq!(self.make(&[[H_STUFF_TCE, FIRST, AT[1], 0, 3]]), [0]);
         self.fixture.assert_unreached(Iova::new(AT[3]));
@@ -118,8 +118,8 @@ impl Play {
     }
 }
 
-/// KVM answers: no hypercall leaves the guest, and what it puts and clears is what the device reaches, and what the space says. Whoever
-/// else would write to the window is refused, and memory that the window shows stays.
+/// KVM answers: no hypercall leaves the guest, and the entries it writes are the ones that the device reaches and that
+/// the space lists. Other writers of the window are refused, and memory that the window shows stays.
 pub(super) fn hypercalls_are_answered_in_the_kernel(machine: &Machine) {
     let door = machine.linux_door();
     let (mut play, _open) = Play::new(machine, Some(door));
@@ -176,7 +176,8 @@ pub(super) fn hypercalls_are_answered_here(machine: &Machine) {
     play.end();
 }
 
-/// A second host comes when KVM fills the window: it gets what is there, and what KVM puts from then on. It leaves, and the first goes on.
+/// A second host joins while KVM owns the window: it gets the entries that are there, and those that KVM writes from
+/// then on. It leaves, and the first goes on.
 pub(super) fn a_host_that_comes_later_gets_what_the_kernel_put(machine: &Machine) {
     let (mut play, _open) = Play::new(machine, Some(machine.linux_door()));
     play.put_all();
@@ -184,7 +185,7 @@ pub(super) fn a_host_that_comes_later_gets_what_the_kernel_put(machine: &Machine
     let group = machine.join(&mut later, 1).expect("the second group joins");
     play.attach(&later);
     let mut device = machine.device(&later, &group, 1);
-    // What it finds, on the fixture in place of the first one.
+    // Its findings, on the fixture in place of the first device.
     std::mem::swap(&mut play.fixture.device, &mut device);
     play.assert_reaches();
     play.stuff_all_but_one();

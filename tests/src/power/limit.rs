@@ -12,8 +12,8 @@ use crate::power::machine::Machine;
 use crate::power::windows::{GIB, PAGE, TOP, control, registration};
 use crate::soft::range;
 
-/// The error says what was wanted, allowed and taken; nothing changed, in the space and in the kernel's count; what was in force goes on.
-/// When just as much may be locked as was wanted, the window comes.
+/// The error names the wanted, allowed and locked bytes; nothing changed, in the space and in the kernel's count;
+/// earlier sections stay in force. When just as much may be locked as was wanted, the window comes.
 pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();

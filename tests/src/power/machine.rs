@@ -19,7 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::device::TestDevice;
 use crate::edu::Edu;
 use crate::fixture::Fixture;
-use crate::ledger::{Ledger, OfThisProcess};
+use crate::ledger::{OfThisProcess, ProcessLedger};
 use crate::limits::LockLimit;
 use crate::ram::Ram;
 use crate::soft::{buffered, lock_limit};
@@ -56,10 +56,14 @@ impl Machine {
         Self::believing(soft)
     }
 
-    /// One that believes what it is told of the pages its memory is made of.
+    /// A soft host that believes the page size that memory claims.
     pub fn believing(soft: &Arc<SoftHost>) -> Self {
-        let address = |group: &dmaspace_soft::profile::Group| group.devices[0].address.parse().expect("a PCI address");
-        let devices = soft.profile().groups.iter().map(address).collect();
+        let devices = soft
+            .profile()
+            .groups
+            .iter()
+            .map(|group: &dmaspace_soft::profile::Group| group.devices[0].address.parse().expect("a PCI address"))
+            .collect();
         let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
         Self { host, devices, kind: Kind::Soft(soft.clone()) }
     }
@@ -78,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// Whether its tables are a hypervisor's: one group a container then.
+    /// Returns whether its tables are a hypervisor's: one group a container then.
     pub(super) fn is_pseries(&self) -> bool {
         self.host.facts().platform == Platform::Pseries
     }
@@ -96,7 +100,7 @@ impl Machine {
         }
     }
 
-    /// How many huge pages are left; none are counted in software.
+    /// The number of huge pages left; none are counted in software.
     pub(super) fn free_huge_pages(&self) -> Option<u64> {
         let Kind::Real(_) = self.kind else { return None };
         let kib = self.huge_page().bytes() >> 10;
@@ -152,10 +156,10 @@ impl Machine {
         self.host.door().locked_memory().expect("the door can tell").locked
     }
 
-    /// What this process holds of the kernel's, in words.
+    /// The kernel resources of this process, in words.
     pub(super) fn held(&self) -> String {
         match &self.kind {
-            Kind::Real(_) => format!("{:?}", Ledger::now()),
+            Kind::Real(_) => format!("{:?}", ProcessLedger::now()),
             Kind::Soft(soft) => {
                 let ledger = soft.ledger();
                 let descriptors = (ledger.containers, ledger.groups, ledger.devices);

@@ -20,8 +20,9 @@ fn section((range, name): (IovaRange, &str)) -> Section {
     }
 }
 
-/// A guest of 4 GiB with two windows: there are two of the host behind them, of the pages that the guest and the memory allow, and the
-/// report says why. All of the guest's RAM is one registration, and the device reaches its ends through the ends of both windows.
+/// A guest of 4 GiB with two windows: there are two of the host behind them, of the pages that the guest and the memory
+/// allow, and the report says why. All of the guest's RAM is one registration, and the device reaches its ends through
+/// the ends of both windows.
 pub(super) fn two_windows_of_a_recorded_guest_are_two_of_the_host(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();

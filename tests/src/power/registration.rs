@@ -14,8 +14,8 @@ use crate::soft::range;
 /// Blocks, of a page of the largest host's each.
 const BLOCKS: u64 = 1024;
 
-/// Memory comes in 1,024 adjacent blocks in one update: the kernel looks through one registration, not through 1,024, whenever an entry
-/// is put. Entries can run across blocks, and devices reach both ends.
+/// Memory comes in 1,024 adjacent blocks in one update: the kernel looks through one registration, not through 1,024,
+/// whenever an entry is put. Entries can run across blocks, and devices reach both ends.
 pub(super) fn adjacent_blocks_are_one_registration(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();
@@ -51,8 +51,9 @@ pub(super) fn adjacent_blocks_are_one_registration(machine: &Machine) {
     assert_eq!(machine.locked(), before);
 }
 
-/// A container that comes late, after memory has grown: it registers exactly the runs the first one has, which pins and charges nothing.
-/// While an entry leans on a run it stays as it is; when none does, it grows in both. Devices reach memory through both all the time.
+/// A container that comes late, after memory has grown: it registers exactly the runs the first one has, which pins and
+/// charges nothing. While an entry leans on a run it stays as it is; when none does, it grows in both. Devices reach
+/// memory through both all the time.
 pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
     const PART: u64 = 16 * PAGE;
     let ram = Ram::new(usize::try_from(3 * PART).expect("3 MiB"));

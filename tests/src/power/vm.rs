@@ -9,18 +9,19 @@ use dmaspace_core::HostMemory;
 
 const KVM: u32 = 0xae;
 
-/// Hypervisor mode, where KVM answers hypercalls in the kernel (linux: arch/powerpc/include/uapi/asm/kvm.h, KVM_VM_PPC_HV).
+/// Hypervisor mode, where KVM answers hypercalls in the kernel (linux: arch/powerpc/include/uapi/asm/kvm.h,
+/// KVM_VM_PPC_HV).
 const HV: u64 = 1;
 const CAP_PPC_PAPR: u32 = 68;
 /// The exit for a hypercall that is to be answered by the VMM.
 const EXIT_PAPR_HCALL: u32 = 19;
 
-/// Where the program lies in the guest's memory, and where the hypercalls it makes.
+/// The addresses of the program in the guest's memory, and of the hypercalls it makes.
 const PROGRAM: u64 = 0x20_0000;
 const CALLS: u64 = 0x21_0000;
-/// A hypercall: a token, four arguments, and room for what it returned.
+/// A hypercall: a token, four arguments, and room for the result.
 const CALL: u64 = 48;
-/// The hypercall that ends the program: nobody's but the VMM's (qemu: include/hw/ppc/spapr.h, KVMPPC_HCALL_BASE).
+/// The hypercall that ends the program, which only the VMM answers (qemu: include/hw/ppc/spapr.h, KVMPPC_HCALL_BASE).
 const END: u64 = 0xf000;
 
 /// r30: how many calls; r31: the next one.
@@ -50,7 +51,7 @@ const LD: u32 = 58;
 const STD: u32 = 62;
 const SC_1: u32 = 0x4400_0022;
 
-/// Operation, two registers (or what is in their place), and 16 bits.
+/// Operation, two registers (or the fields in their place), and 16 bits.
 const fn instruction(operation: u32, one: u32, other: u32, immediate: i16) -> u32 {
     (operation << 26) | (one << 21) | (other << 16) | (immediate as u16 as u32)
 }
@@ -106,7 +107,7 @@ pub(super) struct Vm {
     run: *mut Run,
     run_len: usize,
     ram: HostMemory,
-    /// How often a hypercall left the guest, the one that ends a program not counted.
+    /// The number of hypercalls that left the guest, without the one that ends a program.
     pub(super) exits: usize,
 }
 
@@ -134,7 +135,7 @@ impl Vm {
         self.machine.try_clone().expect("one more descriptor")
     }
 
-    /// Has the guest make hypercalls, answers those that leave it, and returns what the guest got for each.
+    /// Has the guest make hypercalls, answers the ones that leave it, and returns the guest's result of each.
     pub(super) fn make(&mut self, calls: &[[u64; 5]], mut answer: impl FnMut(u64, [u64; 4]) -> i64) -> Vec<i64> {
         let code: Vec<u8> = CODE.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.ram.write(PROGRAM, &code).expect("inside the guest's memory");

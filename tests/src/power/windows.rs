@@ -1,4 +1,4 @@
-//! Windows: made of every page, no more than there are slots, and gone with what is in them.
+//! Windows: made of every page, no more than there are slots, and removed with their entries.
 
 use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::{MemoryRegistration, PciAddressSpace, Unit, WindowControl, WindowRequest};
@@ -15,7 +15,7 @@ use crate::soft::range;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
 
-/// Where the second window lies.
+/// The start of the second window.
 pub(super) const TOP: u64 = 1 << 59;
 
 /// A multiple of every host's page.
@@ -33,9 +33,10 @@ fn window(first: u64, page: PageSize) -> WindowRequest {
     WindowRequest { range: range(first, GIB), page }
 }
 
-/// A window in every page up to 2 MiB that the host has, wherever it can be: its table is charged as was foretold, the device reaches
-/// memory through its first and its last entry, and when it is removed everything is as before. Memory in pages smaller than the
-/// window's cannot be mapped there. A page the host does not have is refused, and those it has are named.
+/// A window in every page up to 2 MiB that the host has, wherever it can be: its table is charged as was foretold, the
+/// device reaches memory through its first and its last entry, and when it is removed everything is as before. Memory
+/// in pages smaller than the window's cannot be mapped there. A page the host does not have is refused, and those it
+/// has are named.
 pub(super) fn windows_are_made_of_every_page_the_host_has(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();
@@ -106,8 +107,8 @@ fn assert_takes_no_smaller_pages(fixture: &Fixture, window: IovaRange, page: Pag
     assert!(fixture.space.mappings(IovaRange::all()).is_empty(), "after {error}");
 }
 
-/// Two windows are in force and a third is wanted: of the listener, which refuses before the kernel is asked, and of the space, whose
-/// kernel refuses. The two are as they were.
+/// Two windows are in force and a third is wanted: of the listener, which refuses before the kernel is asked, and of
+/// the space, whose kernel refuses. The two are as they were.
 pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
     let mut fixture = machine.fixture();
     let space = fixture.space.clone();
@@ -138,7 +139,8 @@ pub(super) fn a_third_window_is_refused_and_two_go_on(machine: &Machine) {
     listener.detach(&space).expect("everything can be taken out");
 }
 
-/// A window is removed with entries in it: what was there is told, the other window stays, and once the window is back, so can they.
+/// A window is removed with entries in it: the removal returns them, the other window stays, and they can be written
+/// again once the window is back.
 pub(super) fn a_window_goes_with_its_entries_and_they_can_come_back(machine: &Machine) {
     const ENTRIES: [u64; 3] = [TOP, TOP + GIB / 2, TOP + GIB - PAGE];
     let mut fixture = machine.fixture();
@@ -159,7 +161,9 @@ pub(super) fn a_window_goes_with_its_entries_and_they_can_come_back(machine: &Ma
 
     for _ in 0..2 {
         control.create_window(window(TOP, PageSize::K4)).expect("a second window");
-        ENTRIES.iter().zip(&memory).for_each(|(at, memory)| map(*at, memory));
+        for (at, memory) in ENTRIES.iter().zip(&memory) {
+            map(*at, memory);
+        }
         for (at, memory) in ENTRIES.iter().zip(&memory) {
             fixture.assert_writable(Iova::new(*at), memory);
         }

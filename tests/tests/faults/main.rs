@@ -1,22 +1,16 @@
 //! The failure sweep: every call of every sequence fails in every way, and everything is back as it was.
 //!
-//! `DMASPACE_FAULTS=put_a_run/vtd-type1/3:FailAfter:EIO+4:FailBefore:ENOENT cargo test --test faults -- --nocapture` plays one case alone;
-//! the beginning of a case's name plays all that begin so.
+//! `DMASPACE_FAULTS=put_a_run/vtd-type1/3:FailAfter:EIO+4:FailBefore:ENOENT cargo test --test faults -- --nocapture`
+//! plays one case alone; the beginning of a case's name plays all that begin so.
 
-#[path = "../../src"]
-#[allow(unreachable_pub, reason = "at home in the library of this package")]
-mod sources {
-    pub mod faults;
-}
-
-mod grounds;
 mod guest;
+mod host_configs;
 mod sequences;
 
 use std::io::Write as _;
 use std::time::Instant;
 
-use sources::faults::{Outcome, Tally, sweep};
+use dmaspace_tests::faults::{FaultOutcome, Tally, sweep};
 
 #[test]
 fn every_call_of_every_sequence_fails_in_every_way() {
@@ -37,9 +31,15 @@ fn every_call_of_every_sequence_fails_in_every_way() {
     let shown: Vec<_> = tally.failures.iter().take(40).map(String::as_str).collect();
     assert!(shown.is_empty(), "{} cases failed, among them:\n{}", tally.failures.len(), shown.join("\n"));
     if only.is_empty() {
-        assert_eq!(tally.uncovered(), [""; 0], "requests that were not spoilt in these modes");
+        assert_eq!(tally.uncovered(), [""; 0], "requests that were not injected in these modes");
         assert!(cases >= 20_000, "only {cases} cases");
-        let seen = [Outcome::Hidden, Outcome::Undone, Outcome::Fenced, Outcome::Held, Outcome::Believed];
+        let seen = [
+            FaultOutcome::Hidden,
+            FaultOutcome::Undone,
+            FaultOutcome::Fenced,
+            FaultOutcome::Held,
+            FaultOutcome::Undetectable,
+        ];
         assert!(seen.iter().all(|outcome| tally.outcomes.contains_key(outcome)), "{:?}", tally.outcomes);
     }
 }

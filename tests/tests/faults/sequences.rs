@@ -1,4 +1,4 @@
-//! The sequences, by what they are about.
+//! The sequences, by topic.
 
 mod blocks;
 mod bridge;
@@ -11,7 +11,7 @@ mod spaces;
 mod translated;
 mod verbs;
 
-use crate::sources::faults::Sequence;
+use dmaspace_tests::faults::Sequence;
 
 /// All of them.
 pub(crate) fn all() -> Vec<Sequence> {

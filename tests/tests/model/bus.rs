@@ -1,5 +1,5 @@
-//! Where things can lie: slots of one size, the lower ones from the bottom of the bus on, the upper ones elsewhere; and the guest's
-//! memory behind them.
+//! The places of sections: slots of one size, the lower ones from the bottom of the bus on, the upper ones elsewhere;
+//! and the guest's memory behind them.
 
 use dmaspace_core::{HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_tests::ram::Ram;
@@ -8,7 +8,7 @@ use dmaspace_tests::ram::Ram;
 pub(crate) const LOWER: u64 = 16;
 pub(crate) const SLOTS: u64 = 24;
 
-/// How far memory can be shifted against the bus, in slots.
+/// The largest shift of memory against the bus, in slots.
 pub(crate) const SHIFTS: u64 = 4;
 
 /// Memory of different kinds does not lie in the same place.
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 
 const KINDS: u64 = 4;
 
-/// What is particular about a bus.
+/// The parameters of a bus.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bus {
     /// The size of a slot.
@@ -33,7 +33,7 @@ pub(crate) struct Bus {
     pub(crate) upper: Upper,
 }
 
-/// Where the upper slots are.
+/// The place of the upper slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upper {
     /// From here on.
@@ -68,7 +68,8 @@ impl Bus {
         [0, 0x50, 0x800, unit / 2, unit / 4, 0x1000][usize::from(choice) % 6] % unit
     }
 
-    /// Where the memory for a bus address lies in memory of a kind, unshifted: neighbours on the bus are neighbours there.
+    /// The offset of the memory for a bus address in memory of a kind, unshifted: neighbours on the bus are neighbours
+    /// there.
     pub(crate) fn offset(self, at: u64) -> u64 {
         if at >= self.upper() { LOWER * self.unit.bytes() + (at - self.upper()) } else { at }
     }
@@ -76,11 +77,11 @@ impl Bus {
 
 /// All of the guest's memory.
 #[derive(Clone)]
-pub(crate) struct Arena {
+pub(crate) struct GuestMemory {
     pub(crate) all: HostMemory,
 }
 
-impl Arena {
+impl GuestMemory {
     /// Enough for the largest slots.
     pub(crate) fn new() -> Self {
         let (page, len) = (PageSize::M2, KINDS * Self::len_of_a_kind(PageSize::M2));

@@ -1,4 +1,4 @@
-//! What is looked at after every step.
+//! The checks after every step.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,13 @@ use dmaspace_core::{HostMemory, IovaRange, Window};
 use dmaspace_listener::Section;
 use dmaspace_listener::section::{Backing, TargetMemory};
 use dmaspace_listener::{Fate, Report, SpaceReport};
-use dmaspace_tests::model::{Guest, Host, Reached, page_of_entries};
+use dmaspace_tests::model::{Guest, ModelHost, Reached, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use crate::dma;
-use crate::place::{Before, Place};
-use crate::stand::HostKind;
+use crate::host_under_test::HostKind;
+use crate::test_host::{Before, TestHost};
 use crate::world::World;
 
 // --- At any time
@@ -28,25 +28,25 @@ impl World {
             let place = &mut self.places[n];
             place.live = place.reached();
             let upper = place.host().windows.iter().any(|window| window.range.first().get() > 0);
-            place.is_spent |= upper && place.stand.spec.kind == HostKind::PSeries;
-            dma::check(place, &self.arena.all, self.steps)?;
+            place.is_spent |= upper && place.host_under_test.spec.kind == HostKind::PSeries;
+            dma::check(place, &self.memory_of_guest.all, self.steps)?;
         }
-        let is_regular =
-            |place: &Place| !place.is_stale && !place.is_loose && !place.has_odd_registrations && !place.is_fenced();
-        if self.served().all(is_regular) {
+        if self.served().all(|place: &TestHost| {
+            !place.is_stale && !place.is_loose && !place.has_odd_registrations && !place.is_fenced()
+        }) {
             prop_assert_eq!(self.listener.audit(), []);
         }
         Ok(())
     }
 
-    fn check_place(&self, place: &Place) -> TestCaseResult {
+    fn check_place(&self, place: &TestHost) -> TestCaseResult {
         let (host, reached, name) = (place.host(), place.reached(), place.name());
         for fence in &host.fences {
             prop_assert_eq!(reached.within(*fence).bytes(), 0, "{} lives behind a fence", name);
         }
         let expected = match place {
-            Place { is_stale: true, .. } => place.live.clone(),
-            Place { is_served: true, .. } if !place.is_idle() => {
+            TestHost { is_stale: true, .. } => place.live.clone(),
+            TestHost { is_served: true, .. } if !place.is_idle() => {
                 self.check_windows(&host)?;
                 self.guest.reached_on(&host)
             }
@@ -62,11 +62,11 @@ impl World {
             prop_assert_eq!(&found, &expected, "{} (left) and the model (right)", name);
         }
         if !place.is_fenced() {
-            let ledger = place.stand.soft.ledger();
+            let ledger = place.host_under_test.soft.ledger();
             let held: u64 = place.held().iter().map(|memory| memory.len().get()).sum();
             let known = u128::from(held) + reached.bytes();
-            // What could not be let go of may still be there, until somebody needs its place.
-            let left = place.stand.spec.kind == HostKind::Pool && place.has_odd_registrations;
+            // Pins that could not be released may still be shared, until their place is needed.
+            let left = place.host_under_test.spec.kind == HostKind::Pool && place.has_odd_registrations;
             let agrees = u128::from(ledger.mapped) == known || (left && u128::from(ledger.mapped) > known);
             prop_assert!(agrees, "{} bytes are known, the host's ledger: {:?}", known, ledger);
             self.check_registrations(place)?;
@@ -82,7 +82,7 @@ impl World {
     }
 
     /// Of the windows that are created there are those the guest needs, and no other.
-    fn check_windows(&self, host: &Host) -> TestCaseResult {
+    fn check_windows(&self, host: &ModelHost) -> TestCaseResult {
         if host.offer.is_none() || !host.fences.is_empty() || !self.guest.objections(host).is_empty() {
             return Ok(());
         }
@@ -100,17 +100,17 @@ impl World {
         Ok(())
     }
 
-    /// What is registered is the guest's memory, in whole pages of the host, and nothing else.
-    fn check_registrations(&self, place: &Place) -> TestCaseResult {
-        if !place.stand.spec.kind.creates_windows() || place.is_stale {
+    /// The guest's memory is registered, in whole pages of the host, and nothing else.
+    fn check_registrations(&self, place: &TestHost) -> TestCaseResult {
+        if !place.host_under_test.spec.kind.creates_windows() || place.is_stale {
             return Ok(());
         }
-        let page = place.stand.spec.host_page;
+        let page = place.host_under_test.spec.host_page;
         let pages = |memory: &HostMemory| {
             let (first, last) = (page.round_down(memory.address()), page.round_down(memory.last()));
             (first..=last).step_by(page.bytes() as usize)
         };
-        let is_wanted = place.is_served && place.stand.devices() > 0;
+        let is_wanted = place.is_served && place.host_under_test.devices() > 0;
         let ram = self.guest.sections.iter().filter(|section| matches!(section.backing(), Backing::Ram { .. }));
         let memory = ram.filter_map(Section::direct).map(|(memory, _)| memory);
         let memory = memory.chain(self.guest.targets.iter().map(TargetMemory::memory)).filter(|_| is_wanted);
@@ -128,15 +128,15 @@ impl World {
 
 impl World {
     /// In a pool each page is pinned once, however often it is mapped, and all that is mapped is held.
-    fn check_shared_pins(&self, place: &Place) -> TestCaseResult {
-        if place.stand.spec.kind != HostKind::Pool || place.stand.devices() == 0 {
+    fn check_shared_pins(&self, place: &TestHost) -> TestCaseResult {
+        if place.host_under_test.spec.kind != HostKind::Pool || place.host_under_test.devices() == 0 {
             return Ok(());
         }
-        let page = place.stand.spec.host_page;
+        let page = place.host_under_test.spec.host_page;
         let pages = |memory: HostMemory| (memory.address()..=memory.last()).step_by(page.bytes() as usize);
         let memory = place.mappings().into_iter().map(|mapping| mapping.memory);
         let mapped: BTreeSet<u64> = memory.flat_map(pages).collect();
-        prop_assert_eq!(place.stand.soft.ledger().pinned, mapped.len() as u64 * page.bytes());
+        prop_assert_eq!(place.host_under_test.soft.ledger().pinned, mapped.len() as u64 * page.bytes());
         let held: BTreeSet<u64> = place.held().into_iter().flat_map(pages).collect();
         prop_assert!(held.is_superset(&mapped), "{:x?} is held, {:x?} mapped", held, mapped);
         Ok(())
@@ -149,12 +149,12 @@ impl World {
     /// Nothing was even tried.
     pub(crate) fn check_untouched(&self, before: &[Before]) -> TestCaseResult {
         for (place, before) in self.places.iter().zip(before) {
-            prop_assert_eq!(&place.stand.soft.ledger(), &before.ledger, "refused, and done all the same");
+            prop_assert_eq!(&place.host_under_test.soft.ledger(), &before.ledger, "refused, and done all the same");
         }
         self.check_undone(before, &[])
     }
 
-    /// Everything is as it was, but for what is fenced since; and that is named.
+    /// Everything is as it was, except for new fences, which the error names.
     pub(crate) fn check_undone(&self, before: &[Before], named: &[IovaRange]) -> TestCaseResult {
         for (place, before) in self.places.iter().zip(before) {
             let host = place.host();
@@ -200,12 +200,12 @@ impl World {
         Ok(())
     }
 
-    /// What is the same before and after was not touched in between, unless the kernel could only unmap it together with what
-    /// changed; and the report counts what was.
-    fn check_disturbance(&self, place: &Place, before: &Before, report: &SpaceReport) -> TestCaseResult {
+    /// A mapping that is the same before and after was not touched in between, unless the kernel could only unmap it together
+    /// with one that changed; and the report counts these bytes.
+    fn check_disturbance(&self, place: &TestHost, before: &Before, report: &SpaceReport) -> TestCaseResult {
         let kept = place.live.shared_with(&place.reached());
         let disturbed = |range: IovaRange| kept.within(range).bytes();
-        let expected: u128 = if place.stand.spec.kind.creates_windows() {
+        let expected: u128 = if place.host_under_test.spec.kind.creates_windows() {
             let gone = before.windows.iter().filter(|window| !self.would_do(window, place));
             gone.map(|window| disturbed(window.range)).sum()
         } else {
@@ -217,14 +217,14 @@ impl World {
         Ok(())
     }
 
-    /// Memory was pinned for what is new, and for nothing else; and the report counts it.
-    fn check_pinned(&self, place: &Place, before: &Before, report: &SpaceReport) -> TestCaseResult {
-        if place.stand.devices() == 0 {
+    /// Memory was pinned for new mappings and for nothing else, and the report counts it.
+    fn check_pinned(&self, place: &TestHost, before: &Before, report: &SpaceReport) -> TestCaseResult {
+        if place.host_under_test.devices() == 0 {
             // iommufd maps all the same, and pins when the first one comes.
             return Ok(());
         }
         let sum = |memory: Vec<HostMemory>| memory.iter().map(|memory| u128::from(memory.len().get())).sum();
-        let expected: u128 = match place.stand.spec.kind {
+        let expected: u128 = match place.host_under_test.spec.kind {
             HostKind::PowerNv | HostKind::PSeries => {
                 let registered = place.registered().into_iter();
                 sum(registered.filter(|memory| !before.registered.contains(memory)).collect())
@@ -236,19 +236,19 @@ impl World {
                 sum(new.map(|mapping| mapping.memory).filter(|memory| !memory.is_device_memory()).collect())
             }
         };
-        let pinned = u128::from(place.stand.soft.ledger().ever_pinned - before.ledger.ever_pinned);
-        // A pool pins what is mapped twice once, which the report cannot know.
-        let pinned = if place.stand.spec.kind == HostKind::Pool { pinned.max(expected) } else { pinned };
+        let pinned = u128::from(place.host_under_test.soft.ledger().ever_pinned - before.ledger.ever_pinned);
+        // A pool pins memory that is mapped twice once, which the report cannot know.
+        let pinned = if place.host_under_test.spec.kind == HostKind::Pool { pinned.max(expected) } else { pinned };
         prop_assert_eq!((pinned, u128::from(report.pinned)), (expected, expected), "pinned bytes, on {}", place.name());
         Ok(())
     }
 
-    /// Whether a window that was created once would still do: it covers the one that would be created now, no byte is lost to its
-    /// pages, and none of them is larger than the pages of the memory behind it.
-    fn would_do(&self, window: &Window, place: &Place) -> bool {
+    /// Returns whether a window that was created once would still do: it covers the one that would be created now, no
+    /// byte is lost to its pages, and none of them is larger than the pages of the memory behind it.
+    fn would_do(&self, window: &Window, place: &TestHost) -> bool {
         let (guest, host) = (&self.guest, place.host());
         let wanted = guest.windows_on(&host).into_iter().find(|wanted| wanted.range.overlaps(window.range));
-        let page_of = |memory: &HostMemory| memory.backing_page().unwrap_or(place.stand.spec.host_page);
+        let page_of = |memory: &HostMemory| memory.backing_page().unwrap_or(place.host_under_test.spec.host_page);
         let ram = guest.sections.iter().filter(|section| matches!(section.backing(), Backing::Ram { .. }));
         let mut memory = ram.filter_map(Section::direct).map(|(memory, _)| memory);
         wanted.is_some_and(|wanted| {
@@ -259,8 +259,8 @@ impl World {
         })
     }
 
-    /// What the report says of each section is what became of it.
-    fn check_fates(&self, place: &Place, old: &Guest, report: &SpaceReport) -> TestCaseResult {
+    /// The report has the true outcome of each section.
+    fn check_fates(&self, place: &TestHost, old: &Guest, report: &SpaceReport) -> TestCaseResult {
         if place.is_idle() || place.is_loose {
             return Ok(());
         }

@@ -6,11 +6,12 @@ use dmaspace_tests::model::Stretch;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::place::Place;
+use crate::test_host::TestHost;
 
-/// Looks at both ends and the middle of what is live, and at what lies around it. `salt` makes this time's bytes other ones.
-pub(crate) fn check(place: &Place, memory: &HostMemory, salt: u64) -> TestCaseResult {
-    if place.stand.devices() == 0 {
+/// Looks at both ends and the middle of live mappings, and at the addresses around them. `salt` makes this time's bytes
+/// other ones.
+pub(crate) fn check(place: &TestHost, memory: &HostMemory, salt: u64) -> TestCaseResult {
+    if place.host_under_test.devices() == 0 {
         return Ok(());
     }
     for (n, stretch) in place.live.0.iter().enumerate() {
@@ -20,8 +21,8 @@ pub(crate) fn check(place: &Place, memory: &HostMemory, salt: u64) -> TestCaseRe
     Ok(())
 }
 
-fn check_inside(place: &Place, memory: &HostMemory, stretch: &Stretch, salt: u64) -> TestCaseResult {
-    let device = &place.stand.dma;
+fn check_inside(place: &TestHost, memory: &HostMemory, stretch: &Stretch, salt: u64) -> TestCaseResult {
+    let device = &place.host_under_test.dma;
     let len = stretch.range.bytes() as u64;
     for offset in [0, len / 2, len - 8] {
         let at = Iova::new(stretch.range.first().get() + offset);
@@ -44,13 +45,13 @@ fn check_inside(place: &Place, memory: &HostMemory, stretch: &Stretch, salt: u64
     Ok(())
 }
 
-fn check_around(place: &Place, stretch: &Stretch) -> TestCaseResult {
+fn check_around(place: &TestHost, stretch: &Stretch) -> TestCaseResult {
     let fences = place.host().fences;
     let around = [stretch.range.first().get().checked_sub(1), stretch.range.end().map(Iova::get)];
     for at in around.into_iter().flatten().map(Iova::new) {
         let is_live = place.live.0.iter().any(|other| other.range.contains(at));
         if !is_live && !fences.iter().any(|fence| fence.contains(at)) {
-            let read = place.stand.dma.dma_read(at, &mut [0]);
+            let read = place.host_under_test.dma.dma_read(at, &mut [0]);
             prop_assert_eq!(read.map_err(|fault| fault.why), Err(DmaError::NotMapped), "at {}", at);
         }
     }

@@ -3,15 +3,15 @@
 use dmaspace_core::contract::Swap;
 use dmaspace_core::{Iova, IovaRange, PageSize, SystemAddress, Window};
 use dmaspace_listener::Section;
-use dmaspace_tests::model::{Host, Stretch, page_of_entries};
+use dmaspace_tests::model::{ModelHost, Stretch, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::place::Place;
 use crate::step::{Entries, Fault};
+use crate::test_host::TestHost;
 use crate::world::World;
 
-/// What the guest asks for.
+/// The guest's request.
 struct Asked {
     window: Section,
     page: PageSize,
@@ -27,7 +27,7 @@ impl World {
         let is_live = |entry: &Stretch| self.guest.entries.contains_key(&entry.range.first());
         let possible = self.entries_of(&asked, entries).filter(|new| new.iter().all(|it| is_live(it) == replaces));
         let scarce = self.served().any(|place| place.is_scarce(&self.guest));
-        let seamless = self.served().all(|place| place.stand.spec.kind.is_power());
+        let seamless = self.served().all(|place| place.host_under_test.spec.kind.is_power());
         let before = self.before();
         let Asked { window, at, target, len, .. } = asked;
         let (result, fired) = self.disturbed(fault, |listener| {
@@ -73,10 +73,12 @@ impl World {
         Ok(())
     }
 
-    /// The window and the bounds meant, unless there is no window, or a space on which entries could not be put for reasons of its own.
+    /// The window and the bounds meant, unless there is no window, or a space on which entries could not be put for
+    /// reasons of its own.
     fn asked(&self, entries: &Entries) -> Option<Asked> {
-        let serves = |place: &Place| !place.is_fenced() && !place.is_idle() && !place.is_stale;
-        (self.served().next().is_some() && self.served().all(serves)).then_some(())?;
+        (self.served().next().is_some()
+            && self.served().all(|place: &TestHost| !place.is_fenced() && !place.is_idle() && !place.is_stale))
+        .then_some(())?;
         let mut windows = self.guest.sections.iter().filter(|section| page_of_entries(section).is_some());
         let window = windows.nth(entries.window.checked_rem(windows.clone().count())?)?.clone();
         let page = page_of_entries(&window)?;
@@ -92,10 +94,10 @@ impl World {
         Some(Asked { window, page, at: Iova::new(at), target: SystemAddress::new(target), len })
     }
 
-    /// What the entries would be, if every space can have them.
+    /// The entries after the request, if every space can have them.
     fn entries_of(&self, asked: &Asked, entries: &Entries) -> Option<Vec<Stretch>> {
         let Asked { window, page, at, target, .. } = asked;
-        let hosts: Vec<_> = self.served().map(Place::host).collect();
+        let hosts: Vec<_> = self.served().map(TestHost::host).collect();
         let entry = |n: u64| {
             let range = IovaRange::with_len(Iova::new(at.get() + n * page.bytes()), page.bytes()).ok()?;
             let host = self.guest.resolve(SystemAddress::new(target.get() + n * page.bytes()), *page)?;
@@ -107,8 +109,8 @@ impl World {
     }
 }
 
-/// Whether an entry can live in one of these windows.
-pub(crate) fn fits(entry: &Stretch, windows: &[Window], host: &Host) -> bool {
+/// Returns whether an entry can live in one of these windows.
+pub(crate) fn fits(entry: &Stretch, windows: &[Window], host: &ModelHost) -> bool {
     let page = entry.range.bytes();
     let holds = |window: &Window| {
         let granule = window.granule();

@@ -1,7 +1,9 @@
-//! The listener against a naive model ([`dmaspace_tests::model`]): random guests on random hosts, on all dialects of the soft host.
+//! The listener against a naive model ([`dmaspace_tests::model`]): random guests on random hosts, on all dialects of
+//! the soft host.
 //!
-//! After every step the spaces map what the model says, and the soft host's devices reach just that. A step that fails leaves everything
-//! as it was, but for ranges it names as fenced. What is the same before and after a step was not touched in between.
+//! After every step the spaces map the memory of the model, and the soft host's devices reach exactly that. A step that
+//! fails leaves everything as it was, but for ranges it names as fenced. A mapping that is the same before and after a step was
+//! not touched in between.
 //!
 //! Every world comes from a seed of its own. A failure names it, with the fewest steps that still fail:
 //!
@@ -13,13 +15,13 @@
 mod bus;
 mod checks;
 mod dma;
-mod draft;
 mod entries;
+mod host_under_test;
 mod members;
-mod place;
 mod setting;
-mod stand;
 mod step;
+mod test_host;
+mod update_builder;
 mod updates;
 mod world;
 
@@ -28,11 +30,11 @@ use std::env;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use bus::{Arena, Upper};
-use stand::HostKind::{self, Iommufd, PSeries, Pool, PowerNv, PowerNvV1, Type1};
+use bus::{GuestMemory, Upper};
+use host_under_test::HostKind::{self, Iommufd, PSeries, Pool, PowerNv, PowerNvV1, Type1};
 use world::World;
 
-/// Where a PC's memory goes on above its hole; the top of all; where POWER's second window is.
+/// The starts of the upper slots: a PC's memory above its hole, the top of all, POWER's second window.
 const PC: &[Upper] = &[Upper::At(1 << 32), Upper::Top];
 const POWER: &[Upper] = &[Upper::At(1 << 59)];
 
@@ -81,7 +83,7 @@ fn play(name: &str, percent: u64, hosts: &'static [&'static [HostKind]], uppers:
     let number = |name: &str| env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
     let most = number("MODEL_STEPS").unwrap_or(100_000) * percent / 100;
     let seeds = number("MODEL_SEED").map_or(0..u64::MAX, |seed| seed..seed + 1);
-    let (arena, taken) = (Arena::new(), Cell::new(0));
+    let (memory_of_guest, taken) = (GuestMemory::new(), Cell::new(0));
     let worlds = (setting::setting(hosts, uppers), step::steps());
     for seed in seeds.take_while(|_| taken.get() < most) {
         let mut bytes = [0; 32];
@@ -89,7 +91,7 @@ fn play(name: &str, percent: u64, hosts: &'static [&'static [HostKind]], uppers:
         let config = Config { cases: 1, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
         let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
         let result = runner.run(&worlds, |(setting, steps)| {
-            let mut world = World::new(setting, arena.clone())?;
+            let mut world = World::new(setting, memory_of_guest.clone())?;
             for step in &steps {
                 world.take(step)?;
                 taken.set(taken.get() + 1);

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use crate::entries::fits;
-use crate::place::Place;
 use crate::step::Fault;
+use crate::test_host::TestHost;
 use crate::world::World;
 
 impl World {
@@ -55,7 +55,7 @@ impl World {
             return Ok(());
         }
         if self.served().nth(1).is_some() && !self.is_joined_in_entries(n) {
-            if self.served().any(Place::is_fenced) {
+            if self.served().any(TestHost::is_fenced) {
                 return Ok(());
             }
             self.clear_everything()?;
@@ -84,12 +84,12 @@ impl World {
 
     pub(crate) fn plug(&mut self, n: usize, told: bool) -> TestCaseResult {
         let before = self.windows_of(n);
-        if self.places[n].stand.plug() { self.windows_changed(n, before, told) } else { Ok(()) }
+        if self.places[n].host_under_test.plug() { self.windows_changed(n, before, told) } else { Ok(()) }
     }
 
     pub(crate) fn unplug(&mut self, n: usize, told: bool) -> TestCaseResult {
-        if self.places[n].stand.devices() == 1 && self.places[n].is_served {
-            if self.served().any(Place::is_fenced) {
+        if self.places[n].host_under_test.devices() == 1 && self.places[n].is_served {
+            if self.served().any(TestHost::is_fenced) {
                 // Entries behind a fence cannot be cleared.
                 return Ok(());
             }
@@ -99,17 +99,18 @@ impl World {
         }
         let before = self.windows_of(n);
         let place = &mut self.places[n];
-        place.stand.unplug();
-        if place.stand.devices() == 0 && place.stand.spec.kind.backend() != BackendKind::Iommufd {
+        place.host_under_test.unplug();
+        if place.host_under_test.devices() == 0 && place.host_under_test.spec.kind.backend() != BackendKind::Iommufd {
             // The kernel forgot everything.
             place.live = Reached::default();
         }
         self.windows_changed(n, before, told)
     }
 
-    /// Whether another space goes on that has all entries, too: this one gets them from there when it comes back.
+    /// Returns whether another space that has all entries goes on: this one gets them from there when it is served
+    /// again.
     fn is_joined_in_entries(&self, n: usize) -> bool {
-        let goes_on = |(other, place): (usize, &Place)| {
+        let goes_on = |(other, place): (usize, &TestHost)| {
             other != n && place.is_served && !place.is_idle() && !place.is_stale && !place.is_loose
         };
         self.places.iter().enumerate().any(goes_on)
@@ -130,7 +131,8 @@ impl World {
         if told { self.commit(&Change::default(), false, None) } else { Ok(()) }
     }
 
-    /// The guest clears all of its entries: with its last device a space loses them, and they would be its to put again.
+    /// The guest clears all of its entries: with its last device a space loses them, and they would be its to put
+    /// again.
     fn clear_everything(&mut self) -> TestCaseResult {
         if !self.guest.entries.is_empty() {
             for section in self.guest.sections.iter().filter(|section| page_of_entries(section).is_some()) {
@@ -139,7 +141,9 @@ impl World {
                 prop_assert!(cleared.is_ok(), "{:?}", cleared);
             }
             let cleared: Vec<_> = self.guest.entries.values().map(|entry| entry.range).collect();
-            self.places.iter_mut().for_each(|place| place.live = place.live.outside(&cleared));
+            for place in self.places.iter_mut() {
+                place.live = place.live.outside(&cleared);
+            }
             self.guest.entries.clear();
         }
         Ok(())

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::bus::{Bus, LOWER, SLOTS, Upper, range};
-use crate::stand::{Hole, HostKind, Spec};
+use crate::host_under_test::{Hole, HostKind, Spec};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) bus: Bus,
     pub(crate) hosts: Vec<Spec>,
-    /// How many of the hosts are served from the beginning.
+    /// The number of hosts that are served from the beginning.
     pub(crate) served: usize,
     pub(crate) front: FrontEnd,
     /// RAM is mostly reached through translated windows.
@@ -73,7 +73,7 @@ fn spec(kind: HostKind, bus: Bus, host_page: PageSize) -> impl Strategy<Value = 
             holes,
             second_holes,
             entries,
-            // What it locks it locks when the first device comes.
+            // It locks all its memory when the first device is attached.
             memlock: memlock.filter(|_| kind != HostKind::PowerNvV1),
             default_window: default_window * bus.unit.bytes(),
             // An older kernel's type1 does not find what ends at 2^64-1.

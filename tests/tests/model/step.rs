@@ -1,4 +1,4 @@
-//! What can happen in a world, and how it is drawn.
+//! The steps of a world, and the strategies that draw them.
 
 use dmaspace_core::Access;
 use dmaspace_core::door::Errno;
@@ -24,7 +24,8 @@ pub(crate) enum Step {
     /// The listener serves a space, or no longer.
     Join(usize, Option<Fault>),
     Leave(usize, Option<Fault>),
-    /// A space gets a device, or loses one; the listener is told at once, or has to notice when there is something else.
+    /// A space gets a device, or loses one; the listener is told at once, or has to notice when there is something
+    /// else.
     Plug(usize, bool),
     Unplug(usize, bool),
 }
@@ -34,7 +35,7 @@ pub(crate) enum Step {
 pub(crate) enum Op {
     /// As far as there is room; or as it is, whatever lies there already.
     Add {
-        lot: Lot,
+        candidate: SectionCandidate,
         insists: bool,
     },
     /// Exactly as it is there, or almost.
@@ -43,13 +44,13 @@ pub(crate) enum Op {
         almost: bool,
     },
     /// Over what lies there, which is cut.
-    Punch(Lot),
-    /// To where the lot begins, with its memory.
-    Move(usize, Lot),
+    Punch(SectionCandidate),
+    /// To where the candidate begins, with its memory.
+    Move(usize, SectionCandidate),
     /// With the one behind it, to one.
     Merge(usize),
     AddTarget {
-        lot: Lot,
+        candidate: SectionCandidate,
         insists: bool,
     },
     RemoveTarget(usize),
@@ -57,14 +58,14 @@ pub(crate) enum Op {
 
 /// Something that may come, in slots.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lot {
+pub(crate) struct SectionCandidate {
     pub(crate) what: What,
     pub(crate) at: u64,
     pub(crate) len: u64,
-    /// What is missing at its ends, as [`crate::bus::Bus::odd`] has it.
+    /// The bytes missing at its ends, as [`crate::bus::Bus::odd`] counts them.
     pub(crate) head: u8,
     pub(crate) tail: u8,
-    /// How its memory lies against the bus.
+    /// The shift of its memory against the bus.
     pub(crate) shift: u64,
     pub(crate) skew: u8,
     pub(crate) kind: Kind,
@@ -125,17 +126,17 @@ fn op() -> impl Strategy<Value = Op> {
     let which = || 0..64usize;
     let rarely = || prop_oneof![14 => Just(false), 1 => Just(true)];
     prop_oneof![
-        14 => (lot(), rarely()).prop_map(|(lot, insists)| Op::Add { lot, insists }),
+        14 => (candidate(), rarely()).prop_map(|(candidate, insists)| Op::Add { candidate, insists }),
         6 => (which(), rarely()).prop_map(|(which, almost)| Op::Remove { which, almost }),
-        6 => lot().prop_map(Op::Punch),
-        2 => (which(), lot()).prop_map(|(which, lot)| Op::Move(which, lot)),
+        6 => candidate().prop_map(Op::Punch),
+        2 => (which(), candidate()).prop_map(|(which, candidate)| Op::Move(which, candidate)),
         4 => which().prop_map(Op::Merge),
-        6 => (lot(), rarely()).prop_map(|(lot, insists)| Op::AddTarget { lot, insists }),
+        6 => (candidate(), rarely()).prop_map(|(candidate, insists)| Op::AddTarget { candidate, insists }),
         1 => which().prop_map(Op::RemoveTarget),
     ]
 }
 
-fn lot() -> impl Strategy<Value = Lot> {
+fn candidate() -> impl Strategy<Value = SectionCandidate> {
     use What::{DeviceMemory, Msi, Nothing, Ram, Translated};
     let what = prop_oneof![
         20 => Just(Ram), 5 => Just(DeviceMemory), 3 => Just(Translated), 1 => Just(Msi), 3 => Just(Nothing)
@@ -145,7 +146,7 @@ fn lot() -> impl Strategy<Value = Lot> {
     (what, 0..SLOTS, 1..6u64, (odd(9), odd(9)), (shift, odd(30)), kind, access()).prop_map(
         |(what, at, len, (head, tail), (shift, skew), kind, access)| {
             let kind = if what == DeviceMemory { Kind::Device } else { kind };
-            Lot { what, at, len, head, tail, shift, skew, kind, access }
+            SectionCandidate { what, at, len, head, tail, shift, skew, kind, access }
         },
     )
 }

@@ -5,14 +5,14 @@ use dmaspace_core::{HostMemory, IovaRange};
 use dmaspace_listener::Section;
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{BadUpdate, CommitError, Report, SpaceReport, Verdict};
-use dmaspace_tests::model::{Change, Guest, Host};
+use dmaspace_tests::model::{Change, Guest, ModelHost};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::draft::{update, without_what_stays};
-use crate::place::Place;
-use crate::stand::HostKind;
+use crate::host_under_test::HostKind;
 use crate::step::Fault;
+use crate::test_host::TestHost;
+use crate::update_builder::{update, without_what_stays};
 use crate::world::World;
 
 impl World {
@@ -41,10 +41,10 @@ impl World {
         match result {
             Ok(report) => {
                 // Behind a fence no entry is known any more.
-                let is_fenced = self.served().any(Place::is_fenced);
+                let is_fenced = self.served().any(TestHost::is_fenced);
                 prop_assert!(!strands_entries || is_fenced, "entries point to what went");
                 for place in self.served() {
-                    // What was served before, a fence may have come over.
+                    // A fence may lie over a section that was served before.
                     let known = if place.is_stale { Vec::new() } else { place.objections(&self.guest) };
                     let objections = place.objections(&after);
                     let new = objections.iter().find(|(section, _)| !known.iter().any(|(known, _)| known == section));
@@ -63,8 +63,11 @@ impl World {
             Err(CommitError::Step { error, fenced }) => {
                 prop_assert!(fired.is_some() || scarce, "failed without cause: {}", error);
                 if error.operation() == Operation::CreateWindow {
-                    let partitions = self.places.iter_mut().filter(|place| place.stand.spec.kind == HostKind::PSeries);
-                    partitions.for_each(|place| place.is_spent = true);
+                    let partitions =
+                        self.places.iter_mut().filter(|place| place.host_under_test.spec.kind == HostKind::PSeries);
+                    for place in partitions {
+                        place.is_spent = true;
+                    }
                 }
                 self.check_undone(&before, &[fenced, error.fenced().to_vec()].concat())?;
                 self.check()?;
@@ -74,7 +77,7 @@ impl World {
         }
     }
 
-    /// A dry run says of every section what the commit says.
+    /// A dry run has the same outcome of every section as the commit.
     fn check_foreseen(
         &self,
         explained: &Result<Report, BadUpdate>,
@@ -90,7 +93,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether live entries, of windows that stay, point to target memory that goes.
+    /// Returns whether live entries of windows that stay point to target memory that is removed.
     fn strands_entries(&self, change: &Change, after: &Guest) -> bool {
         after.entries.values().any(|entry| {
             let last = entry.host + (entry.range.bytes() as u64 - 1);
@@ -99,7 +102,8 @@ impl World {
         })
     }
 
-    /// Whether a fence is the reason why something is refused: one that is near what changes, in the same created window at least.
+    /// Returns whether a fence is the reason for a refusal: one that is near what changes, in the same created window
+    /// at least.
     fn blames_a_fence(&self, report: &Report, change: &Change, after: &Guest) -> bool {
         let mut near: Vec<_> = change.removed.iter().chain(&change.added).map(Section::range).collect();
         let sections = || self.guest.sections.iter().chain(&after.sections).map(Section::range);
@@ -112,7 +116,7 @@ impl World {
         let refusals: Vec<_> = report.spaces.iter().filter_map(SpaceReport::refusal).collect();
         let is_blamed = |fence: &IovaRange| refusals.iter().any(|why| why.contains(&format!("{fence} is fenced")));
         self.served().any(|place| {
-            let Host { fences, offer, .. } = place.host();
+            let ModelHost { fences, offer, .. } = place.host();
             let all_count = place.is_stale || offer.is_some();
             fences.iter().any(|fence| is_blamed(fence) && (all_count || is_near(&near, *fence)))
         })

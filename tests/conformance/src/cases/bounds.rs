@@ -1,4 +1,4 @@
-//! Bounds: what a map refuses before any kernel call.
+//! Bounds: the refusals of a map before any kernel call.
 
 use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;

@@ -156,8 +156,11 @@ pub(super) fn marks_lie_in_the_memory_that_is_mapped(bench: &mut Bench) {
     sync(bench);
     bench.unmap(0, 2).expect("the unit is whole");
     let mapped = bench.ram(4, 2);
-    let inside = |mark: &(u64, u64)| mapped.address() <= mark.0 && mark.1 <= mapped.last();
-    assert!(marks.list().iter().all(inside), "{:x?} and {mapped}", marks.list());
+    assert!(
+        marks.list().iter().all(|mark: &(u64, u64)| mapped.address() <= mark.0 && mark.1 <= mapped.last()),
+        "{:x?} and {mapped}",
+        marks.list()
+    );
 }
 
 pub(super) fn nothing_is_told_after_the_end(bench: &mut Bench) {

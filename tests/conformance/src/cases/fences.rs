@@ -1,10 +1,12 @@
 //! Fences: ranges whose state is unknown after a failure that could not be undone.
 
+use std::thread;
+
 use dmaspace_core::Access;
 use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::error::Kind;
 
-use crate::bench::{Bench, WHOLE};
+use crate::bench::{Bench, WHOLE, map_in};
 use crate::hooks::Call;
 use crate::memory::watched;
 
@@ -106,4 +108,28 @@ pub(super) fn no_window_is_created_over_a_fence(bench: &mut Bench) {
     bench.mend();
     control.remove_window(request.range).expect("a removal can be tried again");
     bench.refuses(&Kind::Fenced(request.range), || control.create_window(WindowRequest { ..request }));
+}
+
+/// The number of rounds, and of threads in each.
+const ROUNDS: u64 = 16;
+const THREADS: u64 = 4;
+
+pub(super) fn no_thread_maps_behind_a_fence(bench: &mut Bench) {
+    for round in 0..ROUNDS {
+        bench.fail_next(Call::Map);
+        bench.fail_always(Call::Unmap);
+        let (at, space) = (bench.at(round), bench.space().as_ref());
+        let pieces: Vec<_> = (0..THREADS).map(|n| bench.ram(n, 1)).collect();
+        let mapped = thread::scope(|scope| {
+            let maps: Vec<_> = pieces
+                .iter()
+                .map(|memory| scope.spawn(move || map_in(space, at, memory, Access::READ_WRITE, WHOLE).is_ok()))
+                .collect();
+            maps.into_iter().map(|map| map.join().expect("a map does not panic")).filter(|ok| *ok).count()
+        });
+        bench.mend();
+        let fence = bench.range(round, 1);
+        assert!(bench.fenced_ranges().contains(&fence), "one map failed and could not be undone");
+        assert_eq!((mapped, bench.mappings(fence)), (0, vec![]), "a map went through the fence in round {round}");
+    }
 }

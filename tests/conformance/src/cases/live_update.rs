@@ -111,7 +111,8 @@ pub(super) fn memory_without_a_name_is_not_handed_over(bench: &mut Bench) {
     assert_eq!((bench.live_update().is_handed_over(), bench.state()), (false, before));
 }
 
-/// Asserts that `handover` is refused, that the space is still handed over, and that its own description is adopted afterwards.
+/// Asserts that `handover` is refused, that the space is still handed over, and that its own description is adopted
+/// afterwards.
 fn refused_first(bench: &Bench, handover: &Handover, names: &NamedMemory) -> Error {
     let original = hand_over(bench);
     let error = bench.adopt(handover, names).expect_err("the description does not fit");

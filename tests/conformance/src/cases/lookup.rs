@@ -1,4 +1,4 @@
-//! Looking at what is mapped.
+//! Looking at mappings.
 
 use dmaspace_core::{Access, Iova, IovaRange};
 

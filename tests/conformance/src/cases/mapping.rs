@@ -1,10 +1,14 @@
-//! Mapping: what a map makes, and how long it lasts.
+//! Mapping: the mapping that a map makes, and its lifetime.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dmaspace_core::Access;
 use dmaspace_core::error::Kind;
 
 use crate::bench::{Bench, WHOLE};
-use crate::memory::watched;
+use crate::memory::{watched, with_farewell};
 
 pub(super) fn what_is_mapped_is_found_until_it_is_unmapped(bench: &mut Bench) {
     let memory = bench.ram(1, 2);
@@ -84,6 +88,31 @@ pub(super) fn a_mapping_holds_its_memory_until_it_is_unmapped(bench: &mut Bench)
     assert!(watch.is_held(), "a device may still reach the memory");
     bench.unmap(2, 1).expect("the unit is whole");
     assert!(!watch.is_held(), "no device reaches the memory");
+}
+
+/// The time an unmap may take that does not wait for a lock of its own.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn an_owner_may_look_at_the_space_when_it_is_dropped(bench: &mut Bench) {
+    let (space, at, range) = (bench.space().clone(), bench.at(2), bench.range(2, 1));
+    let seen = Arc::new(Mutex::new(None));
+    let (owners_space, noted) = (Arc::downgrade(bench.space()), seen.clone());
+    let memory = with_farewell(bench.bytes(1), bench.unit(), move || {
+        let found = owners_space.upgrade().map(|space| space.lookup(at));
+        *noted.lock().expect("the owner is dropped once") = Some(found);
+    });
+    bench.map(2, &memory, WHOLE).expect("the unit is free");
+    drop(memory);
+    let (finished, waiting) = mpsc::channel();
+    std::thread::spawn(move || {
+        let unmapped = space.unmap(range);
+        drop(space);
+        // The channel is gone if the case has given up.
+        let _ = finished.send(unmapped);
+    });
+    let unmapped = waiting.recv_timeout(PATIENCE).expect("the unmap must not drop an owner under a lock of the space");
+    unmapped.expect("the unit is whole");
+    assert_eq!(*seen.lock().expect("the owner is dropped once"), Some(Some(None)), "the owner saw the range unmapped");
 }
 
 pub(super) fn a_device_reads_and_writes_what_is_mapped(bench: &mut Bench) {

@@ -1,4 +1,5 @@
-//! The order of errors: of a request that is wrong in two ways, the first error of the list in the contract is the answer.
+//! The order of errors: of a request that is wrong in two ways, the first error of the list in the contract is the
+//! answer.
 
 use std::sync::Arc;
 

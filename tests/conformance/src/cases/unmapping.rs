@@ -34,9 +34,9 @@ pub(super) fn an_unmap_spans_windows(bench: &mut Bench) {
     let inside = other
         .filter_map(|window| window.range.trimmed_to(unit))
         .find(|inside| inside.bytes() >= u128::from(unit.bytes()));
-    let inside = inside.expect("a second window has room for a unit");
-    bench.map_with(inside.first(), &bench.ram(1, 1), Access::READ_WRITE, WHOLE).expect("the unit is free");
-    let both = bench.range(0, 1).hull(range(inside.first(), unit.bytes()));
+    let free = inside.expect("a second window has room for a unit");
+    bench.map_with(free.first(), &bench.ram(1, 1), Access::READ_WRITE, WHOLE).expect("the unit is free");
+    let both = bench.range(0, 1).hull(range(free.first(), unit.bytes()));
     assert_eq!(bench.unmap_range(both).expect("every unit is whole"), bench.bytes(2));
     assert_eq!(bench.live(), []);
 }

@@ -3,12 +3,12 @@
 use dmaspace_core::Access;
 use dmaspace_listener::Update;
 
-use crate::grounds::EVERYWHERE;
 use crate::guest::{
     RW, beside, dimm, discard, discardable, drop_everything, leave, populate, shadow, with_blocks, with_flat_map,
     with_two_spaces,
 };
-use crate::sources::faults::Sequence;
+use crate::host_configs::EVERYWHERE;
+use dmaspace_tests::faults::Sequence;
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

@@ -1,8 +1,8 @@
 //! A guest's bridge.
 
-use crate::grounds::{CREATED, POWERNV, POWERNV_64K, WITH_SECOND_WINDOWS};
 use crate::guest::{detach, drop_everything, remove_window, with_bridge, with_bridge_and_kernel};
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{CREATED, POWERNV, POWERNV_64K, WITH_SECOND_WINDOWS};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

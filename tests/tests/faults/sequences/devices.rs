@@ -4,12 +4,12 @@ use dmaspace_core::Iova;
 use dmaspace_core::contract::MapRequest;
 use dmaspace_listener::Update;
 
-use crate::grounds::{EVERYWHERE, GIVEN, IOMMUFD, LOGGING, POWERNV, PSERIES, SHARING, TYPE1, WITH_PAGE_TABLES};
 use crate::guest::{
     K64, MIB, RAM, RW, detach, drop_everything, low_window, put_some, range, target, translated, with_entries,
     with_flat_map, with_mapped_units_in, with_two_spaces,
 };
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{EVERYWHERE, GIVEN, IOMMUFD, LOGGING, POWERNV, PSERIES, SHARING, TYPE1, WITH_PAGE_TABLES};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

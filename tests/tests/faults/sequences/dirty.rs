@@ -1,8 +1,8 @@
-//! What devices write.
+//! Dirty tracking.
 
-use crate::grounds::SHARING;
 use crate::guest::{MIB, detach, range, with_flat_map, with_two_devices, with_writes};
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::SHARING;
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence { name: "track_writes", on: SHARING, arrange: with_two_devices, operate: |world| world.track() },

@@ -5,9 +5,9 @@ use dmaspace_listener::Section;
 use dmaspace_listener::Update;
 use dmaspace_listener::section::FrontEnd;
 
-use crate::grounds::{COMPAT, CREATED, EVERYWHERE, FIXED, IOMMUFD, POWERNV, TYPE1, WITH_FILES};
 use crate::guest::{DIMM, DIMM_AT, MIB, RAM, RW, bar, dimm, flat, ram, shadow, with_empty_view, with_flat_map};
-use crate::sources::faults::Sequence;
+use crate::host_configs::{COMPAT, CREATED, EVERYWHERE, FIXED, IOMMUFD, POWERNV, TYPE1, WITH_FILES};
+use dmaspace_tests::faults::Sequence;
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

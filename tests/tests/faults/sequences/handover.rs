@@ -1,8 +1,8 @@
 //! One process makes way for another.
 
-use crate::grounds::{EVERYWHERE, IOMMUFD, TYPE1};
 use crate::guest::{drop_everything, with_flat_map, with_mapped_units, with_two_spaces_mapped};
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{EVERYWHERE, IOMMUFD, TYPE1};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

@@ -3,12 +3,12 @@
 use dmaspace_core::{Iova, SystemAddress};
 use dmaspace_listener::Update;
 
-use crate::grounds::{EVERYWHERE, IOMMUFD, WITH_FILES};
 use crate::guest::{
     BAR, DIMM, DIMM_AT, K4, K64, MIB, RAM, RW, beside, dimm, drop_everything, flat, leave, populate, ram, target,
     translated, with_a_pool, with_entries, with_flat_map,
 };
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{EVERYWHERE, IOMMUFD, WITH_FILES};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

@@ -3,12 +3,12 @@
 use dmaspace_core::{Iova, SystemAddress};
 use dmaspace_listener::Update;
 
-use crate::grounds::EVERYWHERE;
 use crate::guest::{
     DIMM_AT, K4, MIB, RAM, RW, dimm, flat, high_window, put_some, ram, translated, with_entries, with_flat_map,
     with_two_spaces,
 };
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::EVERYWHERE;
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

@@ -5,12 +5,12 @@ use dmaspace_listener::Section;
 use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
 
-use crate::grounds::{CREATED, EVERYWHERE, POWERNV};
 use crate::guest::{
     DIMM, K4, K64, MIB, RAM, RW, half, high, high_window, low_window, put_some, range, target, translated,
     with_empty_view, with_entries, with_two_spaces,
 };
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{CREATED, EVERYWHERE, POWERNV};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

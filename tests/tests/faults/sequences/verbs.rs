@@ -4,9 +4,9 @@ use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::Unit;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize};
 
-use crate::grounds::{CREATED, EVERYWHERE};
 use crate::guest::{DIMM, HIGH, K64, MIB, RAM, RW, UNITS, range, request, with_mapped_units};
-use crate::sources::faults::{Sequence, done};
+use crate::host_configs::{CREATED, EVERYWHERE};
+use dmaspace_tests::faults::{Sequence, done};
 
 pub(super) const SEQUENCES: &[Sequence] = &[
     Sequence {

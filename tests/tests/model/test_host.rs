@@ -1,4 +1,4 @@
-//! A host in a world, and what is remembered of it.
+//! A host in a world, and the model's memory of it.
 
 use std::sync::Arc;
 
@@ -7,26 +7,28 @@ use dmaspace_core::{HostMemory, Iova, IovaRange, Window};
 use dmaspace_listener::Section;
 use dmaspace_listener::section::Backing;
 use dmaspace_soft::Ledger;
-use dmaspace_tests::model::{Guest, Host, Reached, page_of_entries};
+use dmaspace_tests::model::{Guest, ModelHost, Reached, page_of_entries};
 
-use crate::stand::{HostKind, Spec, Stand};
+use crate::host_under_test::{HostKind, HostUnderTest, Spec};
 
-pub(crate) struct Place {
-    pub(crate) stand: Stand,
+pub(crate) struct TestHost {
+    pub(crate) host_under_test: HostUnderTest,
     pub(crate) is_served: bool,
-    /// What devices reached after the last step.
+    /// The memory that devices reached after the last step.
     pub(crate) live: Reached,
     /// Its windows changed since the listener last looked.
     pub(crate) is_stale: bool,
     /// A fault was survived by giving up something best effort, which may be missing from then on.
     pub(crate) is_loose: bool,
-    /// A partition's firmware does not always give a window again: not the default one beside another, and none once it failed to.
+    /// A partition's firmware does not always give a window again: not the default one beside another, and none once it
+    /// failed to.
     pub(crate) is_spent: bool,
-    /// A fault left memory registered that nobody needs, or some unregistered that somebody does. The next commit makes up for it.
+    /// A fault left memory registered that no section needs, or unregistered that one needs. The next commit makes up
+    /// for it.
     pub(crate) has_odd_registrations: bool,
 }
 
-/// What is known of a place before a step.
+/// The state of a host before a step.
 pub(crate) struct Before {
     pub(crate) fences: Vec<IovaRange>,
     pub(crate) windows: Vec<Window>,
@@ -35,10 +37,10 @@ pub(crate) struct Before {
     pub(crate) ledger: Ledger,
 }
 
-impl Place {
+impl TestHost {
     pub(crate) fn new(spec: &Spec) -> Self {
         Self {
-            stand: Stand::new(spec.clone()),
+            host_under_test: HostUnderTest::new(spec.clone()),
             is_served: false,
             live: Reached::default(),
             is_stale: false,
@@ -49,15 +51,15 @@ impl Place {
     }
 
     pub(crate) fn space(&self) -> &Arc<dyn PciAddressSpace> {
-        self.stand.space()
+        self.host_under_test.space()
     }
 
     pub(crate) fn name(&self) -> &'static str {
         self.space().describe().backend
     }
 
-    pub(crate) fn host(&self) -> Host {
-        Host::of(self.space().as_ref())
+    pub(crate) fn host(&self) -> ModelHost {
+        ModelHost::of(self.space().as_ref())
     }
 
     pub(crate) fn mappings(&self) -> Vec<Mapping> {
@@ -79,17 +81,17 @@ impl Place {
     }
 
     pub(crate) fn before(&self) -> Before {
-        let Host { fences, windows, .. } = self.host();
+        let ModelHost { fences, windows, .. } = self.host();
         let (mappings, registered) = (self.mappings(), self.registered());
-        Before { fences, windows, mappings, registered, ledger: self.stand.soft.ledger() }
+        Before { fences, windows, mappings, registered, ledger: self.host_under_test.soft.ledger() }
     }
 
-    /// Where memory is registered: what is.
+    /// The registered memory, where memory is registered.
     pub(crate) fn registered(&self) -> Vec<HostMemory> {
         self.space().powers().registration.map(|registration| registration.registered()).unwrap_or_default()
     }
 
-    /// In a pool: what is held.
+    /// The memory whose pins are shared, in a pool.
     pub(crate) fn held(&self) -> Vec<HostMemory> {
         self.space().powers().pin_sharing.map(|sharing| sharing.shared()).unwrap_or_default()
     }
@@ -99,15 +101,16 @@ impl Place {
         if self.is_idle() { Vec::new() } else { guest.objections(&self.host()) }
     }
 
-    /// Whether limits of the host's may be in the way of a guest, which the model does not work out.
+    /// Returns whether limits of the host may be in the way of a guest, which the model does not work out.
     pub(crate) fn is_scarce(&self, guest: &Guest) -> bool {
-        let spec = &self.stand.spec;
+        let spec = &self.host_under_test.spec;
         let mappings = self.mappings().len() + 2 * guest.sections.len() + guest.entries.len();
         let is_full = spec.entries.is_some_and(|most| mappings >= most as usize);
         spec.memlock.is_some() || (is_full && spec.kind == HostKind::Type1) || self.may_lack_windows(guest)
     }
 
-    /// The host decides at last whether there is a window, and where: in the first place that is free. And a table can be too large.
+    /// The host decides at last whether there is a window, and where: in the first place that is free. And a table can
+    /// be too large.
     fn may_lack_windows(&self, guest: &Guest) -> bool {
         let host = self.host();
         let Some(offer) = &host.offer else { return false };

@@ -18,7 +18,7 @@ pub(crate) enum HostKind {
     Type1,
     /// A PC, through `/dev/iommu`.
     Iommufd,
-    /// The same, in a pool.
+    /// A PC, through `/dev/iommu`, in a pool.
     Pool,
     /// POWER's bare metal.
     PowerNv,
@@ -39,12 +39,12 @@ impl HostKind {
         }
     }
 
-    /// Whether it is POWER.
+    /// Returns whether it is POWER.
     pub(crate) fn is_power(self) -> bool {
         self.backend().is_of_power()
     }
 
-    /// Whether its windows are created.
+    /// Returns whether its windows are created.
     pub(crate) fn creates_windows(self) -> bool {
         self.backend() == BackendKind::Spapr
     }
@@ -53,10 +53,10 @@ impl HostKind {
 /// Bus addresses no device can use.
 pub(crate) type Hole = (u64, u64);
 
-/// What is particular about a host.
+/// The parameters of a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    /// What kind of host.
+    /// The kind of host.
     pub(crate) kind: HostKind,
     /// The page of its memory.
     pub(crate) host_page: PageSize,
@@ -64,17 +64,17 @@ pub(crate) struct Spec {
     pub(crate) page_sizes: u64,
     /// The last address its IOMMU translates, where windows are fixed.
     pub(crate) last: u64,
-    /// What all devices cannot use.
+    /// The ranges that no device can use.
     pub(crate) holes: Vec<Hole>,
-    /// What its second device cannot use either.
+    /// The ranges that its second device cannot use either.
     pub(crate) second_holes: Vec<Hole>,
-    /// How many mappings a type1 container takes.
+    /// The number of mappings that a type1 container takes.
     pub(crate) entries: Option<u32>,
-    /// How much memory may be locked.
+    /// The limit on locked memory.
     pub(crate) memlock: Option<u64>,
     /// The length of the default window: a partition's, or the only one there is.
     pub(crate) default_window: u64,
-    /// Whether its kernel is a later one.
+    /// Set when its kernel is a later one.
     pub(crate) modern: bool,
 }
 
@@ -107,8 +107,8 @@ impl Spec {
 }
 
 /// A host and the space on it.
-pub(crate) struct Stand {
-    /// What the host was made of.
+pub(crate) struct HostUnderTest {
+    /// The parameters of the host.
     pub(crate) spec: Spec,
     /// The host.
     pub(crate) soft: Arc<SoftHost>,
@@ -120,7 +120,7 @@ pub(crate) struct Stand {
     addresses: Vec<PciAddress>,
 }
 
-impl Stand {
+impl HostUnderTest {
     /// Boots the host and attaches its first device.
     pub(crate) fn new(spec: Spec) -> Self {
         let soft = SoftHost::new(spec.profile()).expect("a sound profile");
@@ -134,16 +134,16 @@ impl Stand {
         let names: Vec<String> = devices.map(|device| device.address.clone()).collect();
         let dma = soft.device(&names[0]).expect("it is there");
         let addresses = names.iter().map(|name| name.parse().expect("a PCI address")).collect();
-        let mut stand = Self { spec, soft, dma, devices: Vec::new(), opened, host, addresses };
-        assert!(stand.plug(), "the first device is attached to an empty space");
-        stand
+        let mut host_under_test = Self { spec, soft, dma, devices: Vec::new(), opened, host, addresses };
+        assert!(host_under_test.plug(), "the first device is attached to an empty space");
+        host_under_test
     }
 
     pub(crate) fn space(&self) -> &Arc<dyn PciAddressSpace> {
         self.opened.space()
     }
 
-    /// How many devices are attached.
+    /// The number of attached devices.
     pub(crate) fn devices(&self) -> usize {
         self.devices.len()
     }
@@ -167,7 +167,7 @@ impl Stand {
     }
 }
 
-impl Drop for Stand {
+impl Drop for HostUnderTest {
     /// Devices before their space, as a VMM would.
     fn drop(&mut self) {
         self.devices.clear();

@@ -1,4 +1,4 @@
-//! An update in the making: drawn changes, made to fit what is there.
+//! Updates from drawn changes, made to fit the sections in force.
 
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::Section;
@@ -6,22 +6,22 @@ use dmaspace_listener::Update;
 use dmaspace_listener::section::{Backing, TargetMemory};
 use dmaspace_tests::model::{Change, Guest, page_of_entries};
 
-use crate::bus::{Arena, Kind, LOWER, range};
+use crate::bus::{GuestMemory, Kind, LOWER, range};
 use crate::setting::Setting;
-use crate::step::{Lot, Op, What};
+use crate::step::{Op, SectionCandidate, What};
 
 /// The change these ops make of the guest.
-pub(crate) fn draft(ops: &[Op], setting: &Setting, arena: &Arena, guest: &Guest) -> Change {
+pub(crate) fn build(ops: &[Op], setting: &Setting, memory_of_guest: &GuestMemory, guest: &Guest) -> Change {
     let (sections, targets) = (guest.sections.clone(), guest.targets.clone());
-    let mut draft = Draft { setting, arena, sections, targets, change: Change::default() };
+    let mut builder = UpdateBuilder { setting, memory_of_guest, sections, targets, change: Change::default() };
     for op in ops {
         // One that has nothing to work on does nothing.
-        let _ = draft.apply(op);
+        let _ = builder.apply(op);
     }
-    draft.change
+    builder.change
 }
 
-/// The same, as the listener wants it.
+/// The change as an update of the listener's.
 pub(crate) fn update(change: &Change) -> Update {
     let update = change.removed.iter().cloned().fold(Update::new(), Update::removing);
     let update = change.added.iter().cloned().fold(update, Update::adding);
@@ -29,7 +29,7 @@ pub(crate) fn update(change: &Change) -> Update {
     change.added_targets.iter().cloned().fold(update, Update::adding_target)
 }
 
-/// The same, without what goes and comes just as it was: what a comparison of lists finds.
+/// The change without sections that are removed and added unchanged, as a comparison of lists finds it.
 pub(crate) fn without_what_stays(change: &Change) -> Change {
     fn missing<T: PartialEq + Clone>(from: &[T], other: &[T]) -> Vec<T> {
         from.iter().filter(|piece| !other.contains(piece)).cloned().collect()
@@ -42,22 +42,22 @@ pub(crate) fn without_what_stays(change: &Change) -> Change {
     }
 }
 
-struct Draft<'a> {
+struct UpdateBuilder<'a> {
     setting: &'a Setting,
-    arena: &'a Arena,
-    /// What would be there afterwards.
+    memory_of_guest: &'a GuestMemory,
+    /// The sections after the change.
     sections: Vec<Section>,
     targets: Vec<TargetMemory>,
     change: Change,
 }
 
-impl Draft<'_> {
+impl UpdateBuilder<'_> {
     fn apply(&mut self, op: &Op) -> Option<()> {
         match op {
-            Op::Add { lot, insists } => {
-                let (first, last) = self.bounds(lot);
+            Op::Add { candidate, insists } => {
+                let (first, last) = self.bounds(candidate);
                 let last = if *insists { last.max(first) } else { self.room(first, last)? };
-                self.put(self.section(lot, first, last)?);
+                self.put(self.section(candidate, first, last)?);
             }
             Op::Remove { which, almost: false } => drop(self.take(self.place(*which)?)),
             Op::Remove { which, almost: true } => {
@@ -65,22 +65,24 @@ impl Draft<'_> {
                 let (less, _) = section.range().split_before(section.range().last())?;
                 self.change.removed.push(part(section, less)?);
             }
-            Op::Punch(lot) => {
-                let (first, last) = self.bounds(lot);
+            Op::Punch(candidate) => {
+                let (first, last) = self.bounds(candidate);
                 let hole = IovaRange::new(Iova::new(first), Iova::new(last)).ok()?;
-                let lot = self.section(lot, first, last)?;
+                let candidate = self.section(candidate, first, last)?;
                 while let Some(place) = self.sections.iter().position(|section| section.range().overlaps(hole)) {
                     let section = self.take(place);
-                    // A window that is cut goes: what is left of it would be two.
+                    // A window that is cut is removed: its rest would be two windows.
                     let rest = <[_; 2]>::from(section.range().without(hole)).into_iter().flatten();
-                    rest.filter_map(|rest| part(&section, rest)).for_each(|part| self.put(part));
+                    for part in rest.filter_map(|rest| part(&section, rest)) {
+                        self.put(part);
+                    }
                 }
-                self.put(lot);
+                self.put(candidate);
             }
-            Op::Move(which, lot) => {
+            Op::Move(which, candidate) => {
                 let section = self.take(self.place(*which)?);
                 let (memory, access) = section.direct()?;
-                let first = self.bounds(lot).0;
+                let first = self.bounds(candidate).0;
                 let last = first.checked_add(memory.len().get() - 1)?;
                 (self.room(first, last)? == last).then_some(())?;
                 self.put(direct(memory.clone(), first, access)?);
@@ -96,14 +98,15 @@ impl Draft<'_> {
                 self.take(place.min(next));
                 self.put(merged);
             }
-            Op::AddTarget { lot, insists } => {
+            Op::AddTarget { candidate, insists } => {
                 let bus = self.setting.bus;
-                let first = lot.at * bus.unit.bytes() + bus.odd(lot.head);
-                let len = (lot.len * bus.unit.bytes()).checked_sub(bus.odd(lot.head) + bus.odd(lot.tail))?;
-                let memory = self.memory(Kind::Plain, first + lot.shift * bus.unit.bytes(), len)?;
+                let first = candidate.at * bus.unit.bytes() + bus.odd(candidate.head);
+                let len = (candidate.len * bus.unit.bytes())
+                    .checked_sub(bus.odd(candidate.head) + bus.odd(candidate.tail))?;
+                let memory = self.memory(Kind::Plain, first + candidate.shift * bus.unit.bytes(), len)?;
                 let target = TargetMemory::new("target", SystemAddress::new(first), memory).ok()?;
-                let is_in_the_way = |other: &TargetMemory| other.range().overlaps(target.range());
-                (*insists || !self.targets.iter().any(is_in_the_way)).then_some(())?;
+                (*insists || !self.targets.iter().any(|other: &TargetMemory| other.range().overlaps(target.range())))
+                    .then_some(())?;
                 self.targets.push(target.clone());
                 self.change.added_targets.push(target);
             }
@@ -123,7 +126,7 @@ impl Draft<'_> {
         which.checked_rem(self.sections.len())
     }
 
-    /// Takes a section out: out of what is added, where it is not in force yet.
+    /// Takes a section out: out of the additions, where it is not in force yet.
     fn take(&mut self, place: usize) -> Section {
         let section = self.sections.remove(place);
         match self.change.added.iter().position(|added| *added == section) {
@@ -138,7 +141,7 @@ impl Draft<'_> {
         self.change.added.push(section);
     }
 
-    /// How far something can reach from `first` on, up to `last`, before it meets what is there.
+    /// The last address that a section from `first` on can reach, up to `last`, before it meets another section.
     fn room(&self, first: u64, last: u64) -> Option<u64> {
         let ranges = || self.sections.iter().map(Section::range);
         if ranges().any(|range| range.contains(Iova::new(first))) {
@@ -148,38 +151,42 @@ impl Draft<'_> {
         Some(next.map_or(last, |next| last.min(next - 1))).filter(|last| *last >= first)
     }
 
-    /// Where the lot lies if it has its way: windows begin with their bank and are as long as a power of two.
-    fn bounds(&self, lot: &Lot) -> (u64, u64) {
+    /// The bounds of the candidate as it asks for them: windows begin with their bank and are as long as a power of
+    /// two.
+    fn bounds(&self, candidate: &SectionCandidate) -> (u64, u64) {
         let bus = self.setting.bus;
-        if self.what(lot) == What::Translated && lot.head == 0 {
-            let bank = if lot.at < LOWER { 0 } else { LOWER };
-            return (bus.first(bank), bus.last(bank, 1 << (lot.len % 4)));
+        if self.what(candidate) == What::Translated && candidate.head == 0 {
+            let bank = if candidate.at < LOWER { 0 } else { LOWER };
+            return (bus.first(bank), bus.last(bank, 1 << (candidate.len % 4)));
         }
-        (bus.first(lot.at) + bus.odd(lot.head), bus.last(lot.at, lot.len) - bus.odd(lot.tail))
+        (
+            bus.first(candidate.at) + bus.odd(candidate.head),
+            bus.last(candidate.at, candidate.len) - bus.odd(candidate.tail),
+        )
     }
 
-    /// Where RAM is behind windows, there are windows, and hardly RAM.
-    fn what(&self, lot: &Lot) -> What {
-        let rarely = lot.len == 5;
-        let behind_windows = self.setting.is_translated || (self.setting.is_power() && lot.at >= LOWER);
-        match lot.what {
+    /// Guests whose RAM is behind windows have windows and little RAM on the bus.
+    fn what(&self, candidate: &SectionCandidate) -> What {
+        let rarely = candidate.len == 5;
+        let behind_windows = self.setting.is_translated || (self.setting.is_power() && candidate.at >= LOWER);
+        match candidate.what {
             What::Ram if behind_windows && !rarely => What::Translated,
             What::Translated if !behind_windows && !rarely => What::Ram,
             what => what,
         }
     }
 
-    /// The lot as a section over `first..=last`.
-    fn section(&self, lot: &Lot, first: u64, last: u64) -> Option<Section> {
+    /// The candidate as a section over `first..=last`.
+    fn section(&self, candidate: &SectionCandidate, first: u64, last: u64) -> Option<Section> {
         let bus = self.setting.bus;
         let memory = || {
-            let offset = bus.offset(first) + lot.shift * bus.unit.bytes() + bus.odd(lot.skew);
-            self.memory(lot.kind, offset, last.checked_sub(first)? + 1)
+            let offset = bus.offset(first) + candidate.shift * bus.unit.bytes() + bus.odd(candidate.skew);
+            self.memory(candidate.kind, offset, last.checked_sub(first)? + 1)
         };
-        match self.what(lot) {
-            What::Ram | What::DeviceMemory => direct(memory()?, first, lot.access),
+        match self.what(candidate) {
+            What::Ram | What::DeviceMemory => direct(memory()?, first, candidate.access),
             What::Translated => {
-                let page = [bus.unit, PageSize::K4, PageSize::K64, bus.unit][lot.len as usize % 4].min(bus.unit);
+                let page = [bus.unit, PageSize::K4, PageSize::K64, bus.unit][candidate.len as usize % 4].min(bus.unit);
                 let range = range(first, last);
                 range.is_aligned_to(page).then(|| Section::translated("window", range, page))
             }
@@ -189,7 +196,7 @@ impl Draft<'_> {
     }
 
     fn memory(&self, kind: Kind, offset: u64, len: u64) -> Option<HostMemory> {
-        self.arena.memory(self.setting.bus.unit, kind, offset, len)
+        self.memory_of_guest.memory(self.setting.bus.unit, kind, offset, len)
     }
 }
 

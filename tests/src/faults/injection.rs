@@ -1,4 +1,4 @@
-//! Which calls there are, and in which ways each can be spoilt.
+//! The calls of all backends, and the ways in which each can fail.
 
 use std::fmt;
 
@@ -49,7 +49,7 @@ pub const REQUESTS: [&str; 34] = [
 ];
 
 /// Requests whose success nothing contradicts when the kernel only says so.
-pub const BELIEVED: [&str; 20] = [
+pub const UNDETECTABLE: [&str; 20] = [
     TYPE1_OR_SPAPR_MAP,
     TYPE1_OR_SPAPR_UNMAP,
     "VFIO_IOMMU_DIRTY_PAGES",
@@ -74,14 +74,14 @@ pub const BELIEVED: [&str; 20] = [
 
 /// One call, or one and all that follow, and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spoilt {
+pub struct Injected {
     pub(super) at: u64,
     pub(super) mode: FaultMode,
     pub(super) errno: Errno,
     pub(super) lasting: Lasting,
 }
 
-/// How long a fault lasts.
+/// The length of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lasting {
     /// One call.
@@ -95,7 +95,7 @@ pub(super) enum Lasting {
 /// More calls than any operation makes while it is being undone.
 const FOR_EVER: u64 = 300;
 
-impl Spoilt {
+impl Injected {
     pub(super) fn once(at: u64, (mode, errno): Way) -> Self {
         Self { at, mode, errno, lasting: Lasting::Once }
     }
@@ -110,7 +110,7 @@ impl Spoilt {
     }
 }
 
-impl fmt::Display for Spoilt {
+impl fmt::Display for Injected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lasting = match self.lasting {
             Lasting::Once => "",
@@ -121,7 +121,7 @@ impl fmt::Display for Spoilt {
     }
 }
 
-/// A way of spoiling a call. The errno counts where the call fails.
+/// A way of injection a call. The errno counts where the call fails.
 pub(super) type Way = (FaultMode, Errno);
 
 /// The modes that make a difference to a request of this name.
@@ -140,7 +140,7 @@ pub(super) fn modes_of(name: &str) -> Vec<FaultMode> {
     }
 }
 
-/// Every way of spoiling a call that fits it.
+/// Every way of injection a call that fits it.
 pub(super) fn ways_of(call: &Call, host_keeps_mappings: bool) -> Vec<Way> {
     let fails: Vec<Errno> = errnos_of(call.name).to_vec();
     let with = |mode: FaultMode| match mode {
@@ -154,7 +154,7 @@ pub(super) fn ways_of(call: &Call, host_keeps_mappings: bool) -> Vec<Way> {
     modes_of(call.name).into_iter().flat_map(|mode| with(mode).into_iter().map(move |errno| (mode, errno))).collect()
 }
 
-/// The ways in which the first call of a pair is spoilt.
+/// The ways in which the first call of a pair is injected.
 pub(super) fn first_ways_of(call: &Call, host_keeps_mappings: bool) -> Vec<Way> {
     let chosen = |way: &Way| match way.0 {
         FaultMode::FailBefore => [Errno::EIO, Errno::ENOMEM].contains(&way.1),
@@ -177,7 +177,7 @@ pub(super) fn second_ways_of(call: &Call, host_keeps_mappings: bool) -> Vec<Way>
     ways_of(call, host_keeps_mappings).into_iter().filter(chosen).collect()
 }
 
-/// What a kernel says to a call of this name when something is wrong.
+/// The errnos with which kernels fail a call of this name.
 fn errnos_of(name: &str) -> &'static [Errno] {
     match name {
         "open" => &[
@@ -239,7 +239,7 @@ fn errnos_of(name: &str) -> &'static [Errno] {
     }
 }
 
-/// What a kernel says to a call that it has done in part.
+/// The errno with which a kernel fails a call that it has done in part.
 fn parts_of(call: &Call, host_keeps_mappings: bool) -> &'static [Errno] {
     match call.name {
         // Entries are left behind when there was no memory for more of the table. One entry is there or is not.
