@@ -17,6 +17,7 @@
 use std::fmt;
 
 use dmaspace_core::door::Failure;
+use dmaspace_core::words::reserved::Why;
 
 use crate::facts::{CONTAINER_NODE, Facts, IOMMUFD_NODE, IommuGroup, PciDevice, Platform};
 use crate::pci::PciAddress;
@@ -206,8 +207,15 @@ fn obstacles_of_device(backend: BackendKind, facts: &Facts, address: PciAddress)
         return vec![Obstacle::NoIommu(address)];
     }
     let mut found = neighbours(facts, group, device);
+    found.extend(direct_regions(group));
     found.extend(missing_node(backend, group, device));
     found
+}
+
+/// The regions of a group that the firmware needs. Relaxable ones are no obstacle.
+fn direct_regions(group: &IommuGroup) -> impl Iterator<Item = Obstacle> + '_ {
+    let direct = group.reserved.iter().filter(|region| Why::of(&region.kind) == Why::Direct);
+    direct.map(|region| Obstacle::Firmware { group: group.number, range: region.range })
 }
 
 /// The missing node, if the device cannot be opened the way the backend needs.

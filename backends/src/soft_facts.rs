@@ -44,6 +44,7 @@ impl Facts {
 fn platform(profile: &Profile) -> facts::Platform {
     match (profile.architecture, profile.tce.as_ref().map(|tce| tce.platform)) {
         (Architecture::X86_64, _) => facts::Platform::X86_64,
+        (Architecture::Aarch64, _) => facts::Platform::Other("aarch64".to_owned()),
         (Architecture::Ppc64le, Some(Platform::PSeries)) => facts::Platform::Pseries,
         (Architecture::Ppc64le, Some(Platform::PowerNv) | None) => facts::Platform::Powernv,
     }

@@ -1,11 +1,11 @@
 //! A checked profile in types: the properties of the host that the dialects ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 
-use crate::profile::{BadProfile, Group, KernelVersion, Profile, Reserved, TceIommu};
+use crate::profile::{BadProfile, Group, KernelVersion, Profile, Reason, Reserved, TceIommu};
 
 /// The properties of the host.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Facts {
     reserved: BTreeMap<u32, Vec<IovaRange>>,
     /// The IOMMU in front of each group.
     iommus: BTreeMap<u32, Iommu>,
+    /// The groups with a direct region, which the firmware needs and cannot do without.
+    kept_by_firmware: BTreeSet<u32>,
 }
 
 /// One of the host's IOMMUs.
@@ -70,7 +72,31 @@ impl Facts {
             dma_entries: profile.limits.dma_entries,
             reserved,
             iommus: profile.groups.iter().map(|group| (group.number, Iommu::of(group))).collect(),
+            kept_by_firmware: profile
+                .groups
+                .iter()
+                .filter(|group| common.iter().chain(&group.reserved).any(|range| range.reason == Reason::Direct))
+                .map(|group| group.number)
+                .collect(),
         })
+    }
+
+    /// The answer to a claim of a group's DMA for a process (linux: drivers/iommu/iommu.c, __iommu_device_set_domain,
+    /// since 6.6: a device with a direct region cannot be blocked).
+    pub(crate) fn claim(&self, group: u32) -> Result<(), Errno> {
+        let is_refused = self.kept_by_firmware.contains(&group) && self.refuses_claims();
+        if is_refused { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// The answer to an attachment of a group to a page table of a process (linux: drivers/iommu/intel/iommu.c,
+    /// intel_iommu_attach_device, up to 6.5: device_is_rmrr_locked).
+    pub(crate) fn attach(&self, group: u32) -> Result<(), Errno> {
+        let is_refused = self.kept_by_firmware.contains(&group) && !self.refuses_claims();
+        if is_refused { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    fn refuses_claims(&self) -> bool {
+        self.kernel >= KernelVersion { major: 6, minor: 6 }
     }
 
     /// The ranges that the devices of `group` cannot use.

@@ -55,6 +55,9 @@ pub enum Architecture {
     /// POWER, little-endian.
     #[cfg_attr(feature = "serde", serde(rename = "ppc64le"))]
     Ppc64le,
+    /// 64-bit Arm.
+    #[cfg_attr(feature = "serde", serde(rename = "aarch64"))]
+    Aarch64,
 }
 
 /// A kernel interface to the IOMMU.
@@ -229,6 +232,8 @@ impl FromStr for KernelVersion {
     fn from_str(text: &str) -> Result<Self, BadVersion> {
         let bad = || BadVersion(text.to_owned());
         let (major, minor) = text.split_once('.').ok_or_else(bad)?;
+        // As `uname -r` prints it: 6.8.12-1-pve.
+        let minor = minor.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
         Ok(Self { major: major.parse().map_err(|_| bad())?, minor: minor.parse().map_err(|_| bad())? })
     }
 }
@@ -586,6 +591,7 @@ mod tests {
     #[test]
     fn versions_are_ordered_and_parse_as_people_write_them() {
         assert_eq!("6.12".parse(), Ok(KernelVersion::V6_12));
+        assert_eq!("6.12.8-1-pve".parse(), Ok(KernelVersion::V6_12));
         assert!(KernelVersion::V6_12 < KernelVersion::V7_2);
         assert_eq!(
             "6".parse::<KernelVersion>().map_err(|bad| bad.to_string()),

@@ -263,9 +263,11 @@ impl Guest {
             Backing::Ram { memory, access } => {
                 let window = windows.iter().find(|window| window.range.covers(section.range()));
                 let Some(granule) = window.map(Window::granule) else { return Some("it lies not inside one window") };
-                let incongruent = !granule.divides(memory.address().wrapping_sub(section.range().first().get()));
+                let is_whole = self.shrink == Shrink::Refuse;
+                let differs = !granule.divides(memory.address().wrapping_sub(section.range().first().get()));
+                let incongruent = differs && is_whole;
                 let lost = section.range().bytes() - reached.within(section.range()).bytes();
-                let shrunk = lost > 0 && self.shrink == Shrink::Refuse;
+                let shrunk = lost > 0 && is_whole;
                 let reasons = [
                     (!host.could_map(memory, *access), "its memory cannot be mapped so"),
                     (host.is_fenced(section.range()), "it touches a fence"),

@@ -10,7 +10,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace};
 use dmaspace_listener::{Fate, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
-use dmaspace_soft::profile::{Reason, Reserved};
+use dmaspace_soft::profile::{KernelVersion, Reason, Reserved};
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::soft;
@@ -23,7 +23,7 @@ fn profile() -> Profile {
     let mut profile = Profile::vtd();
     let hypertransport = Reserved { first: 0xfd_0000_0000, last: 0xff_ffff_ffff, reason: Reason::Reserved };
     profile.fixed.as_mut().expect("a PC").reserved.push(hypertransport);
-    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
+    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Reserved });
     profile.groups[1].reserved.push(Reserved {
         first: 0x9000_0000,
         last: 0x900f_ffff,
@@ -147,7 +147,7 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
         let (whose, failure) = (fixture.name(1), error.failure().expect("the kernel refused"));
         let text = format!(
             "attach {whose}: the live mapping 0x80000000..=0x801fffff would lie over 0x80000000..=0x800fffff, \
-             which the firmware wants mapped one to one ({whose}); nothing changed ({failure}); unmap it first"
+             which the hardware keeps to itself ({whose}); nothing changed ({failure}); unmap it first"
         );
         assert_eq!(error.to_string(), text);
         assert!(matches!(error.kind(), Kind::WouldStrand(..)));
@@ -155,7 +155,53 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
         fixture.space().unmap(dmaspace_core::IovaRange::all()).expect("no unit is cut");
         fixture.attach_second().expect("nothing is in the way");
         let reason = fixture.refusal(0x8000_0000, MIB);
-        assert!(reason.contains(&format!("mapped one to one ({whose})")), "{reason}");
+        assert!(reason.contains(&format!("keeps to itself ({whose})")), "{reason}");
+    }
+}
+
+/// A PC of that kernel, of whose second device the firmware wants memory mapped one to one.
+fn kept_by_firmware(kernel: KernelVersion) -> Arc<SoftHost> {
+    let mut profile = Profile { kernel, ..Profile::vtd() };
+    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
+    SoftHost::new(profile).expect("it makes sense")
+}
+
+#[test]
+fn a_device_that_the_firmware_keeps_is_refused_by_every_backend_with_the_range() {
+    for backend in ON_A_PC {
+        let soft = kept_by_firmware(KernelVersion::V6_12);
+        let host = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
+        let address = soft.profile().groups[1].devices[0].address.parse().expect("a PCI address");
+        let request = OpenRequest::device(address).with_backend(backend);
+        let refused = host.open(&request).expect_err("the firmware keeps it").to_string();
+        let group = soft.profile().groups[1].number;
+        let text = format!(
+            "not {backend}: the firmware needs 0x80000000..=0x800fffff mapped one to one for the devices of group {group}; fix: update the firmware,"
+        );
+        assert!(refused.contains(&text), "{refused}");
+        assert!(soft.ledger().is_clear());
+    }
+}
+
+#[test]
+fn a_kernel_says_at_which_call_the_firmware_keeps_a_device() {
+    let (old, new) = (KernelVersion { major: 6, minor: 5 }, KernelVersion { major: 6, minor: 6 });
+    for (kernel, backend, call) in [
+        (old, BackendKind::Type1, "VFIO_SET_IOMMU: EPERM"),
+        (new, BackendKind::Type1, "VFIO_GROUP_SET_CONTAINER: EINVAL"),
+        (new, BackendKind::Iommufd, "VFIO_DEVICE_BIND_IOMMUFD: EINVAL"),
+        (old, BackendKind::Type1OnIommufd, "VFIO_GROUP_GET_DEVICE_FD: EPERM"),
+        (new, BackendKind::Type1OnIommufd, "VFIO_GROUP_GET_DEVICE_FD: EINVAL"),
+    ] {
+        let soft = kept_by_firmware(kernel);
+        let mut facts = Facts::of_soft(soft.profile());
+        // As where /sys does not tell.
+        facts.groups.values_mut().for_each(|group| group.reserved.clear());
+        let address = soft.profile().groups[1].devices[0].address.parse().expect("a PCI address");
+        let request = OpenRequest::device(address).with_backend(backend);
+        let refused = Host::new(soft.clone(), facts).open(&request).expect_err("the firmware keeps it").to_string();
+        assert!(refused.contains(call), "{kernel}, {backend}: {refused}");
+        assert!(soft.ledger().is_clear(), "{kernel}, {backend}");
     }
 }
 

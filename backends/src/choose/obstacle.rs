@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use dmaspace_core::IovaRange;
 use dmaspace_core::door::Failure;
 
 use crate::backend_kind::BackendKind;
@@ -35,6 +36,14 @@ pub enum Obstacle {
     NoGroup(PciAddress, Platform),
     /// The device's group is one of VFIO's groups without an IOMMU.
     NoIommu(PciAddress),
+    /// The firmware needs memory of the group's devices mapped one to one, which no process may undo (linux:
+    /// drivers/iommu/iommu.c, IOMMU_RESV_DIRECT).
+    Firmware {
+        /// The group.
+        group: u32,
+        /// The direct region.
+        range: IovaRange,
+    },
     /// The device is bound to this driver, which is none of VFIO's, or to none.
     Unbound(PciAddress, Option<String>),
     /// Another device of the group is bound to a driver that may do DMA.
@@ -74,6 +83,11 @@ impl Obstacle {
             }
             Self::NoGroup(..) => "use a kernel with an IOMMU driver for this machine".to_owned(),
             Self::NoIommu(_) => "turn the IOMMU on: without one a device can reach all of the host's memory".to_owned(),
+            Self::Firmware { .. } => {
+                "update the firmware, or turn off in its setup what uses the device: the kernel has \
+                                      no switch for it"
+                    .to_owned()
+            }
             Self::Unbound(address, driver) => bind_to_vfio(*address, driver.as_deref()),
             Self::Neighbour { device, driver, .. } => bind_to_vfio(*device, Some(driver)),
             Self::NoGroupNode(number) => {
@@ -111,6 +125,9 @@ impl fmt::Display for Obstacle {
             Self::NoDevice(address) => write!(f, "there is no device {address}"),
             Self::NoGroup(address, _) => write!(f, "{address} is in no IOMMU group"),
             Self::NoIommu(address) => write!(f, "{address} is behind no IOMMU, only in a group without one"),
+            Self::Firmware { group, range } => {
+                write!(f, "the firmware needs {range} mapped one to one for the devices of group {group}")
+            }
             Self::Unbound(address, None) => write!(f, "{address} is bound to no driver"),
             Self::Unbound(address, Some(driver)) => write!(f, "{address} is bound to {driver}"),
             Self::Neighbour { group, device, driver } => {

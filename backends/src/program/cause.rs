@@ -94,8 +94,8 @@ impl<'a> HostView<'a> {
     pub(crate) fn of_addresses(&self, range: IovaRange) -> Vec<Cause> {
         let windows = self.space.windows().windows;
         if let Some(window) = windows.covering(range) {
-            let granule = window.granule();
-            return if range.is_aligned_to(granule) { Vec::new() } else { vec![Cause::Pages(granule)] };
+            let has_page = range.trimmed_to(window.granule()).is_some();
+            return if has_page { Vec::new() } else { vec![Cause::Pages(window.granule())] };
         }
         let above = self.top.filter(|top| range.last().get() > *top);
         let above = above.map(|top| if range.first().get() > top { Cause::AboveTop(top) } else { Cause::PastTop(top) });

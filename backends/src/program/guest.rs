@@ -8,7 +8,7 @@ pub(crate) use choosing::NoGuest;
 
 use crate::program::mtree::{FlatViews, Range, What};
 use crate::program::printable;
-use crate::program::translating::{is_msi, page_of_translated};
+use crate::program::translating::{is_msi, page_of_translated, tce_table};
 use choosing::{Chosen, SYSTEM_MEMORY, choose, is_window_of_bridge, view_of};
 
 /// A guest, as far as its devices' DMA is concerned.
@@ -58,6 +58,7 @@ impl<'a> Guest<'a> {
         let Chosen { name, view, mut notes } = choose(&text.views, name)?;
         let pci: Vec<_> = view.ranges.iter().map(|range| (range, Meaning::of(range, guest_page))).collect();
         notes.extend(note_on_kinds(&pci));
+        notes.extend(note_on_powernv(&pci));
         let translates = pci.iter().any(|(_, meaning)| matches!(meaning, Meaning::Translated(_)));
         let targets = match translates {
             true => view_of(&text.views, SYSTEM_MEMORY)?
@@ -74,6 +75,16 @@ impl<'a> Guest<'a> {
     pub(crate) fn has_tce_windows(&self) -> bool {
         self.pci.iter().any(|(range, _)| is_window_of_bridge(range))
     }
+}
+
+/// A guest that is bare metal has no device of the host: QEMU's emulated PHB translates all addresses there are, as no host's window does.
+fn note_on_powernv(pci: &[(&Range, Meaning)]) -> Option<String> {
+    let is_all =
+        |range: &Range| range.last == u64::MAX && is_window_of_bridge(range) && tce_table(&range.name).is_none();
+    let is_powernv = pci.iter().any(|(range, _)| is_all(range));
+    is_powernv.then(|| {
+        "this is a powernv guest, whose PCI host bridge QEMU emulates as bare metal: it passes no host device through to one".to_owned()
+    })
 }
 
 /// One remark on all ranges of kinds that are not known here, with each word once.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dmaspace::choose::{BackendKind, OpenRequest};
+use dmaspace::choose::{BackendKind, Choice, Obstacle, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, Opened};
@@ -80,10 +80,19 @@ fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, F
     let host = Host::new(counter.clone(), Facts::of_soft(profile));
     match host.open(&wish(device, backend)) {
         Ok(opened) => Ok(Ready { opened, counter }),
-        // The host is what somebody described, so it is their description, or the backend, that has to change.
+        Err(OpenError::NoBackend(choice)) if is_kept_by_firmware(&choice) => {
+            Err(Failure::Host(format!("{}: {choice}", profile.name)))
+        }
+        // The host is a description, so it is the description, or the backend, that has to change.
         Err(OpenError::NoBackend(choice)) => Err(bad(choice.to_string())),
         Err(error) => Err(Failure::host(&error)),
     }
+}
+
+/// Whether the host has the backend, and its firmware does not let go of the device.
+fn is_kept_by_firmware(choice: &Choice) -> bool {
+    let mut obstacles = choice.rejected.iter().flat_map(|(_, obstacles)| obstacles);
+    obstacles.any(|obstacle| matches!(obstacle, Obstacle::Firmware { .. }))
 }
 
 fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, Failure> {
@@ -124,8 +133,6 @@ fn first_device(profile: &Profile) -> Option<PciAddress> {
 
 #[cfg(test)]
 mod tests {
-    use dmaspace::choose::Choice;
-
     use super::*;
 
     #[test]

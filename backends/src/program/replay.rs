@@ -2,14 +2,15 @@
 
 use dmaspace::FrontEnd;
 use dmaspace::listener::Fate;
+use dmaspace::section::Cuts;
 use dmaspace::{Iova, IovaRange};
 
 use crate::program::answer::{Causes, Cure};
 use crate::program::cause::Cause;
 use crate::program::commit::Ended;
 use crate::program::failure::{Failure, Status};
-use crate::program::guest::Guest;
-use crate::program::mtree::What;
+use crate::program::guest::{Guest, Meaning};
+use crate::program::mtree::{Range, What};
 use crate::program::outcome::{self, AddressesOf, Input, Judged, Outcome};
 use crate::program::sections::{self, NoMemory};
 use crate::program::stage::{Setting, Stage};
@@ -43,7 +44,7 @@ pub(crate) fn replay(file: &str, guest: &Guest<'_>, setting: &Setting) -> Result
         NoMemory::TooLarge { line } => Failure::input(file, line, &error),
         NoMemory::TooLittle { .. } => Failure::host(&format_args!("{file}: {error}")),
     })?;
-    let mut stage = Stage::new(setting, front_end(setting.hints))?;
+    let mut stage = Stage::new(setting, front_end_of(guest, setting.hints))?;
     let Ended { report, errors } = stage.commit(told.update);
     let sections = outcome::judge(guest, &told.reasons, &report);
     let warnings = report.warnings.iter().map(ToString::to_string).collect();
@@ -111,6 +112,19 @@ pub(crate) fn cures(mut causes: Causes, needed: u64, stage: &Stage) -> Vec<Cure>
         causes.add(Cause::LockedMemory { needed, limit });
     }
     causes.cures()
+}
+
+/// The front end of a guest. One whose RAM goes on in a graphics card's hole has no card that could switch it.
+fn front_end_of(guest: &Guest<'_>, hints: bool) -> FrontEnd {
+    let mut front = front_end(hints);
+    let has_ram_there = |cuts: &Cuts| {
+        let covers = |range: &Range| range.first <= cuts.range.first().get() && cuts.range.last().get() <= range.last;
+        guest.pci.iter().any(|(range, meaning)| matches!(meaning, Meaning::Memory(_)) && covers(range))
+    };
+    if let Some(hole) = FrontEnd::vga_hole().filter(has_ram_there) {
+        front.cuts.retain(|cuts| *cuts != hole);
+    }
+    front
 }
 
 /// QEMU maps what loses bytes at its ends, shrunk; so does a replay of what QEMU had.

@@ -250,7 +250,8 @@ pub enum Shrink {
     /// It is refused, and with it the commit.
     #[default]
     Refuse,
-    /// It is mapped without the bytes at its ends, which are reported: QEMU's way.
+    /// It is mapped as far as whole pages of it can be, and the bytes it loses are reported: QEMU's way. A scrap in which no whole page
+    /// lies, or whose bus and host addresses lie differently in a page, is skipped.
     Report,
 }
 
@@ -278,12 +279,25 @@ pub struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// A PC's: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a few KiB, and
-    /// above it takes a few MiB away here and there.
+    /// The front end of a PC: firmware switches the shadow RAM below 1 MiB between RAM, ROM and nothing in steps of a
+    /// few KiB, a graphics card switches its hole below that on and off as a whole, and above 1 MiB a few MiB go here
+    /// and there.
     pub fn pc() -> Self {
-        let shadow = IovaRange::with_len(Iova::new(0xc_0000), 0x4_0000);
-        let cuts = shadow.map(|range| Cuts { range, step: PageSize::K4 });
-        Self { shrink: Shrink::default(), cuts: cuts.into_iter().collect(), chunk: Some(PageSize::G1) }
+        let cuts = [Self::vga_hole(), Self::shadow_ram()].into_iter().flatten().collect();
+        Self { shrink: Shrink::default(), cuts, chunk: Some(PageSize::G1) }
+    }
+
+    /// The cuts around a graphics card's hole, 0xa0000 to 0xbffff, which is RAM while no card decodes it.
+    pub fn vga_hole() -> Option<Cuts> {
+        const HOLE: u64 = 0x2_0000;
+        let range = IovaRange::with_len(Iova::new(0xa_0000), HOLE).ok()?;
+        Some(Cuts { range, step: PageSize::from_bytes(HOLE)? })
+    }
+
+    /// The cuts of a PC's shadow RAM, 0xc0000 to 0xfffff.
+    fn shadow_ram() -> Option<Cuts> {
+        let range = IovaRange::with_len(Iova::new(0xc_0000), 0x4_0000).ok()?;
+        Some(Cuts { range, step: PageSize::K4 })
     }
 
     /// This front end, except that sections that lose bytes are mapped without them and reported.

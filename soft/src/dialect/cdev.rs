@@ -66,6 +66,7 @@ impl Kernel {
             return Err(Errno::EBADFD);
         };
         require(opened == 0, Errno::EINVAL)?;
+        self.system.facts.claim(number)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         group.claim_for(context)?;
         group.bound += 1;

@@ -75,6 +75,7 @@ impl Type1 {
     pub(crate) fn attach(&mut self, system: &System, group: u32) -> Result<(), Errno> {
         require(self.version != NESTING, Errno::EINVAL)?;
         require(self.without_address.is_empty(), Errno::EBUSY)?;
+        system.facts.attach(group)?;
         let conflict = system.facts.reserved(group).iter().any(|range| self.table.overlaps(*range));
         require(!conflict, Errno::EINVAL)?;
         let mut groups = self.groups.clone();

@@ -238,6 +238,7 @@ impl Kernel {
         let File::Container(id) = file else { return Err(Errno::EBADFD) };
         let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
         require(group.claim == Claim::Nobody, Errno::EPERM)?;
+        system.facts.claim(number)?;
         if let Some(driver) = &mut container.driver {
             driver.attach(system, number)?;
         }
@@ -306,6 +307,7 @@ impl Kernel {
         let group = groups.get_mut(&device.group).ok_or(Errno::ENODEV)?;
         let context = contexts.get_mut(&id).ok_or(Errno::ENODEV)?;
         if device.opened == 0 {
+            system.facts.claim(device.group)?;
             group.claim_for(id)?;
             let devid = context.bind(device.group);
             if let Err(errno) = context.attach_opened(system, index, device.group) {

@@ -105,7 +105,7 @@ fn a_mapping_in_the_way_keeps_a_device_out() {
 #[test]
 fn a_devices_own_reservations_come_and_go_with_it() {
     let mut profile = Profile::vtd();
-    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x8fff_ffff, reason: Reason::Direct });
+    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x8fff_ffff, reason: Reason::Reserved });
     let bare = Bare::new(profile);
     let (_, shared) = bare.attach(0, bare.id).expect("attached");
     let (second, page_table) = bare.attach(1, bare.id).expect("attached");

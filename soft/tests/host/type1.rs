@@ -132,7 +132,7 @@ fn what_is_met_first_decides_the_limit_or_the_hole() {
 
 #[test]
 fn a_group_with_reservations_narrows_what_can_be_mapped_while_it_is_there() {
-    let profile = reserving(Profile::vtd(), 1, 0x8000_0000, 0x8fff_ffff, Reason::Direct);
+    let profile = reserving(Profile::vtd(), 1, 0x8000_0000, 0x8fff_ffff, Reason::Reserved);
     let opened = Opened::new(profile, Dialect::Type1);
     let host = &*opened.host;
     let all = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];

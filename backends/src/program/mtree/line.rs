@@ -36,11 +36,6 @@ pub(crate) fn is_heading(line: &str) -> bool {
 impl<'a> Part<'a> {
     /// The part a line is. A log may put something before it.
     pub(super) fn of(line: &'a str) -> Self {
-        // No line of QEMU's is longer: names are at most paths.
-        const LONGEST: usize = 1 << 14;
-        if line.len() > LONGEST {
-            return Self::Other;
-        }
         RangeText::of(line).map_or_else(|| Self::of_words(line), Self::Range)
     }
 

@@ -46,11 +46,6 @@ pub(super) fn read(line: &Line<'_>, lines: &mut Lines<'_>) -> Result<Read, Strin
 }
 
 fn read_one(line: &str) -> Result<Option<Said>, String> {
-    // No line of QEMU's is longer: names are at most paths.
-    const LONGEST: usize = 1 << 14;
-    if line.len() > LONGEST {
-        return Ok(None);
-    }
     match event_in(line) {
         Some((event, rest)) => match event.read(rest) {
             Ok(said) => Ok(Some(said)),

@@ -171,15 +171,13 @@ impl<'a> Planner<'a> {
     /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.
     fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
         let granule = run.window.granule();
-        let unmet = if run.need == Need::Required { Fate::Refused } else { Fate::Skipped };
-        if !granule.divides(run.range.first().get().wrapping_sub(run.memory.address())) {
-            let reason = format!("its bus and host addresses lie differently in pages of {granule}");
-            self.plan
-                .sections
-                .extend(run.sections.iter().map(|section| Verdict::new((*section).clone(), unmet, &*reason)));
+        let trimmed = run.range.trimmed_to(granule);
+        let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.memory.address()));
+        if trimmed.is_some() && !is_congruent {
+            let verdicts = run.sections.iter().map(|section| self.judge_incongruent(section, &run));
+            self.plan.sections.extend(verdicts.collect::<Vec<_>>());
             return None;
         }
-        let trimmed = run.range.trimmed_to(granule);
         for section in &run.sections {
             self.plan.sections.push(self.judge_trimmed(section, trimmed, &run));
         }
@@ -189,9 +187,26 @@ impl<'a> Planner<'a> {
         Some(Run { range, memory: memory?, ..run })
     }
 
+    /// The fate of a section no page of which is a page in the host.
+    fn judge_incongruent(&self, section: &Section, run: &Run<'_>) -> Verdict<Section> {
+        let granule = run.window.granule();
+        let fate = if self.refuses(run) { Fate::Refused } else { Fate::Skipped };
+        let reason = format!("its bus and host addresses lie differently in pages of {granule}");
+        let mut verdict = Verdict::new(section.clone(), fate, reason);
+        if run.need == Need::Required && fate == Fate::Skipped {
+            verdict.lost_head = section.range().len().map_or(u64::MAX, |len| len.get());
+        }
+        verdict
+    }
+
+    /// Whether a run must be mapped to its last byte.
+    fn refuses(&self, run: &Run<'_>) -> bool {
+        run.need == Need::Required && self.front.shrink == Shrink::Refuse
+    }
+
     fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
         let (range, granule) = (section.range(), run.window.granule());
-        let refuses = run.need == Need::Required && self.front.shrink == Shrink::Refuse;
+        let refuses = self.refuses(run);
         let Some(shared) = trimmed.and_then(|trimmed| trimmed.intersection(range)) else {
             let fate = if refuses { Fate::Refused } else { Fate::Skipped };
             let mut verdict = Verdict::new(section.clone(), fate, format!("no whole page of {granule} lies in it"));

@@ -63,6 +63,7 @@ impl Context {
         group: u32,
         target: Target,
     ) -> Result<u32, Errno> {
+        system.facts.attach(group)?;
         let current = self.groups.get(&group).and_then(|attachment| attachment.page_table);
         require(current.is_none() || current == self.found(target)?, Errno::EINVAL)?;
         self.ioas_mut(target.ioas)?.reserve(system.facts.reserved(group), Owner::Device(device))?;
