@@ -140,7 +140,7 @@ fn replay_text(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> Resul
     }
 }
 
-/// Whether a text begins as the lines of a recording do.
+/// Returns whether a text begins as the lines of a recording do.
 fn is_recording(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{\"event\":")
 }
@@ -223,7 +223,7 @@ fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The host and the backend: those asked for, and otherwise those where such a guest belongs.
+/// The host and the backend that were asked for, and by default the ones where such a guest belongs.
 fn setting(arguments: &arguments::Replay, has_tce_windows: bool) -> Result<Setting, Failure> {
     let at_home = if has_tce_windows { "powernv9" } else { "vtd" };
     let place = match arguments.device {

@@ -27,7 +27,7 @@ pub(crate) struct Answer {
     pub(crate) last: Option<Hex>,
     /// The name of the memory region, if it is told.
     pub(crate) name: Option<String>,
-    /// Whether it was another device's memory.
+    /// `true` for another device's memory.
     pub(crate) is_device_memory: bool,
     /// The error there.
     pub(crate) errno: Option<String>,
@@ -35,7 +35,7 @@ pub(crate) struct Answer {
     pub(crate) causes: Vec<String>,
     /// The fate of the same range here.
     pub(crate) here: Option<String>,
-    /// Whether the host asked refuses what it was for.
+    /// `true` if the host asked refuses the same range.
     pub(crate) is_refused: bool,
 }
 
@@ -152,7 +152,7 @@ fn of_map(errno: u32, at: IovaRange, is_device: bool, view: &HostView<'_>) -> Ve
     }
 }
 
-/// Whether a range that no line calls a BAR is probably one: it lies above 4 GiB at a multiple of its size, and no RAM is called so.
+/// Returns whether a range that no line calls a BAR is probably one: it lies above 4 GiB at a multiple of its size, and no RAM is called so.
 fn looks_like_a_bar(at: IovaRange, name: Option<&str>) -> bool {
     const ABOVE: u64 = 1 << 32;
     let size = at.len().and_then(|len| len.get().checked_next_power_of_two());

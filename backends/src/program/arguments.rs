@@ -1,4 +1,4 @@
-//! What can be asked for on the command line.
+//! The command line.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Replay(Replay),
@@ -23,7 +23,7 @@ pub(crate) enum Command {
     ///
     /// It is Markdown: on which hosts the guest could live, and what it would lose there.
     Survey {
-        /// What `dmaspace replay` takes.
+        /// Flat views, traces, logs and recordings, as `dmaspace replay` reads them.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
@@ -31,17 +31,21 @@ pub(crate) enum Command {
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
 ///
-/// FILE is one of three, told apart by what is in it; `-` is the standard input.
+/// FILE is one of four, told apart by their content; `-` is the standard input. Prompts, time stamps, JSON, mail quotes and the like
+/// around it are passed over and counted.
 ///
-/// The text of QEMU's `info mtree -f`, alone or within a monitor session. The PCI address space in it is the first that holds TCE
-/// windows, with `memory` behind them, and else `memory`.
+/// The text of QEMU's `info mtree -f`. The PCI address space in it is that of a POWER guest's PCI host bridge, with `memory` behind its
+/// windows, and else `memory`; where there are several, the program says so.
 ///
-/// A log of QEMU with the trace of its VFIO events (-trace 'vfio_*'): replayed step by step, each what went and then came. A trace does
-/// not tell ROM and BARs from RAM.
+/// A log of QEMU with the trace of its VFIO events (-trace 'vfio_*'): replayed step by step, each the sections that went and then came. A
+/// trace does not tell ROM from RAM. Events that failed there become findings.
+///
+/// Error lines of QEMU or of the kernel alone, such as `vfio_dma_map(…) = -22`: each is asked of the host, and the answer names the
+/// cause and a cure.
 ///
 /// A recording, which a VMM built on this project writes, and --record: replayed step by step.
 ///
-/// What FILE says goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
+/// The content of FILE goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
 /// device nor the guest's memory; or with --device on this host, for real.
 #[derive(Debug, Default, Args)]
 #[command(after_long_help = AFTER)]
@@ -55,7 +59,7 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "PRESET|FILE")]
     pub(crate) host: Option<String>,
 
-    /// How to reach the host's IOMMU [default: the best that the host has].
+    /// The way to the host's IOMMU [default: the best that the host has].
     #[arg(long)]
     pub(crate) backend: Option<Backend>,
 

@@ -1,6 +1,6 @@
 //! Causes: the reasons for which a host does not map a range, and for each what the user can do.
 //!
-//! The same few causes are behind what a replay refuses and behind the errors of a log. Each has one cure, in the words of what a user
+//! A few causes are behind the refusals of a replay and behind the errors of a log. Each has one cure, in the words that a user
 //! types: an option of QEMU or an element of libvirt's XML, a parameter of the kernel, a limit.
 
 use std::fmt;
@@ -106,7 +106,7 @@ impl<'a> HostView<'a> {
             .collect()
     }
 
-    /// Whether the host cannot map another device's memory at all.
+    /// The cause for which the host maps no device's memory at all, if there is one.
     pub(crate) fn of_device_memory(&self) -> Option<Cause> {
         let memory = HostMemory::unbacked(1 << 44, PageSize::K4.bytes().try_into().ok()?)?.device_memory();
         (!self.space.describe().capabilities.reaches(&memory))
@@ -129,9 +129,9 @@ struct Known(u64, u64);
 
 /// AMD's hole (linux: drivers/iommu/amd/amd_iommu_types.h, HT_RANGE_START).
 const HYPERTRANSPORT: Known = Known(0xfd_0000_0000, 0xff_ffff_ffff);
-/// Where PCs take interrupts (linux: drivers/iommu/intel/iommu.c, IOAPIC_RANGE_START).
+/// The range where PCs take interrupts (linux: drivers/iommu/intel/iommu.c, IOAPIC_RANGE_START).
 const INTERRUPTS: Known = Known(0xfee0_0000, 0xfeef_ffff);
-/// Where Arm's IOMMUs deliver interrupts (linux: drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, MSI_IOVA_BASE).
+/// The range where Arm's IOMMUs deliver interrupts (linux: drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c, MSI_IOVA_BASE).
 const INTERRUPTS_OF_ARM: Known = Known(0x800_0000, 0x80f_ffff);
 
 impl Known {
@@ -155,7 +155,7 @@ impl Cause {
         }
     }
 
-    /// What IOMMUs commonly have against an address, whichever one it was there.
+    /// The objection that IOMMUs commonly have to an address, for a log that does not tell the IOMMU.
     fn of_address_there(range: IovaRange) -> Option<Self> {
         /// Desktop IOMMUs have 39 bits.
         const COMMON_BITS: u32 = 39;

@@ -20,7 +20,7 @@ pub(crate) struct Course {
     pub(crate) passed_over: usize,
     /// The bytes that were pinned there, each as often as they were, if that is told.
     pub(crate) pinned_there: Option<u64>,
-    /// Whether the host there was a POWER host.
+    /// `true` if the host there was a POWER host.
     pub(crate) was_on_power: bool,
     /// The name of the address space, where the text tells of several.
     pub(crate) space: Option<String>,
@@ -38,7 +38,7 @@ pub(crate) struct Step {
 }
 
 impl Course {
-    /// Whether its windows are POWER's.
+    /// Returns whether its windows are POWER's.
     pub(crate) fn has_tce_windows(&self) -> bool {
         let sections = self.steps.iter().flat_map(|step| step.update.added());
         let mut translated = sections.filter(|section| matches!(section.backing(), Backing::Translated { .. }));

@@ -1,4 +1,4 @@
-//! A replay as a drawing: what the guest's bus looks like, and beside it, at the same height, the host's windows.
+//! A replay as a drawing: the guest's bus and beside it, at the same height, the host's windows.
 //!
 //! Ranges of 1 KiB and of 2^59 bytes share one axis, so it is not linear: it is cut at every border there is, a stretch between two
 //! borders is as high as its size has binary digits, and never lower than a line of text. That keeps the order and makes every label
@@ -16,15 +16,15 @@ use crate::program::text::in_units;
 
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 20.0;
-/// Where labels of borders end.
+/// The right end of the labels of borders.
 const AXIS: f64 = 170.0;
 const GUEST: Column = Column { left: 180.0, width: 380.0 };
 const HOST: Column = Column { left: 680.0, width: 300.0 };
-/// Where fates are written, between the two.
+/// The left end of the fates, between the two columns.
 const FATE: f64 = 572.0;
 /// The height of a line of text.
 const LINE: f64 = 18.0;
-/// What a letter takes at [`FONT_SIZE`] in a font whose letters are all alike.
+/// The width of a letter at [`FONT_SIZE`] in a font whose letters are all alike.
 const LETTER: f64 = 7.0;
 const FONT_SIZE: f64 = 11.5;
 /// From the middle of a letter to where it stands.
@@ -53,7 +53,7 @@ pub(crate) fn of(replay: &Replay) -> Document {
     sheet.document()
 }
 
-/// What was drawn so far, and how far down.
+/// The part drawn so far, and its height.
 struct Sheet {
     group: Group,
     y: f64,
@@ -75,9 +75,15 @@ impl Sheet {
         self.y += LINE;
         let scale = Scale::of(sections, windows, self.y);
         let reach = if windows.is_empty() { GUEST.left } else { HOST.left };
-        scale.borders.iter().for_each(|(border, y)| self.border(*border, *y, reach));
-        sections.iter().for_each(|judged| self.section(judged, &scale));
-        windows.iter().for_each(|window| self.window(window, &scale));
+        for (border, y) in &scale.borders {
+            self.border(*border, *y, reach);
+        }
+        for judged in sections {
+            self.section(judged, &scale);
+        }
+        for window in windows {
+            self.window(window, &scale);
+        }
         self.y = scale.end + 2.0 * LINE;
     }
 
@@ -124,11 +130,11 @@ impl Sheet {
     }
 }
 
-/// Where addresses lie on the sheet.
+/// The heights of addresses on the sheet.
 struct Scale {
     /// Every address where something begins or ends, and its height.
     borders: BTreeMap<u128, f64>,
-    /// Where the last one lies.
+    /// The height of the last one.
     end: f64,
 }
 
@@ -161,7 +167,7 @@ fn end(last: u64) -> u128 {
     u128::from(last) + 1
 }
 
-/// How high the stretch between two neighbouring borders is. Where the guest has nothing, a line will do.
+/// The height of the stretch between two neighbouring borders. A line will do where the guest has nothing.
 fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
     const A_DIGIT: f64 = 1.5;
     const SMALL: u32 = 12;

@@ -1,12 +1,12 @@
-//! How a run ends when it does not end well.
+//! The end of a run that does not end well.
 
 use std::fmt;
 use std::process::ExitCode;
 
-/// Why there is nothing to print.
+/// The reason for which there is nothing to print.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
-    /// What the user gave makes no sense.
+    /// The input makes no sense.
     #[error("{0}")]
     Input(String),
     /// A host, its kernel above all, said no.
@@ -15,7 +15,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Bad input: where, and what is wrong there.
+    /// Bad input, with its place and the reason.
     pub(crate) fn input(file: &str, line: usize, what: &impl fmt::Display) -> Self {
         Self::Input(format!("{file}:{line}: {what}"))
     }

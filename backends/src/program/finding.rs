@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     Call {
         /// The call and its range.
         failed: Failed,
-        /// Whether the memory was another device's.
+        /// `true` if the memory was another device's.
         is_device: bool,
     },
     /// A message without a range.

@@ -10,7 +10,7 @@ pub(crate) fn shared(reason: &str) -> &str {
     reason.split("; 0x").next().unwrap_or(reason)
 }
 
-/// The lines of `told`, each a reason and a line: of many with one reason the first ones, with the number of the others.
+/// The lines of `told`, each a reason and a line: of many with one reason the first ones, with the number of the rest.
 pub(crate) fn told<'a>(told: impl Iterator<Item = (&'a str, String)>) -> Vec<String> {
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     let mut lines: Vec<(String, String)> = Vec::new();

@@ -71,7 +71,7 @@ impl<'a> Guest<'a> {
         Ok(Self { address_space: name, pci, targets, passed_over: text.passed_over, notes })
     }
 
-    /// Whether its windows are POWER's.
+    /// Returns whether its windows are POWER's.
     pub(crate) fn has_tce_windows(&self) -> bool {
         self.pci.iter().any(|(range, _)| is_window_of_bridge(range))
     }
@@ -136,7 +136,7 @@ impl Meaning {
 /// The range where PCs take interrupts.
 const INTERRUPTS_OF_PCS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
 
-/// Whether writes to all of a range are interrupts on every PC.
+/// Returns whether writes to all of a range are interrupts on every PC.
 pub(crate) fn is_where_pcs_take_interrupts(range: IovaRange) -> bool {
     (range.first().get(), range.last().get()) == INTERRUPTS_OF_PCS
 }

@@ -14,7 +14,7 @@ use crate::program::counting::CountingDoor;
 use crate::program::failure::Failure;
 use crate::program::sections::Source;
 
-/// Where to replay.
+/// The place of a replay.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// On a host in software.
@@ -34,7 +34,7 @@ impl Place {
     /// The preset of that name, or the host that the file of that name describes.
     ///
     /// # Errors
-    /// What is wrong with the name or the file.
+    /// The fault of the name or the file.
     pub(crate) fn named(name: &str) -> Result<Self, Failure> {
         let profile = match Profile::preset(name) {
             Some(profile) => profile,
@@ -43,7 +43,7 @@ impl Place {
         Ok(Self::Soft(Box::new(profile)))
     }
 
-    /// What to call it.
+    /// Its name for people.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Soft(profile) => format!("the soft host {}", profile.name),
@@ -51,7 +51,7 @@ impl Place {
         }
     }
 
-    /// Where the guest's memory comes from there.
+    /// The source of the guest's memory there.
     pub(crate) fn source(&self) -> Source {
         match self {
             Self::Soft(_) => Source::MadeUp,
@@ -62,7 +62,7 @@ impl Place {
     /// Opens a space there, exactly as a VMM would.
     ///
     /// # Errors
-    /// What opening says.
+    /// The error of opening.
     pub(crate) fn open(&self, backend: Option<BackendKind>) -> Result<Ready, Failure> {
         match self {
             Self::Soft(profile) => open_soft(profile, backend),
@@ -89,7 +89,7 @@ fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, F
     }
 }
 
-/// Whether the host has the backend, and its firmware does not let go of the device.
+/// Returns whether the host has the backend, and its firmware keeps the device.
 fn is_kept_by_firmware(choice: &Choice) -> bool {
     let mut obstacles = choice.rejected.iter().flat_map(|(_, obstacles)| obstacles);
     obstacles.any(|obstacle| matches!(obstacle, Obstacle::Firmware { .. }))

@@ -11,7 +11,7 @@
 //!
 //! A text is read as people have it, through [`crate::program::surroundings`]: the lines around the views are passed over and counted.
 //! Ranges are strict. A line that is a range, and no good one, is refused with its number: a range that is guessed at would show up much
-//! later, as one that is mapped wrongly. The words for what is behind a range are QEMU's, and they grow: a new one is kept as it is.
+//! later, as one that is mapped wrongly. The words for the content of a range are QEMU's, and they grow: a new one is kept as it is.
 
 mod kind;
 mod line;
@@ -46,7 +46,7 @@ pub(crate) struct FlatView {
     pub(crate) spaces: Vec<AddressSpace>,
     /// The ranges, ascending and disjoint.
     pub(crate) ranges: Vec<Range>,
-    /// Whether QEMU says that it has no ranges.
+    /// `true` if QEMU says that it has no ranges.
     pub(crate) is_empty: bool,
 }
 
@@ -68,11 +68,11 @@ pub(crate) struct Range {
     pub(crate) first: u64,
     /// The last address, which is inside.
     pub(crate) last: u64,
-    /// The kind of what is behind it.
+    /// The kind of its content.
     pub(crate) kind: Kind,
     /// The name of the memory region behind it.
     pub(crate) name: Arc<str>,
-    /// Where in that region the range begins.
+    /// The place in that region at which the range begins.
     pub(crate) offset: u64,
 }
 
@@ -82,9 +82,9 @@ pub(crate) struct Range {
 pub(crate) struct BadLine {
     /// Its number, from 1; one past the last when the text ends too early.
     pub(crate) line: usize,
-    /// What it has to be.
+    /// The expected form.
     pub(crate) expected: String,
-    /// What it is; nothing at the end of the text.
+    /// The line itself; nothing at the end of the text.
     pub(crate) found: Option<String>,
 }
 

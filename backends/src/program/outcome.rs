@@ -1,4 +1,4 @@
-//! What a replay found, in the form `--json` prints it. Field by field, in this order, it is what scripts rely on.
+//! The result of a replay, in the form `--json` prints it. Field by field, in this order, it is what scripts rely on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,30 +18,30 @@ use crate::program::guest::Guest;
 use crate::program::mtree::{Kind, Range, What};
 use crate::program::stage::Spent;
 
-/// What a replay found.
+/// The result of a replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Outcome {
-    /// Whether everything required was provided.
+    /// `true` if everything required was provided.
     pub(crate) ok: bool,
-    /// What was replayed.
+    /// The input.
     pub(crate) input: Input,
-    /// How the host's IOMMU was reached.
+    /// The way to the host's IOMMU.
     pub(crate) backend: &'static str,
     /// The host's windows in force at the end, ascending.
     pub(crate) windows: Vec<HostWindow>,
-    /// What became of every range: those of the PCI address space, then the RAM behind its translated windows.
+    /// The fate of every range of the PCI address space, and of the RAM behind its translated windows.
     pub(crate) sections: Vec<Judged>,
     /// The kernel calls it took.
     pub(crate) calls: Calls,
-    /// What it cost.
+    /// The costs.
     pub(crate) bytes: Bytes,
-    /// What happened step by step, where the input has steps.
+    /// The outcome of each step, where the input has steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) steps: Option<Vec<StepOutcome>>,
     /// The failures of the log, and the host's answers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) findings: Vec<Answer>,
-    /// One cure for each cause of what is refused, or not mapped, here or there.
+    /// One cure for each cause of a range that is refused, or not mapped, here or there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) cures: Vec<Cure>,
     /// Remarks on how the input was read.
@@ -49,7 +49,7 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
 }
 
-/// What was replayed.
+/// The input of a replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Input {
     /// The file.
@@ -62,12 +62,12 @@ pub(crate) struct Input {
     /// The number of lines around flat views that were passed over.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) passed_over: usize,
-    /// What else there is to say of a course of updates.
+    /// More about a course of updates.
     #[serde(flatten)]
     pub(crate) course: Option<Told>,
 }
 
-/// What there is to say of a course of updates, beside its steps.
+/// A course of updates, beside its steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Told {
     /// By which kind of text.
@@ -82,40 +82,40 @@ pub(crate) struct Told {
     pub(crate) pinned_there: Option<u64>,
 }
 
-/// What became of one step.
+/// The outcome of one step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct StepOutcome {
-    /// Whether it is in force.
+    /// `true` if it is in force.
     pub(crate) ok: bool,
-    /// What went.
+    /// The ranges that went.
     pub(crate) removed: Vec<Gone>,
-    /// What came, and what became of it.
+    /// The ranges that came, with their fates.
     pub(crate) added: Vec<Judged>,
     /// The kernel calls it took.
     pub(crate) calls: Calls,
-    /// What it cost.
+    /// The costs.
     pub(crate) bytes: StepBytes,
-    /// What went wrong.
+    /// The errors.
     pub(crate) errors: Vec<String>,
 }
 
 /// A range that went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Gone {
-    /// Whose addresses these are.
+    /// The address space of these addresses.
     pub(crate) space: AddressesOf,
     /// The first address.
     pub(crate) first: Hex,
     /// The last address, which is inside.
     pub(crate) last: Hex,
-    /// What it was called.
+    /// Its name.
     pub(crate) name: String,
-    /// What QEMU calls its kind.
+    /// QEMU's word for its kind.
     #[serde(serialize_with = "as_text")]
     pub(crate) kind: Kind,
 }
 
-/// What one step cost.
+/// The costs of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct StepBytes {
     /// These were handed to calls that pin.
@@ -124,10 +124,10 @@ pub(crate) struct StepBytes {
     pub(crate) disturbed: u64,
 }
 
-/// What became of one range of the file.
+/// The fate of one range of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Judged {
-    /// Whose addresses these are.
+    /// The address space of these addresses.
     pub(crate) space: AddressesOf,
     /// The first address.
     pub(crate) first: Hex,
@@ -135,13 +135,13 @@ pub(crate) struct Judged {
     pub(crate) last: Hex,
     /// The name of the memory region behind it.
     pub(crate) name: String,
-    /// What QEMU calls its kind.
+    /// QEMU's word for its kind.
     #[serde(serialize_with = "as_text")]
     pub(crate) kind: Kind,
-    /// What became of it.
+    /// The fate.
     #[serde(serialize_with = "as_text")]
     pub(crate) fate: Fate,
-    /// Why.
+    /// The reason.
     pub(crate) reason: String,
     /// Bytes at its beginning that devices do not reach.
     pub(crate) lost_head: u64,
@@ -149,7 +149,7 @@ pub(crate) struct Judged {
     pub(crate) lost_tail: u64,
 }
 
-/// What a replay cost.
+/// The costs of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Bytes {
     /// Devices reach these at the end.
@@ -172,21 +172,21 @@ fn as_text<S: Serializer>(word: &impl fmt::Display, serializer: S) -> Result<S::
 }
 
 impl Bytes {
-    /// What can be seen of a space at the end, and what was counted on the way.
+    /// The bytes in force in a space at the end, and the bytes counted on the way.
     pub(crate) fn of(space: &dyn PciAddressSpace, pinned: u64, disturbed: u64) -> Self {
         let mapped = space.mappings(IovaRange::all()).iter().map(|mapping| mapping.memory.len().get()).sum();
         Self { mapped, pinned, tables: tables(space), disturbed }
     }
 }
 
-/// Only windows that are created have tables that are charged to somebody.
+/// The tables of windows that are created: only they are charged.
 fn tables(space: &dyn PciAddressSpace) -> u64 {
     let Some(control) = space.powers().window_control else { return 0 };
     let request = |window: &Window| WindowRequest { range: window.range, page: window.granule() };
     space.windows().windows.iter().map(|window| control.table_bytes(request(window))).sum()
 }
 
-/// What became of every range of `guest`, in the words of `report` or, for what a listener does not ask about, of `reasons`.
+/// The fate of every range of `guest`, in the words of `report` or, where a listener has no question, of `reasons`.
 pub(crate) fn judge(guest: &Guest<'_>, reasons: &BTreeMap<u64, &'static str>, report: &SpaceReport) -> Vec<Judged> {
     let sections: BTreeMap<_, _> =
         report.sections.iter().map(|verdict| (verdict.piece.range().first().get(), verdict)).collect();
@@ -218,18 +218,21 @@ impl Told {
     }
 }
 
+impl Gone {
+    fn of(judged: Judged) -> Self {
+        let Judged { space, first, last, name, kind, .. } = judged;
+        Self { space, first, last, name, kind }
+    }
+}
+
 impl StepOutcome {
     /// Of a step that was to make `update` true.
     pub(crate) fn new(update: &Update, added: Vec<Judged>, spent: Spent, disturbed: u64, errors: Vec<String>) -> Self {
-        let gone = |judged: Judged| {
-            let Judged { space, first, last, name, kind, .. } = judged;
-            Gone { space, first, last, name, kind }
-        };
         let sections = update.removed().iter().map(|section| Judged::of_section(section, Fate::Skipped, ""));
         let targets = update.removed_targets().iter().map(|target| Judged::of_target(target, Fate::Skipped, ""));
         Self {
             ok: errors.is_empty(),
-            removed: sections.chain(targets).map(gone).collect(),
+            removed: sections.chain(targets).map(Gone::of).collect(),
             added,
             calls: spent.calls,
             bytes: StepBytes { pinned: spent.pinned, disturbed },
@@ -238,7 +241,7 @@ impl StepOutcome {
     }
 }
 
-/// What QEMU would call it.
+/// QEMU's word for it.
 fn kind_of(backing: &Backing) -> Kind {
     let what = match backing {
         Backing::Ram { access: Access::READ, .. } => What::Rom,
@@ -257,14 +260,14 @@ impl fmt::Display for Judged {
 }
 
 impl Judged {
-    /// What became of a section, in a few words.
+    /// The fate of a section, in a few words.
     pub(crate) fn of_section(section: &Section, fate: Fate, reason: &str) -> Self {
         let (range, kind) = (section.range(), kind_of(section.backing()));
         let ends = (range.first().get(), range.last().get());
         Self::whole(AddressesOf::Pci, ends, section.name(), kind, fate, reason)
     }
 
-    /// What became of target memory, in a few words.
+    /// The fate of target memory, in a few words.
     pub(crate) fn of_target(target: &TargetMemory, fate: Fate, reason: &str) -> Self {
         let (range, kind) = (target.range(), Kind::volatile(What::Ram));
         let ends = (range.first().get(), range.last().get());
@@ -277,18 +280,18 @@ impl Judged {
         Self { space, first: Hex(first), last: Hex(last), name, kind, fate, reason, lost_head: 0, lost_tail: 0 }
     }
 
-    /// What a listener says became of a section.
+    /// The fate of a section in a listener's report.
     pub(crate) fn of_section_verdict(verdict: &Verdict<Section>) -> Self {
         let judged = Self::of_section(&verdict.piece, verdict.fate, &verdict.reason);
         Self { lost_head: verdict.lost_head, lost_tail: verdict.lost_tail, ..judged }
     }
 
-    /// What a listener says became of target memory.
+    /// The fate of target memory in a listener's report.
     pub(crate) fn of_target_verdict(verdict: &Verdict<TargetMemory>) -> Self {
         Self::of_target(&verdict.piece, verdict.fate, &verdict.reason)
     }
 
-    /// Where it lies.
+    /// Its address space and first address.
     pub(crate) fn place(&self) -> (AddressesOf, u64) {
         (self.space, self.first.0)
     }

@@ -3,7 +3,7 @@
 //! QEMU's text says which memory region a range shows, and from where in it, but not where QEMU had put the region. So each region, by
 //! its name, gets a place of its own. Pieces of one region then continue each other exactly as they did in QEMU, and different regions
 //! never do. On a soft host the places are only addresses, so that a guest of 6 TiB replays on a laptop; a real host is given real
-//! memory, zeroed, of which the kernel hands out what is pinned.
+//! memory, zeroed, of which the kernel hands out the pages that are pinned.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -39,7 +39,7 @@ pub(crate) enum Source {
 /// The reason for which there is no host memory for a guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoMemory {
-    /// One range, by itself or together with the others, is larger than an address space.
+    /// One range, by itself or with the rest, is larger than an address space.
     #[error("expected memory that fits into the addresses of one process")]
     TooLarge {
         /// The range's line.
@@ -182,7 +182,7 @@ const FIRST_PLACE: u64 = 1 << 44;
 /// A place of its own. Places lie in a GiB as their bus addresses do, so that every page size the bus address allows is allowed by the
 /// host's too: an address that was made up here is no reason against anything. But QEMU's memory begins with a page of the host's, of
 /// 64 KiB at most, and where that does not fit the bus address QEMU itself does not map it. 1 GiB or more lies between places, so that
-/// what is behind different regions is never taken for one piece.
+/// different regions are never taken for one piece.
 fn made_up(place: &mut u64, bus: u64, bytes: NonZeroU64) -> Option<HostMemory> {
     let within = PageSize::K64.round_down(bus % PageSize::G1.bytes());
     let memory = HostMemory::unbacked(place.checked_add(within)?, bytes)?;
@@ -220,7 +220,7 @@ mod tests {
     use crate::program::guest::tests::views;
     use crate::program::mtree::tests::{PSERIES, Q35_WITH_BAR, view_of};
 
-    /// What a listener believes once it was told.
+    /// A listener that was told of a guest.
     fn told(text: &str, source: Source) -> Listener {
         let views = views(text);
         let guest = Guest::of(&views, None, None).expect("a guest of the test");

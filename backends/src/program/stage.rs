@@ -25,14 +25,14 @@ pub(crate) struct Setting {
     pub(crate) place: Place,
     /// The backend; `None` for the best the host has.
     pub(crate) backend: Option<BackendKind>,
-    /// Whether mappings are cut where the front end expects changes.
+    /// `true` if mappings are cut where the front end expects changes.
     pub(crate) hints: bool,
     /// The file in which to record what the listener is told.
     pub(crate) record: Option<PathBuf>,
 }
 
 impl Setting {
-    /// The same host and backend, for a question beside the replay.
+    /// This setting without the recording, for a question beside the replay.
     pub(crate) fn without_recording(&self) -> Self {
         Self { record: None, ..self.clone() }
     }

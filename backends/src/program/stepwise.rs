@@ -1,7 +1,7 @@
 //! Replaying step by step: a course of updates, each a commit of its own.
 //!
-//! A step that is refused leaves everything as it was, and the replay goes on: later steps then remove what they find of what they would
-//! remove, and what is in the way of what they add. A step that failed where the course was recorded is tried all the same; if it is
+//! A step that is refused leaves everything as it was, and the replay goes on: later steps then remove the pieces they find of those they
+//! would remove, and the pieces in the way of those they add. A step that failed where the course was recorded is tried all the same; if it is
 //! provided here, it is taken back, since everything afterwards was said as if it had never been.
 
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ struct Run {
     locked: u64,
     locked_at_most: u64,
     causes: Causes,
-    /// Whether a step was refused here, and not there.
+    /// `true` once a step was refused here, and not there.
     has_strayed: bool,
     disturbed: u64,
     warnings: Vec<String>,
@@ -243,7 +243,7 @@ mod tests {
         Setting { place: Place::named(host).expect("a preset"), backend, hints: true, record: None }
     }
 
-    /// What is said to be mapped at the end is mapped, and steps add up.
+    /// The ranges that are said to be mapped at the end are mapped, and steps add up.
     fn check(course: &Course, setting: &Setting) -> Result<(), TestCaseError> {
         let outcome = replay("course", course, &[], setting).expect("a soft host").outcome;
         let mapped = outcome.sections.iter().filter(|judged| judged.fate == Fate::Mapped);

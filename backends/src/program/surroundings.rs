@@ -3,7 +3,7 @@
 //! A flat view, a trace or an error line seldom comes alone. It stands in a monitor session with prompts and echoes, in a QMP reply, in a
 //! log with time stamps, in JSON or logfmt, in a mail with quotes and folded lines, between the fences of a forum, in a terminal's
 //! recording with colours and telnet's own bytes, in UTF-16. All formats of this program are read through [`Lines`], which takes
-//! the wrapping off and keeps the number of the line of the file. A reader takes the lines it knows; [`PassedOver`] counts the others.
+//! the wrapping off and keeps the number of the line of the file. A reader takes the lines it knows; [`PassedOver`] counts the rest.
 //!
 //! - [`decoding`] makes text of bytes: UTF-16, telnet's commands, quoted-printable.
 //! - [`cleaning`] makes plain lines of a terminal's: escape sequences, control characters, mail quotes.
@@ -46,7 +46,7 @@ pub(crate) struct Line<'a> {
     pub(crate) text: Cow<'a, str>,
     /// The columns it took, indentation included.
     pub(crate) width: usize,
-    /// Whether the file had control characters here, line ends apart.
+    /// `true` if the file had control characters here, line ends apart.
     pub(crate) had_controls: bool,
 }
 

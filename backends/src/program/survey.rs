@@ -9,7 +9,7 @@ use crate::program::mtree::What;
 use crate::program::outcome::{Judged, Outcome};
 use crate::program::text::in_units;
 
-/// What stands above all tables.
+/// The heading above all tables.
 pub(crate) const HEADING: &str = "\
 # What becomes of a guest on each host
 
@@ -58,7 +58,7 @@ fn row(host: &str, outcome: &Outcome) -> String {
     format!("| {host} | {backend} | {} |\n", cells.join(" | "))
 }
 
-/// What is not there, or not all of it: ranges of one fate for one reason together. What the VMM emulates is not worth a word.
+/// The ranges that are missing in whole or in part, those of one fate for one reason together. Ranges that the VMM emulates are left out.
 fn why(sections: &[Judged]) -> String {
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     for judged in sections.iter().filter(|judged| !is_all_there(judged)) {

@@ -157,7 +157,7 @@ struct TableRow<'a, const N: usize> {
 }
 
 impl<const N: usize> TableRow<'_, N> {
-    /// Whether another row has the same reason and the same in these columns.
+    /// Returns whether another row has the same reason and the same in these columns.
     fn is_like(&self, other: &Self, columns: &[usize]) -> bool {
         let same = columns.iter().all(|column| self.cells.get(*column) == other.cells.get(*column));
         same && folding::shared(self.reason) == folding::shared(other.reason)
@@ -177,7 +177,8 @@ fn folded_table<const N: usize, const M: usize>(
         Row::Alike(n) => std::array::from_fn(|column| if column == 1 { format!("… {n} more") } else { String::new() }),
     });
     let mut lines = table(heading.unwrap_or([""; N]), cells).map(|line| format!("{indent}{line}"));
-    let first = lines.next().filter(|_| heading.is_some()).map(|line| with_reason(&line, "why"));
+    let first = lines.next();
+    let first = if heading.is_some() { first.map(|line| with_reason(&line, "why")) } else { None };
     let reasons = rows.iter().map(|row| match row {
         Row::One(row) => row.reason,
         Row::Alike(_) => "",
@@ -223,7 +224,7 @@ fn with_reason(line: &str, reason: &str) -> String {
     format!("{}\n{}", line.trim_end(), below.collect::<String>())
 }
 
-/// What stands before a reason that is a line of its own.
+/// The indentation of a reason that is a line of its own.
 const BELOW: &str = "      ";
 
 /// The words of `text` in lines of at most `width` letters, where words allow.
@@ -270,12 +271,12 @@ fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String;
     table.lines().map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
 
-/// In the largest unit that makes it a number people can read, and exactly.
+/// The number in the largest unit that people can read, and exactly.
 pub(crate) fn bytes(n: u128) -> String {
     if n < 1 << 10 { n.to_string() } else { format!("{} ({n})", in_units(n)) }
 }
 
-/// In the largest unit of which there is one, to a tenth.
+/// The number in the largest unit of which there is one, to a tenth.
 pub(crate) fn in_units(n: u128) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let size = |power: usize| 1_u128 << (10 * power);

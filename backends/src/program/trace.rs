@@ -89,7 +89,7 @@ struct Tracer {
     /// The pages of the windows that QEMU made, by first address.
     pages: BTreeMap<Iova, PageSize>,
     findings: Findings,
-    /// Whether the next call that fails was one for a BAR.
+    /// `true` if the next call that fails is for a BAR.
     is_of_a_bar: bool,
     passed_over: PassedOver,
     has_events: bool,
@@ -161,7 +161,7 @@ impl Tracer {
         self.space(place)?.add(line, section)
     }
 
-    /// What lies in a range goes, from the first space that has something there.
+    /// Removes the sections in a range from the first space that has one there.
     fn remove(&mut self, line: usize, at: IovaRange) -> Result<bool, String> {
         self.bars.forget(at);
         for (place, space) in self.spaces.iter_mut().enumerate() {
@@ -199,7 +199,7 @@ impl Tracer {
         }
     }
 
-    /// A call of iommufd's. The event of the listener's that it follows has removed what was there.
+    /// A call of iommufd's. The event of the listener's before it has removed the section already.
     fn unmap(&mut self, line: usize, ioas: Ioas, at: IovaRange, errno: u32) -> Result<(), String> {
         /// Nothing was mapped there.
         const ENOENT: u32 = 2;
@@ -247,7 +247,9 @@ impl Tracer {
         }
         let is_device = retracted.as_ref().and_then(Section::memory).is_some_and(HostMemory::is_device_memory);
         let is_device = is_device || std::mem::take(&mut self.is_of_a_bar);
-        failed.name = failed.name.or(retracted.filter(|_| is_device).map(|section| section.name().to_owned()));
+        if failed.name.is_none() && is_device {
+            failed.name = retracted.map(|section| section.name().to_owned());
+        }
         self.findings.add(line, failed, is_device);
     }
 

@@ -14,7 +14,7 @@ pub(crate) struct EmulatedIommu {
     regions: &'static [Pattern],
     /// The names of the address spaces behind it, or of their roots.
     spaces: &'static [Pattern],
-    /// Whether it is POWER's: its regions are TCE windows, and its address spaces those of a PCI host bridge.
+    /// `true` for POWER's: its regions are TCE windows, and its address spaces belong to a PCI host bridge.
     pub(crate) is_of_power: bool,
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn tce_table(name: &str) -> Option<u32> {
     u32::from_str_radix(name.strip_prefix(TCE_TABLE)?, 16).ok()
 }
 
-/// Whether a TCE window is a PCI host bridge's, not a VIO adapter's: the numbers of the bridges' tables have the top bit set (qemu:
+/// Returns whether a TCE window is a PCI host bridge's, not a VIO adapter's: the numbers of the bridges' tables have the top bit set (qemu:
 /// include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN; hw/ppc/spapr_vio.c, SPAPR_VIO_BASE_LIOBN).
 pub(crate) fn is_window_of_pci(name: &str) -> bool {
     const PCI: u32 = 1 << 31;
@@ -147,7 +147,7 @@ pub(crate) fn is_window_of_pci(name: &str) -> bool {
     }
 }
 
-/// Whether writes to a region of that name are interrupts (qemu: hw/ppc/spapr_pci.c, hw/pci-host/pnv_phb3.c, hw/pci-host/pnv_phb4.c,
+/// Returns whether writes to a region of that name are interrupts (qemu: hw/ppc/spapr_pci.c, hw/pci-host/pnv_phb3.c, hw/pci-host/pnv_phb4.c,
 /// hw/intc/apic.c, hw/i386/kvm/apic.c, hw/i386/intel_iommu.c, hw/i386/amd_iommu.c).
 pub(crate) fn is_msi(name: &str) -> bool {
     const NAMES: [&str; 8] =

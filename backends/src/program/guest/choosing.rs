@@ -8,7 +8,7 @@ use crate::program::mtree::{AddressSpace, FlatView, Range};
 use crate::program::printable;
 use crate::program::translating::{EmulatedIommu, is_window_of_pci};
 
-/// QEMU's name for what processors see (qemu: system/physmem.c, memory_map_init), and that of its root.
+/// QEMU's name for the processors' address space (qemu: system/physmem.c, memory_map_init), and that of its root.
 pub(super) const SYSTEM_MEMORY: &str = "memory";
 const ROOT_OF_MEMORY: &str = "system";
 
@@ -55,7 +55,7 @@ impl NoGuest {
     }
 }
 
-/// Chooses among `views`. `name`, if given, is what was asked for.
+/// Chooses among `views`. `name`, if given, was asked for.
 ///
 /// # Errors
 /// When there is no such address space, or more than one.
@@ -96,7 +96,7 @@ fn bridge_of(view: &FlatView) -> Option<&str> {
     view.spaces.iter().find(is_bridge).or(view.spaces.first()).map(|space| space.name.as_str())
 }
 
-/// Whether a range is a window of a PCI host bridge on POWER.
+/// Returns whether a range is a window of a PCI host bridge on POWER.
 pub(super) fn is_window_of_bridge(range: &Range) -> bool {
     !range.kind.is_memory() && is_window_of_pci(&range.name)
 }
@@ -162,7 +162,7 @@ fn only<'a>(
     }
 }
 
-/// Whether two views say the same, wherever in the text they stand.
+/// Returns whether two views say the same, wherever in the text they stand.
 fn says_the_same(view: &FlatView, other: &FlatView) -> bool {
     let place = |range: &Range| (range.first, range.last, range.offset);
     let alike = |(a, b): (&Range, &Range)| place(a) == place(b) && a.kind == b.kind && a.name == b.name;

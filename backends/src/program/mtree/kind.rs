@@ -1,12 +1,13 @@
-//! QEMU's words for what is behind a range (qemu: system/memory.c, memory_region_type, and the prefix for what outlives the power).
+//! QEMU's words for the content of a range (qemu: system/memory.c, memory_region_type, and the prefix for memory that outlives the
+//! guest's power).
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The word for what is behind a range.
+/// The word for the content of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
-    /// Whether it outlives the guest's power (`nv-`).
+    /// `true` if it outlives the guest's power (`nv-`).
     pub(crate) nonvolatile: bool,
     /// The rest of the word.
     pub(crate) what: What,
@@ -59,12 +60,12 @@ impl Kind {
         Self { nonvolatile: false, what }
     }
 
-    /// Whether devices can be given memory behind it.
+    /// Returns whether memory is behind it.
     pub(crate) fn is_memory(&self) -> bool {
         matches!(self.what, What::Ram | What::Rom | What::RamDevice | What::RomDevice)
     }
 
-    /// The kind that a word stands for. `None` for what is no word.
+    /// The kind that a word stands for. `None` for a text that is no word.
     pub(super) fn of(word: &str) -> Option<Self> {
         const LONGEST: usize = 32;
         let is_word = (1..=LONGEST).contains(&word.len()) && !word.contains(|letter: char| " (),:".contains(letter));

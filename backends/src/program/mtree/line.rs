@@ -12,7 +12,7 @@ pub(super) enum Part<'a> {
     Space(AddressSpace),
     /// ` Root memory region: <region>`.
     Root(&'a str),
-    /// A range, or what is wrong with it.
+    /// A range, or the expected form.
     Range(Result<RangeText<'a>, &'static str>),
     /// `No rendered FlatView`.
     Empty,
@@ -28,7 +28,7 @@ const HEADING: &str = "FlatView #";
 /// QEMU 2.9 (qemu: memory.c, mtree_info).
 const OLD_HEADING: &str = "address-space (flat view): ";
 
-/// Whether flat views begin with a line.
+/// Returns whether flat views begin with a line.
 pub(crate) fn is_heading(line: &str) -> bool {
     matches!(Part::of(line), Part::Heading(_) | Part::Root(_))
 }

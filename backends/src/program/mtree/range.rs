@@ -40,7 +40,7 @@ impl<'a> RangeText<'a> {
     }
 }
 
-/// Whether a line is the beginning of a range, and nothing after it. QEMU writes sixteen digits.
+/// Returns whether a line is the beginning of a range, and nothing after it. QEMU writes sixteen digits.
 fn breaks_off(line: &str) -> bool {
     const DIGITS: usize = 16;
     let first = line.split(|letter: char| !letter.is_ascii_hexdigit()).next().unwrap_or_default();

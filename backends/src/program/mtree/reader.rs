@@ -38,11 +38,11 @@ struct Reader {
     passed_over: PassedOver,
     /// The first line that was passed over, which is where a text that has no view is wrong.
     first_passed: Option<BadLine>,
-    /// Whether the text has a tree.
+    /// `true` once the text had a tree.
     has_tree: bool,
 }
 
-/// Where in the text the reader is.
+/// The reader's place in the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Place {
     /// Before, between and after views.
@@ -91,7 +91,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether a range belongs to a view. A good one may stand alone, without a heading.
+    /// Returns whether a range belongs to a view. A good one may stand alone, without a heading.
     fn takes_ranges(&self, is_good: bool) -> bool {
         match self.place {
             Place::Spaces | Place::Ranges => true,
@@ -144,8 +144,8 @@ impl Reader {
         let before = self.view.as_ref().and_then(|view| view.ranges.last());
         check(&text, before).map_err(|expected| bad(&line, expected))?;
         const MOST_MARKS: usize = 16;
-        if let Some(mark) = text.mark.filter(|_| self.marks.len() < MOST_MARKS) {
-            self.marks.insert(mark.to_owned());
+        if self.marks.len() < MOST_MARKS {
+            self.marks.extend(text.mark.map(str::to_owned));
         }
         let RangeText { first, last, kind, offset, .. } = text;
         let range = Range { line: line.number, first, last, kind, name: self.names.of(text.name), offset };
@@ -270,7 +270,7 @@ fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
     }
 }
 
-/// Whether a line was folded off a range, which is a good one already or is not.
+/// Returns whether a line was folded off a range, which is a good one already or is not.
 fn continues(next: &str, is_whole: bool, width: usize) -> bool {
     let first_word = next.split(' ').next().unwrap_or_default();
     if first_word.is_empty() || Part::of(next) != Part::Other {

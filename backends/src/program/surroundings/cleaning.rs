@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::Chars;
 
-/// Whether a line has control characters, tabs apart.
+/// Returns whether a line has control characters, tabs apart.
 pub(super) fn has_controls(line: &str) -> bool {
     line.bytes().any(|byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f)
 }

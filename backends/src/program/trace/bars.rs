@@ -1,5 +1,5 @@
 //! BARs in a trace. QEMU's listener calls a BAR RAM, as it does with all memory; the areas of BARs that QEMU mapped or exported before help
-//! to tell one from the other.
+//! to tell BARs from RAM.
 //!
 //! An area says its place in its BAR and no address. Firmware puts a BAR at a multiple of its size, so memory may be an area's when it
 //! begins or ends where the area would in a BAR so placed. That alone is no proof: other memory may have the same size. It is one when the
@@ -123,7 +123,7 @@ impl Bars {
 }
 
 impl Area {
-    /// Whether it is the area of that name: a region's name stands before that of its mapping.
+    /// Returns whether it is the area of that name: a region's name stands before that of its mapping.
     fn is(&self, name: &str, first: u64, last: u64) -> bool {
         (self.first, self.last) == (first, last) && self.name.starts_with(name)
     }

@@ -12,7 +12,7 @@ pub(super) struct Event {
     /// The forms of what follows the name.
     forms: &'static [Form],
     read: fn(&Fields<'_>) -> Result<Said, String>,
-    /// Whether a replay goes wrong without the content: then a line in no known form is refused, and otherwise passed over.
+    /// `true` if a replay goes wrong without the content: then a line in no known form is refused, and otherwise passed over.
     pub(super) is_needed: bool,
 }
 
@@ -40,7 +40,7 @@ impl Event {
     /// The content of a line, of which `rest` follows the name.
     ///
     /// # Errors
-    /// What was expected.
+    /// The expected form, in words.
     pub(super) fn read(&self, rest: &str) -> Result<Said, String> {
         let fields = self.forms.iter().find_map(|form| Fields::of(form.text, rest));
         let pairs = || self.forms.iter().find_map(|form| Fields::of_pairs(form.text, rest));

@@ -13,15 +13,15 @@ pub(super) enum Read {
     Unknown,
 }
 
-/// Whether a line is an event or an error that is known here.
+/// Returns whether a line is an event or an error that is known here.
 pub(crate) fn is_known(line: &str) -> bool {
     event_in(line).is_some() || messages::read(line).is_some() || messages::may_go_on(line)
 }
 
-/// Reads a line, and those that a mail program folded off it.
+/// Reads a line, and the lines that a mail program folded off it.
 ///
 /// # Errors
-/// What was expected, when it is an event whose content is needed, in no known form.
+/// The expected form, in words, when it is an event whose content is needed, in no known form.
 pub(super) fn read(line: &Line<'_>, lines: &mut Lines<'_>) -> Result<Read, String> {
     /// A line is folded into three at most.
     const MOST_LINES: usize = 3;
@@ -66,8 +66,8 @@ fn event_in(line: &str) -> Option<(&'static Event, &str)> {
             let (before, text) = line.split_at_checked(at)?;
             let (name, rest) = text.split_at_checked(text.bytes().take(LONGEST).position(|byte| byte == b' ')?)?;
             let starts_word = before.is_empty() || before.ends_with([' ', ':', '"', '|', '\'']);
-            let event = Event::called(name).filter(|_| starts_word)?;
-            Some((event, rest.trim()))
+            let event = Event::called(name)?;
+            if starts_word { Some((event, rest.trim())) } else { None }
         })
     })
 }

@@ -25,7 +25,7 @@ pub(super) fn read(line: &str) -> Option<Said> {
     failed(line).or_else(|| message(line))
 }
 
-/// Whether an error line may go on in the next one.
+/// Returns whether an error line may go on in the next one.
 pub(super) fn may_go_on(line: &str) -> bool {
     CALLS.iter().any(|(name, ..)| line.contains(name)) && failed(line).is_none()
 }

@@ -19,7 +19,7 @@ impl<A: Address, T> Placed<A, T> {
     /// Puts a piece where nothing is.
     ///
     /// # Errors
-    /// What was expected, when something is there.
+    /// The expected form, in words, when something is there.
     pub(crate) fn put(&mut self, range: AddressRange<A>, piece: T, line: usize) -> Result<(), String> {
         let below = self.pieces.range(..=range.last()).next_back().map(|(_, piece)| piece);
         if let Some((other, _, line)) = below.filter(|(other, ..)| other.overlaps(range)) {
@@ -39,7 +39,7 @@ impl<A: Address, T> Placed<A, T> {
     /// Takes out what lies in `range`.
     ///
     /// # Errors
-    /// What was expected, when something would be cut: QEMU takes away what it gave.
+    /// The expected form, in words, when something would be cut: QEMU takes away what it gave.
     pub(crate) fn take(&mut self, range: AddressRange<A>) -> Result<Vec<T>, String> {
         let below = self.pieces.range(..range.first()).next_back().map(|(_, piece)| piece);
         let inside = self.pieces.range(range.first()..=range.last()).map(|(_, piece)| piece);

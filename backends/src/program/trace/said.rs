@@ -80,7 +80,7 @@ pub(crate) enum Message {
 /// The range from `first` to `last`.
 ///
 /// # Errors
-/// What was expected.
+/// The expected form, in words.
 pub(super) fn range(first: u64, last: u64) -> Result<IovaRange, String> {
     IovaRange::new(Iova::new(first), Iova::new(last))
         .map_err(|_| "a last address that does not lie before the first".to_owned())
@@ -89,7 +89,7 @@ pub(super) fn range(first: u64, last: u64) -> Result<IovaRange, String> {
 /// The range of a size from `first` on.
 ///
 /// # Errors
-/// What was expected.
+/// The expected form, in words.
 pub(super) fn span(fields: &Fields<'_>, first: &str, size: &str) -> Result<IovaRange, String> {
     IovaRange::with_len(Iova::new(fields.number(first)?), fields.number(size)?)
         .map_err(|error| format!("a range, but {error}"))
@@ -98,7 +98,7 @@ pub(super) fn span(fields: &Fields<'_>, first: &str, size: &str) -> Result<IovaR
 /// The memory behind all of a range.
 ///
 /// # Errors
-/// What was expected.
+/// The expected form, in words.
 pub(super) fn memory_behind(at: IovaRange, address: u64) -> Result<HostMemory, String> {
     let len = at.len().ok_or_else(|| "less than 2^64 bytes of memory".to_owned())?;
     memory_at(address, len.get())
@@ -107,7 +107,7 @@ pub(super) fn memory_behind(at: IovaRange, address: u64) -> Result<HostMemory, S
 /// Memory at a host address.
 ///
 /// # Errors
-/// What was expected.
+/// The expected form, in words.
 pub(super) fn memory_at(address: u64, size: u64) -> Result<HostMemory, String> {
     let memory = size.try_into().ok().and_then(|size| HostMemory::unbacked(address, size));
     memory.ok_or_else(|| "memory that is not empty and ends before 2^64".to_owned())

@@ -64,7 +64,7 @@ fn pinned_by(section: &Section) -> u64 {
 }
 
 impl Space {
-    /// Whether exactly this section is in force.
+    /// Returns whether exactly this section is in force.
     pub(super) fn has(&self, section: &Section) -> bool {
         self.sections.at(section.range()).is_some_and(|there| {
             there.range() == section.range()
@@ -80,7 +80,7 @@ impl Space {
     /// A section comes.
     ///
     /// # Errors
-    /// What was expected, when another lies there.
+    /// The expected form, in words, when another lies there.
     pub(super) fn add(&mut self, line: usize, section: Section) -> Result<(), String> {
         self.sections.put(section.range(), section.clone(), line)?;
         self.mapped = self.mapped.saturating_add(pinned_by(&section));
@@ -88,10 +88,10 @@ impl Space {
         Ok(())
     }
 
-    /// What lies in a range goes. Returns false when nothing does.
+    /// Removes the sections in a range. Returns false when there are none.
     ///
     /// # Errors
-    /// What was expected, when something would be cut.
+    /// The expected form, in words, when something would be cut.
     pub(super) fn remove(&mut self, line: usize, range: IovaRange) -> Result<bool, String> {
         let gone = self.sections.take(range)?;
         let is_any = !gone.is_empty();
@@ -117,7 +117,7 @@ impl Space {
         Some(section)
     }
 
-    /// The section that came last in `at` is a device's memory: whole pages of it, or what was left of them.
+    /// The section that came last in `at` is a device's memory: whole pages of it, or the part of them that was left.
     pub(super) fn make_device(&mut self, at: IovaRange, name: &str) {
         let added = self.open.iter_mut().flat_map(|open| open.added.iter_mut().rev().take(LOOK_BACK));
         let Some(section) = added.into_iter().find(|section| at.covers(section.range())) else { return };
@@ -132,7 +132,7 @@ impl Space {
     /// Target memory comes.
     ///
     /// # Errors
-    /// What was expected, when other lies there.
+    /// The expected form, in words, when other lies there.
     pub(super) fn add_target(&mut self, line: usize, target: TargetMemory) -> Result<(), String> {
         let registered = self.registered.get_or_insert(0);
         *registered = registered.saturating_add(target.memory().len().get());
@@ -144,7 +144,7 @@ impl Space {
     /// Target memory goes. Returns false when none does.
     ///
     /// # Errors
-    /// What was expected, when some would be cut.
+    /// The expected form, in words, when some would be cut.
     pub(super) fn remove_target(&mut self, line: usize, range: SystemRange) -> Result<bool, String> {
         let gone = self.targets.take(range)?;
         let is_any = !gone.is_empty();
