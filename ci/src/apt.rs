@@ -1,6 +1,6 @@
-//! Debian's packages: those the emulated hosts are unpacked from, and those installed here to run them.
+//! Debian's packages: fetched and unpacked for the emulated hosts, or installed on this machine to run the hosts.
 //!
-//! All of it goes through `ci/apt`, which gives apt sources and lists of its own.
+//! Every call of apt goes through `ci/apt`, which has package sources and lists of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,24 +11,26 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::host::Architecture;
 use crate::progress;
 
-/// A package file, fetched.
+/// A package file that was fetched.
 #[derive(Debug)]
 pub(crate) struct Package {
     pub(crate) file: PathBuf,
     pub(crate) version: String,
 }
 
-/// Installs those of `packages` that are missing. Wants root.
+/// Installs the missing ones of `packages`. The caller must be root if there is one.
 pub(crate) fn install_missing(packages: &[&str]) -> Result<()> {
-    let missing = packages.iter().copied().filter(|package| installed(package).is_none());
-    let missing: Vec<&str> = missing.collect();
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| installed(package).is_none()).collect();
     if missing.is_empty() { Ok(()) } else { install(&missing) }
 }
 
-/// Installs `packages`, in the newest version there is. Wants root.
+/// Installs the newest version of `packages`. The caller must be root.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
-    ensure!(rustix::process::geteuid().is_root(), "missing; as root: ci/apt apt-get install {names}");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "packages are missing; install them as root with: ci/apt apt-get install {names}"
+    );
     progress!("installing {names}");
     let mut install = apt("apt-get");
     install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
@@ -54,12 +56,12 @@ pub(crate) fn behind(metapackage: &str, architecture: Architecture) -> Result<St
     first_dependency(&answer).with_context(|| format!("Debian has no {package}"))
 }
 
-/// The first of the packages that carry a version behind this name, from this version on: `linux-source`, `7.2` →
-/// `linux-source-7.2`, or `linux-source-7.4` when Debian has none in between.
+/// The package `<name>-<version>` with the lowest version that is at least `version`: `linux-source`, `7.2` →
+/// `linux-source-7.2`, or `linux-source-7.4` if Debian has no version between the two.
 pub(crate) fn first_since(name: &str, version: &str) -> Result<String> {
     let pattern = format!("^{name}-[0-9.]*$");
     let answer = answer_of(apt("apt-cache").args(["search", "--names-only", &pattern]))?;
-    oldest_since(&answer, name, version).with_context(|| format!("Debian has no {name} since {version}"))
+    oldest_since(&answer, name, version).with_context(|| format!("Debian has no {name} of version {version} or later"))
 }
 
 fn apt(program: &str) -> Command {
@@ -94,13 +96,13 @@ pub(crate) fn installed(package: &str) -> Option<String> {
     answer.strip_prefix("installed ").map(str::to_owned)
 }
 
-/// Is a package's version this one or a later one?
+/// Returns `true` if `version` is `oldest` or later, as dpkg compares versions.
 pub(crate) fn at_least(version: &str, oldest: &str) -> bool {
     let mut compare = Command::new("dpkg");
     answer_of(compare.args(["--compare-versions", version, "ge", oldest])).is_ok()
 }
 
-/// The standard output of a program, or an error with the reason for which there is none.
+/// Runs a program and returns its standard output. If the program fails, the error contains its message.
 pub(crate) fn answer_of(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
@@ -111,13 +113,11 @@ pub(crate) fn answer_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The line of a program's complaints that says most: its first error, else its last words.
+/// The most useful line of a program's standard error: the first error, or else the last line that is not empty.
 fn gist(complaints: &str) -> &str {
     let error = complaints.lines().find(|line| line.starts_with("E: ") || line.contains("rror: "));
-    error
-        .or_else(|| complaints.lines().rfind(|line: &&str| !line.trim().is_empty()))
-        .unwrap_or("it did not say why")
-        .trim()
+    let last = complaints.lines().rfind(|line| !line.trim().is_empty());
+    error.or(last).unwrap_or("it printed no reason").trim()
 }
 
 fn first_dependency(apt_cache_depends: &str) -> Option<String> {
@@ -126,17 +126,20 @@ fn first_dependency(apt_cache_depends: &str) -> Option<String> {
     Some(name.split(':').next().unwrap_or(name).to_owned())
 }
 
-/// Versions compare number by number.
+/// The package `<name>-<version>` with the lowest version from `since` on, in the output of `apt-cache search`.
 fn oldest_since(apt_cache_search: &str, name: &str, since: &str) -> Option<String> {
-    let numbers =
-        |version: &str| version.split('.').map(|number| number.parse::<u32>().ok()).collect::<Option<Vec<_>>>();
-    let since = numbers(since)?;
+    let wanted = numbers(since)?;
     let packages =
         apt_cache_search.lines().filter_map(|line| line.split_once(" - ")).map(|(package, _)| package.trim());
     let versions =
         packages.filter_map(|package| Some((numbers(package.strip_prefix(name)?.strip_prefix('-')?)?, package)));
-    let oldest = versions.filter(|(version, _)| *version >= since).min()?;
-    Some(oldest.1.to_owned())
+    let (_, oldest) = versions.filter(|(version, _)| *version >= wanted).min()?;
+    Some(oldest.to_owned())
+}
+
+/// The numbers of a version, which compare one by one: 10.2 is later than 7.3.
+fn numbers(version: &str) -> Option<Vec<u32>> {
+    version.split('.').map(|number| number.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -147,24 +150,28 @@ mod tests {
     fn versions_of_packages_are_compared_number_by_number() {
         let answer = "linux-source-6.12 - Linux kernel source\nlinux-source-10.2 - Linux kernel source\n\
                       linux-source-7.3 - Linux kernel source\nlinux-source-7.x - no version\n";
-        let since = |version| oldest_since(answer, "linux-source", version);
-        assert_eq!(since("7.2").as_deref(), Some("linux-source-7.3"));
-        assert_eq!(since("6.2").as_deref(), Some("linux-source-6.12"));
-        assert_eq!(since("7.10").as_deref(), Some("linux-source-10.2"));
-        assert_eq!(since("11"), None);
+        let table = [
+            ("7.2", Some("linux-source-7.3")),
+            ("6.2", Some("linux-source-6.12")),
+            ("7.10", Some("linux-source-10.2")),
+            ("11", None),
+        ];
+        for (since, expected) in table {
+            assert_eq!(oldest_since(answer, "linux-source", since).as_deref(), expected, "since {since}");
+        }
     }
 
     #[test]
-    fn a_metapackage_leads_to_a_package_without_its_architecture() {
+    fn the_package_behind_a_metapackage_is_named_without_its_architecture() {
         let answer = "linux-image-powerpc64le:ppc64el\n  Depends: linux-image-6.12.95-powerpc64le:ppc64el\n";
         assert_eq!(first_dependency(answer).as_deref(), Some("linux-image-6.12.95-powerpc64le"));
         assert_eq!(first_dependency("linux-image-vax\n"), None);
     }
 
     #[test]
-    fn the_gist_of_complaints_is_the_error_rather_than_the_last_line() {
+    fn the_gist_is_the_first_error_or_else_the_last_line() {
         assert_eq!(gist("W: slow\nE: no such package\nW: bye\n"), "E: no such package");
         assert_eq!(gist("tar: x\ntar: giving up\n\n"), "tar: giving up");
-        assert_eq!(gist(""), "it did not say why");
+        assert_eq!(gist(""), "it printed no reason");
     }
 }

@@ -1,8 +1,8 @@
 //! Files that were fetched or built once, kept under the user's cache directory and checked before use.
 //!
-//! An *item* is a folder `<name>/<version>` of files beside a `SHA256SUMS` that `sha256sum --check`
-//! understands. Invariant: an item's folder appears whole, by a rename, or not at all; so a run that
-//! is killed half-way leaves nothing that could be mistaken for an item.
+//! An *item* is a folder `<name>/<version>` of files and a `SHA256SUMS` that `sha256sum --check` can read.
+//! Invariant: an item's folder appears complete, by a rename, or not at all. A run that is killed half-way leaves
+//! nothing that a later run could mistake for an item.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::progress;
 
 const SUMS: &str = "SHA256SUMS";
 
-/// Starts the name of an item's folder that is still being filled.
+/// The start of the name of an item's folder while the folder is being filled.
 const PARTIAL: &str = ".partial-";
 
 /// The cache directory of this project.
@@ -32,7 +32,7 @@ impl Cache {
         let base = match (env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
             (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
             (_, Some(home)) => PathBuf::from(home).join(".cache"),
-            _ => bail!("neither XDG_CACHE_HOME nor HOME is set: no place to keep kernels"),
+            _ => bail!("neither XDG_CACHE_HOME nor HOME is set: set one, so that kernels can be kept there"),
         };
         Self::at(base.join("dmaspace"))
     }
@@ -42,15 +42,15 @@ impl Cache {
         Ok(Self { root })
     }
 
-    /// The folder of an item's versions.
+    /// The folder of an item's versions, created if it is missing.
     fn folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.root.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
 
-    /// The item `name`, which must hold `files`. When there is none that is whole, `make` fills a
-    /// folder and answers the version it found.
+    /// The newest complete version of the item `name`, which must have `files`. If there is none, `make` fills a folder
+    /// and returns the item's version.
     pub(crate) fn item(
         &self,
         name: &str,
@@ -61,7 +61,7 @@ impl Cache {
             return Ok(whole);
         }
         let _lock = exclusive(&self.folder(name)?)?;
-        // The process that held the lock until now may have made it.
+        // Another process may have made the item while this one waited for the lock.
         match self.newest_whole(name, files)? {
             Some(whole) => Ok(whole),
             None => self.make(name, files, make),
@@ -83,37 +83,37 @@ impl Cache {
         Ok(whole)
     }
 
-    /// The most recent version that passes its check; a damaged one is named and passed over.
+    /// The most recent version that passes its check. A damaged version is reported and skipped.
     fn newest_whole(&self, name: &str, files: &[&str]) -> Result<Option<PathBuf>> {
         for version in versions(&self.root.join(name))? {
             match check(&version, files) {
                 Ok(()) => return Ok(Some(version)),
-                Err(damage) => progress!("{}: {damage:#}; making it anew", version.display()),
+                Err(damage) => progress!("{}: {damage:#}; making the item again", version.display()),
             }
         }
         Ok(None)
     }
 }
 
-/// The right to change the files in `folder`, until the result is dropped.
+/// Locks `folder` for changes until the returned file is dropped.
 fn exclusive(folder: &Path) -> Result<File> {
     let lock = File::create(folder.join(".lock"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        progress!("waiting for another emulated-host that is busy in {}", folder.display());
+        progress!("waiting for another emulated-host that fills {}", folder.display());
         flock(&lock, FlockOperation::LockExclusive)?;
     }
     Ok(lock)
 }
 
-/// The versions of an item, the most recent first.
+/// The folders of an item's versions, the most recent first.
 fn versions(item: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(item) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
     let mut versions = Vec::new();
-    for entry in entries {
-        let entry = entry?;
+    for read in entries {
+        let entry = read?;
         if !entry.file_name().as_encoded_bytes().starts_with(b".") {
             versions.push((entry.metadata()?.modified()?, entry.path()));
         }
@@ -122,10 +122,10 @@ fn versions(item: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(versions.into_iter().rev().map(|(_, path)| path).collect())
 }
 
-/// Removes what makers that were killed have left.
+/// Removes the folders that processes were filling when they were killed.
 fn remove_leftovers(item: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(item)? {
-        let entry = entry?;
+    for read in fs::read_dir(item)? {
+        let entry = read?;
         if entry.file_name().as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
             fs::remove_dir_all(entry.path())?;
         }
@@ -133,7 +133,7 @@ fn remove_leftovers(item: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes down the checksums of `files` beside them.
+/// Writes the checksums of `files` into the folder's `SHA256SUMS`.
 fn record(folder: &Path, files: &[&str]) -> Result<()> {
     let mut sums = String::new();
     for file in files {
@@ -143,12 +143,12 @@ fn record(folder: &Path, files: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Are all of `files` there, unchanged since [`record`]?
+/// Fails if one of `files` is missing or has changed since [`record`].
 fn check(folder: &Path, files: &[&str]) -> Result<()> {
-    let sums = fs::read_to_string(folder.join(SUMS)).context("its checksums are missing")?;
+    let sums = fs::read_to_string(folder.join(SUMS)).context("the checksums cannot be read")?;
     for file in files {
         let Some(expected) = recorded(&sums, file) else {
-            bail!("{file} is not in it");
+            bail!("{file} has no checksum");
         };
         if checksum(&folder.join(file))? != expected {
             bail!("{file} is damaged");
@@ -167,7 +167,7 @@ fn checksum(file: &Path) -> Result<String> {
     Ok(sha256(&content))
 }
 
-/// The SHA-256 of some bytes, in the hexadecimal of `sha256sum`.
+/// The SHA-256 of `content` in hexadecimal digits, as `sha256sum` prints it.
 pub(crate) fn sha256(content: &[u8]) -> String {
     Sha256::digest(content).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
@@ -190,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn checksums_are_those_of_sha256sum() {
+    fn a_checksum_equals_that_of_sha256sum() {
         let of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(sha256(b""), of_nothing);
     }
 
     #[test]
-    fn a_whole_item_is_not_made_again() -> Outcome {
+    fn a_complete_item_is_not_made_again() -> Outcome {
         let root = tempfile::tempdir()?;
         let cache = Cache::at(root.path().to_owned())?;
         made_once(&cache, "first")?;
@@ -214,27 +214,27 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_lacks_a_file_asked_for_is_made_again() -> Outcome {
+    fn an_item_without_a_wanted_file_is_refused() -> Outcome {
         let root = tempfile::tempdir()?;
         let cache = Cache::at(root.path().to_owned())?;
         let old = made_once(&cache, "first")?;
         let damage = check(&old, &["vmlinux", "vfio.ko"]).map_err(|error| error.to_string());
-        assert_eq!(damage, Err("vfio.ko is not in it".to_owned()));
+        assert_eq!(damage, Err("vfio.ko has no checksum".to_owned()));
         Ok(())
     }
 
     #[test]
-    fn what_a_killed_maker_left_is_removed() -> Outcome {
+    fn the_folder_of_a_killed_process_is_removed() -> Outcome {
         let root = tempfile::tempdir()?;
         let cache = Cache::at(root.path().to_owned())?;
-        let leftover = cache.folder("kernel/.partial-of-a-killed-maker")?;
+        let leftover = cache.folder("kernel/.partial-of-a-killed-process")?;
         made_once(&cache, "first")?;
         assert!(!leftover.exists());
         Ok(())
     }
 
     #[test]
-    fn a_maker_that_fails_leaves_no_item() -> Outcome {
+    fn a_failed_make_leaves_no_item() -> Outcome {
         let root = tempfile::tempdir()?;
         let cache = Cache::at(root.path().to_owned())?;
         let failed = cache.item("kernel", &["vmlinux"], |_| bail!("no network"));

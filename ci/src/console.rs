@@ -1,26 +1,26 @@
-//! The output of an emulated host: one stream, in which its init marks the phases.
+//! The output of an emulated host: one stream, in which its init (`init.sh`) marks the phases.
 //!
 //! firmware, kernel → `run` → the test's output → `exit …` → the kernel's log of the run → `end`
 //!
-//! A mark starts with a byte that no test prints, so the test's output can be passed on byte by byte,
-//! as it comes: libtest writes `test x ... ` long before it writes `ok`. On powernv the firmware writes
-//! to the same console whenever it likes, in the middle of a line too; [`Firmware`] sifts that out.
+//! A mark starts with a byte that no test prints. The test's output is therefore forwarded byte by byte, without
+//! waiting for the end of a line: libtest writes `test x ... ` long before it writes `ok`. On powernv the firmware
+//! writes to the same console at any time, even in the middle of a line; [`Firmware`] removes its messages.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
-/// Starts a mark, which a newline ends.
+/// The first byte of a mark. A newline ends the mark.
 const MARK: u8 = 0x1e;
 
-/// The bytes of the boot that are remembered, should it fail.
+/// The number of lines of a boot that are kept, to be shown if the boot fails.
 const BOOT_LINES: usize = 30;
 
 /// The end of the binary's run inside the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// Its status, as a shell tells it.
+    /// The binary's exit status, as a shell reports it.
     pub(crate) status: u8,
-    /// The kernel's taint flags before and after it.
+    /// The kernel's taint flags before and after the run.
     pub(crate) taint: [u64; 2],
 }
 
@@ -32,12 +32,12 @@ enum Phase {
     End,
 }
 
-/// The console of one host, read so far.
+/// The console of one host, with the state of the output read so far.
 #[derive(Debug)]
 pub(crate) struct Console {
     phase: Phase,
     firmware: Firmware,
-    /// The mark being read, once its first byte has come.
+    /// The mark that is being read, without its first byte.
     mark: Option<Vec<u8>>,
     line: Vec<u8>,
     boot_line: Vec<u8>,
@@ -50,8 +50,8 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// A console nothing has come out of. One that `shows_everything` passes on the firmware's and the
-    /// kernel's words as well.
+    /// A console without any output yet. If `shows_everything`, the output of the firmware and the kernel is forwarded
+    /// as well.
     pub(crate) fn new(shows_everything: bool) -> Self {
         Self {
             phase: Phase::Boot,
@@ -68,27 +68,27 @@ impl Console {
         }
     }
 
-    /// Reads on; the test's own output goes to `out`.
+    /// Reads the next bytes of the console and writes the test's output among them to `out`.
     pub(crate) fn read(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
-        // The console is a terminal, which ends its lines with a carriage return too.
+        // The console is a terminal: its lines end with a carriage return and a newline.
         for &byte in bytes.iter().filter(|byte| **byte != b'\r') {
             self.remember_boot(byte);
             if self.shows_everything {
                 out.write_all(&[byte])?;
             }
             for byte in self.firmware.sift(byte) {
-                self.heard(byte, out)?;
+                self.read_byte(byte, out)?;
             }
         }
         out.flush()
     }
 
-    /// Nothing more will come that matters.
+    /// Returns `true` once the rest of the output has no effect on the verdict.
     pub(crate) fn is_over(&self) -> bool {
         self.phase == Phase::End || self.setup_failure.is_some()
     }
 
-    /// The binary has been started.
+    /// Returns `true` once init has started the binary.
     pub(crate) fn has_booted(&self) -> bool {
         self.phase != Phase::Boot
     }
@@ -98,12 +98,12 @@ impl Console {
         self.exit
     }
 
-    /// The kernel's word for why it gave up, if it did.
+    /// The reason of the kernel's panic, if the kernel panicked.
     pub(crate) fn panic(&self) -> Option<&str> {
         self.panic.as_deref()
     }
 
-    /// The step that init could not do, if there was one.
+    /// The step of init that failed, if one did.
     pub(crate) fn setup_failure(&self) -> Option<&str> {
         self.setup_failure.as_deref()
     }
@@ -113,17 +113,17 @@ impl Console {
         &self.kernel_log
     }
 
-    /// The last lines before the binary was started.
+    /// The last lines of the boot, before init started the binary.
     pub(crate) fn last_of_boot(&self) -> impl Iterator<Item = &str> {
         self.boot.iter().map(String::as_str)
     }
 
-    fn heard(&mut self, byte: u8, out: &mut dyn Write) -> io::Result<()> {
+    fn read_byte(&mut self, byte: u8, out: &mut dyn Write) -> io::Result<()> {
         match &mut self.mark {
             Some(mark) if byte == b'\n' => {
                 let mark = text(mark);
                 self.mark = None;
-                self.passed(&mark);
+                self.read_mark(&mark);
             }
             Some(mark) => mark.push(byte),
             None if byte == MARK => self.mark = Some(Vec::new()),
@@ -131,13 +131,13 @@ impl Console {
                 if self.phase == Phase::Run && !self.shows_everything {
                     out.write_all(&[byte])?;
                 }
-                self.spoken(byte);
+                self.read_text(byte);
             }
         }
         Ok(())
     }
 
-    fn passed(&mut self, mark: &str) {
+    fn read_mark(&mut self, mark: &str) {
         let mut words = mark.split(' ');
         match words.next() {
             Some("run") => self.phase = Phase::Run,
@@ -152,7 +152,7 @@ impl Console {
         self.line.clear();
     }
 
-    fn spoken(&mut self, byte: u8) {
+    fn read_text(&mut self, byte: u8) {
         if byte != b'\n' {
             self.line.push(byte);
             return;
@@ -167,7 +167,7 @@ impl Console {
         }
     }
 
-    /// A boot that fails is explained by all that was said, the firmware's words included.
+    /// Keeps the last lines of the boot. The firmware's messages are kept too: they can explain a failed boot.
     fn remember_boot(&mut self, byte: u8) {
         if self.phase != Phase::Boot {
             return;
@@ -183,29 +183,30 @@ impl Console {
     }
 }
 
-/// Takes what has gathered, as text.
+/// Empties a buffer and returns its bytes as text.
 fn text(bytes: &mut Vec<u8>) -> String {
     String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
 }
 
-/// Sifts out the firmware's output, newline included:
-/// `[   83.070300110,3] PHB#0000[0:0]: Unexpected slot state 00000104`
+/// A filter that removes the firmware's messages, each with its newline, such as
+/// `[   83.070300110,3] PHB#0000[0:0]: Unexpected slot state 00000104`.
 #[derive(Debug, Default)]
 struct Firmware {
-    /// Bytes that may turn out to be a time stamp of the firmware's.
+    /// Bytes that may be the start of a time stamp of the firmware.
     stamp: Vec<u8>,
+    /// The filter is inside a message of the firmware.
     speaks: bool,
 }
 
 impl Firmware {
-    /// The bytes that, now that `byte` was read, are known not to be the firmware's.
+    /// Reads `byte` and returns the bytes that are now known not to be the firmware's.
     fn sift(&mut self, byte: u8) -> Vec<u8> {
         if self.speaks {
             self.speaks = byte != b'\n';
             return Vec::new();
         }
         if byte == b'[' {
-            // It starts a stamp, whatever the bytes before it were the start of.
+            // A stamp has one opening bracket, its first byte: the bytes kept so far are not the start of a stamp.
             return std::mem::replace(&mut self.stamp, vec![byte]);
         }
         if self.stamp.is_empty() {
@@ -231,23 +232,22 @@ enum Stamp {
     Other,
 }
 
-/// The firmware's time has nine decimals and a log level after it; the kernel's has six and none.
+/// Compares bytes with the firmware's time stamp, which has nine decimals and a log level. The kernel's time stamp has
+/// six decimals and no log level.
 fn stamp(bytes: &[u8]) -> Stamp {
     let seconds = bytes.iter().skip(1).take_while(|byte| matches!(byte, b' ' | b'0'..=b'9')).count();
     let decimals = bytes.iter().skip(1 + seconds);
     let shape = b".000000000,0] ";
     match decimals.len() {
-        length
-            if length > shape.len()
-                || !decimals.zip(shape).all(
-                    |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape },
-                ) =>
-        {
-            Stamp::Other
-        }
+        length if length > shape.len() || !decimals.zip(shape).all(|(byte, place)| fits(*byte, *place)) => Stamp::Other,
         length if length == shape.len() => Stamp::Whole,
         _ => Stamp::Partial,
     }
+}
+
+/// Returns `true` if `byte` can stand at a place of the stamp's shape, where `0` means any digit.
+fn fits(byte: u8, place: u8) -> bool {
+    if place == b'0' { byte.is_ascii_digit() } else { byte == place }
 }
 
 fn exit_of<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Exit> {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_tests_own_words_are_shown() {
+    fn only_the_output_of_the_test_is_forwarded() {
         let stream = b"skiboot\r\n\x1erun\r\ntest a ... ok\r\n\x1eexit 0 0 0\r\n[1.0] vfio\r\n\x1eend\r\n";
         let (console, shown) = after(stream);
         assert_eq!(shown, "test a ... ok\n");
@@ -279,21 +279,21 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_shown_before_it_ends() {
+    fn a_line_is_forwarded_before_it_ends() {
         let (console, shown) = after(b"\x1erun\ntest a ... ");
         assert_eq!(shown, "test a ... ");
         assert!(!console.is_over());
     }
 
     #[test]
-    fn a_mark_is_seen_after_a_line_that_never_ended() {
+    fn a_mark_is_recognized_in_the_middle_of_a_line() {
         let (console, shown) = after(b"\x1erun\nno newline\x1eexit 3 0 512\n");
         assert_eq!(shown, "no newline");
         assert_eq!(console.exit(), Some(Exit { status: 3, taint: [0, 512] }));
     }
 
     #[test]
-    fn a_mark_may_come_in_pieces() {
+    fn a_mark_may_be_read_in_pieces() {
         let mut console = Console::new(false);
         let mut shown = Vec::new();
         for byte in b"\x1erun\nhello" {
@@ -303,13 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_remembered_by_its_reason() {
+    fn the_reason_of_a_panic_is_kept() {
         let (console, _) = after(b"\x1erun\n[ 2.0] Kernel panic - not syncing: sysrq triggered crash\n");
         assert_eq!(console.panic(), Some("sysrq triggered crash"));
     }
 
     #[test]
-    fn the_end_of_a_long_boot_is_kept() {
+    fn the_last_lines_of_a_long_boot_are_kept() {
         let boot: Vec<String> = (0..100).map(|line| format!("line {line}\n")).collect();
         let (console, shown) = after(boot.concat().as_bytes());
         assert_eq!(console.last_of_boot().last(), Some("line 99"));
@@ -318,27 +318,27 @@ mod tests {
     }
 
     #[test]
-    fn the_firmwares_words_are_sifted_out_of_a_line() {
+    fn messages_of_the_firmware_are_removed_from_a_line() {
         let stream = b"\x1erun\ntest a ... [   83.070300110,3] PHB#0000[0:0]: Unexpected slot state\r\n\
                        [   83.070666377,3] SLOT-0: Error -6 on hot reset\r\nok\r\n";
         assert_eq!(after(stream).1, "test a ... ok\n");
     }
 
     #[test]
-    fn the_firmware_may_speak_inside_a_mark() {
+    fn a_message_of_the_firmware_is_removed_from_a_mark() {
         let (console, _) = after(b"\x1erun\n\x1eexit 1[   83.070300110,3] PHB#0000\n01 0 0\n");
         assert_eq!(console.exit(), Some(Exit { status: 101, taint: [0, 0] }));
     }
 
     #[test]
-    fn what_only_looks_like_the_firmwares_stays() {
+    fn text_that_resembles_a_message_of_the_firmware_is_forwarded() {
         let said = "left: [255, 255] [[1.5], [   1.234567] vfio: [ 12.000000000,3 ]\n";
         let stream = format!("\x1erun\n{said}");
         assert_eq!(after(stream.as_bytes()).1, said);
     }
 
     #[test]
-    fn what_init_could_not_do_ends_the_run() {
+    fn a_failed_step_of_init_ends_the_run() {
         let (console, _) = after(b"\x1efailed insmod vfio\n");
         assert_eq!(console.setup_failure(), Some("insmod vfio"));
         assert!(console.is_over());

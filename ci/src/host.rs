@@ -1,10 +1,10 @@
-//! The hosts there are: which machine QEMU plays, which kernel boots on it, what its init has to do.
+//! The table of the emulated hosts, [`HOSTS`]: each host's machine, its kernel and the tasks of its init.
 //!
-//! A table and the types it is made of. Adding a host is adding a row to [`HOSTS`].
+//! A new host is a new row of the table.
 
 use anyhow::{Result, bail};
 
-/// The processor of a host, hence of the binaries that run on it.
+/// The processor of a host, and of the binaries that run on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Architecture {
     /// POWER9, little endian.
@@ -14,7 +14,7 @@ pub(crate) enum Architecture {
 }
 
 impl Architecture {
-    /// Debian's name for it in package names.
+    /// The architecture's name in Debian's package names.
     pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::Ppc64le => "ppc64el",
@@ -22,7 +22,7 @@ impl Architecture {
         }
     }
 
-    /// The name for it in cargo's `--target`.
+    /// The name of its target, as in cargo's `--target`.
     pub(crate) fn triple(self) -> &'static str {
         match self {
             Self::Ppc64le => "powerpc64le-unknown-linux-gnu",
@@ -30,7 +30,7 @@ impl Architecture {
         }
     }
 
-    /// The QEMU that emulates it, and the Debian package it comes in.
+    /// The QEMU program that emulates the architecture, and the Debian package of that program.
     pub(crate) fn qemu(self) -> (&'static str, &'static str) {
         match self {
             Self::Ppc64le => ("qemu-system-ppc64", "qemu-system-ppc"),
@@ -38,7 +38,7 @@ impl Architecture {
         }
     }
 
-    /// The architecture an ELF header names, if it is one of ours.
+    /// The architecture that an ELF header names; `None` for a file that no host can run.
     pub(crate) fn of_elf(header: &[u8]) -> Option<Self> {
         let machine = header.strip_prefix(b"\x7fELF")?.get(14..16)?;
         match machine {
@@ -52,41 +52,41 @@ impl Architecture {
 /// The origin of a host's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KernelSource {
-    /// The package `linux-image-<flavour>`; VFIO comes as modules.
+    /// The package `linux-image-<flavour>`, whose VFIO drivers are modules.
     Debian {
         /// Debian's name for this build of the kernel.
         flavour: &'static str,
     },
-    /// Debian's kernel source, built with `iommufd-kernel.fragment`; everything is built in.
+    /// Debian's kernel source, built with `iommufd-kernel.fragment`. All drivers are built in.
     WithIommufd(Source),
 }
 
-/// The version of Debian's kernel sources.
+/// The choice among the versions of Debian's kernel source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The one this Debian prefers.
+    /// The version of Debian's metapackage `linux-source`.
     Preferred,
-    /// The first of this version or a later one: it stays the same for as long as Debian has it. It exports BARs as
-    /// well (`iommufd-dmabuf.fragment`).
+    /// The lowest version from this one on, so that the kernel stays the same for as long as Debian has this version.
+    /// The kernel also exports BARs as dma-bufs (`iommufd-dmabuf.fragment`).
     Since(&'static str),
 }
 
 /// One emulated host.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// The name `EMULATED_HOST` picks it by.
+    /// The host's name in `EMULATED_HOST`.
     pub(crate) name: &'static str,
     pub(crate) architecture: Architecture,
     pub(crate) kernel: KernelSource,
     /// QEMU's arguments for the machine and its devices.
     pub(crate) machine: &'static [&'static str],
-    /// The size of its RAM, as QEMU reads it. Pages that the guest does not touch cost nothing.
+    /// The size of the host's RAM, as QEMU reads it. Pages that the host does not touch cost nothing.
     pub(crate) memory: &'static str,
     pub(crate) kernel_arguments: &'static str,
-    /// Modules to load, each after those it depends on.
+    /// The modules that init loads, in this order: each follows the modules it depends on.
     pub(crate) modules: &'static [&'static str],
-    /// A PHB4 hot reset fails slowly in QEMU: closing a device takes 4 s unless the kernel is told
-    /// that the device has no way to be reset.
+    /// Init removes the reset methods of the devices. A hot reset of a PHB4 fails in QEMU, after 4 s, whenever a device
+    /// is closed.
     pub(crate) skips_device_reset: bool,
 }
 
@@ -95,8 +95,8 @@ const POWERNV_MODULES: &[&str] = &["vfio", "vfio_iommu_spapr_tce", "vfio-pci-cor
 const PC_MODULES: &[&str] =
     &["irqbypass", "vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci", "kvm", "ccp", "kvm-amd"];
 
-/// Two `edu` devices, each below a host bridge, hence in a group, of its own. QEMU cuts their DMA
-/// addresses to 28 bits unless the mask is widened. (No `-nodefaults`: it takes the root ports away.)
+/// Two `edu` devices, each below its own host bridge and therefore in its own group. QEMU cuts their DMA addresses to
+/// 28 bits unless `dma_mask` is wider. `-nodefaults` is absent because it would remove the root ports.
 const POWERNV9: &[&str] = &[
     "-machine",
     "powernv9",
@@ -106,8 +106,9 @@ const POWERNV9: &[&str] = &[
     "edu,bus=pcie.1,dma_mask=0xffffffffffffffff",
 ];
 
-/// `-nodefaults`, because QEMU's default VGA and USB would share the first bridge's group; `x-vof`,
-/// because QEMU's small firmware hands over to Linux 8 s earlier than SLOF does.
+/// A pseries machine with two host bridges and an `edu` device below each. `-nodefaults` is there because QEMU's
+/// default VGA and USB devices would share the first bridge's group, and `x-vof` because QEMU's small firmware starts
+/// Linux 8 s earlier than SLOF does.
 const PSERIES: &[&str] = &[
     "-nodefaults",
     "-machine",
@@ -122,7 +123,7 @@ const PSERIES: &[&str] = &[
     "edu,bus=p1.0,addr=5,dma_mask=0xffffffffffffffff",
 ];
 
-/// `-cpu max` has SVM, so that the host has a `/dev/kvm`.
+/// A PC with an Intel IOMMU and two `edu` devices. `-cpu max` has SVM, so that the host has a `/dev/kvm`.
 const PC: &[&str] = &[
     "-nodefaults",
     "-machine",
@@ -137,25 +138,27 @@ const PC: &[&str] = &[
     "edu,addr=4,dma_mask=0xffffffffffffffff",
 ];
 
-/// `no_timer_check`, because an emulated PC on a busy machine is too slow for the kernel's check of its timer, which
-/// panics then (linux: arch/x86/kernel/apic/io_apic.c, check_timer).
+/// The kernel arguments of the PCs with an IOMMU. `no_timer_check` is there because an emulated PC on a busy machine is
+/// too slow for the kernel's check of its timer, and the kernel panics if the check fails (linux:
+/// arch/x86/kernel/apic/io_apic.c, check_timer).
 const PC_ARGUMENTS: &str = "console=ttyS0 intel_iommu=on no_timer_check";
 
-/// No IOMMU: next to one, Linux 6.12 binds the mock device of `CONFIG_IOMMUFD_TEST` to its driver.
+/// A PC without an IOMMU. On a PC with one, Linux 6.12 binds the mock device of `CONFIG_IOMMUFD_TEST` to the IOMMU's
+/// driver.
 const PC_WITHOUT_IOMMU: &[&str] = &["-nodefaults", "-machine", "q35", "-cpu", "max"];
 
-/// The newest Linux whose answers the tests know. What 6.12 does not have: mappings of files, BARs as dma-bufs, another
-/// process's charge.
+/// The newest Linux whose answers the tests know. Unlike Linux 6.12, it maps files, exports BARs as dma-bufs and
+/// charges pinned memory to another process.
 const NEWEST: &str = "7.2";
 
-/// Every host there is.
+/// All emulated hosts.
 pub(crate) const HOSTS: &[Host] = &[
     Host {
         name: "powernv9",
         architecture: Architecture::Ppc64le,
         kernel: KernelSource::Debian { flavour: "powerpc64le" },
         machine: POWERNV9,
-        // A guest of 4 GiB is served.
+        // One test maps all memory of a guest of 4 GiB.
         memory: "5G",
         kernel_arguments: "console=hvc0",
         modules: POWERNV_MODULES,
@@ -172,8 +175,8 @@ pub(crate) const HOSTS: &[Host] = &[
         skips_device_reset: true,
     },
     Host {
-        // For huge pages: Linux 6.12 has none there with the radix MMU. (A hash kernel with pages of 4 KiB hangs when
-        // such memory is registered.)
+        // This host is for huge pages, which Linux 6.12 does not have on powernv with the radix MMU. Its pages have
+        // 64 KiB because a hash kernel with pages of 4 KiB hangs when huge pages are registered.
         name: "powernv9-64k-hash",
         architecture: Architecture::Ppc64le,
         kernel: KernelSource::Debian { flavour: "powerpc64le-64k" },
@@ -236,11 +239,11 @@ pub(crate) const HOSTS: &[Host] = &[
 ];
 
 impl Host {
-    /// The host of that name.
+    /// The host with this name.
     pub(crate) fn named(name: &str) -> Result<&'static Self> {
         match HOSTS.iter().find(|host| host.name == name) {
             Some(host) => Ok(host),
-            None => bail!("there is no host {name:?}; there are: {}", names().join(", ")),
+            None => bail!("there is no emulated host {name:?}; the hosts are: {}", names().join(", ")),
         }
     }
 }
@@ -250,7 +253,7 @@ pub(crate) fn names() -> Vec<&'static str> {
     HOSTS.iter().map(|host| host.name).collect()
 }
 
-/// Every module some host loads from this kernel: what to unpack of its package.
+/// The modules that the hosts with this kernel load, to be unpacked from the kernel's package.
 pub(crate) fn modules_of(kernel: KernelSource) -> Vec<&'static str> {
     let mut modules = Vec::new();
     for host in HOSTS.iter().filter(|host| host.kernel == kernel) {
@@ -273,19 +276,19 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_host_is_answered_with_the_known_ones() {
+    fn the_error_about_an_unknown_host_lists_the_known_hosts() {
         let message = Host::named("vax").map(|_| ()).map_err(|error| error.to_string());
         assert!(matches!(message, Err(text) if text.contains("vax") && text.contains("powernv9-64k")));
     }
 
     #[test]
-    fn hosts_sharing_a_kernel_share_its_modules() {
+    fn the_modules_of_a_kernel_are_those_of_all_its_hosts() {
         let modules = modules_of(KernelSource::Debian { flavour: "powerpc64le" });
         assert_eq!(modules, POWERNV_MODULES);
     }
 
     #[test]
-    fn an_elf_header_names_its_architecture() {
+    fn the_architecture_is_read_from_the_elf_header() {
         let mut header = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0";
         assert_eq!(Architecture::of_elf(&header), Some(Architecture::X86_64));
         header[18] = 21;

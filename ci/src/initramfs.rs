@@ -1,7 +1,7 @@
-//! The initramfs: the few files an emulated host consists of, as the newc archive the kernel unpacks.
+//! The initramfs: the files of an emulated host, as a newc archive that the kernel unpacks.
 //!
-//! It is left uncompressed: reading a few megabytes costs QEMU nothing, inflating them would cost
-//! the emulated processor seconds.
+//! The archive is not compressed. QEMU reads a few megabytes in no time, while the emulated processor would need
+//! seconds to decompress them.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-/// An initramfs in the making.
+/// An initramfs that is being written.
 #[derive(Debug, Default)]
 pub(crate) struct Initramfs {
     archive: Vec<u8>,
@@ -18,12 +18,12 @@ pub(crate) struct Initramfs {
 }
 
 impl Initramfs {
-    /// An empty folder, and those above it.
+    /// Adds an empty folder and its parents.
     pub(crate) fn folder(&mut self, path: &str) -> Result<()> {
         self.folders_down_to(Path::new(path))
     }
 
-    /// A file anyone may run, and the folders it lies in.
+    /// Adds an executable file and the folders above it.
     pub(crate) fn file(&mut self, path: &str, content: &[u8]) -> Result<()> {
         if let Some(folder) = Path::new(path).parent() {
             self.folders_down_to(folder)?;
@@ -31,12 +31,13 @@ impl Initramfs {
         self.entry(path, ModeFileType::Regular, content)
     }
 
-    /// The finished archive.
+    /// Ends the archive and returns its bytes.
     pub(crate) fn finish(self) -> io::Result<Vec<u8>> {
         trailer(self.archive)
     }
 
-    /// The kernel creates no parents by itself, and needs them before their files.
+    /// Adds a folder and its parents, each once. The kernel does not create parents, and needs an entry for a folder
+    /// before the entries of its files (linux: init/initramfs.c, do_name).
     fn folders_down_to(&mut self, folder: &Path) -> Result<()> {
         let mut above: Vec<&Path> = folder.ancestors().filter(|path| path.parent().is_some()).collect();
         above.reverse();
@@ -59,7 +60,7 @@ impl Initramfs {
     }
 }
 
-/// `word` as a shell reads it back: one word, nothing expanded.
+/// Quotes `word` for a shell, which reads it as one word and expands nothing in it.
 pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_come_once_and_before_what_they_hold() -> Result<()> {
+    fn a_folder_is_added_once_and_before_its_files() -> Result<()> {
         let mut initramfs = Initramfs::default();
         initramfs.file("/lib64/ld.so", b"loader")?;
         initramfs.file("/lib64/libc.so", b"libc")?;
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn content_survives() -> Result<()> {
+    fn the_content_of_a_file_is_in_the_archive() -> Result<()> {
         let mut initramfs = Initramfs::default();
         initramfs.file("/init", b"#!/bin/sh\n")?;
 
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_word_keeps_its_quotes_and_spaces() {
+    fn a_word_with_quotes_and_spaces_is_quoted_as_one_word() {
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels to boot and the busybox to boot into: Debian's, unpacked; one of our own, built.
+//! The kernels and the busybox of the emulated hosts: unpacked from Debian's packages, or built from Debian's source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use crate::cache::{Cache, sha256};
 use crate::host::{Architecture, Host, KernelSource, Source, modules_of};
 use crate::progress;
 
-/// The options that `tinyconfig` needs added to run the tests. None of Debian's kernels has iommufd.
+/// The options that are added to `tinyconfig` so that the tests run. None of Debian's kernels has iommufd.
 const IOMMUFD_FRAGMENT: &str = include_str!("../iommufd-kernel.fragment");
 
-/// The options that let a new enough kernel export BARs as dma-bufs.
+/// The options with which a new enough kernel exports BARs as dma-bufs.
 const DMABUF_FRAGMENT: &str = include_str!("../iommufd-dmabuf.fragment");
 
-/// The packages that building a kernel takes.
+/// The packages that the build of a kernel needs.
 const BUILD_TOOLS: &[&str] = &["gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "perl"];
 
-/// The file in a kernel's item that QEMU boots.
+/// The name of the file that QEMU boots, in a kernel's item of the cache.
 const IMAGE: &str = "image";
 
 /// A kernel in the cache.
@@ -31,32 +31,33 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel `host` boots, fetched or built if need be.
+    /// The kernel of `host`, which is fetched or built if it is not in the cache.
     pub(crate) fn of(host: &Host, cache: &Cache) -> Result<Self> {
-        let folder = match host.kernel {
+        let item = match host.kernel {
             KernelSource::Debian { flavour } => debian(flavour, host, cache),
             KernelSource::WithIommufd(source) => with_iommufd(source, cache),
         };
-        let folder = folder.with_context(|| format!("no kernel for {}", host.name))?;
+        let folder = item.with_context(|| format!("there is no kernel for {}", host.name))?;
         Ok(Self { folder })
     }
 
+    /// The file that QEMU boots.
     pub(crate) fn image(&self) -> PathBuf {
         self.folder.join(IMAGE)
     }
 
-    /// The code of one of its modules.
+    /// The content of one of the kernel's modules.
     pub(crate) fn module(&self, name: &str) -> Result<Vec<u8>> {
         fs::read(self.folder.join(module_file(name))).with_context(|| format!("cannot read {name}.ko"))
     }
 
-    /// Its version, as the cache keeps it.
+    /// The kernel's version, which is the name of its folder in the cache.
     pub(crate) fn version(&self) -> String {
         self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
-/// A busybox that needs no libraries.
+/// The program of a busybox that needs no shared libraries.
 pub(crate) fn busybox(architecture: Architecture, cache: &Cache) -> Result<Vec<u8>> {
     let item = format!("busybox-{}", architecture.debian());
     let folder = cache.item(&item, &["busybox"], |folder| {
@@ -119,7 +120,7 @@ fn with_iommufd(source: Source, cache: &Cache) -> Result<PathBuf> {
         let tree = scratch.path().join(&source);
         configure(&tree, &fragment)?;
 
-        progress!("building a kernel with iommufd (minutes, once)");
+        progress!("building a kernel with iommufd (takes minutes; the kernel is kept)");
         let jobs = available_parallelism().map_or(1, usize::from);
         answer_of(make(&tree).arg(format!("-j{jobs}")).arg("bzImage"))?;
         fs::rename(tree.join("arch/x86/boot/bzImage"), folder.join(IMAGE))?;
@@ -127,16 +128,16 @@ fn with_iommufd(source: Source, cache: &Cache) -> Result<PathBuf> {
     })
 }
 
-/// `tinyconfig` and the fragment; every line of it, or the kernel is not the one asked for.
+/// Configures a kernel with `tinyconfig` and the fragment. Fails if make drops an option of the fragment.
 fn configure(tree: &Path, fragment: &str) -> Result<()> {
     fs::write(tree.join("kernel/configs/dmaspace.config"), fragment)?;
     answer_of(make(tree).args(["tinyconfig", "dmaspace.config"]))?;
     let dropped = dropped_options(fragment, &fs::read_to_string(tree.join(".config"))?);
-    ensure!(dropped.is_empty(), "this kernel does not take {}", dropped.join(", "));
+    ensure!(dropped.is_empty(), "this kernel does not support {}", dropped.join(", "));
     Ok(())
 }
 
-/// The options of a fragment that did not make it into a configuration.
+/// The options of a fragment that are missing from a configuration.
 fn dropped_options<'a>(fragment: &'a str, configuration: &str) -> Vec<&'a str> {
     let wanted = fragment.lines().filter(|line| line.starts_with("CONFIG_"));
     wanted.filter(|option| !configuration.lines().any(|line| line == *option)).collect()
@@ -152,19 +153,20 @@ fn module_file(module: &str) -> String {
     format!("{module}.ko")
 }
 
-/// The one file below `folder` whose name pleases.
-fn found(folder: &Path, pleases: impl Fn(&str) -> bool + Copy) -> Result<PathBuf> {
-    search(folder, pleases)?.with_context(|| format!("a package lacks a file looked for in {}", folder.display()))
+/// The first file below `folder` whose name `matches`.
+fn found(folder: &Path, matches: impl Fn(&str) -> bool + Copy) -> Result<PathBuf> {
+    search(folder, matches)?
+        .with_context(|| format!("an expected file of a package is missing below {}", folder.display()))
 }
 
-fn search(folder: &Path, pleases: impl Fn(&str) -> bool + Copy) -> Result<Option<PathBuf>> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
+fn search(folder: &Path, matches: impl Fn(&str) -> bool + Copy) -> Result<Option<PathBuf>> {
+    for read in fs::read_dir(folder)? {
+        let entry = read?;
         if entry.file_type()?.is_dir() {
-            if let Some(deeper) = search(&entry.path(), pleases)? {
+            if let Some(deeper) = search(&entry.path(), matches)? {
                 return Ok(Some(deeper));
             }
-        } else if entry.file_name().to_str().is_some_and(pleases) {
+        } else if entry.file_name().to_str().is_some_and(matches) {
             return Ok(Some(entry.path()));
         }
     }
@@ -176,19 +178,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_option_that_a_kernel_does_not_take_is_named() {
+    fn an_option_that_a_kernel_does_not_support_is_named() {
         let configuration = "CONFIG_PCI=y\n# CONFIG_IOMMUFD is not set\nCONFIG_VFIO=m\n";
         let dropped = dropped_options("# why\nCONFIG_PCI=y\nCONFIG_IOMMUFD=y\nCONFIG_VFIO=y\n", configuration);
         assert_eq!(dropped, ["CONFIG_IOMMUFD=y", "CONFIG_VFIO=y"]);
     }
 
     #[test]
-    fn a_file_is_found_however_deep_it_lies() -> Result<()> {
+    fn a_file_is_found_in_nested_folders() -> Result<()> {
         let root = tempfile::tempdir()?;
         fs::create_dir_all(root.path().join("lib/modules"))?;
         fs::write(root.path().join("lib/modules/vfio.ko.xz"), "")?;
-        let found = found(root.path(), |name| name.strip_suffix(".xz") == Some("vfio.ko"))?;
-        assert_eq!(found, root.path().join("lib/modules/vfio.ko.xz"));
+        let module = found(root.path(), |name| name.strip_suffix(".xz") == Some("vfio.ko"))?;
+        assert_eq!(module, root.path().join("lib/modules/vfio.ko.xz"));
         Ok(())
     }
 }

@@ -4,18 +4,25 @@
 //! EMULATED_HOST=powernv9 cargo test -p dmaspace-tests --test host --target powerpc64le-unknown-linux-gnu
 //! ```
 //!
-//! makes cargo call `ci/runner`, which calls this program with the host's name, the test binary and its
-//! arguments. It puts a kernel ([`kernel`]), a busybox and the binary into an initramfs ([`initramfs`]),
-//! starts the [`host`]'s machine ([`qemu`]), passes on the test's output ([`console`]) and judges how
-//! it ended ([`verdict`]). Kernels come from Debian's packages ([`apt`]) and are kept in a [`cache`].
+//! With this command, cargo calls `ci/runner`, which calls this program with the host's name, the test binary and its
+//! arguments. This program puts a kernel ([`kernel`]), a busybox and the binary into an initramfs ([`initramfs`]),
+//! starts the [`host`]'s machine ([`qemu`]), forwards the test's output ([`console`]) and judges the end of the run
+//! ([`verdict`]). Kernels come from Debian's packages ([`apt`]) and are kept in a [`cache`].
 //!
-//! Environment: `EMULATED_HOST_TIMEOUT` (seconds, default 900), `EMULATED_HOST_QEMU` (more arguments for
-//! QEMU), `EMULATED_HOST_KERNEL` (more for the kernel's command line), `EMULATED_HOST_CONSOLE=1` (shows
-//! firmware and kernel too). `RUST_BACKTRACE`, `RUST_LOG`, and what starts with `DMASPACE_` or
-//! `PROPTEST_` reach the binary.
+//! # Environment
+//! - `EMULATED_HOST_TIMEOUT`: the time limit of a run, in seconds; 900 by default.
+//! - `EMULATED_HOST_QEMU`: further arguments for QEMU.
+//! - `EMULATED_HOST_KERNEL`: further arguments for the kernel's command line.
+//! - `EMULATED_HOST_CONSOLE=1`: shows the output of the firmware and the kernel as well.
 //!
-//! Exit status: the binary's; 120 the host did not run it, 121 its kernel panicked, 122 its kernel
-//! complained though the binary was content, 124 the time limit passed.
+//! The binary sees `RUST_BACKTRACE`, `RUST_LOG`, and the variables whose names start with `DMASPACE_` or `PROPTEST_`.
+//!
+//! # Exit status
+//! The exit status is the binary's, except for these:
+//! - 120: the host did not run the binary to its end.
+//! - 121: the host's kernel panicked.
+//! - 122: the host's kernel complained, although the binary succeeded.
+//! - 124: the binary was still running when the time limit passed.
 
 mod apt;
 mod cache;
@@ -50,12 +57,12 @@ const INIT: &[u8] = include_bytes!("init.sh");
 
 const DEFAULT_TIME_LIMIT: u64 = 900;
 
-/// Older ones were not tried.
+/// The oldest version of Debian's QEMU packages that was tried.
 const OLDEST_QEMU: &str = "1:10";
 
 /// Reports progress on stderr.
 macro_rules! progress {
-    ($($what:tt)*) => { eprintln!("emulated-host: {}", format_args!($($what)*)) };
+    ($($message:tt)*) => { eprintln!("emulated-host: {}", format_args!($($message)*)) };
 }
 pub(crate) use progress;
 
@@ -80,7 +87,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Fetches, installs and builds what hosts need; all of them, when none is named.
+/// Fetches, installs and builds the QEMU, the busybox and the kernel of each host that is named, or of all hosts.
 fn prepare(names: &[&str]) -> Result<()> {
     let cache = Cache::of_user()?;
     let all = host::names();
@@ -93,13 +100,13 @@ fn prepare(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// ProcessRegistrations a binary in a host.
+/// Runs a binary in a host and returns the exit status of this program.
 fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     let host = Host::named(host)?;
     let content = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
     check_architecture(host, &content)?;
     let limit = time_limit()?;
-    let extras = extras();
+    let extras = extras_of_user();
 
     let cache = Cache::of_user()?;
     install_qemu(host)?;
@@ -108,7 +115,7 @@ fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     initramfs.file("/binary", &content)?;
     initramfs.file("/run", command(arguments).as_bytes())?;
     for library in libraries(host, binary)? {
-        let path = library.to_str().context("a library's path is not UTF-8")?;
+        let path = library.to_str().context("the path of a shared library is not UTF-8")?;
         initramfs.file(path, &fs::read(&library)?)?;
     }
 
@@ -123,11 +130,15 @@ fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     Ok(verdict.status())
 }
 
-/// Shows details that the verdict's line does not tell.
+/// Prints the evidence for a verdict, which its line does not contain.
 fn explain(verdict: &Verdict, console: &Console) {
     match verdict {
         Verdict::KernelComplained { complaint, .. } => eprintln!("{complaint}"),
-        Verdict::BootFailed(_) => console.last_of_boot().for_each(|line| eprintln!("{line}")),
+        Verdict::BootFailed(_) => {
+            for line in console.last_of_boot() {
+                eprintln!("{line}");
+            }
+        }
         _ => {}
     }
 }
@@ -144,12 +155,16 @@ fn check_architecture(host: &Host, binary: &[u8]) -> Result<()> {
     let wanted = host.architecture;
     match Architecture::of_elf(binary) {
         Some(found) if found == wanted => Ok(()),
-        Some(_) => bail!("{} needs another binary: cargo … --target {}", host.name, wanted.triple()),
-        None => bail!("not a binary that any emulated host could run"),
+        Some(_) => bail!(
+            "the binary is for another processor than that of {}: build it with --target {}",
+            host.name,
+            wanted.triple()
+        ),
+        None => bail!("the file is not an ELF binary for a processor of an emulated host"),
     }
 }
 
-/// All of a host's files but the binary and its libraries.
+/// The initramfs of a host without the binary and its libraries.
 fn base(host: &Host, kernel: &Kernel, busybox: &[u8]) -> Result<Initramfs> {
     let mut initramfs = Initramfs::default();
     for mount_point in ["/dev", "/proc", "/sys", "/tmp"] {
@@ -170,13 +185,13 @@ fn settings(host: &Host) -> String {
     format!("EMULATED_HOST={}\nMODULES='{modules}'\nSKIP_DEVICE_RESET={skip}\n", host.name)
 }
 
-/// The script that becomes the binary, with the environment it is to see.
+/// The script `/run` of a host: exports the binary's environment, then becomes the binary (`exec`).
 fn command(arguments: &[&str]) -> String {
     let mut script = "#!/bin/sh\n".to_owned();
     for (name, value) in env::vars().filter(|(name, _)| reaches_the_binary(name)) {
         script += &format!("export {name}={}\n", quoted(&value));
     }
-    // The device is one, and so is the processor. libtest's own option still has its way.
+    // The tests share one device and one processor. libtest's `--test-threads` still overrides the variable.
     script += "export RUST_TEST_THREADS=1\nexec /binary";
     for argument in arguments {
         script += &format!(" {}", quoted(argument));
@@ -190,7 +205,7 @@ fn reaches_the_binary(variable: &str) -> bool {
     plain && (wanted || ["RUST_BACKTRACE", "RUST_LOG"].contains(&variable))
 }
 
-/// The shared libraries to take along. A binary for another processor has to be static.
+/// The shared libraries of a binary for this machine's processor. A binary for another processor must be static.
 fn libraries(host: &Host, binary: &Path) -> Result<Vec<PathBuf>> {
     if host.architecture.triple().split('-').next() != Some(env::consts::ARCH) {
         return Ok(Vec::new());
@@ -208,14 +223,19 @@ fn libraries_in(ldd: &str) -> Vec<PathBuf> {
 
 fn time_limit() -> Result<Duration> {
     let seconds = match env::var("EMULATED_HOST_TIMEOUT") {
-        Ok(text) => text.parse().with_context(|| format!("EMULATED_HOST_TIMEOUT={text} is no number of seconds"))?,
+        Ok(text) => text.parse().with_context(|| format!("EMULATED_HOST_TIMEOUT={text} is not a number of seconds"))?,
         Err(_) => DEFAULT_TIME_LIMIT,
     };
     Ok(Duration::from_secs(seconds))
 }
 
-fn extras() -> Extras {
-    let variable = |name| env::var(name).unwrap_or_default();
+/// The value of an environment variable; empty if it is not set.
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_default()
+}
+
+/// The user's additions to the machine, read from the environment.
+fn extras_of_user() -> Extras {
     Extras {
         qemu_arguments: variable("EMULATED_HOST_QEMU").split_whitespace().map(str::to_owned).collect(),
         kernel_arguments: variable("EMULATED_HOST_KERNEL"),
@@ -228,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_read_from_ldd_loader_included() {
+    fn libraries_and_the_loader_are_read_from_the_output_of_ldd() {
         let ldd = "\tlinux-vdso.so.1 (0x00007ffd)\n\
                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f00)\n\
                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f01)\n";
@@ -238,12 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn arguments_reach_the_binary_as_they_are() {
+    fn arguments_reach_the_binary_unchanged() {
         assert!(command(&["--exact", "a b"]).ends_with("exec /binary '--exact' 'a b'\n"));
     }
 
     #[test]
-    fn only_what_tests_look_at_reaches_them() {
+    fn only_variables_that_tests_read_reach_the_binary() {
         assert!(reaches_the_binary("PROPTEST_CASES"));
         assert!(!reaches_the_binary("PATH"));
         assert!(!reaches_the_binary("DMASPACE_$(reboot)"));
