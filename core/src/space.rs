@@ -139,8 +139,8 @@ impl<B: Backend> Space<B> {
         }
     }
 
-    /// The backend, for tests that compare a space with its kernel. It grants nothing: a backend maps only memory that has a lease, and
-    /// attaches only at an attach point.
+    /// The backend, for tests that compare a space with its kernel. It grants nothing: a backend maps only memory
+    /// that has a lease, and attaches only at an attach point.
     #[doc(hidden)]
     pub fn backend_ref(&self) -> &B {
         &self.backend
@@ -399,8 +399,9 @@ impl<B: Backend> Space<B> {
 }
 
 impl<B: Backend> Drop for Space<B> {
-    /// Releases everything. The successor empties a space that was handed over. Its memory is kept for ever, as memory behind a fence
-    /// is: devices reach it until the successor unmaps it, which may be later, or in this process.
+    /// Releases everything. The successor empties a space that was handed over. Its memory is kept for ever, as
+    /// memory behind a fence is: devices reach it until the successor unmaps it, which may be later, or in this
+    /// process.
     fn drop(&mut self) {
         if *self.gate.get_mut() == Ownership::Here {
             self.empty();

@@ -51,11 +51,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{LockResult, PoisonError};
 
-#[cfg(not(shuttle))]
+#[cfg(not(dmaspace_loom))]
 use std::sync as imp;
 
-#[cfg(shuttle)]
-use shuttle::sync as imp;
+#[cfg(dmaspace_loom)]
+use loom::sync as imp;
 
 /// The place of a lock in the order of all locks: a lock is taken only while every lock held has a lower rank. The
 /// module's table names each lock.
@@ -104,26 +104,26 @@ pub fn past_poison<G>(locked: LockResult<G>) -> G {
 }
 
 /// A mutual exclusion lock with a place in the order of all locks.
-pub struct Mutex<T: ?Sized> {
+pub struct Mutex<T> {
     order: order::Place,
     inner: imp::Mutex<T>,
 }
 
 /// The right to a [`Mutex`]'s data, until it is dropped.
 #[must_use = "the lock is released at once if the guard is not kept"]
-pub struct MutexGuard<'a, T: ?Sized> {
+pub struct MutexGuard<'a, T> {
     inner: imp::MutexGuard<'a, T>,
     _held: order::Held,
 }
 
 impl<T> Mutex<T> {
     /// A lock that is never held together with another of its rank.
-    pub const fn new(rank: Rank, value: T) -> Self {
+    pub fn new(rank: Rank, value: T) -> Self {
         Self::keyed(rank, 0, value)
     }
 
     /// A lock that is held together with others of its rank, taken in ascending order of `key`.
-    pub const fn keyed(rank: Rank, key: u64, value: T) -> Self {
+    pub fn keyed(rank: Rank, key: u64, value: T) -> Self {
         Self { order: order::Place::new(rank, key), inner: imp::Mutex::new(value) }
     }
 
@@ -133,7 +133,7 @@ impl<T> Mutex<T> {
     }
 }
 
-impl<T: ?Sized> Mutex<T> {
+impl<T> Mutex<T> {
     /// Waits for the lock and takes it.
     #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
@@ -147,7 +147,7 @@ impl<T: ?Sized> Mutex<T> {
     }
 }
 
-impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -155,19 +155,19 @@ impl<T: ?Sized> Deref for MutexGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inner
     }
 }
 
-impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+impl<T: fmt::Debug> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
-impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
+impl<T: fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -175,33 +175,33 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
 
 /// A reader-writer lock with a place in the order of all locks. A thread must not take it for reading twice: a writer
 /// that waits in between would wait for ever.
-pub struct RwLock<T: ?Sized> {
+pub struct RwLock<T> {
     order: order::Place,
     inner: imp::RwLock<T>,
 }
 
 /// The right to read a [`RwLock`]'s data, until it is dropped.
 #[must_use = "the lock is released at once if the guard is not kept"]
-pub struct RwLockReadGuard<'a, T: ?Sized> {
+pub struct RwLockReadGuard<'a, T> {
     inner: imp::RwLockReadGuard<'a, T>,
     _held: order::Held,
 }
 
 /// The right to change a [`RwLock`]'s data, until it is dropped.
 #[must_use = "the lock is released at once if the guard is not kept"]
-pub struct RwLockWriteGuard<'a, T: ?Sized> {
+pub struct RwLockWriteGuard<'a, T> {
     inner: imp::RwLockWriteGuard<'a, T>,
     _held: order::Held,
 }
 
 impl<T> RwLock<T> {
     /// A lock that is never held together with another of its rank.
-    pub const fn new(rank: Rank, value: T) -> Self {
+    pub fn new(rank: Rank, value: T) -> Self {
         Self::keyed(rank, 0, value)
     }
 
     /// A lock that is held together with others of its rank, taken in ascending order of `key`.
-    pub const fn keyed(rank: Rank, key: u64, value: T) -> Self {
+    pub fn keyed(rank: Rank, key: u64, value: T) -> Self {
         Self { order: order::Place::new(rank, key), inner: imp::RwLock::new(value) }
     }
 
@@ -211,7 +211,7 @@ impl<T> RwLock<T> {
     }
 }
 
-impl<T: ?Sized> RwLock<T> {
+impl<T> RwLock<T> {
     /// Waits for the lock and takes it, beside other readers.
     #[track_caller]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
@@ -232,7 +232,7 @@ impl<T: ?Sized> RwLock<T> {
     }
 }
 
-impl<T: ?Sized> Deref for RwLockReadGuard<'_, T> {
+impl<T> Deref for RwLockReadGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -240,7 +240,7 @@ impl<T: ?Sized> Deref for RwLockReadGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> Deref for RwLockWriteGuard<'_, T> {
+impl<T> Deref for RwLockWriteGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -248,25 +248,25 @@ impl<T: ?Sized> Deref for RwLockWriteGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> DerefMut for RwLockWriteGuard<'_, T> {
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inner
     }
 }
 
-impl<T: ?Sized + fmt::Debug> fmt::Debug for RwLock<T> {
+impl<T: fmt::Debug> fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
-impl<T: ?Sized + fmt::Debug> fmt::Debug for RwLockReadGuard<'_, T> {
+impl<T: fmt::Debug> fmt::Debug for RwLockReadGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl<T: ?Sized + fmt::Debug> fmt::Debug for RwLockWriteGuard<'_, T> {
+impl<T: fmt::Debug> fmt::Debug for RwLockWriteGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -288,7 +288,7 @@ pub fn assert_none_held_from(rank: Rank, code: &str) {
 
 /// The check of the order: the locks that each thread holds. The model checker runs several threads on one, so it
 /// goes unchecked.
-#[cfg(all(debug_assertions, not(shuttle)))]
+#[cfg(all(debug_assertions, not(dmaspace_loom)))]
 mod order {
     use std::cell::RefCell;
     use std::panic::Location;
@@ -359,7 +359,7 @@ mod order {
 }
 
 /// Nothing is checked, and nothing is stored.
-#[cfg(not(all(debug_assertions, not(shuttle))))]
+#[cfg(not(all(debug_assertions, not(dmaspace_loom))))]
 mod order {
     use super::Rank;
 
@@ -382,7 +382,7 @@ mod order {
 }
 
 #[cfg(test)]
-#[cfg(not(shuttle))]
+#[cfg(not(dmaspace_loom))]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;

@@ -15,7 +15,7 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub(super) const fn new(rank: Rank) -> Self {
+    pub(super) fn new(rank: Rank) -> Self {
         Self { by_address: RwLock::new(rank, BTreeMap::new()) }
     }
 

@@ -27,7 +27,7 @@ struct Fenced {
 }
 
 impl Fences {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { list: RwLock::new(Rank::Fences, Vec::new()) }
     }
 

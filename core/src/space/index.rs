@@ -43,7 +43,7 @@ struct Run {
 }
 
 impl Index {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { runs: BTreeMap::new() }
     }
 

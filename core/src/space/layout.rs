@@ -124,10 +124,13 @@ impl Layout {
         self.set(fresh);
     }
 
-    /// Forgets all live mappings, which the kernel has forgotten.
+    /// Forgets all live mappings, which the kernel has forgotten. No window is the kernel's any more.
     pub(super) fn forget(&self, deferred: &mut Deferred) {
         for slot in &self.get().slots {
             slot.live.write().remove(IovaRange::all(), deferred);
+            if slot.writer.is_some() {
+                self.replace(Slot::new(slot.window));
+            }
         }
     }
 }
@@ -240,7 +243,7 @@ impl WindowSet {
 }
 
 impl Slot {
-    pub(super) const fn new(window: Window) -> Self {
+    pub(super) fn new(window: Window) -> Self {
         let key = window.range.first().get();
         Self {
             window,

@@ -22,7 +22,7 @@ pub(super) struct Registrations {
 }
 
 impl Registrations {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { blocks: Blocks::new(Rank::Registered) }
     }
 

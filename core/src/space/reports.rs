@@ -21,8 +21,8 @@ pub(super) struct Report {
 
 /// The sink of a space that tracks, and the reports that have not reached it yet.
 ///
-/// A report is delivered by the thread that found the pages, after it has released the locks. A sync on another thread must not
-/// return before that: it delivers the report too. A page that is marked twice is marked.
+/// A report is delivered by the thread that found the pages, after it has released the locks. A sync on another
+/// thread must not return before that: it delivers the report too. A page that is marked twice is marked.
 #[derive(Debug)]
 pub(super) struct Outbox {
     sink: Arc<dyn DirtySink>,
@@ -83,8 +83,8 @@ impl Outbox {
         Self { sink, state: Mutex::new(Rank::Pending, state) }
     }
 
-    /// A report that `fill` has filled, to be delivered once the locks of the space are released. `None` when nothing was dirty. Returns
-    /// the number of dirty bytes beside it.
+    /// A report that `fill` has filled, to be delivered once the locks of the space are released. `None` when nothing
+    /// was dirty. Returns the number of dirty bytes beside it.
     pub(super) fn fill(&self, fill: impl FnOnce(&mut Report) -> u64) -> (Option<Arc<Report>>, u64) {
         let spare = self.state.lock().spare.take();
         let mut shared = spare.unwrap_or_else(|| Arc::new(Report::new()));

@@ -16,7 +16,7 @@ pub(super) struct SharedPins {
 }
 
 impl SharedPins {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { blocks: Blocks::new(Rank::SharedPins) }
     }
 

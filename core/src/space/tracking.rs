@@ -62,7 +62,7 @@ pub(super) struct Progress {
 }
 
 impl Tracking {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { active: RwLock::new(Rank::Tracking, None) }
     }
 
