@@ -128,6 +128,8 @@ pub enum Kind {
     Unbacked,
     /// The memory is another device's, and this backend cannot map that.
     DeviceMemory,
+    /// The memory was rounded to whole pages ([`HostMemory::widened_to`]): it can be registered, but not mapped.
+    Rounded,
     /// The range does not lie inside one window; here is the highest address of any, if there is one.
     OutsideWindows(Option<Iova>),
     /// Bounds or host address are not multiples of the granule.
@@ -263,6 +265,9 @@ impl fmt::Display for Kind {
             Self::HostReadOnly(access) => write!(f, "{access} access to memory that this process may only read"),
             Self::Unbacked => f.write_str("there is no memory behind the host address"),
             Self::DeviceMemory => f.write_str("this backend cannot map another device's memory"),
+            Self::Rounded => {
+                f.write_str("the memory was rounded to whole pages, and its owner vouches for a part only")
+            }
             Self::OutsideWindows(None) => f.write_str("the host offers no window yet"),
             Self::OutsideWindows(Some(top)) => write!(f, "not inside one window of the host, whose last byte is {top}"),
             Self::Misaligned(granule) => write!(f, "bounds or host address are no multiples of {granule}"),

@@ -68,6 +68,7 @@ pub mod space;
 
 pub mod door;
 pub mod retry;
+mod soundness;
 pub mod sync;
 
 pub use backend::Backend;

@@ -189,6 +189,8 @@ impl<B: Backend> Space<B> {
             Kind::Unbacked
         } else if !powers.reaches(memory) {
             Kind::DeviceMemory
+        } else if memory.is_rounded() {
+            Kind::Rounded
         } else {
             return Ok(());
         };

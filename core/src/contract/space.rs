@@ -67,7 +67,7 @@ pub trait PciAddressSpace: ForListeners + Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// In this order, all before the kernel is asked: [`Kind::BadRange`], [`Kind::NoAccess`], [`Kind::HostReadOnly`],
-    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::KernelOwned`], [`Kind::Misaligned`],
+    /// [`Kind::Unbacked`], [`Kind::DeviceMemory`], [`Kind::Rounded`], [`Kind::Fenced`], [`Kind::OutsideWindows`], [`Kind::KernelOwned`], [`Kind::Misaligned`],
     /// [`Kind::BadUnit`], [`Kind::Overlap`], and on hosts that require registration [`Kind::NotRegistered`]. Then the kernel's failure:
     /// [`Kind::PinLimit`], [`Kind::BadAddress`], [`Kind::NoMappingSlot`], [`Kind::Refused`].
     ///
@@ -76,6 +76,7 @@ pub trait PciAddressSpace: ForListeners + Send + Sync + fmt::Debug {
     /// [`Kind::HostReadOnly`]: crate::error::Kind::HostReadOnly
     /// [`Kind::Unbacked`]: crate::error::Kind::Unbacked
     /// [`Kind::DeviceMemory`]: crate::error::Kind::DeviceMemory
+    /// [`Kind::Rounded`]: crate::error::Kind::Rounded
     /// [`Kind::Fenced`]: crate::error::Kind::Fenced
     /// [`Kind::OutsideWindows`]: crate::error::Kind::OutsideWindows
     /// [`Kind::KernelOwned`]: crate::error::Kind::KernelOwned

@@ -1,11 +1,10 @@
 //! Host memory that devices may reach, vouched for once by its owner.
 //!
-//! A mapping outlives the call that made it, so somebody has to promise that the memory stays. With vm-memory nobody has to: a
-//! region is kept alive by being held (`HostMemory::of_region`). Whoever has only a pointer makes the promise once, in
-//! [`HostMemory::vouch_for`], and everything after that is safe.
+//! A mapping outlives the call that makes it, so its memory must stay. A region of vm-memory stays while the mapping keeps a clone of it
+//! (`HostMemory::of_region`). A caller that has only a pointer promises it once, in [`HostMemory::vouch_for`] or [`HostMemory::held_by`], and
+//! everything after that is safe.
 //!
-//! Bytes behind a [`HostMemory`] change under us: devices and guests write them. No Rust reference into it is ever made; copies go
-//! through volatile accesses.
+//! Devices and guests write the bytes behind a [`HostMemory`] at any time. No Rust reference into it is ever made; copies are atomic, byte by byte.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
 mod file;
@@ -14,11 +13,13 @@ use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use file::MemoryFile;
 
@@ -37,6 +38,8 @@ pub struct HostMemory {
     traits: Traits,
     /// Shared, to keep the many copies of this small.
     mapped: Option<Arc<Mapped>>,
+    /// Whether the span was rounded to whole pages. Its owner did not vouch for the bytes around the memory.
+    rounded: bool,
 }
 
 /// Which file the memory is mapped from.
@@ -97,8 +100,9 @@ struct Traits {
     device_memory: bool,
 }
 
-/// Why bytes could not be copied.
+/// The reason for which bytes could not be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CopyError {
     /// The bytes asked for reach past the end.
     #[error("the copy reaches past the end of the memory")]
@@ -109,11 +113,14 @@ pub enum CopyError {
     /// The owner said that this process may only read it.
     #[error("this process may not write the memory")]
     HostReadOnly,
+    /// The span was rounded to whole pages ([`HostMemory::widened_to`]).
+    #[error("the memory is rounded to whole pages, and its owner vouches for a part only")]
+    Rounded,
 }
 
-// SAFETY: the pointer is only dereferenced by volatile copies, under a promise (`vouch_for`, `held`) that is bound to no thread.
+// SAFETY: the pointer is only dereferenced by copies, under a promise (`vouch_for`, `held_by`) that is bound to no thread.
 unsafe impl Send for HostMemory {}
-// SAFETY: as above; concurrent copies race with devices anyway and go through volatile accesses, never references.
+// SAFETY: as above; copies are atomic, so those of two threads are no data race.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
@@ -200,7 +207,7 @@ impl HostMemory {
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
         (base.addr() as u64).checked_add(len.get() - 1)?;
         let traits = Traits { page: None, host_read_only: false, device_memory: false };
-        Some(Self { base, len, origin, traits, mapped: None })
+        Some(Self { base, len, origin, traits, mapped: None, rounded: false })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -277,6 +284,11 @@ impl HostMemory {
         matches!(self.origin, Origin::Unbacked(_))
     }
 
+    /// Whether the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
+    pub fn is_rounded(&self) -> bool {
+        self.rounded
+    }
+
     /// What it comes and goes together with.
     pub fn unit(&self) -> UnplugUnit {
         UnplugUnit(match &self.origin {
@@ -310,7 +322,11 @@ impl HostMemory {
     pub fn joined_with(&self, next: &Self) -> Option<Self> {
         let touches = self.last().checked_add(1) == Some(next.address());
         let len = self.len.checked_add(next.len.get())?;
-        (touches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+        (touches && self.is_of_a_kind(next)).then(|| Self {
+            len,
+            rounded: self.rounded || next.rounded,
+            ..self.clone()
+        })
     }
 
     /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
@@ -318,7 +334,11 @@ impl HostMemory {
         let reaches = self.address() <= next.address() && next.address() <= self.last().saturating_add(1);
         let last = self.last().max(next.last());
         let len = NonZeroU64::new((last - self.address()).checked_add(1)?)?;
-        (reaches && self.is_of_a_kind(next)).then(|| Self { len, ..self.clone() })
+        (reaches && self.is_of_a_kind(next)).then(|| Self {
+            len,
+            rounded: self.rounded || next.rounded,
+            ..self.clone()
+        })
     }
 
     /// What is left of this memory below and above `hole`, by address.
@@ -328,13 +348,14 @@ impl HostMemory {
         (below, self.slice(above, self.len.get().saturating_sub(above)))
     }
 
-    /// The whole pages that hold it, for kernels that pin whole pages. The bytes around it are mapped, as pages are, but nobody vouched
-    /// for copying them: for registration and holding only.
+    /// The whole pages around the memory, for kernels that pin whole pages. The owner did not vouch for the bytes around the memory, so
+    /// the result can be registered and its pins shared, but neither copied nor mapped ([`HostMemory::is_rounded`]).
     pub fn widened_to(&self, page: PageSize) -> Option<Self> {
         let first = page.round_down(self.address());
         let end = page.round_up(self.last().checked_add(1)?)?;
         let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
-        Some(Self { base, len: NonZeroU64::new(end - first)?, ..self.clone() })
+        let rounded = self.rounded || base != self.base || end - first != self.len.get();
+        Some(Self { base, len: NonZeroU64::new(end - first)?, rounded, ..self.clone() })
     }
 
     /// Copies bytes out, as a device's read would.
@@ -344,8 +365,7 @@ impl HostMemory {
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
         let from = self.at(offset, into.len())?;
         for (n, byte) in into.iter_mut().enumerate() {
-            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped.
-            *byte = unsafe { ptr::read_volatile(from.wrapping_add(n)) };
+            *byte = cell(from, n).load(Ordering::Relaxed);
         }
         Ok(())
     }
@@ -360,13 +380,12 @@ impl HostMemory {
             return Err(CopyError::HostReadOnly);
         }
         for (n, byte) in from.iter().enumerate() {
-            // SAFETY: `at` checked that the bytes lie inside a span that its owner keeps mapped, and writable since not read-only.
-            unsafe { ptr::write_volatile(into.wrapping_add(n), *byte) };
+            cell(into, n).store(*byte, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn at(&self, offset: u64, len: usize) -> Result<*mut u8, CopyError> {
+    fn at(&self, offset: u64, len: usize) -> Result<Vouched<'_>, CopyError> {
         let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len)).ok_or(CopyError::PastTheEnd)?;
         if end > self.len.get() {
             return Err(CopyError::PastTheEnd);
@@ -374,9 +393,31 @@ impl HostMemory {
         if self.is_unbacked() {
             return Err(CopyError::Unbacked);
         }
+        if self.rounded {
+            return Err(CopyError::Rounded);
+        }
         let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
-        Ok(self.base.wrapping_add(offset))
+        Ok(Vouched { first: self.base.wrapping_add(offset), len, memory: PhantomData })
     }
+}
+
+/// Bytes inside a span that its owner keeps mapped.
+#[derive(Clone, Copy)]
+struct Vouched<'m> {
+    first: *mut u8,
+    len: usize,
+    memory: PhantomData<&'m HostMemory>,
+}
+
+/// The byte at `n` of `bytes`.
+///
+/// All copies are of single bytes: by the language's rules, atomic accesses of different sizes to the same memory are a data race as accesses that
+/// are not atomic are, and two callers may choose any offsets.
+fn cell(bytes: Vouched<'_>, n: usize) -> &AtomicU8 {
+    debug_assert!(n < bytes.len, "a byte past the end of the copy");
+    // SAFETY: the bytes lie inside a span that its owner keeps mapped while the memory is borrowed, and no reference points into the span. Memory that
+    // may only be read is only loaded from, which is allowed for relaxed loads of a byte.
+    unsafe { AtomicU8::from_ptr(bytes.first.wrapping_add(n)) }
 }
 
 /// Whether it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
@@ -480,6 +521,32 @@ mod tests {
         assert_eq!(memory.write(31, &[1, 2]), Err(CopyError::PastTheEnd));
         assert_eq!(memory.clone().host_read_only().write(0, &[1]), Err(CopyError::HostReadOnly));
         assert_eq!(unbacked(0x1000, 8).read(0, &mut out), Err(CopyError::Unbacked));
+    }
+
+    #[test]
+    fn two_threads_may_copy_the_same_bytes() {
+        let memory = HostMemory::zeroed(NonZeroUsize::new(0x40).expect("not zero"), PageSize::K4).expect("64 bytes");
+        std::thread::scope(|scope| {
+            for byte in [1_u8, 2] {
+                let memory = &memory;
+                scope.spawn(move || memory.write(u64::from(byte), &[byte; 0x20]).expect("inside"));
+                scope.spawn(move || memory.read(0, &mut [0; 0x40]).expect("inside"));
+            }
+        });
+        let mut out = [0];
+        memory.read(1, &mut out).expect("inside");
+        assert_eq!(out, [1]);
+    }
+
+    #[test]
+    fn pages_around_memory_are_not_copied() {
+        let bytes = Arc::new([0u8; 32]);
+        let pages = held(&bytes).widened_to(PageSize::K4).expect("no wrap");
+        assert!(
+            pages.is_rounded() && !unbacked(0x1000, 0x1000).widened_to(PageSize::K4).expect("no wrap").is_rounded()
+        );
+        assert_eq!(pages.read(0, &mut [0]), Err(CopyError::Rounded));
+        assert_eq!(pages.slice(0, 1).expect("inside").write(0, &[0]), Err(CopyError::Rounded));
     }
 
     #[test]

@@ -1,0 +1,77 @@
+//! Memory stays while a device can reach it, whatever safe code does: the ways that compile. The ways that do not compile are in
+//! `core/src/soundness.rs`.
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
+
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use dmaspace::BackendKind;
+use dmaspace::group::VfioGroup;
+use dmaspace_core::contract::live_update::NamedMemory;
+use dmaspace_core::contract::{Attachable, MapRequest};
+use dmaspace_core::door::{Errno, HandleKind, OwnedHandle};
+use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace};
+use dmaspace_soft::{FaultMode, FaultPlan};
+use dmaspace_tests::owned::simulated;
+use dmaspace_tests::soft::{host, open};
+
+const PAGE: usize = 0x1000;
+const AT: Iova = Iova::new(0x10_0000);
+
+/// A page of memory, and whether it is still there.
+#[expect(unsafe_code, reason = "UNSAFETY: memory of an owner that the test watches")]
+fn watched() -> (HostMemory, Weak<[u8; 2 * PAGE]>) {
+    let owner = Arc::new([0; 2 * PAGE]);
+    let watch = Arc::downgrade(&owner);
+    let base = (owner.as_ptr().addr() + PAGE - 1) & !(PAGE - 1);
+    let base = NonNull::new(owner.as_ptr().with_addr(base).cast_mut()).expect("not null");
+    let len = NonZeroUsize::new(PAGE).expect("not zero");
+    // SAFETY: the page lies in the owner's bytes, which are looked at only through this memory.
+    (unsafe { HostMemory::held_by(base, len, owner) }.expect("no wrap"), watch)
+}
+
+fn map(space: &dyn PciAddressSpace, memory: &HostMemory) {
+    space.map(MapRequest::new(AT, memory, Access::READ_WRITE)).expect("the page fits");
+}
+
+#[test]
+fn memory_of_a_dropped_hand_over_stays_while_a_duplicate_of_the_container_is_open() {
+    let soft = host("vtd");
+    let opened = open(&soft, BackendKind::Type1);
+    let (memory, watch) = watched();
+    let space = opened.space.space().clone();
+    map(&*space, &memory);
+    // A second process with the same descriptors keeps the container open.
+    let fork = soft.fork();
+    let container = simulated(&fork, opened.space.handle().expect("a container"));
+    space.powers().live_update.hand_over(&NamedMemory::new().with("page", memory.clone())).expect("type1 hands over");
+    drop((memory, space, opened));
+    // The host in software keeps one for its own device; a real kernel keeps none.
+    assert!(watch.strong_count() > 1, "a device may still reach the memory");
+    drop(container);
+}
+
+#[test]
+fn a_device_whose_attach_fails_reaches_nothing_or_is_known_to_the_space() {
+    for failures in [1, 20] {
+        let soft = host("vtd");
+        let opened = open(&soft, BackendKind::Type1);
+        let (memory, _watch) = watched();
+        let space = opened.space.space().clone();
+        map(&*space, &memory);
+        let other = soft.profile().groups[1].number;
+        let node = OwnedHandle::open(soft.clone(), format!("/dev/vfio/{other}").as_ref(), HandleKind::Group);
+        let group = Arc::new(VfioGroup::new(node.expect("the node opens"), "other", BackendKind::Type1));
+        let info =
+            FaultPlan { at: 2, call: Some("VFIO_IOMMU_GET_INFO"), mode: FaultMode::FailBefore, errno: Errno::EIO };
+        let stays = |at| FaultPlan { at, call: Some("VFIO_GROUP_UNSET_CONTAINER"), errno: Errno::EBUSY, ..info };
+        let plans: Vec<_> = [info].into_iter().chain((1..=failures).map(stays)).collect();
+        soft.plan_faults(&plans);
+        space.attach(group.clone()).expect_err("the windows cannot be read");
+        soft.plan_faults(&[]);
+        let is_in_a_container = group.is_in_a_container().expect("the kernel answers");
+        let is_known = space.describe().devices.contains(&group.name());
+        assert_eq!(is_in_a_container, is_known, "after {failures} failures");
+    }
+}
