@@ -1,11 +1,16 @@
-//! Measures comments and code against the budgets of CONTRIBUTING.md, crate by crate.
+//! Measures comments and code against the budgets of CONTRIBUTING.md, crate by crate. Fails if one is exceeded.
 //!
 //! ```text
 //! cargo run -p emulated-host --example language                 # the table
-//! cargo run -p emulated-host --example language -- core soft    # the table, and every place that counts in these crates
+//! cargo run -p emulated-host --example language -- core soft    # also each line of these crates that counts
 //! ```
+//!
+//! The budgets of words and of the width of lines are for all code. The budgets of density (closures, `for_each`,
+//! re-bindings) are for code outside of tests: `#[cfg(test)]` items, the files of `#[cfg(test)]` modules, files named
+//! `tests.rs` and everything below a folder `tests` have no density.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,13 +18,13 @@ use anyhow::{Context as _, Result};
 
 /// Words that hide the actor. At most 0.5 in 1,000 words of comments.
 const WHO: [&str; 4] = ["whoever", "somebody", "nobody", "anybody"];
-/// First words of an item's documentation that make it a fragment. At most 2 in 1,000 words of comments.
+/// First words of an item's documentation that make it a fragment. At most 2 fragments in 1,000 words of comments.
 const FRAGMENTS: [&str; 6] = ["What", "Whether", "Who", "Which", "How", "Where"];
-/// Words behind "what" that make it a clause. At most 0.5 in 1,000 words of comments.
+/// Words after "what" that make the two a clause. At most 0.5 clauses in 1,000 words of comments.
 const CLAUSES: [&str; 8] = ["is", "it", "was", "are", "were", "they", "a", "the"];
-/// The width of a line.
+/// The greatest width of a line.
 const WIDTH: usize = 120;
-/// The lines of a function at the 95th percentile.
+/// The greatest length of a function at the 95th percentile of a crate.
 const LINES: usize = 30;
 
 fn main() -> ExitCode {
@@ -59,7 +64,9 @@ fn members() -> Result<Vec<String>> {
 #[derive(Default)]
 struct Crate {
     name: String,
+    /// The words of all comments.
     words: usize,
+    /// The lines of code outside of tests.
     lines: usize,
     /// The length of each function, ascending.
     functions: Vec<usize>,
@@ -70,7 +77,7 @@ struct Crate {
 struct Place {
     file: String,
     line: usize,
-    what: Habit,
+    habit: Habit,
     text: String,
 }
 
@@ -87,22 +94,40 @@ enum Habit {
     Long,
 }
 
+/// The amount of text that a budget is for.
+#[derive(Clone, Copy)]
+enum Per {
+    ThousandWords,
+    ThousandLines,
+    Crate,
+}
+
+impl fmt::Display for Per {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ThousandWords => "in 1,000 words of comments",
+            Self::ThousandLines => "in 1,000 lines of code",
+            Self::Crate => "in the crate",
+        })
+    }
+}
+
 impl Habit {
-    /// The habits with a budget, which is for 1,000 words (`true`) or 1,000 lines.
-    const BUDGETS: [(Self, f64, bool); 7] = [
-        (Self::Who, 0.5, true),
-        (Self::Fragment, 2.0, true),
-        (Self::Clause, 0.5, true),
-        (Self::Closure, 3.0, false),
-        (Self::ForEach, 1.0, false),
-        (Self::Rebound, 2.0, false),
-        (Self::Wide, 0.0, false),
+    /// The habits with a budget, and the budget.
+    const BUDGETS: [(Self, f64, Per); 7] = [
+        (Self::Who, 0.5, Per::ThousandWords),
+        (Self::Fragment, 2.0, Per::ThousandWords),
+        (Self::Clause, 0.5, Per::ThousandWords),
+        (Self::Closure, 3.0, Per::ThousandLines),
+        (Self::ForEach, 1.0, Per::ThousandLines),
+        (Self::Rebound, 2.0, Per::ThousandLines),
+        (Self::Wide, 0.0, Per::Crate),
     ];
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {:?}: {}", self.file, self.line, self.what, self.text)
+        write!(f, "{}:{}: {:?}: {}", self.file, self.line, self.habit, self.text)
     }
 }
 
@@ -112,11 +137,11 @@ impl fmt::Display for Crate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<16}{:>7}", self.name, self.words)?;
         for habit in [Habit::Who, Habit::Fragment, Habit::Clause] {
-            write!(f, "{:>6.1}", self.in_a_thousand(habit, true))?;
+            write!(f, "{:>6.1}", self.found(habit, Per::ThousandWords))?;
         }
         write!(f, " |{:>7}", self.lines)?;
         for habit in [Habit::Closure, Habit::ForEach, Habit::Rebound] {
-            write!(f, "{:>6.1}", self.in_a_thousand(habit, false))?;
+            write!(f, "{:>6.1}", self.found(habit, Per::ThousandLines))?;
         }
         let longest = self.functions.last().copied().unwrap_or_default();
         write!(f, "{:>6}{:>6}{:>5}", self.count(Habit::Wide), self.p95(), longest)
@@ -126,48 +151,57 @@ impl fmt::Display for Crate {
 impl Crate {
     fn measure(member: &str) -> Result<Self> {
         let mut measured = Self { name: member.to_owned(), ..Self::default() };
-        let root = repository().join(member);
-        for path in sources(&root)? {
+        let root = repository();
+        let mut files = Vec::new();
+        for path in sources(&root.join(member))? {
             let text = std::fs::read_to_string(&path)?;
-            let file = path.strip_prefix(repository()).unwrap_or(&path).display().to_string();
-            measured.read(&file, &text);
+            files.push((path.strip_prefix(&root).unwrap_or(&path).to_owned(), text));
+        }
+        let tests: Vec<PathBuf> = files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+        for (path, text) in &files {
+            let is_test = is_test_path(path) || tests.iter().any(|module| path.with_extension("").starts_with(module));
+            measured.read(&path.display().to_string(), text, is_test);
         }
         measured.functions.sort_unstable();
         Ok(measured)
     }
 
-    fn read(&mut self, file: &str, text: &str) {
+    fn read(&mut self, file: &str, text: &str, is_test: bool) {
         let mut source = Source::default();
-        for (at, line) in text.lines().enumerate() {
-            let (habits, words) = source.habits(line);
+        let code = blanked(text);
+        let tests = test_items(&code);
+        for (at, (line, code)) in text.lines().zip(code.lines().chain(std::iter::repeat(""))).enumerate() {
+            let (mut habits, words) = source.habits(line);
             self.words += words;
-            self.lines += usize::from(source.is_code);
+            if source.is_code && !is_test && !tests.iter().any(|item| item.contains(&at)) {
+                self.lines += 1;
+                habits.extend(habits_of_code(code.trim_start()));
+            }
             for habit in habits {
-                self.places.push(Place {
-                    file: file.to_owned(),
-                    line: at + 1,
-                    what: habit,
-                    text: line.trim().to_owned(),
-                });
+                self.places.push(Place { file: file.to_owned(), line: at + 1, habit, text: line.trim().to_owned() });
             }
         }
         for (line, length) in functions(text) {
             self.functions.push(length);
             if length > LINES {
                 let text = format!("a function of {length} lines");
-                self.places.push(Place { file: file.to_owned(), line, what: Habit::Long, text });
+                self.places.push(Place { file: file.to_owned(), line, habit: Habit::Long, text });
             }
         }
     }
 
     fn count(&self, habit: Habit) -> usize {
-        self.places.iter().filter(|place| place.what == habit).count()
+        self.places.iter().filter(|place| place.habit == habit).count()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of words and lines")]
-    fn in_a_thousand(&self, habit: Habit, words: bool) -> f64 {
-        let of = if words { self.words } else { self.lines };
-        self.count(habit) as f64 * 1000.0 / of.max(1) as f64
+    fn found(&self, habit: Habit, per: Per) -> f64 {
+        let found = self.count(habit) as f64;
+        match per {
+            Per::ThousandWords => found * 1000.0 / self.words.max(1) as f64,
+            Per::ThousandLines => found * 1000.0 / self.lines.max(1) as f64,
+            Per::Crate => found,
+        }
     }
 
     fn p95(&self) -> usize {
@@ -178,10 +212,10 @@ impl Crate {
     /// The budgets that are exceeded.
     fn over(&self) -> Vec<String> {
         let mut over = Vec::new();
-        for (habit, budget, words) in Habit::BUDGETS {
-            let found = self.in_a_thousand(habit, words);
+        for (habit, budget, per) in Habit::BUDGETS {
+            let found = self.found(habit, per);
             if found > budget {
-                over.push(format!("{}: {habit:?} {found:.2} in 1,000, over {budget}", self.name));
+                over.push(format!("{}: {habit:?} {found:.2} {per}, over {budget}", self.name));
             }
         }
         if self.p95() > LINES {
@@ -211,18 +245,19 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Reads a file line by line.
+/// The state of reading a file line by line.
 #[derive(Default)]
 struct Source {
+    /// The last line was code, not a comment and not empty.
     is_code: bool,
-    /// The last line was documentation, or an attribute between documentation and its item.
+    /// The last line was documentation.
     in_documentation: bool,
-    /// The last comment line opened a fence that is not closed yet.
+    /// An earlier comment line opened a fence that is not closed yet.
     in_example: bool,
 }
 
 impl Source {
-    /// The habits of a line, one for each time it counts, and the words of its comment.
+    /// The habits of a line's comment and of its width, one for each time a habit counts, and the comment's words.
     fn habits(&mut self, line: &str) -> (Vec<Habit>, usize) {
         let mut found = Vec::new();
         if line.chars().count() > WIDTH {
@@ -231,9 +266,8 @@ impl Source {
         let trimmed = line.trim_start();
         let Some(comment) = trimmed.strip_prefix("//") else {
             self.is_code = !trimmed.is_empty();
-            // An example may be opened by an attribute, for a feature alone.
+            // An attribute may open an example, if the example needs a feature.
             (self.in_documentation, self.in_example) = (false, trimmed.contains("doc = \"```"));
-            found.extend(habits_of_code(trimmed));
             return (found, 0);
         };
         let documentation = comment.strip_prefix(['/', '!']);
@@ -267,6 +301,7 @@ fn habits_of_prose(text: &str, begins: bool) -> Vec<Habit> {
     found
 }
 
+/// The habits of a line of code whose comments and strings are blanked.
 fn habits_of_code(line: &str) -> Vec<Habit> {
     let mut found = Vec::new();
     if line.contains(".for_each(") {
@@ -276,13 +311,55 @@ fn habits_of_code(line: &str) -> Vec<Habit> {
         return found;
     };
     let name = pattern.trim_start_matches("mut ").split(':').next().unwrap_or_default();
-    let value = value.trim_start_matches("move ");
-    if value.starts_with('|') {
+    if value.trim_start_matches("move ").starts_with('|') {
         found.push(Habit::Closure);
     }
     let rest = value.trim_start_matches(['&', '*']).strip_prefix(name);
     if !name.is_empty() && rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')) {
         found.push(Habit::Rebound);
+    }
+    found
+}
+
+/// Returns `true` if a file's place shows that it has tests only.
+fn is_test_path(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.iter().any(|part| part == "tests")
+}
+
+/// The modules for tests only that a file declares and that are files of their own: their paths without `.rs`.
+fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
+    let folder = match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some("lib" | "main" | "mod") => path.with_file_name(""),
+        _ => path.with_extension(""),
+    };
+    let code = blanked(text);
+    let items = test_items(&code);
+    let lines = code.lines().enumerate().filter(|(at, _)| items.iter().any(|item| item.contains(at)));
+    lines
+        .filter_map(|(_, line)| line.strip_suffix(';')?.rsplit_once("mod "))
+        .map(|(_, name)| folder.join(name))
+        .collect()
+}
+
+/// The lines of each item for tests only, from its `#[cfg(test)]` to the brace or semicolon that ends it. Comments and
+/// strings of the code are blanked.
+fn test_items(code: &str) -> Vec<RangeInclusive<usize>> {
+    let mut found = Vec::new();
+    let mut first = None;
+    let mut depth = 0_i32;
+    for (at, line) in code.lines().enumerate() {
+        let trimmed = line.trim();
+        if first.is_none() && (trimmed.starts_with("#[cfg(test)]") || trimmed.starts_with("#[cfg(all(test,")) {
+            (first, depth) = (Some(at), 0);
+        }
+        let Some(from) = first else { continue };
+        for c in trimmed.chars() {
+            depth += i32::from("([{".contains(c)) - i32::from(")]}".contains(c));
+        }
+        if depth <= 0 && trimmed.ends_with(['}', ';', ',']) {
+            found.push(from..=at);
+            first = None;
+        }
     }
     found
 }
@@ -297,7 +374,7 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
         for (column, c) in line.char_indices() {
             match c {
                 'f' if signature.is_none() && begins_function(line, column) => signature = Some(at),
-                ';' if open.last().is_none_or(|(_, outer)| *outer <= depth) && brackets(line, column) => {
+                ';' if open.last().is_none_or(|(_, outer)| *outer <= depth) && is_outside_of_brackets(line, column) => {
                     signature = None
                 }
                 '{' => {
@@ -319,8 +396,8 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
     found
 }
 
-/// Whether a `;` at `column` is outside of brackets, as far as its line shows: `[u8; 4]` in a signature ends none.
-fn brackets(line: &str, column: usize) -> bool {
+/// Returns `true` if a `;` at `column` is outside of the brackets of its line: the one of `[u8; 4]` ends no signature.
+fn is_outside_of_brackets(line: &str, column: usize) -> bool {
     let before = line.get(..column).unwrap_or_default();
     before.matches('[').count() == before.matches(']').count()
 }
@@ -331,7 +408,7 @@ fn begins_function(line: &str, column: usize) -> bool {
     named && before.chars().next_back().is_none_or(char::is_whitespace)
 }
 
-/// Pops the last element, if it was opened at a depth.
+/// Removal of the last element, if it was opened at a depth.
 trait PopIfAt {
     fn pop_if_at(&mut self, depth: usize) -> Option<(usize, usize)>;
 }
@@ -342,7 +419,7 @@ impl PopIfAt for Vec<(usize, usize)> {
     }
 }
 
-/// The text with comments, strings and characters blanked, line by line.
+/// The text without comments, strings and characters. Its lines are as many as before.
 fn blanked(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -355,7 +432,7 @@ fn blanked(text: &str) -> String {
             None => out.push_str(token),
         }
         rest = after;
-        // The letters before a quote belong to the literal; those of a name do not start one.
+        // Letters directly before a quote belong to the literal, unless they are the end of a name.
         if c.is_alphanumeric() || c == '_' {
             let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
             let (name, after) = rest.split_at(if skipped.is_some() { 0 } else { word });
@@ -405,7 +482,7 @@ fn string_len(text: &str, prefix: &str) -> usize {
     text.len()
 }
 
-/// The length of a character literal; a lifetime is none.
+/// The length of a character literal; `None` for a lifetime.
 fn character_len(text: &str) -> Option<usize> {
     let body = text.strip_prefix('\'')?;
     if body.starts_with('\\') {
