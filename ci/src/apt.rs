@@ -27,10 +27,7 @@ pub(crate) fn install_missing(packages: &[&str]) -> Result<()> {
 /// Installs the newest version of `packages`. The caller must be root.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "packages are missing; install them as root with: ci/apt apt-get install {names}"
-    );
+    ensure!(rustix::process::geteuid().is_root(), "packages are missing; as root: ci/apt apt-get install {names}");
     progress!("installing {names}");
     let mut install = apt("apt-get");
     install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
