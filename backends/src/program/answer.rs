@@ -106,6 +106,7 @@ fn of_message(message: Message) -> Cause {
         Message::Firmware => Cause::Firmware,
         Message::Interrupts => Cause::Interrupts,
         Message::NotViable => Cause::NotViable,
+        Message::Unaligned => Cause::Unaligned,
     }
 }
 

@@ -56,6 +56,8 @@ pub(crate) enum Cause {
     Interrupts,
     /// A device of the group is with another driver.
     NotViable,
+    /// Its bus address and its place in its region differ within a page.
+    Unaligned,
     /// An error that fits neither the address nor the size.
     Other(u32),
 }
@@ -225,6 +227,9 @@ impl Cause {
                     .to_owned()
             }
             Self::NotViable => "bind every device of the group to vfio-pci (ls /sys/kernel/iommu_groups/<n>/devices)".to_owned(),
+            Self::Unaligned => {
+                "nothing for a TPM's buffer, which no device reads; other memory has to begin at a multiple of the host's page".to_owned()
+            }
             Self::Other(_) => "ask a host like that one: --host FILE".to_owned(),
         }
     }
@@ -289,6 +294,9 @@ impl fmt::Display for Cause {
             Self::Firmware => f.write_str("memory of the device that the firmware wants mapped one to one"),
             Self::Interrupts => f.write_str("interrupts that are not remapped"),
             Self::NotViable => f.write_str("a device of the group that is not with vfio-pci"),
+            Self::Unaligned => f.write_str(
+                "memory whose bus address and place in its region differ within a page, so that QEMU does not map it",
+            ),
             Self::Other(errno) => {
                 let errno = dmaspace::door::Errno(i32::try_from(*errno).unwrap_or(i32::MAX));
                 write!(f, "{errno}, which fits neither the address nor the size")

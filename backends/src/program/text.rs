@@ -35,12 +35,19 @@ fn result(outcome: &Outcome) -> String {
     let failed = steps.iter().filter(|step| !step.ok).count();
     let refused = outcome.findings.iter().filter(|answer| answer.is_refused).count();
     match (outcome.ok, failed) {
+        (true, _) if is_log(outcome) && outcome.findings.is_empty() => {
+            "No line of it says which call failed.".to_owned()
+        }
         (true, _) if steps.is_empty() && !outcome.findings.is_empty() => "This host refuses none of it.".to_owned(),
         (true, _) => "Every required section is provided.".to_owned(),
         (false, 0) if refused > 0 => format!("Refused: {refused} of the failures are failures here, too."),
         (false, 0) => "Refused: nothing of it is in force.".to_owned(),
         (false, failed) => format!("Refused: {failed} of {} steps; nothing of them is in force.", steps.len()),
     }
+}
+
+fn is_log(outcome: &Outcome) -> bool {
+    outcome.input.course.as_ref().is_some_and(|told| told.told_by == "log")
 }
 
 /// The kind of the input, in words.

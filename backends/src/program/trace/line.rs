@@ -154,6 +154,9 @@ mod tests {
             failed(Some("pc.ram"))
         );
         assert_eq!(said("218 vfio_dma_map(0x55, 0xfffff000, 0x1000, 0x7f) = 0"), Said::Irrelevant);
+        let mail = "> vfio_container_dma_map(0x5e04, 0x1000, 0x2000, 0x771a) =3D -22 (Invalid argument)";
+        assert_eq!(said(mail), failed(None));
+        assert_eq!(said("Failed to set group container: Invalid argument"), Said::Message(Message::Firmware));
         assert_eq!(
             said("vfio_pin_pages_remote: RLIMIT_MEMLOCK (65536) exceeded"),
             Said::Message(Message::LockedMemory(65536))

@@ -4,7 +4,7 @@ use super::form::Fields;
 use super::said::{Call, Failed, Message, Said, span};
 
 /// A line in which one of these stands may be an error line, or part of one.
-const MARKS: [&str; 10] = [
+const MARKS: [&str; 13] = [
     "dma_map(",
     "dma_unmap(",
     "VFIO_MAP_DMA",
@@ -15,6 +15,9 @@ const MARKS: [&str; 10] = [
     "platform RMRR requirement",
     "allow_unsafe_interrupts",
     "is not viable",
+    "group container: Invalid argument",
+    "iommu for container: Operation not permitted",
+    "received unaligned region",
 ];
 
 /// The content of an error line. `None` for another line, and for one whose rest was folded away.
@@ -44,7 +47,9 @@ const UNMAP: &str = "{container:p}, 0x{iova:x}, 0x{size:x}) = {ret:d}{rest:*}";
 fn failed(line: &str) -> Option<Said> {
     let (name, call, form) = CALLS.iter().find(|(name, ..)| line.contains(name))?;
     let (before, after) = line.split_once(name)?;
-    let fields = Fields::of(form, after)?;
+    // A mail that was copied as it was sent.
+    let after = after.replacen(") =3D ", ") = ", 1);
+    let fields = Fields::of(form, &after)?;
     let (at, errno) = (span(&fields, "iova", "size").ok()?, fields.errno("ret").ok()?);
     if errno == 0 {
         return Some(Said::Irrelevant);
@@ -69,8 +74,16 @@ fn message(line: &str) -> Option<Said> {
     if has("1:1 IOMMU mapping") || has("platform RMRR requirement") {
         return Some(Said::Message(Message::Firmware));
     }
-    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group
-    if has("allow_unsafe_interrupts") {
+    // hw/vfio/container.c, vfio_connect_container: since Linux 6.6 the claim of a group with a direct region fails so
+    if has("group container: Invalid argument") {
+        return Some(Said::Message(Message::Firmware));
+    }
+    // hw/vfio/listener.c, vfio_listener_valid_section
+    if has("received unaligned region") {
+        return Some(Said::Message(Message::Unaligned));
+    }
+    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group; hw/vfio/container.c, vfio_set_iommu
+    if has("allow_unsafe_interrupts") || has("iommu for container: Operation not permitted") {
         return Some(Said::Message(Message::Interrupts));
     }
     // hw/vfio/container.c, vfio_group_get

@@ -75,6 +75,8 @@ pub(crate) enum Message {
     Interrupts,
     /// QEMU: another device of the group is with another driver.
     NotViable,
+    /// QEMU: memory that it does not map, since its bus address and its place in its region differ within a page.
+    Unaligned,
 }
 
 /// The range from `first` to `last`.
