@@ -143,7 +143,9 @@ mod tests {
         answers.extend(script);
         let (door, ioas) = ioas(&answers);
         let devices = [2, 3].map(|id| Cdev::new(crate::fixture::device(&door, id), format!("0000:00:{id:02x}.0")));
-        devices.iter().for_each(|device| ioas.attach(device, point(&ioas)).expect("attached"));
+        for device in &devices {
+            ioas.attach(device, point(&ioas)).expect("attached");
+        }
         door.take();
         (door, ioas, devices)
     }

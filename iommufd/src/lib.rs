@@ -116,8 +116,8 @@ impl Ioas {
 /// The reason why there is no live update: a mapping belongs to the process that made it, unless it is of a file
 /// (linux: drivers/iommu/iommufd/ioas.c, iommufd_ioas_change_process).
 const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
-    "iommufd hands over mappings of files only (IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_CHANGE_PROCESS), which this library does \
-     not do; open a container of vfio_iommu_type1",
+    "iommufd hands over mappings of files only (IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_CHANGE_PROCESS), which this library \
+     does not do; open a container of vfio_iommu_type1",
 );
 
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings

@@ -245,8 +245,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_maps_no_files_is_asked_once() {
-        let lacking: Reply = |_| Err(Errno::ENOTTY);
-        let (door, ioas) = ioas(&[lacking]);
+        let (door, ioas) = ioas(&[|_| Err(Errno::ENOTTY)]);
         assert!(ioas.capabilities().maps_files);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
@@ -256,8 +255,7 @@ mod tests {
 
     #[test]
     fn memory_whose_file_is_refused_is_mapped_by_its_address_and_the_next_file_is_tried_again() {
-        let refused: Reply = |_| Err(Errno::EINVAL);
-        let (door, ioas) = ioas(&[refused]);
+        let (door, ioas) = ioas(&[|_| Err(Errno::EINVAL)]);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
         ioas.map(at(PAGE), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its file");
         assert_eq!(door.names(), [MAP_FILE, MAP, MAP_FILE]);
@@ -294,8 +292,8 @@ mod tests {
     fn what_was_exported_through_another_door_is_not_this_ones() {
         let (door, ioas) = ioas(&[]);
         let elsewhere = ScriptedDoor::new(&[]);
-        let export = Handle::new(1, HandleKind::Export);
-        let export = OwnedHandle::simulated(elsewhere.clone(), export).expect("the door is not real");
+        let handle = Handle::new(1, HandleKind::Export);
+        let export = OwnedHandle::simulated(elsewhere.clone(), handle).expect("the door is not real");
         let exported = MemoryFile::exported(export);
         ioas.map(at(0), &lease(&memory().in_file(exported, 0)), Access::READ).expect("by its address");
         assert_eq!((door.names(), elsewhere.names()), (vec![MAP], vec!["close"]));
@@ -304,13 +302,13 @@ mod tests {
     #[test]
     fn what_was_exported_through_this_door_is_mapped_and_closed_with_its_memory() {
         let (door, ioas) = ioas(&[]);
-        let export = Handle::new(9, HandleKind::Export);
-        let export = OwnedHandle::simulated(ioas.iommufd().door().clone(), export).expect("the door is not real");
+        let handle = Handle::new(9, HandleKind::Export);
+        let export = OwnedHandle::simulated(ioas.iommufd().door().clone(), handle).expect("the door is not real");
         let exported = MemoryFile::exported(export);
-        let memory = memory().device_memory().in_file(exported, 0);
-        ioas.map(at(0), &lease(&memory), Access::READ_WRITE).expect("by its file");
+        let bar = memory().device_memory().in_file(exported, 0);
+        ioas.map(at(0), &lease(&bar), Access::READ_WRITE).expect("by its file");
         assert_eq!(door.names(), [MAP_FILE]);
-        drop(memory);
+        drop(bar);
         assert_eq!(door.names(), ["close"]);
     }
 }

@@ -188,7 +188,7 @@ mod tests {
     use dmaspace_core::backend::DirtyCalls;
     use dmaspace_soft::{RecordedCall, Reply, ScriptedDoor};
 
-    fn device(door: &Arc<ScriptedDoor>, id: u64) -> Cdev {
+    fn cdev(door: &Arc<ScriptedDoor>, id: u64) -> Cdev {
         Cdev::new(crate::fixture::device(door, id), format!("0000:00:{id:02x}.0"))
     }
 
@@ -196,7 +196,7 @@ mod tests {
     fn logging(script: &[Reply]) -> (Arc<ScriptedDoor>, Ioas, Cdev) {
         let script: Vec<Reply> = [done as Reply, logs, ninth, done].iter().chain(script).copied().collect();
         let (door, ioas) = ioas(&script);
-        let device = device(&door, 2);
+        let device = cdev(&door, 2);
         ioas.attach(&device, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH]);
         (door, ioas, device)
@@ -221,7 +221,7 @@ mod tests {
             logs,
             ninth,
         ]);
-        let device = device(&door, 2);
+        let device = cdev(&door, 2);
         ioas.attach(&device, point(&ioas)).expect("attached");
         let calls = door.take();
         assert_eq!(HwInfo::read_from_bytes(&calls[1].bytes).expect("the struct").dev_id, 3);
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_device_whose_iommu_does_not_log_is_attached_as_ever() {
         let (door, ioas) = ioas(&[]);
-        let device = device(&door, 2);
+        let device = cdev(&door, 2);
         ioas.attach(&device, point(&ioas)).expect("attached");
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [BIND, HW_INFO, ATTACH]);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_kernel_that_does_not_know_the_question_is_asked_once() {
         let (door, ioas) = ioas(&[done, |_| Err(Errno::ENOTTY)]);
-        let (first, second) = (device(&door, 2), device(&door, 3));
+        let (first, second) = (cdev(&door, 2), cdev(&door, 3));
         ioas.attach(&first, point(&ioas)).expect("attached");
         ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH, BIND, ATTACH]);
@@ -268,7 +268,7 @@ mod tests {
             (|_| Err(Errno::EADDRINUSE), false),
         ] {
             let (door, ioas) = ioas(&[done, logs, answer]);
-            let device = device(&door, 2);
+            let device = cdev(&door, 2);
             assert_eq!(ioas.attach(&device, point(&ioas)).is_ok(), means_cannot);
             let rest: &[&str] = if means_cannot { &[ATTACH] } else { &[] };
             assert_eq!(door.names(), [&[BIND, HW_INFO, HWPT_ALLOC], rest].concat());
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn devices_share_a_page_table_that_fits_and_it_goes_with_the_last() {
         let (door, ioas, first) = logging(&[done, logs]);
-        let second = device(&door, 3);
+        let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(ioas.detach(&first, point(&ioas)), Ok(Undone::Done(())));
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_device_that_no_page_table_fits_gets_one_of_its_own() {
         let (door, ioas, first) = logging(&[done, logs, |_| Err(Errno::EINVAL), done, tenth]);
-        let second = device(&door, 3);
+        let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
         let calls = door.take();
         let names: Vec<_> = calls.iter().map(|call| call.name).collect();
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_device_that_not_even_its_own_page_table_fits_is_attached_as_ever() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EINVAL)]);
-        ioas.attach(&device(&door, 2), point(&ioas)).expect("attached");
+        ioas.attach(&cdev(&door, 2), point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY, ATTACH, "close"]);
         assert_eq!(ioas.page(), None);
     }
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_page_table_that_nothing_could_be_attached_to_is_destroyed() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EADDRINUSE)]);
-        let device = device(&door, 2);
+        let device = cdev(&door, 2);
         assert_eq!(errno(ioas.attach(&device, point(&ioas))), Some(Errno::EADDRINUSE));
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY]);
         assert_eq!(ioas.page(), None);
@@ -323,14 +323,14 @@ mod tests {
     fn a_page_table_that_comes_while_others_log_logs_before_its_device_comes() {
         let (door, ioas) = ioas(&[done, logs, ninth]);
         ioas.start().expect("nothing to begin with");
-        ioas.attach(&device(&door, 2), point(&ioas)).expect("attached");
+        ioas.attach(&cdev(&door, 2), point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, SET, ATTACH, "close"]);
     }
 
     #[test]
     fn a_device_that_is_not_here_is_not_detached() {
         let (door, ioas, _first) = logging(&[]);
-        assert_eq!(ioas.detach(&device(&door, 3), point(&ioas)), Ok(Undone::WasNotThere));
+        assert_eq!(ioas.detach(&cdev(&door, 3), point(&ioas)), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), ["close"]);
         assert!(ioas.page().is_some());
     }
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn one_device_that_cannot_log_is_enough() {
         let (door, ioas, _first) = logging(&[]);
-        let second = device(&door, 3);
+        let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, ATTACH]);
         assert_eq!(ioas.page(), None);

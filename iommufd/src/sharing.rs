@@ -136,12 +136,16 @@ impl SharingCalls for Pool {
             made.push(gap);
             if let Err(failure) = mapped {
                 // The last piece may be mapped all the same.
-                made.into_iter().for_each(|gap| self.withdraw(&mut pieces, gap));
+                for gap in made {
+                    self.withdraw(&mut pieces, gap);
+                }
                 return Err(failure);
             }
         }
         pieces.extend(made.into_iter().map(|memory| (memory.address(), Piece { memory, holders: 0 })));
-        overlapping(&mut pieces, memory).for_each(|piece| piece.holders += 1);
+        for piece in overlapping(&mut pieces, memory) {
+            piece.holders += 1;
+        }
         Ok(())
     }
 
@@ -154,7 +158,9 @@ impl SharingCalls for Pool {
                 free.push(piece.memory.clone());
             }
         }
-        free.into_iter().for_each(|memory| self.withdraw(&mut pieces, memory));
+        for memory in free {
+            self.withdraw(&mut pieces, memory);
+        }
     }
 
     fn sharers(&self, memory: &HostMemory) -> usize {
@@ -289,10 +295,10 @@ mod tests {
     #[test]
     fn memory_that_knows_its_file_is_held_by_it_and_copied_as_ever() {
         let (door, pool, ioas) = pooled();
-        let memory = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
-        pool.share_pins(&lease(&memory)).expect("held");
-        ioas.map(range(0x10_0000, 0x1_0000), &lease(&memory.slice(0x1_0000, 0x1_0000).expect("inside")), Access::READ)
-            .expect("copied");
+        let whole = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
+        pool.share_pins(&lease(&whole)).expect("held");
+        let part = whole.slice(0x1_0000, 0x1_0000).expect("inside");
+        ioas.map(range(0x10_0000, 0x1_0000), &lease(&part), Access::READ).expect("copied");
         let calls = door.take();
         assert_eq!((calls[0].name, calls[1].name), ("IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"));
         let held = IoasMapFile::read_from_bytes(&calls[0].bytes).expect("the struct");
@@ -306,15 +312,15 @@ mod tests {
         assert_eq!(door.names(), [""; 0]);
         drop(ioas);
         let calls = door.take();
-        let destroyed = |n: usize| Destroy::read_from_bytes(&calls[n].bytes).expect("the struct").id;
-        assert_eq!((destroyed(0), destroyed(1), calls[2].name), (8, 7, "close"));
+        let destroyed = [0, 1].map(|n: usize| Destroy::read_from_bytes(&calls[n].bytes).map(|destroy| destroy.id));
+        assert_eq!((destroyed, calls[2].name), ([Ok(8), Ok(7)], "close"));
     }
 
     #[test]
     fn the_last_page_there_is_can_be_held() {
         let (_, pool, _) = pooled();
-        let top = HostMemory::unbacked(u64::MAX - 0xffff, NonZeroU64::new(0x1_0000).expect("not zero"));
-        let top = top.expect("no wrap");
+        let len = NonZeroU64::new(0x1_0000).expect("not zero");
+        let top = HostMemory::unbacked(u64::MAX - 0xffff, len).expect("no wrap");
         pool.share_pins(&lease(&top)).expect("held");
         pool.share_pins(&lease(&top)).expect("held twice");
         assert_eq!(pool.sharers(&top), 2);

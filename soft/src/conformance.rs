@@ -105,21 +105,21 @@ pub enum Act {
     /// Allocate a page table that logs, with the id of the address space, which is no device.
     MakePageTable,
     /// Start logging, with the id of the address space, which is no page table.
-    SetLogging,
+    SetPageTableLogging,
     /// Read a log with these flags, and with the id of the address space, which is no page table.
-    GetWritten(u32),
+    GetPageTableLog(u32),
     /// Start or stop logging in a type1 container, or make its request with other flags.
-    Log(u32),
+    DirtyPages(u32),
     /// Read the log of a type1 container. The number written back is that of the bits set.
-    Written(Place, Length),
+    GetLog(Place, Length),
     /// Unmap a range of a type1 container, and read its log.
-    UnmapWritten(Place, Length),
+    UnmapAndGetLog(Place, Length),
     /// Invalidate the addresses of a container's mappings.
-    LetGo(Place, Length),
+    InvalidateVaddrs(Place, Length),
     /// Invalidate the addresses of all mappings.
-    LetGoOfAll,
+    InvalidateAllVaddrs,
     /// Update the address of a container's mapping, with access, which no update may have.
-    Give(Place, Memory, Access),
+    UpdateVaddr(Place, Memory, Access),
     /// Register memory.
     Register(Memory),
     /// Unregister memory.
@@ -273,10 +273,10 @@ impl Row {
     ///
     /// # Errors
     /// The first step with another outcome.
-    pub fn play(&self, site: &Site<'_>) -> Result<(), Mismatch> {
+    pub fn check(&self, site: &Site<'_>) -> Result<(), Mismatch> {
         for (n, step) in self.steps.iter().enumerate() {
             let expected = site.resolve(step.answer);
-            let found = site.act(step.act);
+            let found = site.request(step.act);
             if !expected.matches(&found) {
                 return Err(Mismatch {
                     row: self.name,
@@ -352,68 +352,30 @@ impl Site<'_> {
         }
     }
 
-    fn act(&self, act: Act) -> Found {
+    /// Makes a request, and returns its outcome.
+    fn request(&self, act: Act) -> Found {
         match act {
-            Act::Map(at, memory, access) => {
-                let (memory, size) = self.memory(memory);
-                plain(raw::map(self.door, self.context, self.address(at), size, memory.as_ref(), access))
-            }
-            Act::MapFile(at, memory, access) => {
-                let (memory, size) = self.memory(memory);
-                plain(raw::map_file(self.door, self.context, self.address(at), size, memory.as_ref(), access))
-            }
-            Act::Unmap(at, length) => {
-                let size = self.bytes(length);
-                let unmapped = raw::unmap(self.door, self.context, self.address(at), size);
-                sized(unmapped.map(|(result, after)| (result, self.as_written(size, after))))
-            }
+            Act::Map(at, memory, access) => self.map(at, memory, access),
+            Act::MapFile(at, memory, access) => self.map_file(at, memory, access),
+            Act::Unmap(at, length) => self.unmap(at, length),
             Act::UnmapAll => sized(raw::unmap_all(self.door, self.context)),
-            Act::Copy(from, to, length, access) => {
-                let Context::Ioas { iommufd, id } = self.context else { return NOT_MEANT };
-                let (from, to) = ((id, self.address(from)), (id, self.address(to)));
-                plain(raw::copy(self.door, iommufd, from, to, self.bytes(length), access))
-            }
+            Act::Copy(from, to, length, access) => self.copy(from, to, length, access),
             Act::ChangeProcess(size) => self.on_ioas(|iommufd, _| raw::change_process(self.door, iommufd, size)),
             Act::HwInfo => self.on_ioas(|iommufd, id| raw::hw_info(self.door, iommufd, id, 0).map(|_| 0)),
-            Act::MakePageTable => self.on_ioas(|iommufd, id| {
-                raw::alloc_page_table(self.door, iommufd, id, id, iommufd::HWPT_ALLOC_DIRTY_TRACKING).map(|_| 0)
-            }),
-            Act::SetLogging => self
-                .on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, iommufd::DIRTY_TRACKING_ENABLE)),
-            Act::GetWritten(flags) => self.on_ioas(|iommufd, id| {
-                // The door requires the whole page that the bitmap ends in.
-                let room = usize::try_from(2 * self.page()).map_err(|_| Errno::EINVAL)?;
-                let (range, page, mut bitmap) = ((0, self.page()), self.page(), vec![0; room]);
-                raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap)
-            }),
-            Act::Log(flags) => self.on_container(|container| raw::log(self.door, container, flags)),
-            Act::Written(at, length) => self.on_type1(|container| {
-                let range = (self.address(at), self.bytes(length));
-                raw::written(self.door, container, range, self.page())
-            }),
-            Act::UnmapWritten(at, length) => self.on_type1(|container| {
-                let range = (self.address(at), self.bytes(length));
-                raw::unmap_written(self.door, container, range, self.page())
-            }),
-            Act::LetGo(at, length) => self.let_go(type1::UNMAP_VADDR, self.address(at), self.bytes(length)),
-            Act::LetGoOfAll => self.let_go(type1::UNMAP_VADDR | type1::UNMAP_ALL, 0, 0),
-            Act::Give(at, memory, access) => {
-                let (memory, size) = self.memory(memory);
-                let (Context::Type1(container) | Context::Compat(container)) = self.context else { return NOT_MEANT };
-                plain(raw::give(self.door, container, (self.address(at), size), memory.as_ref(), access))
+            Act::MakePageTable => self.make_page_table(),
+            Act::SetPageTableLogging => self.set_page_table_logging(),
+            Act::GetPageTableLog(flags) => self.get_page_table_log(flags),
+            Act::DirtyPages(flags) => self.on_container(|container| raw::dirty_pages(self.door, container, flags)),
+            Act::GetLog(at, length) => self.get_log(at, length),
+            Act::UnmapAndGetLog(at, length) => self.unmap_and_get_log(at, length),
+            Act::InvalidateVaddrs(at, length) => {
+                self.invalidate_vaddrs(type1::UNMAP_VADDR, self.address(at), self.bytes(length))
             }
-            Act::Register(memory) => {
-                let (memory, size) = self.memory(memory);
-                self.on_container(|container| raw::register(self.door, container, memory.as_ref(), size))
-            }
-            Act::Unregister(memory) => {
-                let (memory, size) = self.memory(memory);
-                self.on_container(|container| raw::unregister(self.door, container, memory.as_ref(), size))
-            }
-            Act::Create(shift, size, levels) => {
-                let Context::Spapr(container) = self.context else { return NOT_MEANT };
-                sized(raw::create(self.door, container, shift, size, levels))
-            }
+            Act::InvalidateAllVaddrs => self.invalidate_vaddrs(type1::UNMAP_VADDR | type1::UNMAP_ALL, 0, 0),
+            Act::UpdateVaddr(at, memory, access) => self.update_vaddr(at, memory, access),
+            Act::Register(memory) => self.register(memory),
+            Act::Unregister(memory) => self.unregister(memory),
+            Act::Create(shift, size, levels) => self.create(shift, size, levels),
             Act::Remove(at) => self.on_container(|container| raw::remove(self.door, container, at)),
             Act::Enable => self.on_container(|container| raw::enable(self.door, container)),
             Act::Disable => self.on_container(|container| raw::disable(self.door, container)),
@@ -421,13 +383,81 @@ impl Site<'_> {
         }
     }
 
-    fn let_go(&self, flags: u32, at: u64, size: u64) -> Found {
+    fn map(&self, at: Place, memory: Memory, access: Access) -> Found {
+        let (memory, size) = self.memory(memory);
+        plain(raw::map(self.door, self.context, self.address(at), size, memory.as_ref(), access))
+    }
+
+    fn map_file(&self, at: Place, memory: Memory, access: Access) -> Found {
+        let (memory, size) = self.memory(memory);
+        plain(raw::map_file(self.door, self.context, self.address(at), size, memory.as_ref(), access))
+    }
+
+    fn unmap(&self, at: Place, length: Length) -> Found {
+        let size = self.bytes(length);
+        let unmapped = raw::unmap(self.door, self.context, self.address(at), size);
+        sized(unmapped.map(|(result, after)| (result, self.as_written(size, after))))
+    }
+
+    fn copy(&self, from: Place, to: Place, length: Length, access: Access) -> Found {
+        let (from, to, size) = (self.address(from), self.address(to), self.bytes(length));
+        self.on_ioas(|iommufd, id| raw::copy(self.door, iommufd, (id, from), (id, to), size, access))
+    }
+
+    fn make_page_table(&self) -> Found {
+        let flags = iommufd::HWPT_ALLOC_DIRTY_TRACKING;
+        self.on_ioas(|iommufd, id| raw::alloc_page_table(self.door, iommufd, id, id, flags).map(|_| 0))
+    }
+
+    fn set_page_table_logging(&self) -> Found {
+        self.on_ioas(|iommufd, id| raw::set_dirty_tracking(self.door, iommufd, id, iommufd::DIRTY_TRACKING_ENABLE))
+    }
+
+    fn get_page_table_log(&self, flags: u32) -> Found {
+        // The door requires the whole page that the bitmap ends in.
+        let Ok(room) = usize::try_from(2 * self.page()) else { return plain(Err(Errno::EINVAL)) };
+        let (range, page, mut bitmap) = ((0, self.page()), self.page(), vec![0; room]);
+        self.on_ioas(|iommufd, id| raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap))
+    }
+
+    fn get_log(&self, at: Place, length: Length) -> Found {
+        let range = (self.address(at), self.bytes(length));
+        self.on_type1(|container| raw::get_log(self.door, container, range, self.page()))
+    }
+
+    fn unmap_and_get_log(&self, at: Place, length: Length) -> Found {
+        let range = (self.address(at), self.bytes(length));
+        self.on_type1(|container| raw::unmap_and_get_log(self.door, container, range, self.page()))
+    }
+
+    fn invalidate_vaddrs(&self, flags: u32, at: u64, size: u64) -> Found {
         match self.context {
             Context::Type1(container) | Context::Compat(container) => {
                 sized(raw::unmap_type1(self.door, container, flags, at, size))
             }
             Context::Spapr(_) | Context::Ioas { .. } => NOT_MEANT,
         }
+    }
+
+    fn update_vaddr(&self, at: Place, memory: Memory, access: Access) -> Found {
+        let (Context::Type1(container) | Context::Compat(container)) = self.context else { return NOT_MEANT };
+        let (memory, size) = self.memory(memory);
+        plain(raw::update_vaddr(self.door, container, (self.address(at), size), memory.as_ref(), access))
+    }
+
+    fn register(&self, memory: Memory) -> Found {
+        let (memory, size) = self.memory(memory);
+        self.on_container(|container| raw::register(self.door, container, memory.as_ref(), size))
+    }
+
+    fn unregister(&self, memory: Memory) -> Found {
+        let (memory, size) = self.memory(memory);
+        self.on_container(|container| raw::unregister(self.door, container, memory.as_ref(), size))
+    }
+
+    fn create(&self, shift: u32, size: u64, levels: u32) -> Found {
+        let Context::Spapr(container) = self.context else { return NOT_MEANT };
+        sized(raw::create(self.door, container, shift, size, levels))
     }
 
     fn on_container(&self, request: impl FnOnce(Handle) -> Result<i32, Errno>) -> Found {
@@ -455,18 +485,19 @@ impl Site<'_> {
     /// Makes the device write, and finds the page that changed.
     fn store(&self, at: Iova) -> Found {
         let Some(store) = self.store else { return NOT_MEANT };
-        let zeroes = [0; 64];
         for page in [0, 1] {
-            if self.memory.write(page * self.page(), &zeroes).is_err() {
+            if self.memory.write(page * self.page(), &ZEROES).is_err() {
                 return NOT_MEANT;
             }
         }
         store(at);
-        let reached = |page: &u64| {
-            let mut bytes = [0; 64];
-            self.memory.read(page * self.page(), &mut bytes).is_ok() && bytes != zeroes
-        };
-        Found { result: Ok(0), written: [0, 1].into_iter().find(reached) }
+        Found { result: Ok(0), written: [0, 1].into_iter().find(|page| self.has_changed(*page)) }
+    }
+
+    /// Returns whether a page does not begin with zeroes any more.
+    fn has_changed(&self, page: u64) -> bool {
+        let mut bytes = ZEROES;
+        self.memory.read(page * self.page(), &mut bytes).is_ok() && bytes != ZEROES
     }
 
     fn address(&self, place: Place) -> u64 {
@@ -505,6 +536,9 @@ impl Site<'_> {
         }
     }
 }
+
+/// The first bytes of a page before the device writes.
+const ZEROES: [u8; 64] = [0; 64];
 
 /// The mark of a size field that the kernel did not touch.
 const UNTOUCHED: u64 = u64::MAX;

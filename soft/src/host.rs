@@ -137,7 +137,8 @@ impl SoftHost {
     }
 }
 
-// SAFETY: no real device is behind it, and its devices reach memory only through clones that it keeps until the mapping is gone.
+// SAFETY: no real device is behind it, and its devices reach memory only through clones that it keeps until the mapping
+// is gone.
 #[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
 unsafe impl Door for SoftHost {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {

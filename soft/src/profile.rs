@@ -213,6 +213,13 @@ impl KernelVersion {
     pub const V6_12: Self = Self { major: 6, minor: 12 };
     /// Linux 7.2.
     pub const V7_2: Self = Self { major: 7, minor: 2 };
+
+    fn parse(text: &str) -> Option<Self> {
+        let (major, rest) = text.split_once('.')?;
+        // As `uname -r` prints it: 6.8.12-1-pve.
+        let minor = rest.split(|letter: char| !letter.is_ascii_digit()).next()?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
 }
 
 impl fmt::Display for KernelVersion {
@@ -230,11 +237,7 @@ impl FromStr for KernelVersion {
     type Err = BadVersion;
 
     fn from_str(text: &str) -> Result<Self, BadVersion> {
-        let bad = || BadVersion(text.to_owned());
-        let (major, minor) = text.split_once('.').ok_or_else(bad)?;
-        // As `uname -r` prints it: 6.8.12-1-pve.
-        let minor = minor.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
-        Ok(Self { major: major.parse().map_err(|_| bad())?, minor: minor.parse().map_err(|_| bad())? })
+        Self::parse(text).ok_or_else(|| BadVersion(text.to_owned()))
     }
 }
 
@@ -287,7 +290,6 @@ impl Profile {
     /// locked memory.
     pub fn vtd() -> Self {
         let msi = Reserved { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
-        let slot = |number| Group::of(number, &[(format!("0000:00:{number:02x}.0"), Some(number - 3))]);
         Self {
             name: "vtd".to_owned(),
             architecture: Architecture::X86_64,
@@ -302,7 +304,7 @@ impl Profile {
             }),
             tce: None,
             limits: Limits { memlock: None, dma_entries: 0xffff },
-            groups: (3..6).map(slot).collect(),
+            groups: (3..6).map(|slot| Group::of(slot, format!("0000:00:{slot:02x}.0"), Some(slot - 3))).collect(),
         }
     }
 
@@ -332,7 +334,6 @@ impl Profile {
     /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked
     /// memory.
     pub fn powernv9() -> Self {
-        let phb = |number| Group::of(number, &[(format!("{number:04x}:01:00.0"), None)]);
         Self {
             name: "powernv9".to_owned(),
             architecture: Architecture::Ppc64le,
@@ -351,7 +352,7 @@ impl Profile {
                 eeh: true,
             }),
             limits: Limits { memlock: None, dma_entries: 0xffff },
-            groups: (0..3).map(phb).collect(),
+            groups: (0..3).map(|phb| Group::of(phb, format!("{phb:04x}:01:00.0"), None)).collect(),
         }
     }
 
@@ -362,7 +363,7 @@ impl Profile {
 
     /// A POWER9 guest of KVM or PowerVM that is a host itself: other page sizes, one level, one group per container.
     pub fn pseries() -> Self {
-        let phb = |number| Group::of(number, &[(format!("{number:04x}:00:05.0"), None)]);
+        let groups = (0..2).map(|phb| Group::of(phb, format!("{phb:04x}:00:05.0"), None)).collect();
         let tce = TceIommu {
             platform: Platform::PSeries,
             page_sizes: 0x0121_1000,
@@ -373,7 +374,7 @@ impl Profile {
             largest_window: MAX_WINDOW_ENTRIES,
             eeh: false,
         };
-        Self { name: "pseries".to_owned(), tce: Some(tce), groups: (0..2).map(phb).collect(), ..Self::powernv9() }
+        Self { name: "pseries".to_owned(), tce: Some(tce), groups, ..Self::powernv9() }
     }
 
     /// Returns the profile of a host on which no window can be created, because its firmware is old or the kernel
@@ -450,8 +451,9 @@ impl Profile {
 }
 
 impl Group {
-    fn of(number: u32, devices: &[(String, Option<u32>)]) -> Self {
-        let devices = devices.iter().map(|(address, node)| Device { address: address.clone(), node: *node }).collect();
+    /// A group of one device, behind the host's first IOMMU, which logs nothing.
+    fn of(number: u32, address: String, node: Option<u32>) -> Self {
+        let devices = vec![Device { address, node }];
         Self { number, held_by_kernel: false, reserved: Vec::new(), iommu: 0, logs_writes: false, devices }
     }
 }
@@ -472,19 +474,28 @@ impl TceIommu {
     const PAGE_SHIFTS: RangeInclusive<u32> = 12..=30;
 
     fn check(&self) -> Result<(), BadProfile> {
-        let in_bounds = |sizes: &PageSizes| sizes.iter().all(|page| Self::PAGE_SHIFTS.contains(&page.shift()));
-        let sizes = PageSizes::from_mask(self.page_sizes).filter(in_bounds);
-        let sizes = sizes.filter(|sizes| sizes.contains(PageSize::K4));
-        require(sizes.is_some(), "tce.page_sizes", "must have 4 KiB, and nothing below, nor above 1 GiB")?;
+        let known_sizes = PageSizes::from_mask(self.page_sizes).is_some_and(Self::has_known_sizes);
+        require(known_sizes, "tce.page_sizes", "must have 4 KiB, and nothing below, nor above 1 GiB")?;
         let fits = self.default_window.is_power_of_two() && (0x1000..1 << 32).contains(&self.default_window);
         require(fits, "tce.default_window", "must be a power of two from 4 KiB to 2 GiB")?;
         require((1..=5).contains(&self.levels), "tce.levels", "must be from 1 to 5")?;
         let [first, second] = self.starts;
-        let aligned = |start| PageSize::G1.divides(start);
-        require(aligned(first) && first >> 32 == 0, "tce.starts[0]", "must be a multiple of 1 GiB below 4 GiB")?;
+        require(
+            PageSize::G1.divides(first) && first >> 32 == 0,
+            "tce.starts[0]",
+            "must be a multiple of 1 GiB below 4 GiB",
+        )?;
         let room = (first + self.default_window..=1 << 62).contains(&second);
-        require(aligned(second) && room, "tce.starts[1]", "must be a multiple of 1 GiB behind the default window")?;
+        require(
+            PageSize::G1.divides(second) && room,
+            "tce.starts[1]",
+            "must be a multiple of 1 GiB behind the default window",
+        )?;
         require(self.largest_window > 0, "tce.largest_window", "must be at least one TCE")
+    }
+
+    fn has_known_sizes(sizes: PageSizes) -> bool {
+        sizes.contains(PageSize::K4) && sizes.iter().all(|page| Self::PAGE_SHIFTS.contains(&page.shift()))
     }
 }
 
@@ -497,11 +508,16 @@ fn check_reserved(field: &str, reserved: &[Reserved]) -> Result<(), BadProfile> 
 
 /// Returns whether a text has the form dddd:bb:dd.f, in hexadecimal.
 fn is_pci_address(text: &str) -> bool {
-    let hex = |text: &str, digits| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let Some((slot, function)) = text.split_once('.') else { return false };
     let parts: Vec<_> = slot.split(':').collect();
-    let known_slot = matches!(parts.as_slice(), [domain, bus, slot] if hex(domain, 4) && hex(bus, 2) && hex(slot, 2));
+    let known_slot =
+        matches!(parts.as_slice(), [domain, bus, slot] if is_hex(domain, 4) && is_hex(bus, 2) && is_hex(slot, 2));
     known_slot && matches!(function.as_bytes(), [b'0'..=b'7'])
+}
+
+/// Returns whether a text is a hexadecimal number of this many digits.
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn require(holds: bool, field: impl Into<String>, why: impl Into<String>) -> Result<(), BadProfile> {
@@ -534,58 +550,75 @@ mod tests {
         assert_eq!(Profile::preset("vax"), None);
     }
 
+    /// The refusal of a changed [`Profile::vtd`].
+    fn refusal_of_vtd(change: impl Fn(&mut Profile)) -> Option<String> {
+        let mut profile = Profile::vtd();
+        change(&mut profile);
+        profile.check().err().map(|bad| bad.to_string())
+    }
+
+    /// The field for which a [`Profile::powernv9`] with a changed IOMMU is refused.
+    fn refused_field_of_powernv9(change: impl Fn(&mut TceIommu)) -> Option<String> {
+        let mut profile = Profile::powernv9();
+        change(profile.tce.as_mut().expect("it has one"));
+        profile.check().err().map(|bad| bad.field)
+    }
+
     #[test]
     fn a_bad_profile_is_refused_by_field_and_reason() {
-        let spoil = |spoil: &dyn Fn(&mut Profile)| {
-            let mut profile = Profile::vtd();
-            spoil(&mut profile);
-            profile.check().map_err(|bad| bad.to_string())
-        };
-        let refused = |why: &str| Err(why.to_owned());
-        assert_eq!(spoil(&|p| p.host_page = 5000), refused("host_page: must be a power of two from 4 KiB to 64 KiB"));
         assert_eq!(
-            spoil(&|p| p.backends.push(Backend::Spapr)),
-            refused("backends: no kernel has sPAPR beside type1 or iommufd")
+            refusal_of_vtd(|p| p.host_page = 5000),
+            Some("host_page: must be a power of two from 4 KiB to 64 KiB".to_owned())
         );
         assert_eq!(
-            spoil(&|p| p.fixed = None),
-            refused("fixed: is missing: type1 and iommufd need an IOMMU with fixed windows")
+            refusal_of_vtd(|p| p.backends.push(Backend::Spapr)),
+            Some("backends: no kernel has sPAPR beside type1 or iommufd".to_owned())
         );
         assert_eq!(
-            spoil(&|p| p.groups[1].devices[0].address = "0:3.0".to_owned()),
-            refused("groups[1].devices[0].address: `0:3.0` is no PCI address such as 0000:00:03.0")
+            refusal_of_vtd(|p| p.fixed = None),
+            Some("fixed: is missing: type1 and iommufd need an IOMMU with fixed windows".to_owned())
         );
-        assert_eq!(spoil(&|p| p.groups[2].number = 3), refused("groups[2].number: another group has it"));
         assert_eq!(
-            spoil(&|p| p.groups[2].devices[0].node = Some(0)),
-            refused("groups[2].devices[0].node: another device has it")
+            refusal_of_vtd(|p| p.groups[1].devices[0].address = "0:3.0".to_owned()),
+            Some("groups[1].devices[0].address: `0:3.0` is no PCI address such as 0000:00:03.0".to_owned())
         );
-        assert_eq!(spoil(&|p| p.groups[0].devices.clear()), refused("groups[0].devices: a group has a device"));
+        assert_eq!(
+            refusal_of_vtd(|p| p.groups[2].number = 3),
+            Some("groups[2].number: another group has it".to_owned())
+        );
+        assert_eq!(
+            refusal_of_vtd(|p| p.groups[2].devices[0].node = Some(0)),
+            Some("groups[2].devices[0].node: another device has it".to_owned())
+        );
+        assert_eq!(
+            refusal_of_vtd(|p| p.groups[0].devices.clear()),
+            Some("groups[0].devices: a group has a device".to_owned())
+        );
         let backwards = Reserved { first: 2, last: 1, reason: Reason::Msi };
         assert_eq!(
-            spoil(&|p| p.groups[0].reserved.push(backwards.clone())),
-            refused("groups[0].reserved[0]: ends before it begins")
+            refusal_of_vtd(|p| p.groups[0].reserved.push(backwards.clone())),
+            Some("groups[0].reserved[0]: ends before it begins".to_owned())
         );
     }
 
     #[test]
     fn a_bad_tce_iommu_is_refused() {
-        let spoil = |spoil: &dyn Fn(&mut TceIommu)| {
-            let mut profile = Profile::powernv9();
-            if let Some(tce) = &mut profile.tce {
-                spoil(tce);
-            }
-            profile.check().map_err(|bad| bad.field)
-        };
-        let refused = |field: &str| Err(field.to_owned());
-        assert_eq!(spoil(&|tce| tce.page_sizes = 0x1_0000), refused("tce.page_sizes"));
-        assert_eq!(spoil(&|tce| tce.page_sizes |= 1 << 34), refused("tce.page_sizes"));
-        assert_eq!(spoil(&|tce| tce.page_sizes |= 1), refused("tce.page_sizes"));
-        assert_eq!(spoil(&|tce| tce.default_window = 0x3000), refused("tce.default_window"));
-        assert_eq!(spoil(&|tce| tce.levels = 0), refused("tce.levels"));
-        assert_eq!(spoil(&|tce| tce.starts = [1, 1 << 59]), refused("tce.starts[0]"));
-        assert_eq!(spoil(&|tce| tce.starts = [0, 1 << 30]), refused("tce.starts[1]"), "in the default window");
-        assert_eq!(spoil(&|tce| tce.starts = [0, 1 << 63]), refused("tce.starts[1]"), "too high for a large one");
+        assert_eq!(refused_field_of_powernv9(|tce| tce.page_sizes = 0x1_0000), Some("tce.page_sizes".to_owned()));
+        assert_eq!(refused_field_of_powernv9(|tce| tce.page_sizes |= 1 << 34), Some("tce.page_sizes".to_owned()));
+        assert_eq!(refused_field_of_powernv9(|tce| tce.page_sizes |= 1), Some("tce.page_sizes".to_owned()));
+        assert_eq!(refused_field_of_powernv9(|tce| tce.default_window = 0x3000), Some("tce.default_window".to_owned()));
+        assert_eq!(refused_field_of_powernv9(|tce| tce.levels = 0), Some("tce.levels".to_owned()));
+        assert_eq!(refused_field_of_powernv9(|tce| tce.starts = [1, 1 << 59]), Some("tce.starts[0]".to_owned()));
+        assert_eq!(
+            refused_field_of_powernv9(|tce| tce.starts = [0, 1 << 30]),
+            Some("tce.starts[1]".to_owned()),
+            "in the default window"
+        );
+        assert_eq!(
+            refused_field_of_powernv9(|tce| tce.starts = [0, 1 << 63]),
+            Some("tce.starts[1]".to_owned()),
+            "too high for a large one"
+        );
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn play(row: &Row, address: PciAddress, platform: Option<Platform>) -> Resul
         },
         store: None,
     };
-    let result = row.play(&site).map_err(|mismatch| mismatch.to_string());
+    let result = row.check(&site).map_err(|mismatch| mismatch.to_string());
     // Last come, first gone.
     for handle in handles.into_iter().rev() {
         door.close(handle).map_err(|errno| format!("closing {handle:?}: {errno}"))?;

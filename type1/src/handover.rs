@@ -35,8 +35,8 @@ impl VaddrCalls for Type1 {
     }
 
     fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
-        // `EINVAL` for a mapping that is not there, or whose address was not invalidated (linux: drivers/vfio/vfio_iommu_type1.c,
-        // vfio_dma_do_map).
+        // `EINVAL` for a mapping that is not there, or whose address was not invalidated (linux:
+        // drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_map).
         let moved = self.map_dma(type1::MAP_VADDR, range, memory);
         moved.map_err(|failure| match failure.errno() {
             Some(Errno::EINVAL) => failure.caused_by(Cause::NotThere),

@@ -294,26 +294,29 @@ mod tests {
         assert_eq!(parse(&short), Ok(Reply::Needs(72)));
     }
 
+    fn patched_vtd(change: fn(&mut Info)) -> Vec<u8> {
+        patched(reply(&[vtd()]), change)
+    }
+
     #[test]
     fn replies_that_cannot_be_true_are_refused() {
-        let with = |change: fn(&mut Info)| patched(reply(&[vtd()]), change);
         let table = [
             (Vec::new(), "it is shorter than its own struct"),
             (reply(&[])[..23].to_vec(), "it is shorter than its own struct"),
-            (with(|info| info.argsz = 15), "it claims to be shorter than its own struct"),
-            (with(|info| info.argsz = 0), "it claims to be shorter than its own struct"),
-            (with(|info| info.iova_pgsizes = 0), "it names no page size"),
-            (with(|info| info.flags = INFO_CAPABILITIES), "it names no page size"),
+            (patched_vtd(|info| info.argsz = 15), "it claims to be shorter than its own struct"),
+            (patched_vtd(|info| info.argsz = 0), "it claims to be shorter than its own struct"),
+            (patched_vtd(|info| info.iova_pgsizes = 0), "it names no page size"),
+            (patched_vtd(|info| info.flags = INFO_CAPABILITIES), "it names no page size"),
             (
-                with(|info| info.cap_offset = 0),
+                patched_vtd(|info| info.cap_offset = 0),
                 "it has capabilities and room for them, but does not say where they are",
             ),
-            (with(|info| info.cap_offset = 8), "a capability overlaps the struct it belongs to"),
-            (with(|info| info.cap_offset = 26), "the offset of a capability is not aligned"),
-            (with(|info| info.cap_offset = 72), "a capability lies outside the reply"),
-            (with(|info| info.cap_offset = u32::MAX - 3), "a capability lies outside the reply"),
-            (with(|info| info.argsz -= 4), "its list of ranges is cut off"),
-            (with(|info| info.argsz = 36), "its list of ranges is cut off"),
+            (patched_vtd(|info| info.cap_offset = 8), "a capability overlaps the struct it belongs to"),
+            (patched_vtd(|info| info.cap_offset = 26), "the offset of a capability is not aligned"),
+            (patched_vtd(|info| info.cap_offset = 72), "a capability lies outside the reply"),
+            (patched_vtd(|info| info.cap_offset = u32::MAX - 3), "a capability lies outside the reply"),
+            (patched_vtd(|info| info.argsz -= 4), "its list of ranges is cut off"),
+            (patched_vtd(|info| info.argsz = 36), "its list of ranges is cut off"),
             (reply(&[iova_ranges(3, &VTD)]), "its list of ranges is cut off"),
             (reply(&[iova_ranges(u32::MAX, &VTD)]), "its list of ranges is cut off"),
             (reply(&[iova_ranges(0, &[])]), "its list of ranges is empty"),

@@ -45,11 +45,16 @@ pub struct Type1 {
 
 impl Type1 {
     /// Takes over `container`, which the first group that joins gives to a type1 driver (v2 by preference). It is
-    /// closed when this is dropped; the kernel keeps what it maps until its last group has left.
+    /// closed when this is dropped; the kernel keeps the mappings until the last group has left.
     ///
     /// A handle of the kind [`HandleKind::Iommufd`] is an iommufd in a container's place.
     pub fn new(container: OwnedHandle) -> Self {
         Self { container, dirty: Mutex::new(Rank::Backend, None), has_answered: AtomicBool::new(false) }
+    }
+
+    /// Returns whether locking `len` more bytes would exceed the process's limit.
+    fn exceeds_allowance(&self, len: u64) -> bool {
+        self.allowance().is_some_and(|allowance| !allowance.admits(len))
     }
 
     fn dirty_limits(&self) -> Option<DirtyLimits> {
@@ -132,8 +137,8 @@ unsafe impl Backend for Type1 {
         if self.is_iommufd() {
             return false;
         }
-        let limit_reached = || self.allowance().is_some_and(|allowance| !allowance.admits(len));
-        failure.errno() == Some(Errno::ENOMEM) && len > self.container.door().host_page().bytes() && !limit_reached()
+        let is_one_entry = len <= self.container.door().host_page().bytes();
+        failure.errno() == Some(Errno::ENOMEM) && !is_one_entry && !self.exceeds_allowance(len)
     }
 
     /// `ENOENT` is the answer of an iommufd in a container's place where nothing is mapped.

@@ -122,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_capability_reaches_to_the_end_of_the_reply() {
-        let reply = reply(&[16, 0]);
-        let found = capabilities(&reply, 8, 8).expect("a chain of two");
+        let bytes = reply(&[16, 0]);
+        let found = capabilities(&bytes, 8, 8).expect("a chain of two");
         assert_eq!(found.iter().map(|capability| capability.bytes.len()).collect::<Vec<_>>(), [16, 8]);
     }
 

@@ -43,12 +43,7 @@ pub fn map(
     access: Access,
 ) -> Result<i32, Errno> {
     match on {
-        Context::Type1(container) | Context::Compat(container) => {
-            let flags = vfio_flags(access);
-            let mut map = vfio::MapDma { argsz: vfio::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
-            with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
-        }
-        Context::Spapr(container) => {
+        Context::Type1(container) | Context::Compat(container) | Context::Spapr(container) => {
             let flags = vfio_flags(access);
             let mut map = vfio::MapDma { argsz: vfio::MapDma::SIZE, flags, iova: at, size, ..Default::default() };
             with_memory(door, container, vfio::MAP_DMA, &mut map, offset_of!(vfio::MapDma, vaddr), memory)
@@ -90,13 +85,12 @@ pub fn map_file(
         length: size,
         iova: at,
     };
-    let lease = memory.map(|memory| lease(door, memory));
-    let attached = lease
-        .as_ref()
-        .map(|memory| Attachment { offset: offset_of!(iommufd::IoasMapFile, fd), what: Attached::FileOf(memory) });
-    let mut attached: Vec<_> = attached.into_iter().collect();
+    let lease = memory.map(|memory| lease_of(door, memory));
+    let offset = offset_of!(iommufd::IoasMapFile, fd);
+    let attachment = lease.as_ref().map(|memory| Attachment { offset, what: Attached::FileOf(memory) });
+    let mut attachments: Vec<_> = attachment.into_iter().collect();
     let command = Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes());
-    door.ioctl(iommufd, &mut command.attaching(&mut attached))
+    door.ioctl(iommufd, &mut command.attaching(&mut attachments))
 }
 
 /// Unmaps `size` bytes at a bus address; returns the result and the size field after the call.
@@ -142,7 +136,7 @@ pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn give(
+pub fn update_vaddr(
     door: &dyn Door,
     container: Handle,
     (iova, size): (u64, u64),
@@ -158,7 +152,7 @@ pub fn give(
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn log(door: &dyn Door, container: Handle, flags: u32) -> Result<i32, Errno> {
+pub fn dirty_pages(door: &dyn Door, container: Handle, flags: u32) -> Result<i32, Errno> {
     let mut log = type1::DirtyBitmap { argsz: type1::DIRTY_BITMAP_HEAD, flags, ..Default::default() };
     ask(door, container, type1::DIRTY_PAGES, &mut log)
 }
@@ -167,7 +161,7 @@ pub fn log(door: &dyn Door, container: Handle, flags: u32) -> Result<i32, Errno>
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn written(door: &dyn Door, container: Handle, (iova, size): (u64, u64), page: u64) -> Result<(i32, u64), Errno> {
+pub fn get_log(door: &dyn Door, container: Handle, (iova, size): (u64, u64), page: u64) -> Result<(i32, u64), Errno> {
     let bitmap = type1::Bitmap { pgsize: page, size: 8, data: 0 };
     let (argsz, flags) = (type1::DirtyBitmap::SIZE, type1::DIRTY_GET_BITMAP);
     let mut get = type1::DirtyBitmap { argsz, flags, iova, size, bitmap };
@@ -179,7 +173,7 @@ pub fn written(door: &dyn Door, container: Handle, (iova, size): (u64, u64), pag
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn unmap_written(
+pub fn unmap_and_get_log(
     door: &dyn Door,
     container: Handle,
     (iova, size): (u64, u64),
@@ -233,7 +227,7 @@ pub fn copy(
         return ask(door, iommufd, iommufd::IOAS_COPY, &mut copy);
     };
     // Memory of the right length: the real one was kept for ever when it was mapped.
-    let lease = lease(door, &memory);
+    let lease = lease_of(door, &memory);
     let offset = offset_of!(iommufd::IoasCopy, length);
     let mut attachments = [Attachment { offset, what: Attached::Copied(&lease) }];
     let command = Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes());
@@ -501,9 +495,10 @@ pub fn ask<T: FromBytes + IntoBytes + Immutable>(
     door.ioctl(on, &mut Command::with_bytes(request, argument.as_mut_bytes()))
 }
 
-/// The right to map memory. A host in software keeps what it maps; for a real kernel it is kept for ever, since no space keeps it.
+/// The right to map memory. A host in software keeps the memory that it maps; for a real kernel the memory is kept for
+/// ever, since no space keeps it.
 #[expect(unsafe_code, reason = "UNSAFETY: requests as they are, without a space")]
-fn lease<'m>(door: &dyn Door, memory: &'m HostMemory) -> Lease<'m> {
+fn lease_of<'m>(door: &dyn Door, memory: &'m HostMemory) -> Lease<'m> {
     if door.is_real() {
         std::mem::forget(memory.clone());
     }
@@ -520,7 +515,7 @@ fn with_memory<T: FromBytes + IntoBytes + Immutable>(
     memory: Option<&HostMemory>,
 ) -> Result<i32, Errno> {
     let Some(memory) = memory else { return ask(door, on, request, argument) };
-    let lease = lease(door, memory);
+    let lease = lease_of(door, memory);
     let mut attachments = [Attachment { offset, what: Attached::Memory(&lease) }];
     let command = Command::with_bytes(request, argument.as_mut_bytes());
     door.ioctl(on, &mut command.attaching(&mut attachments))

@@ -92,15 +92,15 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Page(0), Done),
-            written(0, 1, Fails(Errno::EINVAL)),
-            act(Act::UnmapWritten(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
-            act(Act::Log(DIRTY_STOP), Done),
-            act(Act::Log(DIRTY_START), Done),
-            act(Act::Log(DIRTY_START), Done),
-            act(Act::Log(DIRTY_START | DIRTY_STOP), Fails(Errno::EINVAL)),
-            written(0, 1, Bits(1)),
-            act(Act::Log(DIRTY_STOP), Done),
-            written(0, 1, Fails(Errno::EINVAL)),
+            get_log(0, 1, Fails(Errno::EINVAL)),
+            act(Act::UnmapAndGetLog(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
+            act(Act::DirtyPages(DIRTY_START), Done),
+            act(Act::DirtyPages(DIRTY_START), Done),
+            act(Act::DirtyPages(DIRTY_START | DIRTY_STOP), Fails(Errno::EINVAL)),
+            get_log(0, 1, Bits(1)),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
+            get_log(0, 1, Fails(Errno::EINVAL)),
             unmap(0, 1, Pages(1)),
         ],
     ),
@@ -109,17 +109,17 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Page(0), Done),
-            act(Act::Log(DIRTY_START), Done),
+            act(Act::DirtyPages(DIRTY_START), Done),
             map(4, Both, Done),
-            written(0, 1, Bits(1)),
-            written(1, 2, Bits(0)),
-            act(Act::UnmapWritten(Place::Page(4), Length::Pages(8)), Bits(2)),
+            get_log(0, 1, Bits(1)),
+            get_log(1, 2, Bits(0)),
+            act(Act::UnmapAndGetLog(Place::Page(4), Length::Pages(8)), Bits(2)),
             map(4, Both, Done),
-            written(0, 16, Bits(3)),
+            get_log(0, 16, Bits(3)),
             unmap(4, 8, Pages(2)),
-            written(0, 16, Bits(1)),
+            get_log(0, 16, Bits(1)),
             unmap(0, 16, Pages(1)),
-            act(Act::Log(DIRTY_STOP), Done),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
         ],
     ),
     row(
@@ -127,13 +127,13 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(4, Both, Done),
-            act(Act::Log(DIRTY_START), Done),
-            written(0, 16, Bits(2)),
-            written(0, 16, Bits(4)),
-            written(0, 16, Bits(6)),
-            written(4, 12, Bits(8)),
+            act(Act::DirtyPages(DIRTY_START), Done),
+            get_log(0, 16, Bits(2)),
+            get_log(0, 16, Bits(4)),
+            get_log(0, 16, Bits(6)),
+            get_log(4, 12, Bits(8)),
             unmap(4, 2, Pages(2)),
-            act(Act::Log(DIRTY_STOP), Done),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
         ],
     ),
     row(
@@ -141,18 +141,18 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Both, Done),
-            act(Act::Log(DIRTY_START), Done),
-            written(0, 1, Fails(Errno::EINVAL)),
-            written(1, 1, Fails(Errno::EINVAL)),
-            act(Act::UnmapWritten(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
-            act(Act::Written(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
-            act(Act::Written(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
-            written(0, 0, Fails(Errno::EINVAL)),
-            act(Act::Written(BelowTop(1), Length::Pages(1)), Since72(&Fails(Errno::EINVAL), &Bits(0))),
-            act(Act::Written(BelowTop(1), Length::Pages(2)), Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW))),
-            written(0, 2, Bits(2)),
+            act(Act::DirtyPages(DIRTY_START), Done),
+            get_log(0, 1, Fails(Errno::EINVAL)),
+            get_log(1, 1, Fails(Errno::EINVAL)),
+            act(Act::UnmapAndGetLog(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::GetLog(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::GetLog(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            get_log(0, 0, Fails(Errno::EINVAL)),
+            act(Act::GetLog(BelowTop(1), Length::Pages(1)), Since72(&Fails(Errno::EINVAL), &Bits(0))),
+            act(Act::GetLog(BelowTop(1), Length::Pages(2)), Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW))),
+            get_log(0, 2, Bits(2)),
             unmap(0, 2, Pages(2)),
-            act(Act::Log(DIRTY_STOP), Done),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
         ],
     ),
     row(
@@ -161,18 +161,18 @@ pub const ROWS: &[Row] = &[
         &[
             map(0, Page(0), Done),
             map(1, Page(1), Done),
-            give(0, Page(0), Fails(Errno::EINVAL)),
-            let_go(0, 2, Pages(2)),
-            let_go(1, 1, Fails(Errno::EINVAL)),
-            give(8, Page(0), Fails(Errno::ENOENT)),
-            give(0, Both, Fails(Errno::EINVAL)),
-            give(0, Page(1), Done),
-            act(Act::LetGoOfAll, Fails(Errno::EINVAL)),
-            give(0, Page(1), Fails(Errno::EINVAL)),
-            give(1, Page(0), Done),
-            act(Act::LetGoOfAll, Pages(2)),
+            update_vaddr(0, Page(0), Fails(Errno::EINVAL)),
+            invalidate_vaddrs(0, 2, Pages(2)),
+            invalidate_vaddrs(1, 1, Fails(Errno::EINVAL)),
+            update_vaddr(8, Page(0), Fails(Errno::ENOENT)),
+            update_vaddr(0, Both, Fails(Errno::EINVAL)),
+            update_vaddr(0, Page(1), Done),
+            act(Act::InvalidateAllVaddrs, Fails(Errno::EINVAL)),
+            update_vaddr(0, Page(1), Fails(Errno::EINVAL)),
+            update_vaddr(1, Page(0), Done),
+            act(Act::InvalidateAllVaddrs, Pages(2)),
             unmap(0, 2, Pages(2)),
-            act(Act::LetGoOfAll, Pages(0)),
+            act(Act::InvalidateAllVaddrs, Pages(0)),
         ],
     ),
     row(
@@ -180,12 +180,12 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Both, Done),
-            let_go(0, 1, Fails(Errno::EINVAL)),
-            let_go(1, 1, Fails(Errno::EINVAL)),
-            let_go(4, 1, Pages(0)),
-            let_go(0, 8, Pages(2)),
-            act(Act::Give(Place::Page(0), Both, Access::READ), Fails(Errno::EINVAL)),
-            give(0, Holed, Done),
+            invalidate_vaddrs(0, 1, Fails(Errno::EINVAL)),
+            invalidate_vaddrs(1, 1, Fails(Errno::EINVAL)),
+            invalidate_vaddrs(4, 1, Pages(0)),
+            invalidate_vaddrs(0, 8, Pages(2)),
+            act(Act::UpdateVaddr(Place::Page(0), Both, Access::READ), Fails(Errno::EINVAL)),
+            update_vaddr(0, Holed, Done),
             unmap(0, 2, Pages(2)),
         ],
     ),
@@ -194,13 +194,13 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Page(0), Done),
-            act(Act::Log(DIRTY_START), Done),
-            let_go(0, 1, Pages(1)),
-            written(0, 1, Bits(1)),
-            give(0, Page(1), Done),
-            written(0, 1, Bits(1)),
+            act(Act::DirtyPages(DIRTY_START), Done),
+            invalidate_vaddrs(0, 1, Pages(1)),
+            get_log(0, 1, Bits(1)),
+            update_vaddr(0, Page(1), Done),
+            get_log(0, 1, Bits(1)),
             unmap(0, 1, Pages(1)),
-            act(Act::Log(DIRTY_STOP), Done),
+            act(Act::DirtyPages(DIRTY_STOP), Done),
         ],
     ),
     row(
@@ -208,16 +208,16 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, Page(0), Done),
-            let_go(0, 1, Pages(1)),
+            invalidate_vaddrs(0, 1, Pages(1)),
             store(0, Arrives(0)),
-            give(0, Page(1), Done),
+            update_vaddr(0, Page(1), Done),
             store(0, Arrives(0)),
             unmap(0, 1, Pages(1)),
         ],
     )
     .only(WithDevice),
     // type1 v1: its differences.
-    row("v1: nothing is logged", Type1V1, &[act(Act::Log(DIRTY_START), Fails(Errno::EACCES))]),
+    row("v1: nothing is logged", Type1V1, &[act(Act::DirtyPages(DIRTY_START), Fails(Errno::EACCES))]),
     row(
         "v1: an unmap that begins inside a mapping does nothing",
         Type1V1,
@@ -233,9 +233,9 @@ pub const ROWS: &[Row] = &[
         Type1V1,
         &[
             map(0, Both, Done),
-            let_go(1, 1, Pages(0)),
-            let_go(0, 1, Pages(2)),
-            give(0, Both, Done),
+            invalidate_vaddrs(1, 1, Pages(0)),
+            invalidate_vaddrs(0, 1, Pages(2)),
+            update_vaddr(0, Both, Done),
             unmap(0, 2, Pages(2)),
         ],
     ),
@@ -302,9 +302,9 @@ pub const ROWS: &[Row] = &[
         &[
             act(Act::HwInfo, Fails(Errno::ENOENT)),
             act(Act::MakePageTable, Fails(Errno::ENOENT)),
-            act(Act::SetLogging, Fails(Errno::ENOENT)),
-            act(Act::GetWritten(0), Fails(Errno::ENOENT)),
-            act(Act::GetWritten(2), Fails(Errno::EOPNOTSUPP)),
+            act(Act::SetPageTableLogging, Fails(Errno::ENOENT)),
+            act(Act::GetPageTableLog(0), Fails(Errno::ENOENT)),
+            act(Act::GetPageTableLog(2), Fails(Errno::EOPNOTSUPP)),
         ],
     ),
     row(
@@ -389,9 +389,9 @@ pub const ROWS: &[Row] = &[
         Compat,
         &[
             map(0, Page(0), Done),
-            let_go(0, 1, Fails(Errno::EINVAL)),
-            act(Act::LetGoOfAll, Fails(Errno::EINVAL)),
-            give(0, Page(0), Fails(Errno::EINVAL)),
+            invalidate_vaddrs(0, 1, Fails(Errno::EINVAL)),
+            act(Act::InvalidateAllVaddrs, Fails(Errno::EINVAL)),
+            update_vaddr(0, Page(0), Fails(Errno::EINVAL)),
             unmap(0, 1, Pages(1)),
         ],
     ),
@@ -951,16 +951,16 @@ const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {
     act(Act::Unmap(Place::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn written(page: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::Written(Place::Page(page), Length::Pages(pages)), answer)
+const fn get_log(page: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::GetLog(Place::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn let_go(page: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::LetGo(Place::Page(page), Length::Pages(pages)), answer)
+const fn invalidate_vaddrs(page: u64, pages: u64, answer: Answer) -> Step {
+    act(Act::InvalidateVaddrs(Place::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn give(page: u64, memory: Memory, answer: Answer) -> Step {
-    act(Act::Give(Place::Page(page), memory, Access::empty()), answer)
+const fn update_vaddr(page: u64, memory: Memory, answer: Answer) -> Step {
+    act(Act::UpdateVaddr(Place::Page(page), memory, Access::empty()), answer)
 }
 
 const fn copy(from: u64, to: u64, pages: u64, answer: Answer) -> Step {

@@ -175,7 +175,7 @@ impl Context {
         let mut map: IoasMap = read(call)?;
         require(map.flags & !KNOWN_FLAGS == 0 && map.reserved == 0, Errno::EOPNOTSUPP)?;
         require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
-        let access = access(map.flags)?;
+        let access = access_of(map.flags)?;
         let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
         let memory = call.memory(offset_of!(IoasMap, user_va), map.user_va);
         let piece = self.pages.add(call.by, system.page(), &memory, map.length, access.contains(Access::WRITE))?;
@@ -191,7 +191,7 @@ impl Context {
         let mut map: IoasMapFile = read(call)?;
         require(map.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
         require(map.iova != u64::MAX && map.length != u64::MAX, Errno::EOVERFLOW)?;
-        let access = access(map.flags)?;
+        let access = access_of(map.flags)?;
         let ioas = ioas_of(&mut self.objects, map.ioas_id)?;
         require(map.length > 0, Errno::EINVAL)?;
         require(map.start.checked_add(map.length - 1).is_some(), Errno::EOVERFLOW)?;
@@ -210,7 +210,7 @@ impl Context {
         let mut copy: IoasCopy = read(call)?;
         require(copy.flags & !KNOWN_FLAGS == 0, Errno::EOPNOTSUPP)?;
         require([copy.length, copy.src_iova, copy.dst_iova].iter().all(|field| *field != u64::MAX), Errno::EOVERFLOW)?;
-        let access = access(copy.flags)?;
+        let access = access_of(copy.flags)?;
         let source = ioas_of(&mut self.objects, copy.src_ioas_id)?;
         let pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
         let target = ioas_of(&mut self.objects, copy.dst_ioas_id)?;
@@ -281,7 +281,7 @@ fn read<T: FromBytes + IntoBytes + Immutable>(call: &Call<'_, '_>) -> Result<T, 
 const KNOWN_FLAGS: u32 = iommufd::MAP_FIXED_IOVA | iommufd::MAP_WRITEABLE | iommufd::MAP_READABLE;
 
 /// The access of a map's flags, which must not be empty.
-fn access(flags: u32) -> Result<Access, Errno> {
+fn access_of(flags: u32) -> Result<Access, Errno> {
     let mut access = Access::empty();
     access.set(Access::READ, flags & iommufd::MAP_READABLE != 0);
     access.set(Access::WRITE, flags & iommufd::MAP_WRITEABLE != 0);

@@ -95,7 +95,7 @@ impl Spapr {
 
     /// tce_iommu_attach_group.
     pub(crate) fn attach(&mut self, system: &mut System, group: u32) -> Result<(), Errno> {
-        let tce = tce(system)?;
+        let tce = tce_of(system)?;
         require(!self.v2 || tce.windows > 0, Errno::EINVAL)?;
         require(self.v2 || self.groups.is_empty(), Errno::EBUSY)?;
         // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c,
@@ -148,7 +148,7 @@ impl Spapr {
 
     /// The default window is reported whether or not it exists; `argsz` is not written back.
     fn get_info(&self, system: &System, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
-        let tce = tce(system)?;
+        let tce = tce_of(system)?;
         require(!self.groups.is_empty(), Errno::ENXIO)?;
         let asked: TceInfo = call.read_prefix(offset_of!(TceInfo, ddw))?;
         require(asked.argsz as usize >= offset_of!(TceInfo, ddw), Errno::EINVAL)?;
@@ -220,7 +220,7 @@ impl Spapr {
         }
         let fault = system.cut.take();
         let size = if fault.is_some() { window.page.round_down(unmap.size / 2) } else { unmap.size };
-        for range in window.reached(tce(system)?.platform, at, size) {
+        for range in window.reached(tce_of(system)?.platform, at, size) {
             self.clear(system, range);
         }
         fault.map_or(Ok(0), Err)
@@ -230,7 +230,7 @@ impl Spapr {
     fn enable(&mut self, system: &mut System, by: Pid) -> Result<i32, Errno> {
         require(!self.enabled, Errno::EBUSY)?;
         require(!self.groups.is_empty(), Errno::ENODEV)?;
-        let charge = tce(system)?.default_window;
+        let charge = tce_of(system)?.default_window;
         self.owner = Some(by);
         system.account(by).lock(charge)?;
         self.enable_charge = charge;
@@ -335,7 +335,7 @@ impl Spapr {
     }
 }
 
-fn tce(system: &System) -> Result<TceIommu, Errno> {
+fn tce_of(system: &System) -> Result<TceIommu, Errno> {
     system.facts.tce.clone().ok_or(Errno::ENODEV)
 }
 

@@ -142,7 +142,7 @@ impl Type1 {
     fn capabilities(&self, system: &System) -> Vec<u8> {
         let migration = Migration {
             header: header(type1::CAP_MIGRATION),
-            pgsize_bitmap: granule(system).bytes(),
+            pgsize_bitmap: granule_of(system).bytes(),
             max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
             ..Migration::default()
         };
@@ -161,14 +161,14 @@ impl Type1 {
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);
         let range = check_map_bounds(system, &map, &memory)?;
         if map.flags & type1::MAP_VADDR != 0 {
-            return self.give_address(system, call.by, range);
+            return self.update_vaddr(system, call.by, range);
         }
         require(!self.table.overlaps(range), Errno::EEXIST)?;
         require(self.available > 0, Errno::ENOSPC)?;
         require(self.ranges.iter().any(|usable| usable.covers(range)), Errno::EINVAL)?;
-        let run = pin(system, call.by, range, &memory, access(map.flags))?;
+        let run = pin(system, call.by, range, &memory, access_of(map.flags))?;
         if let Some(errno) = system.cut.take() {
-            self.table.leave_behind(&run, granule(system));
+            self.table.leave_behind(&run, granule_of(system));
             forget(system, run);
             return Err(errno);
         }
@@ -215,7 +215,7 @@ impl Type1 {
             return Ok(0);
         }
         if unmap.flags & type1::UNMAP_VADDR != 0 {
-            return self.let_go_of_addresses(range);
+            return self.invalidate_vaddrs(range);
         }
         let firsts: Vec<_> = self.table.overlapping(range).map(|run| run.range.first()).collect();
         let mut bytes = 0;
@@ -256,7 +256,7 @@ fn check_map_bounds(system: &System, map: &MapDma, memory: &UserMemory) -> Resul
         require(!wraps, system.facts.wrap())?;
     }
     require(rights == (map.flags & type1::MAP_VADDR == 0), Errno::EINVAL)?;
-    let aligned = granule(system).divides(map.size | map.iova | memory.address);
+    let aligned = granule_of(system).divides(map.size | map.iova | memory.address);
     require(map.size > 0 && aligned, Errno::EINVAL)?;
     require(!wraps, system.facts.wrap())?;
     range.map_err(|_| system.facts.wrap())
@@ -265,7 +265,7 @@ fn check_map_bounds(system: &System, map: &MapDma, memory: &UserMemory) -> Resul
 /// The checks of an unmap that depend on the request alone. `None` for a range that ends at 2^64, in which Linux 6.12
 /// finds no mapping: it compares with an end that has wrapped to zero.
 fn check_unmap_bounds(system: &System, unmap: &UnmapDma, all: bool) -> Result<Option<IovaRange>, Errno> {
-    let granule = granule(system);
+    let granule = granule_of(system);
     require(granule.divides(unmap.iova), Errno::EINVAL)?;
     if all {
         require(unmap.iova == 0 && unmap.size == 0, Errno::EINVAL)?;
@@ -317,7 +317,7 @@ pub(crate) fn page_sizes(system: &System) -> u64 {
 }
 
 /// The alignment of every address and length.
-fn granule(system: &System) -> PageSize {
+fn granule_of(system: &System) -> PageSize {
     PageSize::from_shift(page_sizes(system).trailing_zeros()).unwrap_or(system.page())
 }
 
@@ -330,7 +330,7 @@ fn usable_ranges(system: &System, groups: &[u32]) -> Vec<IovaRange> {
     ranges
 }
 
-pub(crate) fn access(flags: u32) -> Access {
+pub(crate) fn access_of(flags: u32) -> Access {
     let mut access = Access::empty();
     access.set(Access::READ, flags & vfio::MAP_READ != 0);
     access.set(Access::WRITE, flags & vfio::MAP_WRITE != 0);

@@ -162,14 +162,14 @@ impl Kernel {
     /// vfio_container_ioctl_check_extension: the chosen driver answers, or the first driver with a positive answer.
     fn check_extension(&self, id: ContainerId, extension: Extension) -> Result<i32, Errno> {
         let container = self.containers.get(&id).ok_or(Errno::EBADF)?;
-        let type1 = type1::has_extension(&self.system, extension);
-        let spapr = spapr::has_extension(&self.system, extension);
+        let type1_has = type1::has_extension(&self.system, extension);
+        let spapr_has = spapr::has_extension(&self.system, extension);
         let has = match container.driver {
-            Some(Driver::Type1(_)) => type1,
-            Some(Driver::Spapr(_)) => spapr,
+            Some(Driver::Type1(_)) => type1_has,
+            Some(Driver::Spapr(_)) => spapr_has,
             // Only a driver of a container answers this one.
             None if extension == Extension::UPDATE_VADDR => false,
-            None => (self.has(Backend::Type1) && type1) || (self.has(Backend::Spapr) && spapr),
+            None => (self.has(Backend::Type1) && type1_has) || (self.has(Backend::Spapr) && spapr_has),
         };
         Ok(i32::from(has))
     }
@@ -284,8 +284,8 @@ impl Kernel {
     fn device_of_group(&mut self, number: u32, call: &Call<'_, '_>) -> Result<Reply, Errno> {
         let name = call.bytes()?.split(|byte| *byte == 0).next().unwrap_or_default();
         let mut devices = self.devices.iter();
-        let index = devices.position(|device| device.group == number && device.address.as_bytes() == name);
-        let index = index.ok_or(Errno::ENODEV)?;
+        let found = devices.position(|device| device.group == number && device.address.as_bytes() == name);
+        let index = found.ok_or(Errno::ENODEV)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         if let Some(context) = group.context {
             return self.open_through_iommufd(index, context);

@@ -42,6 +42,12 @@ impl Run {
         Some(Self { range, memory, access: self.access, source: self.source })
     }
 
+    /// The parts below and above `range`.
+    fn without(&self, range: IovaRange) -> Vec<Self> {
+        let (below, above) = self.range.without(range);
+        [below, above].into_iter().flatten().filter_map(|rest| self.part(rest)).collect()
+    }
+
     /// This run and `next` as one; `None` unless `next` continues this run.
     fn joined_with(&self, next: &Self) -> Option<Self> {
         let alike = self.access == next.access && self.source == next.source && self.range.touches(next.range);
@@ -115,11 +121,7 @@ impl Table {
     /// Removes the entries that were left behind in `range`.
     pub(crate) fn sweep(&mut self, range: IovaRange) -> Vec<Run> {
         let left_behind = std::mem::take(&mut self.left_behind);
-        let outside = |run: &Run| {
-            let (below, above) = run.range.without(range);
-            [below, above].into_iter().flatten().filter_map(|part| run.part(part)).collect::<Vec<_>>()
-        };
-        self.left_behind = left_behind.iter().flat_map(outside).collect();
+        self.left_behind = left_behind.iter().flat_map(|run| run.without(range)).collect();
         left_behind.iter().filter_map(|run| run.part(range)).collect()
     }
 
@@ -128,9 +130,8 @@ impl Table {
         let firsts: Vec<_> = self.overlapping(range).map(|run| run.range.first()).collect();
         let touched = firsts.into_iter().filter_map(|first| self.runs.remove(&first)).collect::<Vec<_>>();
         for run in &touched {
-            let (below, above) = run.range.without(range);
-            for left in [below, above].into_iter().flatten().filter_map(|left| run.part(left)) {
-                self.insert(left);
+            for rest in run.without(range) {
+                self.insert(rest);
             }
         }
         touched.iter().filter_map(|run| run.part(range)).collect()
@@ -140,12 +141,14 @@ impl Table {
     pub(crate) fn put(&mut self, run: Run) -> Vec<Run> {
         let replaced = self.carve(run.range);
         let below = self.runs.range(..run.range.first()).next_back().and_then(|(_, below)| below.joined_with(&run));
-        let run = below.unwrap_or(run);
-        let above = run.range.end().and_then(|end| self.runs.get(&end)).and_then(|above| run.joined_with(above));
-        if let Some(end) = run.range.end().filter(|_| above.is_some()) {
-            self.runs.remove(&end);
+        let mut joined = below.unwrap_or(run);
+        if let Some(end) = joined.range.end() {
+            if let Some(with_above) = self.runs.get(&end).and_then(|above| joined.joined_with(above)) {
+                self.runs.remove(&end);
+                joined = with_above;
+            }
         }
-        self.insert(above.unwrap_or(run));
+        self.insert(joined);
         replaced
     }
 
@@ -170,6 +173,11 @@ mod tests {
 
     fn range(first: u64, last: u64) -> IovaRange {
         IovaRange::new(Iova::new(first), Iova::new(last)).expect("a range of the test")
+    }
+
+    /// The host address that a device reaches.
+    fn reached(table: &Table, at: u64) -> Option<u64> {
+        table.reached_at(Iova::new(at)).map(|run| run.memory.address())
     }
 
     fn spans(table: &Table) -> Vec<(u64, u64, u64)> {
@@ -226,7 +234,6 @@ mod tests {
         let mut table = Table::default();
         table.leave_behind(&run(0x1000, 0x90_0000, 0x4000), PageSize::K4);
         table.insert(run(0x1000, 0x10_0000, 0x1000));
-        let reached = |table: &Table, at| table.reached_at(Iova::new(at)).map(|run| run.memory.address());
         assert_eq!(reached(&table, 0x1000), Some(0x90_0000));
         assert_eq!(table.at(Iova::new(0x2000)), None);
         assert_eq!(table.sweep(range(0x1000, 0x1fff)), [run(0x1000, 0x90_0000, 0x1000)]);
@@ -247,11 +254,12 @@ mod tests {
     type Naive = BTreeMap<u64, (u64, Access)>;
 
     fn pages_of(table: &Table) -> Naive {
-        let pages = |run: &Run| {
-            let (first, host, access) = (run.range.first().get() >> 12, run.memory.address() >> 12, run.access);
-            (0..run.bytes() >> 12).map(move |n| (first + n, (host + n, access))).collect::<Vec<_>>()
-        };
-        table.iter().flat_map(pages).collect()
+        let mut pages = Naive::new();
+        for run in table.iter() {
+            let (first, host) = (run.range.first().get() >> 12, run.memory.address() >> 12);
+            pages.extend((0..run.bytes() >> 12).map(|n| (first + n, (host + n, run.access))));
+        }
+        pages
     }
 
     proptest::proptest! {

@@ -1,9 +1,9 @@
 //! Any calls in any order, sensible or not, with faults in some of them: nothing panics, and closing everything
 //! releases everything but the memory that kernels themselves leak, which ends with the process.
 
-use crate::common::{GIB, HIGH, MIB, Opened, PAGE, device, memory, unbacked};
+use crate::common::{GIB, HIGH, MIB, Opened, PAGE, memory, unbacked};
 use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
-use dmaspace_core::door::{Command, Door, Errno, Handle};
+use dmaspace_core::door::{Command, Door, Errno, Handle, Request};
 use dmaspace_core::{Access, HostMemory, Iova};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
@@ -50,21 +50,30 @@ fn sizes() -> impl Strategy<Value = u64> {
     prop_oneof![8 => (0u64..6).prop_map(|pages| pages * PAGE), 1 => select(odd)]
 }
 
-fn ops() -> impl Strategy<Value = Op> {
-    let memories = || proptest::option::weighted(0.9, 0usize..5);
-    let modes = select(vec![
+/// One of the run's memories, or none.
+fn memories() -> impl Strategy<Value = Option<usize>> {
+    proptest::option::weighted(0.9, 0usize..5)
+}
+
+fn modes() -> impl Strategy<Value = FaultMode> {
+    select(vec![
         FaultMode::FailBefore,
         FaultMode::FailAfter,
         FaultMode::Positive(3),
         FaultMode::ShortSize,
         FaultMode::ZeroWithoutEffect,
         FaultMode::PartialEffect,
-    ]);
-    let windows = (
-        select(vec![0u32, 12, 13, 16, 21, 63, 76, u32::MAX]),
-        select(vec![0, PAGE, GIB, 3 * GIB, 1 << 40, 1 << 63]),
-        0u32..7,
-    );
+    ])
+}
+
+/// Page shifts, sizes and levels.
+fn windows() -> impl Strategy<Value = (u32, u64, u32)> {
+    let shifts = select(vec![0u32, 12, 13, 16, 21, 63, 76, u32::MAX]);
+    let sizes = select(vec![0, PAGE, GIB, 3 * GIB, 1 << 40, 1 << 63]);
+    (shifts, sizes, 0u32..7)
+}
+
+fn ops() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (addresses(), sizes(), memories(), 0u8..4)
             .prop_map(|(at, size, memory, access)| Op::Map(at, size, memory, access)),
@@ -74,19 +83,19 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(from, to, size, access)| Op::Copy(from, to, size, access)),
         4 => (memories(), sizes()).prop_map(|(memory, size)| Op::Register(memory, size)),
         2 => (memories(), sizes()).prop_map(|(memory, size)| Op::Unregister(memory, size)),
-        2 => windows.prop_map(|(shift, size, levels)| Op::Create(shift, size, levels)),
+        2 => windows().prop_map(|(shift, size, levels)| Op::Create(shift, size, levels)),
         1 => addresses().prop_map(Op::Remove),
         1 => any::<bool>().prop_map(Op::Enable),
         1 => any::<Index>().prop_map(Op::Rejoin),
         2 => addresses().prop_map(Op::Dma),
         1 => (any::<Index>(), proptest::collection::vec(any::<u8>(), 0..64))
             .prop_map(|(request, bytes)| Op::Garbage(request, bytes)),
-        1 => modes.prop_map(Op::Spoil),
+        1 => modes().prop_map(Op::Spoil),
     ]
 }
 
 /// The requests that random bytes are sent as.
-const REQUESTS: [dmaspace_core::door::Request; 14] = [
+const REQUESTS: [Request; 14] = [
     type1::GET_INFO,
     vfio::MAP_DMA,
     vfio::UNMAP_DMA,
@@ -124,37 +133,45 @@ impl Run {
     /// Makes the call, whatever its answer.
     fn step(&self, op: &Op) {
         let Opened { host, context, members } = &self.opened;
-        let host = &**host;
         let handle = self.opened.handle();
-        let memory = |n: Option<usize>| n.map(|n| &self.memories[n]);
-        let access = |bits| Access::from_bits_truncate(bits);
         match op {
-            Op::Map(at, size, n, bits) => ignore(raw::map(host, *context, *at, *size, memory(*n), access(*bits))),
-            Op::Unmap(at, size) => ignore(raw::unmap(host, *context, *at, *size)),
-            Op::UnmapAll => ignore(raw::unmap_all(host, *context)),
-            Op::Copy(from, to, size, bits) => {
-                if let Context::Ioas { iommufd, id } = *context {
-                    ignore(raw::copy(host, iommufd, (id, *from), (id, *to), *size, access(*bits)));
-                }
+            Op::Map(at, size, n, bits) => {
+                let access = Access::from_bits_truncate(*bits);
+                ignore(raw::map(&**host, *context, *at, *size, self.memory(*n), access));
             }
-            Op::Register(n, size) => ignore(raw::register(host, handle, memory(*n), *size)),
-            Op::Unregister(n, size) => ignore(raw::unregister(host, handle, memory(*n), *size)),
-            Op::Create(shift, size, levels) => ignore(raw::create(host, handle, *shift, *size, *levels)),
-            Op::Remove(at) => ignore(raw::remove(host, handle, *at)),
-            Op::Enable(on) => ignore(if *on { raw::enable(host, handle) } else { raw::disable(host, handle) }),
+            Op::Unmap(at, size) => ignore(raw::unmap(&**host, *context, *at, *size)),
+            Op::UnmapAll => ignore(raw::unmap_all(&**host, *context)),
+            Op::Copy(from, to, size, bits) => self.copy(*from, *to, *size, Access::from_bits_truncate(*bits)),
+            Op::Register(n, size) => ignore(raw::register(&**host, handle, self.memory(*n), *size)),
+            Op::Unregister(n, size) => ignore(raw::unregister(&**host, handle, self.memory(*n), *size)),
+            Op::Create(shift, size, levels) => ignore(raw::create(&**host, handle, *shift, *size, *levels)),
+            Op::Remove(at) => ignore(raw::remove(&**host, handle, *at)),
+            Op::Enable(true) => ignore(raw::enable(&**host, handle)),
+            Op::Enable(false) => ignore(raw::disable(&**host, handle)),
             Op::Rejoin(member) => self.rejoin(host, members[member.index(members.len())]),
             Op::Dma(at) => {
-                let device = device(host, 0);
-                let _ = device.dma_read(Iova::new(*at), &mut [0; 64]);
-                let _ = device.dma_write(Iova::new(*at), &[0; 64]);
+                let _ = self.opened.device().dma_read(Iova::new(*at), &mut [0; 64]);
+                let _ = self.opened.device().dma_write(Iova::new(*at), &[0; 64]);
             }
-            Op::Garbage(request, bytes) => {
-                let request = REQUESTS[request.index(REQUESTS.len())];
-                for on in members.iter().chain([&handle]) {
-                    ignore(host.ioctl(*on, &mut Command::with_bytes(request, &mut bytes.clone())));
-                }
-            }
+            Op::Garbage(n, bytes) => self.send(REQUESTS[n.index(REQUESTS.len())], bytes),
             Op::Spoil(mode) => host.plan_faults(&[FaultPlan::nth(1, *mode).with(Errno::ENOMEM)]),
+        }
+    }
+
+    fn memory(&self, n: Option<usize>) -> Option<&HostMemory> {
+        n.map(|n| &self.memories[n])
+    }
+
+    fn copy(&self, from: u64, to: u64, size: u64, access: Access) {
+        if let Context::Ioas { iommufd, id } = self.opened.context {
+            ignore(raw::copy(&*self.opened.host, iommufd, (id, from), (id, to), size, access));
+        }
+    }
+
+    /// Makes a request with these bytes of every open descriptor.
+    fn send(&self, request: Request, bytes: &[u8]) {
+        for on in self.opened.members.iter().chain([&self.opened.handle()]) {
+            ignore(self.opened.host.ioctl(*on, &mut Command::with_bytes(request, &mut bytes.to_vec())));
         }
     }
 
@@ -173,7 +190,7 @@ fn ignore<T>(result: Result<T, Errno>) {
     drop(result.ok());
 }
 
-fn play(profile: Profile, dialect: Dialect, members: usize, ops: &[Op]) {
+fn run_all(profile: Profile, dialect: Dialect, members: usize, ops: &[Op]) {
     let host = SoftHost::new(profile).expect("sound");
     let run = Run::new(Opened::on(host.fork(), dialect, members));
     for op in ops {
@@ -192,21 +209,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn type1(ops in proptest::collection::vec(ops(), 0..40)) {
-        play(Profile::vtd(), Dialect::Type1, 2, &ops);
-        play(Profile::vtd(), Dialect::Type1V1, 1, &ops);
+    fn type1_survives_any_calls(ops in proptest::collection::vec(ops(), 0..40)) {
+        run_all(Profile::vtd(), Dialect::Type1, 2, &ops);
+        run_all(Profile::vtd(), Dialect::Type1V1, 1, &ops);
     }
 
     #[test]
-    fn iommufd(ops in proptest::collection::vec(ops(), 0..40)) {
-        play(Profile::vtd(), Dialect::Ioas, 2, &ops);
+    fn iommufd_survives_any_calls(ops in proptest::collection::vec(ops(), 0..40)) {
+        run_all(Profile::vtd(), Dialect::Ioas, 2, &ops);
     }
 
     #[test]
-    fn spapr(ops in proptest::collection::vec(ops(), 0..40)) {
-        play(Profile::powernv9(), Dialect::Spapr, 2, &ops);
-        play(Profile::powernv9(), Dialect::SpaprV1, 1, &ops);
-        play(Profile::pseries(), Dialect::Spapr, 1, &ops);
-        play(Profile::powernv9_64k(), Dialect::Spapr, 1, &ops);
+    fn spapr_survives_any_calls(ops in proptest::collection::vec(ops(), 0..40)) {
+        run_all(Profile::powernv9(), Dialect::Spapr, 2, &ops);
+        run_all(Profile::powernv9(), Dialect::SpaprV1, 1, &ops);
+        run_all(Profile::pseries(), Dialect::Spapr, 1, &ops);
+        run_all(Profile::powernv9_64k(), Dialect::Spapr, 1, &ops);
     }
 }

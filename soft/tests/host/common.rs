@@ -48,46 +48,43 @@ impl Opened {
 
     fn container(host: Arc<SoftHost>, version: IommuType, members: usize) -> Self {
         let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
-        let numbers: Vec<_> = host.profile().groups.iter().map(|group| group.number).take(members).collect();
-        let join = |number: u32| {
-            let group = open_group(&host, number);
-            raw::set_container(&*host, group, container).expect("the group joins");
-            group
-        };
-        let members = numbers.into_iter().map(join).collect();
+        let mut groups = Vec::new();
+        for group in host.profile().groups.iter().take(members) {
+            let handle = open_group(&host, group.number);
+            raw::set_container(&*host, handle, container).expect("the group joins");
+            groups.push(handle);
+        }
         raw::set_iommu(&*host, container, version).expect("the driver takes the container");
         let spapr = matches!(version, IommuType::SPAPR_TCE | IommuType::SPAPR_TCE_V2);
         let context = if spapr { Context::Spapr(container) } else { Context::Type1(container) };
-        Self { host, context, members }
+        Self { host, context, members: groups }
     }
 
     /// Opens an iommufd in a container's place: groups that joined, and the first device of each.
     fn compat(host: Arc<SoftHost>, version: IommuType, members: usize) -> Self {
         let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
-        let join = |group: &dmaspace_soft::profile::Group| {
-            let member = open_group(&host, group.number);
-            raw::set_container(&*host, member, iommufd).expect("the group joins");
+        let mut opened = Vec::new();
+        for group in host.profile().groups.iter().take(members) {
+            let handle = open_group(&host, group.number);
+            raw::set_container(&*host, handle, iommufd).expect("the group joins");
             raw::set_iommu(&*host, iommufd, version).expect("it is as good as a container");
-            let device = raw::open_device(&*host, member, &group.devices[0].address).expect("the device is attached");
-            [device, member]
-        };
-        let members = host.profile().groups.iter().take(members).flat_map(join).collect();
-        Self { host, context: Context::Compat(iommufd), members }
+            let device = raw::open_device(&*host, handle, &group.devices[0].address).expect("the device is attached");
+            opened.extend([device, handle]);
+        }
+        Self { host, context: Context::Compat(iommufd), members: opened }
     }
 
     fn ioas(host: Arc<SoftHost>, members: usize) -> Self {
         let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
         let id = raw::alloc_ioas(&*host, iommufd).expect("an address space");
-        let nodes: Vec<_> =
-            host.profile().groups.iter().filter_map(|group| group.devices[0].node).take(members).collect();
-        let join = |node: u32| {
+        let mut devices = Vec::new();
+        for node in host.profile().groups.iter().filter_map(|group| group.devices[0].node).take(members) {
             let device = open_node(&host, node);
             raw::bind(&*host, device, iommufd).expect("the device is bound");
             raw::attach(&*host, device, id).expect("the device is attached");
-            device
-        };
-        let members = nodes.into_iter().map(join).collect();
-        Self { host, context: Context::Ioas { iommufd, id }, members }
+            devices.push(device);
+        }
+        Self { host, context: Context::Ioas { iommufd, id }, members: devices }
     }
 
     /// The container, or `/dev/iommu`.

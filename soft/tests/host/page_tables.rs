@@ -15,37 +15,34 @@ const ON: u32 = iommufd::DIRTY_TRACKING_ENABLE;
 const NO_CLEAR: u32 = iommufd::GET_DIRTY_BITMAP_NO_CLEAR;
 
 /// An iommufd with an address space, and all devices of the host bound to it.
-struct Stage {
+struct LoggingFixture {
     host: Arc<SoftHost>,
     iommufd: Handle,
     ioas: u32,
     /// Handles and ids.
-    devices: Vec<(Handle, u32)>,
+    devices: [(Handle, u32); 3],
 }
 
-impl Stage {
+impl LoggingFixture {
     fn new(profile: Profile) -> Self {
         let host = SoftHost::new(profile).expect("sound");
         let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
         let ioas = raw::alloc_ioas(&*host, iommufd).expect("an address space");
-        let bind = |node| {
-            let device = open_node(&host, node);
-            (device, raw::bind(&*host, device, iommufd).expect("bound"))
-        };
-        let devices = (0..3).map(bind).collect();
+        let nodes = [0, 1, 2].map(|node| open_node(&host, node));
+        let devices = nodes.map(|device| (device, raw::bind(&*host, device, iommufd).expect("bound")));
         Self { host, iommufd, ioas, devices }
     }
 
     /// The fixture with the first device on a page table that is logging.
     fn logging(profile: Profile) -> (Self, u32) {
-        let stage = Self::new(profile);
-        let table = stage.make(0, LOGS).expect("made");
-        stage.attach(0, table).expect("attached");
-        stage.set(table, ON).expect("begun");
-        (stage, table)
+        let fixture = Self::new(profile);
+        let table = fixture.allocate(0, LOGS).expect("made");
+        fixture.attach(0, table).expect("attached");
+        fixture.set_logging(table, ON).expect("begun");
+        (fixture, table)
     }
 
-    fn make(&self, device: usize, flags: u32) -> Result<u32, Errno> {
+    fn allocate(&self, device: usize, flags: u32) -> Result<u32, Errno> {
         raw::alloc_page_table(&*self.host, self.iommufd, self.devices[device].1, self.ioas, flags)
     }
 
@@ -61,7 +58,7 @@ impl Stage {
         raw::destroy(&*self.host, self.iommufd, id)
     }
 
-    fn set(&self, table: u32, flags: u32) -> Result<i32, Errno> {
+    fn set_logging(&self, table: u32, flags: u32) -> Result<i32, Errno> {
         raw::set_dirty_tracking(&*self.host, self.iommufd, table, flags)
     }
 
@@ -79,173 +76,171 @@ impl Stage {
         device(&self.host, n).dma_write(Iova::new(at), &[1; 8]).expect("it is mapped");
     }
 
-    fn get(&self, table: u32, flags: u32, range: (u64, u64), page: u64) -> Result<Vec<u64>, Errno> {
+    fn get_dirty(&self, table: u32, flags: u32, range: (u64, u64), page: u64) -> Result<Vec<u64>, Errno> {
         let mut bitmap = vec![0; 256];
         raw::get_dirty_bitmap(&*self.host, self.iommufd, table, flags, range, page, &mut bitmap)?;
-        let is_set = |bit: &u64| bitmap[(bit / 8) as usize] & (1 << (bit % 8)) != 0;
-        Ok((0..2048).filter(is_set).collect())
+        Ok((0..2048).filter(|bit| bitmap[(bit / 8) as usize] & (1 << (bit % 8)) != 0).collect())
     }
 
     /// The pages that were written in `range`, counted from its beginning.
     fn written(&self, table: u32, range: (u64, u64)) -> Vec<u64> {
-        self.get(table, 0, range, PAGE).expect("answered")
+        self.get_dirty(table, 0, range, PAGE).expect("answered")
     }
 }
 
 #[test]
 fn written_pages_are_told_once() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(16 * PAGE));
-    stage.write(0, MIB + 3 * PAGE + 8);
-    stage.write(0, MIB + 5 * PAGE - 4);
-    assert_eq!(stage.get(table, NO_CLEAR, (MIB, 16 * PAGE), PAGE), Ok(vec![3, 4, 5]));
-    assert_eq!(stage.written(table, (MIB + 4 * PAGE, 12 * PAGE)), [0, 1]);
-    assert_eq!(stage.written(table, (MIB, 16 * PAGE)), [3]);
-    assert_eq!(stage.written(table, (MIB, 16 * PAGE)), [0; 0]);
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(16 * PAGE));
+    fixture.write(0, MIB + 3 * PAGE + 8);
+    fixture.write(0, MIB + 5 * PAGE - 4);
+    assert_eq!(fixture.get_dirty(table, NO_CLEAR, (MIB, 16 * PAGE), PAGE), Ok(vec![3, 4, 5]));
+    assert_eq!(fixture.written(table, (MIB + 4 * PAGE, 12 * PAGE)), [0, 1]);
+    assert_eq!(fixture.written(table, (MIB, 16 * PAGE)), [3]);
+    assert_eq!(fixture.written(table, (MIB, 16 * PAGE)), [0; 0]);
 }
 
 #[test]
 fn a_bit_stands_for_as_many_bytes_as_were_said() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(16 * PAGE));
-    stage.write(0, MIB + 7 * PAGE);
-    assert_eq!(stage.get(table, 0, (MIB, 16 * PAGE), 4 * PAGE), Ok(vec![1]));
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(16 * PAGE));
+    fixture.write(0, MIB + 7 * PAGE);
+    assert_eq!(fixture.get_dirty(table, 0, (MIB, 16 * PAGE), 4 * PAGE), Ok(vec![1]));
 }
 
 #[test]
 fn k1_nothing_is_told_behind_a_gap_and_that_is_called_success() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(2 * PAGE));
-    stage.map(MIB + 3 * PAGE, &memory(2 * PAGE));
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(2 * PAGE));
+    fixture.map(MIB + 3 * PAGE, &memory(2 * PAGE));
     for page in [0, 1, 3, 4] {
-        stage.write(0, MIB + page * PAGE);
+        fixture.write(0, MIB + page * PAGE);
     }
-    assert_eq!(stage.written(table, (MIB + 2 * PAGE, 3 * PAGE)), [0; 0], "it begins in the gap");
-    assert_eq!(stage.written(table, (MIB, 5 * PAGE)), [0, 1]);
-    assert_eq!(stage.written(table, (MIB + 3 * PAGE, 2 * PAGE)), [0, 1], "they are still there");
+    assert_eq!(fixture.written(table, (MIB + 2 * PAGE, 3 * PAGE)), [0; 0], "it begins in the gap");
+    assert_eq!(fixture.written(table, (MIB, 5 * PAGE)), [0, 1]);
+    assert_eq!(fixture.written(table, (MIB + 3 * PAGE, 2 * PAGE)), [0, 1], "they are still there");
 }
 
 #[test]
 fn a_question_about_part_of_a_large_page_loses_the_rest() {
     let large = Profile { fixed: Profile::vtd().fixed, ..Profile::vtd_ssads() };
-    let (stage, table) = Stage::logging(large);
+    let (fixture, table) = LoggingFixture::logging(large);
     // Host and bus address agree to 2 MiB.
     let block = memory(6 * MIB);
     let offset = block.address().next_multiple_of(2 * MIB) - block.address();
-    stage.map(64 * MIB, &block.slice(offset, 2 * MIB).expect("inside"));
-    stage.write(0, 64 * MIB + MIB + PAGE);
+    fixture.map(64 * MIB, &block.slice(offset, 2 * MIB).expect("inside"));
+    fixture.write(0, 64 * MIB + MIB + PAGE);
     let whole = (64 * MIB, 2 * MIB);
-    assert_eq!(stage.get(table, NO_CLEAR, whole, PAGE), Ok((0..512).collect()), "a large page has one bit");
-    let told = stage.written(table, (64 * MIB + MIB, MIB));
+    assert_eq!(fixture.get_dirty(table, NO_CLEAR, whole, PAGE), Ok((0..512).collect()), "a large page has one bit");
+    let told = fixture.written(table, (64 * MIB + MIB, MIB));
     assert_eq!(told, (0..512).collect::<Vec<_>>(), "as many as the large page has, half of them behind the range");
-    assert_eq!(stage.written(table, whole), [0; 0], "and the first half is lost");
+    assert_eq!(fixture.written(table, whole), [0; 0], "and the first half is lost");
 }
 
 #[test]
 fn what_is_not_logged_reads_clean() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(4 * PAGE));
-    stage.set(table, 0).expect("ended");
-    stage.write(0, MIB);
-    assert_eq!(stage.written(table, (MIB, 4 * PAGE)), [0; 0]);
-    stage.set(table, ON).expect("begun");
-    assert_eq!(stage.written(table, (MIB, 4 * PAGE)), [0; 0]);
-    stage.write(0, MIB);
-    stage.set(table, ON).expect("begun again");
-    assert_eq!(stage.written(table, (MIB, 4 * PAGE)), [0; 0], "beginning clears");
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(4 * PAGE));
+    fixture.set_logging(table, 0).expect("ended");
+    fixture.write(0, MIB);
+    assert_eq!(fixture.written(table, (MIB, 4 * PAGE)), [0; 0]);
+    fixture.set_logging(table, ON).expect("begun");
+    assert_eq!(fixture.written(table, (MIB, 4 * PAGE)), [0; 0]);
+    fixture.write(0, MIB);
+    fixture.set_logging(table, ON).expect("begun again");
+    assert_eq!(fixture.written(table, (MIB, 4 * PAGE)), [0; 0], "beginning clears");
 }
 
 #[test]
 fn what_was_written_goes_with_the_mapping_and_with_the_page_table() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(4 * PAGE));
-    stage.write(0, MIB);
-    stage.unmap(MIB, 4 * PAGE);
-    stage.map(MIB, &memory(4 * PAGE));
-    assert_eq!(stage.written(table, (MIB, 4 * PAGE)), [0; 0]);
-    stage.write(0, MIB);
-    stage.detach(0);
-    assert_eq!(stage.written(table, (MIB, 4 * PAGE)), [0], "a page table stays without devices");
-    stage.destroy(table).expect("nobody uses it");
-    assert_eq!(stage.get(table, 0, (MIB, 4 * PAGE), PAGE), Err(Errno::ENOENT));
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(4 * PAGE));
+    fixture.write(0, MIB);
+    fixture.unmap(MIB, 4 * PAGE);
+    fixture.map(MIB, &memory(4 * PAGE));
+    assert_eq!(fixture.written(table, (MIB, 4 * PAGE)), [0; 0]);
+    fixture.write(0, MIB);
+    fixture.detach(0);
+    assert_eq!(fixture.written(table, (MIB, 4 * PAGE)), [0], "a page table stays without devices");
+    fixture.destroy(table).expect("it is unused");
+    assert_eq!(fixture.get_dirty(table, 0, (MIB, 4 * PAGE), PAGE), Err(Errno::ENOENT));
 }
 
 #[test]
 fn each_page_table_logs_its_own_devices() {
-    let (stage, first) = Stage::logging(Profile::vtd_ssads());
-    assert_eq!(stage.attach(1, first), Ok(first), "behind the same IOMMU");
-    assert_eq!(stage.attach(2, first), Err(Errno::EINVAL), "behind the other");
-    let second = stage.make(2, LOGS).expect("made");
-    stage.attach(2, second).expect("attached");
-    stage.set(second, ON).expect("begun");
-    stage.map(MIB, &memory(4 * PAGE));
+    let (fixture, first) = LoggingFixture::logging(Profile::vtd_ssads());
+    assert_eq!(fixture.attach(1, first), Ok(first), "behind the same IOMMU");
+    assert_eq!(fixture.attach(2, first), Err(Errno::EINVAL), "behind the other");
+    let second = fixture.allocate(2, LOGS).expect("made");
+    fixture.attach(2, second).expect("attached");
+    fixture.set_logging(second, ON).expect("begun");
+    fixture.map(MIB, &memory(4 * PAGE));
     for device in 0..3 {
-        stage.write(device, MIB + device as u64 * PAGE);
+        fixture.write(device, MIB + device as u64 * PAGE);
     }
-    assert_eq!(stage.written(first, (MIB, 4 * PAGE)), [0, 1]);
-    assert_eq!(stage.written(second, (MIB, 4 * PAGE)), [2]);
+    assert_eq!(fixture.written(first, (MIB, 4 * PAGE)), [0, 1]);
+    assert_eq!(fixture.written(second, (MIB, 4 * PAGE)), [2]);
 }
 
 #[test]
 fn ranges_and_pages_must_fit_the_address_space() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(4 * PAGE));
-    let get = |range, page| stage.get(table, 0, range, page);
-    assert_eq!(get((MIB + 0x800, PAGE), PAGE), Err(Errno::EINVAL));
-    assert_eq!(get((MIB, PAGE + 0x800), PAGE), Err(Errno::EINVAL));
-    assert_eq!(get((MIB, PAGE), 0), Err(Errno::EINVAL));
-    assert_eq!(get((MIB, PAGE), 2 * PAGE), Err(Errno::EINVAL));
-    assert_eq!(get((0u64.wrapping_sub(PAGE), 2 * PAGE), PAGE), Err(Errno::EOVERFLOW));
-    assert_eq!(get((0u64.wrapping_sub(PAGE), PAGE), PAGE), Ok(vec![]), "the last page of all");
-    assert_eq!(stage.get(table, 2, (MIB, PAGE), PAGE), Err(Errno::EOPNOTSUPP));
-    assert_eq!(stage.set(table, 2), Err(Errno::EOPNOTSUPP));
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(4 * PAGE));
+    assert_eq!(fixture.get_dirty(table, 0, (MIB + 0x800, PAGE), PAGE), Err(Errno::EINVAL));
+    assert_eq!(fixture.get_dirty(table, 0, (MIB, PAGE + 0x800), PAGE), Err(Errno::EINVAL));
+    assert_eq!(fixture.get_dirty(table, 0, (MIB, PAGE), 0), Err(Errno::EINVAL));
+    assert_eq!(fixture.get_dirty(table, 0, (MIB, PAGE), 2 * PAGE), Err(Errno::EINVAL));
+    assert_eq!(fixture.get_dirty(table, 0, (0u64.wrapping_sub(PAGE), 2 * PAGE), PAGE), Err(Errno::EOVERFLOW));
+    assert_eq!(fixture.get_dirty(table, 0, (0u64.wrapping_sub(PAGE), PAGE), PAGE), Ok(vec![]), "the last page of all");
+    assert_eq!(fixture.get_dirty(table, 2, (MIB, PAGE), PAGE), Err(Errno::EOPNOTSUPP));
+    assert_eq!(fixture.set_logging(table, 2), Err(Errno::EOPNOTSUPP));
 }
 
 #[test]
 fn page_tables_of_the_kernels_own_and_plain_ones_do_not_log() {
-    let stage = Stage::new(Profile::vtd_ssads());
-    let plain = stage.make(0, 0).expect("made");
-    let own = stage.attach(0, stage.ioas).expect("attached");
+    let fixture = LoggingFixture::new(Profile::vtd_ssads());
+    let plain = fixture.allocate(0, 0).expect("made");
+    let own = fixture.attach(0, fixture.ioas).expect("attached");
     assert_ne!(plain, own, "the kernel never takes one that was made by hand");
     for table in [plain, own] {
-        assert_eq!(stage.set(table, ON), Err(Errno::EOPNOTSUPP));
-        assert_eq!(stage.get(table, 0, (0, PAGE), PAGE), Err(Errno::EOPNOTSUPP));
+        assert_eq!(fixture.set_logging(table, ON), Err(Errno::EOPNOTSUPP));
+        assert_eq!(fixture.get_dirty(table, 0, (0, PAGE), PAGE), Err(Errno::EOPNOTSUPP));
     }
-    assert_eq!(stage.destroy(own), Err(Errno::EBUSY));
-    stage.destroy(plain).expect("nobody uses it");
+    assert_eq!(fixture.destroy(own), Err(Errno::EBUSY));
+    fixture.destroy(plain).expect("it is unused");
 }
 
 #[test]
 fn an_iommu_that_does_not_log_says_so() {
-    let stage = Stage::new(Profile::vtd());
-    let device = stage.devices[0].1;
-    assert_eq!(raw::hw_info(&*stage.host, stage.iommufd, device, 0), Ok(0));
-    assert_eq!(stage.make(0, LOGS), Err(Errno::EOPNOTSUPP));
-    assert!(stage.make(0, 0).is_ok());
-    let stage = Stage::new(Profile::vtd_ssads());
-    assert_eq!(raw::hw_info(&*stage.host, stage.iommufd, device, 0), Ok(iommufd::CAP_DIRTY_TRACKING));
+    let fixture = LoggingFixture::new(Profile::vtd());
+    let device = fixture.devices[0].1;
+    assert_eq!(raw::hw_info(&*fixture.host, fixture.iommufd, device, 0), Ok(0));
+    assert_eq!(fixture.allocate(0, LOGS), Err(Errno::EOPNOTSUPP));
+    assert!(fixture.allocate(0, 0).is_ok());
+    let logging = LoggingFixture::new(Profile::vtd_ssads());
+    assert_eq!(raw::hw_info(&*logging.host, logging.iommufd, device, 0), Ok(iommufd::CAP_DIRTY_TRACKING));
 }
 
 #[test]
 fn an_old_kernel_knows_none_of_it() {
     let old = KernelVersion { major: 6, minor: 6 };
-    let stage = Stage::new(Profile { kernel: old, ..Profile::vtd_ssads() });
-    assert_eq!(raw::hw_info(&*stage.host, stage.iommufd, stage.devices[0].1, 0), Err(Errno::ENOTTY));
-    assert_eq!(stage.make(0, LOGS), Err(Errno::ENOTTY));
+    let fixture = LoggingFixture::new(Profile { kernel: old, ..Profile::vtd_ssads() });
+    assert_eq!(raw::hw_info(&*fixture.host, fixture.iommufd, fixture.devices[0].1, 0), Err(Errno::ENOTTY));
+    assert_eq!(fixture.allocate(0, LOGS), Err(Errno::ENOTTY));
 }
 
 #[test]
 fn a_page_table_pins_once_with_others_and_holds_its_address_space() {
-    let (stage, table) = Stage::logging(Profile::vtd_ssads());
-    stage.map(MIB, &memory(4 * PAGE));
-    assert_eq!(stage.host.ledger().pinned, 4 * PAGE);
-    let second = stage.make(2, LOGS).expect("made");
-    assert_eq!(stage.host.ledger().pinned, 4 * PAGE);
-    stage.detach(0);
-    stage.destroy(table).expect("nobody uses it");
-    assert_eq!(stage.host.ledger().pinned, 4 * PAGE);
-    assert_eq!(stage.destroy(stage.ioas), Err(Errno::EBUSY));
-    stage.destroy(second).expect("nobody uses it");
-    assert_eq!(stage.host.ledger().pinned, 0);
-    stage.destroy(stage.ioas).expect("nobody uses it");
+    let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
+    fixture.map(MIB, &memory(4 * PAGE));
+    assert_eq!(fixture.host.ledger().pinned, 4 * PAGE);
+    let second = fixture.allocate(2, LOGS).expect("made");
+    assert_eq!(fixture.host.ledger().pinned, 4 * PAGE);
+    fixture.detach(0);
+    fixture.destroy(table).expect("it is unused");
+    assert_eq!(fixture.host.ledger().pinned, 4 * PAGE);
+    assert_eq!(fixture.destroy(fixture.ioas), Err(Errno::EBUSY));
+    fixture.destroy(second).expect("it is unused");
+    assert_eq!(fixture.host.ledger().pinned, 0);
+    fixture.destroy(fixture.ioas).expect("it is unused");
 }

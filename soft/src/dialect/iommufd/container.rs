@@ -18,7 +18,7 @@ use zerocopy::IntoBytes;
 use super::ioas::{Ioas, Place};
 use super::{Context, DeviceIndex, Object, ioas_of};
 use crate::dialect::call::Call;
-use crate::dialect::type1::{access, chain_of, header, page_sizes, span_of};
+use crate::dialect::type1::{access_of, chain_of, header, page_sizes, span_of};
 use crate::dialect::{System, require};
 
 impl Context {
@@ -99,7 +99,7 @@ impl Context {
         let known = map.argsz >= MapDma::SIZE && map.flags & !(vfio::MAP_READ | vfio::MAP_WRITE) == 0;
         require(known, Errno::EINVAL)?;
         system.cut.take().map_or(Ok(()), Err)?;
-        let access = access(map.flags);
+        let access = access_of(map.flags);
         let id = self.container.ok_or(Errno::ENODEV)?;
         let ioas = ioas_of(&mut self.objects, id)?;
         let memory = call.memory(offset_of!(MapDma, vaddr), map.vaddr);

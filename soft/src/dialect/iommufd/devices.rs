@@ -172,8 +172,7 @@ impl Context {
 
     /// The address space that a page table maps, and its id.
     pub(super) fn ioas_of_page_table(&mut self, id: u32) -> Result<(&mut Ioas, u32), Errno> {
-        let Some(Object::PageTable(ioas)) = self.objects.get(&id) else { return Err(Errno::ENOENT) };
-        let ioas = *ioas;
+        let Some(&Object::PageTable(ioas)) = self.objects.get(&id) else { return Err(Errno::ENOENT) };
         Ok((self.ioas_mut(ioas)?, ioas))
     }
 

@@ -327,11 +327,11 @@ impl Ioas {
         &self,
         pages: &PagesStore,
         pieces: &[Piece],
-        at: Iova,
+        first: Iova,
         access: Access,
         page: PageSize,
     ) -> Result<Vec<Run>, Errno> {
-        let mut at = at;
+        let mut at = first;
         let mut runs = Vec::new();
         for piece in pieces {
             require(!access.contains(Access::WRITE) || pages.are_writable(piece), Errno::EPERM)?;

@@ -102,17 +102,15 @@ fn entries(run: &Run, range: IovaRange, sizes: PageSizes) -> impl Iterator<Item 
 
 /// The entry that maps `at`: the largest page inside the run for which bus and host address have the same alignment.
 fn entry_at(run: &Run, at: Iova, sizes: PageSizes) -> Option<IovaRange> {
-    let page_of = |page: PageSize| IovaRange::with_len(Iova::new(page.round_down(at.get())), page.bytes()).ok();
-    let usable = |page: &PageSize| {
-        let alike = page.divides(run.range.first().get() ^ run.memory.address());
-        alike && page_of(*page).is_some_and(|entry| run.range.covers(entry))
-    };
-    sizes
-        .iter()
-        .filter(usable)
-        .filter_map(page_of)
-        .max_by_key(|entry| entry.bytes())
-        .or_else(|| page_of(sizes.smallest()))
+    let misalignment = run.range.first().get() ^ run.memory.address();
+    let aligned = sizes.iter().filter(|page| page.divides(misalignment));
+    let usable = aligned.filter_map(|page| page_around(at, page)).filter(|entry| run.range.covers(*entry));
+    usable.max_by_key(|entry| entry.bytes()).or_else(|| page_around(at, sizes.smallest()))
+}
+
+/// The page of this size that contains `at`.
+fn page_around(at: Iova, page: PageSize) -> Option<IovaRange> {
+    IovaRange::with_len(Iova::new(page.round_down(at.get())), page.bytes()).ok()
 }
 
 impl Context {

@@ -3,7 +3,7 @@
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, HostMemory, Iova};
 
-use super::tce;
+use super::tce_of;
 use super::windows::TceWindow;
 use crate::dialect::call::UserMemory;
 use crate::dialect::{Pid, System};
@@ -33,7 +33,7 @@ impl Batch {
     /// tce_iommu_build_v2: every entry must lie wholly in one registered block, on pages that are large enough.
     pub(super) fn show(&self, system: &mut System, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
         let page = self.window.page;
-        let platform = tce(system)?.platform;
+        let platform = tce_of(system)?.platform;
         let registry = &system.process(by).registry;
         Ok(self.plan(platform, Errno::EINVAL, |offset| {
             let address = memory.address.checked_add(offset)?;
@@ -46,7 +46,7 @@ impl Batch {
     /// tce_iommu_build: pinned page by page, always for writing, without a charge.
     pub(super) fn pin(&self, system: &mut System, by: Pid, memory: &UserMemory) -> Result<Plan, Errno> {
         let page = self.window.page;
-        let platform = tce(system)?.platform;
+        let platform = tce_of(system)?.platform;
         let plan = self.plan(platform, Errno::EFAULT, |offset| {
             let rest = memory.rest(offset).filter(|rest| !rest.is_device_memory())?;
             Some((rest.slice(0, page.round_down(rest.len().get()))?, 0))
@@ -65,8 +65,8 @@ impl Batch {
         while done < wanted && plan.failure.is_none() {
             let run = source(done).ok_or(refusal).and_then(|(memory, id)| {
                 let (at, room) = self.window.place(platform, self.at, done).ok_or(H_PARAMETER)?;
-                let memory = memory.slice(0, memory.len().get().min(wanted - done).min(room)).ok_or(refusal)?;
-                Run::new(at, memory, self.access, id).ok_or(Errno::EINVAL)
+                let part = memory.slice(0, memory.len().get().min(wanted - done).min(room)).ok_or(refusal)?;
+                Run::new(at, part, self.access, id).ok_or(Errno::EINVAL)
             });
             match run {
                 Ok(run) => {

@@ -5,7 +5,7 @@ use dmaspace_abi::spapr::{self, EehPeOp};
 use dmaspace_core::door::Errno;
 
 use crate::dialect::call::Call;
-use crate::dialect::spapr::{Spapr, tce};
+use crate::dialect::spapr::{Spapr, tce_of};
 use crate::dialect::{System, require};
 
 /// The state of a PE.
@@ -40,7 +40,7 @@ impl Pe {
 impl Spapr {
     /// VFIO_EEH_PE_OP: applied to each group, newest first, until one returns a result or an error.
     pub(super) fn pe_op(&self, system: &mut System, call: &Call<'_, '_>) -> Result<i32, Errno> {
-        require(tce(system)?.eeh, Errno::ENODEV)?;
+        require(tce_of(system)?.eeh, Errno::ENODEV)?;
         let op: EehPeOp = call.read()?;
         require(op.argsz >= EehPeOp::SIZE && op.flags == 0, Errno::EINVAL)?;
         for group in &self.groups {

@@ -7,7 +7,7 @@ use dmaspace_abi::spapr::{TceCreate, TceRemove};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize};
 
-use super::{Spapr, tce};
+use super::{Spapr, tce_of};
 use crate::dialect::call::Call;
 use crate::dialect::{Pid, System, require};
 use crate::profile::{Platform, TceIommu};
@@ -88,7 +88,7 @@ impl Spapr {
     pub(super) fn create_pending(&mut self, system: &mut System, by: Pid) -> Result<(), Errno> {
         if self.pending {
             require(!self.groups.is_empty(), Errno::ENODEV)?;
-            let size = tce(system)?.default_window;
+            let size = tce_of(system)?.default_window;
             self.create_window(system, by, Wanted { page_shift: PageSize::K4.shift(), size, levels: 1 })?;
             self.pending = false;
         }
@@ -98,7 +98,7 @@ impl Spapr {
     /// tce_iommu_create_window: the first free slot, at the platform's address for it. The table is charged before it
     /// is made, and the charge stays when it cannot be made.
     fn create_window(&mut self, system: &mut System, by: Pid, wanted: Wanted) -> Result<Iova, Errno> {
-        let tce = tce(system)?;
+        let tce = tce_of(system)?;
         let slot = self.windows.iter().position(Option::is_none).ok_or(Errno::ENOSPC)?;
         let page = known_page(&tce, wanted.page_shift).ok_or(Errno::EINVAL)?;
         let charge = system.page().round_down(table_bytes(&tce, system.page(), page, wanted)?);
@@ -272,24 +272,22 @@ mod tests {
 
     #[test]
     fn bare_metal_charges_every_level_in_full_and_twice() {
-        let k64 = |page, size, levels| charge_kib(PageSize::K64, page, size, levels);
-        assert_eq!(k64(PageSize::K4, GIB, 1), 4096);
-        assert_eq!(k64(PageSize::K4, 2 * GIB, 1), 8192);
-        assert_eq!(k64(PageSize::K64, 64 * GIB, 1), 16384);
-        assert_eq!(k64(PageSize::K4, 64 * GIB, 2), 262_272);
-        assert_eq!(k64(PageSize::K64, 256 * GIB, 2), 65664);
-        assert_eq!(k64(PageSize::M2, 512 * GIB, 1), 4096);
-        assert_eq!(k64(PageSize::K64, 16384 * GIB, 2), 4_194_560);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K4, GIB, 1), 4096);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K4, 2 * GIB, 1), 8192);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K64, 64 * GIB, 1), 16384);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K4, 64 * GIB, 2), 262_272);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K64, 256 * GIB, 2), 65664);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::M2, 512 * GIB, 1), 4096);
+        assert_eq!(charge_kib(PageSize::K64, PageSize::K64, 16384 * GIB, 2), 4_194_560);
     }
 
     #[test]
     fn smaller_host_pages_make_smaller_levels() {
-        let k4 = |page, size, levels| charge_kib(PageSize::K4, page, size, levels);
-        assert_eq!(k4(PageSize::K4, GIB, 2), 4104);
-        assert_eq!(k4(PageSize::K4, 2 * GIB, 2), 8208);
-        assert_eq!(k4(PageSize::K64, 64 * GIB, 2), 16400);
-        assert_eq!(k4(PageSize::K4, 64 * GIB, 2), 262_208);
-        assert_eq!(k4(PageSize::K64, 256 * GIB, 2), 65568);
+        assert_eq!(charge_kib(PageSize::K4, PageSize::K4, GIB, 2), 4104);
+        assert_eq!(charge_kib(PageSize::K4, PageSize::K4, 2 * GIB, 2), 8208);
+        assert_eq!(charge_kib(PageSize::K4, PageSize::K64, 64 * GIB, 2), 16400);
+        assert_eq!(charge_kib(PageSize::K4, PageSize::K4, 64 * GIB, 2), 262_208);
+        assert_eq!(charge_kib(PageSize::K4, PageSize::K64, 256 * GIB, 2), 65568);
     }
 
     #[test]
@@ -302,12 +300,11 @@ mod tests {
     #[test]
     fn a_level_must_fit_the_page_allocator() {
         let tce = Profile::powernv9().tce.expect("it has one");
-        let make = |levels| {
-            let wanted = Wanted { page_shift: 12, size: 64 * GIB, levels };
-            make_table(&tce, PageSize::K4, 1, PageSize::K4, wanted)
-        };
-        assert_eq!(make(1), Err(Errno::ENOMEM));
-        assert_eq!(make(2), Ok(Iova::new(1 << 59)));
+        let wanted = Wanted { page_shift: 12, size: 64 * GIB, levels: 1 };
+        let one_level = make_table(&tce, PageSize::K4, 1, PageSize::K4, wanted);
+        assert_eq!(one_level, Err(Errno::ENOMEM));
+        let two_levels = make_table(&tce, PageSize::K4, 1, PageSize::K4, Wanted { levels: 2, ..wanted });
+        assert_eq!(two_levels, Ok(Iova::new(1 << 59)));
     }
 
     #[test]

@@ -14,17 +14,21 @@ impl Type1 {
     }
 
     /// vfio_dma_do_unmap with VFIO_DMA_UNMAP_FLAG_VADDR: all addresses or none. Returns the bytes of the mappings.
-    pub(super) fn let_go_of_addresses(&mut self, range: IovaRange) -> Result<u64, Errno> {
-        let runs = || self.table.overlapping(range);
-        require(!runs().any(|run| self.without_address.contains(&run.range.first())), Errno::EINVAL)?;
-        let (firsts, bytes): (Vec<_>, Vec<_>) = runs().map(|run| (run.range.first(), run.bytes())).unzip();
+    pub(super) fn invalidate_vaddrs(&mut self, range: IovaRange) -> Result<u64, Errno> {
+        let mut firsts = Vec::new();
+        let mut bytes = 0;
+        for run in self.table.overlapping(range) {
+            require(!self.without_address.contains(&run.range.first()), Errno::EINVAL)?;
+            firsts.push(run.range.first());
+            bytes += run.bytes();
+        }
         self.without_address.extend(firsts);
-        Ok(bytes.iter().sum())
+        Ok(bytes)
     }
 
     /// vfio_dma_do_map with VFIO_DMA_MAP_FLAG_VADDR: `range` must be exactly that of a mapping whose address is
     /// invalid.
-    pub(super) fn give_address(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<i32, Errno> {
+    pub(super) fn update_vaddr(&mut self, system: &mut System, by: Pid, range: IovaRange) -> Result<i32, Errno> {
         let first = self.table.overlapping(range).map(|run| run.range).next().ok_or(Errno::ENOENT)?;
         require(first == range && self.without_address.contains(&range.first()), Errno::EINVAL)?;
         self.change_owner(system, by, range)?;

@@ -9,7 +9,7 @@ use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange};
 
 use crate::dialect::call::Call;
-use crate::dialect::type1::{DIRTY_BITMAP_SIZE_MAX, Type1, cuts_a_run, granule};
+use crate::dialect::type1::{DIRTY_BITMAP_SIZE_MAX, Type1, cuts_a_run, granule_of};
 use crate::dialect::{System, require};
 
 const KNOWN: u32 = type1::DIRTY_START | type1::DIRTY_STOP | type1::DIRTY_GET_BITMAP;
@@ -35,7 +35,7 @@ impl Type1 {
     /// vfio_iova_dirty_bitmap, and the checks before it.
     fn get_bitmap(&mut self, system: &System, call: &mut Call<'_, '_>, request: &DirtyBitmap) -> Result<(), Errno> {
         require(request.argsz >= DirtyBitmap::SIZE, Errno::EINVAL)?;
-        let page = granule(system);
+        let page = granule_of(system);
         require(request.size > 0, Errno::EINVAL)?;
         let range = IovaRange::with_len(Iova::new(request.iova), request.size).map_err(|_| system.facts.wrap())?;
         // Before 7.2 a range that ends at 2^64 wraps to zero, and is refused like those that wrap further.
@@ -48,7 +48,7 @@ impl Type1 {
 
     /// verify_bitmap_size, and the check that the container logs.
     pub(super) fn check_bitmap(&self, system: &System, size: u64, bitmap: &Bitmap) -> Result<(), Errno> {
-        let page = granule(system);
+        let page = granule_of(system);
         let needed = (size >> page.shift()).div_ceil(64) * 8;
         let holds = needed > 0 && bitmap.size >= needed && bitmap.size <= DIRTY_BITMAP_SIZE_MAX;
         require(holds && bitmap.pgsize == page.bytes() && self.is_logging, Errno::EINVAL)
@@ -62,7 +62,7 @@ impl Type1 {
         data: usize,
         range: IovaRange,
     ) -> Result<(), Errno> {
-        let page = granule(system);
+        let page = granule_of(system);
         let bitmap = call.buffer(data).ok_or(Errno::EFAULT)?;
         for run in self.table.overlapping(range) {
             let (first, pages) = (range.offset_of(run.range.first()) >> page.shift(), run.bytes() >> page.shift());
@@ -89,15 +89,15 @@ impl Log {
         let count = usize::try_from((pages + shift).div_ceil(64)).ok()?;
         self.words.resize(self.words.len().max(count), 0);
         set(&mut self.words, pages, u64::MAX);
-        let answer = answer.get_mut(word.checked_mul(8)?..word.checked_add(count)?.checked_mul(8)?)?;
+        let told = answer.get_mut(word.checked_mul(8)?..word.checked_add(count)?.checked_mul(8)?)?;
         if shift > 0 {
             let mut below = 0;
             for word in self.words.iter_mut().take(count) {
                 (*word, below) = ((*word << shift) | below, *word >> (64 - shift));
             }
-            *self.words.first_mut()? |= u64::from_ne_bytes(*answer.first_chunk()?);
+            *self.words.first_mut()? |= u64::from_ne_bytes(*told.first_chunk()?);
         }
-        for (to, from) in answer.chunks_exact_mut(8).zip(&self.words) {
+        for (to, from) in told.chunks_exact_mut(8).zip(&self.words) {
             to.copy_from_slice(&from.to_ne_bytes());
         }
         set(&mut self.words, pages, 0);
