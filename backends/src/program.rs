@@ -11,8 +11,9 @@
 //!
 //! A recording is a course, too. All commit on a stage: the listener, on a host, through the door that counts.
 //!
-//! The program uses the library as any VMM would: the code that opens a device here opens it there. Results go to the standard output;
-//! remarks, warnings and errors, to the standard error. No text of a file reaches a terminal as it is ([`printable`]).
+//! The program uses the library as any VMM would: the code that opens a device here opens it there. Results go to the
+//! standard output; remarks, warnings and errors, to the standard error. No text of a file reaches a terminal as it
+//! is ([`printable`]).
 
 mod answer;
 mod arguments;
@@ -152,7 +153,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// The kind of the first line that can be told. A log may hold a trace and what the monitor printed; the one that comes first is meant.
+    /// The kind of the first line that can be told. A log may hold a trace and what the monitor printed; the one that
+    /// comes first is meant.
     fn of(text: &Text<'_>) -> Option<Self> {
         text.lines().find_map(|line| match line.text.as_ref() {
             line if mtree::is_heading(line) => Some(Self::FlatViews),

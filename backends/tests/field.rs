@@ -1,4 +1,5 @@
-//! The program on what users of passed-through devices have at hand: layouts, traces, logs and hosts of the field, each as it was shown.
+//! The program on what users of passed-through devices have at hand: layouts, traces, logs and hosts of the field,
+//! each as it was shown.
 //!
 //! `docs/field.md` is what it prints of them: with `DMASPACE_WRITE_DOCS=1` this test writes it anew.
 #![allow(

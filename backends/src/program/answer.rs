@@ -143,7 +143,8 @@ fn answer_call(line: usize, failed: &Failed, is_device: bool, stage: &Stage, cau
 
 const ENOMEM: u32 = 12;
 
-/// The causes of a map call's failure: what the host asked has against the address, if that fits the error, and otherwise what does.
+/// The causes of a map call's failure: what the host asked has against the address, if that fits the error, and
+/// otherwise what does.
 fn of_map(errno: u32, at: IovaRange, is_device: bool, view: &HostView<'_>) -> Vec<Cause> {
     let is_of_address = matches!(errno, 1 | 2 | 22 | 98);
     let of_addresses = if is_of_address { view.of_addresses(at) } else { Vec::new() };
@@ -153,7 +154,8 @@ fn of_map(errno: u32, at: IovaRange, is_device: bool, view: &HostView<'_>) -> Ve
     }
 }
 
-/// Returns whether a range that no line calls a BAR is probably one: it lies above 4 GiB at a multiple of its size, and no RAM is called so.
+/// Returns whether a range that no line calls a BAR is probably one: it lies above 4 GiB at a multiple of its size,
+/// and no RAM is called so.
 fn looks_like_a_bar(at: IovaRange, name: Option<&str>) -> bool {
     const ABOVE: u64 = 1 << 32;
     let size = at.len().and_then(|len| len.get().checked_next_power_of_two());

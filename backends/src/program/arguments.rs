@@ -31,22 +31,22 @@ pub(crate) enum Command {
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
 ///
-/// FILE is one of four, told apart by their content; `-` is the standard input. Prompts, time stamps, JSON, mail quotes and the like
-/// around it are passed over and counted.
+/// FILE is one of four, told apart by their content; `-` is the standard input. Prompts, time stamps, JSON, mail
+/// quotes and the like around it are passed over and counted.
 ///
-/// The text of QEMU's `info mtree -f`. The PCI address space in it is that of a POWER guest's PCI host bridge, with `memory` behind its
-/// windows, and else `memory`; where there are several, the program says so.
+/// The text of QEMU's `info mtree -f`. The PCI address space in it is that of a POWER guest's PCI host bridge, with
+/// `memory` behind its windows, and else `memory`; where there are several, the program says so.
 ///
-/// A log of QEMU with the trace of its VFIO events (-trace 'vfio_*'): replayed step by step, each the sections that went and then came. A
-/// trace does not tell ROM from RAM. Events that failed there become findings.
+/// A log of QEMU with the trace of its VFIO events (-trace 'vfio_*'): replayed step by step, each the sections that
+/// went and then came. A trace does not tell ROM from RAM. Events that failed there become findings.
 ///
-/// Error lines of QEMU or of the kernel alone, such as `vfio_dma_map(…) = -22`: each is asked of the host, and the answer names the
-/// cause and a cure.
+/// Error lines of QEMU or of the kernel alone, such as `vfio_dma_map(…) = -22`: each is asked of the host, and the
+/// answer names the cause and a cure.
 ///
 /// A recording, which a VMM built on this project writes, and --record: replayed step by step.
 ///
-/// The content of FILE goes through the same listener and the same backends that a VMM uses, on a host in software, which needs neither a
-/// device nor the guest's memory; or with --device on this host, for real.
+/// The content of FILE goes through the same listener and the same backends that a VMM uses, on a host in software,
+/// which needs neither a device nor the guest's memory; or with --device on this host, for real.
 #[derive(Debug, Default, Args)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct Replay {
@@ -54,8 +54,8 @@ pub(crate) struct Replay {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The soft host: vtd, vtd-64k, vtd-ssads, powernv9, powernv9-64k, pseries, or a file that describes one [default: powernv9 for a
-    /// guest with TCE windows, vtd for others].
+    /// The soft host: vtd, vtd-64k, vtd-ssads, powernv9, powernv9-64k, pseries, or a file that describes one
+    /// [default: powernv9 for a guest with TCE windows, vtd for others].
     #[arg(long, value_name = "PRESET|FILE")]
     pub(crate) host: Option<String>,
 
@@ -71,13 +71,13 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "NAME")]
     pub(crate) address_space: Option<String>,
 
-    /// The guest's page in translated windows, which the text does not tell [default: 4K in a default TCE window and behind an
-    /// emulated IOMMU, 64K in other TCE windows].
+    /// The guest's page in translated windows, which the text does not tell [default: 4K in a default TCE window and
+    /// behind an emulated IOMMU, 64K in other TCE windows].
     #[arg(long, value_name = "SIZE", value_parser = page_size)]
     pub(crate) guest_page: Option<PageSize>,
 
-    /// Do not cut mappings to keep later changes small: into 4 KiB pieces below 1 MiB, where a PC's firmware will change them, and at
-    /// every GiB above; or where a recording says.
+    /// Do not cut mappings to keep later changes small: into 4 KiB pieces below 1 MiB, where a PC's firmware will
+    /// change them, and at every GiB above; or where a recording says.
     #[arg(long)]
     pub(crate) no_hints: bool,
 

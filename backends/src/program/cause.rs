@@ -1,7 +1,7 @@
 //! Causes: the reasons for which a host does not map a range, and for each what the user can do.
 //!
-//! A few causes are behind the refusals of a replay and behind the errors of a log. Each has one cure, in the words that a user
-//! types: an option of QEMU or an element of libvirt's XML, a parameter of the kernel, a limit.
+//! A few causes are behind the refusals of a replay and behind the errors of a log. Each has one cure, in the words
+//! that a user types: an option of QEMU or an element of libvirt's XML, a parameter of the kernel, a limit.
 
 use std::fmt;
 
@@ -144,7 +144,8 @@ impl Known {
 }
 
 impl Cause {
-    /// The causes that fit an error of a map call, its address and its size, when the host asked has nothing against the address.
+    /// The causes that fit an error of a map call, its address and its size, when the host asked has nothing against
+    /// the address.
     pub(crate) fn of_error(errno: u32, range: IovaRange, is_device: bool, backend: &'static str) -> Self {
         match errno {
             EFAULT if is_device => Self::DeviceMemory(backend),

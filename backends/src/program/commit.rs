@@ -80,7 +80,8 @@ impl<'a> Failed<'a> {
         Self { subject, words: error.to_string() }
     }
 
-    /// The reason for which something at `range`, made of `memory`, did not come true: the whole story where it happened, and a hint elsewhere.
+    /// The reason for which something at `range`, made of `memory`, did not come true: the whole story where it
+    /// happened, and a hint elsewhere.
     fn reason(&self, range: Option<IovaRange>, memory: Option<&HostMemory>) -> String {
         let happened_here = match self.subject {
             Some(Subject::Range(failed)) => range.is_some_and(|range| range.overlaps(*failed)),

@@ -1,8 +1,8 @@
 //! A replay as a drawing: the guest's bus and beside it, at the same height, the host's windows.
 //!
-//! Ranges of 1 KiB and of 2^59 bytes share one axis, so it is not linear: it is cut at every border there is, a stretch between two
-//! borders is as high as its size has binary digits, and never lower than a line of text. That keeps the order and makes every label
-//! fit.
+//! Ranges of 1 KiB and of 2^59 bytes share one axis, so it is not linear: it is cut at every border there is, a
+//! stretch between two borders is as high as its size has binary digits, and never lower than a line of text. That
+//! keeps the order and makes every label fit.
 
 use std::collections::BTreeMap;
 

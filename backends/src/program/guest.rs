@@ -1,4 +1,5 @@
-//! The guest that flat views describe: which of them is its PCI address space, and what each range there means to devices.
+//! The guest that flat views describe: which of them is its PCI address space, and what each range there means to
+//! devices.
 
 mod choosing;
 
@@ -45,8 +46,8 @@ pub(crate) enum Meaning {
 const UNKNOWN: &str = "a kind that is not known here: nothing that devices can be given";
 
 impl<'a> Guest<'a> {
-    /// The guest whose PCI address space is `name`, or else the one of the highest rank: see [`choosing`]. `guest_page`, if given, is the
-    /// page of every translated window.
+    /// The guest whose PCI address space is `name`, or else the one of the highest rank: see [`choosing`].
+    /// `guest_page`, if given, is the page of every translated window.
     ///
     /// # Errors
     /// When there is no such address space, or more than one.
@@ -77,7 +78,8 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// A guest that is bare metal has no device of the host: QEMU's emulated PHB translates all addresses there are, as no host's window does.
+/// A guest that is bare metal has no device of the host: QEMU's emulated PHB translates all addresses there are, as
+/// no host's window does.
 fn note_on_powernv(pci: &[(&Range, Meaning)]) -> Option<String> {
     let is_all =
         |range: &Range| range.last == u64::MAX && is_window_of_bridge(range) && tce_table(&range.name).is_none();
@@ -116,8 +118,8 @@ impl Meaning {
             What::Ram => Self::Memory(Access::READ_WRITE),
             What::Rom => Self::Memory(Access::READ),
             What::RamDevice => Self::DeviceMemory,
-            // QEMU does not map them either: its listener takes nothing that is not plain memory (qemu: hw/vfio/listener.c,
-            // vfio_listener_skipped_section).
+            // QEMU does not map them either: its listener takes nothing that is not plain memory (qemu:
+            // hw/vfio/listener.c, vfio_listener_skipped_section).
             What::RomDevice => Self::Nothing("a ROM device: emulated in part"),
             What::Io | What::Other(_) => Self::of_no_memory(range, guest_page),
         }

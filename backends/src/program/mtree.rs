@@ -1,6 +1,7 @@
 //! QEMU's `info mtree -f`: the flat views of a guest's address spaces, as text.
 //!
-//! The format is QEMU's own (qemu: system/memory.c, mtree_print_flatview; up to 2.9 each address space had a heading of its own):
+//! The format is QEMU's own (qemu: system/memory.c, mtree_print_flatview; up to 2.9 each address space had a heading
+//! of its own):
 //!
 //! ```text
 //! FlatView #1
@@ -9,9 +10,10 @@
 //!   0000000000100000-00000000bfffffff (prio 0, ram): pc.ram @0000000000100000
 //! ```
 //!
-//! A text is read as people have it, through [`crate::program::surroundings`]: the lines around the views are passed over and counted.
-//! Ranges are strict. A line that is a range, and no good one, is refused with its number: a range that is guessed at would show up much
-//! later, as one that is mapped wrongly. The words for the content of a range are QEMU's, and they grow: a new one is kept as it is.
+//! A text is read as people have it, through [`crate::program::surroundings`]: the lines around the views are passed
+//! over and counted. Ranges are strict. A line that is a range, and no good one, is refused with its number: a range
+//! that is guessed at would show up much later, as one that is mapped wrongly. The words for the content of a range
+//! are QEMU's, and they grow: a new one is kept as it is.
 
 mod kind;
 mod line;

@@ -1,9 +1,10 @@
 //! From a guest's ranges to an update of a listener: sections, target memory, and the host memory behind them.
 //!
-//! QEMU's text says which memory region a range shows, and from where in it, but not where QEMU had put the region. So each region, by
-//! its name, gets a place of its own. Pieces of one region then continue each other exactly as they did in QEMU, and different regions
-//! never do. On a soft host the places are only addresses, so that a guest of 6 TiB replays on a laptop; a real host is given real
-//! memory, zeroed, of which the kernel hands out the pages that are pinned.
+//! QEMU's text says which memory region a range shows, and from where in it, but not where QEMU had put the region.
+//! So each region, by its name, gets a place of its own. Pieces of one region then continue each other exactly as
+//! they did in QEMU, and different regions never do. On a soft host the places are only addresses, so that a guest of
+//! 6 TiB replays on a laptop; a real host is given real memory, zeroed, of which the kernel hands out the pages that
+//! are pinned.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -179,10 +180,10 @@ fn sizes(guest: &Guest<'_>, source: Source) -> Result<BTreeMap<Arc<str>, Size>, 
 /// The first made-up place: anywhere but at zero, so that no two kinds of address are ever equal by chance.
 const FIRST_PLACE: u64 = 1 << 44;
 
-/// A place of its own. Places lie in a GiB as their bus addresses do, so that every page size the bus address allows is allowed by the
-/// host's too: an address that was made up here is no reason against anything. But QEMU's memory begins with a page of the host's, of
-/// 64 KiB at most, and where that does not fit the bus address QEMU itself does not map it. 1 GiB or more lies between places, so that
-/// different regions are never taken for one piece.
+/// A place of its own. Places lie in a GiB as their bus addresses do, so that every page size the bus address allows
+/// is allowed by the host's too: an address that was made up here is no reason against anything. But QEMU's memory
+/// begins with a page of the host's, of 64 KiB at most, and where that does not fit the bus address QEMU itself does
+/// not map it. 1 GiB or more lies between places, so that different regions are never taken for one piece.
 fn made_up(place: &mut u64, bus: u64, bytes: NonZeroU64) -> Option<HostMemory> {
     let within = PageSize::K64.round_down(bus % PageSize::G1.bytes());
     let memory = HostMemory::unbacked(place.checked_add(within)?, bytes)?;

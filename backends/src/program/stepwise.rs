@@ -1,8 +1,9 @@
 //! Replaying step by step: a course of updates, each a commit of its own.
 //!
-//! A step that is refused leaves everything as it was, and the replay goes on: later steps then remove the pieces they find of those they
-//! would remove, and the pieces in the way of those they add. A step that failed where the course was recorded is tried all the same; if it is
-//! provided here, it is taken back, since everything afterwards was said as if it had never been.
+//! A step that is refused leaves everything as it was, and the replay goes on: later steps then remove the pieces
+//! they find of those they would remove, and the pieces in the way of those they add. A step that failed where the
+//! course was recorded is tried all the same; if it is provided here, it is taken back, since everything afterwards
+//! was said as if it had never been.
 
 use std::collections::BTreeMap;
 

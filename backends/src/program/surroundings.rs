@@ -1,17 +1,18 @@
 //! Surroundings: everything around the lines that QEMU or the kernel wrote.
 //!
-//! A flat view, a trace or an error line seldom comes alone. It stands in a monitor session with prompts and echoes, in a QMP reply, in a
-//! log with time stamps, in JSON or logfmt, in a mail with quotes and folded lines, between the fences of a forum, in a terminal's
-//! recording with colours and telnet's own bytes, in UTF-16. All formats of this program are read through [`Lines`], which takes
-//! the wrapping off and keeps the number of the line of the file. A reader takes the lines it knows; [`PassedOver`] counts the rest.
+//! A flat view, a trace or an error line seldom comes alone. It stands in a monitor session with prompts and echoes,
+//! in a QMP reply, in a log with time stamps, in JSON or logfmt, in a mail with quotes and folded lines, between the
+//! fences of a forum, in a terminal's recording with colours and telnet's own bytes, in UTF-16. All formats of this
+//! program are read through [`Lines`], which takes the wrapping off and keeps the number of the line of the file. A
+//! reader takes the lines it knows; [`PassedOver`] counts the rest.
 //!
 //! - [`decoding`] makes text of bytes: UTF-16, telnet's commands, quoted-printable.
 //! - [`cleaning`] makes plain lines of a terminal's: escape sequences, control characters, mail quotes.
 //! - [`strings`] takes lines out of the strings of JSON and logfmt.
 //!
-//! Nothing here fails. The work is linear in the text, and no line is held longer than a reader looks ahead. Files of 100 MiB, replayed by
-//! a release build on one core of a server: a flat view of 1.3 million ranges 5.2 s, the same as a QMP reply 6.4 s, a trace 2.0 s, a JSON
-//! log with nothing in it 5.5 s.
+//! Nothing here fails. The work is linear in the text, and no line is held longer than a reader looks ahead. Files of
+//! 100 MiB, replayed by a release build on one core of a server: a flat view of 1.3 million ranges 5.2 s, the same as
+//! a QMP reply 6.4 s, a trace 2.0 s, a JSON log with nothing in it 5.5 s.
 
 mod cleaning;
 mod decoding;

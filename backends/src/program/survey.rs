@@ -1,4 +1,5 @@
-//! A guest on every host there is a preset of, as a table in Markdown: on which of them it could live, and what it would lose.
+//! A guest on every host there is a preset of, as a table in Markdown: on which of them it could live, and what it
+//! would lose.
 
 use dmaspace::listener::Fate;
 use dmaspace_soft::Profile;
@@ -58,7 +59,8 @@ fn row(host: &str, outcome: &Outcome) -> String {
     format!("| {host} | {backend} | {} |\n", cells.join(" | "))
 }
 
-/// The ranges that are missing in whole or in part, those of one fate for one reason together. Ranges that the VMM emulates are left out.
+/// The ranges that are missing in whole or in part, those of one fate for one reason together. Ranges that the VMM
+/// emulates are left out.
 fn why(sections: &[Judged]) -> String {
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     for judged in sections.iter().filter(|judged| !is_all_there(judged)) {

@@ -171,7 +171,8 @@ impl<const N: usize> TableRow<'_, N> {
     }
 }
 
-/// The lines of a table, indented, in which long runs of rows with one reason are folded that are alike in some columns.
+/// The lines of a table, indented, in which long runs of rows with one reason are folded that are alike in some
+/// columns.
 fn folded_table<const N: usize, const M: usize>(
     indent: &str,
     heading: Option<[&str; N]>,

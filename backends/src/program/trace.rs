@@ -1,22 +1,27 @@
-//! A trace of QEMU's VFIO events, or a log with its error lines: what its memory listener was told and what came of it, as a course of
-//! updates, and what failed, as findings.
+//! A trace of QEMU's VFIO events, or a log with its error lines: what its memory listener was told and what came of
+//! it, as a course of updates, and what failed, as findings.
 //!
-//! QEMU's log backends write a line for each event, `<pid>@<time>:<name> <what happened>`, among lines of other events and of QEMU's own;
-//! a line that [`events`] and [`messages`] do not know is counted and passed over, and so is an event in an unknown form whose content
-//! is not needed. An event whose content is needed is refused then: half a trace replays to a state that never was.
+//! QEMU's log backends write a line for each event, `<pid>@<time>:<name> <what happened>`, among lines of other
+//! events and of QEMU's own; a line that [`events`] and [`messages`] do not know is counted and passed over, and so
+//! is an event in an unknown form whose content is not needed. An event whose content is needed is refused then: half
+//! a trace replays to a state that never was.
 //!
 //! - An event acts only if it succeeded there. One that failed becomes a [`Finding`]: what, where, which error.
-//! - `vfio_listener_region_add_ram` is RAM, read-write: a trace does not tell ROM from RAM. A BAR is told from RAM by events that QEMU
-//!   prints before it ([`bars`]) or after it (`…_no_dma_map`, `…_skip_dma_map`), and by what an error line says.
-//! - `vfio_listener_region_add_iommu` is a translated window. Its page is that of the host window QEMU made there, if it made one.
+//! - `vfio_listener_region_add_ram` is RAM, read-write: a trace does not tell ROM from RAM. A BAR is told from RAM by
+//!   events that QEMU prints before it ([`bars`]) or after it (`…_no_dma_map`, `…_skip_dma_map`), and by what an
+//!   error line says.
+//! - `vfio_listener_region_add_iommu` is a translated window. Its page is that of the host window QEMU made there, if
+//!   it made one.
 //! - `vfio_listener_region_skip` is nothing to devices.
-//! - `vfio_prereg_register` is target memory. The trace does not tell where the guest sees it: its host address stands in for that.
-//! - `iommufd_backend_map_dma` and its like are the calls behind the listener's events, and say what came of them. Where the listener said
-//!   nothing, a call is memory by itself: a confidential guest's pages are mapped when they become shared.
-//! - What goes without ever having come is passed over: QEMU's listener is also told of ranges that it could not map, and a trace may
-//!   begin in the middle.
-//! - The listener of each container prints the same events, one after another. An event that repeats another exactly is another
-//!   container's, and a call names its address space: each is a course of its own.
+//! - `vfio_prereg_register` is target memory. The trace does not tell where the guest sees it: its host address
+//!   stands in for that.
+//! - `iommufd_backend_map_dma` and its like are the calls behind the listener's events, and say what came of them.
+//!   Where the listener said nothing, a call is memory by itself: a confidential guest's pages are mapped when they
+//!   become shared.
+//! - What goes without ever having come is passed over: QEMU's listener is also told of ranges that it could not map,
+//!   and a trace may begin in the middle.
+//! - The listener of each container prints the same events, one after another. An event that repeats another exactly
+//!   is another container's, and a call names its address space: each is a course of its own.
 
 mod bars;
 mod events;
@@ -217,7 +222,8 @@ impl Tracer {
         Ok(())
     }
 
-    /// The space of an IOAS: the one that is known as it, or one without a name that was told of this range, or a new one.
+    /// The space of an IOAS: the one that is known as it, or one without a name that was told of this range, or a new
+    /// one.
     fn place_of(&self, ioas: Ioas, at: IovaRange) -> usize {
         let known = self.spaces.iter().position(|space| space.ioas == Some(ioas));
         let told = || {

@@ -1,7 +1,7 @@
 //! Regions that translate: QEMU's emulated IOMMUs, by the names their regions have.
 //!
-//! A flat view does not say that a region translates. Up to QEMU 10 its kind is `i/o`, from QEMU 11 on `container`; its name is what tells
-//! it. [`TRANSLATING`] is the only table of such names.
+//! A flat view does not say that a region translates. Up to QEMU 10 its kind is `i/o`, from QEMU 11 on `container`;
+//! its name is what tells it. [`TRANSLATING`] is the only table of such names.
 
 use dmaspace::PageSize;
 
@@ -120,8 +120,8 @@ impl EmulatedIommu {
 
 /// The guest's page in a translated window, as far as its name lets one tell, which names no page.
 ///
-/// The default window of a PCI host bridge has 4 KiB pages, by the platform's rules. For other TCE windows 64 KiB are assumed, which
-/// is what Linux asks for; for other emulated IOMMUs their smallest page, 4 KiB.
+/// The default window of a PCI host bridge has 4 KiB pages, by the platform's rules. For other TCE windows 64 KiB are
+/// assumed, which is what Linux asks for; for other emulated IOMMUs their smallest page, 4 KiB.
 pub(crate) fn page_of_translated(name: &str) -> Option<PageSize> {
     const DEFAULT_WINDOW: u32 = 0;
     EmulatedIommu::of_region(name)?;
@@ -131,14 +131,14 @@ pub(crate) fn page_of_translated(name: &str) -> Option<PageSize> {
     })
 }
 
-/// The number of the TCE table behind a window of that name; its last byte says which of its bridge's windows it is (qemu:
-/// include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN).
+/// The number of the TCE table behind a window of that name; its last byte says which of its bridge's windows it is
+/// (qemu: include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN).
 pub(crate) fn tce_table(name: &str) -> Option<u32> {
     u32::from_str_radix(name.strip_prefix(TCE_TABLE)?, 16).ok()
 }
 
-/// Returns whether a TCE window is a PCI host bridge's, not a VIO adapter's: the numbers of the bridges' tables have the top bit set (qemu:
-/// include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN; hw/ppc/spapr_vio.c, SPAPR_VIO_BASE_LIOBN).
+/// Returns whether a TCE window is a PCI host bridge's, not a VIO adapter's: the numbers of the bridges' tables have
+/// the top bit set (qemu: include/hw/ppc/spapr.h, SPAPR_PCI_LIOBN; hw/ppc/spapr_vio.c, SPAPR_VIO_BASE_LIOBN).
 pub(crate) fn is_window_of_pci(name: &str) -> bool {
     const PCI: u32 = 1 << 31;
     match tce_table(name) {
@@ -147,8 +147,8 @@ pub(crate) fn is_window_of_pci(name: &str) -> bool {
     }
 }
 
-/// Returns whether writes to a region of that name are interrupts (qemu: hw/ppc/spapr_pci.c, hw/pci-host/pnv_phb3.c, hw/pci-host/pnv_phb4.c,
-/// hw/intc/apic.c, hw/i386/kvm/apic.c, hw/i386/intel_iommu.c, hw/i386/amd_iommu.c).
+/// Returns whether writes to a region of that name are interrupts (qemu: hw/ppc/spapr_pci.c, hw/pci-host/pnv_phb3.c,
+/// hw/pci-host/pnv_phb4.c, hw/intc/apic.c, hw/i386/kvm/apic.c, hw/i386/intel_iommu.c, hw/i386/amd_iommu.c).
 pub(crate) fn is_msi(name: &str) -> bool {
     const NAMES: [&str; 8] =
         ["msi", "msi32", "msi64", "apic-msi", "kvm-apic-msi", "vtd-ir", "amdvi-ir", "amd_iommu_ir"];

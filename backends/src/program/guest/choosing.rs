@@ -1,8 +1,8 @@
 //! The choice of the address space that devices see.
 //!
-//! A text has many address spaces, and does not say which one a passed-through device sees. The choice is ranked: the one that was asked
-//! for; a POWER guest's PCI host bridge, the one of a VFIO device first, never a VIO adapter; system memory. The user is told where
-//! another choice was possible.
+//! A text has many address spaces, and does not say which one a passed-through device sees. The choice is ranked: the
+//! one that was asked for; a POWER guest's PCI host bridge, the one of a VFIO device first, never a VIO adapter;
+//! system memory. The user is told where another choice was possible.
 
 use crate::program::mtree::{AddressSpace, FlatView, Range};
 use crate::program::printable;
@@ -138,7 +138,8 @@ fn note_on_iommu(views: &[FlatView], chosen: &str) -> Option<String> {
     ))
 }
 
-/// The view of the address space that a user calls `name`. Where many have one name, the name of the root tells them apart.
+/// The view of the address space that a user calls `name`. Where many have one name, the name of the root tells them
+/// apart.
 fn view_called<'a>(views: &'a [FlatView], name: &str) -> Result<&'a FlatView, NoGuest> {
     let is_named = views.iter().any(|view| view.spaces.iter().any(|space| space.name == name));
     if is_named { view_of(views, name) } else { only(views, name, |space| space.root == name) }

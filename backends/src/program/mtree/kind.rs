@@ -1,5 +1,5 @@
-//! QEMU's words for the content of a range (qemu: system/memory.c, memory_region_type, and the prefix for memory that outlives the
-//! guest's power).
+//! QEMU's words for the content of a range (qemu: system/memory.c, memory_region_type, and the prefix for memory that
+//! outlives the guest's power).
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! One range: `00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios @0000000000020000`, and what else QEMU may append.
+//! One range: `00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios @0000000000020000`, and what else QEMU may
+//! append.
 
 use super::Kind;
 
@@ -69,7 +70,8 @@ impl<'a> Region<'a> {
     }
 }
 
-/// The name, the offset behind it and what follows. A name may have an `@` in it, but no blank before that and digits behind.
+/// The name, the offset behind it and what follows. A name may have an `@` in it, but no blank before that and digits
+/// behind.
 fn split_at_offset(text: &str) -> Option<(&str, u64, &str)> {
     let mut end = text.len();
     while let Some(at) = text.get(..end)?.rfind('@') {
@@ -84,8 +86,8 @@ fn split_at_offset(text: &str) -> Option<(&str, u64, &str)> {
     None
 }
 
-/// The accelerators whose names QEMU appends to what they know, once for each address space of the view (qemu: system/memory.c,
-/// `ac->has_memory`; accel/*/, `ac->name`).
+/// The accelerators whose names QEMU appends to what they know, once for each address space of the view (qemu:
+/// system/memory.c, `ac->has_memory`; accel/*/, `ac->name`).
 const ACCELERATORS: [&str; 9] = ["kvm", "tcg", "hvf", "whpx", "nvmm", "mshv", "xen", "hax", "qtest"];
 
 /// A text without the accelerators at its end: ` KVM`, ` kvm`, ` kvm:tcg`.
@@ -99,8 +101,8 @@ fn without_accelerators(mut text: &str) -> &str {
     text
 }
 
-/// A text without the region's owner: ` owner:{dev id=net0} parent:{obj path=/machine}`, or ` orphan` (`info mtree -f -o`; qemu:
-/// system/memory.c, mtree_print_mr_owner).
+/// A text without the region's owner: ` owner:{dev id=net0} parent:{obj path=/machine}`, or ` orphan` (`info mtree -f
+/// -o`; qemu: system/memory.c, mtree_print_mr_owner).
 fn without_owner(text: &str) -> &str {
     let text = without_accelerators(text);
     let mut text = text.strip_suffix(" orphan").unwrap_or(text);

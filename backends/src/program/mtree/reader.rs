@@ -183,7 +183,8 @@ impl Reader {
         Ok(FlatViews { views: self.views, passed_over: self.passed_over.count() })
     }
 
-    /// A region is of one kind. A word that is not known does not stand for memory, unless it was misspelt: then the guest would lose it.
+    /// A region is of one kind. A word that is not known does not stand for memory, unless it was misspelt: then the
+    /// guest would lose it.
     fn check_kinds(&self) -> Result<(), BadLine> {
         let ranges = || self.views.iter().flat_map(|view| &view.ranges);
         let unknown = |range: &&Range| matches!(range.kind.what, What::Other(_));

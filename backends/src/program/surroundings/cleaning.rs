@@ -8,8 +8,8 @@ pub(super) fn has_controls(line: &str) -> bool {
     line.bytes().any(|byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f)
 }
 
-/// A line without escape sequences, control characters and letters that only steer how text is shown. What editors make of quotation
-/// marks, dashes and blanks is taken back.
+/// A line without escape sequences, control characters and letters that only steer how text is shown. What editors
+/// make of quotation marks, dashes and blanks is taken back.
 pub(super) fn cleaned(line: &str) -> Cow<'_, str> {
     if line.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         return Cow::Borrowed(line);

@@ -30,7 +30,8 @@ enum Order {
     Big,
 }
 
-/// UTF-16 is known by its zeros: QEMU writes ASCII. A byte order mark alone tells nothing, since telnet begins with the same bytes.
+/// UTF-16 is known by its zeros: QEMU writes ASCII. A byte order mark alone tells nothing, since telnet begins with
+/// the same bytes.
 fn utf16(bytes: &[u8]) -> Option<Order> {
     const SAMPLE: usize = 512;
     let sample = bytes.get(..SAMPLE.min(bytes.len())).unwrap_or_default();
@@ -99,7 +100,8 @@ fn is_quoted_printable(text: &str) -> bool {
     (text.contains("=\n") || text.contains("=\r\n")) && (text.contains("=3D") || text.contains("=20"))
 }
 
-/// The text of a quoted-printable one. A line that was continued is followed by as many empty ones as it took, so that numbers stay.
+/// The text of a quoted-printable one. A line that was continued is followed by as many empty ones as it took, so
+/// that numbers stay.
 fn of_quoted_printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut continued = 0;

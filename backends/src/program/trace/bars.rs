@@ -1,10 +1,11 @@
-//! BARs in a trace. QEMU's listener calls a BAR RAM, as it does with all memory; the areas of BARs that QEMU mapped or exported before help
-//! to tell BARs from RAM.
+//! BARs in a trace. QEMU's listener calls a BAR RAM, as it does with all memory; the areas of BARs that QEMU mapped
+//! or exported before help to tell BARs from RAM.
 //!
-//! An area says its place in its BAR and no address. Firmware puts a BAR at a multiple of its size, so memory may be an area's when it
-//! begins or ends where the area would in a BAR so placed. That alone is no proof: other memory may have the same size. It is one when the
-//! area was exported, which is only done for the sake of DMA; when two pieces of one area continue each other in the host around a hole,
-//! as an MSI-X table leaves it; or when another area of the device was found so.
+//! An area says its place in its BAR and no address. Firmware puts a BAR at a multiple of its size, so memory may be
+//! an area's when it begins or ends where the area would in a BAR so placed. That alone is no proof: other memory may
+//! have the same size. It is one when the area was exported, which is only done for the sake of DMA; when two pieces
+//! of one area continue each other in the host around a hole, as an MSI-X table leaves it; or when another area of
+//! the device was found so.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! QEMU's trace events, in every form that a QEMU from 2.5 on prints (qemu: hw/vfio/trace-events, backends/trace-events; before 2.7 both
-//! were in trace-events). Up to 2.9 numbers in hexadecimal had no `0x`.
+//! QEMU's trace events, in every form that a QEMU from 2.5 on prints (qemu: hw/vfio/trace-events,
+//! backends/trace-events; before 2.7 both were in trace-events). Up to 2.9 numbers in hexadecimal had no `0x`.
 
 use dmaspace::{Access, Iova, PageSize};
 
@@ -12,7 +12,8 @@ pub(super) struct Event {
     /// The forms of what follows the name.
     forms: &'static [Form],
     read: fn(&Fields<'_>) -> Result<Said, String>,
-    /// `true` if a replay goes wrong without the content: then a line in no known form is refused, and otherwise passed over.
+    /// `true` if a replay goes wrong without the content: then a line in no known form is refused, and otherwise
+    /// passed over.
     pub(super) is_needed: bool,
 }
 

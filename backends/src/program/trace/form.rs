@@ -1,7 +1,7 @@
 //! The form of a line, in which some places are open.
 //!
-//! A place is written `{name:kind}`. The kinds are `x`, digits in hexadecimal; `p`, a pointer as printf's `%p` writes it; `d`, a number in
-//! decimal, perhaps negative; `s`, any text; `*`, anything that may follow.
+//! A place is written `{name:kind}`. The kinds are `x`, digits in hexadecimal; `p`, a pointer as printf's `%p` writes
+//! it; `d`, a number in decimal, perhaps negative; `s`, any text; `*`, anything that may follow.
 
 /// The texts and numbers where a form leaves something open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -56,8 +56,8 @@ fn read_one(line: &str) -> Result<Option<Said>, String> {
     }
 }
 
-/// The event of a line, and what follows its name. Log backends put something before the name: QEMU's own `<pid>@<time>:`, others a
-/// time, a program, a processor.
+/// The event of a line, and what follows its name. Log backends put something before the name: QEMU's own
+/// `<pid>@<time>:`, others a time, a program, a processor.
 fn event_in(line: &str) -> Option<(&'static Event, &str)> {
     ["vfio_", "iommufd_"].iter().find_map(|start| {
         line.match_indices(start).find_map(|(at, _)| {

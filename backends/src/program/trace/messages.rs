@@ -33,8 +33,8 @@ pub(super) fn may_go_on(line: &str) -> bool {
     CALLS.iter().any(|(name, ..)| line.contains(name)) && failed(line).is_none()
 }
 
-/// The calls that QEMU's error lines name, and the form of what follows (qemu: hw/vfio/listener.c; in hw/vfio/common.c up to 10.0, and as
-/// `vfio_dma_map` up to 8.2).
+/// The calls that QEMU's error lines name, and the form of what follows (qemu: hw/vfio/listener.c; in
+/// hw/vfio/common.c up to 10.0, and as `vfio_dma_map` up to 8.2).
 const CALLS: [(&str, Call, &str); 4] = [
     ("vfio_container_dma_map(", Call::Map, MAP),
     ("vfio_dma_map(", Call::Map, MAP),
@@ -70,7 +70,8 @@ fn message(line: &str) -> Option<Said> {
         let (limit, _) = limit.split_once(')')?;
         return Some(Said::Message(Message::LockedMemory(limit.parse().ok()?)));
     }
-    // linux: drivers/iommu/iommu.c, __iommu_device_set_domain (6.6 on); drivers/iommu/intel/iommu.c, intel_iommu_attach_device (before)
+    // linux: drivers/iommu/iommu.c, __iommu_device_set_domain (6.6 on); drivers/iommu/intel/iommu.c,
+    // intel_iommu_attach_device (before)
     if has("1:1 IOMMU mapping") || has("platform RMRR requirement") {
         return Some(Said::Message(Message::Firmware));
     }

@@ -1,8 +1,9 @@
 //! One address space of a trace: its sections, and the steps in which they came and went.
 //!
-//! A trace has no transactions, but it has their shape: QEMU's memory core tells a listener first what goes and then what comes (qemu:
-//! system/memory.c, address_space_set_flatview), so a step ends where something goes after something came. Two transactions that only add
-//! become one that way, and so do one that only removes and one after it that only adds; the state after each step is one that was.
+//! A trace has no transactions, but it has their shape: QEMU's memory core tells a listener first what goes and then
+//! what comes (qemu: system/memory.c, address_space_set_flatview), so a step ends where something goes after
+//! something came. Two transactions that only add become one that way, and so do one that only removes and one after
+//! it that only adds; the state after each step is one that was.
 
 use dmaspace::listener::Update;
 use dmaspace::section::TargetMemory;
