@@ -1,7 +1,7 @@
-//! What a backend has to bring: calls, and nothing else.
+//! The calls of a host, which a backend implements.
 //!
-//! [`crate::Space`] checks and remembers; a [`Backend`] turns one request into one kernel call (or a fixed few) and reports what the
-//! kernel said. It keeps no index of mappings and no policy.
+//! A [`crate::Space`] checks requests and keeps the index. A [`Backend`] turns one request into one kernel call (or a
+//! fixed few) and returns the kernel's answer. It keeps no index of mappings and decides nothing.
 
 use std::fmt;
 
@@ -19,29 +19,31 @@ use crate::words::window::{Window, Windows};
 
 /// One host IOMMU context: a VFIO container, an IOAS.
 ///
-/// Calls arrive checked: ranges lie in one window, are aligned to its granule as the host address is, overlap nothing (on a backend
-/// that keeps entries they may replace), and memory is backed if the door is real. Dropping a backend closes its handles.
+/// Calls arrive checked: ranges lie in one window, are aligned to its granule as the host address is, overlap nothing
+/// (on a backend that keeps entries they may replace), and memory is backed if the door is real. Dropping a backend
+/// closes its handles.
 ///
 /// # Safety
-/// A [`crate::Space`] keeps the memory of a mapping until the backend has reported that the mapping is gone. So an implementation must
-/// never report as unmapped, unregistered, removed or detached what a device may still reach; it must map the memory that it is given
-/// and no other; and [`Backend::forgets_with_the_last_device`] must be false unless the kernel does so.
+/// A [`crate::Space`] keeps the memory of a mapping until the backend has reported that the mapping is gone. So an
+/// implementation must never report as unmapped, unregistered, removed or detached what a device may still reach; it
+/// must map the memory that it is given and no other; and [`Backend::forgets_with_the_last_device`] must be false
+/// unless the kernel does so.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when a backend says that its mapping is gone")]
 pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
-    /// "type1", "spapr", "spapr-v1", "iommufd".
+    /// The name of the backend, for errors and logs: "type1", "spapr", "spapr-v1", "iommufd".
     fn name(&self) -> &'static str;
 
-    /// What the host can do. Makes no call.
+    /// The properties of the host that a plan depends on. Makes no call.
     fn capabilities(&self) -> Capabilities;
 
-    /// What may be locked and what of it is taken, as this backend's kernel counts, where the door can tell. Asked after a call has
-    /// failed, for the error.
+    /// The limit on locked memory and the bytes that are taken, in this backend's account, where the door can read
+    /// them. Called after a call has failed, for the error.
     fn allowance(&self) -> Option<Allowance> {
         None
     }
 
-    /// The bytes that [`Backend::refresh`] locks for the first device, whatever is mapped later. Asked after a refresh has failed, for the
-    /// error.
+    /// The number of bytes that [`Backend::refresh`] locks for the first device, before anything is mapped. Called
+    /// after a refresh has failed, for the error.
     fn locked_at_start(&self) -> u64 {
         0
     }
@@ -54,7 +56,8 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
         AttachPlace::ThisBackend
     }
 
-    /// Attaches a device: at [`Backend::attach_place`], for which `point` is, unless the backend has a better place for it.
+    /// Attaches a device: at [`Backend::attach_place`], for which `point` is, unless the backend has a better place for
+    /// it.
     ///
     /// # Errors
     /// The failure of the kernel's call; the device is not attached then.
@@ -75,33 +78,35 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
         false
     }
 
-    /// Asks the host what it offers now. Called after a device came or went; `devices` is how many are attached.
+    /// Reads the host's windows. Called after a device was attached or detached; `devices` is the number of attached
+    /// devices.
     ///
     /// # Errors
-    /// What the kernel said, or a reply that cannot be true.
+    /// The failure of the kernel's call, or a reply that cannot be true.
     fn refresh(&self, devices: usize) -> Result<Windows, Failure>;
 
-    /// One map call: `memory` at `range`, which are of one size.
+    /// Makes one map call: `memory` at `range`, which are of one size.
     ///
     /// # Errors
-    /// What the kernel said. On a backend that keeps entries, entries of the range may be gone; elsewhere nothing changed.
+    /// The failure of the kernel's call. On a backend that keeps entries, entries of the range may be gone; elsewhere
+    /// nothing changed.
     fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure>;
 
-    /// Whether a map of `len` bytes that failed so may have left entries in the IOMMU's tables that belong to no mapping: no unmap finds
-    /// them, and no later map replaces them.
+    /// Whether a map of `len` bytes with this failure may have left entries in the IOMMU's tables that belong to no
+    /// mapping: no unmap finds them, and no later map replaces them.
     fn may_leave_entries(&self, _len: u64, _failure: &Failure) -> bool {
         false
     }
 
-    /// One unmap call over whole mappings, gaps between them allowed, and how many bytes the kernel says were there (`None` where
-    /// it does not say: sPAPR). [`crate::Space`] judges the number.
+    /// One unmap call over whole mappings, gaps between them allowed, and how many bytes the kernel says were there
+    /// (`None` where it does not say: sPAPR). [`crate::Space`] judges the number.
     ///
     /// # Errors
     /// The kernel's answer, where it does not mean that nothing is mapped there.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure>;
 
-    /// Returns whether an attach that failed so may have been refused because a range that is reserved for the device overlaps a
-    /// live mapping.
+    /// Returns whether an attach that failed so may have been refused because a range that is reserved for the device
+    /// overlaps a live mapping.
     fn may_be_a_collision(&self, _failure: &Failure) -> bool {
         false
     }
@@ -134,13 +139,13 @@ pub struct Calls<'a> {
 
 /// Creating and removing windows.
 pub trait WindowCalls: Send + Sync {
-    /// What can be created, once the host was asked.
+    /// The windows that can be created, once the host has reported them.
     fn offer(&self) -> Option<WindowOffer>;
 
-    /// Creates a window of the size and page asked for and returns the one granted, wherever that is.
+    /// Creates a window of the requested size and page, and returns the window that the kernel granted, wherever it is.
     ///
     /// # Errors
-    /// What the kernel said; there is no new window then.
+    /// The failure of the kernel's call; there is no new window then.
     fn create(&self, request: WindowRequest) -> Result<Window, Failure>;
 
     /// Removes a window with everything mapped in it.
@@ -149,7 +154,7 @@ pub trait WindowCalls: Send + Sync {
     /// What the kernel said; it is still there then.
     fn remove(&self, window: Window) -> Result<Undone, Failure>;
 
-    /// The bytes of locked memory the table of such a window takes.
+    /// The bytes of locked memory that the table of such a window takes.
     fn table_bytes(&self, request: WindowRequest) -> u64;
 }
 
@@ -158,118 +163,128 @@ pub trait RegistrationCalls: Send + Sync {
     /// Registers all of `memory`.
     ///
     /// # Errors
-    /// What the kernel said; nothing is registered then.
+    /// The failure of the kernel's call; nothing is registered then.
     fn register(&self, memory: &Lease<'_>) -> Result<(), Failure>;
 
-    /// Unregisters exactly what was registered.
+    /// Unregisters exactly one registration.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The failure of the kernel's call.
     fn unregister(&self, memory: &Lease<'_>) -> Result<Undone, Failure>;
 
-    /// What the process has registered, through whichever space. [`crate::Space`] keeps it.
+    /// The registrations of the process, made through any space. [`crate::Space`] keeps the list.
     fn runs(&self) -> &ProcessRegistrations;
 }
 
-/// Holding memory for all spaces that share what they pin. [`Backend::map`] of memory that is held pins nothing that one of them has
-/// pinned already.
+/// Sharing pins with other spaces. A [`Backend::map`] of shared memory pins no page that one of the spaces has pinned
+/// already.
 pub trait SharingCalls: Send + Sync {
-    /// Holds `memory`, which pins nothing by itself. Others may hold any part of it, and the same piece may be held more than once.
+    /// Shares the pins of `memory`, which pins nothing by itself. Other spaces may share any part of it, and one piece
+    /// may be shared more than once.
     ///
     /// # Errors
-    /// What the kernel said; it is not held then.
+    /// The failure of the kernel's call; the memory is not shared then.
     fn share_pins(&self, memory: &Lease<'_>) -> Result<(), Failure>;
 
-    /// Lets go of exactly what was held. What is mapped of it stays mapped. A kernel that will not let go is asked again later.
+    /// Stops sharing exactly the memory of one call. Its live mappings stay. A kernel that refuses is called again
+    /// later.
     fn stop_sharing(&self, memory: &HostMemory);
 
-    /// How often all of `memory` is held, this space's own holding included; 0 when a byte of it is not. Makes no call.
+    /// The number of times that all of `memory` is shared, this space included; 0 when a byte of it is not. Makes no
+    /// call.
     fn sharers(&self, memory: &HostMemory) -> usize;
 }
 
-/// Logging what devices write.
+/// Logging the memory that devices write.
 pub trait DirtyCalls: Send + Sync {
-    /// The page in which the host as it is now (its kernel, all of its devices) logs. `None`: it cannot. Makes no call.
+    /// The page size in which the host logs, as it is now (its kernel, all of its devices). `None` if it cannot log.
+    /// Makes no call.
     fn page(&self) -> Option<PageSize>;
 
-    /// Whether logging needs a device: it cannot begin before the first is attached, and ends when the last leaves. A container has no
-    /// driver without a group.
+    /// Whether logging needs a device: it cannot begin before the first is attached, and ends when the last leaves. A
+    /// container has no driver without a group.
     fn needs_a_device(&self) -> bool {
         false
     }
 
-    /// Begins to log, with nothing logged yet. A device that is attached later logs too.
+    /// Starts the log, with nothing logged yet. A device that is attached later logs too.
     ///
     /// # Errors
-    /// What the kernel said; nothing is logged then.
+    /// The failure of the kernel's call; nothing is logged then.
     fn start(&self) -> Result<(), Failure>;
 
-    /// Ends it.
+    /// Stops the log.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The failure of the kernel's call.
     fn stop(&self) -> Result<(), Failure>;
 
-    /// What a question may be about.
+    /// The ranges that one query may cover.
     fn reach(&self) -> DirtyReach;
 
-    /// Reads what was logged in `range` and clears it: bit n of `bitmap` (bit n % 64 of word n / 64) is set when page n from the start of the
-    /// range was written. The bitmap is zero before, and has room, with a host page more behind it, where anything may be set.
+    /// Reads the log of `range` and clears it: bit n of `bitmap` (bit n % 64 of word n / 64) is set when page n from
+    /// the start of the range was written. The bitmap must be zeroed and one host page longer than the range needs; the
+    /// kernel may set bits in that tail.
     ///
     /// # Errors
-    /// What the kernel said. What was logged may be lost then.
+    /// The failure of the kernel's call. The log may be lost then.
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure>;
 
-    /// [`Backend::unmap`], with what was logged in the range until then, where one call does both. `None`: none does.
+    /// [`Backend::unmap`] with the log of the range until then, where one call does both. `None` where none does.
     ///
     /// # Errors
-    /// As [`Backend::unmap`]. What was logged may be lost then.
+    /// The errors of [`Backend::unmap`]. The log may be lost then.
     fn unmap(&self, _range: IovaRange, _bitmap: &mut [u64]) -> Option<Result<Undone<Option<u64>>, Failure>> {
         None
     }
 }
 
-/// What a question about written pages may be about.
+/// The ranges that one query of the log may cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyReach {
-    /// Whether gaps between mappings are fine. iommufd says nothing of what lies behind one, and does not say that (linux:
+    /// Whether a query may cover gaps between mappings. iommufd reports nothing behind a gap, and no error (linux:
     /// drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty).
     pub over_gaps: bool,
-    /// Whether a part of a mapping can be asked about.
+    /// Whether a query may cover a part of a mapping.
     pub parts_of_mappings: bool,
-    /// The most bytes a bitmap may have.
+    /// The greatest number of bytes that a bitmap may have.
     pub longest_bitmap: usize,
 }
 
-/// Having mappings find their memory in another process, or elsewhere in this one.
+/// Moving the addresses of mappings to another process, or to another place in this one.
 pub trait VaddrCalls: Send + Sync {
-    /// Why the host as it is now (its kernel, all of its devices, what is mapped) cannot, and what to do. `None`: it can.
+    /// The reason for which the host as it is now (its kernel, all of its devices, its mappings) cannot move addresses,
+    /// and the remedy. `None` if it can.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The failure of the kernel's call.
     fn obstacle(&self) -> Result<Option<&'static str>, Failure>;
 
-    /// Lets go of the addresses of all mappings in `range`, in one call, and how many bytes they have (`None` where nobody says).
+    /// Invalidates the addresses of all mappings in `range`, in one call, and returns the number of their bytes (`None`
+    /// where the kernel does not report it).
     ///
     /// # Errors
-    /// What the kernel said; no address is let go of then. It refuses when one was let go of before.
-    fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure>;
+    /// The failure of the kernel's call; no address is invalidated then. The kernel refuses if an address is invalid
+    /// already.
+    fn invalidate(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure>;
 
-    /// Has the mapping that is exactly `range`, and whose address was let go of, find its memory at `memory`, and charges this process.
+    /// Sets the address of the mapping that is exactly `range`, and whose address is invalid, to `memory`, and charges
+    /// this process.
     ///
     /// # Errors
-    /// What the kernel said; nothing changed then.
-    fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure>;
+    /// The failure of the kernel's call; nothing changed then.
+    fn update(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure>;
 }
 
-/// Recovering the PE of the group that is attached.
+/// Recovering the PE of the one attached group.
 pub trait EehCalls: Send + Sync {
     /// Whether the host recovers devices. Asks the kernel once.
     fn is_available(&self) -> bool;
 
-    /// Does one thing to it, and returns what the kernel did: for [`PeOperation::State`] the state's number, else 0.
+    /// Performs one operation, and returns the kernel's result: the number of the state for [`PeOperation::State`],
+    /// otherwise 0.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The failure of the kernel's call.
     fn operate(&self, operation: PeOperation) -> Result<i32, Failure>;
 }

@@ -1,8 +1,8 @@
 //! The contract: the promises of a PCI address space with DMA windows, whatever host is behind it.
 //!
-//! The kernels disagree on the effect of a map over a live mapping, on whether part of a mapping can be unmapped, and on which part of a range
-//! they check. [`PciAddressSpace`] gives one answer to each question. [`crate::Space`] keeps it for every [`crate::Backend`], and one suite
-//! of tests (`dmaspace-conformance`) holds every backend to it.
+//! The kernels disagree on the effect of a map over a live mapping, on whether part of a mapping can be unmapped, and
+//! on which part of a range they check. [`PciAddressSpace`] gives one answer to each question. [`crate::Space`] keeps
+//! it for every [`crate::Backend`], and one suite of tests (`dmaspace-conformance`) holds every backend to it.
 //!
 //! | To… | implement or use |
 //! |---|---|

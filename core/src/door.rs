@@ -1,11 +1,16 @@
-//! The door: the one narrow place through which every kernel call goes.
+//! The door: the one place through which every kernel call goes.
 //!
-//! Linux is one implementation, in the façade crate; the soft host is another. Because the backends know only this trait, every call
-//! they make can be counted, every call can be made to fail, and the same tests run on both.
+//! Linux is one implementation, in the façade crate; the soft host is another. The backends know only this trait. So
+//! every call they make can be counted, every call can be made to fail, and one set of tests runs on both.
 //!
-//! A command is a number, the argument's bytes and what is *attached* to them: where a kernel's struct holds a pointer or a
-//! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a descriptor, just
-//! before the call; a host in software gets the memory itself.
+//! A command is a number, the argument's bytes and their *attachments*: where a kernel's struct holds a pointer or a
+//! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a
+//! descriptor, just before the call; a host in software gets the memory itself.
+//!
+//! # Memory safety
+//! Safe code that has a door cannot make memory or devices known to a kernel past a space: a command that maps or
+//! registers memory takes a [`Lease`], a command that puts a group into a container takes an [`AttachPoint`], and only
+//! a [`Space`](crate::Space) makes them.
 
 mod failure;
 mod handle;
@@ -38,8 +43,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// An `_IO(';', nr)` number, which all of VFIO's and iommufd's are. On POWER `_IOC_NONE` is not zero, so the number differs
-    /// (linux: arch/powerpc/include/uapi/asm/ioctl.h); libc knows.
+    /// An `_IO(';', nr)` number, which all of VFIO's and iommufd's are. On POWER `_IOC_NONE` is not zero, so the number
+    /// differs (linux: arch/powerpc/include/uapi/asm/ioctl.h); libc knows.
     pub const fn vfio(nr: u8, name: &'static str) -> Self {
         // 32 bits are all the kernel looks at.
         #[allow(clippy::cast_possible_truncation)]
@@ -55,10 +60,10 @@ impl Request {
     }
 }
 
-/// What an ioctl is given.
+/// The argument of an ioctl.
 #[derive(Debug)]
 pub enum Argument<'a> {
-    /// Nothing.
+    /// No argument.
     None,
     /// The value itself (CHECK_EXTENSION, SET_IOMMU).
     Value(u64),
@@ -66,16 +71,16 @@ pub enum Argument<'a> {
     Bytes(&'a mut [u8]),
 }
 
-/// What belongs into a field of the argument that holds a pointer or a descriptor.
+/// The content of a field of the argument that holds a pointer or a descriptor.
 #[derive(Debug)]
 pub struct Attachment<'a> {
-    /// Where the field begins in the argument's bytes.
+    /// The offset of the field in the argument's bytes.
     pub offset: usize,
-    /// What it stands for.
+    /// The content.
     pub what: Attached<'a>,
 }
 
-/// What a field can stand for.
+/// The content of a field that holds a pointer or a descriptor.
 #[derive(Debug)]
 pub enum Attached<'a> {
     /// A buffer of the caller's that the kernel fills during the call; the field is its 64-bit address.
@@ -86,18 +91,20 @@ pub enum Attached<'a> {
     Handle(Handle),
     /// The container that a group joins; the field is its 32-bit descriptor.
     Container(AttachPoint<'a>),
-    /// The file this memory is mapped from ([`HostMemory::file`]); the field is the file's 32-bit descriptor. Both outlive the call.
+    /// The file this memory is mapped from ([`HostMemory::file`]); the field is the file's 32-bit descriptor. Both
+    /// outlive the call.
     FileOf(&'a Lease<'a>),
-    /// Memory that is mapped elsewhere and that the call maps once more; the field is its 64-bit length, which the caller fills in.
+    /// Memory that is mapped elsewhere and that the call maps once more; the field is its 64-bit length, which the
+    /// caller fills in.
     Copied(&'a Lease<'a>),
 }
 
 /// One ioctl to make.
 #[derive(Debug)]
 pub struct Command<'a> {
-    /// Which.
+    /// The request.
     pub request: Request,
-    /// Its argument, pointers and descriptors left zero.
+    /// The argument, with pointers and descriptors left zero.
     pub argument: Argument<'a>,
     /// The pointers and descriptors.
     pub attachments: &'a mut [Attachment<'a>],
@@ -119,7 +126,7 @@ impl<'a> Command<'a> {
         Self { request, argument: Argument::Bytes(bytes), attachments: &mut [] }
     }
 
-    /// The same, with pointers or descriptors in the struct.
+    /// Adds pointers or descriptors in the struct.
     #[must_use]
     pub fn attaching(mut self, attachments: &'a mut [Attachment<'a>]) -> Self {
         self.attachments = attachments;
@@ -132,16 +139,17 @@ impl<'a> Command<'a> {
 /// Implementations are shared between threads and lock for themselves. None of the methods retries: [`Kernel`] does.
 ///
 /// # Safety
-/// A space keeps the memory of a mapping until the door has reported that the mapping is gone. So an implementation must pass each command
-/// to one kernel, unchanged, and return that kernel's answer; it must never give a number to two handles; [`Door::is_real`] must
-/// be true if a device can reach memory through it; and such a door must refuse [`HostMemory::unbacked`] memory and each command that makes
-/// memory or devices known to the kernel without the [`Lease`] or the [`AttachPoint`] for it.
+/// A space keeps the memory of a mapping until the door has reported that the mapping is gone. So an implementation
+/// must pass each command to one kernel, unchanged, and return that kernel's answer; it must never give a number to two
+/// handles; [`Door::is_real`] must be true if a device can reach memory through it; and such a door must refuse
+/// [`HostMemory::unbacked`] memory and each command that makes memory or devices known to the kernel without the
+/// [`Lease`] or the [`AttachPoint`] for it.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when a door says that its mapping is gone")]
 pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// Opens a node read-write and close-on-exec.
     ///
     /// # Errors
-    /// What open(2) says.
+    /// The errno of open(2).
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno>;
 
     /// Takes over a descriptor that was opened elsewhere (a VMM in a jail is handed its descriptors).
@@ -150,11 +158,11 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// `EBADF` from a door behind which there are no descriptors.
     fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno>;
 
-    /// Makes an ioctl and returns what the kernel returned, zero or positive.
+    /// Makes an ioctl and returns the kernel's result, zero or positive.
     ///
     /// # Errors
-    /// What ioctl(2) says; `EBADF` for a closed handle, own or attached; `ENOTTY` for a command the door does not know on this kind
-    /// of handle; `EINVAL` for one whose argument is not shaped as the command's.
+    /// The errno of ioctl(2); `EBADF` for a closed handle, own or attached; `ENOTTY` for a command the door does not
+    /// know on this kind of handle; `EINVAL` for one whose argument is not shaped as the command's.
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno>;
 
     /// Makes an ioctl whose result is a new descriptor.
@@ -163,41 +171,42 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// As [`Door::ioctl`].
     fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno>;
 
-    /// Reads at `offset` and returns how many bytes.
+    /// Reads at `offset` and returns the number of bytes.
     ///
     /// # Errors
-    /// What pread(2) says.
+    /// The errno of pread(2).
     fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno>;
 
-    /// Writes at `offset` and returns how many bytes.
+    /// Writes at `offset` and returns the number of bytes.
     ///
     /// # Errors
-    /// What pwrite(2) says.
+    /// The errno of pwrite(2).
     fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno>;
 
     /// Maps `len` bytes at `offset`, shared. The mapping lives as long as the result and its clones.
     ///
     /// # Errors
-    /// What mmap(2) says.
+    /// The errno of mmap(2).
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno>;
 
     /// Closes a handle.
     ///
     /// # Errors
-    /// `EBADF` when it is not open; it is closed whatever else the kernel says.
+    /// `EBADF` when it is not open; it is closed in any case.
     fn close(&self, handle: Handle) -> Result<(), Errno>;
 
-    /// The page the host's memory is made of.
+    /// The page size of the host's memory.
     fn host_page(&self) -> PageSize;
 
-    /// What this process may lock and has locked, or `None` where the door cannot tell. Asked after a call has failed: it tells a limit
-    /// that was reached from a kernel that ran out of memory, since both are `ENOMEM`; and before a window is created.
+    /// The limit on locked memory and the locked bytes of this process, or `None` where the door cannot read them.
+    /// Called after a call has failed, to tell a limit from a kernel that is out of memory, since both are `ENOMEM`;
+    /// and before a window is created.
     fn locked_memory(&self) -> Option<LockedMemory> {
         None
     }
 
-    /// What this process has registered of its memory, for all spaces behind this door: those on POWER agree by it on what they register.
-    /// A process has one list in the kernel, and so should have one door.
+    /// The registrations of this process, for all spaces behind this door: spaces on POWER agree by it on the memory
+    /// they register. A process has one list in the kernel, and should have one door.
     fn runs(&self) -> &ProcessRegistrations;
 
     /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.

@@ -1,4 +1,4 @@
-//! Errors of the contract: what was asked, of which range, what was wrong, what the kernel said, and what to do about it.
+//! Errors of the contract: the operation, its subject, the kind of error, the failed call, and advice.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::words::memory::HostMemory;
 use crate::words::page::{PageSize, PageSizes};
 use crate::words::reserved::Reserved;
 
-/// What somebody wanted.
+/// The operation that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Map memory.
@@ -39,13 +39,13 @@ pub enum Operation {
     RecoverPe,
     /// Begin or end dirty tracking.
     TrackDirty,
-    /// Ask what devices have written.
+    /// Sync dirty pages.
     SyncDirty,
-    /// Hand what is mapped over to another process.
+    /// Hand mappings over to another process.
     HandOver,
-    /// End a hand-over to nobody.
+    /// End a hand-over without a successor.
     TakeBack,
-    /// Take up what another process has handed over.
+    /// Adopt the mappings of another process.
     Adopt,
     /// Hand the entries of a window to the kernel.
     HandToKernel,
@@ -79,7 +79,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What an operation was about.
+/// The object of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// Bus addresses.
@@ -115,7 +115,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What was wrong. Everything down to [`Kind::KernelOwned`] is found before the kernel is asked.
+/// The kind of an error, to branch on. All kinds down to [`Kind::KernelOwned`] are found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The bounds are no range.
@@ -148,7 +148,7 @@ pub enum Kind {
     NoSuchWindow,
     /// A window's size must be a power of two.
     BadWindowSize,
-    /// The host has no such page; here are those it has.
+    /// The host has no such page size; it has these.
     UnsupportedPage(PageSizes),
     /// The backend has no such power (window control on fixed windows, …).
     Unsupported(&'static str),
@@ -162,7 +162,7 @@ pub enum Kind {
     AlreadyShared,
     /// The pins of the memory are not shared, or not as one piece.
     NotShared,
-    /// This window was left to somebody else, who fills it.
+    /// The kernel writes the entries of this window.
     KernelOwned(IovaRange),
     /// The kernel's table and the index disagree.
     KernelTableDiffers,
@@ -172,12 +172,13 @@ pub enum Kind {
     NoWindowSlot,
     /// The kernel's number of mappings is used up.
     NoMappingSlot,
-    /// The limit on locked memory was reached, or the kernel itself ran out of memory: the numbers tell, where they are known.
+    /// The limit on locked memory was reached, or the kernel itself is out of memory: the numbers tell, where they are
+    /// known.
     PinLimit(PinLimit),
     /// The host memory is not there, or not as the access wants it.
     BadAddress,
-    /// With the device, this live mapping would lie outside the windows, over what is reserved for the device where that is known.
-    /// The device is not attached.
+    /// With the device, this live mapping would lie outside the windows, over a reserved range of the device if one is
+    /// known. The device is not attached.
     WouldStrand(IovaRange, Option<Box<Reserved>>),
     /// The device is not attached here.
     NotAttached,
@@ -189,15 +190,15 @@ pub enum Kind {
     HandedOver,
     /// The space is not handed over.
     NotHandedOver,
-    /// Memory has no name, or there is none of a name that will do: which, and what is wrong with it.
+    /// Memory has no name, or no memory of the name fits; the text names it and the fault.
     NoMemory(String),
-    /// The description is not of this space: what is wrong.
+    /// The description is not of this space; the text names the difference.
     BadHandover(String),
     /// The kernel has no such mapping, or it was not handed over.
     NoSuchMapping,
     /// The kernel's reply cannot be true.
     BadReply,
-    /// The kernel said no for a reason of its own.
+    /// The kernel refused for a reason of its own.
     Refused,
 }
 
@@ -234,7 +235,7 @@ impl Kind {
         }
     }
 
-    /// What the user can do about it, where something can be said in general.
+    /// The remedy, if there is one in general.
     fn advice(&self) -> Option<&'static str> {
         Some(match self {
             Self::HostReadOnly(_) => "ask for read access only; on sPAPR, have the memory writable",
@@ -312,7 +313,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// An operation of the contract that failed. Unless [`Error::fenced`] returns ranges, everything is as it was before it.
+/// An operation of the contract that failed. Unless [`Error::fenced`] returns ranges, everything is as it was before
+/// it.
 ///
 /// The text has all of it: the operation, its subject, the kind, the failed call, advice, and the fences.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -340,21 +342,21 @@ impl Error {
         error
     }
 
-    /// The same error of another kind, for a caller that knows more about the failure.
+    /// Replaces the kind, for a caller that knows more about the failure.
     #[must_use]
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.0.kind = kind;
         self
     }
 
-    /// The same error with more ranges that were fenced.
+    /// Adds ranges that were fenced.
     #[must_use]
     pub fn fencing(mut self, fenced: impl IntoIterator<Item = IovaRange>) -> Self {
         self.0.fenced.extend(fenced);
         self
     }
 
-    /// The same error with `fenced` in place of the ranges that were fenced.
+    /// Replaces the ranges that were fenced.
     #[must_use]
     pub fn fencing_only(mut self, fenced: Vec<IovaRange>) -> Self {
         self.0.fenced = fenced;
@@ -381,7 +383,8 @@ impl Error {
         self.0.failure
     }
 
-    /// The ranges whose state is unknown since the failure: they are unusable, and their memory is kept, until the space is dropped.
+    /// The ranges whose state is unknown since the failure: they are unusable, and their memory is kept, until the
+    /// space is dropped.
     pub fn fenced(&self) -> &[IovaRange] {
         &self.0.fenced
     }

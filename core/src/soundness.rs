@@ -1,8 +1,10 @@
 //! The ways in which safe code could leave a device with DMA into memory that is gone, and that do not compile.
 //!
-//! Each of them compiled once, under `#![forbid(unsafe_code)]`; three were seen on a real kernel with the device's bytes in a live allocation.
-//! Two ways are not of this kind: a hand-over whose space is dropped while a duplicate of its container is open (the memory is kept:
-//! `tests/tests/soundness.rs`), and an attach whose undo fails (the device stays one of the space's devices: the same file).
+//! Each of them compiled once, under `#![forbid(unsafe_code)]`; three were seen on a real kernel with the device's
+//! bytes in a live allocation. Two ways are not of this kind: a hand-over whose space is dropped while a duplicate of
+//! its container is open (the memory is kept:
+//! `tests/tests/soundness.rs`), and an attach whose undo fails (the device stays one of the space's devices: the same
+//! file).
 //!
 //! The examples share this setting, which compiles:
 //!
@@ -57,7 +59,8 @@
 //! ```
 //!
 //! # A device type that reports a detach it does not make
-//! The trait is unsafe to implement, and so are those of a door that reports unmaps it does not make, of a backend, and of a kernel's writer:
+//! The trait is unsafe to implement, and so are those of a door that reports unmaps it does not make, of a backend, and
+//! of a kernel's writer:
 //!
 //! ```compile_fail,E0200
 //! # use dmaspace_core::contract::{AttachPoint, Attachable};
@@ -161,10 +164,14 @@
 //!     }
 //! #   fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> { self.0.open(path, kind) }
 //! #   fn adopt(&self, fd: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> { self.0.adopt(fd, kind) }
-//! #   fn ioctl_opening(&self, on: Handle, c: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> { self.0.ioctl_opening(on, c, kind) }
+//! #   fn ioctl_opening(&self, on: Handle, c: &mut Command<'_>, k: HandleKind) -> Result<Handle, Errno> {
+//! #       self.0.ioctl_opening(on, c, k)
+//! #   }
 //! #   fn pread(&self, on: Handle, at: u64, into: &mut [u8]) -> Result<usize, Errno> { self.0.pread(on, at, into) }
 //! #   fn pwrite(&self, on: Handle, at: u64, from: &[u8]) -> Result<usize, Errno> { self.0.pwrite(on, at, from) }
-//! #   fn mmap(&self, on: Handle, at: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> { self.0.mmap(on, at, len, access) }
+//! #   fn mmap(&self, on: Handle, at: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
+//! #       self.0.mmap(on, at, len, access)
+//! #   }
 //! #   fn close(&self, handle: Handle) -> Result<(), Errno> { self.0.close(handle) }
 //! #   fn host_page(&self) -> PageSize { self.0.host_page() }
 //! #   fn runs(&self) -> &ProcessRegistrations { self.0.runs() }

@@ -1,4 +1,5 @@
-//! Memory stays while a device can reach it, whatever safe code does: the ways that compile. The ways that do not compile are in
+//! Memory stays while a device can reach it, whatever safe code does: the ways that compile. The ways that do not
+//! compile are in
 //! `core/src/soundness.rs`.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "tests arrange with them")]
 

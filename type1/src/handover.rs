@@ -27,14 +27,14 @@ impl VaddrCalls for Type1 {
     }
 
     /// The kernel answers `EINVAL` where an address is invalidated already (linux: vfio_dma_do_unmap).
-    fn let_go(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
+    fn invalidate(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
         let mut unmap = unmap_of(range);
         unmap.flags |= type1::UNMAP_VADDR;
         let called = self.container.call(Command::with_bytes(vfio::UNMAP_DMA, unmap.as_mut_bytes()));
         Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::EINVAL])
     }
 
-    fn give(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
+    fn update(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
         // `EINVAL` for a mapping that is not there, or whose address was not invalidated (linux:
         // drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_map).
         let moved = self.map_dma(type1::MAP_VADDR, range, memory);

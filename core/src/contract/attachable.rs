@@ -33,8 +33,8 @@ pub enum AttachPlace {
 
 /// A place and the right to attach and detach a device there.
 ///
-/// A [`Space`](crate::Space) makes one for the length of one call, so it knows of each device that is attached. Safe code cannot attach
-/// or detach a device past it.
+/// A [`Space`](crate::Space) makes one for the length of one call, so it knows of each device that is attached. Safe
+/// code cannot attach or detach a device past it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttachPoint<'a> {
     place: AttachPlace,
@@ -71,9 +71,10 @@ impl AttachPoint<'_> {
 ///
 /// # Safety
 /// A space frees the memory of a mapping when the last device has left a backend that
-/// [forgets its mappings](crate::Backend::forgets_with_the_last_device) then. So [`Attachable::attach_to`] must not return an error while the
-/// device may be attached, unless the error of a later [`Attachable::detach_from`] shows it, and [`Attachable::detach_from`] must
-/// return success, [`Undone::WasNotThere`] included, only when the device is not attached there any more.
+/// [forgets its mappings](crate::Backend::forgets_with_the_last_device) then. So [`Attachable::attach_to`] must not
+/// return an error while the device may be attached, unless the error of a later [`Attachable::detach_from`] shows it,
+/// and [`Attachable::detach_from`] must return success, [`Undone::WasNotThere`] included, only when the device is not
+/// attached there any more.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when the last device says that it is detached")]
 pub unsafe trait Attachable: Send + Sync + fmt::Debug {
     /// The name of the device in errors.
@@ -89,8 +90,8 @@ pub unsafe trait Attachable: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Binds the device to an iommufd, where that comes before attaching, and returns its device id there. Makes no call if it is bound already.
-    /// Returns `None` for VFIO groups, which are not bound.
+    /// Binds the device to an iommufd, where that comes before attaching, and returns its device id there. Makes no
+    /// call if it is bound already. Returns `None` for VFIO groups, which are not bound.
     ///
     /// # Errors
     /// The failure of the kernel's call.

@@ -3,7 +3,8 @@
 use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
 
-/// The properties of a host that a plan depends on. They do not change while a space exists, but for [`Capabilities::maps_files`].
+/// The properties of a host that a plan depends on. They do not change while a space exists, but for
+/// [`Capabilities::maps_files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -11,8 +12,8 @@ pub struct Capabilities {
     pub keeps: MappingModel,
     /// Whether another device's mmapped BAR can be mapped by its address.
     pub maps_device_memory: bool,
-    /// Whether memory with a known file ([`HostMemory::file`]) is mapped by the file, as far as is known: a kernel that turns out not to
-    /// support it gets addresses from then on. A BAR that its device exported can be mapped so.
+    /// Whether memory with a known file ([`HostMemory::file`]) is mapped by the file, as far as is known: a kernel that
+    /// turns out not to support it gets addresses from then on. A BAR that its device exported can be mapped so.
     pub maps_files: bool,
     /// Whether memory that this process may only read can be mapped for reading: sPAPR always pins for writing.
     pub maps_host_read_only: bool,
@@ -44,7 +45,8 @@ impl Capabilities {
 /// The form in which a kernel keeps the result of a map call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MappingModel {
-    /// The mapping as a whole: only whole mappings can be unmapped, and a map over a live one is refused (type1, iommufd).
+    /// The mapping as a whole: only whole mappings can be unmapped, and a map over a live one is refused (type1,
+    /// iommufd).
     Mappings,
     /// One table entry a page: any page can be unmapped, and a map over a live entry replaces it (sPAPR).
     PageEntries,
@@ -53,7 +55,8 @@ pub enum MappingModel {
 /// Whether live mappings can be handed over to another process, as far as a backend knows without a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LiveUpdateSupport {
-    /// Where the kernel and the devices support it; [`LiveUpdate::hand_over`](crate::contract::live_update::LiveUpdate::hand_over) asks them.
+    /// Where the kernel and the devices support it;
+    /// [`LiveUpdate::hand_over`](crate::contract::live_update::LiveUpdate::hand_over) asks them.
     WhereTheKernelCan,
     /// Never: the reason, and the remedy.
     Never(&'static str),

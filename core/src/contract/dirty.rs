@@ -1,13 +1,13 @@
-//! Dirty tracking: what devices may have written, told to a VMM's own bitmap.
+//! Dirty tracking: reports of the memory that devices may have written, to a bitmap of the VMM.
 //!
-//! Who tracks hands over a [`DirtySink`] and from then on is told everything that a device may have written, in host memory: when it
-//! asks ([`DirtyTracking::sync`]), and by itself when a mapping goes, since what the host knows about it goes along. A host
-//! that logs tells pages; a host that cannot (sPAPR, a container without the capability, a device whose IOMMU sets no dirty bits) has
-//! everything told that devices were allowed to write, each time. A page that was written is never missing: where a call fails, what it
-//! was about counts as written.
+//! While tracking is on, the [`DirtySink`] receives all memory that a device may have written: at each
+//! [`DirtyTracking::sync`], and when a mapping is unmapped, since the kernel's log of it is lost with it. A host that
+//! logs reports pages. A host that cannot log (sPAPR, a container without the capability, a device whose IOMMU sets no
+//! dirty bits) reports all memory that devices were allowed to write, each time. No written page is ever missing: where
+//! a call fails, its whole range is reported.
 //!
-//! Host memory, because that is what a page is known by whatever maps it: RAM that lies on the bus, RAM behind a translated
-//! window, RAM mapped twice.
+//! Reports are of host memory, because a page may be mapped at several bus addresses: RAM on the bus, RAM behind a
+//! translated window, RAM that is mapped twice.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,25 +22,25 @@ use crate::words::page::PageSize;
 pub struct Dirtied<'a> {
     /// The memory of a mapping.
     pub memory: &'a HostMemory,
-    /// How far into the memory the bytes begin.
+    /// The number of bytes before the first reported byte.
     pub offset: u64,
-    /// How many bytes, never zero.
+    /// The number of bytes, never zero.
     pub len: u64,
 }
 
 impl Dirtied<'_> {
-    /// The first byte, in this process.
+    /// The address of the first byte in this process.
     pub fn address(&self) -> u64 {
         self.memory.address().saturating_add(self.offset)
     }
 }
 
-/// A VMM's bitmap, or what leads to it.
+/// A VMM's bitmap, or the way to it.
 ///
-/// Told from whichever thread asks or unmaps, while locks of the space are held: an implementation marks and returns, and calls nothing of
-/// the space. It rounds to its own pages, outwards: the host's may be smaller or larger.
+/// Called from the thread that syncs or unmaps. The call must not call the space. It rounds to its own pages, outwards:
+/// the host's may be smaller or larger.
 pub trait DirtySink: Send + Sync {
-    /// Devices may have written these bytes since they were told last.
+    /// Marks bytes that devices may have written since the last report.
     fn mark(&self, dirtied: Dirtied<'_>);
 }
 
@@ -50,13 +50,14 @@ impl fmt::Debug for dyn DirtySink {
     }
 }
 
-/// How exactly a host tells what was written.
+/// The precision of a host's reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// It logs, in pages of this size. Some hosts say more than was written: type1's kernel says everything mapped as soon as one
-    /// device is attached that does not report by itself (linux: drivers/vfio/vfio_iommu_type1.c, update_user_bitmap).
+    /// Pages of this size, from a log. Some hosts report more than devices wrote: type1's kernel reports everything
+    /// mapped as soon as one device is attached that does not report by itself (linux: drivers/vfio/vfio_iommu_type1.c,
+    /// update_user_bitmap).
     Pages(PageSize),
-    /// It cannot: everything that devices may write counts, each time.
+    /// Not supported: every writable mapping is reported at each sync.
     Everything,
 }
 
@@ -69,35 +70,37 @@ impl fmt::Display for Precision {
     }
 }
 
-/// What one question came to.
+/// The result of one sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Synced {
-    /// How exact it was.
+    /// The precision of the reports.
     pub precision: Precision,
-    /// How many bytes were marked.
+    /// The number of reported bytes.
     pub bytes: u64,
 }
 
-/// Tracking what devices write, on any host.
+/// Tracking the memory that devices write, on any host.
 pub trait DirtyTracking: Send + Sync {
-    /// Begins: what is mapped now counts as clean. Mappings that come later are tracked from their first moment, devices that come
-    /// later as well.
+    /// Starts tracking: all live mappings count as clean. Later mappings, and devices that are attached later, are
+    /// tracked from the start.
     ///
     /// # Errors
-    /// [`Kind::Tracking`](crate::error::Kind::Tracking) when it has begun already, or what the kernel says; nothing is tracked then.
+    /// [`Kind::Tracking`](crate::error::Kind::Tracking) when it has started already, or the kernel's failure; nothing
+    /// is tracked then.
     fn start(&self, sink: Arc<dyn DirtySink>) -> Result<Precision, Error>;
 
-    /// Tells the sink what devices may have written in `range` since they were told last, and perhaps more: a host that answers whole
-    /// mappings only is asked for those that reach into the range. Gaps in the range are fine. Allocates nothing, unless a mapping
-    /// has come that is larger than any before.
+    /// Reports the memory that devices may have written in `range` since the last report, and perhaps more: a host that
+    /// answers for whole mappings only is queried for the mappings that reach into the range. The range may have gaps.
+    /// Allocates nothing, unless a mapping is larger than any before.
     ///
     /// # Errors
-    /// [`Kind::NotTracking`](crate::error::Kind::NotTracking), or what the kernel said; all it was asked about was marked then.
+    /// [`Kind::NotTracking`](crate::error::Kind::NotTracking), or the kernel's failure; the whole of a failed query was
+    /// reported then.
     fn sync(&self, range: IovaRange) -> Result<Synced, Error>;
 
-    /// Ends: from now on nothing is told. Whoever wants the rest asks first.
+    /// Stops tracking. Pages dirtied since the last sync are lost: call [`DirtyTracking::sync`] first.
     ///
     /// # Errors
-    /// [`Kind::NotTracking`](crate::error::Kind::NotTracking). A kernel that will not stop logging is left to it.
+    /// [`Kind::NotTracking`](crate::error::Kind::NotTracking). A kernel that does not stop its log goes on with it.
     fn stop(&self) -> Result<(), Error>;
 }

@@ -1,37 +1,37 @@
-//! EEH, POWER's error handling: a device that does something wrong is cut off, the whole of its partitionable endpoint (PE) with it,
-//! until somebody has recovered it.
+//! EEH, POWER's error handling: after an error the host isolates a device together with the rest of its partitionable
+//! endpoint (PE), until it is recovered.
 //!
-//! A *frozen* PE neither reaches memory nor answers: every read of its registers is all ones, every write goes nowhere. That looks like
-//! a dead device and is none. A guest on POWER recovers it itself, through RTAS calls that its VMM turns into these verbs (linux:
-//! drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op):
+//! A *frozen* PE neither reaches memory nor answers: every read of its registers is all ones, every write is lost. It
+//! looks like a dead device and is none. A guest on POWER recovers it itself, through RTAS calls that its VMM turns
+//! into these verbs (linux: drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op):
 //!
 //! ```text
-//!  state: Stopped ──► thaw Mmio, collect what the device says ──► reset Hot, then Deactivate ──► configure ──► state: Normal
+//!  state: Stopped ──► thaw Mmio, collect the device's report ──► reset Hot, then Deactivate ──► configure ──► state: Normal
 //! ```
 //!
-//! Windows, entries and registrations stay as they are through all of it; what a reset takes is what the device itself was told.
+//! Windows, entries and registrations stay through all of it; a reset clears the settings of the device itself.
 
 use std::fmt;
 
 use crate::error::Error;
 
-/// What a PE is doing.
+/// The state of a PE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeState {
-    /// It works.
+    /// The PE works.
     Normal,
-    /// It is held in reset, until [`Reset::Deactivate`].
+    /// The PE is held in reset, until [`Reset::Deactivate`].
     Reset,
-    /// It is frozen: no DMA, and registers read all ones.
+    /// The PE is frozen: no DMA, and registers read all ones.
     Stopped,
-    /// Its registers can be reached again, memory cannot.
+    /// The registers of the PE can be read again; it does not reach memory.
     StoppedDma,
-    /// The host itself is recovering it, or nobody can say.
+    /// The host itself is recovering the PE, or its state is unknown.
     Unavailable,
 }
 
 impl PeState {
-    /// Whether reads of the device's registers say nothing about the device: they are all ones, whatever is in them.
+    /// Whether reads of the device's registers return all ones, whatever is in them.
     pub fn answers_all_ones(self) -> bool {
         matches!(self, Self::Reset | Self::Stopped | Self::Unavailable)
     }
@@ -51,7 +51,7 @@ impl fmt::Display for PeState {
     }
 }
 
-/// What of a frozen PE is let through again.
+/// The accesses of a frozen PE that are allowed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Thaw {
     /// The processor's accesses to its registers.
@@ -60,69 +60,69 @@ pub enum Thaw {
     Dma,
 }
 
-/// How a PE is reset.
+/// The kind of a reset.
 ///
-/// Firmware may refuse to begin (`EIO`) and do it when asked again: guests make three attempts (linux: arch/powerpc/kernel/eeh.c,
-/// eeh_pe_reset_full). A device that was reset has lost its command register.
+/// Firmware may refuse to begin (`EIO`) and succeed at the next attempt: guests make three (linux:
+/// arch/powerpc/kernel/eeh.c, eeh_pe_reset_full). A device that was reset has lost its command register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reset {
     /// A hot reset begins.
     Hot,
     /// A fundamental reset begins.
     Fundamental,
-    /// Whichever was begun ends, and the PE is thawed.
+    /// The reset ends, and the PE is thawed.
     Deactivate,
 }
 
 /// One operation on a PE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeOperation {
-    /// Have errors handled like this from now on; a frozen PE is thawed. A VMM does it when its PCI host bridge is reset.
+    /// Turns error handling on; a frozen PE is thawed. A VMM does it when its PCI host bridge is reset.
     Enable,
-    /// Not any more. The kernel says yes and does nothing.
+    /// Turns error handling off. The kernel returns success and does nothing.
     Disable,
-    /// Ask.
+    /// Reads the state.
     State,
-    /// Let something through again.
+    /// Allows accesses again.
     Thaw(Thaw),
-    /// Reset it.
+    /// Resets the PE.
     Reset(Reset),
-    /// Restore the bridges between it and the host after a reset.
+    /// Restores the bridges between the PE and the host after a reset.
     Configure,
 }
 
-/// Recovering the PE behind a space. There is one as long as exactly one group is attached: the kernel does everything to each
-/// group of a container and tells the first answer that is not zero, whosever it is.
+/// Recovering the PE behind a space. There is one while exactly one group is attached: the kernel performs an operation
+/// on each group of a container and returns the first result that is not zero, of any group.
 pub trait Eeh: Send + Sync {
     /// Whether the host recovers devices. Asks the kernel once.
     fn is_available(&self) -> bool;
 
-    /// Does something to the PE.
+    /// Performs an operation on the PE.
     ///
     /// # Errors
-    /// [`Kind::NotAttached`](crate::error::Kind::NotAttached) without a group, [`Kind::Unsupported`](crate::error::Kind::Unsupported) with
-    /// several; else what the kernel says.
+    /// [`Kind::NotAttached`](crate::error::Kind::NotAttached) without a group,
+    /// [`Kind::Unsupported`](crate::error::Kind::Unsupported) with several; otherwise the kernel's failure.
     fn operate(&self, operation: PeOperation) -> Result<(), Error>;
 
-    /// What the PE is doing.
+    /// The state of the PE.
     ///
     /// # Errors
-    /// As [`Eeh::operate`]; [`Kind::BadReply`](crate::error::Kind::BadReply) for a state nobody knows.
+    /// The errors of [`Eeh::operate`]; [`Kind::BadReply`](crate::error::Kind::BadReply) for an unknown state.
     fn state(&self) -> Result<PeState, Error>;
 }
 
-/// Sees a PE change. The kernel has no event for it: whoever drives a device looks when a register reads all ones, when its error
-/// interrupt (`VFIO_PCI_ERR_IRQ_INDEX`) comes, or now and then.
+/// Detects changes of a PE's state. The kernel has no event for it: a driver calls [`PeWatch::look`] when a register
+/// reads all ones, when the device's error interrupt (`VFIO_PCI_ERR_IRQ_INDEX`) arrives, or periodically.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeWatch {
     last: Option<PeState>,
 }
 
 impl PeWatch {
-    /// The state, if it is another than when this was asked last; the first time, unless it is normal.
+    /// The state, if it changed since the last call; at the first call, unless it is normal.
     ///
     /// # Errors
-    /// As [`Eeh::state`]; nothing is remembered then.
+    /// The errors of [`Eeh::state`]; the last state is kept then.
     pub fn look(&mut self, eeh: &dyn Eeh) -> Result<Option<PeState>, Error> {
         let state = eeh.state()?;
         let before = self.last.replace(state).unwrap_or(PeState::Normal);

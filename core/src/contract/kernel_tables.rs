@@ -1,7 +1,8 @@
-//! Windows that somebody else fills: KVM, which answers a guest's hypercalls inside the kernel.
+//! Windows whose entries the kernel writes: in-kernel TCE tables of KVM, which answers a guest's hypercalls itself.
 //!
-//! What is written there is not told to anybody: it is read where the kernel shows it. So a space that leaves a window to a [`KernelWriter`]
-//! keeps no index of it, refuses to map and unmap there, and asks the filler what lives there.
+//! Entries are not reported as they are written; they are read where the kernel shows them. So a space that hands a
+//! window to a [`KernelWriter`] keeps no index of it, refuses to map and unmap there, and asks the writer for its live
+//! mappings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,58 +12,60 @@ use crate::door::Failure;
 use crate::error::Error;
 use crate::words::address::IovaRange;
 
-/// Who fills a window in place of whoever uses the space.
+/// The part of a VMM that has the kernel write a window's entries.
 ///
-/// Called from any thread, while locks of the space are held: it calls nothing of the space.
+/// Called from any thread, while locks of the space are held: an implementation must not call the space.
 ///
 /// # Safety
-/// A space frees the memory behind a window when it is told that the writer has left or ended. So an implementation must return success
-/// from [`KernelWriter::leaves`], and return from [`KernelWriter::ends`], only when the kernel puts no further entries into the window for the
-/// device, and [`KernelWriter::mappings`] must show each entry that is there.
+/// A space frees the memory behind a window when the writer has left or ended. So an implementation must return success
+/// from [`KernelWriter::leaves`], and return from [`KernelWriter::ends`], only when the kernel puts no further entries
+/// into the window for the device, and [`KernelWriter::mappings`] must return each entry that is there.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that a kernel writer does not show")]
 pub unsafe trait KernelWriter: Send + Sync + fmt::Debug {
-    /// What it has put in `range` so far: ascending, what continues each other joined. Asks no kernel.
+    /// The live entries in `range`: ascending, entries that continue each other joined. Makes no call.
     fn mappings(&self, range: IovaRange) -> Vec<Mapping>;
 
-    /// Fills the window for this device too, from now on.
+    /// Has the kernel write the window's entries for this device too, from now on.
     ///
     /// # Errors
-    /// What the kernel said; it does not then.
+    /// The failure of the kernel's call; it does not write for the device then.
     fn joins(&self, device: &dyn Attachable) -> Result<(), Failure>;
 
-    /// Fills no window for this device any more.
+    /// Ends the kernel's writing for this device.
     ///
     /// # Errors
-    /// What the kernel said; it still does then.
+    /// The failure of the kernel's call; it still writes for the device then.
     fn leaves(&self, device: &dyn Attachable) -> Result<(), Failure>;
 
-    /// Fills nothing any more, for any device. What it put stays where it is, and stays to be seen.
+    /// Ends the kernel's writing, for all devices. The entries stay, and stay visible.
     fn ends(&self);
 
-    /// The same, if it fills for no device any more.
+    /// Ends the kernel's writing if there is no device left that it writes for.
     fn ends_if_idle(&self);
 }
 
-/// Leaving windows to somebody else: a power of hosts whose tables a kernel can fill by itself, sPAPR v2.
+/// Handing windows to the kernel: a power of hosts whose tables a kernel can write by itself, sPAPR v2.
 pub trait KernelTables: Send + Sync {
-    /// Leaves the window that is exactly `window` to `filler`: for every device attached, and for those that come later. What lives there
-    /// must be what the filler has put, which for a new window is nothing.
+    /// Hands the window that is exactly `window` to the kernel, for every attached device and for devices that are
+    /// attached later. Its live mappings must be the entries that `writer` returns; a new window has none.
     ///
-    /// After an error the filler may still be known to the kernel, where it cannot leave without another that fills for the same devices:
-    /// whoever brought it ends it, or takes those windows back, too.
+    /// After an error the kernel may still know the writer, if it cannot leave without another writer of the same
+    /// devices: the caller then ends it, or reclaims the other windows, too.
     ///
     /// # Errors
-    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow), [`Kind::KernelOwned`](crate::error::Kind::KernelOwned),
-    /// [`Kind::Fenced`](crate::error::Kind::Fenced), [`Kind::KernelTableDiffers`](crate::error::Kind::KernelTableDiffers), or what the kernel says.
-    fn hand_to_kernel(&self, window: IovaRange, filler: Arc<dyn KernelWriter>) -> Result<(), Error>;
+    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow),
+    /// [`Kind::KernelOwned`](crate::error::Kind::KernelOwned), [`Kind::Fenced`](crate::error::Kind::Fenced),
+    /// [`Kind::KernelTableDiffers`](crate::error::Kind::KernelTableDiffers), or the kernel's failure.
+    fn hand_to_kernel(&self, window: IovaRange, writer: Arc<dyn KernelWriter>) -> Result<(), Error>;
 
-    /// Takes a window back: what the filler put there is what lives there now. The filler leaves the devices; whether it ends is up to
-    /// whoever brought it, who sees to it that nothing is put meanwhile.
+    /// Reclaims a window: the kernel's entries are its live mappings from now on. The writer leaves the devices; the
+    /// caller decides whether it ends, and must see to it that no entry is put meanwhile.
     ///
     /// # Errors
-    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow) when it is not one that was left to somebody, or what the kernel says.
+    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow) when the window was not handed to the kernel, or the
+    /// kernel's failure.
     fn reclaim(&self, window: IovaRange) -> Result<(), Error>;
 
-    /// The windows that were left to somebody, ascending.
+    /// The windows that were handed to the kernel, ascending.
     fn kernel_owned(&self) -> Vec<IovaRange>;
 }

@@ -10,7 +10,8 @@ use crate::words::page::PageSize;
 pub enum Unit {
     /// The mapping is unmapped as a whole, which lets every kernel make it in one call.
     Whole,
-    /// Any run of pages of this size may be unmapped later. type1 and iommufd need one call a page for that; sPAPR does not.
+    /// Any run of pages of this size may be unmapped later. type1 and iommufd need one call a page for that; sPAPR does
+    /// not.
     Pages(PageSize),
 }
 

@@ -8,7 +8,8 @@ use crate::contract::{MemoryRegistration, PinSharing, WindowControl};
 
 /// The powers of a space beyond mapping. `None` for a power that its host lacks.
 ///
-/// A new power is one field here, one field of [`Calls`](crate::backend::Calls), and its implementation for [`Space`](crate::Space).
+/// A new power is one field here, one field of [`Calls`](crate::backend::Calls), and its implementation for
+/// [`Space`](crate::Space).
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Powers<'a> {
@@ -40,6 +41,7 @@ impl Powers<'_> {
 
 /// The number of mappings that a kernel accepts.
 pub trait MappingBudget: Send + Sync {
-    /// The number of mappings that the kernel still accepts (type1: `dma_avail`). Asks the kernel each time. `None` when it does not answer.
+    /// The number of mappings that the kernel still accepts (type1: `dma_avail`). Asks the kernel each time. `None`
+    /// when it does not answer.
     fn mappings_left(&self) -> Option<u64>;
 }

@@ -35,7 +35,8 @@ pub struct WindowOffer {
     pub page_sizes: PageSizes,
     /// The number of windows that there can be at once.
     pub slots: usize,
-    /// The places of the platform's windows, as far as they are known, ascending. The platform may choose another place: the grant is checked.
+    /// The places of the platform's windows, as far as they are known, ascending. The platform may choose another
+    /// place: the grant is checked.
     pub places: Vec<WindowPlace>,
 }
 
@@ -52,8 +53,9 @@ impl WindowOffer {
 pub struct WindowPlace {
     /// The first address of a window there.
     pub first: Iova,
-    /// The greatest length of a window there, if there is a limit. A place with a limit is that of the default window of a platform's firmware,
-    /// which is created before any other or not at all (linux: arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
+    /// The greatest length of a window there, if there is a limit. A place with a limit is that of the default window
+    /// of a platform's firmware, which is created before any other or not at all (linux:
+    /// arch/powerpc/platforms/pseries/iommu.c, spapr_tce_create_table).
     pub longest: Option<NonZeroU64>,
     /// The page sizes that a window there can have.
     pub page_sizes: PageSizes,
@@ -91,22 +93,25 @@ pub trait WindowControl: Send + Sync {
     /// The windows that can be created. `None` before the first device is attached.
     fn offer(&self) -> Option<WindowOffer>;
 
-    /// Creates a window and returns the window that the kernel granted. A window granted at another place is removed again and is an error.
+    /// Creates a window and returns the window that the kernel granted. A window granted at another place is removed
+    /// again and is an error.
     ///
     /// # Errors
-    /// [`Kind::BadWindowSize`](crate::error::Kind::BadWindowSize), [`Kind::UnsupportedPage`](crate::error::Kind::UnsupportedPage),
-    /// [`Kind::Overlap`](crate::error::Kind::Overlap) with another window, [`Kind::Fenced`](crate::error::Kind::Fenced); then
+    /// [`Kind::BadWindowSize`](crate::error::Kind::BadWindowSize),
+    /// [`Kind::UnsupportedPage`](crate::error::Kind::UnsupportedPage), [`Kind::Overlap`](crate::error::Kind::Overlap)
+    /// with another window, [`Kind::Fenced`](crate::error::Kind::Fenced); then
     /// [`Kind::NoWindowSlot`](crate::error::Kind::NoWindowSlot), [`Kind::PinLimit`](crate::error::Kind::PinLimit),
     /// [`Kind::GrantedElsewhere`](crate::error::Kind::GrantedElsewhere).
     fn create_window(&self, request: WindowRequest) -> Result<Window, Error>;
 
-    /// Removes the window that is exactly `range`, with its mappings, and returns the mappings, so that a journal can map them again.
+    /// Removes the window that is exactly `range`, with its mappings, and returns the mappings, so that a journal can
+    /// map them again.
     ///
     /// # Errors
-    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow) if no window begins and ends there. The kernel would accept any address
-    /// inside a window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_remove_window), and remove the wrong one.
-    /// [`Kind::KernelOwned`](crate::error::Kind::KernelOwned) if the kernel writes its entries: reclaim it first, since the kernel would go on to
-    /// write into a table that is gone.
+    /// [`Kind::NoSuchWindow`](crate::error::Kind::NoSuchWindow) if no window begins and ends there. The kernel would
+    /// accept any address inside a window (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_remove_window), and
+    /// remove the wrong one. [`Kind::KernelOwned`](crate::error::Kind::KernelOwned) if the kernel writes its entries:
+    /// reclaim it first, since the kernel would go on to write into a table that is gone.
     fn remove_window(&self, range: IovaRange) -> Result<Vec<Mapping>, Error>;
 
     /// The bytes of locked memory that the table of such a window takes.

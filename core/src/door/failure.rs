@@ -53,8 +53,8 @@ impl From<std::io::Error> for Errno {
 
 /// The cause of a failure, as far as a caller can act on it.
 ///
-/// [`Cause::of`] is the one table of errnos. A backend whose kernel means something else, or that has no errnos, states the cause itself:
-/// [`Failure::caused_by`], [`Failure::refused`].
+/// [`Cause::of`] is the one table of errnos. A backend whose kernel means something else, or that has no errnos, states
+/// the cause itself: [`Failure::caused_by`], [`Failure::refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cause {
@@ -93,7 +93,8 @@ pub enum Answer {
     /// An error.
     Errno(Errno),
     /// A positive result where only zero means success: sPAPR's MAP and UNMAP answer 1 for bounds they refuse
-    /// (linux: arch/powerpc/include/asm/iommu.h, iommu_tce_put_param_check), REGISTER_MEMORY the pages it pinned before a hole.
+    /// (linux: arch/powerpc/include/asm/iommu.h, iommu_tce_put_param_check), REGISTER_MEMORY the pages it pinned before
+    /// a hole.
     Positive(i32),
     /// Success, and a reply that cannot be true. The words name the fault.
     Malformed(&'static str),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::door::{Command, Door, Errno, Failure, Kernel};
 
 /// The type of an open descriptor. VFIO's ioctl numbers mean different things on different kinds (linux:
-/// include/uapi/linux/vfio.h: 0x3b71 is MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always has a kind.
+/// include/uapi/linux/vfio.h: 0x3b71 is MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always has a
+/// kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HandleKind {
@@ -26,8 +27,9 @@ pub enum HandleKind {
 
 /// The name of an open descriptor: the number that its door gave it. A door never uses a number twice.
 ///
-/// A name owns nothing and grants nothing: a call that makes memory reachable needs a [`Lease`](crate::door::Lease), a call that lets a group
-/// join a container needs an [`AttachPoint`](crate::contract::AttachPoint), and a backend or a device takes an [`OwnedHandle`].
+/// A name owns nothing and grants nothing: a call that makes memory reachable needs a [`Lease`](crate::door::Lease), a
+/// call that lets a group join a container needs an [`AttachPoint`](crate::contract::AttachPoint), and a backend or a
+/// device takes an [`OwnedHandle`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle {
     id: u64,
@@ -59,7 +61,8 @@ impl fmt::Debug for Handle {
 
 /// An open descriptor with its door: closed when it is dropped.
 ///
-/// There is one owner of each handle, hence one space on each container: the type is not `Clone`, and a backend takes it by value.
+/// There is one owner of each handle, hence one space on each container: the type is not `Clone`, and a backend takes
+/// it by value.
 pub struct OwnedHandle {
     door: Arc<dyn Door>,
     handle: Handle,
@@ -89,16 +92,16 @@ impl OwnedHandle {
         Ok(Self { door, handle })
     }
 
-    /// Takes over a descriptor that was opened elsewhere: a VMM in a jail receives its descriptors, and so does the successor in a live
-    /// update.
+    /// Takes over a descriptor that was opened elsewhere: a VMM in a jail receives its descriptors, and so does the
+    /// successor in a live update.
     ///
     /// # Errors
     /// The errors of [`Door::adopt`].
     ///
     /// # Safety
-    /// The descriptor is of `kind`. From now on only the result is used to map memory or to attach devices: no duplicate of the descriptor
-    /// is used for that, in this process or in another. Groups that are in a container already are attached to the space that is made
-    /// of it ([`Space::inherited`](crate::Space::inherited)).
+    /// The descriptor is of `kind`. From now on only the result is used to map memory or to attach devices: no
+    /// duplicate of the descriptor is used for that, in this process or in another. Groups that are in a container
+    /// already are attached to the space that is made of it ([`Space::inherited`](crate::Space::inherited)).
     #[expect(
         unsafe_code,
         reason = "UNSAFETY: a duplicate of the descriptor could attach devices that the space does not know"
@@ -120,7 +123,8 @@ impl OwnedHandle {
         Self { door, handle }
     }
 
-    /// Takes over an open handle of a door in software. `None` for a real door, whose handles are opened, adopted or claimed.
+    /// Takes over an open handle of a door in software. `None` for a real door, whose handles are opened, adopted or
+    /// claimed.
     pub fn simulated(door: Arc<dyn Door>, handle: Handle) -> Option<Self> {
         (!door.is_real()).then_some(Self { door, handle })
     }

@@ -8,8 +8,8 @@ use crate::words::memory::HostMemory;
 
 /// Memory that devices may reach from now on, and that is kept until they cannot any more.
 ///
-/// A mapping outlives the call that makes it. A [`Space`](crate::Space) keeps the memory until the mapping is gone, and it alone makes leases;
-/// so safe code cannot map memory past it and free the memory under a device.
+/// A mapping outlives the call that makes it. A [`Space`](crate::Space) keeps the memory until the mapping is gone, and
+/// it alone makes leases; so safe code cannot map memory past it and free the memory under a device.
 #[derive(Debug)]
 pub struct Lease<'a> {
     memory: Cow<'a, HostMemory>,
@@ -24,7 +24,8 @@ impl<'a> Lease<'a> {
     /// A lease of memory that the caller keeps, for raw calls at a door.
     ///
     /// # Safety
-    /// The caller keeps a clone of `memory` until whatever the call maps or registers is gone from the kernel, also after a call that failed.
+    /// The caller keeps a clone of `memory` until whatever the call maps or registers is gone from the kernel, also
+    /// after a call that failed.
     #[expect(unsafe_code, reason = "UNSAFETY: the caller promises to keep the memory, as a space does")]
     pub unsafe fn kept_by_caller(memory: &'a HostMemory) -> Self {
         Self { memory: Cow::Borrowed(memory) }

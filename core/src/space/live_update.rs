@@ -80,7 +80,7 @@ impl<'a, B: Backend> AddressCalls<'a, B> {
     }
 
     fn invalidate_bytes(&self, bytes: u64) -> Result<(), Failure> {
-        match self.calls.let_go(IovaRange::all())? {
+        match self.calls.invalidate(IovaRange::all())? {
             Undone::WasNotThere => Err(Failure::malformed("unmap", "a mapping had no valid address")),
             Undone::Done(Some(invalidated)) if invalidated != bytes => {
                 Err(Failure::malformed("unmap", "the number of invalidated bytes is not that of the mapped bytes"))
@@ -100,16 +100,16 @@ impl<'a, B: Backend> AddressCalls<'a, B> {
 
     /// Updates one address. A call that failed may have done its work: the address is invalidated before the next.
     fn update(&self, range: IovaRange, memory: &HostMemory) -> Result<(), Failure> {
-        let Err(failure) = self.calls.give(range, &Lease::kept_by_space(memory)) else { return Ok(()) };
+        let Err(failure) = self.calls.update(range, &Lease::kept_by_space(memory)) else { return Ok(()) };
         // An address that is invalid already is no failure.
-        let _ = self.calls.let_go(range);
-        self.calls.give(range, &Lease::kept_by_space(memory)).map_err(|_| failure)
+        let _ = self.calls.invalidate(range);
+        self.calls.update(range, &Lease::kept_by_space(memory)).map_err(|_| failure)
     }
 
     /// Invalidates addresses that were updated, or may have been.
     fn invalidate_each(&self, ranges: &[IovaRange]) {
         for range in ranges {
-            if let Err(failure) = until_gone(|| self.calls.let_go(*range)) {
+            if let Err(failure) = until_gone(|| self.calls.invalidate(*range)) {
                 log::warn!("{range} keeps an address of this process: {failure}");
             }
         }

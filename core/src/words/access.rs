@@ -1,10 +1,10 @@
-//! What a device may do with memory.
+//! The access that a device has to memory.
 
 use std::fmt;
 
 bitflags::bitflags! {
-    /// What a device may do with the memory behind a mapping. "Read" and "write" are always the device's: [`Access::READ`] lets it
-    /// read the memory, as VFIO_DMA_MAP_FLAG_READ does.
+    /// The access that a device has to the memory behind a mapping. "Read" and "write" are always the device's:
+    /// [`Access::READ`] lets it read the memory, as VFIO_DMA_MAP_FLAG_READ does.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub struct Access: u8 {
         /// The device may read.

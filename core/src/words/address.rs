@@ -1,4 +1,5 @@
-//! Addresses and ranges of them. Two address spaces occur here, the device's and the guest's, and the types keep them apart.
+//! Addresses and ranges of them. Two address spaces occur here, the device's and the guest's, and the types keep them
+//! apart.
 //!
 //! Ranges hold their `last` byte, not the one past it: a range may end at 2^64-1, where an exclusive end does not fit
 //! (linux: drivers/iommu/iommufd/pages.c, head comment). They are never empty, so nothing here has to ask.
@@ -74,8 +75,8 @@ address! {
 }
 
 address! {
-    /// An address of the guest's system memory, as its processors see it. On a PC without a vIOMMU it happens to equal the bus
-    /// address; on sPAPR it never does.
+    /// An address of the guest's system memory, as its processors see it. On a PC without a vIOMMU it happens to equal
+    /// the bus address; on sPAPR it never does.
     SystemAddress
 }
 
@@ -85,7 +86,7 @@ pub type IovaRange = AddressRange<Iova>;
 /// A range of the guest's system memory.
 pub type SystemRange = AddressRange<SystemAddress>;
 
-/// What is wrong with the bounds somebody asked for.
+/// The fault of bounds that are no range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadRange {
     /// The length is zero, or the last byte lies before the first.
@@ -188,7 +189,7 @@ impl<A: Address> AddressRange<A> {
         Self { first: self.first.min(other.first), last: self.last.max(other.last) }
     }
 
-    /// What is left of this range below and above `hole`.
+    /// The parts of this range below and above `hole`.
     pub fn without(self, hole: Self) -> (Option<Self>, Option<Self>) {
         if !self.overlaps(hole) {
             return if self.last < hole.first { (Some(self), None) } else { (None, Some(self)) };

@@ -1,20 +1,21 @@
-//! Locked memory: what may be locked, what of it is taken, and what did not fit.
+//! Locked memory: the limit, the bytes that are taken, and the bytes that did not fit.
 //!
-//! Pinned memory counts against RLIMIT_MEMLOCK, but not everywhere in the same account: type1 and sPAPR charge the process
-//! ([`LockedMemory::of_process`]), iommufd its user ([`LockedMemory::of_user`]). All of them say `ENOMEM` when the limit is reached, and
-//! when the kernel itself runs out of memory; the numbers tell which. They are read after a call has failed, and before a window is created
-//! whose table is charged.
+//! Pinned memory counts against RLIMIT_MEMLOCK, in different accounts: type1 and sPAPR charge the process
+//! ([`LockedMemory::of_process`]), iommufd its user ([`LockedMemory::of_user`]). All of them answer `ENOMEM` when the
+//! limit is reached, and when the kernel itself is out of memory; the numbers tell which. They are read after a call
+//! has failed, and before a window is created whose table is charged.
 
 use std::fmt;
 
-/// What a process may lock and has locked, in bytes: what a door tells.
+/// The limit on locked memory and the locked bytes of a process, as a door reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockedMemory {
     /// RLIMIT_MEMLOCK; `None` where nothing limits the process: no limit is set, or it has CAP_IPC_LOCK.
     pub limit: Option<u64>,
-    /// `VmLck`: what type1 and sPAPR charge (linux: mm/util.c, __account_locked_vm).
+    /// `VmLck`: the bytes that type1 and sPAPR have charged (linux: mm/util.c, __account_locked_vm).
     pub locked: u64,
-    /// `VmPin`: what iommufd has pinned for this process (linux: drivers/iommu/iommufd/pages.c, do_update_pinned).
+    /// `VmPin`: the bytes that iommufd has pinned for this process (linux: drivers/iommu/iommufd/pages.c,
+    /// do_update_pinned).
     pub pinned: u64,
 }
 
@@ -30,23 +31,23 @@ impl LockedMemory {
     }
 }
 
-/// Who is charged for locked memory.
+/// The account that locked memory is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccountingMode {
     /// This process alone.
     Process,
-    /// All processes of its user together: what the others have taken is not known.
+    /// All processes of its user together: the bytes of the user's other processes are not known.
     User,
 }
 
-/// What may be locked, and what of it is taken, where a backend's kernel keeps account.
+/// The limit on locked memory and the taken bytes, in the account of a backend's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
     /// The bytes that may be locked; `None` where nothing limits them.
     pub limit: Option<u64>,
     /// The bytes that this process has taken.
     pub taken: u64,
-    /// Who is charged.
+    /// The account.
     pub payer: AccountingMode,
 }
 
@@ -57,18 +58,19 @@ impl Allowance {
     }
 }
 
-/// What there was no memory for, when a kernel said `ENOMEM` or would have. All of it is unknown until whoever made the call says more.
+/// Details of an `ENOMEM`: the bytes wanted and the limit they met. Fields are `None` until known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PinLimit {
     /// The bytes the operation would have locked, all of it together; `None` where that is not known.
     pub wanted: Option<u64>,
-    /// What could be locked when the operation had failed and what it had locked itself was given back; `None` where the door cannot tell.
+    /// What could be locked when the operation had failed and what it had locked itself was given back; `None` where
+    /// the door cannot tell.
     pub allowance: Option<Allowance>,
 }
 
 impl PinLimit {
-    /// Whether the limit was in the way (`false`: the kernel itself ran out of memory). `None` where the numbers do not tell: one is
-    /// missing, or other processes may have taken the rest.
+    /// Whether the limit was in the way (`false`: the kernel itself ran out of memory). `None` where the numbers do not
+    /// tell: one is missing, or other processes may have taken the rest.
     pub fn is_reached(&self) -> Option<bool> {
         if self.wanted == Some(0) {
             return Some(false);

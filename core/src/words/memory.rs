@@ -1,10 +1,11 @@
 //! Host memory that devices may reach, vouched for once by its owner.
 //!
-//! A mapping outlives the call that makes it, so its memory must stay. A region of vm-memory stays while the mapping keeps a clone of it
-//! (`HostMemory::of_region`). A caller that has only a pointer promises it once, in [`HostMemory::vouch_for`] or [`HostMemory::held_by`], and
-//! everything after that is safe.
+//! A mapping outlives the call that makes it, so its memory must stay. A region of vm-memory stays while the mapping
+//! keeps a clone of it (`HostMemory::of_region`). A caller that has only a pointer promises it once, in
+//! [`HostMemory::vouch_for`] or [`HostMemory::held_by`], and everything after that is safe.
 //!
-//! Devices and guests write the bytes behind a [`HostMemory`] at any time. No Rust reference into it is ever made; copies are atomic, byte by byte.
+//! Devices and guests write the bytes behind a [`HostMemory`] at any time. No Rust reference into it is ever made;
+//! copies are atomic, byte by byte.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
 mod file;
@@ -29,7 +30,7 @@ use vm_memory::{GuestRegionMmap, mmap::NewBitmap};
 
 /// A span of this process's memory that devices may be given.
 ///
-/// Cheap to clone; a clone keeps alive what the original keeps alive.
+/// Cheap to clone; a clone keeps alive the memory of the original.
 #[derive(Clone)]
 pub struct HostMemory {
     base: *mut u8,
@@ -42,27 +43,27 @@ pub struct HostMemory {
     rounded: bool,
 }
 
-/// Which file the memory is mapped from.
+/// The file that the memory is mapped from.
 #[derive(PartialEq, Eq)]
 struct Mapped {
     file: MemoryFile,
-    /// The address at which the file's first byte would lie. It is the same for all that one mapping of a file shows.
+    /// The address at which the file's first byte would lie: one value for all memory of one mapping of the file.
     begin: u64,
 }
 
-/// Who keeps the memory there.
+/// The owner that keeps the span mapped.
 #[derive(Clone)]
 enum Origin {
-    /// Whoever vouched.
+    /// The caller of [`HostMemory::vouch_for`].
     Vouched,
-    /// This owner, by being held.
+    /// This owner, which is held.
     Held(Arc<dyn Any + Send + Sync>),
-    /// Nobody: there is no memory, only an address, and the number of the unit it stands for.
+    /// No owner: there is no memory, only an address, and the number of the unit it stands for.
     Unbacked(u64),
 }
 
-/// Which memory comes and goes together, an *unplug unit*. Of two memories that are alive at the same time both units are equal exactly
-/// when nothing of one can go without the other; a unit says nothing once its memory is gone.
+/// Memory that is unmapped together, an *unplug unit*. Two live spans have equal units exactly when neither can be
+/// unmapped without the other. Not meaningful after the memory is freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnplugUnit(OwnedBy);
 
@@ -92,7 +93,7 @@ impl Drop for Allocation {
     }
 }
 
-/// What the owner said about the memory.
+/// The owner's statements about the memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Traits {
     page: Option<PageSize>,
@@ -118,7 +119,8 @@ pub enum CopyError {
     Rounded,
 }
 
-// SAFETY: the pointer is only dereferenced by copies, under a promise (`vouch_for`, `held_by`) that is bound to no thread.
+// SAFETY: the pointer is only dereferenced by copies, under a promise (`vouch_for`, `held_by`) that is bound to no
+// thread.
 unsafe impl Send for HostMemory {}
 // SAFETY: as above; copies are atomic, so those of two threads are no data race.
 unsafe impl Sync for HostMemory {}
@@ -129,18 +131,19 @@ impl HostMemory {
     /// `None` when the span would wrap around the address space.
     ///
     /// # Safety
-    /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and no Rust
-    /// reference may point into it while a device can write it.
+    /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and
+    /// no Rust reference may point into it while a device can write it.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
     }
 
-    /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit each).
+    /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit
+    /// each).
     ///
     /// A region that maps a memfd, shared, knows its file ([`HostMemory::in_file`]).
     ///
-    /// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not marked as such,
-    /// since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
+    /// A region that was mapped without `PROT_WRITE` is marked [`HostMemory::host_read_only`]; one in hugetlbfs is not
+    /// marked as such, since vm-memory does not know the size of its pages: say it with [`HostMemory::backed_by`].
     #[cfg(feature = "vm-memory")]
     pub fn of_region<B: NewBitmap + Send + Sync + 'static>(region: &GuestRegionMmap<B>) -> Option<Self> {
         let mapping = region.get_mmap();
@@ -158,22 +161,23 @@ impl HostMemory {
         })
     }
 
-    /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its clones and
-    /// by every mapping made of it.
+    /// `len` bytes from `base`, which stay mapped for as long as `owner` lives; `owner` is held by the result, by its
+    /// clones and by every mapping made of it.
     ///
-    /// One owner is one *unplug unit*: memory of different owners comes and goes separately, so it is never joined into one kernel
-    /// mapping or registration.
+    /// One owner is one *unplug unit*: memory of different owners comes and goes separately, so it is never joined into
+    /// one kernel mapping or registration.
     ///
     /// `None` when the span would wrap around the address space.
     ///
     /// # Safety
-    /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a device can
-    /// write it.
+    /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a
+    /// device can write it.
     pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
     }
 
-    /// `len` zeroed bytes of this process, aligned to `page` and freed with the last clone: for tests, examples and small buffers.
+    /// `len` zeroed bytes of this process, aligned to `page` and freed with the last clone: for tests, examples and
+    /// small buffers.
     ///
     /// `None` when the process cannot have them.
     pub fn zeroed(len: NonZeroUsize, page: PageSize) -> Option<Self> {
@@ -185,8 +189,8 @@ impl HostMemory {
         unsafe { Self::held_by(base, len, owner) }
     }
 
-    /// An address without memory, for hosts in software: a 6 TiB guest can be planned on a laptop. Real backends refuse it before
-    /// their first call.
+    /// An address without memory, for hosts in software: a 6 TiB guest can be planned on a laptop. Real backends refuse
+    /// it before their first call.
     ///
     /// `None` when the span would wrap around the address space.
     pub fn unbacked(address: u64, len: NonZeroU64) -> Option<Self> {
@@ -194,8 +198,8 @@ impl HostMemory {
         Self::span(base, len, Origin::Unbacked(0))
     }
 
-    /// Says which unplug unit an address without memory stands for: those of different units are not joined, as memory of different
-    /// owners is not. Nothing changes for memory that is there, whose owner is its unit.
+    /// Sets the unplug unit of an address without memory: addresses of different units are not joined, as memory of
+    /// different owners is not. Does nothing for memory that is there, whose owner is its unit.
     #[must_use]
     pub fn in_unit(mut self, number: u64) -> Self {
         if let Origin::Unbacked(unit) = &mut self.origin {
@@ -211,15 +215,16 @@ impl HostMemory {
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
-    /// Unsaid, the host's page is assumed, transparent huge pages included (linux: arch/powerpc/mm/book3s64/iommu_api.c).
+    /// Unsaid, the host's page is assumed, transparent huge pages included (linux:
+    /// arch/powerpc/mm/book3s64/iommu_api.c).
     #[must_use]
     pub fn backed_by(mut self, page: PageSize) -> Self {
         self.traits.page = Some(page);
         self
     }
 
-    /// Says that this process itself may only read the memory (mapped `PROT_READ`). Devices can then only be given reads, and
-    /// POWER, which pins for writing always, refuses it.
+    /// Says that this process itself may only read the memory (mapped `PROT_READ`). Devices can then only be given
+    /// reads, and POWER, which pins for writing always, refuses it.
     #[must_use]
     pub fn host_read_only(mut self) -> Self {
         self.traits.host_read_only = true;
@@ -233,17 +238,17 @@ impl HostMemory {
         self
     }
 
-    /// Says which file it is mapped from, shared, and where in that it begins. A kernel that can maps it by that; everything else about the
-    /// memory is as before, and its file is held as long as it is mapped.
+    /// Sets the file that the memory is mapped from, shared, and the offset in it. A kernel that can maps it by the
+    /// file; everything else about the memory is as before, and the file is kept open as long as the memory is mapped.
     ///
-    /// What is mapped then are the file's bytes. Memory of a private mapping is not the file's: say nothing of it.
+    /// The mapped bytes are the file's then. Memory of a private mapping is not the file's: do not set a file for it.
     #[must_use]
     pub fn in_file(mut self, file: MemoryFile, offset: u64) -> Self {
         self.mapped = Some(Arc::new(Mapped { file, begin: self.address().wrapping_sub(offset) }));
         self
     }
 
-    /// The file it is mapped from and where in that it begins, where that was said.
+    /// The file that the memory is mapped from and the offset in it, if they were set.
     pub fn file(&self) -> Option<(&MemoryFile, u64)> {
         self.mapped.as_ref().map(|mapped| (&mapped.file, self.address().wrapping_sub(mapped.begin)))
     }
@@ -264,12 +269,12 @@ impl HostMemory {
         self.address() + (self.len.get() - 1)
     }
 
-    /// The pages that back the memory, where the owner said so.
+    /// The size of the pages that back the memory, if the owner set it.
     pub fn backing_page(&self) -> Option<PageSize> {
         self.traits.page
     }
 
-    /// Whether this process may only read it.
+    /// Whether this process may only read the memory.
     pub fn is_host_read_only(&self) -> bool {
         self.traits.host_read_only
     }
@@ -289,7 +294,7 @@ impl HostMemory {
         self.rounded
     }
 
-    /// What it comes and goes together with.
+    /// The unplug unit.
     pub fn unit(&self) -> UnplugUnit {
         UnplugUnit(match &self.origin {
             Origin::Vouched => OwnedBy::Voucher,
@@ -313,7 +318,7 @@ impl HostMemory {
         self.address() <= other.last() && other.address() <= self.last()
     }
 
-    /// Whether both come and go together and were described alike, so that they may share one kernel mapping.
+    /// Whether both are of one unplug unit and described alike, so that they may share one kernel mapping.
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
         self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
     }
@@ -341,15 +346,16 @@ impl HostMemory {
         })
     }
 
-    /// What is left of this memory below and above `hole`, by address.
+    /// The parts of this memory below and above `hole`, by address.
     pub fn without(&self, hole: &Self) -> (Option<Self>, Option<Self>) {
         let below = self.slice(0, hole.address().saturating_sub(self.address()).min(self.len.get()));
         let above = hole.last().checked_add(1).map_or(self.len.get(), |end| end.saturating_sub(self.address()));
         (below, self.slice(above, self.len.get().saturating_sub(above)))
     }
 
-    /// The whole pages around the memory, for kernels that pin whole pages. The owner did not vouch for the bytes around the memory, so
-    /// the result can be registered and its pins shared, but neither copied nor mapped ([`HostMemory::is_rounded`]).
+    /// The whole pages around the memory, for kernels that pin whole pages. The owner did not vouch for the bytes
+    /// around the memory, so the result can be registered and its pins shared, but neither copied nor mapped
+    /// ([`HostMemory::is_rounded`]).
     pub fn widened_to(&self, page: PageSize) -> Option<Self> {
         let first = page.round_down(self.address());
         let end = page.round_up(self.last().checked_add(1)?)?;
@@ -411,12 +417,13 @@ struct Vouched<'m> {
 
 /// The byte at `n` of `bytes`.
 ///
-/// All copies are of single bytes: by the language's rules, atomic accesses of different sizes to the same memory are a data race as accesses that
-/// are not atomic are, and two callers may choose any offsets.
+/// All copies are of single bytes: by the language's rules, atomic accesses of different sizes to the same memory are a
+/// data race as accesses that are not atomic are, and two callers may choose any offsets.
 fn cell(bytes: Vouched<'_>, n: usize) -> &AtomicU8 {
     debug_assert!(n < bytes.len, "a byte past the end of the copy");
-    // SAFETY: the bytes lie inside a span that its owner keeps mapped while the memory is borrowed, and no reference points into the span. Memory that
-    // may only be read is only loaded from, which is allowed for relaxed loads of a byte.
+    // SAFETY: the bytes lie inside a span that its owner keeps mapped while the memory is borrowed, and no reference
+    // points into the span. Memory that may only be read is only loaded from, which is allowed for relaxed loads of a
+    // byte.
     unsafe { AtomicU8::from_ptr(bytes.first.wrapping_add(n)) }
 }
 
@@ -434,7 +441,7 @@ fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
     [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&told.f_type)
 }
 
-/// Same place, same length, of a kind: what a kernel could not tell apart.
+/// Compares place, length and kind: equal memory is the same memory for a kernel.
 impl PartialEq for HostMemory {
     fn eq(&self, other: &Self) -> bool {
         self.address() == other.address() && self.len == other.len && self.is_of_a_kind(other)

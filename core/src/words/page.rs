@@ -82,8 +82,7 @@ impl fmt::Debug for PageSize {
     }
 }
 
-/// A set of page sizes, never empty, as the kernel's masks give it: bit n stands for 2^n. The bits need not be adjacent
-/// (AMD lacks 512G, PHB4 lacks 16M).
+/// A set of page sizes, never empty, as the kernel's masks have it: bit n stands for 2^n. The bits need not be adjacent
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageSizes(NonZeroU64);
 

@@ -1,7 +1,7 @@
-//! Reserved ranges: bus addresses at which a device does not reach memory, why, and which device that is.
+//! Reserved ranges: bus addresses at which a device does not reach memory, the reason, and the device.
 //!
-//! Windows tell where memory can be mapped; they do not tell why there is a hole. Whoever attaches a device knows
-//! ([`crate::contract::Attachable::reserved`]), and what is refused can say it.
+//! Windows tell where memory can be mapped; they do not tell why there is a hole. The code that attaches a device knows
+//! the reason ([`crate::contract::Attachable::reserved`]), and refusals can name it.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// What the kernel's word means.
+    /// The meaning of the kernel's word.
     pub fn of(word: &str) -> Self {
         match word {
             "msi" => Self::Msi,
@@ -38,22 +38,22 @@ impl Why {
 /// Bus addresses at which a device does not reach memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reserved {
-    /// Which.
+    /// The range.
     pub range: IovaRange,
-    /// Why.
+    /// The reason.
     pub why: Why,
-    /// Of which device or group.
+    /// The device or group.
     pub whose: String,
 }
 
 impl Reserved {
-    /// Whether memory cannot be mapped there.
+    /// Whether the range blocks mappings.
     pub fn counts(&self) -> bool {
         self.why != Why::DirectRelaxable
     }
 
-    /// Whether it lies where AMD's IOMMU has HyperTransport's own traffic, just below 1 TiB (linux: drivers/iommu/amd/amd_iommu_types.h,
-    /// HT_RANGE_START).
+    /// Whether it is in the range of AMD's IOMMU for HyperTransport's own traffic, just below 1 TiB (linux:
+    /// drivers/iommu/amd/amd_iommu_types.h, HT_RANGE_START).
     fn is_hypertransport(&self) -> bool {
         let within = self.range.first() >= Iova::new(0xfd_0000_0000) && self.range.last() <= Iova::new(0xff_ffff_ffff);
         self.why == Why::Hardware && within

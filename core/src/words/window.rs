@@ -12,7 +12,8 @@ use crate::words::page::{PageSize, PageSizes};
 pub struct Window {
     /// Where it lies on the bus.
     pub range: IovaRange,
-    /// The pages the host can use in it. The smallest is the granule of every mapping; a created window has exactly one.
+    /// The pages the host can use in it. The smallest is the granule of every mapping; a created window has exactly
+    /// one.
     pub page_sizes: PageSizes,
 }
 
@@ -54,8 +55,8 @@ impl Windows {
         }
     }
 
-    /// Windows over `ranges` that are all made of the same pages, as a host with fixed windows describes them. The ranges may come in
-    /// any order; those that overlap become one window.
+    /// Windows over `ranges` that are all made of the same pages, as a host with fixed windows describes them. The
+    /// ranges may come in any order; those that overlap become one window.
     pub fn uniform(mut ranges: Vec<IovaRange>, page_sizes: PageSizes) -> Self {
         ranges.sort_unstable();
         ranges.dedup_by(|next, range| {

@@ -1,5 +1,5 @@
-//! A description in a form that serde can write and read. Addresses are `"0x…"`, sizes are numbers of bytes. What is read was written by
-//! somebody else: nothing in here trusts a number.
+//! A description in a form that serde can write and read. Addresses are `"0x…"`, sizes are numbers of bytes. The input
+//! comes from another program: no number in it is trusted.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

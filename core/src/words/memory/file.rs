@@ -1,7 +1,7 @@
 //! The file behind some memory, for kernels that map by file.
 //!
-//! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by another, and
-//! another device's BAR, which has no pages that an address could lead to, can be mapped at all.
+//! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by
+//! another, and another device's BAR, which has no pages that an address could lead to, can be mapped at all.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,8 +12,8 @@ use crate::door::{Door, Handle, OwnedHandle};
 
 /// A file whose bytes are memory: a memfd, a file of tmpfs or hugetlbfs, a BAR that its device exported.
 ///
-/// Cheap to clone. It is open as long as a clone is there: memory that is mapped holds one. Two are equal when they are clones of
-/// one another.
+/// Cheap to clone. It is open as long as a clone is there: memory that is mapped holds one. Two are equal when they are
+/// clones of one another.
 #[derive(Clone)]
 pub struct MemoryFile(Source);
 
@@ -27,13 +27,14 @@ enum Source {
 impl MemoryFile {
     /// A file of memory, known by its descriptor: an `Arc<File>` or `Arc<OwnedFd>`.
     ///
-    /// `None` when it is no such file. Kernels take none but those of tmpfs, which memfds are, and of hugetlbfs (linux: mm/gup.c,
-    /// memfd_pin_folios), and would say so when a device comes, not when it is mapped.
+    /// `None` for any other file. Kernels accept only files of tmpfs, which memfds are, and of hugetlbfs (linux:
+    /// mm/gup.c, memfd_pin_folios), and would refuse it when a device is attached, not when it is mapped.
     pub fn new(descriptor: Arc<dyn AsFd + Send + Sync>) -> Option<Self> {
         is_of_memory(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
     }
 
-    /// A part of a BAR that its device exported, closed with the last clone. It can be mapped through the door of `export` only.
+    /// A part of a BAR that its device exported, closed with the last clone. It can be mapped through the door of
+    /// `export` only.
     pub fn exported(export: OwnedHandle) -> Self {
         Self(Source::Exported(Arc::new(export)))
     }
