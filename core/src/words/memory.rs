@@ -39,8 +39,15 @@ pub struct HostMemory {
     traits: Traits,
     /// Shared, to keep the many copies of this small.
     mapped: Option<Arc<Mapped>>,
-    /// Whether the span was rounded to whole pages. Its owner did not vouch for the bytes around the memory.
-    rounded: bool,
+    /// The parts that the owner vouched for, where the span was rounded to whole pages; `None` where it was not.
+    vouched: Option<Arc<[Part]>>,
+}
+
+/// Bytes that an owner vouched for, by address. The last byte is inside.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    first: u64,
+    last: u64,
 }
 
 /// The file that the memory is mapped from.
@@ -211,7 +218,7 @@ impl HostMemory {
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
         (base.addr() as u64).checked_add(len.get() - 1)?;
         let traits = Traits { page: None, host_read_only: false, device_memory: false };
-        Some(Self { base, len, origin, traits, mapped: None, rounded: false })
+        Some(Self { base, len, origin, traits, mapped: None, vouched: None })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -291,7 +298,37 @@ impl HostMemory {
 
     /// Whether the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
     pub fn is_rounded(&self) -> bool {
-        self.rounded
+        !self.is_vouched_for(self.address(), self.last())
+    }
+
+    fn is_vouched_for(&self, first: u64, last: u64) -> bool {
+        let Some(parts) = &self.vouched else { return true };
+        parts.iter().any(|part| part.first <= first && last <= part.last)
+    }
+
+    /// The parts that the owner vouched for, ascending.
+    fn parts(&self) -> Vec<Part> {
+        match &self.vouched {
+            Some(parts) => parts.to_vec(),
+            None => vec![Part { first: self.address(), last: self.last() }],
+        }
+    }
+
+    /// The parts of this memory and of `next` that the owner vouched for, touching ones as one.
+    fn parts_with(&self, next: &Self) -> Option<Arc<[Part]>> {
+        if self.vouched.is_none() && next.vouched.is_none() {
+            return None;
+        }
+        let mut parts = [self.parts(), next.parts()].concat();
+        parts.sort();
+        let mut joined: Vec<Part> = Vec::new();
+        for part in parts {
+            match joined.last_mut() {
+                Some(before) if part.first <= before.last.saturating_add(1) => before.last = before.last.max(part.last),
+                _ => joined.push(part),
+            }
+        }
+        Some(joined.into())
     }
 
     /// The unplug unit.
@@ -327,11 +364,7 @@ impl HostMemory {
     pub fn joined_with(&self, next: &Self) -> Option<Self> {
         let touches = self.last().checked_add(1) == Some(next.address());
         let len = self.len.checked_add(next.len.get())?;
-        (touches && self.is_of_a_kind(next)).then(|| Self {
-            len,
-            rounded: self.rounded || next.rounded,
-            ..self.clone()
-        })
+        (touches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
     }
 
     /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
@@ -339,11 +372,7 @@ impl HostMemory {
         let reaches = self.address() <= next.address() && next.address() <= self.last().saturating_add(1);
         let last = self.last().max(next.last());
         let len = NonZeroU64::new((last - self.address()).checked_add(1)?)?;
-        (reaches && self.is_of_a_kind(next)).then(|| Self {
-            len,
-            rounded: self.rounded || next.rounded,
-            ..self.clone()
-        })
+        (reaches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
     }
 
     /// The parts of this memory below and above `hole`, by address.
@@ -354,14 +383,18 @@ impl HostMemory {
     }
 
     /// The whole pages around the memory, for kernels that pin whole pages. The owner did not vouch for the bytes
-    /// around the memory, so the result can be registered and its pins shared, but neither copied nor mapped
-    /// ([`HostMemory::is_rounded`]).
+    /// around the memory, so the result can be registered and its pins shared, but not mapped
+    /// ([`HostMemory::is_rounded`]), and only the memory itself can be copied.
     pub fn widened_to(&self, page: PageSize) -> Option<Self> {
         let first = page.round_down(self.address());
         let end = page.round_up(self.last().checked_add(1)?)?;
         let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
-        let rounded = self.rounded || base != self.base || end - first != self.len.get();
-        Some(Self { base, len: NonZeroU64::new(end - first)?, rounded, ..self.clone() })
+        let len = NonZeroU64::new(end - first)?;
+        let vouched = match &self.vouched {
+            None if len == self.len => None,
+            _ => Some(self.parts().into()),
+        };
+        Some(Self { base, len, vouched, ..self.clone() })
     }
 
     /// Copies bytes out, as a device's read would.
@@ -399,7 +432,8 @@ impl HostMemory {
         if self.is_unbacked() {
             return Err(CopyError::Unbacked);
         }
-        if self.rounded {
+        let first = self.address().saturating_add(offset);
+        if len > 0 && !self.is_vouched_for(first, first.saturating_add(len as u64 - 1)) {
             return Err(CopyError::Rounded);
         }
         let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
@@ -546,12 +580,18 @@ mod tests {
     }
 
     #[test]
-    fn pages_around_memory_are_not_copied() {
-        let bytes = Arc::new([0u8; 32]);
+    fn pages_around_memory_are_not_copied_but_the_memory_is() {
+        let bytes = Arc::new([7u8; 32]);
         let pages = held(&bytes).widened_to(PageSize::K4).expect("no wrap");
         assert!(
             pages.is_rounded() && !unbacked(0x1000, 0x1000).widened_to(PageSize::K4).expect("no wrap").is_rounded()
         );
+        let offset = held(&bytes).address() - pages.address();
+        let mut out = [0; 32];
+        pages.read(offset, &mut out).expect("the owner vouched for these bytes");
+        assert_eq!(out, [7; 32]);
+        assert_eq!(pages.read(offset - 1, &mut out), Err(CopyError::Rounded));
+        assert!(!pages.slice(offset, 32).expect("inside").is_rounded());
         assert_eq!(pages.read(0, &mut [0]), Err(CopyError::Rounded));
         assert_eq!(pages.slice(0, 1).expect("inside").write(0, &[0]), Err(CopyError::Rounded));
     }
