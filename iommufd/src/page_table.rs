@@ -85,6 +85,7 @@ impl PageTables {
         let mut state = self.write();
         for table in &mut state.tables {
             if let Undone::Done(()) = device.detach_from(point.moved_to(table.place()))? {
+                debug_assert!(table.devices > 0, "a page table without devices is destroyed");
                 table.devices = table.devices.saturating_sub(1);
                 state.tables.retain(|table| table.devices > 0);
                 return Ok(Undone::Done(()));
@@ -92,6 +93,7 @@ impl PageTables {
         }
         let detached = device.detach_from(point)?;
         if let Undone::Done(()) = detached {
+            // A device whose attach took effect before it failed was not counted.
             state.elsewhere = state.elsewhere.saturating_sub(1);
         }
         Ok(detached)

@@ -11,6 +11,7 @@ pub struct Calls {
 
 /// The count of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Count {
     /// The number of calls, failed ones included.
     pub made: u64,

@@ -19,6 +19,7 @@ pub use rows::ROWS;
 
 /// A rule, and the requests that show it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Row {
     /// The rule, in a few words.
     pub name: &'static str,
@@ -78,6 +79,7 @@ pub enum Leaves {
 
 /// A request and its answer.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Step {
     /// The request.
     pub act: Act,
@@ -87,6 +89,7 @@ pub struct Step {
 
 /// A request. Lengths are in pages of the host.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Act {
     /// Map memory at a place.
     Map(Place, Memory, Access),
@@ -179,6 +182,7 @@ pub enum Memory {
 
 /// The expected outcome of a request.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Answer {
     /// The result 0.
     Done,
@@ -238,6 +242,7 @@ pub struct Flawed {
 /// A row whose answers are not as expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{row}, step {step} ({act}): expected {expected}, found {found}")]
+#[non_exhaustive]
 pub struct Mismatch {
     /// The name of the row.
     pub row: &'static str,

@@ -22,6 +22,7 @@ pub struct SoftDevice {
 /// A transfer that ended at a bus address it could not use. The bytes before were transferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("DMA at {at}: {why}")]
+#[non_exhaustive]
 pub struct DmaFault {
     /// The first bus address that could not be used.
     pub at: Iova,
@@ -31,6 +32,7 @@ pub struct DmaFault {
 
 /// The reason why a bus address could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DmaError {
     /// The device's group is attached to nothing.
     #[error("the device is not attached")]
@@ -133,6 +135,7 @@ fn run_at(kernel: &Kernel, device: DeviceIndex, at: Iova, need: Access) -> Resul
 
 /// The number of bytes, at most `len`, that the run has behind `offset`.
 fn shorter(run: &Run, offset: u64, len: usize) -> usize {
+    debug_assert!(offset < run.bytes(), "the run ends before the address that it contains");
     usize::try_from(run.bytes() - offset).unwrap_or(usize::MAX).min(len)
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 
-use crate::profile::{BadProfile, Group, KernelVersion, Profile, Reason, Reserved, TceIommu};
+use crate::profile::{BadProfile, FixedIommu, Group, KernelVersion, Profile, Reason, Reserved, TceIommu};
 
 /// The properties of the host.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub(crate) struct Fixed {
 impl Facts {
     pub(crate) fn of(profile: &Profile) -> Result<Self, BadProfile> {
         profile.check()?;
+        let page = PageSize::from_bytes(profile.host_page);
+        debug_assert!(page.is_some(), "a checked profile has a page of the host");
         let fixed = profile.fixed.as_ref();
         let common = fixed.map_or(&[][..], |fixed| &fixed.reserved);
         let mut reserved = BTreeMap::new();
@@ -58,16 +60,9 @@ impl Facts {
             reserved.insert(group.number, all.collect());
         }
         Ok(Self {
-            // The profile was checked: both conversions succeed.
-            page: PageSize::from_bytes(profile.host_page).unwrap_or(PageSize::K4),
+            page: page.unwrap_or(PageSize::K4),
             kernel: profile.kernel,
-            fixed: fixed.and_then(|fixed| {
-                Some(Fixed {
-                    aperture: IovaRange::new(Iova::new(0), Iova::new(fixed.last)).ok()?,
-                    page_sizes: PageSizes::from_mask(fixed.page_sizes)?,
-                    write_implies_read: fixed.write_implies_read,
-                })
-            }),
+            fixed: fixed.and_then(Fixed::of),
             tce: profile.tce.clone(),
             dma_entries: profile.limits.dma_entries,
             reserved,
@@ -101,11 +96,13 @@ impl Facts {
 
     /// The ranges that the devices of `group` cannot use.
     pub(crate) fn reserved(&self, group: u32) -> &[IovaRange] {
+        debug_assert!(self.reserved.contains_key(&group), "group {group} is none of the profile's");
         self.reserved.get(&group).map_or(&[], Vec::as_slice)
     }
 
     /// The IOMMU in front of `group`.
     pub(crate) fn iommu(&self, group: u32) -> Iommu {
+        debug_assert!(self.iommus.contains_key(&group), "group {group} is none of the profile's");
         self.iommus.get(&group).copied().unwrap_or_default()
     }
 
@@ -128,6 +125,15 @@ impl Facts {
     /// Returns whether to answer as Linux 7.2, and not as 6.12, where the two differ.
     pub(crate) fn is_modern(&self) -> bool {
         self.kernel >= KernelVersion::V7_2
+    }
+}
+
+impl Fixed {
+    fn of(described: &FixedIommu) -> Option<Self> {
+        let aperture = IovaRange::new(Iova::new(0), Iova::new(described.last)).ok();
+        let page_sizes = PageSizes::from_mask(described.page_sizes);
+        debug_assert!(aperture.is_some() && page_sizes.is_some(), "a checked profile has page sizes");
+        Some(Self { aperture: aperture?, page_sizes: page_sizes?, write_implies_read: described.write_implies_read })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::engine::Account;
 
 /// The host's resources, over all its processes. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ledger {
     /// Locked memory, `VmLck`, which type1 and sPAPR charge.
     pub locked: u64,

@@ -258,6 +258,7 @@ impl From<KernelVersion> for String {
 /// The error of a profile: the field, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
+#[non_exhaustive]
 pub struct BadProfile {
     /// The field, as a path: `groups[1].devices[0].address`.
     pub field: String,

@@ -71,7 +71,7 @@ impl DirtyCalls for Type1 {
             argsz: DirtyBitmap::SIZE,
             flags: type1::DIRTY_GET_BITMAP,
             iova: range.first().get(),
-            // All 2^64 bytes fit neither the field nor a bitmap.
+            // All 2^64 bytes fit neither the field nor a bitmap; the kernel refuses a size of 0 with `EINVAL`.
             size: range.len().map_or(0, std::num::NonZeroU64::get),
             bitmap: self.field(bitmap),
         };

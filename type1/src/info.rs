@@ -75,7 +75,9 @@ fn malformed(why: &'static str) -> Failure {
 /// Returns a buffer of `size` bytes, whose head holds its size.
 fn empty_reply(size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
-    let info = Info { argsz: u32::try_from(size).unwrap_or(u32::MAX), ..Info::default() };
+    let argsz = u32::try_from(size);
+    debug_assert!(argsz.is_ok(), "the size of a reply is one that the kernel named in 32 bits");
+    let info = Info { argsz: argsz.unwrap_or(u32::MAX), ..Info::default() };
     let written = info.write_to_prefix(&mut bytes);
     debug_assert!(written.is_ok(), "a buffer of {size} bytes is smaller than its head");
     bytes

@@ -65,6 +65,7 @@ impl<'c, 'a> Call<'c, 'a> {
     /// Writes the first `most` bytes of a struct to the front of the argument, as far as it reaches.
     pub(crate) fn write_prefix<T: IntoBytes + Immutable>(&mut self, value: &T, most: usize) {
         let bytes = value.as_bytes();
+        debug_assert!(most <= bytes.len(), "a struct of {} bytes has no first {most} bytes", bytes.len());
         self.write_at(0, bytes.get(..most).unwrap_or(bytes));
     }
 

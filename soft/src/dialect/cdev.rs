@@ -118,6 +118,7 @@ impl Kernel {
         }
         if let Some(group) = groups.get_mut(&number) {
             group.unclaim_for_context();
+            debug_assert!(group.bound > 0, "more devices of group {number} are unbound than were bound");
             group.bound = group.bound.saturating_sub(1);
         }
         self.put_context(id);

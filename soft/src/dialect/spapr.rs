@@ -154,6 +154,7 @@ impl Spapr {
         require(asked.argsz as usize >= offset_of!(TceInfo, ddw), Errno::EINVAL)?;
         let mut info = TceInfo { argsz: asked.argsz, ..TceInfo::default() };
         let [start, _] = tce.starts;
+        debug_assert!((start | tce.default_window) >> 32 == 0, "a checked profile has a 32-bit default window");
         info.dma32_window_start = u32::try_from(start).unwrap_or(0);
         info.dma32_window_size = u32::try_from(tce.default_window).unwrap_or(0);
         if self.v2 && tce.windows > 0 {
@@ -300,6 +301,7 @@ impl Spapr {
     fn let_go(&self, system: &mut System, run: Run) {
         let entries = self.entries_of(&run);
         if let Some(block) = self.block(system, run.source) {
+            debug_assert!(entries <= block.mapped, "more entries are cleared than were written");
             block.mapped = block.mapped.saturating_sub(entries);
         }
         system.release(run.memory);
@@ -325,8 +327,9 @@ impl Spapr {
     }
 
     fn entries_of(&self, run: &Run) -> u64 {
-        let page = self.window_at(run.range.first()).map_or(PageSize::K4, |window| window.page);
-        run.bytes() >> page.shift()
+        let window = self.window_at(run.range.first());
+        debug_assert!(window.is_some(), "entries at {} outlived their window", run.range);
+        run.bytes() >> window.map_or(PageSize::K4, |window| window.page).shift()
     }
 
     /// tce_iommu_find_table.

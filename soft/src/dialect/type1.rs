@@ -318,7 +318,9 @@ pub(crate) fn page_sizes(system: &System) -> u64 {
 
 /// The alignment of every address and length.
 fn granule_of(system: &System) -> PageSize {
-    PageSize::from_shift(page_sizes(system).trailing_zeros()).unwrap_or(system.page())
+    let smallest = PageSize::from_shift(page_sizes(system).trailing_zeros());
+    debug_assert!(smallest.is_some(), "a checked profile with type1 has page sizes");
+    smallest.unwrap_or(system.page())
 }
 
 /// The ranges that can be mapped while these groups are attached (linux: vfio_iommu_resv_exclude).

@@ -337,6 +337,7 @@ impl Kernel {
     /// Closes the descriptor of a group, or the last one of a device opened through it.
     pub(crate) fn put_group(&mut self, number: u32) {
         let Some(group) = self.groups.get_mut(&number) else { return };
+        debug_assert!(group.users > 0, "group {number} is closed more often than it was opened");
         group.users = group.users.saturating_sub(1);
         if group.users == 0 {
             self.leave_container(number);
@@ -355,6 +356,7 @@ impl Kernel {
     /// Closes a descriptor of a device that was opened through its group.
     pub(crate) fn close_device_of_group(&mut self, index: DeviceIndex) {
         let Some(device) = self.devices.get_mut(index) else { return };
+        debug_assert!(device.opened > 0, "device {} is closed more often than it was opened", device.address);
         device.opened = device.opened.saturating_sub(1);
         if device.opened > 0 {
             return;

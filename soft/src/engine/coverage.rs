@@ -21,7 +21,10 @@ impl Coverage {
 
     /// Decrements the use count of `first..end` and returns how many of these numbers are unused now.
     pub(crate) fn remove(&mut self, first: u64, end: u64) -> u64 {
-        self.change(first, end, 1, |uses| uses.saturating_sub(1))
+        self.change(first, end, 1, |uses| {
+            debug_assert!(uses > 0, "a number that is not used loses a use");
+            uses.saturating_sub(1)
+        })
     }
 
     /// The number of unused numbers in `first..end`.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dmaspace_abi::vfio::IommuType;
-use dmaspace_core::door::{Door, Handle, HandleKind};
+use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
@@ -95,6 +95,11 @@ impl Opened {
             | Context::Spapr(handle)
             | Context::Ioas { iommufd: handle, .. } => handle,
         }
+    }
+
+    /// Maps all of `memory` for reading and writing.
+    pub(crate) fn map(&self, at: u64, memory: &HostMemory) -> Result<i32, Errno> {
+        raw::map(&*self.host, self.context, at, memory.len().get(), Some(memory), RW)
     }
 
     /// The first device of the first group.

@@ -17,12 +17,11 @@ fn inject(host: &SoftHost, mode: FaultMode) {
 fn before_and_after_differ_in_what_happened() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (host, ram) = (&*opened.host, memory(PAGE));
-    let map = || raw::map(host, opened.context, MIB, PAGE, Some(&ram), RW);
     inject(host, FaultMode::FailBefore);
-    assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 0));
+    assert_eq!((opened.map(MIB, &ram), host.ledger().mappings), (Err(Errno::ENOMEM), 0));
     inject(host, FaultMode::FailAfter);
-    assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 1));
-    assert_eq!(map(), Err(Errno::EEXIST), "the fault came once");
+    assert_eq!((opened.map(MIB, &ram), host.ledger().mappings), (Err(Errno::ENOMEM), 1));
+    assert_eq!(opened.map(MIB, &ram), Err(Errno::EEXIST), "the fault came once");
     assert_eq!(host.faults_fired(), 1);
 }
 
@@ -39,11 +38,10 @@ fn what_failed_after_wrote_nothing_back() {
 fn a_result_without_an_effect_can_be_zero_or_positive() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let (host, ram) = (&*opened.host, memory(PAGE));
-    let register = || raw::register(host, opened.handle(), Some(&ram), PAGE);
     inject(host, FaultMode::Positive(128));
-    assert_eq!(register(), Ok(128));
+    assert_eq!(raw::register(host, opened.handle(), Some(&ram), PAGE), Ok(128));
     inject(host, FaultMode::ZeroWithoutEffect);
-    assert_eq!(register(), Ok(0));
+    assert_eq!(raw::register(host, opened.handle(), Some(&ram), PAGE), Ok(0));
     assert_eq!(host.ledger().registrations, 0);
 }
 
@@ -80,11 +78,10 @@ fn spapr_maps_and_unmaps_can_stop_half_way() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let (host, ram) = (&*opened.host, memory(4 * PAGE));
     raw::register(host, opened.handle(), Some(&ram), 4 * PAGE).expect("registered");
-    let map = || raw::map(host, opened.context, MIB, 4 * PAGE, Some(&ram), RW);
-    map().expect("mapped");
+    opened.map(MIB, &ram).expect("mapped");
     inject(host, FaultMode::PartialEffect);
-    assert_eq!((map(), host.ledger().mappings), (Err(Errno::ENOMEM), 2), "two old entries eaten");
-    map().expect("mapped");
+    assert_eq!((opened.map(MIB, &ram), host.ledger().mappings), (Err(Errno::ENOMEM), 2), "two old entries eaten");
+    opened.map(MIB, &ram).expect("mapped");
     inject(host, FaultMode::PartialEffect);
     assert_eq!(raw::unmap(host, opened.context, MIB, 4 * PAGE), Err(Errno::ENOMEM));
     assert_eq!(host.ledger().mappings, 2);
@@ -129,20 +126,22 @@ fn calls_are_counted_by_name_and_failures_apart() {
     assert_eq!((calls.total(), calls.of(MAP), calls.of("open")), (3, 2, 0));
 }
 
+/// Opens a container, and maps a page in a window that it creates.
+fn scenario(host: &SoftHost) -> Result<(), Errno> {
+    let container = host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container)?;
+    let group = host.open("/dev/vfio/0".as_ref(), HandleKind::Group)?;
+    raw::set_container(host, group, container)?;
+    raw::set_iommu(host, container, dmaspace_abi::vfio::IommuType::SPAPR_TCE_V2)?;
+    let ram = memory(PAGE);
+    raw::register(host, container, Some(&ram), PAGE)?;
+    let (_, high) = raw::create(host, container, 12, GIB, 1)?;
+    assert_eq!(high, HIGH);
+    raw::map(host, raw::Context::Spapr(container), high, PAGE, Some(&ram), RW).map(|_| ())
+}
+
 /// The sweep for any scenario: count its calls, then inject a fault into each in turn, and check that nothing is left.
 #[test]
 fn every_call_of_a_scenario_can_be_made_to_fail() {
-    let scenario = |host: &SoftHost| -> Result<(), Errno> {
-        let container = host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container)?;
-        let group = host.open("/dev/vfio/0".as_ref(), HandleKind::Group)?;
-        raw::set_container(host, group, container)?;
-        raw::set_iommu(host, container, dmaspace_abi::vfio::IommuType::SPAPR_TCE_V2)?;
-        let ram = memory(PAGE);
-        raw::register(host, container, Some(&ram), PAGE)?;
-        let (_, high) = raw::create(host, container, 12, GIB, 1)?;
-        assert_eq!(high, HIGH);
-        raw::map(host, raw::Context::Spapr(container), high, PAGE, Some(&ram), RW).map(|_| ())
-    };
     let clean = SoftHost::new(Profile::powernv9()).expect("sound");
     scenario(&clean).expect("without a fault");
     let calls = clean.calls().total();

@@ -40,22 +40,24 @@ fn plain_numbers_will_do_too() {
     assert_eq!(read(&text), Ok(Profile::vtd()));
 }
 
+/// Asserts that a file with `to` in place of `from` is refused, and that the refusal contains `part`.
+fn assert_refused(from: &str, to: &str, part: &str) {
+    let vtd = written(&Profile::vtd());
+    assert!(vtd.contains(from), "{from}");
+    let refusal = read(&vtd.replacen(from, to, 1)).expect_err("it was spoilt");
+    assert!(refusal.contains(part), "`{part}` in `{refusal}`");
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_name() {
-    let vtd = written(&Profile::vtd());
-    let refusal = |from: &str, to: &str| {
-        assert!(vtd.contains(from), "{from}");
-        read(&vtd.replacen(from, to, 1)).expect_err("it was spoilt")
-    };
-    let expect = |refusal: String, part: &str| assert!(refusal.contains(part), "`{part}` in `{refusal}`");
-    expect(refusal("\"name\"", "\"nome\""), "unknown field `nome`");
-    expect(refusal("\"x86_64\"", "\"vax\""), "unknown variant `vax`");
-    expect(refusal("\"6.12\"", "\"six\""), "`six` is no kernel version such as 6.12");
-    expect(refusal("\"0xfee00000\"", "\"0xfeg\""), "`0xfeg` is no number such as 0xfee00000");
-    expect(refusal("\"0xfee00000\"", "-1"), "expected a number, or one in quotes");
-    expect(refusal("\"0xfee00000\"", "\"0xfff00000\""), "fixed.reserved[0]: ends before it begins");
-    expect(refusal("\"0x1000\"", "\"0x1001\""), "host_page: must be a power of two");
-    expect(refusal("0000:00:03.0", "00:03.0"), "groups[0].devices[0].address: `00:03.0` is no PCI address");
+    assert_refused("\"name\"", "\"nome\"", "unknown field `nome`");
+    assert_refused("\"x86_64\"", "\"vax\"", "unknown variant `vax`");
+    assert_refused("\"6.12\"", "\"six\"", "`six` is no kernel version such as 6.12");
+    assert_refused("\"0xfee00000\"", "\"0xfeg\"", "`0xfeg` is no number such as 0xfee00000");
+    assert_refused("\"0xfee00000\"", "-1", "expected a number, or one in quotes");
+    assert_refused("\"0xfee00000\"", "\"0xfff00000\"", "fixed.reserved[0]: ends before it begins");
+    assert_refused("\"0x1000\"", "\"0x1001\"", "host_page: must be a power of two");
+    assert_refused("0000:00:03.0", "00:03.0", "groups[0].devices[0].address: `00:03.0` is no PCI address");
 }
 
 #[test]

@@ -154,9 +154,8 @@ fn copies_pin_nothing_again() {
     raw::map(host, aside, 0, 4 * PAGE, Some(&ram), RW).expect("mapped");
     assert_eq!(host.ledger().pinned, 0);
     let Context::Ioas { id, .. } = opened.context else { unreachable!("it is one") };
-    let copy = |from, to, size| raw::copy(host, iommufd, (source, from), (id, to), size, RW);
-    assert_eq!(copy(PAGE, MIB, PAGE), Ok(0));
-    assert_eq!(copy(PAGE, 2 * MIB, 2 * PAGE), Ok(0));
+    assert_eq!(raw::copy(host, iommufd, (source, PAGE), (id, MIB), PAGE, RW), Ok(0));
+    assert_eq!(raw::copy(host, iommufd, (source, PAGE), (id, 2 * MIB), 2 * PAGE, RW), Ok(0));
     assert_eq!(host.ledger().pinned, 2 * PAGE, "each page once");
     raw::unmap_all(host, aside).expect("the copies stay");
     opened.device().dma_write(Iova::new(2 * MIB + PAGE), &[7]).expect("mapped");
@@ -201,41 +200,42 @@ fn another_devices_memory_and_reserved_flags_are_refused() {
 #[test]
 fn a_struct_from_the_future_is_taken_if_what_is_new_is_zero() {
     let bare = Bare::new(Profile::vtd());
-    let ask = |tail: u8| {
-        let mut bytes = [IoasAlloc { size: 16, ..Default::default() }.as_bytes(), &[0, 0, 0, tail]].concat();
-        bare.host.ioctl(bare.iommufd, &mut Command::with_bytes(iommufd::IOAS_ALLOC, &mut bytes))
-    };
-    assert_eq!(ask(0), Ok(0));
-    assert_eq!(ask(1), Err(Errno::E2BIG));
+    for (last, answer) in [(0, Ok(0)), (1, Err(Errno::E2BIG))] {
+        let mut bytes = [IoasAlloc { size: 16, ..Default::default() }.as_bytes(), &[0, 0, 0, last]].concat();
+        let mut command = Command::with_bytes(iommufd::IOAS_ALLOC, &mut bytes);
+        assert_eq!(bare.host.ioctl(bare.iommufd, &mut command), answer);
+    }
+}
+
+/// Maps memory of this length where the kernel chooses; returns the address.
+fn map_anywhere(opened: &Opened, length: u64) -> Result<u64, Errno> {
+    let Context::Ioas { iommufd, id } = opened.context else { unreachable!("it is one") };
+    let mut map =
+        IoasMap { size: IoasMap::SIZE, flags: iommufd::MAP_READABLE, ioas_id: id, length, ..Default::default() };
+    let memory = unbacked(GIB, length);
+    let lease = Lease::of_unbacked(&memory).expect("there is no memory behind it");
+    let mut attached = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(&lease) }];
+    let mut command = Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut attached);
+    let result = opened.host.ioctl(iommufd, &mut command);
+    result.map(|_| map.iova)
 }
 
 #[test]
 fn the_kernel_finds_a_place_where_none_is_given() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
-    let Context::Ioas { iommufd, id } = opened.context else { unreachable!("it is one") };
-    let place = |memory: &HostMemory| {
-        let length = memory.len().get();
-        let mut map =
-            IoasMap { size: IoasMap::SIZE, flags: iommufd::MAP_READABLE, ioas_id: id, length, ..Default::default() };
-        let lease = Lease::of_unbacked(memory).expect("there is no memory behind it");
-        let mut attached = [Attachment { offset: offset_of!(IoasMap, user_va), what: Attached::Memory(&lease) }];
-        let mut command = Command::with_bytes(iommufd::IOAS_MAP, map.as_mut_bytes()).attaching(&mut attached);
-        let result = opened.host.ioctl(iommufd, &mut command);
-        result.map(|_| map.iova)
-    };
-    assert_eq!(place(&unbacked(GIB, PAGE)), Ok(PAGE), "never 0");
-    assert_eq!(place(&unbacked(GIB, 2 * PAGE)), Ok(2 * PAGE));
-    assert_eq!(place(&unbacked(GIB, 3 * PAGE)), Ok(4 * PAGE), "aligned as the memory, up to its size");
-    assert_eq!(place(&unbacked(GIB, 1 << 48)), Err(Errno::ENOSPC));
+    assert_eq!(map_anywhere(&opened, PAGE), Ok(PAGE), "never 0");
+    assert_eq!(map_anywhere(&opened, 2 * PAGE), Ok(2 * PAGE));
+    assert_eq!(map_anywhere(&opened, 3 * PAGE), Ok(4 * PAGE), "aligned as the memory, up to its size");
+    assert_eq!(map_anywhere(&opened, 1 << 48), Err(Errno::ENOSPC));
 }
 
 #[test]
 fn the_bytes_of_a_file_are_looked_for_when_a_device_comes() {
     let bare = Bare::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() });
     let file = memory(PAGE).in_file(MemoryFile::unbacked(1), MIB);
-    let map = |at, len| raw::map_file(&*bare.host, bare.context(), at, len, Some(&file), RW);
-    map(0, PAGE).expect("nothing is wrong with it");
-    map(MIB, 2 * PAGE).expect("nobody looks yet");
+    let (host, context) = (&*bare.host, bare.context());
+    raw::map_file(host, context, 0, PAGE, Some(&file), RW).expect("nothing is wrong with it");
+    raw::map_file(host, context, MIB, 2 * PAGE, Some(&file), RW).expect("the kernel does not look yet");
     assert_eq!(bare.attach(0, bare.id).map(|_| ()), Err(Errno::EINVAL));
     assert_eq!(bare.host.ledger().pinned, 0);
     raw::unmap(&*bare.host, bare.context(), MIB, 2 * PAGE).expect("mapped");
@@ -248,10 +248,10 @@ fn what_a_device_exported_is_mapped_and_pins_nothing() {
     let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() }, Dialect::Ioas);
     let bar = memory(2 * PAGE).device_memory();
     let exported = bar.clone().in_file(MemoryFile::unbacked(1), 0);
-    let map_file = |len, memory: &HostMemory| raw::map_file(&*opened.host, opened.context, MIB, len, Some(memory), RW);
-    assert_eq!(map_file(3 * PAGE, &exported), Err(Errno::EINVAL), "past its end");
-    assert_eq!(raw::map(&*opened.host, opened.context, MIB, PAGE, Some(&bar), RW), Err(Errno::EFAULT), "no pages");
-    assert_eq!(map_file(2 * PAGE, &exported), Ok(0));
+    let (host, context) = (&*opened.host, opened.context);
+    assert_eq!(raw::map_file(host, context, MIB, 3 * PAGE, Some(&exported), RW), Err(Errno::EINVAL), "past its end");
+    assert_eq!(raw::map(host, context, MIB, PAGE, Some(&bar), RW), Err(Errno::EFAULT), "no pages");
+    assert_eq!(raw::map_file(host, context, MIB, 2 * PAGE, Some(&exported), RW), Ok(0));
     assert_eq!(opened.host.ledger().pinned, 0);
     opened.device().dma_write(Iova::new(MIB + PAGE), b"peer to peer").expect("mapped");
     let mut found = [0; 12];
@@ -284,6 +284,11 @@ fn destroying_an_address_space_unmaps_what_is_in_it() {
     assert_eq!(bare.host.ledger().mappings, 0);
 }
 
+/// Lets the device read a byte.
+fn read_at(opened: &Opened, at: u64) -> Result<(), DmaError> {
+    opened.device().dma_read(Iova::new(at), &mut [0]).map_err(|fault| fault.why)
+}
+
 #[test]
 fn a_second_attach_moves_the_device() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
@@ -297,24 +302,14 @@ fn a_second_attach_moves_the_device() {
 
     let page_table = raw::attach(host, node, other).expect("moved");
     assert_eq!(host.ledger().pinned, PAGE, "the old one is unpinned, the new one pinned");
-    let reads = |at| opened.device().dma_read(Iova::new(at), &mut [0]).map_err(|fault| fault.why);
-    assert_eq!((reads(MIB), reads(2 * MIB)), (Err(DmaError::NotMapped), Ok(())));
+    assert_eq!((read_at(&opened, MIB), read_at(&opened, 2 * MIB)), (Err(DmaError::NotMapped), Ok(())));
     assert_eq!(raw::attach(host, node, page_table), Ok(page_table), "where it is already");
     assert_eq!(raw::attach(host, node, 77), Err(Errno::ENOENT));
 
     raw::map(host, opened.context, 0xfee0_0000, PAGE, Some(&here), RW).expect("nobody reserves it any more");
-    assert_eq!(
-        raw::attach(
-            host,
-            node,
-            match opened.context {
-                Context::Ioas { id, .. } => id,
-                _ => unreachable!("it is one"),
-            }
-        ),
-        Err(Errno::EADDRINUSE)
-    );
-    assert_eq!(reads(2 * MIB), Ok(()), "it stayed where it was");
+    let Context::Ioas { id, .. } = opened.context else { unreachable!("it is one") };
+    assert_eq!(raw::attach(host, node, id), Err(Errno::EADDRINUSE));
+    assert_eq!(read_at(&opened, 2 * MIB), Ok(()), "it stayed where it was");
     assert_eq!(host.ledger().objects, 3, "two address spaces and a page table");
     opened.close();
     assert!(host.ledger().is_clear());

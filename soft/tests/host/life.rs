@@ -4,7 +4,7 @@ use crate::common::{HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_grou
 use dmaspace_abi::device;
 use dmaspace_abi::vfio::{self, Extension, IommuType};
 use dmaspace_core::Iova;
-use dmaspace_core::door::{Command, Door, Errno, HandleKind};
+use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind, Request};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::Backend;
@@ -14,11 +14,12 @@ fn vtd() -> std::sync::Arc<SoftHost> {
     SoftHost::new(Profile::vtd()).expect("sound")
 }
 
+fn opens(profile: Profile, path: &str) -> Result<(), Errno> {
+    SoftHost::new(profile).expect("sound").open(path.as_ref(), HandleKind::Container).map(|_| ())
+}
+
 #[test]
 fn only_the_profiles_nodes_can_be_opened() {
-    let opens = |profile: Profile, path: &str| {
-        SoftHost::new(profile).expect("sound").open(path.as_ref(), HandleKind::Container).map(|_| ())
-    };
     for path in ["/dev/vfio/vfio", "/dev/iommu", "/dev/vfio/3", "/dev/vfio/devices/vfio0"] {
         assert_eq!(opens(Profile::vtd(), path), Ok(()), "{path}");
     }
@@ -73,17 +74,18 @@ fn an_iommu_is_chosen_once_and_needs_a_group() {
     assert_eq!(raw::set_iommu(&*host, container, IommuType::TYPE1_V2), Err(Errno::EINVAL));
 }
 
+/// The numbers of the extensions that a container without a driver has.
+fn extensions_of(profile: Profile) -> Vec<u64> {
+    let host = SoftHost::new(profile).expect("sound");
+    let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
+    (0..12).filter(|number| raw::check_extension(&*host, container, Extension(*number)) == Ok(1)).collect()
+}
+
 #[test]
 fn extensions_are_the_drivers() {
-    let asked = |profile: Profile, extension: u64| {
-        let host = SoftHost::new(profile).expect("sound");
-        let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
-        raw::check_extension(&*host, container, Extension(extension)).expect("always an answer")
-    };
-    let yes = |profile: fn() -> Profile| (0..12).filter(|n| asked(profile(), *n) > 0).collect::<Vec<_>>();
-    assert_eq!(yes(Profile::vtd), [1, 3, 6, 9]);
-    assert_eq!(yes(Profile::powernv9), [2, 5, 7]);
-    assert_eq!(yes(Profile::pseries), [2, 7]);
+    assert_eq!(extensions_of(Profile::vtd()), [1, 3, 6, 9]);
+    assert_eq!(extensions_of(Profile::powernv9()), [2, 5, 7]);
+    assert_eq!(extensions_of(Profile::pseries()), [2, 7]);
 }
 
 #[test]
@@ -226,17 +228,20 @@ fn the_end_of_a_process_closes_its_files_and_ends_its_leaks() {
     assert!(host.ledger().is_clear());
 }
 
+fn ask(host: &SoftHost, on: Handle, request: Request) -> Result<i32, Errno> {
+    host.ioctl(on, &mut Command::bare(request))
+}
+
 #[test]
 fn requests_are_known_on_their_own_kind_of_descriptor() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (host, group) = (&*opened.host, opened.members[0]);
-    let ask = |on, request| host.ioctl(on, &mut Command::bare(request));
-    assert_eq!(ask(opened.handle(), vfio::GROUP_UNSET_CONTAINER), Err(Errno::ENOTTY));
-    assert_eq!(ask(group, vfio::GET_API_VERSION), Err(Errno::ENOTTY));
-    assert_eq!(ask(opened.handle(), vfio::GET_API_VERSION), Ok(0));
+    assert_eq!(ask(host, opened.handle(), vfio::GROUP_UNSET_CONTAINER), Err(Errno::ENOTTY));
+    assert_eq!(ask(host, group, vfio::GET_API_VERSION), Err(Errno::ENOTTY));
+    assert_eq!(ask(host, opened.handle(), vfio::GET_API_VERSION), Ok(0));
     let device = raw::open_device(host, group, "0000:00:03.0").expect("opens");
-    assert_eq!(ask(device, device::DEVICE_RESET), Ok(0));
-    assert_eq!(ask(device, dmaspace_abi::device::DEVICE_BIND_IOMMUFD), Err(Errno::EINVAL));
+    assert_eq!(ask(host, device, device::DEVICE_RESET), Ok(0));
+    assert_eq!(ask(host, device, dmaspace_abi::device::DEVICE_BIND_IOMMUFD), Err(Errno::EINVAL));
     assert_eq!(host.pread(device, 0, &mut [0]), Err(Errno::EINVAL));
 }
 

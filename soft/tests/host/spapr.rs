@@ -14,12 +14,13 @@ fn limited(profile: Profile, memlock: u64) -> Profile {
     Profile { limits: Limits { memlock: Some(memlock), dma_entries: 1 }, ..profile }
 }
 
+fn info(profile: Profile, dialect: Dialect) -> TceInfo {
+    let opened = Opened::new(profile, dialect);
+    raw::tce_info(&*opened.host, opened.handle()).expect("there is a group")
+}
+
 #[test]
 fn info_tells_the_default_window_and_with_v2_what_can_be_made() {
-    let info = |profile, dialect| {
-        let opened = Opened::new(profile, dialect);
-        raw::tce_info(&*opened.host, opened.handle()).expect("there is a group")
-    };
     let bare = info(Profile::powernv9(), Dialect::Spapr);
     assert_eq!((bare.dma32_window_start, bare.dma32_window_size, bare.flags), (0, 0x8000_0000, spapr::INFO_DDW));
     assert_eq!(bare.ddw, DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 });

@@ -89,14 +89,13 @@ fn mappings_run_out() {
     let limits = Limits { memlock: None, dma_entries: 3 };
     let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
     let ram = memory(PAGE);
-    let map = |page| raw::map(&*opened.host, opened.context, MIB + page * PAGE, PAGE, Some(&ram), RW);
     for page in 0..3 {
-        assert_eq!(map(page), Ok(0));
+        assert_eq!(opened.map(MIB + page * PAGE, &ram), Ok(0));
     }
-    assert_eq!(map(0), Err(Errno::EEXIST), "found before the count is looked at");
-    assert_eq!(map(3), Err(Errno::ENOSPC));
+    assert_eq!(opened.map(MIB, &ram), Err(Errno::EEXIST), "found before the count is looked at");
+    assert_eq!(opened.map(MIB + 3 * PAGE, &ram), Err(Errno::ENOSPC));
     raw::unmap(&*opened.host, opened.context, MIB, PAGE).expect("one of them");
-    assert_eq!(map(3), Ok(0));
+    assert_eq!(opened.map(MIB + 3 * PAGE, &ram), Ok(0));
 }
 
 #[test]
@@ -116,18 +115,19 @@ fn locked_memory_is_charged_for_every_mapping_and_refused_over_the_limit() {
     assert_eq!(raw::map(host, context, 4 * MIB, 4 * PAGE, Some(&ram), RW), Ok(0));
 }
 
+/// Maps eight pages, of which the last four do not exist, with room to lock `pages`.
+fn map_with_hole(pages: u64) -> Result<i32, Errno> {
+    let limits = Limits { memlock: Some(pages * PAGE), dma_entries: 1 };
+    let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
+    let result = raw::map(&*opened.host, opened.context, 0, 8 * PAGE, Some(&unbacked(GIB, 4 * PAGE)), RW);
+    assert_eq!(opened.host.ledger().locked, 0);
+    result
+}
+
 #[test]
 fn what_is_met_first_decides_the_limit_or_the_hole() {
-    let there = unbacked(GIB, 4 * PAGE);
-    let refusal = |limit| {
-        let limits = Limits { memlock: Some(limit * PAGE), dma_entries: 1 };
-        let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
-        let result = raw::map(&*opened.host, opened.context, 0, 8 * PAGE, Some(&there), RW);
-        assert_eq!(opened.host.ledger().locked, 0);
-        result
-    };
-    assert_eq!(refusal(3), Err(Errno::ENOMEM));
-    assert_eq!(refusal(4), Err(Errno::EFAULT));
+    assert_eq!(map_with_hole(3), Err(Errno::ENOMEM));
+    assert_eq!(map_with_hole(4), Err(Errno::EFAULT));
 }
 
 #[test]
@@ -177,19 +177,20 @@ fn pages_smaller_than_the_hosts_hide_behind_it() {
     assert_eq!(raw::map(&*opened.host, opened.context, 0x1_0000, 0x1_0000, Some(&ram), RW), Ok(0));
 }
 
+/// Maps and unmaps the last page below 2^64; returns the answer to the unmap.
+fn unmap_the_last_page(kernel: KernelVersion) -> Result<(i32, u64), Errno> {
+    let mut profile = Profile { kernel, ..Profile::vtd() };
+    profile.fixed.as_mut().expect("it has one").last = u64::MAX;
+    let opened = Opened::new(profile, Dialect::Type1);
+    let last = PAGE.wrapping_neg();
+    opened.map(last, &memory(PAGE)).expect("the IOMMU reaches it");
+    raw::unmap(&*opened.host, opened.context, last, PAGE)
+}
+
 #[test]
 fn a_range_that_ends_at_the_top_unmaps_nothing_before_7_2() {
-    let wide = |kernel| {
-        let mut profile = Profile { kernel, ..Profile::vtd() };
-        profile.fixed.as_mut().expect("it has one").last = u64::MAX;
-        let opened = Opened::new(profile, Dialect::Type1);
-        let ram = memory(PAGE);
-        let last = PAGE.wrapping_neg();
-        raw::map(&*opened.host, opened.context, last, PAGE, Some(&ram), RW).expect("the last page there is");
-        raw::unmap(&*opened.host, opened.context, last, PAGE)
-    };
-    assert_eq!(wide(KernelVersion::V6_12), Ok((0, 0)));
-    assert_eq!(wide(KernelVersion::V7_2), Ok((0, PAGE)));
+    assert_eq!(unmap_the_last_page(KernelVersion::V6_12), Ok((0, 0)));
+    assert_eq!(unmap_the_last_page(KernelVersion::V7_2), Ok((0, PAGE)));
 }
 
 #[test]
@@ -206,10 +207,10 @@ fn six_tebibytes_in_one_call_cost_nothing() {
 #[test]
 fn threads_share_a_host() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
-    let (host, context, device) = (&*opened.host, opened.context, opened.device());
+    let (host, context) = (&*opened.host, opened.context);
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let device = device.clone();
+            let device = opened.device();
             scope.spawn(move || {
                 let ram = memory(PAGE);
                 for page in 0..64 {
@@ -244,17 +245,19 @@ fn containers_are_strangers_to_each_other() {
     assert_eq!(bytes, [1, 2]);
 }
 
+/// The number of free mappings that GET_INFO reports.
+fn free_mappings(opened: &Opened) -> u32 {
+    let (_, chain) = info(opened, 256);
+    // Behind MIGRATION's 32 bytes, behind the header's 8.
+    u32::from_ne_bytes(chain[40..44].try_into().expect("four"))
+}
+
 #[test]
 fn the_mapping_count_is_told() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
-    let available = || {
-        let (_, chain) = info(&opened, 256);
-        // Behind MIGRATION's 32 bytes, behind the header's 8.
-        u32::from_ne_bytes(chain[40..44].try_into().expect("four"))
-    };
-    assert_eq!(available(), 0xffff);
-    raw::map(&*opened.host, opened.context, MIB, PAGE, Some(&memory(PAGE)), RW).expect("mapped");
-    assert_eq!(available(), 0xfffe);
+    assert_eq!(free_mappings(&opened), 0xffff);
+    opened.map(MIB, &memory(PAGE)).expect("mapped");
+    assert_eq!(free_mappings(&opened), 0xfffe);
     raw::unmap_all(&*opened.host, opened.context).expect("unmapped");
-    assert_eq!(available(), 0xffff);
+    assert_eq!(free_mappings(&opened), 0xffff);
 }

@@ -186,15 +186,11 @@ pub(super) fn finds(device: &SoftDevice, at: Iova) -> Option<Found> {
 
 /// A ledger without its history and without the charges that the kernel leaked.
 pub(super) fn held(ledger: &Ledger) -> Ledger {
-    Ledger {
-        locked: ledger.locked - ledger.leaked,
-        peak_locked: 0,
-        peak_pinned: 0,
-        leaked: 0,
-        ever_pinned: 0,
-        ever_tables: 0,
-        ..ledger.clone()
-    }
+    let mut held = ledger.clone();
+    held.locked -= ledger.leaked;
+    (held.peak_locked, held.peak_pinned, held.leaked) = (0, 0, 0);
+    (held.ever_pinned, held.ever_tables) = (0, 0);
+    held
 }
 
 impl Space {

@@ -126,6 +126,7 @@ impl PagesStore {
 
     /// Adds a user.
     pub(super) fn get(&mut self, piece: &Piece) {
+        debug_assert!(self.all.contains_key(&piece.pages), "pages that have no user are used");
         if let Some(pages) = self.all.get_mut(&piece.pages) {
             pages.users += 1;
         }
@@ -133,6 +134,7 @@ impl PagesStore {
 
     /// Removes a user. The last one releases the memory.
     pub(super) fn put(&mut self, system: &mut System, piece: &Piece) {
+        debug_assert!(self.all.contains_key(&piece.pages), "pages that have no user lose one");
         let Some(pages) = self.all.get_mut(&piece.pages) else { return };
         pages.users -= 1;
         if pages.users == 0 {
@@ -149,6 +151,7 @@ impl PagesStore {
     /// Pins the memory of a mapping and charges the pages that were not pinned before; returns their bytes.
     pub(super) fn pin(&mut self, system: &mut System, run: &Run) -> Result<u64, Errno> {
         let page = system.page();
+        debug_assert!(self.all.contains_key(&run.source), "pages that have no user are pinned");
         let Some(pages) = self.all.get_mut(&run.source) else { return Ok(0) };
         let (first, end) = pages.indices(run, page);
         let fresh = pages.pinned.unused(first, end);
@@ -202,6 +205,7 @@ impl PagesStore {
     /// Unpins the memory of a mapping, where no other mapping uses it.
     pub(super) fn unpin(&mut self, system: &mut System, run: &Run) {
         let page = system.page();
+        debug_assert!(self.all.contains_key(&run.source), "pages that have no user are unpinned");
         let Some(pages) = self.all.get_mut(&run.source) else { return };
         let (first, end) = pages.indices(run, page);
         let stale = pages.pinned.remove(first, end);
