@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_bound_once_and_attached_where_it_is_told() {
+    fn a_device_is_bound_once_and_attached_to_the_given_address_space() {
         let (door, device) = device(&[]);
         device.attach_to(at(FIRST)).expect("attached");
         device.detach_from(at(FIRST)).expect("detached");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_could_not_be_attached_stays_bound() {
+    fn a_device_stays_bound_after_a_failed_attach() {
         let (door, device) = device(&[|_| Ok(0), |_| Err(Errno::EADDRINUSE)]);
         assert_eq!(device.attach_to(at(FIRST)).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
         device.attach_to(at(SECOND)).expect("attached");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_could_not_be_bound_is_bound_the_next_time() {
+    fn bind_is_repeated_after_a_failed_bind() {
         let (door, device) = device(&[|_| Err(Errno::EPERM)]);
         assert_eq!(device.attach_to(at(FIRST)).map_err(|failure| failure.errno()), Err(Some(Errno::EPERM)));
         device.attach_to(at(FIRST)).expect("attached");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_not_moved_under_the_feet_of_the_space_it_is_in() {
+    fn an_attached_device_is_not_attached_to_another_space() {
         let (door, device) = device(&[]);
         device.attach_to(at(FIRST)).expect("attached");
         door.take();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_no_place_for_it() {
+    fn attaching_a_device_node_to_a_container_is_refused() {
         let (door, device) = device(&[]);
         let container = AttachPlace::Container(Handle::new(3, HandleKind::Container));
         assert_eq!(device.attach_to(at(container)), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EINVAL)));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_it_closes_it() {
+    fn a_dropped_device_is_closed() {
         let (door, device) = device(&[]);
         drop(device);
         assert_eq!(door.names(), ["close"]);

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn all_page_tables_begin_to_log_and_end() {
+    fn start_and_stop_reach_every_page_table() {
         let (door, ioas, _devices) = logging(&[]);
         ioas.start().expect("begun");
         assert_eq!(sets(&door), [(1, 9), (1, 10)]);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn where_one_does_not_begin_none_does() {
+    fn logging_is_stopped_everywhere_after_one_page_table_fails_to_start() {
         let (door, ioas, _devices) = logging(&[done, |_| Err(Errno::EIO)]);
         assert_eq!(errno(ioas.start()), Some(Errno::EIO));
         assert_eq!(sets(&door), [(1, 9), (1, 10), (0, 9), (0, 10)]);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_told_to_end_whatever_one_says() {
+    fn every_page_table_is_stopped_although_one_fails() {
         let (door, ioas, _devices) = logging(&[done, done, |_| Err(Errno::EIO)]);
         ioas.start().expect("begun");
         assert_eq!(errno(ioas.stop()), Some(Errno::EIO));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_table_is_asked_and_the_address_left_zero() {
+    fn fetch_asks_every_page_table_with_a_zero_address_field() {
         let (door, ioas, _devices) = logging(&[]);
         ioas.start().expect("begun");
         door.take();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn where_one_page_table_does_not_answer_nothing_counts_as_answered() {
+    fn fetch_fails_if_one_page_table_fails() {
         let (door, ioas, _devices) = logging(&[done, done, done, |_| Err(Errno::ENOMEM)]);
         ioas.start().expect("begun");
         assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::ENOMEM));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bitmap_without_room_is_not_shown_to_the_kernel() {
+    fn a_bitmap_without_room_is_refused_without_a_call() {
         let (door, ioas, _devices) = logging(&[]);
         ioas.start().expect("begun");
         door.take();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_called_clean_that_nobody_logged() {
+    fn fetch_is_refused_without_logging_and_without_a_page_table() {
         let (door, ioas, devices) = logging(&[]);
         assert_eq!(errno(ioas.fetch(range(0, 0x1_0000), &mut bitmap(1))), Some(Errno::EINVAL));
         ioas.start().expect("begun");

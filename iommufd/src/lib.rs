@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_it_destroys_the_address_space_and_then_closes_the_iommufd() {
+    fn a_dropped_address_space_is_destroyed_before_its_iommufd_is_closed() {
         let (door, ioas) = ioas(&[]);
         assert_eq!(ioas.attach_place(), AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 });
         drop(ioas);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_iommufd_that_makes_no_address_space_is_closed() {
+    fn an_iommufd_whose_address_space_allocation_fails_is_closed() {
         let door = ScriptedDoor::new(&[|_| Err(Errno::ENOMEM)]);
         let failure = Ioas::new(crate::fixture::iommufd(&door)).expect_err("not made");
         assert_eq!(failure.errno(), Some(Errno::ENOMEM));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_attached_and_their_fields_left_zero() {
+    fn memory_is_an_attachment_and_its_address_field_zero() {
         let (door, ioas) = ioas(&[|bytes| {
             IoasIovaRanges::mut_from_bytes(bytes).expect("room for the struct").out_iova_alignment = 1;
             Ok(0)
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_says_it_unmapped_is_passed_on_and_so_is_enoent() {
+    fn unmap_returns_the_kernels_byte_count_and_enoent_as_was_not_there() {
         let (_, ioas) = ioas(&[
             |bytes| {
                 IoasUnmap::mut_from_bytes(bytes).expect("room for the struct").length = 0x1000;
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_is_named_by_its_length_and_everything_by_the_longest() {
+    fn an_unmap_of_everything_has_the_longest_length() {
         let top = range(0xffff_ffff_ffff_f000, 0x1000);
         assert_eq!((unmap_length(top), unmap_length(IovaRange::all())), (0x1000, u64::MAX));
     }

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_knows_its_file_is_mapped_by_it() {
+    fn memory_with_a_file_is_mapped_by_the_file() {
         let (door, ioas) = ioas(&[]);
         ioas.map(at(0x10_0000), &lease(&memory().in_file(file(), 0x30_0000)), Access::READ).expect("done");
         let calls = door.take();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_maps_no_files_is_asked_once() {
+    fn map_file_is_not_repeated_on_a_kernel_without_it() {
         let (door, ioas) = ioas(&[|_| Err(Errno::ENOTTY)]);
         assert!(ioas.capabilities().maps_files);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0)), Access::READ).expect("by its address");
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fault_of_the_file_is_passed_on() {
+    fn errnos_not_caused_by_the_file_are_returned() {
         let answers: [Reply; 3] = [|_| Err(Errno::ENOMEM), |_| Err(Errno::EEXIST), |_| Err(Errno::ENOENT)];
         for answer in answers {
             let (door, ioas) = ioas(&[answer]);
@@ -282,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_whose_pages_lie_otherwise_than_the_memory_is_left_alone() {
+    fn memory_misaligned_with_its_file_is_mapped_by_its_address() {
         let (door, ioas) = ioas(&[]);
         ioas.map(at(0), &lease(&memory().in_file(file(), 0x1000)), Access::READ).expect("by its address");
         assert_eq!(door.names(), [MAP], "pages have 64 KiB here");
     }
 
     #[test]
-    fn what_was_exported_through_another_door_is_not_this_ones() {
+    fn a_file_exported_through_another_door_is_not_used() {
         let (door, ioas) = ioas(&[]);
         let elsewhere = ScriptedDoor::new(&[]);
         let handle = Handle::new(1, HandleKind::Export);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_exported_through_this_door_is_mapped_and_closed_with_its_memory() {
+    fn a_file_exported_through_this_door_is_mapped_and_closed_with_its_memory() {
         let (door, ioas) = ioas(&[]);
         let handle = Handle::new(9, HandleKind::Export);
         let export = OwnedHandle::simulated(ioas.iommufd().door().clone(), handle).expect("the door is not real");

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_charged_is_asked_of_the_iommufd_and_remembered() {
+    fn the_accounting_mode_is_set_on_the_iommufd_and_remembered() {
         let door = ScriptedDoor::new(&[|_| Err(Errno::EPERM), |_| Ok(0), yes as Reply]);
         let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
         let refused = iommufd.charge(AccountingMode::Process).expect_err("without CAP_SYS_RESOURCE");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_asked_of_the_address_space() {
+    fn huge_pages_are_an_option_of_the_address_space() {
         let (door, ioas) = ioas(&[|_| Ok(0), yes, neither_yes_nor_no]);
         ioas.allow_huge_pages(false).expect("done");
         assert_eq!(ioas.allows_huge_pages(), Ok(true));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn promises_are_ranges_with_their_last_byte() {
+    fn required_ranges_are_passed_with_their_last_byte() {
         let (door, ioas) = ioas(&[]);
         let all = IovaRange::all();
         let low = IovaRange::with_len(Iova::new(0), 0x1000).expect("a range of the test");

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_whose_iommu_logs_is_put_on_a_page_table_that_goes_with_it() {
+    fn a_device_behind_a_logging_iommu_has_a_page_table_until_it_is_detached() {
         let (door, ioas) = ioas(&[
             |bytes| {
                 device::BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_whose_iommu_does_not_log_is_attached_as_ever() {
+    fn a_device_behind_an_iommu_without_logging_is_attached_to_the_address_space() {
         let (door, ioas) = ioas(&[]);
         let device = cdev(&door, 2);
         ioas.attach(&device, point(&ioas)).expect("attached");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_does_not_know_the_question_is_asked_once() {
+    fn hw_info_is_not_repeated_on_a_kernel_without_it() {
         let (door, ioas) = ioas(&[done, |_| Err(Errno::ENOTTY)]);
         let (first, second) = (cdev(&door, 2), cdev(&door, 3));
         ioas.attach(&first, point(&ioas)).expect("attached");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_to_make_a_page_table_that_mean_cannot_are_told_from_others() {
+    fn an_unsupported_page_table_is_done_without_and_other_refusals_fail_the_attach() {
         for (answer, means_cannot) in [
             ((|_| Err(Errno::EOPNOTSUPP)) as Reply, true),
             (|_| Err(Errno::EINVAL), true),
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_share_a_page_table_that_fits_and_it_goes_with_the_last() {
+    fn devices_share_a_page_table_that_is_destroyed_with_the_last() {
         let (door, ioas, first) = logging(&[done, logs]);
         let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_no_page_table_fits_gets_one_of_its_own() {
+    fn a_device_refused_by_every_page_table_has_its_own() {
         let (door, ioas, first) = logging(&[done, logs, |_| Err(Errno::EINVAL), done, tenth]);
         let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_not_even_its_own_page_table_fits_is_attached_as_ever() {
+    fn a_device_refused_by_its_own_page_table_is_attached_to_the_address_space() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EINVAL)]);
         ioas.attach(&cdev(&door, 2), point(&ioas)).expect("attached");
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY, ATTACH, "close"]);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_table_that_nothing_could_be_attached_to_is_destroyed() {
+    fn a_new_page_table_is_destroyed_after_a_failed_attach() {
         let (door, ioas) = ioas(&[done, logs, ninth, |_| Err(Errno::EADDRINUSE)]);
         let device = cdev(&door, 2);
         assert_eq!(errno(ioas.attach(&device, point(&ioas))), Some(Errno::EADDRINUSE));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_table_that_comes_while_others_log_logs_before_its_device_comes() {
+    fn a_page_table_made_while_logging_logs_before_its_device_is_attached() {
         let (door, ioas) = ioas(&[done, logs, ninth]);
         ioas.start().expect("nothing to begin with");
         ioas.attach(&cdev(&door, 2), point(&ioas)).expect("attached");
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_here_is_not_detached() {
+    fn detaching_a_device_that_is_not_attached_reports_was_not_there() {
         let (door, ioas, _first) = logging(&[]);
         assert_eq!(ioas.detach(&cdev(&door, 3), point(&ioas)), Ok(Undone::WasNotThere));
         assert_eq!(door.names(), ["close"]);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn one_device_that_cannot_log_is_enough() {
+    fn one_device_without_logging_ends_dirty_tracking_of_the_address_space() {
         let (door, ioas, _first) = logging(&[]);
         let second = cdev(&door, 3);
         ioas.attach(&second, point(&ioas)).expect("attached");
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn page_tables_go_before_their_address_space() {
+    fn page_tables_are_destroyed_before_their_address_space() {
         let (door, ioas, device) = logging(&[]);
         drop(device);
         drop(ioas);

@@ -54,7 +54,7 @@ mod tests {
     use dmaspace_soft::ScriptedDoor;
 
     #[test]
-    fn whether_it_can_be_moved_is_asked_with_half_of_a_request() {
+    fn change_process_is_probed_with_a_truncated_struct() {
         let door =
             ScriptedDoor::new(&[|_| Err(Errno::ENOTTY), |_| Err(Errno::EINVAL), |_| Err(Errno::EPERM), |_| Ok(0)]);
         let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_moved_by_one_call_whatever_comes_of_that() {
+    fn change_process_is_called_once_whatever_its_result() {
         let door = ScriptedDoor::new(&[|_| Ok(0), |_| Err(Errno::ENOMEM)]);
         let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
         iommufd.change_process().expect("done");

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn another_refusal_is_passed_on() {
+    fn errnos_other_than_emsgsize_are_returned() {
         assert_eq!(gather(PageSize::K4, |_, _| Err(refusal(Errno::ENOENT))), Err(refusal(Errno::ENOENT)));
     }
 }

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_lies_where_it_lies_in_this_process_and_is_copied_from_there() {
+    fn shared_pins_are_mapped_at_their_process_address_and_copied_from_there() {
         let (door, pool, ioas) = pooled();
         pool.share_pins(&lease(&memory(0, 0x4_0000))).expect("held");
         ioas.map(range(0x10_0000, 0x1_0000), &lease(&memory(0x2_0000, 0x1_0000)), Access::READ).expect("copied");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_this_process_that_is_read_only_is_held_so_and_not_copied_for_writing() {
+    fn read_only_memory_is_shared_read_only_and_not_copied_for_writing() {
         let (door, pool, ioas) = pooled();
         pool.share_pins(&lease(&memory(0, 0x1_0000).host_read_only())).expect("held");
         ioas.map(range(0, 0x1_0000), &lease(&memory(0, 0x1_0000)), Access::WRITE).expect("mapped");
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_knows_its_file_is_held_by_it_and_copied_as_ever() {
+    fn memory_with_a_file_is_shared_by_the_file_and_copied() {
         let (door, pool, ioas) = pooled();
         let whole = memory(0, 0x2_0000).in_file(MemoryFile::unbacked(1), 0x40_0000);
         pool.share_pins(&lease(&whole)).expect("held");
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hidden_address_space_goes_after_all_others_and_before_the_iommufd() {
+    fn the_hidden_address_space_is_destroyed_last_and_before_the_iommufd_is_closed() {
         let (door, pool, ioas) = pooled();
         drop(pool);
         assert_eq!(door.names(), [""; 0]);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_there_is_can_be_held() {
+    fn the_last_page_below_2_to_the_64_can_be_shared() {
         let (_, pool, _) = pooled();
         let len = NonZeroU64::new(0x1_0000).expect("not zero");
         let top = HostMemory::unbacked(u64::MAX - 0xffff, len).expect("no wrap");

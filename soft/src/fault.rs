@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_waits_for_its_call_and_comes_once() {
+    fn a_plan_fires_once_at_its_call() {
         let mut faults = Faults::default();
         let second = FaultPlan::nth(2, FaultMode::FailBefore);
         faults.plan(&[second, second.of("map")]);

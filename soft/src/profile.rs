@@ -542,7 +542,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn presets_are_sound_and_known_by_name() {
+    fn presets_pass_the_check_and_are_found_by_name() {
         for name in Profile::PRESETS {
             let profile = Profile::preset(name).expect("a preset");
             assert_eq!(profile.check(), Ok(()), "{name}");
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_ordered_and_parse_as_people_write_them() {
+    fn versions_are_ordered_and_parsed_from_major_dot_minor() {
         assert_eq!("6.12".parse(), Ok(KernelVersion::V6_12));
         assert_eq!("6.12.8-1-pve".parse(), Ok(KernelVersion::V6_12));
         assert!(KernelVersion::V6_12 < KernelVersion::V7_2);

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_come_in_order_and_then_zero() {
+    fn replies_are_given_in_order_and_zero_after_the_last() {
         let door = ScriptedDoor::new(&[|_| Err(Errno::ENOMEM), |bytes| Ok(i32::from(bytes[0]))]);
         assert_eq!([ask(&door, &mut [5]), ask(&door, &mut [5])], [Err(Errno::ENOMEM), Ok(5)]);
         assert_eq!(ask(&door, &mut [5]), Ok(0));
@@ -373,14 +373,14 @@ mod tests {
     }
 
     #[test]
-    fn one_call_fails_by_its_number() {
+    fn fail_at_fails_the_call_of_that_number() {
         let door = ScriptedDoor::new(&[]);
         door.fail_at(1);
         assert_eq!([0, 1, 2].map(|_| ask(&door, &mut [])), [Ok(0), Err(Errno::EIO), Ok(0)]);
     }
 
     #[test]
-    fn a_handle_is_closed_once() {
+    fn a_second_close_of_a_handle_is_refused() {
         let door = ScriptedDoor::new(&[]);
         let handle = Handle::new(7, HandleKind::Container);
         assert_eq!([door.close(handle), door.close(handle)], [Ok(()), Err(Errno::EBADF)]);

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn all_capabilities_are_read_padded_or_not() {
+    fn capabilities_are_read_with_and_without_padding() {
         for padding in [0, 4] {
             let mut available = dma_available(65_535);
             available.resize(available.len() + padding, 0);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_only_knows_the_old_struct_is_understood() {
+    fn a_reply_with_the_oldest_struct_is_parsed() {
         let old = patched(reply(&[]), |info| info.argsz = 16);
         assert_eq!(spans(&complete(&old)), [(0, u64::MAX)]);
     }
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_did_not_fit_says_what_it_needs() {
+    fn a_reply_larger_than_the_buffer_names_the_needed_size() {
         let short = patched(reply(&[]), |info| {
             info.flags |= INFO_CAPABILITIES;
             info.argsz = 72;
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_cannot_be_true_are_refused() {
+    fn inconsistent_replies_are_refused_with_the_reason() {
         let table = [
             (Vec::new(), "it is shorter than its own struct"),
             (reply(&[])[..23].to_vec(), "it is shorter than its own struct"),

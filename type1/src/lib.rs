@@ -191,7 +191,7 @@ mod tests {
     use dmaspace_core::Iova;
 
     #[test]
-    fn the_last_page_is_named_by_its_length_and_everything_by_a_flag() {
+    fn an_unmap_of_everything_has_a_flag_and_no_length() {
         let top = IovaRange::with_len(Iova::new(0xffff_ffff_ffff_f000), 0x1000).expect("the last page");
         assert_eq!(unmap_of(top), UnmapDma { argsz: 24, flags: 0, iova: 0xffff_ffff_ffff_f000, size: 0x1000 });
         assert_eq!(unmap_of(IovaRange::all()), UnmapDma { argsz: 24, flags: 2, iova: 0, size: 0 });

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn used_is_what_lies_between_borders_and_has_uses() {
+    fn used_counts_the_numbers_with_a_use() {
         let mut coverage = Coverage::default();
         assert_eq!(coverage.used(), 0);
         coverage.add(2, 10);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn uses_inside_others_leave_no_border_behind() {
+    fn nested_uses_leave_no_borders_once_removed() {
         let mut coverage = Coverage::default();
         coverage.add(0, 100);
         for page in 0..100 {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_between_uses_is_found() {
+    fn unused_counts_the_hole_between_two_uses() {
         let mut coverage = Coverage::default();
         coverage.add(2, 4);
         coverage.add(6, 8);

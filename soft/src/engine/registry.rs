@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_holds_what_lies_wholly_inside() {
+    fn a_block_is_found_for_ranges_wholly_inside_it() {
         let mut registry = Registry::default();
         registry.add(memory(0x1000, 0x2000), PageSize::K4);
         registry.add(memory(0x3000, 0x1000), PageSize::K4);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_user_cannot_leave_while_a_tce_shows_the_block() {
+    fn the_last_unregistration_is_refused_while_a_tce_maps_the_block() {
         let mut registry = Registry::default();
         let id = registry.add(memory(0x1000, 0x1000), PageSize::K4);
         registry.get_mut(id).expect("just added").mapped = 1;

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn carving_cuts_both_ends_and_keeps_the_rest_in_place() {
+    fn carve_cuts_a_run_at_both_ends_and_keeps_the_rest() {
         let mut table = Table::default();
         table.insert(run(0x1000, 0x10_1000, 0x4000));
         let carved = table.carve(range(0x2000, 0x3fff));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn carving_over_runs_and_gaps_takes_all_of_them() {
+    fn carve_over_runs_and_gaps_removes_every_run() {
         let mut table = Table::default();
         table.insert(run(0, 0x10_0000, 0x1000));
         table.insert(run(0x8000, 0x20_0000, 0x1000));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn putting_joins_what_continues_on_both_sides() {
+    fn put_joins_a_run_with_contiguous_neighbours_on_both_sides() {
         let mut table = Table::default();
         assert_eq!(table.put(run(0x1000, 0x10_1000, 0x1000)), []);
         assert_eq!(table.put(run(0x3000, 0x10_3000, 0x1000)), []);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn putting_over_a_run_returns_what_it_replaced() {
+    fn put_over_a_run_returns_the_replaced_part() {
         let mut table = Table::default();
         table.put(run(0x1000, 0x10_1000, 0x3000));
         assert_eq!(table.put(run(0x2000, 0x90_0000, 0x1000)), [run(0x2000, 0x10_2000, 0x1000)]);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_on_the_bus_that_are_none_in_memory_stay_apart() {
+    fn runs_adjacent_on_the_bus_but_not_in_memory_are_not_joined() {
         let mut table = Table::default();
         table.put(run(0x1000, 0x10_1000, 0x1000));
         table.put(run(0x2000, 0x90_0000, 0x1000));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_behind_is_reached_first_until_it_is_swept() {
+    fn entries_left_behind_are_reached_first_until_they_are_swept() {
         let mut table = Table::default();
         table.leave_behind(&run(0x1000, 0x90_0000, 0x4000), PageSize::K4);
         table.insert(run(0x1000, 0x10_0000, 0x1000));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_page_there_is_can_be_translated() {
+    fn the_last_page_below_2_to_the_64_can_be_translated() {
         let mut table = Table::default();
         table.put(run(u64::MAX - 0xfff, 0x10_0000, 0x1000));
         assert!(table.overlaps(range(u64::MAX, u64::MAX)));
@@ -264,7 +264,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn putting_and_carving_do_what_a_page_by_page_table_does(
+        fn put_and_carve_agree_with_a_page_by_page_table(
             steps in proptest::collection::vec((0u64..64, 1u64..16, 0u64..64, any::<bool>(), any::<bool>()), 0..64)
         ) {
             let mut table = Table::default();

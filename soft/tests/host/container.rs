@@ -30,7 +30,7 @@ fn info(host: &SoftHost, iommufd: Handle) -> Result<Info, Errno> {
 }
 
 #[test]
-fn before_a_group_has_joined_there_is_nothing_to_ask() {
+fn an_iommufd_without_a_group_answers_enodev_but_knows_its_extensions() {
     let host = SoftHost::new(Profile::vtd()).expect("a preset");
     let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
     assert_eq!(raw::set_iommu(&*host, iommufd, IommuType::TYPE1_V2), Err(Errno::ENODEV));
@@ -66,7 +66,7 @@ fn a_device_is_attached_when_it_is_opened_and_until_its_last_descriptor_is_close
 }
 
 #[test]
-fn a_device_does_not_open_over_what_lies_where_it_interrupts() {
+fn a_device_does_not_open_over_a_mapping_in_its_msi_range() {
     let (host, iommufd, group) = joined();
     raw::map(&*host, Context::Compat(iommufd), MSI, PAGE, Some(&memory(PAGE)), RW).expect("nothing is reserved yet");
     assert_eq!(raw::open_device(&*host, group, "0000:00:03.0"), Err(Errno::EADDRINUSE));
@@ -75,7 +75,7 @@ fn a_device_does_not_open_over_what_lies_where_it_interrupts() {
 }
 
 #[test]
-fn it_counts_no_mappings_and_says_how_much_room_its_answer_takes() {
+fn info_in_a_containers_place_has_no_mapping_limit_and_names_its_size() {
     let opened = Opened::new(Profile::vtd(), Dialect::Compat);
     let host = &*opened.host;
     let short = info(host, opened.handle()).expect("there is a device");
@@ -91,7 +91,7 @@ fn it_counts_no_mappings_and_says_how_much_room_its_answer_takes() {
 }
 
 #[test]
-fn a_host_without_containers_has_it_all_the_same() {
+fn an_iommufd_stands_in_for_a_container_on_a_host_without_containers() {
     let host = SoftHost::new(Profile { backends: vec![Backend::Iommufd], ..Profile::vtd() }).expect("a sound profile");
     assert_eq!(host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container), Err(Errno::ENOENT));
     Opened::on(host.clone(), Dialect::Compat, 2).close();

@@ -63,7 +63,7 @@ fn a_transfer_ends_at_the_first_byte_that_is_not_mapped() {
 }
 
 #[test]
-fn devices_that_are_attached_to_nothing_reach_nothing() {
+fn dma_of_a_device_that_is_not_attached_faults() {
     let host = dmaspace_soft::SoftHost::new(Profile::vtd()).expect("sound");
     let device = host.device("0000:00:03.0").expect("the profile's");
     let fault = device.dma_read(Iova::new(0), &mut [0]).expect_err("nothing there");
@@ -85,7 +85,7 @@ fn rights(profile: Profile, dialect: Dialect, access: Access) -> (bool, bool) {
 }
 
 #[test]
-fn read_only_refuses_writes_everywhere() {
+fn read_only_mappings_refuse_writes_on_every_host() {
     for name in Profile::PRESETS {
         let profile = Profile::preset(name).expect("a preset");
         for dialect in crate::common::dialects(&profile) {
@@ -97,7 +97,7 @@ fn read_only_refuses_writes_everywhere() {
 }
 
 #[test]
-fn write_only_can_be_read_but_not_on_pseries() {
+fn write_only_mappings_can_be_read_except_on_pseries() {
     assert_eq!(rights(Profile::vtd(), Dialect::Type1, Access::WRITE), (true, true));
     assert_eq!(rights(Profile::vtd(), Dialect::Ioas, Access::WRITE), (true, true));
     assert_eq!(rights(Profile::powernv9(), Dialect::Spapr, Access::WRITE), (true, true));

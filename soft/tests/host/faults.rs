@@ -14,7 +14,7 @@ fn inject(host: &SoftHost, mode: FaultMode) {
 }
 
 #[test]
-fn before_and_after_differ_in_what_happened() {
+fn fail_before_has_no_effect_and_fail_after_has() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (host, ram) = (&*opened.host, memory(PAGE));
     inject(host, FaultMode::FailBefore);
@@ -26,7 +26,7 @@ fn before_and_after_differ_in_what_happened() {
 }
 
 #[test]
-fn what_failed_after_wrote_nothing_back() {
+fn a_call_that_fails_after_its_effect_writes_nothing_back() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let host = &*opened.host;
     host.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of("VFIO_IOMMU_SPAPR_TCE_CREATE").with(Errno::EFAULT)]);
@@ -46,7 +46,7 @@ fn a_result_without_an_effect_can_be_zero_or_positive() {
 }
 
 #[test]
-fn a_size_can_come_back_short_where_one_comes_back() {
+fn an_unmaps_size_can_be_one_page_short() {
     for (profile, dialect) in [(Profile::vtd(), Dialect::Type1), (Profile::vtd(), Dialect::Ioas)] {
         let opened = Opened::new(profile, dialect);
         let (host, ram) = (&*opened.host, memory(2 * PAGE));

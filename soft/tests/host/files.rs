@@ -21,7 +21,7 @@ fn every_preset_survives_a_file() {
 }
 
 #[test]
-fn addresses_are_written_for_people() {
+fn addresses_are_written_in_hexadecimal() {
     let text = written(&Profile::vtd());
     for part in
         ["\"kernel\": \"6.12\"", "\"first\": \"0xfee00000\"", "\"reason\": \"msi\"", "\"page_sizes\": \"0x40201000\""]
@@ -35,7 +35,7 @@ fn addresses_are_written_for_people() {
 }
 
 #[test]
-fn plain_numbers_will_do_too() {
+fn numbers_that_are_not_hexadecimal_are_read() {
     let text = written(&Profile::vtd()).replace("\"0xfee00000\"", "4276092928").replace("\"0x1000\"", "\"4096\"");
     assert_eq!(read(&text), Ok(Profile::vtd()));
 }
@@ -49,7 +49,7 @@ fn assert_refused(from: &str, to: &str, part: &str) {
 }
 
 #[test]
-fn what_cannot_be_is_refused_by_name() {
+fn a_bad_field_is_refused_by_its_name() {
     assert_refused("\"name\"", "\"nome\"", "unknown field `nome`");
     assert_refused("\"x86_64\"", "\"vax\"", "unknown variant `vax`");
     assert_refused("\"6.12\"", "\"six\"", "`six` is no kernel version such as 6.12");

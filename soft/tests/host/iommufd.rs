@@ -67,7 +67,7 @@ const LOW: (u64, u64) = (0, 0xfedf_ffff);
 const UPPER: (u64, u64) = (0xfef0_0000, 0xffff_ffff_ffff);
 
 #[test]
-fn an_address_space_is_everything_until_a_device_narrows_it() {
+fn an_address_space_covers_everything_until_a_device_narrows_it() {
     let bare = Bare::new(Profile::vtd());
     assert_eq!(bare.ranges(2), (Ok(0), vec![(0, u64::MAX)], 1, 1));
     let (device, page_table) = bare.attach(0, bare.id).expect("attached");
@@ -78,7 +78,7 @@ fn an_address_space_is_everything_until_a_device_narrows_it() {
 }
 
 #[test]
-fn too_small_an_array_is_filled_and_told_how_large_it_should_be() {
+fn a_short_array_is_filled_and_the_number_of_ranges_reported() {
     let bare = Bare::new(Profile::vtd());
     let _attached = bare.attach(0, bare.id).expect("attached");
     assert_eq!(bare.ranges(0), (Err(Errno::EMSGSIZE), vec![], 2, PAGE));
@@ -87,7 +87,7 @@ fn too_small_an_array_is_filled_and_told_how_large_it_should_be() {
 }
 
 #[test]
-fn a_mapping_in_the_way_keeps_a_device_out() {
+fn attach_is_refused_over_a_mapping_that_the_device_cannot_have() {
     let bare = Bare::new(Profile::vtd());
     let ram = memory(PAGE);
     bare.map(0xfee0_0000, &ram).expect("nothing is reserved yet");
@@ -103,7 +103,7 @@ fn a_mapping_in_the_way_keeps_a_device_out() {
 }
 
 #[test]
-fn a_devices_own_reservations_come_and_go_with_it() {
+fn a_devices_reservations_last_while_it_is_attached() {
     let mut profile = Profile::vtd();
     profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x8fff_ffff, reason: Reason::Reserved });
     let bare = Bare::new(profile);
@@ -116,7 +116,7 @@ fn a_devices_own_reservations_come_and_go_with_it() {
 }
 
 #[test]
-fn nothing_is_pinned_until_a_device_is_attached_and_then_what_cannot_be_shows() {
+fn memory_is_pinned_by_the_first_attach_which_fails_for_absent_memory() {
     let bare = Bare::new(Profile::vtd());
     let (host, ram) = (&*bare.host, memory(2 * PAGE));
     bare.map(MIB, &ram).expect("mapped");
@@ -134,7 +134,7 @@ fn nothing_is_pinned_until_a_device_is_attached_and_then_what_cannot_be_shows() 
 }
 
 #[test]
-fn the_limit_is_met_where_memory_is_pinned() {
+fn the_limit_is_checked_when_memory_is_pinned() {
     let limits = Limits { memlock: Some(PAGE), dma_entries: 1 };
     let bare = Bare::new(Profile { limits, ..Profile::vtd() });
     bare.map(MIB, &memory(2 * PAGE)).expect("not pinned yet");
@@ -146,7 +146,7 @@ fn the_limit_is_met_where_memory_is_pinned() {
 }
 
 #[test]
-fn copies_pin_nothing_again() {
+fn a_page_mapped_by_copies_is_pinned_once() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
     let (host, iommufd, ram) = (&*opened.host, opened.handle(), memory(4 * PAGE));
     let source = raw::alloc_ioas(host, iommufd).expect("an address space without a device");
@@ -169,7 +169,7 @@ fn copies_pin_nothing_again() {
 }
 
 #[test]
-fn a_copy_over_two_mappings_becomes_two() {
+fn a_copy_over_two_mappings_makes_two_mappings() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
     let (host, ram) = (&*opened.host, memory(2 * PAGE));
     let Context::Ioas { iommufd, id } = opened.context else { unreachable!("it is one") };
@@ -198,7 +198,7 @@ fn another_devices_memory_and_reserved_flags_are_refused() {
 }
 
 #[test]
-fn a_struct_from_the_future_is_taken_if_what_is_new_is_zero() {
+fn a_longer_struct_is_accepted_if_its_tail_is_zero() {
     let bare = Bare::new(Profile::vtd());
     for (last, answer) in [(0, Ok(0)), (1, Err(Errno::E2BIG))] {
         let mut bytes = [IoasAlloc { size: 16, ..Default::default() }.as_bytes(), &[0, 0, 0, last]].concat();
@@ -221,7 +221,7 @@ fn map_anywhere(opened: &Opened, length: u64) -> Result<u64, Errno> {
 }
 
 #[test]
-fn the_kernel_finds_a_place_where_none_is_given() {
+fn a_map_without_an_address_is_placed_by_the_kernel() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
     assert_eq!(map_anywhere(&opened, PAGE), Ok(PAGE), "never 0");
     assert_eq!(map_anywhere(&opened, 2 * PAGE), Ok(2 * PAGE));
@@ -230,7 +230,7 @@ fn the_kernel_finds_a_place_where_none_is_given() {
 }
 
 #[test]
-fn the_bytes_of_a_file_are_looked_for_when_a_device_comes() {
+fn a_map_beyond_the_end_of_its_file_fails_the_attach() {
     let bare = Bare::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() });
     let file = memory(PAGE).in_file(MemoryFile::unbacked(1), MIB);
     let (host, context) = (&*bare.host, bare.context());
@@ -244,7 +244,7 @@ fn the_bytes_of_a_file_are_looked_for_when_a_device_comes() {
 }
 
 #[test]
-fn what_a_device_exported_is_mapped_and_pins_nothing() {
+fn exported_device_memory_is_mapped_and_pins_nothing() {
     let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() }, Dialect::Ioas);
     let bar = memory(2 * PAGE).device_memory();
     let exported = bar.clone().in_file(MemoryFile::unbacked(1), 0);
@@ -277,7 +277,7 @@ fn ids_are_used_again_and_objects_in_use_stay() {
 }
 
 #[test]
-fn destroying_an_address_space_unmaps_what_is_in_it() {
+fn destroying_an_address_space_removes_its_mappings() {
     let bare = Bare::new(Profile::vtd());
     bare.map(MIB, &memory(PAGE)).expect("mapped");
     assert_eq!(raw::destroy(&*bare.host, bare.iommufd, bare.id), Ok(0));
@@ -316,7 +316,7 @@ fn a_second_attach_moves_the_device() {
 }
 
 #[test]
-fn detaching_what_is_not_attached_is_no_error() {
+fn detaching_a_bound_device_that_is_not_attached_succeeds() {
     let bare = Bare::new(Profile::vtd());
     let node = open_node(&bare.host, 0);
     assert_eq!(raw::detach(&*bare.host, node), Err(Errno::EINVAL), "not even bound");

@@ -82,7 +82,7 @@ fn extensions_of(profile: Profile) -> Vec<u64> {
 }
 
 #[test]
-fn extensions_are_the_drivers() {
+fn each_driver_reports_its_own_extensions() {
     assert_eq!(extensions_of(Profile::vtd()), [1, 3, 6, 9]);
     assert_eq!(extensions_of(Profile::powernv9()), [2, 5, 7]);
     assert_eq!(extensions_of(Profile::pseries()), [2, 7]);
@@ -155,7 +155,7 @@ fn everything_can_be_closed_in_any_order() {
 }
 
 #[test]
-fn nodes_and_groups_keep_out_of_each_others_way() {
+fn an_open_group_and_a_bound_device_node_exclude_each_other() {
     let host = vtd();
     let iommufd = open(&host, "/dev/iommu", HandleKind::Iommufd);
     let node = open_node(&host, 0);
@@ -201,7 +201,7 @@ fn devices_of_one_group_belong_to_one_iommufd() {
 }
 
 #[test]
-fn a_forked_child_has_the_files_but_no_say_on_spapr() {
+fn a_forked_childs_map_and_remove_are_refused_on_spapr() {
     let opened = Opened::new(Profile::powernv9(), Dialect::Spapr);
     let ram = memory(PAGE);
     raw::register(&*opened.host, opened.handle(), Some(&ram), PAGE).expect("registered");
@@ -246,7 +246,7 @@ fn requests_are_known_on_their_own_kind_of_descriptor() {
 }
 
 #[test]
-fn a_descriptor_nobody_asked_for_is_not_left_open() {
+fn a_device_opened_by_a_plain_ioctl_is_closed_again() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let (host, group) = (&*opened.host, opened.members[0]);
     let mut name = *b"0000:00:03.0\0";

@@ -40,7 +40,7 @@ const ENODEV: Result<u64, Errno> = Err(Errno::ENODEV);
 const ENOSPC: Result<u64, Errno> = Err(Errno::ENOSPC);
 
 #[test]
-fn a_partition_leaks_what_it_refuses() {
+fn a_partition_leaks_the_charge_of_a_refused_window() {
     replay(
         Profile::pseries(),
         &[

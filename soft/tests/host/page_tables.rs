@@ -89,7 +89,7 @@ impl LoggingFixture {
 }
 
 #[test]
-fn written_pages_are_told_once() {
+fn written_pages_are_reported_once() {
     let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
     fixture.map(MIB, &memory(16 * PAGE));
     fixture.write(0, MIB + 3 * PAGE + 8);
@@ -101,7 +101,7 @@ fn written_pages_are_told_once() {
 }
 
 #[test]
-fn a_bit_stands_for_as_many_bytes_as_were_said() {
+fn a_bit_stands_for_the_requested_page_size() {
     let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
     fixture.map(MIB, &memory(16 * PAGE));
     fixture.write(0, MIB + 7 * PAGE);
@@ -122,7 +122,7 @@ fn k1_nothing_is_told_behind_a_gap_and_that_is_called_success() {
 }
 
 #[test]
-fn a_question_about_part_of_a_large_page_loses_the_rest() {
+fn reading_the_log_of_part_of_a_large_page_clears_all_of_it() {
     let large = Profile { fixed: Profile::vtd().fixed, ..Profile::vtd_ssads() };
     let (fixture, table) = LoggingFixture::logging(large);
     // Host and bus address agree to 2 MiB.
@@ -138,7 +138,7 @@ fn a_question_about_part_of_a_large_page_loses_the_rest() {
 }
 
 #[test]
-fn what_is_not_logged_reads_clean() {
+fn writes_while_logging_is_off_read_clean() {
     let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
     fixture.map(MIB, &memory(4 * PAGE));
     fixture.set_logging(table, 0).expect("ended");
@@ -152,7 +152,7 @@ fn what_is_not_logged_reads_clean() {
 }
 
 #[test]
-fn what_was_written_goes_with_the_mapping_and_with_the_page_table() {
+fn the_log_ends_with_the_mapping_and_with_the_page_table() {
     let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
     fixture.map(MIB, &memory(4 * PAGE));
     fixture.write(0, MIB);
@@ -197,7 +197,7 @@ fn ranges_and_pages_must_fit_the_address_space() {
 }
 
 #[test]
-fn page_tables_of_the_kernels_own_and_plain_ones_do_not_log() {
+fn page_tables_without_the_logging_flag_do_not_log() {
     let fixture = LoggingFixture::new(Profile::vtd_ssads());
     let plain = fixture.allocate(0, 0).expect("made");
     let own = fixture.attach(0, fixture.ioas).expect("attached");
@@ -211,7 +211,7 @@ fn page_tables_of_the_kernels_own_and_plain_ones_do_not_log() {
 }
 
 #[test]
-fn an_iommu_that_does_not_log_says_so() {
+fn an_iommu_without_logging_refuses_a_logging_page_table() {
     let fixture = LoggingFixture::new(Profile::vtd());
     let device = fixture.devices[0].1;
     assert_eq!(raw::hw_info(&*fixture.host, fixture.iommufd, device, 0), Ok(0));
@@ -222,7 +222,7 @@ fn an_iommu_that_does_not_log_says_so() {
 }
 
 #[test]
-fn an_old_kernel_knows_none_of_it() {
+fn linux_6_6_has_no_logging_page_tables() {
     let old = KernelVersion { major: 6, minor: 6 };
     let fixture = LoggingFixture::new(Profile { kernel: old, ..Profile::vtd_ssads() });
     assert_eq!(raw::hw_info(&*fixture.host, fixture.iommufd, fixture.devices[0].1, 0), Err(Errno::ENOTTY));
@@ -230,7 +230,7 @@ fn an_old_kernel_knows_none_of_it() {
 }
 
 #[test]
-fn a_page_table_pins_once_with_others_and_holds_its_address_space() {
+fn page_tables_share_pins_and_keep_their_address_space() {
     let (fixture, table) = LoggingFixture::logging(Profile::vtd_ssads());
     fixture.map(MIB, &memory(4 * PAGE));
     assert_eq!(fixture.host.ledger().pinned, 4 * PAGE);

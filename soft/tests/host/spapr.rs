@@ -20,7 +20,7 @@ fn info(profile: Profile, dialect: Dialect) -> TceInfo {
 }
 
 #[test]
-fn info_tells_the_default_window_and_with_v2_what_can_be_made() {
+fn info_reports_the_default_window_and_for_v2_the_windows_that_can_be_made() {
     let bare = info(Profile::powernv9(), Dialect::Spapr);
     assert_eq!((bare.dma32_window_start, bare.dma32_window_size, bare.flags), (0, 0x8000_0000, spapr::INFO_DDW));
     assert_eq!(bare.ddw, DdwInfo { pgsizes: 0x4021_1000, max_dynamic_windows_supported: 2, levels: 5 });
@@ -124,7 +124,7 @@ fn a_partition_takes_an_error_for_a_size_and_leaks_four_gibibytes() {
 }
 
 #[test]
-fn pages_larger_than_the_memorys_can_be_windows_but_show_nothing() {
+fn windows_with_pages_larger_than_the_memorys_map_nothing() {
     for profile in [Profile::powernv9(), Profile::pseries()] {
         let opened = Opened::new(profile, Dialect::Spapr);
         let (host, container) = (&*opened.host, opened.handle());
@@ -177,7 +177,7 @@ fn bare_metal_goes_on_at_the_beginning_when_a_map_or_unmap_leaves_the_window() {
 }
 
 #[test]
-fn a_hypervisor_refuses_what_leaves_the_window_and_its_word_is_no_errno() {
+fn a_partitions_map_that_leaves_the_window_fails_with_the_hypervisors_number() {
     let opened = Opened::new(Profile::pseries(), Dialect::Spapr);
     let (host, context, ram) = (&*opened.host, opened.context, memory(2 * PAGE));
     raw::register(host, opened.handle(), Some(&ram), 2 * PAGE).expect("registered");
@@ -188,7 +188,7 @@ fn a_hypervisor_refuses_what_leaves_the_window_and_its_word_is_no_errno() {
 }
 
 #[test]
-fn later_kernels_look_at_the_end_of_an_unmap() {
+fn linux_7_2_refuses_an_unmap_that_leaves_the_window() {
     for profile in [Profile::powernv9(), Profile::pseries()] {
         let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..profile }, Dialect::Spapr);
         let (host, context, ram) = (&*opened.host, opened.context, memory(PAGE));
@@ -293,7 +293,7 @@ fn v1_takes_one_group_and_charges_the_whole_window() {
 }
 
 #[test]
-fn another_devices_memory_cannot_be_had() {
+fn another_devices_memory_is_neither_registered_nor_mapped() {
     for (dialect, enable) in [(Dialect::Spapr, false), (Dialect::SpaprV1, true)] {
         let opened = Opened::new(Profile::powernv9(), dialect);
         let bar = memory(PAGE).device_memory();

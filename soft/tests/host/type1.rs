@@ -85,7 +85,7 @@ fn structs_that_are_too_small_are_refused() {
 }
 
 #[test]
-fn mappings_run_out() {
+fn a_map_beyond_the_mapping_limit_is_refused() {
     let limits = Limits { memlock: None, dma_entries: 3 };
     let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
     let ram = memory(PAGE);
@@ -125,7 +125,7 @@ fn map_with_hole(pages: u64) -> Result<i32, Errno> {
 }
 
 #[test]
-fn what_is_met_first_decides_the_limit_or_the_hole() {
+fn a_map_fails_at_the_limit_or_the_hole_whichever_is_first() {
     assert_eq!(map_with_hole(3), Err(Errno::ENOMEM));
     assert_eq!(map_with_hole(4), Err(Errno::EFAULT));
 }
@@ -162,13 +162,13 @@ fn a_group_whose_reservation_is_mapped_cannot_join() {
 }
 
 #[test]
-fn relaxable_reservations_do_not_count() {
+fn relaxable_reservations_can_be_mapped() {
     let profile = reserving(Profile::vtd(), 0, 0x8000_0000, 0x8fff_ffff, Reason::DirectRelaxable);
     assert_eq!(ranges(&Opened::new(profile, Dialect::Type1)).len(), 2);
 }
 
 #[test]
-fn pages_smaller_than_the_hosts_hide_behind_it() {
+fn page_sizes_below_the_hosts_become_the_hosts() {
     let profile = Profile { host_page: 0x1_0000, ..Profile::vtd() };
     let opened = Opened::new(profile, Dialect::Type1);
     assert_eq!(info(&opened, 16).0.iova_pgsizes, 0x4021_0000);
@@ -194,7 +194,7 @@ fn a_range_that_ends_at_the_top_unmaps_nothing_before_7_2() {
 }
 
 #[test]
-fn six_tebibytes_in_one_call_cost_nothing() {
+fn six_tebibytes_are_mapped_and_unmapped_by_one_call_each() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     let size = 6 << 40;
     let ram = unbacked(1 << 44, size);
@@ -227,7 +227,7 @@ fn threads_share_a_host() {
 }
 
 #[test]
-fn containers_are_strangers_to_each_other() {
+fn devices_reach_only_the_mappings_of_their_own_container() {
     let host = SoftHost::new(Profile::vtd()).expect("sound");
     let first = Opened::on(host.clone(), Dialect::Type1, 1);
     let container = open(&host, "/dev/vfio/vfio", HandleKind::Container);
@@ -253,7 +253,7 @@ fn free_mappings(opened: &Opened) -> u32 {
 }
 
 #[test]
-fn the_mapping_count_is_told() {
+fn info_reports_the_number_of_free_mappings() {
     let opened = Opened::new(Profile::vtd(), Dialect::Type1);
     assert_eq!(free_mappings(&opened), 0xffff);
     opened.map(MIB, &memory(PAGE)).expect("mapped");

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_must_fit_the_page_allocator() {
+    fn a_table_level_larger_than_the_page_allocators_block_is_refused() {
         let tce = Profile::powernv9().tce.expect("it has one");
         let wanted = Wanted { page_shift: 12, size: 64 * GIB, levels: 1 };
         let one_level = make_table(&tce, PageSize::K4, 1, PageSize::K4, wanted);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_has_room_for_one_window_beside_the_default_one_wherever_the_kernel_keeps_it() {
+    fn a_partition_makes_one_window_beside_the_default_one_in_either_slot() {
         let tce = Profile::pseries().tce.expect("it has one");
         let wanted = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
         let mut firmware = Firmware::default();
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partitions_default_window_does_not_come_back_beside_another() {
+    fn a_partitions_default_window_is_refused_beside_another() {
         let tce = Profile::pseries().tce.expect("it has one");
         let small = Wanted { page_shift: 12, size: GIB, levels: 1 };
         let large = Wanted { page_shift: 16, size: 4 * GIB, levels: 1 };
