@@ -1,8 +1,8 @@
 //! The commands that the Linux door makes, and the form of their arguments.
 //!
-//! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) may be called with any number and any bytes. ioctl(2) may not: some
-//! numbers make the kernel follow a pointer in the bytes, or write more bytes than there are. The door therefore makes
-//! only the commands that are listed here, on the kind of handle that they are listed for, in the form that their
+//! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) may be called with any number and any bytes. ioctl(2) may not:
+//! some numbers make the kernel follow a pointer in the bytes, or write more bytes than there are. The door therefore
+//! makes only the commands that are listed here, on the kind of handle that they are listed for, in the form that their
 //! [`Rule`] describes. [`judge`] decides, without a kernel.
 //!
 //! The rules rely on the kernel in these points:

@@ -21,7 +21,8 @@
 //! let recording = String::from_utf8(lines.lock().map_err(|_| "poisoned")?.get_ref().clone())?;
 //! assert_eq!(recording, concat!(
 //!     r#"{"event":"begin","version":1,"shrink":"refuse","#,
-//!     r#""cuts":[{"first":"0xa0000","last":"0xbffff","step":131072},{"first":"0xc0000","last":"0xfffff","step":4096}],"#,
+//!     r#""cuts":[{"first":"0xa0000","last":"0xbffff","step":131072},"#,
+//!     r#"{"first":"0xc0000","last":"0xfffff","step":4096}],"#,
 //!     r#""chunk":1073741824,"in_force":[],"spaces":[]}"#, "\n",
 //!     r#"{"event":"update","removed":[],"added":[{"space":"pci","first":"0x0","last":"0x3fffffff","name":"pc.ram","#,
 //!     r#""kind":"ram","access":"read-write","host":"0x7f0000000000","unit":0}]}"#, "\n",

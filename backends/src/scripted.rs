@@ -1,5 +1,5 @@
-//! One PC with a few devices behind a scripted door, for this crate's unit tests: they see which calls are made, in which
-//! order, and make each of them fail in turn.
+//! One PC with a few devices behind a scripted door, for this crate's unit tests: they see which calls are made, in
+//! which order, and make each of them fail in turn.
 
 use std::num::NonZeroU64;
 use std::path::Path;

@@ -160,9 +160,10 @@ fn said(output: &Output) -> String {
 fn the_docs_have_every_file_of_the_field() {
     let mut table = String::from(
         "# What people have at hand, and what the program says\n\n\
-         Layouts, traces, log lines and hosts as users of passed-through devices showed them. Each row is a run of `dmaspace replay` in\n\
-         `backends/tests/data/field`; the last column has the heading of its report, the failures of a log, the causes for which it \
-         names a\ncure, and everything on the standard error.\n\n\
+         Layouts, traces, log lines and hosts as users of passed-through devices showed them. Each row is a run of \
+         `dmaspace replay` in\n\
+         `backends/tests/data/field`; the last column has the heading of its report, the failures of a log, the causes \
+         for which it names a\ncure, and everything on the standard error.\n\n\
          | `dmaspace replay …` | | what it says |\n|---|---|---|\n",
     );
     for words in commands() {
@@ -353,8 +354,9 @@ fn nothing_of_a_file_steers_the_terminal() {
     );
     let recording = format!(
         "{{\"event\":\"begin\",\"version\":1,\"shrink\":\"report\",\"cuts\":[],\"in_force\":[],\"spaces\":[]}}\n\
-         {{\"event\":\"update\",\"removed\":[],\"added\":[{{\"space\":\"pci\",\"first\":\"0x0\",\"last\":\"0xfff\",\"name\":{},\
-         \"kind\":\"ram\",\"access\":\"read-write\",\"host\":\"0x7f0000000000\",\"unit\":0}}]}}\n",
+         {{\"event\":\"update\",\"removed\":[],\"added\":[{{\"space\":\"pci\",\"first\":\"0x0\",\
+         \"last\":\"0xfff\",\"name\":{},\"kind\":\"ram\",\"access\":\"read-write\",\
+         \"host\":\"0x7f0000000000\",\"unit\":0}}]}}\n",
         serde_json::to_string(name).expect("a string")
     );
     let trace = format!("vfio_listener_region_add_iommu region_add [iommu] {name} 0x0 - 0xfff\n");

@@ -257,10 +257,12 @@ fn the_object_is_what_scripts_were_promised() {
         r#"{"ok":true,"input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
         r#""backend":"spapr","windows":[{"first":"0x0","last":"0x3fffffff","page_sizes":[4096]}],"sections":["#,
         r#"{"space":"pci","first":"0x0","last":"0x3fffffff","name":"tce-iommu-80000000","kind":"i/o","fate":"window","#,
-        r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages, which are the guest's","lost_head":0,"lost_tail":0},"#,
+        r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages, which are the guest's","#,
+        r#""lost_head":0,"lost_tail":0},"#,
         r#"{"space":"pci","first":"0x40000000000","last":"0x40000000fff","name":"msi","kind":"i/o","fate":"msi","#,
         r#""reason":"a write here is an interrupt","lost_head":0,"lost_tail":0},"#,
-        r#"{"space":"memory","first":"0x0","last":"0xffffffff","name":"ppc_spapr.ram","kind":"ram","fate":"registered","#,
+        r#"{"space":"memory","first":"0x0","last":"0xffffffff","name":"ppc_spapr.ram","kind":"ram","#,
+        r#""fate":"registered","#,
         r#""reason":"entries may point to it","lost_head":0,"lost_tail":0}],"#,
         r#""calls":{"map":0,"unmap":0,"register":1,"unregister":0,"create_window":1,"remove_window":1},"#,
         r#""bytes":{"mapped":0,"pinned":4294967296,"tables":4202496,"disturbed":0}}"#,
@@ -382,8 +384,8 @@ fn a_failing_call_takes_everything_back_and_is_counted() {
     assert_eq!((calls(&object)[0], bytes(&object)[0]), (66, 0));
     assert!(stderr(&output).contains("VFIO_IOMMU_MAP_DMA: ENOMEM"), "{output:?}");
     let reason = object["sections"][4]["reason"].as_str().expect("a reason");
-    let shortage = "map 0x100000..=0xfffffff: 267386880 bytes more do not fit into the 67108864 bytes that may be locked \
-                    (RLIMIT_MEMLOCK), 1048576 of them taken";
+    let shortage = "map 0x100000..=0xfffffff: 267386880 bytes more do not fit into the 67108864 bytes that may be \
+                    locked (RLIMIT_MEMLOCK), 1048576 of them taken";
     assert!(reason.starts_with(shortage), "{reason}");
 
     let host = "hosts/powernv9-with-little-locked-memory.json";
@@ -699,7 +701,8 @@ fn a_step_that_is_refused_changes_nothing_and_the_next_one_counts() {
     let text = "vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]\n\
                 vfio_listener_region_del region_del 0x0 - 0xfff\n\
                 vfio_listener_region_add_ram region_add [ram] 0x0 - 0x1fff [0x7f0000000000]\n\
-                vfio_listener_region_add_ram region_add [ram] 0x1000000000000000 - 0x1000000000000fff [0x7f0000100000]\n\
+                vfio_listener_region_add_ram region_add [ram] 0x1000000000000000 - 0x1000000000000fff \
+                [0x7f0000100000]\n\
                 vfio_listener_region_del region_del 0x0 - 0x1fff\n\
                 vfio_listener_region_add_ram region_add [ram] 0x1000 - 0x2fff [0x7f0000200000]\n";
     let output = replay_text(text.as_bytes(), &["--json", "--host", "vtd"]);

@@ -48,7 +48,7 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
         0
     }
 
-    /// Whether devices reach real memory through it ([`crate::door::Door::is_real`]).
+    /// Returns `true` if devices reach real memory through it ([`crate::door::Door::is_real`]).
     fn is_real(&self) -> bool;
 
     /// The place at which devices are attached.
@@ -73,7 +73,7 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
         device.detach_from(point)
     }
 
-    /// Whether the kernel forgets all mappings when the last device leaves, as containers do.
+    /// Returns `true` if the kernel forgets all mappings when the last device leaves, as containers do.
     fn forgets_with_the_last_device(&self) -> bool {
         false
     }
@@ -92,8 +92,8 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
     /// nothing changed.
     fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure>;
 
-    /// Whether a map of `len` bytes with this failure may have left entries in the IOMMU's tables that belong to no
-    /// mapping: no unmap finds them, and no later map replaces them.
+    /// Returns `true` if a map of `len` bytes with this failure may have left entries in the IOMMU's tables that belong
+    /// to no mapping: no unmap finds them, and no later map replaces them.
     fn may_leave_entries(&self, _len: u64, _failure: &Failure) -> bool {
         false
     }
@@ -201,8 +201,8 @@ pub trait DirtyCalls: Send + Sync {
     /// Makes no call.
     fn page(&self) -> Option<PageSize>;
 
-    /// Whether logging needs a device: it cannot begin before the first is attached, and ends when the last leaves. A
-    /// container has no driver without a group.
+    /// Returns `true` if logging needs a device: it cannot begin before the first is attached, and ends when the last
+    /// leaves. A container has no driver without a group.
     fn needs_a_device(&self) -> bool {
         false
     }
@@ -242,10 +242,10 @@ pub trait DirtyCalls: Send + Sync {
 /// The ranges that one query of the log may cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyReach {
-    /// Whether a query may cover gaps between mappings. iommufd reports nothing behind a gap, and no error (linux:
+    /// `true` if a query may cover gaps between mappings. iommufd reports nothing behind a gap, and no error (linux:
     /// drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty).
     pub over_gaps: bool,
-    /// Whether a query may cover a part of a mapping.
+    /// `true` if a query may cover a part of a mapping.
     pub parts_of_mappings: bool,
     /// The greatest number of bytes that a bitmap may have.
     pub longest_bitmap: usize,
@@ -278,7 +278,7 @@ pub trait VaddrCalls: Send + Sync {
 
 /// Recovering the PE of the one attached group.
 pub trait EehCalls: Send + Sync {
-    /// Whether the host recovers devices. Asks the kernel once.
+    /// Returns `true` if the host recovers devices. Asks the kernel once.
     fn is_available(&self) -> bool;
 
     /// Performs one operation, and returns the kernel's result: the number of the state for [`PeOperation::State`],

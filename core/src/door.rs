@@ -52,8 +52,8 @@ impl Request {
         Self { number, name }
     }
 
-    /// Whether this is `other` or `other + 0x2000_0000`: a literal from x86's headers, turned into this architecture's.
-    /// For compile-time checks of the number table.
+    /// Returns `true` if this is `other` or `other + 0x2000_0000`: a literal from x86's headers, turned into this
+    /// architecture's. For compile-time checks of the number table.
     pub const fn is(self, on_x86_64: u32) -> bool {
         let none = if cfg!(target_arch = "powerpc64") { 0x2000_0000 } else { 0 };
         self.number == on_x86_64 + none
@@ -209,7 +209,7 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// they register. A process has one list in the kernel, and should have one door.
     fn runs(&self) -> &ProcessRegistrations;
 
-    /// Whether devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
+    /// Returns `true` if devices reach real memory behind this door, so that [`HostMemory::unbacked`] must be refused.
     fn is_real(&self) -> bool;
 }
 

@@ -31,7 +31,7 @@
 //! | [`Rank::Fences`] | the fences of a space | moments |
 //! | [`Rank::Pending`] | dirty pages that are about to be reported | moments |
 //! | [`Rank::ProcessRegistrations`] | the registrations of this process | kernel calls |
-//! | [`Rank::SettledTargets`] | the target memory as of the last commit, read by a kernel's table under a space's gate | moments |
+//! | [`Rank::SettledTargets`] | the last commit's target memory, which a kernel's table reads under a gate | moments |
 //! | [`Rank::GuestTable`] | the entries of one TCE table | moments |
 //! | [`Rank::KernelWriter`] | the groups that a kernel's table serves | kernel calls |
 //! | [`Rank::KernelLinks`] | the links between KVM's tables and VFIO groups | kernel calls |

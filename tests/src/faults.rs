@@ -11,8 +11,8 @@
 //! # The promises, checked in each case
 //! - The operation succeeds, and the world is as after an undisturbed one; or it fails, and the world is as before, but
 //!   for the ranges the error names, which are fenced. The error names the request and the kernel's answer.
-//! - Outside fences a device finds the memory that the space lists, page for page; the host holds the same resources as before, byte
-//!   for byte.
+//! - Outside fences a device finds the memory that the space lists, page for page; the host holds the same resources as
+//!   before, byte for byte.
 //! - The same operation then succeeds, or is refused with a fence as the reason.
 //! - A page that a device wrote is told to the tracker.
 //! - When everything is dropped the host holds nothing, but for charges it leaked itself. Memory is let go of; what

@@ -35,7 +35,8 @@ pub fn device_refused_while_memory_lies_over_its_interrupts(host: &Host, address
     assert_eq!(error.errno(), Some(Errno::EADDRINUSE), "{error}");
     let text = format!(
         "attach {address}: the live mapping 0xfed00000..=0xfeefffff would lie over 0xfee00000..=0xfeefffff, \
-         where a write is an interrupt ({address}); nothing changed (VFIO_DEVICE_ATTACH_IOMMUFD_PT: EADDRINUSE); unmap it first"
+         where a write is an interrupt ({address}); nothing changed (VFIO_DEVICE_ATTACH_IOMMUFD_PT: EADDRINUSE); unmap \
+         it first"
     );
     assert_eq!(error.to_string(), text);
     let live = IovaRange::with_len(Iova::new(INTERRUPTS - MIB), 2 * MIB).expect("a proper range");

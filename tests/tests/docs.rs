@@ -15,8 +15,10 @@ use dmaspace_tests::{soft, subject, suite};
 const HEADING: &str = "\
 # What is tested where
 
-Every backend is held to one contract, by the same tests: on the soft host's presets, and on the real kernels of the emulated hosts. A
-**yes** under a preset is a test that runs there with every `cargo test`; one under a kernel is a test that `ci/check hosts` saw pass there,
+Every backend is held to one contract, by the same tests: on the soft host's presets, and on the real kernels of the \
+emulated hosts. A
+**yes** under a preset is a test that runs there with every `cargo test`; one under a kernel is a test that `ci/check \
+hosts` saw pass there,
 or it would fail (`ci/tests-on`). Where nothing is said, the backend, the host or its pages have nothing to check.
 ";
 
@@ -124,8 +126,8 @@ fn reasons() -> String {
 fn conformance(lists: &Lists) -> String {
     let mut dialects: Vec<String> = ROWS.iter().map(|row| format!("{:?}", row.dialect)).collect();
     dialects.dedup();
-    let mut text = "\n## What kernels answer\n\nThe soft host is held to every row of the conformance table, and each kernel to those that a \
-                    call shows and none leaks by.\n\n"
+    let mut text = "\n## What kernels answer\n\nThe soft host is held to every row of the conformance table, and each \
+                    kernel to those that a call shows and none leaks by.\n\n"
         .to_owned();
     let hosts: Vec<&str> = lists.keys().map(String::as_str).collect();
     let _ = writeln!(text, "| | soft | real {} |\n|---|---|{}", hosts.join(" | real "), "---|".repeat(hosts.len()));

@@ -45,7 +45,8 @@ fn two_windows_created_by_rtas_are_qemu_s_flat_view_and_two_windows_of_the_host(
     assert_eq!(
         said,
         ["0x800000000000000..=0x80000003fffffff (tce-iommu-80000001): window: the host's window \
-          0x800000000000000..=0x80000003fffffff with 4K pages, which the memory behind it is made of; the guest's are 64K"]
+          0x800000000000000..=0x80000003fffffff with 4K pages, which the memory behind it is made of; the guest's are \
+          64K"]
     );
     let sections: Vec<_> = guest.listener().sections().map(|it| (it.range(), it.name().to_owned())).collect();
     assert_eq!(

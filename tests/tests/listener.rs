@@ -215,7 +215,8 @@ fn a_bar_that_cannot_be_mapped_is_warned_of_once_however_often_it_moves() {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(opened.space.space().clone()).expect("an empty view fits");
     let report = listener.commit(adding([bar(0xfe00_0000)])).expect("the guest lives on");
-    let warning = "0xfe000000..=0xfe0fffff (0000:00:03.0 BAR 0): skipped: iommufd cannot map another device's memory, unless that device exported it";
+    let warning = "0xfe000000..=0xfe0fffff (0000:00:03.0 BAR 0): skipped: iommufd cannot map another device's memory, \
+                   unless that device exported it";
     assert_eq!(report.spaces[0].warnings.iter().map(ToString::to_string).collect::<Vec<_>>(), [warning]);
     let report = listener.commit(adding([bar(0xfd00_0000)]).removing(bar(0xfe00_0000))).expect("the guest lives on");
     assert_eq!(report.spaces[0].warnings, []);

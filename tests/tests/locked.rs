@@ -62,8 +62,8 @@ fn type1_counts_what_the_process_has_locked() {
     let error = map(&**opened.space(), 2 * MIB, &memory(2 * PAGE), Unit::Whole).expect_err("it does not");
     assert_eq!(error.kind(), short(2 * PAGE, 3 * PAGE, 2 * PAGE, AccountingMode::Process));
     let text = "map 0x200000..=0x201fff: \
-                8192 bytes more do not fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken \
-                (VFIO_IOMMU_MAP_DMA: ENOMEM); raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK";
+                8192 bytes more do not fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them \
+                taken (VFIO_IOMMU_MAP_DMA: ENOMEM); raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK";
     assert_eq!(error.to_string(), text);
 }
 

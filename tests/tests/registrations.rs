@@ -297,7 +297,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (listener, piece) = (0..SERVED.len(), 0..PIECES);
     prop_oneof![
-        4 => (listener.clone(), piece.clone(), 1..4u64).prop_map(|(listener, at, count)| Step::Add(listener, at, count)),
+        4 => (listener.clone(), piece.clone(), 1..4u64)
+            .prop_map(|(listener, at, count)| Step::Add(listener, at, count)),
         2 => (listener.clone(), piece.clone()).prop_map(|(listener, at)| Step::Remove(listener, at)),
         2 => (0..SPACES).prop_map(Step::Turn),
         3 => (listener, piece).prop_map(|(listener, at)| Step::Entry(listener, at)),

@@ -176,7 +176,8 @@ fn a_device_that_the_firmware_keeps_is_refused_by_every_backend_with_the_range()
         let refused = host.open(&request).expect_err("the firmware keeps it").to_string();
         let group = soft.profile().groups[1].number;
         let text = format!(
-            "not {backend}: the firmware needs 0x80000000..=0x800fffff mapped one to one for the devices of group {group}; fix: update the firmware,"
+            "not {backend}: the firmware needs 0x80000000..=0x800fffff mapped one to one for the devices of group \
+             {group}; fix: update the firmware,"
         );
         assert!(refused.contains(&text), "{refused}");
         assert!(soft.ledger().is_clear());

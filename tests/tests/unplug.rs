@@ -1,5 +1,5 @@
-//! A device that leaves while a commit, an attach or a change of blocks is under way. No call of the kernel fails, so nothing may end up
-//! fenced, and everything is in force again once the device is back.
+//! A device that leaves while a commit, an attach or a change of blocks is under way. No call of the kernel fails, so
+//! nothing may end up fenced, and everything is in force again once the device is back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};

@@ -32,8 +32,8 @@ pub(crate) fn call_advice(failure: &Failure) -> Option<&'static str> {
             "put the VF token of its physical function behind the device's name: '0000:01:00.1 vf_token=<uuid>'"
         }
         ("VFIO_GROUP_SET_CONTAINER", Errno::EINVAL) => {
-            "look for a direct region in the group's reserved_regions in /sys/kernel/iommu_groups: with one the firmware \
-             keeps the device"
+            "look for a direct region in the group's reserved_regions in /sys/kernel/iommu_groups: with one the \
+             firmware keeps the device"
         }
         ("VFIO_GROUP_SET_CONTAINER", Errno::EBUSY) => {
             "give the group a container of its own: one of spapr-v1 takes no second group"
@@ -41,8 +41,8 @@ pub(crate) fn call_advice(failure: &Failure) -> Option<&'static str> {
         ("VFIO_SET_IOMMU", Errno::ENODEV) => "modprobe vfio_iommu_type1, or on POWER vfio_iommu_spapr_tce",
         ("VFIO_SET_IOMMU", Errno::EPERM) => {
             "interrupts are not isolated on this host; if you trust the guest, load vfio_iommu_type1 with \
-             allow_unsafe_interrupts=1; up to Linux 6.5 it is also the answer where the firmware keeps the device, with a \
-             direct region in the group's reserved_regions"
+             allow_unsafe_interrupts=1; up to Linux 6.5 it is also the answer where the firmware keeps the device, \
+             with a direct region in the group's reserved_regions"
         }
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EPERM) => {
             "bind all devices of the group to vfio-pci; if interrupts are not isolated on this host and you trust the \
@@ -50,8 +50,8 @@ pub(crate) fn call_advice(failure: &Failure) -> Option<&'static str> {
         }
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EBUSY) => "another process has the group of the device open",
         ("VFIO_DEVICE_BIND_IOMMUFD", Errno::EINVAL) => {
-            "another process, or another space of this one, has the device open, or the firmware keeps it, with a direct \
-             region in the group's reserved_regions"
+            "another process, or another space of this one, has the device open, or the firmware keeps it, with a \
+             direct region in the group's reserved_regions"
         }
         ("VFIO_DEVICE_ATTACH_IOMMUFD_PT" | "VFIO_GROUP_GET_DEVICE_FD", Errno::EADDRINUSE) => {
             "unmap the mappings in the device's reserved regions first, and require none of these regions"

@@ -85,7 +85,9 @@ fn note_on_powernv(pci: &[(&Range, Meaning)]) -> Option<String> {
         |range: &Range| range.last == u64::MAX && is_window_of_bridge(range) && tce_table(&range.name).is_none();
     let is_powernv = pci.iter().any(|(range, _)| is_all(range));
     is_powernv.then(|| {
-        "this is a powernv guest, whose PCI host bridge QEMU emulates as bare metal: it passes no host device through to one".to_owned()
+        "this is a powernv guest, whose PCI host bridge QEMU emulates as bare metal: it passes no host device through \
+         to one"
+            .to_owned()
     })
 }
 

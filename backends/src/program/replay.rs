@@ -150,7 +150,10 @@ mod tests {
     proptest! {
         /// There is an answer to every text; and a range that is said to be mapped is mapped.
         #[test]
-        fn damaged_texts_are_replayed_or_refused(text in damaged(), (host, backend) in prop::sample::select(&HOSTS[..])) {
+        fn damaged_texts_are_replayed_or_refused(
+            text in damaged(),
+            (host, backend) in prop::sample::select(&HOSTS[..]),
+        ) {
             let Ok(views) = parse(&Text::of(&text)) else { return Ok(()) };
             let Ok(guest) = Guest::of(&views, None, None) else { return Ok(()) };
             let setting = Setting { place: Place::named(host).expect("a preset"), backend, hints: true, record: None };
@@ -159,7 +162,10 @@ mod tests {
             prop_assert_eq!(outcome.sections.len(), guest.pci.len() + guest.targets.len());
             prop_assert_eq!(outcome.ok, !outcome.sections.iter().any(|judged| judged.fate == Fate::Refused));
             let mapped = |judged: &&Judged| outcome.ok && judged.fate == Fate::Mapped;
-            let reached = |judged: &Judged| u128::from(judged.last.0 - judged.first.0) + 1 - u128::from(judged.lost_head + judged.lost_tail);
+            let reached = |judged: &Judged| {
+                let len = u128::from(judged.last.0 - judged.first.0) + 1;
+                len - u128::from(judged.lost_head + judged.lost_tail)
+            };
             let sum: u128 = outcome.sections.iter().filter(mapped).map(reached).sum();
             prop_assert_eq!(u128::from(outcome.bytes.mapped), sum);
         }

@@ -309,7 +309,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_traces_are_replayed_or_refused(text in damaged(), (host, backend) in prop::sample::select(&HOSTS[..])) {
+        fn damaged_traces_are_replayed_or_refused(
+            text in damaged(),
+            (host, backend) in prop::sample::select(&HOSTS[..]),
+        ) {
             let Ok(traced) = trace::parse(&Text::of(&text), None) else { return Ok(()) };
             for course in traced.courses {
                 check(&course, &on(host, backend))?;

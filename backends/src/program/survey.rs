@@ -14,8 +14,10 @@ use crate::program::text::in_units;
 pub(crate) const HEADING: &str = "\
 # What becomes of a guest on each host
 
-`dmaspace survey FILE…` prints this: every guest is replayed on every soft host, through every backend the host has. *Pinned* and *tables*
-are what the host has to lock; *lost* are the bytes of memory that are mapped in part, or not at all, because the host's pages are larger
+`dmaspace survey FILE…` prints this: every guest is replayed on every soft host, through every backend the host has. \
+*Pinned* and *tables*
+are what the host has to lock; *lost* are the bytes of memory that are mapped in part, or not at all, because the \
+host's pages are larger
 than what they begin or end with. What the VMM emulates is left out. Nothing of a refused guest is in force.
 ";
 
@@ -38,7 +40,8 @@ fn kind_of(backend: Backend) -> arguments::Backend {
 
 /// The table of one guest: a row for each host, with what a replay on it found.
 pub(crate) fn table(file: &str, rows: &[(&'static str, Outcome)]) -> String {
-    const COLUMNS: &str = "| host | backend | | map calls | mapped | pinned | tables | lost | what devices do not reach, and why |\n\
+    const COLUMNS: &str = "| host | backend | | map calls | mapped | pinned | tables | lost | what devices do not \
+                           reach, and why |\n\
                            |---|---|---|---|---|---|---|---|---|\n";
     let rows: String = rows.iter().map(|(host, outcome)| row(host, outcome)).collect();
     format!("\n## {file}\n\n{COLUMNS}{rows}")

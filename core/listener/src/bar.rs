@@ -302,7 +302,8 @@ mod tests {
         let bar = bar_of(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
         let expected = Relocation { size: 0x2_0000, table: Some(0x1_0000), pba: Some(0x1_0050) };
         assert_eq!(bar.relocation(PageSize::K64), Some(expected));
-        let words = "with the MSI-X table at 0x10000 and the PBA at 0x10050 of a BAR of 0x20000 bytes, all of its memory could be mapped";
+        let words = "with the MSI-X table at 0x10000 and the PBA at 0x10050 of a BAR of 0x20000 bytes, all of its \
+                     memory could be mapped";
         assert_eq!(expected.to_string(), words);
         let moved = Some(Msix { vectors: NonZeroU16::new(5).expect("some"), table: expected.table, pba: expected.pba });
         let moved = Bar { size: NonZeroU64::new(expected.size).expect("not empty"), msix: moved, ..bar };

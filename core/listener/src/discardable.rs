@@ -43,7 +43,8 @@ pub enum BlockError {
     Misaligned(IovaRange, PageSize),
     /// A host's kernel would not take so many mappings. No call was made.
     #[error(
-        "{needed} more mappings are needed, the kernel of {backend} has {left} left; populate less, or use larger blocks"
+        "{needed} more mappings are needed, the kernel of {backend} has {left} left; populate less, or use larger \
+         blocks"
     )]
     NoMappingSlots {
         /// The backend's name.

@@ -204,8 +204,8 @@ impl Listener {
     /// ```
     ///
     /// # Errors
-    /// [`Kind::Tracking`](dmaspace_core::error::Kind::Tracking) if a space is tracked already, or a kernel's failure. No space is tracked
-    /// then that was not tracked before.
+    /// [`Kind::Tracking`](dmaspace_core::error::Kind::Tracking) if a space is tracked already, or a kernel's failure.
+    /// No space is tracked then that was not tracked before.
     pub fn track_dirty(&mut self, sink: Arc<dyn DirtySink>) -> Result<Vec<Precision>, Error> {
         let spaces = self.in_force.serving();
         self.in_force.tracking.start(&spaces, sink)

@@ -12,9 +12,9 @@ use dmaspace_core::sync::{self, past_poison};
 /// update that ends the VMM is on record too, and then the outcome.
 ///
 /// The calls come in order, one at a time, and while the listener holds no lock: after [`Recorder::begins`] each of
-/// [`Recorder::commits`], [`Recorder::joins`] and [`Recorder::leaves`] is followed by [`Recorder::ended`]. A recorder must deal with
-/// its own failures: a guest is worth more than its record. Entries of translated windows and populated blocks are not
-/// recorded: they are the guest's data path.
+/// [`Recorder::commits`], [`Recorder::joins`] and [`Recorder::leaves`] is followed by [`Recorder::ended`]. A recorder
+/// must deal with its own failures: a guest is worth more than its record. Entries of translated windows and populated
+/// blocks are not recorded: they are the guest's data path.
 pub trait Recorder: fmt::Debug + Send {
     /// Begins the record with the front end's facts about the guest's bus, the view (as additions to nothing), and the
     /// spaces served, in the order they were attached.

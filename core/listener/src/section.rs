@@ -79,9 +79,8 @@ impl Section {
     }
 
     /// RAM whose blocks of `granule` bytes are populated and discarded: nothing is mapped until a block is populated
-    /// through
-    /// [`Listener::discardable`]. Its bounds must be multiples of `granule`, and `granule` of the host's pages, else the section is
-    /// refused. No other section or target memory may show the same memory.
+    /// through [`Listener::discardable`]. Its bounds must be multiples of `granule`, and `granule` of the host's pages,
+    /// else the section is refused. No other section or target memory may show the same memory.
     ///
     /// [`Listener::discardable`]: crate::Listener::discardable
     ///
@@ -250,8 +249,8 @@ pub enum Shrink {
     /// It is refused, and with it the commit.
     #[default]
     Refuse,
-    /// It is mapped as far as whole pages of it can be, and the bytes it loses are reported: QEMU's way. A scrap in which no whole page
-    /// lies, or whose bus and host addresses lie differently in a page, is skipped.
+    /// It is mapped as far as whole pages of it can be, and the bytes it loses are reported: QEMU's way. A scrap in
+    /// which no whole page lies, or whose bus and host addresses lie differently in a page, is skipped.
     Report,
 }
 

@@ -1,7 +1,7 @@
 //! Translated windows: entries that the guest puts and clears, from any of its processors.
 //!
-//! [`TranslatedWindow`] is the handle for any thread. The state behind it ([`shared`]) is owned by the listener; [`putting`] adds the
-//! fallback to smaller pages, [`kernel_tables`] hands windows to the kernel.
+//! [`TranslatedWindow`] is the handle for any thread. The state behind it ([`shared`]) is owned by the listener;
+//! [`putting`] adds the fallback to smaller pages, [`kernel_tables`] hands windows to the kernel.
 
 mod entry;
 mod kernel_owned;
@@ -115,8 +115,8 @@ impl TranslatedWindow {
     /// that the kernel puts meanwhile refuses the space.
     ///
     /// # Errors
-    /// [`EntryError::NoSuchWindow`]; [`EntryError::Space`] for a space that cannot hand windows to the kernel, for entries that are there
-    /// already, or with the kernel's failure. Nothing changed then.
+    /// [`EntryError::NoSuchWindow`]; [`EntryError::Space`] for a space that cannot hand windows to the kernel, for
+    /// entries that are there already, or with the kernel's failure. Nothing changed then.
     pub fn hand_to_kernel(&self, entries: Arc<dyn KernelEntries>) -> Result<(), EntryError> {
         self.shared()?.pause().hand_to_kernel(entries)
     }

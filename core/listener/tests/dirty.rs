@@ -1,5 +1,5 @@
-//! Dirty tracking against an IOMMU in a few lines that logs written pages: no written page is ever missing, and where nothing failed
-//! none is told that was not.
+//! Dirty tracking against an IOMMU in a few lines that logs written pages: no written page is ever missing, and where
+//! nothing failed none is told that was not.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests arrange with them")]
 
 use dmaspace_core::contract::MapRequest;

@@ -10,16 +10,16 @@ use crate::words::page::PageSize;
 pub struct Capabilities {
     /// The form in which the kernel keeps mappings.
     pub keeps: MappingModel,
-    /// Whether another device's mmapped BAR can be mapped by its address.
+    /// `true` if another device's mmapped BAR can be mapped by its address.
     pub maps_device_memory: bool,
-    /// Whether memory with a known file ([`HostMemory::file`]) is mapped by the file, as far as is known: a kernel that
-    /// turns out not to support it gets addresses from then on. A BAR that its device exported can be mapped so.
+    /// `true` if memory with a known file ([`HostMemory::file`]) is mapped by the file, as far as is known: a kernel
+    /// that turns out not to support it gets addresses from then on. A BAR that its device exported can be mapped so.
     pub maps_files: bool,
-    /// Whether memory that this process may only read can be mapped for reading: sPAPR always pins for writing.
+    /// `true` if memory that this process may only read can be mapped for reading: sPAPR always pins for writing.
     pub maps_host_read_only: bool,
     /// The page size of the host's memory.
     pub host_page: PageSize,
-    /// Whether live mappings can be handed over to another process.
+    /// The support for handing live mappings over to another process.
     pub hands_over: LiveUpdateSupport,
 }
 
@@ -36,7 +36,7 @@ impl Capabilities {
         }
     }
 
-    /// Whether `memory` can be mapped, as far as it is another device's.
+    /// Returns `true` if `memory` can be mapped, as far as it is another device's.
     pub fn reaches(&self, memory: &HostMemory) -> bool {
         !memory.is_device_memory() || self.maps_device_memory || (self.maps_files && memory.file().is_some())
     }
@@ -52,7 +52,7 @@ pub enum MappingModel {
     PageEntries,
 }
 
-/// Whether live mappings can be handed over to another process, as far as a backend knows without a call.
+/// The support for handing live mappings over to another process, as far as a backend knows without a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LiveUpdateSupport {
     /// Where the kernel and the devices support it;

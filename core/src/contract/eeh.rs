@@ -6,7 +6,8 @@
 //! into these verbs (linux: drivers/vfio/vfio_iommu_spapr_tce.c, vfio_spapr_ioctl_eeh_pe_op):
 //!
 //! ```text
-//!  state: Stopped ──► thaw Mmio, collect the device's report ──► reset Hot, then Deactivate ──► configure ──► state: Normal
+//!  state: Stopped ──► thaw Mmio, collect the device's report ──► reset Hot, then Deactivate
+//!                 ──► configure ──► state: Normal
 //! ```
 //!
 //! Windows, entries and registrations stay through all of it; a reset clears the settings of the device itself.
@@ -31,7 +32,7 @@ pub enum PeState {
 }
 
 impl PeState {
-    /// Whether reads of the device's registers return all ones, whatever is in them.
+    /// Returns `true` if reads of the device's registers return all ones, whatever is in them.
     pub fn answers_all_ones(self) -> bool {
         matches!(self, Self::Reset | Self::Stopped | Self::Unavailable)
     }
@@ -43,9 +44,12 @@ impl fmt::Display for PeState {
             Self::Normal => "works",
             Self::Reset => "is held in reset: end the reset, then configure it",
             Self::Stopped => {
-                "is frozen after an error: its registers read all ones and it reaches no memory; thaw its MMIO to see why, then reset it"
+                "is frozen after an error: its registers read all ones and it reaches no memory; thaw its MMIO to see \
+                 why, then reset it"
             }
-            Self::StoppedDma => "reaches no memory after an error, its registers can be read; reset it, or thaw its DMA",
+            Self::StoppedDma => {
+                "reaches no memory after an error, its registers can be read; reset it, or thaw its DMA"
+            }
             Self::Unavailable => "is being recovered by the host, ask again later",
         })
     }
@@ -94,7 +98,7 @@ pub enum PeOperation {
 /// Recovering the PE behind a space. There is one while exactly one group is attached: the kernel performs an operation
 /// on each group of a container and returns the first result that is not zero, of any group.
 pub trait Eeh: Send + Sync {
-    /// Whether the host recovers devices. Asks the kernel once.
+    /// Returns `true` if the host recovers devices. Asks the kernel once.
     fn is_available(&self) -> bool;
 
     /// Performs an operation on the PE.

@@ -130,7 +130,7 @@ pub struct HandedMapping {
     pub access: Access,
     /// The parts in which it may be unmapped.
     pub unit: Unit,
-    /// Whether it is another device's memory.
+    /// `true` if it is another device's memory.
     pub device_memory: bool,
 }
 
@@ -140,7 +140,7 @@ pub struct HandedMapping {
     reason = "UNSAFETY: no kernel compares the memory that is adopted with the memory that is pinned"
 )]
 pub trait LiveUpdate: Send + Sync {
-    /// Whether the space is handed over, or inherited and not adopted yet: it refuses every change then.
+    /// Returns `true` if the space is handed over, or inherited and not adopted yet: it refuses every change then.
     fn is_handed_over(&self) -> bool;
 
     /// Invalidates this process's addresses in the kernel, and describes the mappings by the names of `memory`. A space

@@ -73,7 +73,7 @@ impl WindowPlace {
         Self { longest: Some(longest), ..self }
     }
 
-    /// Whether a window of `len` bytes fits here.
+    /// Returns `true` if a window of `len` bytes fits here.
     pub fn holds(&self, len: u64) -> bool {
         self.longest.is_none_or(|longest| len <= longest.get())
     }

@@ -159,22 +159,22 @@ impl<A: Address> AddressRange<A> {
         self.last.get().checked_add(1).map(A::new)
     }
 
-    /// Whether `address` lies inside.
+    /// Returns `true` if `address` lies inside.
     pub fn contains(self, address: A) -> bool {
         self.first <= address && address <= self.last
     }
 
-    /// Whether all of `other` lies inside.
+    /// Returns `true` if all of `other` lies inside.
     pub fn covers(self, other: Self) -> bool {
         self.first <= other.first && other.last <= self.last
     }
 
-    /// Whether the two share a byte.
+    /// Returns `true` if the two share a byte.
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// Whether `next` begins right after this range ends.
+    /// Returns `true` if `next` begins right after this range ends.
     pub fn touches(self, next: Self) -> bool {
         self.end() == Some(next.first)
     }
@@ -225,7 +225,7 @@ impl<A: Address> AddressRange<A> {
         Self { first: A::new(page.round_down(self.first.get())), last: A::new(self.last.get() | (page.bytes() - 1)) }
     }
 
-    /// Whether both ends lie on borders of `page`.
+    /// Returns `true` if both ends lie on borders of `page`.
     pub fn is_aligned_to(self, page: PageSize) -> bool {
         page.divides(self.first.get()) && self.end().is_none_or(|end| page.divides(end.get()))
     }

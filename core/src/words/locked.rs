@@ -52,7 +52,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Whether `bytes` more fit beside what this process has taken.
+    /// Returns `true` if `bytes` more fit beside what this process has taken.
     pub fn admits(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.taken.checked_add(bytes).is_some_and(|sum| sum <= limit))
     }
@@ -63,8 +63,8 @@ impl Allowance {
 pub struct PinLimit {
     /// The bytes the operation would have locked, all of it together; `None` where that is not known.
     pub wanted: Option<u64>,
-    /// What could be locked when the operation had failed and what it had locked itself was given back; `None` where
-    /// the door cannot tell.
+    /// The bytes that could be locked when the operation had failed and had given back its own; `None` where the door
+    /// cannot tell.
     pub allowance: Option<Allowance>,
 }
 
@@ -161,7 +161,8 @@ mod tests {
         let limit = wanting(8192, SOME.of_user());
         assert_eq!((limit.is_reached(), limit.advice()), (None, "raise RLIMIT_MEMLOCK, or grant CAP_IPC_LOCK"));
         let text = "8192 bytes more fit into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), \
-                    4096 of them taken by this process: its user's others have taken the rest, or the kernel is out of memory";
+                    4096 of them taken by this process: its user's others have taken the rest, or the kernel is out of \
+                    memory";
         assert_eq!(limit.to_string(), text);
     }
 

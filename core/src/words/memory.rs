@@ -281,22 +281,22 @@ impl HostMemory {
         self.traits.page
     }
 
-    /// Whether this process may only read the memory.
+    /// Returns `true` if this process may only read the memory.
     pub fn is_host_read_only(&self) -> bool {
         self.traits.host_read_only
     }
 
-    /// Whether it is another device's memory.
+    /// Returns `true` if it is another device's memory.
     pub fn is_device_memory(&self) -> bool {
         self.traits.device_memory
     }
 
-    /// Whether there is only an address and no memory.
+    /// Returns `true` if there is only an address and no memory.
     pub fn is_unbacked(&self) -> bool {
         matches!(self.origin, Origin::Unbacked(_))
     }
 
-    /// Whether the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
+    /// Returns `true` if the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
     pub fn is_rounded(&self) -> bool {
         !self.is_vouched_for(self.address(), self.last())
     }
@@ -350,12 +350,12 @@ impl HostMemory {
         Some(Self { base, len, ..self.clone() })
     }
 
-    /// Whether both share bytes of this process's address space.
+    /// Returns `true` if both share bytes of this process's address space.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.address() <= other.last() && other.address() <= self.last()
     }
 
-    /// Whether both are of one unplug unit and described alike, so that they may share one kernel mapping.
+    /// Returns `true` if both are of one unplug unit and described alike, so that they may share one kernel mapping.
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
         self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
     }
@@ -461,7 +461,7 @@ fn cell(bytes: Vouched<'_>, n: usize) -> &AtomicU8 {
     unsafe { AtomicU8::from_ptr(bytes.first.wrapping_add(n)) }
 }
 
-/// Whether it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
+/// Returns `true` if it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
 fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
     let is_file = |file: File| file.metadata().is_ok_and(|about| about.is_file());
     let mut told = MaybeUninit::<libc::statfs>::uninit();

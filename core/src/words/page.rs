@@ -43,7 +43,7 @@ impl PageSize {
         1 << self.shift
     }
 
-    /// Whether `number` is a multiple of this size.
+    /// Returns `true` if `number` is a multiple of this size.
     pub const fn divides(self, number: u64) -> bool {
         number & (self.bytes() - 1) == 0
     }
@@ -126,7 +126,7 @@ impl PageSizes {
         PageSize { shift: (63 - self.0.leading_zeros()) as u8 }
     }
 
-    /// Whether the set has this size.
+    /// Returns `true` if the set has this size.
     pub const fn contains(self, page: PageSize) -> bool {
         self.0.get() & page.bytes() != 0
     }

@@ -47,12 +47,12 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Whether the range blocks mappings.
+    /// Returns `true` if the range blocks mappings.
     pub fn counts(&self) -> bool {
         self.why != Why::DirectRelaxable
     }
 
-    /// Whether it is in the range of AMD's IOMMU for HyperTransport's own traffic, just below 1 TiB (linux:
+    /// Returns `true` if it is in the range of AMD's IOMMU for HyperTransport's own traffic, just below 1 TiB (linux:
     /// drivers/iommu/amd/amd_iommu_types.h, HT_RANGE_START).
     fn is_hypertransport(&self) -> bool {
         let within = self.range.first() >= Iova::new(0xfd_0000_0000) && self.range.last() <= Iova::new(0xff_ffff_ffff);

@@ -96,7 +96,7 @@ impl Windows {
         self.windows.last().map(|window| window.range.last())
     }
 
-    /// Whether there is none: a host whose windows are created, before the first one.
+    /// Returns `true` if there is none: a host whose windows are created, before the first one.
     pub fn is_empty(&self) -> bool {
         self.windows.is_empty()
     }

@@ -113,8 +113,8 @@ impl TceTables {
     /// H_PUT_TCE_INDIRECT: writes `count` entries from the page at `list`, where they are big-endian.
     ///
     /// # Errors
-    /// [`Refusal::LongList`], [`Refusal::MisalignedList`], then as [`TceTables::h_get_tce`], then [`Refusal::NoList`], and
-    /// for any of the entries as [`TceTables::h_put_tce`].
+    /// [`Refusal::LongList`], [`Refusal::MisalignedList`], then as [`TceTables::h_get_tce`], then [`Refusal::NoList`],
+    /// and for any of the entries as [`TceTables::h_put_tce`].
     pub fn h_put_tce_indirect(
         &self,
         memory: &dyn SystemMemory,

@@ -39,7 +39,8 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     let kind = Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance });
     assert_eq!((error.operation(), &error.kind().clone()), (Operation::CreateWindow, &kind), "{error}");
     let words = format!(
-        "{wanted} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them taken"
+        "{wanted} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them \
+         taken"
     );
     assert!(refusal.to_string().contains(&words), "{refusal}");
     assert_eq!((fenced.as_slice(), error.fenced()), (&[][..], &[][..]), "{refusal}");

@@ -22,7 +22,8 @@ fn every_call_of_every_sequence_fails_in_every_way() {
     let (sequences, cases) = (sequences.len(), tally.cases());
     let Tally { single, double, lasting, .. } = &tally;
     let report = format!(
-        "{sequences} sequences, {cases} cases in {:.1?}: {single} with one fault, {double} with two, {lasting} with one that lasts\n\
+        "{sequences} sequences, {cases} cases in {:.1?}: {single} with one fault, {double} with two, {lasting} with \
+         one that lasts\n\
          {:?}\n",
         begun.elapsed(),
         tally.outcomes,

@@ -200,8 +200,8 @@ impl World {
         Ok(())
     }
 
-    /// A mapping that is the same before and after was not touched in between, unless the kernel could only unmap it together
-    /// with one that changed; and the report counts these bytes.
+    /// A mapping that is the same before and after was not touched in between, unless the kernel could only unmap it
+    /// together with one that changed; and the report counts these bytes.
     fn check_disturbance(&self, place: &TestHost, before: &Before, report: &SpaceReport) -> TestCaseResult {
         let kept = place.live.shared_with(&place.reached());
         let disturbed = |range: IovaRange| kept.within(range).bytes();

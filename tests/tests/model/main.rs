@@ -2,8 +2,8 @@
 //! the soft host.
 //!
 //! After every step the spaces map the memory of the model, and the soft host's devices reach exactly that. A step that
-//! fails leaves everything as it was, but for ranges it names as fenced. A mapping that is the same before and after a step was
-//! not touched in between.
+//! fails leaves everything as it was, but for ranges it names as fenced. A mapping that is the same before and after a
+//! step was not touched in between.
 //!
 //! Every world comes from a seed of its own. A failure names it, with the fewest steps that still fail:
 //!

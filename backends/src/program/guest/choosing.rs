@@ -132,8 +132,8 @@ fn note_on_iommu(views: &[FlatView], chosen: &str) -> Option<String> {
     let now = if shares { ", which is the same for now, since the IOMMU lets everything through" } else { "" };
     let name = printable::cut(&space.name, LONGEST_NAME);
     Some(format!(
-        "the guest has an emulated IOMMU ({}): devices behind it see another address space, such as {name}{now}; {chosen} \
-         is replayed, --address-space NAME replays another",
+        "the guest has an emulated IOMMU ({}): devices behind it see another address space, such as {name}{now}; \
+         {chosen} is replayed, --address-space NAME replays another",
         iommu.name
     ))
 }

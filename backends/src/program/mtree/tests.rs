@@ -96,7 +96,8 @@ fn whole_monitor_sessions_are_read() {
         |text| text.trim_end().to_owned(),
         |text| {
             format!(
-                "QEMU 10.0.2 monitor - type 'help' for more information\r\n(qemu) info mtree -f\r\n{text}(qemu) quit\r\n"
+                "QEMU 10.0.2 monitor - type 'help' for more information\r\n(qemu) info mtree -f\r\n{text}(qemu) \
+                 quit\r\n"
             )
         },
         |text| format!("(qemu) i\u{1b}[K\u{1b}[Din\u{1b}[K\r\n{text}(qemu) "),

@@ -136,7 +136,8 @@ const EVENTS: [Event; 21] = [
         "vfio_listener_region_add_no_dma_map",
         &[now(
             "2.12",
-            "Region \"{name:s}\" 0x{iova:x} size=0x{size:x} is not aligned to 0x{page_size:x} and cannot be mapped for DMA",
+            "Region \"{name:s}\" 0x{iova:x} size=0x{size:x} is not aligned to 0x{page_size:x} and cannot be mapped for \
+             DMA",
         )],
         not_mapped,
     ),
@@ -215,7 +216,8 @@ const EVENTS: [Event; 21] = [
         "iommufd_backend_map_dma",
         &[now(
             "9.0",
-            "iommufd={iommufd:d} ioas={ioas:d} iova=0x{iova:x} size=0x{size:x} addr={vaddr:p} readonly={readonly:d} ({ret:d})",
+            "iommufd={iommufd:d} ioas={ioas:d} iova=0x{iova:x} size=0x{size:x} addr={vaddr:p} readonly={readonly:d} \
+             ({ret:d})",
         )],
         |fields| {
             let at = span(fields, "iova", "size")?;

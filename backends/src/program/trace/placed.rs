@@ -24,7 +24,8 @@ impl<A: Address, T> Placed<A, T> {
         let below = self.pieces.range(..=range.last()).next_back().map(|(_, piece)| piece);
         if let Some((other, _, line)) = below.filter(|(other, ..)| other.overlaps(range)) {
             return Err(format!(
-                "a range that does not overlap {other} of line {line}, which is still there; several containers at once cannot be told apart"
+                "a range that does not overlap {other} of line {line}, which is still there; several containers at \
+                 once cannot be told apart"
             ));
         }
         self.pieces.insert(range.first(), (range, piece, line));

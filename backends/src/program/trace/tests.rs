@@ -195,8 +195,8 @@ fn bars_are_known_by_their_areas_where_there_is_proof() {
 
 #[test]
 fn memory_that_is_not_to_be_mapped_is_a_devices() {
-    let skipped = "vfio_listener_region_skip_dma_map Region \"0000:01:00.0 CXL DPA mmaps[0]\" 0x0 size=0x1000 marked to \
-                   skip IOMMU mapping";
+    let skipped = "vfio_listener_region_skip_dma_map Region \"0000:01:00.0 CXL DPA mmaps[0]\" 0x0 size=0x1000 marked \
+                   to skip IOMMU mapping";
     let course = course(&[RAM, skipped].join("\n"));
     assert_eq!((names(&course), course.pinned_there), (vec!["0000:01:00.0 CXL DPA mmaps[0]"], Some(0)));
 }

@@ -170,8 +170,8 @@ impl<'a> Planner<'a> {
         }
         (to_come > left).then(|| {
             format!(
-                "{to_come} blocks of all sections are yet to come and take a mapping each, the kernel will have {left} left: larger \
-                 blocks, or a higher dma_entry_limit of vfio_iommu_type1, would help"
+                "{to_come} blocks of all sections are yet to come and take a mapping each, the kernel will have {left} \
+                 left: larger blocks, or a higher dma_entry_limit of vfio_iommu_type1, would help"
             )
         })
     }
@@ -182,8 +182,8 @@ fn warning(verdict: &Verdict<Section>, cause: Cause, text: &str) -> Warning {
 }
 
 /// The warning of many registrations.
-const DEAR: &str = "each populated block is a registration of its own here, so that it can be unregistered, and every entry put on this \
-                    host is slower for each of them: larger blocks would help";
+const DEAR: &str = "each populated block is a registration of its own here, so that it can be unregistered, and every \
+                    entry put on this host is slower for each of them: larger blocks would help";
 
 /// The number of a section's blocks, populated or not.
 fn blocks_of(section: &Section) -> u64 {

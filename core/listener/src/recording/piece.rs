@@ -194,8 +194,9 @@ impl Piece {
     /// The section or target memory that the piece describes, of memory that `memory` provides, if it can.
     ///
     /// # Errors
-    /// [`BadPiece`] when it says nothing that a section or target memory can be: fields that are missing or too many, bounds that are no
-    /// range, memory that would wrap around; or when the memory is not made, or not as long as asked.
+    /// [`BadPiece`] when it says nothing that a section or target memory can be: fields that are missing or too many,
+    /// bounds that are no range, memory that would wrap around; or when the memory is not made, or not as long as
+    /// asked.
     pub fn make(&self, memory: &mut dyn FnMut(&Asked) -> Option<HostMemory>) -> Result<Made, BadPiece> {
         let (at, name) = (Iova::new(self.first.0), self.name.as_str());
         let range = IovaRange::new(at, Iova::new(self.last.0)).map_err(|_| BadPiece::order(self.first, self.last))?;

@@ -42,7 +42,8 @@ pub enum EntryError {
     /// A host refused an entry of a window whose pages are larger than its own; the memory is probably made of smaller
     /// pages. A window without an entry is created again with the host's pages; this window could not be.
     #[error(
-        "{0}; the host's window is of {1} pages, which may be larger than the memory's, and cannot be made again as it is"
+        "{0}; the host's window is of {1} pages, which may be larger than the memory's, and cannot be made again as it \
+         is"
     )]
     PagesTooLarge(Error, PageSize),
 }

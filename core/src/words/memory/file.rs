@@ -60,7 +60,7 @@ impl MemoryFile {
         }
     }
 
-    /// Whether `door` can say which file it is.
+    /// Returns `true` if `door` can say which file it is.
     pub fn is_behind(&self, door: &Arc<dyn Door>) -> bool {
         match &self.0 {
             Source::Descriptor(_) => true,
