@@ -3,7 +3,7 @@
 use dmaspace::choose::BackendKind;
 use dmaspace_core::contract::MapRequest;
 use dmaspace_core::contract::Unit;
-use dmaspace_core::contract::eeh::{PeOperation, PeState, PeWatch, Reset, Thaw};
+use dmaspace_core::contract::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Thaw};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::{FaultMode, FaultPlan};
@@ -102,7 +102,9 @@ fn a_host_without_recovery_and_a_space_without_a_device_say_so() {
         [("pseries", BackendKind::Spapr), ("vtd", BackendKind::Type1), ("vtd", BackendKind::Iommufd)]
     {
         let soft = host(preset);
-        assert!(open(&soft, backend).space.space().powers().eeh.is_none(), "{preset} {backend}");
+        let opened = open(&soft, backend);
+        let eeh = opened.space.space().powers().eeh;
+        assert!(!eeh.is_some_and(Eeh::is_available), "{preset} {backend}");
     }
     let soft = host("powernv9");
     let facts = dmaspace::facts::Facts::of_soft(soft.profile());

@@ -39,7 +39,12 @@ impl Batch {
             let address = memory.address.checked_add(offset)?;
             let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
             let inside = address - block.memory.address();
-            Some((block.memory.slice(inside, page.round_down(block.memory.len().get() - inside))?, block.id))
+            let room = page.round_down(block.memory.len().get() - inside);
+            // The caller's memory, not the block: the block may be rounded to whole pages, and its owner vouches for a part.
+            let mapped =
+                memory.rest(offset).and_then(|rest| rest.slice(0, room.min(page.round_down(rest.len().get()))));
+            let shown = if mapped.is_some() { mapped } else { block.memory.slice(inside, room) };
+            Some((shown?, block.id))
         }))
     }
 
