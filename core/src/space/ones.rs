@@ -53,7 +53,9 @@ mod tests {
 
     #[test]
     fn every_pattern_of_a_few_bits_is_told_as_it_is() {
-        for pattern in 0_u64..1 << 10 {
+        // Miri runs 34 of the 1,024 patterns, each bit set in some of them and clear in others.
+        let step = if cfg!(miri) { 31 } else { 1 };
+        for pattern in (0_u64..1 << 10).step_by(step) {
             // Across a border of words.
             let words = [pattern << 59, pattern >> 5];
             let told: Vec<u64> = ones(&words, 59..69).flatten().collect();

@@ -139,7 +139,9 @@ impl HostMemory {
     ///
     /// # Safety
     /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and
-    /// no Rust reference may point into it while a device can write it.
+    /// no Rust reference may point into it while a device can write it. Copies are atomic accesses, so `base` must be a
+    /// pointer that the language allows writes through, even if the pages are [`HostMemory::host_read_only`]: the result
+    /// of `mmap`, for example, and never a pointer made of a shared reference to plain bytes.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
     }
@@ -178,7 +180,7 @@ impl HostMemory {
     ///
     /// # Safety
     /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a
-    /// device can write it.
+    /// device can write it. For `base` the duty of [`HostMemory::vouch_for`] holds.
     pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
     }
@@ -510,9 +512,14 @@ mod tests {
         HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
-    fn held(bytes: &Arc<[u8; 32]>) -> HostMemory {
-        let base = NonNull::new(bytes.as_ptr().cast_mut()).expect("not null");
-        // SAFETY: the bytes live as long as the Arc, and the tests do not look at it while they copy.
+    /// Atomics, since a pointer into an `Arc` of plain bytes may not be written through.
+    fn bytes(each: u8) -> Arc<[AtomicU8; 32]> {
+        Arc::new(std::array::from_fn(|_| AtomicU8::new(each)))
+    }
+
+    fn held(bytes: &Arc<[AtomicU8; 32]>) -> HostMemory {
+        let base = NonNull::new(bytes[..].as_ptr().cast::<u8>().cast_mut()).expect("not null");
+        // SAFETY: the bytes live as long as the Arc, and the references to them are references to atomics.
         unsafe { HostMemory::held_by(base, NonZeroUsize::new(32).expect("not zero"), bytes.clone()) }.expect("no wrap")
     }
 
@@ -543,7 +550,7 @@ mod tests {
 
     #[test]
     fn an_owner_is_one_unit_and_cannot_be_talked_out_of_it() {
-        let (one, other) = (Arc::new([0u8; 32]), Arc::new([0u8; 32]));
+        let (one, other) = (bytes(0), bytes(0));
         let memory = held(&one);
         assert_eq!(memory.unit(), held(&one).unit());
         assert_eq!(memory.unit(), memory.clone().in_unit(7).unit());
@@ -553,7 +560,7 @@ mod tests {
 
     #[test]
     fn copies_go_in_and_out_and_never_past_the_end() {
-        let bytes = Arc::new([0u8; 32]);
+        let bytes = bytes(0);
         let memory = held(&bytes);
         memory.write(30, &[7, 8]).expect("inside");
         let mut out = [0; 2];
@@ -581,7 +588,7 @@ mod tests {
 
     #[test]
     fn pages_around_memory_are_not_copied_but_the_memory_is() {
-        let bytes = Arc::new([7u8; 32]);
+        let bytes = bytes(7);
         let pages = held(&bytes).widened_to(PageSize::K4).expect("no wrap");
         assert!(
             pages.is_rounded() && !unbacked(0x1000, 0x1000).widened_to(PageSize::K4).expect("no wrap").is_rounded()
@@ -607,7 +614,7 @@ mod tests {
 
     #[test]
     fn the_owner_lives_as_long_as_the_last_clone() {
-        let bytes = Arc::new([0u8; 32]);
+        let bytes = bytes(0);
         let slice = held(&bytes).slice(1, 1);
         assert_eq!(Arc::strong_count(&bytes), 2);
         drop(slice);

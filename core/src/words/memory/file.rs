@@ -107,6 +107,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes a system call: fstatfs")]
     fn a_file_that_is_not_made_of_memory_is_refused() {
         let null = File::open("/dev/null").expect("everybody may open it");
         assert!(MemoryFile::new(Arc::new(null)).is_none());
