@@ -16,6 +16,7 @@
 use std::mem::offset_of;
 
 use dmaspace_abi::{IovaSpan, device, iommufd, spapr, type1, vfio};
+use dmaspace_core::HostMemory;
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, HandleKind, Request};
 
@@ -420,53 +421,90 @@ impl Field {
     #[inline(always)]
     fn fits(&self, bytes: &[u8], attached: Option<&Attachment<'_>>) -> Result<(), Errno> {
         demand(attached.is_none_or(|attached| attached.offset == self.at))?;
-        match (&self.holds, attached.map(|attached| &attached.what)) {
-            (Holds::Memory { len_at }, Some(Attached::Memory(memory))) => {
-                demand(u64_at(bytes, self.at) == Some(0))?;
-                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
-                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
-            }
-            (Holds::Array { count_at, each }, Some(Attached::Buffer(buffer))) => {
-                demand(u64_at(bytes, self.at) == Some(0))?;
+        match attached.map(|attached| &attached.what) {
+            Some(Attached::Memory(memory)) => self.fits_memory(bytes, memory),
+            Some(Attached::Copied(memory)) => self.fits_copied(bytes, memory),
+            Some(Attached::FileOf(memory)) => self.fits_file(bytes, memory),
+            Some(Attached::Buffer(buffer)) => self.fits_buffer(bytes, buffer),
+            Some(Attached::Handle(handle)) => match &self.holds {
+                Holds::Descriptor(kinds) => self.fits_descriptor(bytes, kinds, handle.kind()),
+                _ => Err(Errno::EINVAL),
+            },
+            Some(Attached::Container(point)) => match (&self.holds, point.place()) {
+                (Holds::Container(kinds), AttachPlace::Container(handle)) => {
+                    self.fits_descriptor(bytes, kinds, handle.kind())
+                }
+                _ => Err(Errno::EINVAL),
+            },
+            None => self.fits_nothing(bytes),
+        }
+    }
+
+    #[inline(always)]
+    fn fits_memory(&self, bytes: &[u8], memory: &HostMemory) -> Result<(), Errno> {
+        let Holds::Memory { len_at } = &self.holds else { return Err(Errno::EINVAL) };
+        demand(u64_at(bytes, self.at) == Some(0))?;
+        demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
+        demand_backed(memory)
+    }
+
+    #[inline(always)]
+    fn fits_copied(&self, bytes: &[u8], memory: &HostMemory) -> Result<(), Errno> {
+        let Holds::Copied = &self.holds else { return Err(Errno::EINVAL) };
+        demand(u64_at(bytes, self.at).is_some_and(|len| len <= memory.len().get()))?;
+        demand_backed(memory)
+    }
+
+    #[inline(always)]
+    fn fits_file(&self, bytes: &[u8], memory: &HostMemory) -> Result<(), Errno> {
+        let Holds::File { start_at, len_at } = &self.holds else { return Err(Errno::EINVAL) };
+        demand(u32_at(bytes, self.at) == Some(0))?;
+        demand(memory.file().is_some_and(|(_, offset)| u64_at(bytes, *start_at) == Some(offset)))?;
+        demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
+        demand_backed(memory)
+    }
+
+    #[inline(always)]
+    fn fits_buffer(&self, bytes: &[u8], buffer: &[u8]) -> Result<(), Errno> {
+        demand(u64_at(bytes, self.at) == Some(0))?;
+        match &self.holds {
+            Holds::Array { count_at, each } => {
                 let needed = u32_at(bytes, *count_at).map(|count| u64::from(count) * each);
                 demand(needed.is_some_and(|needed| needed <= buffer.len() as u64))
             }
-            (Holds::Array { count_at, .. }, None) => {
-                demand(u64_at(bytes, self.at) == Some(0) && u32_at(bytes, *count_at) == Some(0))
-            }
-            (Holds::Buffer { len_at }, Some(Attached::Buffer(buffer))) => {
-                demand(u64_at(bytes, self.at) == Some(0))?;
-                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= buffer.len() as u64))
-            }
-            (Holds::Log { length_at, page_at }, Some(Attached::Buffer(buffer))) => {
-                demand(u64_at(bytes, self.at) == Some(0))?;
+            Holds::Buffer { len_at } => demand(u64_at(bytes, *len_at).is_some_and(|len| len <= buffer.len() as u64)),
+            Holds::Log { length_at, page_at } => {
                 let (length, page) = (u64_at(bytes, *length_at), u64_at(bytes, *page_at).filter(|page| *page > 0));
                 let needed = length.zip(page).map(|(length, page)| length.div_ceil(page).div_ceil(64) * 8);
                 demand(needed.is_some_and(|needed| holds_pages_of(buffer, needed)))
             }
-            (Holds::Descriptor(kinds), Some(Attached::Handle(handle))) => {
-                demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&handle.kind()))
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    #[inline(always)]
+    fn fits_descriptor(&self, bytes: &[u8], kinds: &[HandleKind], kind: HandleKind) -> Result<(), Errno> {
+        demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&kind))
+    }
+
+    #[inline(always)]
+    fn fits_nothing(&self, bytes: &[u8]) -> Result<(), Errno> {
+        match &self.holds {
+            Holds::Array { count_at, .. } => {
+                demand(u64_at(bytes, self.at) == Some(0) && u32_at(bytes, *count_at) == Some(0))
             }
-            (Holds::Container(kinds), Some(Attached::Container(point))) => {
-                let AttachPlace::Container(container) = point.place() else { return Err(Errno::EINVAL) };
-                demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&container.kind()))
-            }
-            (Holds::Copied, Some(Attached::Copied(memory))) => {
-                demand(u64_at(bytes, self.at).is_some_and(|len| len <= memory.len().get()))?;
-                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
-            }
-            (Holds::OneRangeToExport, None) => {
+            Holds::OneRangeToExport => {
                 demand(u32_at(bytes, 4) == Some(device::FEATURE_EXPORT) && u32_at(bytes, self.at) == Some(1))
-            }
-            (Holds::File { start_at, len_at }, Some(Attached::FileOf(memory))) => {
-                demand(u32_at(bytes, self.at) == Some(0))?;
-                demand(memory.file().is_some_and(|(_, offset)| u64_at(bytes, *start_at) == Some(offset)))?;
-                demand(u64_at(bytes, *len_at).is_some_and(|len| len <= memory.len().get()))?;
-                if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
             }
             _ => Err(Errno::EINVAL),
         }
     }
+}
+
+/// Refuses memory of which there is only an address, with the errno that the kernel has for it.
+#[inline(always)]
+fn demand_backed(memory: &HostMemory) -> Result<(), Errno> {
+    if memory.is_unbacked() { Err(Errno::EFAULT) } else { Ok(()) }
 }
 
 /// Returns `true` if the buffer reaches to the end of the host page in which its first `needed` bytes end.

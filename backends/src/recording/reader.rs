@@ -233,34 +233,53 @@ impl InForce {
         let before = if failed { Some(self.clone()) } else { None };
         let mut update = Update::new();
         for piece in removed {
-            let made = match self.take(&piece) {
-                Some(made) => made,
-                None if failed => piece.make(make).map_err(|error| invalid(&error, &piece))?,
-                None => return Err(format!("expected {} to be in force as it is removed", words(&piece))),
-            };
-            update = match made {
+            update = match self.leaving(&piece, failed, make)? {
                 Made::Section(section) => update.removing(section),
                 Made::Target(target) => update.removing_target(target),
             };
         }
         for piece in added {
-            let made = piece.make(make).map_err(|error| invalid(&error, &piece))?;
-            match self.overlapping(&piece) {
-                Some(other) if !failed => {
-                    return Err(format!("expected {} not to overlap {}", words(&piece), words(other)));
-                }
-                _ => {}
-            }
-            update = match made.clone() {
+            update = match self.coming(piece, failed, make)? {
                 Made::Section(section) => update.adding(section),
                 Made::Target(target) => update.adding_target(target),
             };
-            self.pieces.insert((piece.space, piece.first.0), (piece, made));
         }
         if let Some(before) = before {
             *self = before;
         }
         Ok(update)
+    }
+
+    /// Takes out a piece that a change removes. One of a change that failed may never have been in force.
+    fn leaving(
+        &mut self,
+        piece: &Piece,
+        failed: bool,
+        make: &mut dyn FnMut(&Asked) -> Option<HostMemory>,
+    ) -> Result<Made, String> {
+        match self.take(piece) {
+            Some(made) => Ok(made),
+            None if failed => piece.make(make).map_err(|error| invalid(&error, piece)),
+            None => Err(format!("expected {} to be in force as it is removed", words(piece))),
+        }
+    }
+
+    /// Puts in a piece that a change adds. One of a change that failed may overlap another.
+    fn coming(
+        &mut self,
+        piece: Piece,
+        failed: bool,
+        make: &mut dyn FnMut(&Asked) -> Option<HostMemory>,
+    ) -> Result<Made, String> {
+        let made = piece.make(make).map_err(|error| invalid(&error, &piece))?;
+        match self.overlapping(&piece) {
+            Some(other) if !failed => {
+                return Err(format!("expected {} not to overlap {}", words(&piece), words(other)));
+            }
+            _ => {}
+        }
+        self.pieces.insert((piece.space, piece.first.0), (piece, made.clone()));
+        Ok(made)
     }
 
     fn take(&mut self, piece: &Piece) -> Option<Made> {

@@ -48,8 +48,8 @@ fn failed(line: &str) -> Option<Said> {
     let (name, call, form) = CALLS.iter().find(|(name, ..)| line.contains(name))?;
     let (before, after) = line.split_once(name)?;
     // A mail that was copied as it was sent.
-    let after = after.replacen(") =3D ", ") = ", 1);
-    let fields = Fields::of(form, &after)?;
+    let arguments = after.replacen(") =3D ", ") = ", 1);
+    let fields = Fields::of(form, &arguments)?;
     let (at, errno) = (span(&fields, "iova", "size").ok()?, fields.errno("ret").ok()?);
     if errno == 0 {
         return Some(Said::Irrelevant);
@@ -59,38 +59,39 @@ fn failed(line: &str) -> Option<Said> {
     Some(Said::Failed(Failed { call: *call, at, errno, name: region.map(str::to_owned) }))
 }
 
+/// The texts of messages about a BAR (qemu: backends/iommufd.c, iommufd_backend_map_dma; hw/vfio/listener.c,
+/// vfio_listener_region_add).
+const OF_A_BAR: [&str; 2] = ["PCI BAR?", "PCI peer-to-peer transactions on BARs"];
+
+/// The messages without a number, each by a text that a line of it has.
+const MESSAGES: [(&str, Message); 7] = [
+    // linux: drivers/iommu/iommu.c, __iommu_device_set_domain (6.6 on); drivers/iommu/intel/iommu.c,
+    // intel_iommu_attach_device (before)
+    ("1:1 IOMMU mapping", Message::Firmware),
+    ("platform RMRR requirement", Message::Firmware),
+    // hw/vfio/container.c, vfio_connect_container: since Linux 6.6 the claim of a group with a direct region fails so
+    ("group container: Invalid argument", Message::Firmware),
+    // hw/vfio/listener.c, vfio_listener_valid_section
+    ("received unaligned region", Message::Unaligned),
+    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group; hw/vfio/container.c, vfio_set_iommu
+    ("allow_unsafe_interrupts", Message::Interrupts),
+    ("iommu for container: Operation not permitted", Message::Interrupts),
+    // hw/vfio/container.c, vfio_group_get
+    ("is not viable", Message::NotViable),
+];
+
 fn message(line: &str) -> Option<Said> {
-    let has = |text: &str| line.contains(text);
-    // backends/iommufd.c, iommufd_backend_map_dma, and hw/vfio/listener.c, vfio_listener_region_add
-    if has("PCI BAR?") || has("PCI peer-to-peer transactions on BARs") {
+    if OF_A_BAR.iter().any(|text| line.contains(text)) {
         return Some(Said::OfABar);
     }
     // linux: drivers/vfio/vfio_iommu_type1.c, vfio_pin_pages_remote and vfio_pin_page_external
-    if let Some((_, limit)) = line.split_once("RLIMIT_MEMLOCK (") {
-        let (limit, _) = limit.split_once(')')?;
+    if let Some((_, from_limit)) = line.split_once("RLIMIT_MEMLOCK (") {
+        let (limit, _) = from_limit.split_once(')')?;
         return Some(Said::Message(Message::LockedMemory(limit.parse().ok()?)));
     }
-    // linux: drivers/iommu/iommu.c, __iommu_device_set_domain (6.6 on); drivers/iommu/intel/iommu.c,
-    // intel_iommu_attach_device (before)
-    if has("1:1 IOMMU mapping") || has("platform RMRR requirement") {
-        return Some(Said::Message(Message::Firmware));
+    if let Some((_, message)) = MESSAGES.iter().find(|(text, _)| line.contains(text)) {
+        return Some(Said::Message(*message));
     }
-    // hw/vfio/container.c, vfio_connect_container: since Linux 6.6 the claim of a group with a direct region fails so
-    if has("group container: Invalid argument") {
-        return Some(Said::Message(Message::Firmware));
-    }
-    // hw/vfio/listener.c, vfio_listener_valid_section
-    if has("received unaligned region") {
-        return Some(Said::Message(Message::Unaligned));
-    }
-    // linux: drivers/vfio/vfio_iommu_type1.c, vfio_iommu_type1_attach_group; hw/vfio/container.c, vfio_set_iommu
-    if has("allow_unsafe_interrupts") || has("iommu for container: Operation not permitted") {
-        return Some(Said::Message(Message::Interrupts));
-    }
-    // hw/vfio/container.c, vfio_group_get
-    if has("is not viable") {
-        return Some(Said::Message(Message::NotViable));
-    }
-    // What failed stands in another line, with its range.
-    (has("VFIO_MAP_DMA") || has("IOMMU_IOAS_MAP")).then_some(Said::Irrelevant)
+    // The failed call stands in another line, with its range.
+    (line.contains("VFIO_MAP_DMA") || line.contains("IOMMU_IOAS_MAP")).then_some(Said::Irrelevant)
 }
