@@ -3,12 +3,13 @@
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
 use dmaspace::registrations::ProcessRegistrations;
 use dmaspace::{Access, HostMemory, PageSize};
+use dmaspace_core::sync::{Mutex, MutexGuard, Rank};
 use serde::Serialize;
 
 /// Calls that change what devices reach, by kind.
@@ -42,7 +43,8 @@ impl Calls {
     }
 }
 
-/// A door with a counter at it.
+/// A door with a counter at it. The counter's lock is [`Rank::DoorWrapper`] in the order of all locks
+/// ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 pub(crate) struct CountingDoor {
     door: Arc<dyn Door>,
@@ -73,7 +75,7 @@ impl Counted {
         }
     }
 
-    /// A call that succeeded pins what it hands over, if it maps or registers.
+    /// A call that succeeded pins the memory that it hands over, if it maps or registers.
     fn count_bytes(&mut self, command: &Command<'_>) {
         let counted = match command.request.name {
             "VFIO_IOMMU_MAP_DMA" | "IOMMU_IOAS_MAP" | "IOMMU_IOAS_COPY" | "IOMMU_IOAS_MAP_FILE" => &mut self.mapped,
@@ -96,7 +98,7 @@ fn memory_in(command: &Command<'_>) -> u64 {
 impl CountingDoor {
     /// Counts what goes through `door`.
     pub(crate) fn new(door: Arc<dyn Door>) -> Self {
-        Self { door, counted: Mutex::default() }
+        Self { door, counted: Mutex::new(Rank::DoorWrapper, Counted::default()) }
     }
 
     /// The calls made so far.
@@ -115,7 +117,7 @@ impl CountingDoor {
     }
 
     fn counted(&self) -> MutexGuard<'_, Counted> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counted.lock()
     }
 }
 

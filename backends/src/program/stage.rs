@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dmaspace::choose::BackendKind;
 use dmaspace::contract::PciAddressSpace;
@@ -10,6 +10,7 @@ use dmaspace::door::Door;
 use dmaspace::listener::Update;
 use dmaspace::recording::{JsonLines, Space};
 use dmaspace::{FrontEnd, Listener};
+use dmaspace_core::sync::past_poison;
 
 use crate::program::cause::HostView;
 use crate::program::commit::{self, Ended};
@@ -27,7 +28,7 @@ pub(crate) struct Setting {
     pub(crate) backend: Option<BackendKind>,
     /// `true` if mappings are cut where the front end expects changes.
     pub(crate) hints: bool,
-    /// The file in which to record what the listener is told.
+    /// The file in which to record the updates that the listener gets.
     pub(crate) record: Option<PathBuf>,
 }
 
@@ -89,7 +90,7 @@ impl Stage {
         commit::commit(&mut self.listener, update)
     }
 
-    /// The listener, which knows what the guest's devices see.
+    /// The listener, which knows the address spaces of the guest's devices.
     pub(crate) fn listener(&self) -> &Listener {
         &self.listener
     }
@@ -114,7 +115,8 @@ impl Stage {
         Space::of(self.space()).windows
     }
 
-    /// The calls and bytes spent so far. A host that wants memory registered pins it then; others pin what they map.
+    /// The calls and bytes spent so far. A host that wants memory registered pins it then; others pin memory when they
+    /// map it.
     pub(crate) fn spent(&self) -> Spent {
         let counter = &self.ready.counter;
         let registers = self.space().powers().registration.is_some();
@@ -147,7 +149,7 @@ impl Recording {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = past_poison(self.lines.lock());
         lines.error().map_or(Ok(()), |error| Err(unwritable(&self.path, error)))
     }
 }
