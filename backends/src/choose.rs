@@ -92,9 +92,9 @@ impl Choice {
 
     fn of_remaining(facts: &Facts, request: &OpenRequest, refused: Option<Refusal>) -> Self {
         let candidates = BackendKind::ALL.map(|backend| (backend, all_obstacles(backend, facts, request, refused)));
-        let chosen =
+        let eligible =
             candidates.iter().find(|(backend, obstacles)| is_wanted(*backend, request) && obstacles.is_empty());
-        let chosen = chosen.map(|(backend, _)| *backend);
+        let chosen = eligible.map(|(backend, _)| *backend);
         let mut rejected = Vec::new();
         for (backend, obstacles) in candidates {
             if Some(backend) != chosen && is_listed(backend, request) {

@@ -65,16 +65,18 @@ cfg_if::cfg_if! {
 
             /// Sets an attribute whose value is the descriptor behind `handle`.
             fn set(&self, attribute: u32, handle: Handle) -> Result<(), Errno> {
-                let set = |descriptor: i32| {
-                    self.device.set_device_attr(&kvm_device_attr {
-                        flags: 0,
-                        group: KVM_DEV_VFIO_FILE,
-                        attr: attribute.into(),
-                        // Read during the call only.
-                        addr: (&raw const descriptor).expose_provenance() as u64,
-                    })
-                };
-                self.door.with_descriptor(handle, |descriptor| set(descriptor.as_raw_fd()))?.map_err(errno)
+                self.door.with_descriptor(handle, |descriptor| self.set_to(attribute, descriptor.as_raw_fd()))?
+            }
+
+            fn set_to(&self, attribute: u32, descriptor: i32) -> Result<(), Errno> {
+                let set = self.device.set_device_attr(&kvm_device_attr {
+                    flags: 0,
+                    group: KVM_DEV_VFIO_FILE,
+                    attr: attribute.into(),
+                    // Read during the call only.
+                    addr: (&raw const descriptor).expose_provenance() as u64,
+                });
+                set.map_err(errno)
             }
         }
 

@@ -101,8 +101,8 @@ impl OpenOptions {
         self.apply(ioas).map_err(|failure| OpenError::refused(IOMMUFD_NODE, failure))
     }
 
-    fn apply(&self, ioas: Result<Ioas, Failure>) -> Result<Ioas, Failure> {
-        let ioas = ioas?;
+    fn apply(&self, allocated: Result<Ioas, Failure>) -> Result<Ioas, Failure> {
+        let ioas = allocated?;
         if !self.huge_pages {
             ioas.allow_huge_pages(false)?;
         }

@@ -80,14 +80,13 @@ fn survey_all(files: &[PathBuf]) -> Status {
 
 fn survey_file(path: &Path) -> Result<String, Failure> {
     let (file, text) = read(path)?;
-    let on = |(host, backend): (&'static str, _)| {
-        let arguments = arguments::Replay { host: Some(host.to_owned()), backend: Some(backend), ..Default::default() };
-        let replayed = replay_text(&file, &text, &arguments)?;
-        Ok(replayed.into_iter().map(move |replay| (host, replay.outcome)))
-    };
-    let rows =
-        survey::hosts().map(|(host, backend)| on((host, backend.into()))).collect::<Result<Vec<_>, Failure>>()?;
-    let rows: Vec<_> = rows.into_iter().flatten().collect();
+    let mut rows = Vec::new();
+    for (host, backend) in survey::hosts() {
+        let (name, backend) = (Some(host.to_owned()), Some(backend.into()));
+        let on_host = arguments::Replay { host: name, backend, ..Default::default() };
+        let replayed = replay_text(&file, &text, &on_host)?;
+        rows.extend(replayed.into_iter().map(|replay| (host, replay.outcome)));
+    }
     let name = path.file_name().map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
     Ok(survey::table(&name, &rows))
 }
@@ -153,8 +152,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// The kind of the first line that can be told. A log may hold a trace and what the monitor printed; the one that
-    /// comes first is meant.
+    /// The kind of the first line that can be told. A log may hold a trace and a monitor's output; the one that comes
+    /// first is meant.
     fn of(text: &Text<'_>) -> Option<Self> {
         text.lines().find_map(|line| match line.text.as_ref() {
             line if mtree::is_heading(line) => Some(Self::FlatViews),
@@ -276,9 +275,9 @@ fn reason_of(warning: &str) -> &str {
 }
 
 /// Says something on the standard error. If that is closed, there is no one to tell.
-fn tell(what: &str, text: impl fmt::Display) {
+fn tell(what: &str, said: impl fmt::Display) {
     /// A name may be as long as a file.
     const LONGEST: usize = 2000;
-    let text = text.to_string();
+    let text = said.to_string();
     let _ = writeln!(io::stderr(), "{what}: {}", printable::shown(&printable::cut(&text, LONGEST)));
 }

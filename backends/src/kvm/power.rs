@@ -88,7 +88,7 @@ impl Shared {
         let address = ptr::from_ref(value).expose_provenance() as u64;
         let mut request = DeviceAttr { flags: 0, group: abi::DEV_VFIO_FILE, attribute, address };
         // SAFETY: KVM reads the struct, and as much of the value behind the address as the attribute has: callers pass
-        // what it has.
+        // a value of the attribute's type.
         unsafe { ioctl(&self.device, abi::SET_DEVICE_ATTR, &raw mut request) }.map(drop)
     }
 }
@@ -99,23 +99,27 @@ struct Calls<'a> {
     table: RawFd,
 }
 
+impl Calls<'_> {
+    /// Sets an attribute whose value is the descriptor of `group`.
+    fn set_to_group(&self, attribute: u64, group: Handle) -> Result<(), Errno> {
+        self.shared.door.with_descriptor(group, |group| self.shared.set(attribute, &group.as_raw_fd()))?
+    }
+}
+
 impl GroupCalls<Handle> for Calls<'_> {
     fn add(&self, group: Handle) -> Result<(), Errno> {
-        let add = |group: BorrowedFd<'_>| self.shared.set(abi::DEV_VFIO_FILE_ADD, &group.as_raw_fd());
-        self.shared.door.with_descriptor(group, add)?
+        self.set_to_group(abi::DEV_VFIO_FILE_ADD, group)
     }
 
     fn set(&self, group: Handle) -> Result<(), Errno> {
-        let set = |group: BorrowedFd<'_>| {
+        self.shared.door.with_descriptor(group, |group| {
             let pair = VfioSpaprTce { group: group.as_raw_fd(), table: self.table };
             self.shared.set(abi::DEV_VFIO_GROUP_SET_SPAPR_TCE, &pair)
-        };
-        self.shared.door.with_descriptor(group, set)?
+        })?
     }
 
     fn delete(&self, group: Handle) -> Result<(), Errno> {
-        let delete = |group: BorrowedFd<'_>| self.shared.set(abi::DEV_VFIO_FILE_DEL, &group.as_raw_fd());
-        self.shared.door.with_descriptor(group, delete)?
+        self.set_to_group(abi::DEV_VFIO_FILE_DEL, group)
     }
 }
 
@@ -130,8 +134,8 @@ unsafe impl InKernelTables for KvmVfio {
         let mut request =
             CreateSpaprTce64 { liobn: liobn.get().into(), page_shift: page.shift(), flags: 0, offset, size };
         // SAFETY: KVM reads the struct, which has no pointer in it.
-        let created = unsafe { ioctl(&self.shared.vm, abi::CREATE_SPAPR_TCE_64, &raw mut request) };
-        let created = created.map_err(|errno| failed(abi::CREATE_SPAPR_TCE_64, errno))?;
+        let answer = unsafe { ioctl(&self.shared.vm, abi::CREATE_SPAPR_TCE_64, &raw mut request) };
+        let created = answer.map_err(|errno| failed(abi::CREATE_SPAPR_TCE_64, errno))?;
         // SAFETY: KVM just made this descriptor for us (linux: arch/powerpc/kvm/book3s_64_vio.c,
         // kvm_vm_ioctl_create_spapr_tce), and it has no other owner.
         let descriptor = unsafe { OwnedFd::from_raw_fd(created) };
@@ -197,8 +201,8 @@ struct Entries {
 
 impl Entries {
     fn new(table: &OwnedFd, count: u64) -> Result<Self, Errno> {
-        let bytes = count.checked_mul(size_of::<u64>() as u64).and_then(|bytes| usize::try_from(bytes).ok());
-        let bytes = bytes.and_then(NonZeroUsize::new).ok_or(Errno::EOVERFLOW)?;
+        let product = count.checked_mul(size_of::<u64>() as u64).and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = product.and_then(NonZeroUsize::new).ok_or(Errno::EOVERFLOW)?;
         let shared = libc::MAP_SHARED;
         // SAFETY: with a null hint and without MAP_FIXED the kernel picks addresses nothing else uses.
         let base = unsafe { libc::mmap(ptr::null_mut(), bytes.get(), libc::PROT_READ, shared, table.as_raw_fd(), 0) };

@@ -1,4 +1,4 @@
-//! Answers: for every failure in a log, what a host of ours says to the same, and for every cause one cure.
+//! Answers: for every failure in a log, the answer of a host of ours to the same, and for every cause one cure.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::program::outcome::Hex;
 use crate::program::stage::{Setting, Stage};
 use crate::program::trace::said::{Call, Failed, Message};
 
-/// A failure of a log, and what a host of ours says to the same.
+/// A failure of a log, and the answer of a host of ours to the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Answer {
     /// The line of the log.
@@ -143,8 +143,8 @@ fn answer_call(line: usize, failed: &Failed, is_device: bool, stage: &Stage, cau
 
 const ENOMEM: u32 = 12;
 
-/// The causes of a map call's failure: what the host asked has against the address, if that fits the error, and
-/// otherwise what does.
+/// The causes of a map call's failure: the objections of the host asked to the address, if they fit the error, and
+/// otherwise the cause that does.
 fn of_map(errno: u32, at: IovaRange, is_device: bool, view: &HostView<'_>) -> Vec<Cause> {
     let is_of_address = matches!(errno, 1 | 2 | 22 | 98);
     let of_addresses = if is_of_address { view.of_addresses(at) } else { Vec::new() };

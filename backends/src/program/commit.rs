@@ -25,7 +25,7 @@ pub(crate) fn commit(listener: &mut Listener, update: Update) -> Ended {
             (report, errors)
         }
         Err(error) => {
-            // Everything is as it was before, so the same plan tells again what the call that failed was for.
+            // Everything is as it was before, so the same plan tells again which piece the failed call served.
             let foreseen = listener.explain(&update).map(only).unwrap_or_default();
             (taken_back(foreseen, &error), vec![error.to_string()])
         }
@@ -40,10 +40,10 @@ fn only(report: Report) -> SpaceReport {
 
 fn refusals(report: &SpaceReport) -> Vec<String> {
     let sections = report.sections.iter().filter(|verdict| verdict.fate == Fate::Refused);
-    let sections = sections.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
     let targets = report.targets.iter().filter(|verdict| verdict.fate == Fate::Refused);
-    let targets = targets.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
-    folding::told(sections.chain(targets))
+    let of_sections = sections.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
+    let of_targets = targets.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
+    folding::told(of_sections.chain(of_targets))
 }
 
 /// The report of a plan that a kernel did not let come true.

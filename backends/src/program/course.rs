@@ -33,7 +33,7 @@ pub(crate) struct Step {
     pub(crate) lines: (usize, usize),
     /// The sections that go and come.
     pub(crate) update: Update,
-    /// The error it failed with there, if it did: what is said afterwards is said as if it had never been.
+    /// The error it failed with there, if it did: later lines are written as if the step had never been made.
     pub(crate) failed_there: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl Course {
     /// Reads a recording.
     ///
     /// # Errors
-    /// The first line that is not what it has to be.
+    /// The first line that does not have the expected form.
     pub(crate) fn recorded(text: &[u8]) -> Result<Self, BadRecording> {
         let mut course = Self {
             told_by: "recording",
@@ -61,8 +61,8 @@ impl Course {
             was_on_power: false,
             space: None,
         };
-        for event in Reader::new(text, Asked::unbacked) {
-            let event = event?;
+        for read in Reader::new(text, Asked::unbacked) {
+            let event = read?;
             course.follow(event.line, event.event);
         }
         Ok(course)

@@ -39,8 +39,8 @@ struct Column {
 /// Draws a replay.
 pub(crate) fn of(replay: &Replay) -> Document {
     let outcome = &replay.outcome;
-    let of = |space| outcome.sections.iter().filter(|judged| judged.space == space).collect::<Vec<_>>();
-    let (pci, memory) = (of(AddressesOf::Pci), of(AddressesOf::Memory));
+    let pci = sections_of(&outcome.sections, AddressesOf::Pci);
+    let memory = sections_of(&outcome.sections, AddressesOf::Memory);
     let mut sheet = Sheet { group: Group::new(), y: MARGIN + LINE };
     sheet.title(&format!(
         "{}: {}, on {}, through {}",
@@ -51,6 +51,10 @@ pub(crate) fn of(replay: &Replay) -> Document {
         sheet.stretch("System memory, behind the guest's windows", &memory, &[]);
     }
     sheet.document()
+}
+
+fn sections_of(sections: &[Judged], space: AddressesOf) -> Vec<&Judged> {
+    sections.iter().filter(|judged| judged.space == space).collect()
 }
 
 /// The part drawn so far, and its height.
@@ -154,8 +158,11 @@ impl Scale {
 
     /// From where to where a range reaches.
     fn span(&self, first: u64, last: u64) -> (f64, f64) {
-        let at = |border: u128| self.borders.get(&border).copied().unwrap_or(self.end);
-        (at(first.into()), at(end(last)))
+        (self.place_of(first.into()), self.place_of(end(last)))
+    }
+
+    fn place_of(&self, border: u128) -> f64 {
+        self.borders.get(&border).copied().unwrap_or(self.end)
     }
 }
 
@@ -188,14 +195,17 @@ fn colour(fate: Fate) -> &'static str {
     }
 }
 
+fn fits(letters: usize, room: f64) -> bool {
+    LETTER * letters as f64 <= room
+}
+
 /// A line of text that ends where its room ends.
 fn label(x: f64, y: f64, text: &str, room: f64) -> Text {
-    let fits = |letters: usize| LETTER * letters as f64 <= room;
     let letters = text.chars().count();
-    let shown = if fits(letters) {
+    let shown = if fits(letters, room) {
         text.to_owned()
     } else {
-        let kept = (0..letters).rfind(|kept| fits(kept + 1)).unwrap_or(0);
+        let kept = (0..letters).rfind(|kept| fits(kept + 1, room)).unwrap_or(0);
         text.chars().take(kept).chain(['…']).collect()
     };
     Text::new(shown).set("x", x).set("y", y)

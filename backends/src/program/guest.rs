@@ -104,12 +104,12 @@ fn note_on_kinds(pci: &[(&Range, Meaning)]) -> Option<String> {
             words.push(word);
         }
     }
-    let words = words.join(", ");
+    let listed = words.join(", ");
     let (are, kinds) = if n == 1 { ("range is", "a kind") } else { ("ranges are", "kinds") };
     (n > 0).then(|| {
         format!(
             "{n} {are} of {kinds} not known here ({}): devices are given nothing there",
-            printable::cut(&words, 100)
+            printable::cut(&listed, 100)
         )
     })
 }

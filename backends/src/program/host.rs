@@ -1,5 +1,6 @@
 //! The host a map is replayed on: a soft one, from a preset or a file, or the one this program runs on.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::pci::PciAddress;
+use dmaspace_soft::profile::Device;
 use dmaspace_soft::{Profile, SoftHost};
 
 use crate::program::counting::CountingDoor;
@@ -72,10 +74,9 @@ impl Place {
 }
 
 fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, Failure> {
-    let bad = |why: String| Failure::Input(format!("{}: {why}", profile.name));
-    let soft = SoftHost::new(profile.clone()).map_err(|error| bad(error.to_string()))?;
+    let soft = SoftHost::new(profile.clone()).map_err(|error| bad(profile, &error))?;
     let device =
-        first_device(profile).ok_or_else(|| bad("expected a group with a device that can be passed on".into()))?;
+        first_device(profile).ok_or_else(|| bad(profile, &"expected a group with a device that can be passed on"))?;
     let counter = Arc::new(CountingDoor::new(soft));
     let host = Host::new(counter.clone(), Facts::of_soft(profile));
     match host.open(&wish(device, backend)) {
@@ -84,9 +85,13 @@ fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, F
             Err(Failure::Host(format!("{}: {choice}", profile.name)))
         }
         // The host is a description, so it is the description, or the backend, that has to change.
-        Err(OpenError::NoBackend(choice)) => Err(bad(choice.to_string())),
+        Err(OpenError::NoBackend(choice)) => Err(bad(profile, &choice)),
         Err(error) => Err(Failure::host(&error)),
     }
+}
+
+fn bad(profile: &Profile, why: &dyn fmt::Display) -> Failure {
+    Failure::Input(format!("{}: {why}", profile.name))
 }
 
 /// Returns whether the host has the backend, and its firmware keeps the device.
@@ -116,8 +121,8 @@ fn read_profile(path: &str) -> Result<Profile, Failure> {
     let text = std::fs::read(Path::new(path))
         .map_err(|error| Failure::Input(format!("{path}: expected a host: one of {presets}, or a file: {error}")))?;
     let profile: Profile = serde_json::from_slice(&text).map_err(|error| {
-        let what = error.to_string();
-        let what = what.split(" at line ").next().unwrap_or_default();
+        let text = error.to_string();
+        let what = text.split(" at line ").next().unwrap_or_default();
         Failure::input(path, error.line(), &format_args!("expected a host's description: {what}"))
     })?;
     profile.check().map_err(|error| Failure::Input(format!("{path}: {error}")))?;
@@ -126,9 +131,12 @@ fn read_profile(path: &str) -> Result<Profile, Failure> {
 
 /// The first device that can be passed on, with a node of its own if one has it.
 fn first_device(profile: &Profile) -> Option<PciAddress> {
-    let free = || profile.groups.iter().filter(|group| !group.held_by_kernel).flat_map(|group| &group.devices);
-    let device = free().find(|device| device.node.is_some()).or_else(|| free().next());
-    device?.address.parse().ok()
+    let with_node = free_devices(profile).find(|device| device.node.is_some());
+    with_node.or_else(|| free_devices(profile).next())?.address.parse().ok()
+}
+
+fn free_devices(profile: &Profile) -> impl Iterator<Item = &Device> {
+    profile.groups.iter().filter(|group| !group.held_by_kernel).flat_map(|group| &group.devices)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ pub(crate) struct Range {
     pub(crate) offset: u64,
 }
 
-/// A line that is not what it has to be.
+/// A line that does not have the expected form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}{}", instead(.found))]
 pub(crate) struct BadLine {
@@ -111,9 +111,9 @@ impl Names {
         if let Some(known) = self.names.get(name) {
             return known.clone();
         }
-        let name: Arc<str> = name.into();
-        self.names.insert(name.clone());
-        name
+        let held: Arc<str> = name.into();
+        self.names.insert(held.clone());
+        held
     }
 }
 

@@ -182,8 +182,11 @@ impl Bytes {
 /// The tables of windows that are created: only they are charged.
 fn tables(space: &dyn PciAddressSpace) -> u64 {
     let Some(control) = space.powers().window_control else { return 0 };
-    let request = |window: &Window| WindowRequest { range: window.range, page: window.granule() };
-    space.windows().windows.iter().map(|window| control.table_bytes(request(window))).sum()
+    space.windows().windows.iter().map(|window| control.table_bytes(request_of(window))).sum()
+}
+
+fn request_of(window: &Window) -> WindowRequest {
+    WindowRequest { range: window.range, page: window.granule() }
 }
 
 /// The fate of every range of `guest`, in the words of `report` or, where a listener has no question, of `reasons`.

@@ -2,7 +2,6 @@
 
 use dmaspace::FrontEnd;
 use dmaspace::listener::Fate;
-use dmaspace::section::Cuts;
 use dmaspace::{Iova, IovaRange};
 
 use crate::program::answer::{Causes, Cure};
@@ -10,7 +9,7 @@ use crate::program::cause::Cause;
 use crate::program::commit::Ended;
 use crate::program::failure::{Failure, Status};
 use crate::program::guest::{Guest, Meaning};
-use crate::program::mtree::{Range, What};
+use crate::program::mtree::What;
 use crate::program::outcome::{self, AddressesOf, Input, Judged, Outcome};
 use crate::program::sections::{self, NoMemory};
 use crate::program::stage::{Setting, Stage};
@@ -82,7 +81,7 @@ pub(crate) fn locked_by(judged: &Judged) -> u64 {
     if is_memory && is_locked { len.saturating_sub(judged.lost_head.saturating_add(judged.lost_tail)) } else { 0 }
 }
 
-/// Adds the causes of what is not mapped and should be.
+/// Adds the causes for which sections that should be mapped are not.
 pub(crate) fn add_causes<'a>(sections: impl IntoIterator<Item = &'a Judged>, stage: &Stage, causes: &mut Causes) {
     let view = stage.view();
     for judged in sections.into_iter().filter(|judged| judged.space == AddressesOf::Pci) {
@@ -117,14 +116,16 @@ pub(crate) fn cures(mut causes: Causes, needed: u64, stage: &Stage) -> Vec<Cure>
 /// The front end of a guest. One whose RAM goes on in a graphics card's hole has no card that could switch it.
 fn front_end_of(guest: &Guest<'_>, hints: bool) -> FrontEnd {
     let mut front = front_end(hints);
-    let has_ram_there = |cuts: &Cuts| {
-        let covers = |range: &Range| range.first <= cuts.range.first().get() && cuts.range.last().get() <= range.last;
-        guest.pci.iter().any(|(range, meaning)| matches!(meaning, Meaning::Memory(_)) && covers(range))
-    };
-    if let Some(hole) = FrontEnd::vga_hole().filter(has_ram_there) {
+    if let Some(hole) = FrontEnd::vga_hole().filter(|hole| has_ram_all_over(guest, hole.range)) {
         front.cuts.retain(|cuts| *cuts != hole);
     }
     front
+}
+
+/// Returns whether one range of the guest's memory covers all of `place`.
+fn has_ram_all_over(guest: &Guest<'_>, place: IovaRange) -> bool {
+    let mut memory = guest.pci.iter().filter(|(_, meaning)| matches!(meaning, Meaning::Memory(_)));
+    memory.any(|(range, _)| range.first <= place.first().get() && place.last().get() <= range.last)
 }
 
 /// QEMU maps what loses bytes at its ends, shrunk; so does a replay of what QEMU had.

@@ -92,13 +92,13 @@ struct Regions {
 
 impl Regions {
     fn of(guest: &Guest<'_>, source: Source) -> Result<Self, NoMemory> {
-        let sizes = sizes(guest, source)?;
+        let shown = sizes(guest, source)?;
         if source == Source::Real {
-            check_free_memory(&sizes)?;
+            check_free_memory(&shown)?;
         }
         let mut place = FIRST_PLACE;
         let mut regions = BTreeMap::new();
-        for (name, Size { bytes, line, bus }) in sizes {
+        for (name, Size { bytes, line, bus }) in shown {
             let memory = match source {
                 Source::MadeUp => made_up(&mut place, bus, bytes),
                 Source::Real => real(bytes),
@@ -157,14 +157,18 @@ struct Size {
     bus: u64,
 }
 
-/// The size of every region that has to be there, as far as ranges show it.
-fn sizes(guest: &Guest<'_>, source: Source) -> Result<BTreeMap<Arc<str>, Size>, NoMemory> {
-    let has_memory = |meaning: Meaning| match meaning {
+/// Returns whether memory is made for a range of that meaning.
+fn has_memory(meaning: Meaning, source: Source) -> bool {
+    match meaning {
         Meaning::Memory(_) => true,
         Meaning::DeviceMemory => source == Source::MadeUp,
         Meaning::Translated(_) | Meaning::Msi | Meaning::Nothing(_) => false,
-    };
-    let shown = guest.pci.iter().filter(|(_, meaning)| has_memory(*meaning)).map(|(range, _)| *range);
+    }
+}
+
+/// The size of every region that has to be there, as far as ranges show it.
+fn sizes(guest: &Guest<'_>, source: Source) -> Result<BTreeMap<Arc<str>, Size>, NoMemory> {
+    let shown = guest.pci.iter().filter(|(_, meaning)| has_memory(*meaning, source)).map(|(range, _)| *range);
     let mut sizes: BTreeMap<Arc<str>, Size> = BTreeMap::new();
     for range in shown.chain(guest.targets.iter().copied()) {
         let bytes = len(range).and_then(|len| len.checked_add(range.offset)).ok_or_else(|| too_large(range))?;

@@ -176,8 +176,8 @@ impl Run {
     ) -> impl Iterator<Item = &Piece> {
         let mut found: BTreeMap<u64, &Piece> = BTreeMap::new();
         for (first, last) in ranges {
-            let below = self.in_force.range((space, 0)..(space, first)).next_back();
-            let below = below.filter(|(_, (judged, _))| judged.last.0 >= first);
+            let before = self.in_force.range((space, 0)..(space, first)).next_back();
+            let below = before.filter(|(_, (judged, _))| judged.last.0 >= first);
             let inside = self.in_force.range((space, first)..=(space, last));
             found.extend(below.into_iter().chain(inside).map(|((_, at), (_, piece))| (*at, piece)));
         }

@@ -1,5 +1,5 @@
-//! A guest on every host there is a preset of, as a table in Markdown: on which of them it could live, and what it
-//! would lose.
+//! A guest on every host there is a preset of, as a table in Markdown: on which of them it could live, and its losses
+//! there.
 
 use dmaspace::listener::Fate;
 use dmaspace_soft::Profile;
@@ -38,13 +38,13 @@ fn kind_of(backend: Backend) -> arguments::Backend {
     }
 }
 
-/// The table of one guest: a row for each host, with what a replay on it found.
+/// The table of one guest: a row for each host, with the outcome of a replay on it.
 pub(crate) fn table(file: &str, rows: &[(&'static str, Outcome)]) -> String {
     const COLUMNS: &str = "| host | backend | | map calls | mapped | pinned | tables | lost | what devices do not \
                            reach, and why |\n\
                            |---|---|---|---|---|---|---|---|---|\n";
-    let rows: String = rows.iter().map(|(host, outcome)| row(host, outcome)).collect();
-    format!("\n## {file}\n\n{COLUMNS}{rows}")
+    let body: String = rows.iter().map(|(host, outcome)| row(host, outcome)).collect();
+    format!("\n## {file}\n\n{COLUMNS}{body}")
 }
 
 fn row(host: &str, outcome: &Outcome) -> String {

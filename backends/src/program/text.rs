@@ -16,18 +16,24 @@ const COLUMNS: usize = 100;
 pub(crate) fn replay(replay: &Replay) -> String {
     let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
     let heading = format!("{}: {}\non {}, through {backend}\n", input.file, told(input), replay.host);
-    let of = |space| sections.iter().filter(move |judged: &&Judged| judged.space == space);
     let parts = [
         paragraph("Failures where the log was written", findings(&replay.outcome.findings)),
         paragraph("Step by step", steps(&replay.outcome)),
         paragraph("The host's windows", window_table(windows)),
-        paragraph("The PCI address space", section_table(of(AddressesOf::Pci))),
-        paragraph("System memory, behind the guest's windows", section_table(of(AddressesOf::Memory))),
+        paragraph("The PCI address space", section_table(sections_of(sections, AddressesOf::Pci))),
+        paragraph(
+            "System memory, behind the guest's windows",
+            section_table(sections_of(sections, AddressesOf::Memory)),
+        ),
         paragraph("Kernel calls", Some(format!("  {}\n", calls(&replay.outcome.calls)))),
         paragraph("Bytes", costs(&replay.outcome)),
         paragraph("What to do", cures(&replay.outcome.cures)),
     ];
     heading + &parts.concat() + "\n" + &result(&replay.outcome) + "\n"
+}
+
+fn sections_of(sections: &[Judged], space: AddressesOf) -> impl Iterator<Item = &Judged> {
+    sections.iter().filter(move |judged| judged.space == space)
 }
 
 fn result(outcome: &Outcome) -> String {
@@ -85,22 +91,23 @@ fn findings(findings: &[Answer]) -> Option<String> {
 fn finding(answer: &Answer) -> String {
     let Answer { line, call, first, last, name, errno, causes, here, .. } = answer;
     let range = first.zip(*last).map_or_else(String::new, |(first, last)| format!(" {first}..={last}"));
-    let name = name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
-    let call = call.map_or_else(String::new, |call| format!(" {call}"));
-    let errno = errno.as_ref().map_or_else(String::new, |errno| format!(": {errno}"));
-    let heading = format!("  line {line}:{call}{range}{name}{errno}\n");
-    let here = here.iter().map(|here| format!("here: {here}"));
-    let told = causes.iter().cloned().chain(here);
+    let told_name = name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+    let told_call = call.map_or_else(String::new, |call| format!(" {call}"));
+    let told_errno = errno.as_ref().map_or_else(String::new, |errno| format!(": {errno}"));
+    let heading = format!("  line {line}:{told_call}{range}{told_name}{told_errno}\n");
+    let told_here = here.iter().map(|here| format!("here: {here}"));
+    let told = causes.iter().cloned().chain(told_here);
     heading + &told.map(|text| below(&text)).collect::<String>()
 }
 
 /// One cure for each cause.
 fn cures(cures: &[Cure]) -> Option<String> {
-    let cure = |Cure { cause, count, cure }: &Cure| {
-        let times = if *count > 1 { format!("{count} times ") } else { String::new() };
-        format!("  {}\n{}", wrapped(&format!("{times}{cause}"), COLUMNS - 2).join("\n    "), below(cure))
-    };
-    (!cures.is_empty()).then(|| cures.iter().map(cure).collect())
+    (!cures.is_empty()).then(|| cures.iter().map(one_cure).collect())
+}
+
+fn one_cure(Cure { cause, count, cure }: &Cure) -> String {
+    let times = if *count > 1 { format!("{count} times ") } else { String::new() };
+    format!("  {}\n{}", wrapped(&format!("{times}{cause}"), COLUMNS - 2).join("\n    "), below(cure))
 }
 
 fn below(text: &str) -> String {
@@ -114,9 +121,12 @@ fn plural(n: usize, what: &str) -> String {
 /// Each step: its cost, and the pieces that went and came.
 fn steps(outcome: &Outcome) -> Option<String> {
     let told = outcome.input.course.as_ref().filter(|told| !told.lines.is_empty())?;
-    let failed_there = |number: usize| told.failed_there.binary_search(&number).is_ok();
-    let steps = (1..).zip(outcome.steps.iter().flatten()).zip(&told.lines);
-    Some(steps.map(|((number, step), lines)| one_step(number, *lines, step, failed_there(number))).collect())
+    let mut text = String::new();
+    for ((number, step), lines) in (1..).zip(outcome.steps.iter().flatten()).zip(&told.lines) {
+        let failed_there = told.failed_there.binary_search(&number).is_ok();
+        text += &one_step(number, *lines, step, failed_there);
+    }
+    Some(text)
 }
 
 fn one_step(number: usize, (first, last): (usize, usize), step: &StepOutcome, failed_there: bool) -> String {
@@ -185,8 +195,8 @@ fn folded_table<const N: usize, const M: usize>(
         Row::Alike(n) => std::array::from_fn(|column| if column == 1 { format!("… {n} more") } else { String::new() }),
     });
     let mut lines = table(heading.unwrap_or([""; N]), cells).map(|line| format!("{indent}{line}"));
-    let first = lines.next();
-    let first = if heading.is_some() { first.map(|line| with_reason(&line, "why")) } else { None };
+    let first_line = lines.next();
+    let first = if heading.is_some() { first_line.map(|line| with_reason(&line, "why")) } else { None };
     let reasons = rows.iter().map(|row| match row {
         Row::One(row) => row.reason,
         Row::Alike(_) => "",
@@ -262,19 +272,24 @@ fn calls(calls: &Calls) -> String {
 }
 
 fn costs(outcome: &Outcome) -> Option<String> {
-    let row = |what: &str, n: u64, more: &str| format!("  {what:<9}  {}{more}\n", bytes(n.into()));
     let Bytes { mapped, pinned, tables, disturbed } = outcome.bytes;
-    let there = outcome.input.course.as_ref().and_then(|told| told.pinned_there);
-    let there = there.map_or_else(String::new, |there| format!("; where it was traced: {}", bytes(there.into())));
-    let rows = [row("mapped", mapped, ""), row("pinned", pinned, &there), row("tables", tables, "")];
-    Some(rows.concat() + &row("disturbed", disturbed, ""))
+    let pinned_there = outcome.input.course.as_ref().and_then(|told| told.pinned_there);
+    let there = pinned_there.map_or_else(String::new, |n| format!("; where it was traced: {}", bytes(n.into())));
+    let rows = [cost("mapped", mapped, ""), cost("pinned", pinned, &there), cost("tables", tables, "")];
+    Some(rows.concat() + &cost("disturbed", disturbed, ""))
+}
+
+fn cost(what: &str, n: u64, more: &str) -> String {
+    format!("  {what:<9}  {}{more}\n", bytes(n.into()))
 }
 
 /// The lines of a table whose columns are as wide as they have to be, the heading first.
 fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> impl Iterator<Item = String> {
     let mut builder = Builder::default();
     builder.push_record(heading);
-    rows.for_each(|row| builder.push_record(row));
+    for row in rows {
+        builder.push_record(row);
+    }
     let table = builder.build().with(Style::empty()).with(Padding::new(2, 0, 0, 0)).to_string();
     table.lines().map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
@@ -287,13 +302,16 @@ pub(crate) fn bytes(n: u128) -> String {
 /// The number in the largest unit of which there is one, to a tenth.
 pub(crate) fn in_units(n: u128) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let size = |power: usize| 1_u128 << (10 * power);
-    let (power, unit) = UNITS.iter().enumerate().rfind(|(power, _)| n >= size(*power)).unwrap_or((0, &"B"));
-    let tenths = n * 10 / size(power);
+    let (power, unit) = UNITS.iter().enumerate().rfind(|(power, _)| n >= unit_size(*power)).unwrap_or((0, &"B"));
+    let tenths = n * 10 / unit_size(power);
     match tenths % 10 {
         0 => format!("{} {unit}", tenths / 10),
         tenth => format!("{}.{tenth} {unit}", tenths / 10),
     }
+}
+
+fn unit_size(power: usize) -> u128 {
+    1 << (10 * power)
 }
 
 #[cfg(test)]

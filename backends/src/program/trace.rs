@@ -62,16 +62,15 @@ pub(crate) struct Traced {
 /// Reads a trace. `guest_page`, if given, is the page of every translated window.
 ///
 /// # Errors
-/// The first line that is not what it has to be.
+/// The first line that does not have the expected form.
 pub(crate) fn parse(text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Traced, BadLine> {
     let mut tracer = Tracer { guest_page, ..Tracer::default() };
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        let bad = |expected| BadLine { line: line.number, expected, found: Some(line.text.clone().into_owned()) };
-        match line::read(&line, &mut lines).map_err(bad)? {
+        match line::read(&line, &mut lines).map_err(|expected| bad(&line, expected))? {
             Read::Unknown => tracer.passed_over.pass(&line),
             Read::Said(said, continued) => {
-                let is_taken = tracer.follow(line.number, said).map_err(bad)?;
+                let is_taken = tracer.follow(line.number, said).map_err(|expected| bad(&line, expected))?;
                 tracer.note(&line, is_taken);
                 for _ in 0..continued {
                     tracer.passed_over.extend_taken(lines.next());
@@ -80,6 +79,10 @@ pub(crate) fn parse(text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Tra
         }
     }
     Ok(tracer.finish())
+}
+
+fn bad(line: &Line<'_>, expected: String) -> BadLine {
+    BadLine { line: line.number, expected, found: Some(line.text.clone().into_owned()) }
 }
 
 /// The course followed so far.
@@ -226,11 +229,12 @@ impl Tracer {
     /// one.
     fn place_of(&self, ioas: Ioas, at: IovaRange) -> usize {
         let known = self.spaces.iter().position(|space| space.ioas == Some(ioas));
-        let told = || {
-            let mut nameless = self.spaces.iter().enumerate().filter(|(_, space)| space.ioas.is_none());
-            nameless.find(|(_, space)| space.section_at(at).is_some()).map(|(place, _)| place)
-        };
-        known.or_else(told).unwrap_or(self.spaces.len())
+        known.or_else(|| self.place_of_nameless(at)).unwrap_or(self.spaces.len())
+    }
+
+    /// The space without a name that was told of this range.
+    fn place_of_nameless(&self, at: IovaRange) -> Option<usize> {
+        self.spaces.iter().position(|space| space.ioas.is_none() && space.section_at(at).is_some())
     }
 
     /// The space in that place, or a new one.
@@ -245,14 +249,14 @@ impl Tracer {
         self.spaces.get_mut(place).ok_or_else(|| "a container".to_owned())
     }
 
-    /// A call failed: what it was for is not in force.
+    /// Follows a failed call: its mapping is not in force.
     fn fail(&mut self, line: usize, mut failed: Failed) {
         let mut retracted = None;
         for space in &mut self.spaces {
             retracted = retracted.or_else(|| space.retract(failed.at));
         }
-        let is_device = retracted.as_ref().and_then(Section::memory).is_some_and(HostMemory::is_device_memory);
-        let is_device = is_device || std::mem::take(&mut self.is_of_a_bar);
+        let was_device = retracted.as_ref().and_then(Section::memory).is_some_and(HostMemory::is_device_memory);
+        let is_device = was_device || std::mem::take(&mut self.is_of_a_bar);
         if failed.name.is_none() && is_device {
             failed.name = retracted.map(|section| section.name().to_owned());
         }
@@ -267,8 +271,8 @@ impl Tracer {
     }
 
     fn register(&mut self, line: usize, memory: HostMemory, errno: u32) -> Result<(), String> {
-        let target = TargetMemory::new("ram", SystemAddress::new(memory.address()), memory);
-        let target = target.map_err(|error| format!("a range, but {error}"))?;
+        let made = TargetMemory::new("ram", SystemAddress::new(memory.address()), memory);
+        let target = made.map_err(|error| format!("a range, but {error}"))?;
         if errno != 0 {
             self.findings.add_target(line, &target, errno);
             return Ok(());
@@ -277,8 +281,8 @@ impl Tracer {
     }
 
     fn unregister(&mut self, line: usize, memory: &HostMemory, errno: u32) -> Result<bool, String> {
-        let range = SystemRange::with_len(SystemAddress::new(memory.address()), memory.len().get());
-        let range = range.map_err(|error| format!("a range, but {error}"))?;
+        let told = SystemRange::with_len(SystemAddress::new(memory.address()), memory.len().get());
+        let range = told.map_err(|error| format!("a range, but {error}"))?;
         match self.spaces.first_mut() {
             Some(space) if errno == 0 => space.remove_target(line, range),
             _ => Ok(false),

@@ -88,12 +88,13 @@ fn choose_by_rank(views: &[FlatView]) -> Result<Chosen<'_>, NoGuest> {
 /// The name of the PCI host bridge whose address space a view is.
 fn bridge_of(view: &FlatView) -> Option<&str> {
     view.ranges.iter().find(|range| is_window_of_bridge(range))?;
-    let is_bridge = |space: &&AddressSpace| {
-        [&space.name, &space.root]
-            .iter()
-            .any(|name| EmulatedIommu::of_space(name).is_some_and(|iommu| iommu.is_of_power))
-    };
-    view.spaces.iter().find(is_bridge).or(view.spaces.first()).map(|space| space.name.as_str())
+    let of_bridge = view.spaces.iter().find(|space| is_of_bridge(space));
+    of_bridge.or(view.spaces.first()).map(|space| space.name.as_str())
+}
+
+fn is_of_bridge(space: &AddressSpace) -> bool {
+    let names = [&space.name, &space.root];
+    names.iter().any(|name| EmulatedIommu::of_space(name).is_some_and(|iommu| iommu.is_of_power))
 }
 
 /// Returns whether a range is a window of a PCI host bridge on POWER.
@@ -107,10 +108,9 @@ fn has_vfio_device(view: &FlatView) -> bool {
 
 /// System memory. A text that names no address spaces has its root, or nothing but one view.
 fn memory_of(views: &[FlatView]) -> Result<(&str, &FlatView), NoGuest> {
-    let is_named = |name: &str| views.iter().any(|view| view.spaces.iter().any(|space| space.name == name));
     match views {
-        _ if is_named(SYSTEM_MEMORY) => Ok((SYSTEM_MEMORY, view_of(views, SYSTEM_MEMORY)?)),
-        _ if is_named(ROOT_OF_MEMORY) => Ok((ROOT_OF_MEMORY, view_of(views, ROOT_OF_MEMORY)?)),
+        _ if is_named(views, SYSTEM_MEMORY) => Ok((SYSTEM_MEMORY, view_of(views, SYSTEM_MEMORY)?)),
+        _ if is_named(views, ROOT_OF_MEMORY) => Ok((ROOT_OF_MEMORY, view_of(views, ROOT_OF_MEMORY)?)),
         [only] if only.spaces.iter().all(|space| space.name.is_empty()) => Ok(("", only)),
         _ => Err(NoGuest::unknown(SYSTEM_MEMORY, views)),
     }
@@ -123,11 +123,14 @@ fn note_on_bridges(bridges: &[(&str, &FlatView)]) -> Option<String> {
     Some(format!("there are {n} PCI host bridges: {all}; {first} is replayed, --address-space NAME replays another"))
 }
 
+fn iommu_of(space: &AddressSpace) -> Option<&'static EmulatedIommu> {
+    EmulatedIommu::of_space(&space.name).or(EmulatedIommu::of_space(&space.root))
+}
+
 /// A guest with an emulated IOMMU: its devices see another space than its processors.
 fn note_on_iommu(views: &[FlatView], chosen: &str) -> Option<String> {
     let spaces = views.iter().flat_map(|view| view.spaces.iter().map(move |space| (space, view)));
-    let of_iommu = |space: &AddressSpace| EmulatedIommu::of_space(&space.name).or(EmulatedIommu::of_space(&space.root));
-    let (space, view, iommu) = spaces.into_iter().find_map(|(space, view)| Some((space, view, of_iommu(space)?)))?;
+    let (space, view, iommu) = spaces.into_iter().find_map(|(space, view)| Some((space, view, iommu_of(space)?)))?;
     let shares = view.spaces.iter().any(|space| space.name == chosen);
     let now = if shares { ", which is the same for now, since the IOMMU lets everything through" } else { "" };
     let name = printable::cut(&space.name, LONGEST_NAME);
@@ -138,11 +141,15 @@ fn note_on_iommu(views: &[FlatView], chosen: &str) -> Option<String> {
     ))
 }
 
+/// Returns whether an address space has that name.
+fn is_named(views: &[FlatView], name: &str) -> bool {
+    views.iter().any(|view| view.spaces.iter().any(|space| space.name == name))
+}
+
 /// The view of the address space that a user calls `name`. Where many have one name, the name of the root tells them
 /// apart.
 fn view_called<'a>(views: &'a [FlatView], name: &str) -> Result<&'a FlatView, NoGuest> {
-    let is_named = views.iter().any(|view| view.spaces.iter().any(|space| space.name == name));
-    if is_named { view_of(views, name) } else { only(views, name, |space| space.root == name) }
+    if is_named(views, name) { view_of(views, name) } else { only(views, name, |space| space.root == name) }
 }
 
 /// The view of the address space `name`.
@@ -165,9 +172,15 @@ fn only<'a>(
 
 /// Returns whether two views say the same, wherever in the text they stand.
 fn says_the_same(view: &FlatView, other: &FlatView) -> bool {
-    let place = |range: &Range| (range.first, range.last, range.offset);
-    let alike = |(a, b): (&Range, &Range)| place(a) == place(b) && a.kind == b.kind && a.name == b.name;
-    view.ranges.len() == other.ranges.len() && view.ranges.iter().zip(&other.ranges).all(alike)
+    let mut pairs = view.ranges.iter().zip(&other.ranges);
+    view.ranges.len() == other.ranges.len() && pairs.all(|(range, other)| are_alike(range, other))
+}
+
+/// Returns whether two ranges are the same but for their lines.
+fn are_alike(range: &Range, other: &Range) -> bool {
+    (range.first, range.last, range.offset) == (other.first, other.last, other.offset)
+        && range.kind == other.kind
+        && range.name == other.name
 }
 
 const LONGEST_NAME: usize = 60;

@@ -71,7 +71,7 @@ fn is_of_a_tree(line: &str) -> bool {
 /// `AS "memory", root: system`, perhaps with `, alias <region>` behind it.
 fn space(line: &str) -> Option<AddressSpace> {
     let (_, rest) = line.split_once("AS \"")?;
-    let (name, root) = rest.split_once("\", root: ")?;
-    let root = root.split_once(", alias ").map_or(root, |(root, _)| root);
+    let (name, behind) = rest.split_once("\", root: ")?;
+    let root = behind.split_once(", alias ").map_or(behind, |(root, _)| root);
     Some(AddressSpace { name: name.to_owned(), root: root.to_owned() })
 }

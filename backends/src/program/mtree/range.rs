@@ -75,8 +75,8 @@ impl<'a> Region<'a> {
 fn split_at_offset(text: &str) -> Option<(&str, u64, &str)> {
     let mut end = text.len();
     while let Some(at) = text.get(..end)?.rfind('@') {
-        let (name, rest) = text.split_at_checked(at)?;
-        let rest = rest.get(1..)?;
+        let (name, from_sign) = text.split_at_checked(at)?;
+        let rest = from_sign.get(1..)?;
         let (digits, marks) = rest.split_once(' ').unwrap_or((rest, ""));
         if let (true, Some(offset)) = (name.is_empty() || name.ends_with(' '), hexadecimal(digits)) {
             return Some((name, offset, marks));
@@ -86,7 +86,7 @@ fn split_at_offset(text: &str) -> Option<(&str, u64, &str)> {
     None
 }
 
-/// The accelerators whose names QEMU appends to what they know, once for each address space of the view (qemu:
+/// The accelerators whose names QEMU appends to the ranges they know, once for each address space of the view (qemu:
 /// system/memory.c, `ac->has_memory`; accel/*/, `ac->name`).
 const ACCELERATORS: [&str; 9] = ["kvm", "tcg", "hvf", "whpx", "nvmm", "mshv", "xen", "hax", "qtest"];
 
@@ -104,8 +104,8 @@ fn without_accelerators(mut text: &str) -> &str {
 /// A text without the region's owner: ` owner:{dev id=net0} parent:{obj path=/machine}`, or ` orphan` (`info mtree -f
 /// -o`; qemu: system/memory.c, mtree_print_mr_owner).
 fn without_owner(text: &str) -> &str {
-    let text = without_accelerators(text);
-    let mut text = text.strip_suffix(" orphan").unwrap_or(text);
+    let named = without_accelerators(text);
+    let mut text = named.strip_suffix(" orphan").unwrap_or(named);
     for label in ["parent:{", "owner:{"] {
         if text.ends_with('}') {
             let before = text.rsplit_once(label).map(|(before, _)| before);

@@ -135,8 +135,8 @@ impl Reader {
             self.begin(&line);
         }
         self.place = Place::Ranges;
-        let unfolded = unfolded(&line, lines);
-        let text = match Part::of(&unfolded.text) {
+        let whole = unfolded(&line, lines);
+        let text = match Part::of(&whole.text) {
             Part::Range(Ok(text)) => text,
             Part::Range(Err(expected)) => return Err(bad(&line, expected)),
             _ => return Err(bad(&line, super::range::RANGE)),
@@ -151,7 +151,7 @@ impl Reader {
         let range = Range { line: line.number, first, last, kind, name: self.names.of(text.name), offset };
         self.view().ranges.push(range);
         self.passed_over.take(&line);
-        for _ in 0..unfolded.continued {
+        for _ in 0..whole.continued {
             self.passed_over.extend_taken(lines.next());
         }
         Ok(())
@@ -186,13 +186,12 @@ impl Reader {
     /// A region is of one kind. A word that is not known does not stand for memory, unless it was misspelt: then the
     /// guest would lose it.
     fn check_kinds(&self) -> Result<(), BadLine> {
-        let ranges = || self.views.iter().flat_map(|view| &view.ranges);
-        let unknown = |range: &&Range| matches!(range.kind.what, What::Other(_));
-        if !ranges().any(|range| unknown(&range)) {
+        if !self.ranges().any(is_of_unknown_kind) {
             return Ok(());
         }
-        let memory: BTreeSet<_> = ranges().filter(|range| range.kind.is_memory()).map(|range| &range.name).collect();
-        match ranges().filter(unknown).find(|range| memory.contains(&range.name)) {
+        let memory: BTreeSet<_> =
+            self.ranges().filter(|range| range.kind.is_memory()).map(|range| &range.name).collect();
+        match self.ranges().find(|range| is_of_unknown_kind(range) && memory.contains(&range.name)) {
             None => Ok(()),
             Some(range) => {
                 let name = printable::cut(&range.name, LONGEST_NAME);
@@ -200,6 +199,10 @@ impl Reader {
                 Err(BadLine { line: range.line, expected, found: Some(range.kind.to_string()) })
             }
         }
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = &Range> {
+        self.views.iter().flat_map(|view| &view.ranges)
     }
 
     /// A word that stands behind an offset somewhere is no part of a name anywhere.
@@ -215,6 +218,10 @@ impl Reader {
             }
         }
     }
+}
+
+fn is_of_unknown_kind(range: &Range) -> bool {
+    matches!(range.kind.what, What::Other(_))
 }
 
 /// Flat views are ascending, disjoint, and inside their regions: QEMU never writes anything else.
@@ -264,7 +271,7 @@ fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
             continued: whole.continued + 1,
         };
     }
-    // What a fold does not explain stays as it is, and so does the error.
+    // A line that no fold explains stays as it is, and so does the error.
     match RangeText::of(&whole.text) {
         Some(Ok(_)) => whole,
         _ => Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 },
@@ -277,6 +284,6 @@ fn continues(next: &str, is_whole: bool, width: usize) -> bool {
     if first_word.is_empty() || Part::of(next) != Part::Other {
         return false;
     }
-    let is_offset = |word: &str| word.len() == 17 && word.starts_with('@');
-    !is_whole || is_offset(first_word) || (width + 1 + first_word.chars().count() > FOLD && next.len() < FOLD / 2)
+    let is_offset = first_word.len() == 17 && first_word.starts_with('@');
+    !is_whole || is_offset || (width + 1 + first_word.chars().count() > FOLD && next.len() < FOLD / 2)
 }

@@ -1,4 +1,4 @@
-//! Plain lines out of what a terminal or a mail program showed.
+//! Plain lines out of the text that a terminal or a mail program showed.
 
 use std::borrow::Cow;
 use std::str::Chars;

@@ -30,14 +30,23 @@ enum Order {
     Big,
 }
 
+impl Order {
+    fn unit(self, pair: &[u8]) -> u16 {
+        match (pair, self) {
+            (&[first, second], Self::Little) => u16::from_le_bytes([first, second]),
+            (&[first, second], Self::Big) => u16::from_be_bytes([first, second]),
+            _ => 0xfffd,
+        }
+    }
+}
+
 /// UTF-16 is known by its zeros: QEMU writes ASCII. A byte order mark alone tells nothing, since telnet begins with
 /// the same bytes.
 fn utf16(bytes: &[u8]) -> Option<Order> {
     const SAMPLE: usize = 512;
     let sample = bytes.get(..SAMPLE.min(bytes.len())).unwrap_or_default();
     let units = sample.len() / 2;
-    let zeros = |from: usize| sample.iter().skip(from).step_by(2).filter(|byte| **byte == 0).count();
-    let (high, low) = (zeros(0), zeros(1));
+    let (high, low) = (zeros_from(sample, 0), zeros_from(sample, 1));
     match units {
         0 | 1 => None,
         _ if low * 2 > units && high * 4 < units => Some(Order::Little),
@@ -46,13 +55,13 @@ fn utf16(bytes: &[u8]) -> Option<Order> {
     }
 }
 
+/// The zeros among every second byte, from the one at `first` on.
+fn zeros_from(sample: &[u8], first: usize) -> usize {
+    sample.iter().skip(first).step_by(2).filter(|byte| **byte == 0).count()
+}
+
 fn of_utf16(bytes: &[u8], order: Order) -> String {
-    let unit = |pair: &[u8]| match (pair, order) {
-        (&[first, second], Order::Little) => u16::from_le_bytes([first, second]),
-        (&[first, second], Order::Big) => u16::from_be_bytes([first, second]),
-        _ => 0xfffd,
-    };
-    let text: String = char::decode_utf16(bytes.chunks_exact(2).map(unit))
+    let text: String = char::decode_utf16(bytes.chunks_exact(2).map(|pair| order.unit(pair)))
         .map(|letter| letter.unwrap_or(char::REPLACEMENT_CHARACTER))
         .collect();
     text.trim_start_matches('\u{feff}').to_owned()
@@ -105,8 +114,8 @@ fn is_quoted_printable(text: &str) -> bool {
 fn of_quoted_printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut continued = 0;
-    for line in text.split('\n') {
-        let line = line.trim_end_matches('\r');
+    for ended in text.split('\n') {
+        let line = ended.trim_end_matches('\r');
         match line.strip_suffix('=') {
             Some(line) => {
                 push_unescaped(&mut out, line);

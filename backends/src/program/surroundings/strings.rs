@@ -77,10 +77,14 @@ fn field(line: &str, key: &str) -> Option<usize> {
     starts_word.then_some(at)
 }
 
+/// The text behind a bracket that it begins with.
+fn behind(text: &str, bracket: char) -> Option<&str> {
+    text.strip_prefix(bracket).map(str::trim_start)
+}
+
 /// An object, an array, or one line of either as they are printed for people.
 fn is_json(text: &str) -> bool {
-    let opens = |bracket| text.strip_prefix(bracket).map(str::trim_start);
-    match (opens('{'), opens('[')) {
+    match (behind(text, '{'), behind(text, '[')) {
         (Some(rest), _) => rest.starts_with('"'),
         (_, Some(rest)) => rest.starts_with(['"', '{']),
         (None, None) => {

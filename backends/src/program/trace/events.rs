@@ -43,13 +43,18 @@ impl Event {
     /// # Errors
     /// The expected form, in words.
     pub(super) fn read(&self, rest: &str) -> Result<Said, String> {
-        let fields = self.forms.iter().find_map(|form| Fields::of(form.text, rest));
-        let pairs = || self.forms.iter().find_map(|form| Fields::of_pairs(form.text, rest));
-        let is_of_pairs = rest.contains(" pid=");
-        match fields.or_else(|| if is_of_pairs { pairs() } else { None }) {
+        match self.fields(rest) {
             Some(fields) => (self.read)(&fields),
             None => Err(self.expected()),
         }
+    }
+
+    fn fields<'a>(&self, rest: &'a str) -> Option<Fields<'a>> {
+        let fields = self.forms.iter().find_map(|form| Fields::of(form.text, rest));
+        if fields.is_some() || !rest.contains(" pid=") {
+            return fields;
+        }
+        self.forms.iter().find_map(|form| Fields::of_pairs(form.text, rest))
     }
 
     fn expected(&self) -> String {
@@ -201,8 +206,8 @@ const EVENTS: [Event; 21] = [
         ],
         |fields| {
             let shift = fields.number("ps")?;
-            let page = u32::try_from(shift).ok().and_then(PageSize::from_shift);
-            let page = page.ok_or_else(|| format!("a pageshift below 64, which {shift:#x} is not"))?;
+            let known = u32::try_from(shift).ok().and_then(PageSize::from_shift);
+            let page = known.ok_or_else(|| format!("a pageshift below 64, which {shift:#x} is not"))?;
             Ok(Said::Window { first: Iova::new(fields.number("off")?), page })
         },
     ),

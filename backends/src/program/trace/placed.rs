@@ -1,4 +1,4 @@
-//! The places of what a trace told of.
+//! The places of the pieces that a trace told of.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ impl<A: Address, T> Placed<A, T> {
     /// Takes out what lies in `range`.
     ///
     /// # Errors
-    /// The expected form, in words, when something would be cut: QEMU takes away what it gave.
+    /// The expected form, in words, when something would be cut: QEMU takes away whole pieces, as it gave them.
     pub(crate) fn take(&mut self, range: AddressRange<A>) -> Result<Vec<T>, String> {
         let below = self.pieces.range(..range.first()).next_back().map(|(_, piece)| piece);
         let inside = self.pieces.range(range.first()..=range.last()).map(|(_, piece)| piece);
