@@ -103,6 +103,15 @@ impl<'c, 'a> Call<'c, 'a> {
         }
     }
 
+    /// The memory that the call maps once more, whose length is in the field at `offset`.
+    pub(crate) fn copied(&self, offset: usize) -> Option<HostMemory> {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;
+        match attached.what {
+            Attached::Copied(memory) => Some(HostMemory::clone(memory)),
+            _ => None,
+        }
+    }
+
     /// The descriptor in the field at `offset`.
     pub(crate) fn handle(&self, offset: usize) -> Option<Handle> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset)?;

@@ -212,7 +212,15 @@ impl Context {
         require([copy.length, copy.src_iova, copy.dst_iova].iter().all(|field| *field != u64::MAX), Errno::EOVERFLOW)?;
         let access = access_of(copy.flags)?;
         let source = ioas_of(&mut self.objects, copy.src_ioas_id)?;
-        let pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
+        let mut pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
+        // The caller's memory, not that of the source: the source may be rounded to whole pages, and its owner vouches for a part.
+        if let Some(mapped) = call.copied(offset_of!(IoasCopy, length)) {
+            for piece in &mut pieces {
+                let offset = piece.memory.address().checked_sub(mapped.address());
+                let part = offset.and_then(|offset| mapped.slice(offset, piece.memory.len().get()));
+                piece.memory = part.unwrap_or_else(|| piece.memory.clone());
+            }
+        }
         let target = ioas_of(&mut self.objects, copy.dst_ioas_id)?;
         let at = target.map(system, &mut self.pages, pieces, place(copy.flags, copy.dst_iova), access)?;
         copy.dst_iova = at.get();
