@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use dmaspace_core::door::{Answer, Errno, Failure, Handle, Request};
+use dmaspace_core::door::{Errno, Failure, Handle, Request};
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::{IovaRange, PageSize};
 use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
