@@ -140,8 +140,8 @@ impl HostMemory {
     /// # Safety
     /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and
     /// no Rust reference may point into it while a device can write it. Copies are atomic accesses, so `base` must be a
-    /// pointer that the language allows writes through, even if the pages are [`HostMemory::host_read_only`]: the result
-    /// of `mmap`, for example, and never a pointer made of a shared reference to plain bytes.
+    /// pointer that the language allows writes through, even if the pages are [`HostMemory::host_read_only`]: the
+    /// result of `mmap`, for example, and never a pointer made of a shared reference to plain bytes.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
     }
