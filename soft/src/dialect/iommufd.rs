@@ -213,7 +213,8 @@ impl Context {
         let access = access_of(copy.flags)?;
         let source = ioas_of(&mut self.objects, copy.src_ioas_id)?;
         let mut pieces = source.pieces(Iova::new(copy.src_iova), copy.length)?;
-        // The caller's memory, not that of the source: the source may be rounded to whole pages, and its owner vouches for a part.
+        // The caller's memory, not that of the source: the source may be rounded to whole pages, and its owner vouches
+        // for a part.
         if let Some(mapped) = call.copied(offset_of!(IoasCopy, length)) {
             for piece in &mut pieces {
                 let offset = piece.memory.address().checked_sub(mapped.address());

@@ -40,7 +40,8 @@ impl Batch {
             let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
             let inside = address - block.memory.address();
             let room = page.round_down(block.memory.len().get() - inside);
-            // The caller's memory, not the block: the block may be rounded to whole pages, and its owner vouches for a part.
+            // The caller's memory, not the block: the block may be rounded to whole pages, and its owner vouches for a
+            // part.
             let mapped =
                 memory.rest(offset).and_then(|rest| rest.slice(0, room.min(page.round_down(rest.len().get()))));
             let shown = if mapped.is_some() { mapped } else { block.memory.slice(inside, room) };
