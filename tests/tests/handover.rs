@@ -286,7 +286,7 @@ fn what_was_written_meanwhile_is_told_to_the_successor() {
 #[test]
 fn hosts_that_cannot_say_why_before_anything_changes() {
     for (preset, backend, why) in [
-        ("vtd", BackendKind::Iommufd, "mapped of files"),
+        ("vtd", BackendKind::Iommufd, "mappings of files"),
         ("vtd", BackendKind::Type1OnIommufd, "VFIO_UPDATE_VADDR"),
         ("powernv9", BackendKind::Spapr, "belongs to one process"),
         ("pseries", BackendKind::Spapr, "belongs to one process"),
