@@ -99,6 +99,7 @@ impl WindowPlanner<'_> {
         self.refuse_fenced(&blocked);
         let kept: Vec<Window> =
             self.now.iter().copied().filter(|window| self.stays(window, &wanted, &blocked)).collect();
+        let created = self.refuse_behind(&kept, created);
         self.settle(created, kept)
     }
 
@@ -115,6 +116,22 @@ impl WindowPlanner<'_> {
                 self.refuse_all_in(window.range, &format!("{fence} is fenced after an earlier failure"));
             }
         }
+    }
+
+    /// Refuses the sections of windows that overlap one which stays, since a fence keeps its successor from being created.
+    /// Returns the windows that can be created.
+    fn refuse_behind(&mut self, kept: &[Window], wanted: Vec<WindowRequest>) -> Vec<WindowRequest> {
+        let mut created = Vec::new();
+        for window in wanted {
+            match kept.iter().find(|kept| kept.range.overlaps(window.range)) {
+                Some(kept) => self.refuse_all_in(
+                    window.range,
+                    &format!("the window {} stays until a fence in it is gone", kept.range),
+                ),
+                None => created.push(window),
+            }
+        }
+        created
     }
 
     fn fence_over(&self, range: IovaRange) -> Option<IovaRange> {
@@ -211,12 +228,12 @@ impl WindowPlanner<'_> {
         }
     }
 
-    /// The window there is over all RAM, if it is no translated one and its pages are small enough.
+    /// The window there is over all RAM, if no translated one needs its place and its pages are small enough.
     fn ram_window_there(&self, hull: IovaRange, translated: &[WindowRequest]) -> Option<Window> {
         let window = self.now.covering(hull)?;
-        let is_translated = translated.iter().any(|other| other.range == window.range);
+        let is_taken = translated.iter().any(|other| other.range.overlaps(window.range));
         let page = self.ram_page(self.offer.page_sizes)?;
-        if is_translated || window.granule() > page { None } else { Some(*window) }
+        if is_taken || window.granule() > page { None } else { Some(*window) }
     }
 
     /// The largest page that the memory's own pages and all steps allow, and to which no more bytes are lost than to

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dmaspace::kvm::KvmVfio;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::OpenSpace;
-use dmaspace_core::contract::Unit;
+use dmaspace_core::contract::{MapRequest, Unit};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, PageSize, PciAddressSpace};
 use dmaspace_listener::{CommitError, Update};
@@ -131,8 +131,9 @@ pub(super) fn hypercalls_are_answered_in_the_kernel(machine: &Machine) {
 
     let spot = play.guest.ram().slice(0, 0x1_0000).expect("inside");
     let unit = Unit::Pages(PageSize::K4);
-    let refused = play.space.map(Iova::new(0x8_0000), &spot, Access::READ, unit).expect_err("it is the kernel's");
-    assert!(matches!(refused.kind, Kind::KernelOwned(_)), "{refused}");
+    let request = MapRequest::new(Iova::new(0x8_0000), &spot, Access::READ).with_unit(unit);
+    let refused = play.space.map(request).expect_err("it is the kernel's");
+    assert!(matches!(refused.kind(), Kind::KernelOwned(_)), "{refused}");
     assert_eq!(play.guest.put(FIRST, 0x8_0000, READ_WRITE), -1);
     let state = play.guest.listener().state();
     assert_eq!(
