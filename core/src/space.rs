@@ -403,14 +403,17 @@ impl<B: Backend> Space<B> {
 impl<B: Backend> Drop for Space<B> {
     /// Releases everything. The successor empties a space that was handed over. Its memory is kept for ever, as
     /// memory behind a fence is: devices reach it until the successor unmaps it, which may be later, or in this
-    /// process.
+    /// process. A file outlives this process's mapping of it, and so does a device's own memory: both are released.
     fn drop(&mut self) {
         if *self.gate.get_mut() == Ownership::Here {
             self.empty();
             return;
         }
         for mapping in self.layout.get().mappings(IovaRange::all()) {
-            std::mem::forget(mapping.memory);
+            let memory = mapping.memory;
+            if !memory.is_device_memory() && memory.file().is_none() {
+                std::mem::forget(memory);
+            }
         }
     }
 }
