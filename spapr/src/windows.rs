@@ -14,7 +14,7 @@ use dmaspace_core::backend::WindowCalls;
 use dmaspace_core::contract::{WindowOffer, WindowRequest};
 use dmaspace_core::door::{Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
-use dmaspace_core::{Iova, IovaRange, PageSizes, Window, Windows};
+use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
@@ -31,6 +31,9 @@ pub(crate) struct Tables {
 
 /// The address that removes a default window which is still a promise, at any place.
 const DEFAULT_WINDOW: u64 = 0;
+
+/// The bytes of one entry.
+const TCE_BYTES: u64 = 8;
 
 impl Tables {
     pub(crate) fn windows(&self) -> Result<Windows, Failure> {
@@ -49,6 +52,22 @@ impl Tables {
         self.granted.push(window);
         Ok(window)
     }
+}
+
+/// Returns `true` if the address of `window` lies in the table of another of the `granted` ones.
+fn would_hit_another(granted: &[Window], window: Window, host_page: PageSize) -> bool {
+    let mut others = granted.iter().filter(|granted| granted.range != window.range);
+    others.any(|other| table_range(other, host_page).contains(window.range.first()))
+}
+
+/// The bus addresses that the kernel takes for those of a window. A table is at least one page of the host's memory, so
+/// a small window reaches further than it was asked to (linux: arch/powerpc/platforms/powernv/pci-ioda-tce.c,
+/// pnv_pci_ioda2_table_alloc_pages).
+fn table_range(window: &Window, host_page: PageSize) -> IovaRange {
+    let entries_of_one_page = host_page.bytes() / TCE_BYTES;
+    let shortest = entries_of_one_page.saturating_mul(window.granule().bytes());
+    let last = window.range.first().get().saturating_add(shortest - 1).max(window.range.last().get());
+    IovaRange::new(window.range.first(), Iova::new(last)).unwrap_or(window.range)
 }
 
 fn malformed_grant(why: &'static str) -> Failure {
@@ -111,8 +130,14 @@ impl WindowCalls for Spapr {
 
     /// `EINVAL` means that the kernel has no window there: an earlier call that failed may have removed it all the
     /// same. The window is forgotten then, since the next one may get its place.
+    ///
+    /// No call is made for an address inside the table of another window: the kernel would remove that window.
     fn remove(&self, window: Window) -> Result<Undone, Failure> {
         let mut tables = self.tables.lock();
+        let host_page = self.container.door().host_page();
+        if tables.as_ref().is_some_and(|tables| would_hit_another(&tables.granted, window, host_page)) {
+            return Ok(Undone::WasNotThere);
+        }
         let removed = Undone::unless_absent(self.remove_at(window.range.first().get()), &[Errno::EINVAL])?;
         if let Some(tables) = tables.as_mut() {
             tables.granted.retain(|granted| granted.range != window.range);
@@ -122,5 +147,26 @@ impl WindowCalls for Spapr {
 
     fn table_bytes(&self, request: WindowRequest) -> u64 {
         self.table(self.tables.lock().as_ref(), request).charge()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(first: u64, len: u64, page: PageSize) -> Window {
+        let range = IovaRange::with_len(Iova::new(first), len).expect("it does not wrap");
+        Window { range, page_sizes: PageSizes::only(page) }
+    }
+
+    #[test]
+    fn an_address_behind_a_small_window_hits_its_table() {
+        let granted = [window(1 << 59, 4 << 20, PageSize::K64)];
+        let behind = window((1 << 59) + (4 << 20), 4 << 20, PageSize::K64);
+        assert!(would_hit_another(&granted, behind, PageSize::K64));
+        assert!(!would_hit_another(&granted, window((1 << 59) + (512 << 20), 4 << 20, PageSize::K64), PageSize::K64));
+        assert!(!would_hit_another(&granted, window(1 << 59, 4 << 20, PageSize::K64), PageSize::K64));
+        let last = window(0u64.wrapping_sub(0x1000), 0x1000, PageSize::K4);
+        assert_eq!(table_range(&last, PageSize::K4), last.range);
     }
 }
