@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_list_that_never_stops_growing_is_given_up() {
-        let mut ranges = if cfg!(miri) { 7 } else { 50 };
+        let mut ranges = if cfg!(miri) { 10 } else { 50 };
         let offer = gather(PageSize::K4, |buffer| {
             ranges *= 2;
             kernel_with(&many_ranges(ranges), buffer)

@@ -227,8 +227,8 @@ fn answer(tables: &TceTables, call: Call) -> Result<u64, Refusal> {
 
 #[test]
 fn every_class_of_argument_gets_its_answer_and_a_refusal_changes_nothing() {
-    // Each row costs Miri seconds: it runs every ninth.
-    let step = if cfg!(miri) { 9 } else { 1 };
+    // Each row costs Miri seconds: it runs every 17th.
+    let step = if cfg!(miri) { 17 } else { 1 };
     for (call, _, _, _, ours, _) in ROWS.iter().step_by(step) {
         let tables = tables();
         let before = live(&tables);

@@ -267,8 +267,8 @@ fn bridges_are_told_apart_by_unit_and_by_liobn() {
 fn no_numbers_in_a_buffer_cause_a_panic() {
     let odd = [0, 1, 4, 12, 16, 24, 31, 59, 63, 64, 0x7fff_ffff, 0x8000_0000, SECOND, HI, LO, u32::MAX];
     let mut guest = Guest::after(Reset);
-    // Miri runs 18 of the 256 pairs, each number in each place in one of them.
-    let step = if cfg!(miri) { 15 } else { 1 };
+    // Miri runs 6 of the 256 pairs.
+    let step = if cfg!(miri) { 45 } else { 1 };
     for token in [QUERY, CREATE, REMOVE, RESET] {
         for number in (0..odd.len().pow(2)).step_by(step) {
             let (a, b) = (odd[number % odd.len()], odd[number / odd.len()]);
