@@ -222,8 +222,6 @@ impl VfioDevice {
     }
 }
 
-/// A file could not be read, or made no sense.
-
 impl Facts {
     /// The ranges where the devices of a group do not reach memory. `whose` names the group or device in reports and
     /// errors.

@@ -82,7 +82,7 @@ fn survey_file(path: &Path) -> Result<String, Failure> {
     let (file, text) = read(path)?;
     let mut rows = Vec::new();
     for (host, backend) in survey::hosts() {
-        let (name, backend) = (Some(host.to_owned()), Some(backend.into()));
+        let (name, backend) = (Some(host.to_owned()), Some(backend));
         let on_host = arguments::Replay { host: name, backend, ..Default::default() };
         let replayed = replay_text(&file, &text, &on_host)?;
         rows.extend(replayed.into_iter().map(|replay| (host, replay.outcome)));

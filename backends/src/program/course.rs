@@ -44,7 +44,7 @@ impl Course {
         let mut translated = sections.filter(|section| matches!(section.backing(), Backing::Translated { .. }));
         let is_of_power =
             |section: &Section| EmulatedIommu::of_region(section.name()).is_some_and(|iommu| iommu.is_of_power);
-        self.was_on_power || translated.any(|section| is_of_power(section))
+        self.was_on_power || translated.any(is_of_power)
     }
 
     /// Reads a recording.

@@ -1,6 +1,7 @@
 //! Findings: the calls that failed where a log was written, and what else it says of failures.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use dmaspace::section::TargetMemory;
 use dmaspace::{Iova, IovaRange};
@@ -70,8 +71,8 @@ impl Findings {
 
     /// The log has a message.
     pub(crate) fn add_message(&mut self, line: usize, message: Message) {
-        if !self.messages.contains_key(&message) {
-            self.messages.insert(message, line);
+        if let Entry::Vacant(place) = self.messages.entry(message) {
+            place.insert(line);
             self.findings.push(Finding { line, failure: Failure::Message(message) });
         }
     }

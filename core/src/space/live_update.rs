@@ -40,11 +40,11 @@ impl<'a, B: Backend> AddressCalls<'a, B> {
         match self.calls.obstacle() {
             Ok(None) => Ok(()),
             Ok(Some(why)) => Err(Error::new(self.operation, IovaRange::all(), Kind::Unsupported(why))),
-            Err(failure) => Err(self.from_kernel(failure)),
+            Err(failure) => Err(self.kernel_error(failure)),
         }
     }
 
-    pub(super) fn from_kernel(&self, failure: Failure) -> Error {
+    pub(super) fn kernel_error(&self, failure: Failure) -> Error {
         Error::from_kernel(self.operation, IovaRange::all(), failure)
     }
 

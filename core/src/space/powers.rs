@@ -288,7 +288,7 @@ impl<B: Backend> LiveUpdate for Space<B> {
         }
         let handover = describe(self, memory)?;
         calls.check_obstacle()?;
-        calls.invalidate_all(&self.layout.get()).map_err(|failure| calls.from_kernel(failure))?;
+        calls.invalidate_all(&self.layout.get()).map_err(|failure| calls.kernel_error(failure))?;
         *owner = Ownership::HandedOver;
         Ok(handover)
     }
