@@ -8,8 +8,9 @@
 //! iopt_table_add_domain). Its windows are the whole address space at first; each attached device narrows them, each
 //! detached one widens them.
 //!
-//! Memory with a known file ([`HostMemory::file`]) is mapped by that where the kernel can (since Linux 6.13): this is
-//! the only way to map a BAR, which its device must export. All other memory is mapped by its address.
+//! Memory with a known file ([`HostMemory::file`](dmaspace_core::HostMemory::file)) is mapped by that where the kernel
+//! can (since Linux 6.13): this is the only way to map a BAR, which its device must export. All other memory is mapped
+//! by its address.
 //!
 //! A device is attached to a page table that logs its writes, where its IOMMU can log; else to the address space
 //! itself. The difference shows only in the dirty log ([`dmaspace_core::contract::dirty`]).

@@ -45,7 +45,7 @@ pub fn beside_spaces(place: AttachPlace) -> AttachPoint<'static> {
 /// Takes up what another space of the test, or another process, has handed over.
 ///
 /// # Errors
-/// The errors of [`LiveUpdate::adopt`].
+/// The errors of [`LiveUpdate::adopt`](dmaspace_core::contract::live_update::LiveUpdate::adopt).
 pub fn adopt(space: &dyn PciAddressSpace, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
     // SAFETY: the tests name the same file, or memory that is not there.
     unsafe { space.powers().live_update.adopt(handover, memory) }

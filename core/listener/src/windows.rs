@@ -118,7 +118,8 @@ impl WindowPlanner<'_> {
         }
     }
 
-    /// Refuses the sections of windows that overlap one which stays, since a fence keeps its successor from being created.
+    /// Refuses the sections of windows that overlap one which stays, since a fence keeps its successor from being
+    /// created.
     /// Returns the windows that can be created.
     fn refuse_behind(&mut self, kept: &[Window], wanted: Vec<WindowRequest>) -> Vec<WindowRequest> {
         let mut created = Vec::new();

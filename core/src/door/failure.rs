@@ -53,7 +53,7 @@ impl From<std::io::Error> for Errno {
 
 /// The cause of a failure, as far as a caller can act on it.
 ///
-/// [`Cause::of`] is the one table of errnos. A backend whose kernel means something else, or that has no errnos, states
+/// `Cause::of` is the one table of errnos. A backend whose kernel means something else, or that has no errnos, states
 /// the cause itself: [`Failure::caused_by`], [`Failure::refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -136,7 +136,7 @@ impl Bench {
         self
     }
 
-    /// Makes the first [`ROOM`] units mappable: creates a window, registers the memory, shares its pins, as far as the
+    /// Makes the first `ROOM` units mappable: creates a window, registers the memory, shares its pins, as far as the
     /// space has these powers.
     #[must_use]
     pub fn prepared(mut self) -> Self {
