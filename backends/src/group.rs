@@ -250,9 +250,9 @@ impl VfioGroup {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 // SAFETY: the kernel's answers are returned as they are. A group whose attach failed is made to leave until the kernel
 // says that it has left, or several times that it is in no container.
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Attachable for VfioGroup {
     fn name(&self) -> String {
         self.name.clone()

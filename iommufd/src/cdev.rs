@@ -99,9 +99,9 @@ impl Cdev {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 // SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an
 // iommufd keeps its mappings whatever devices it has.
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Attachable for Cdev {
     fn name(&self) -> String {
         self.name.clone()

@@ -121,9 +121,9 @@ const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
      does not do; open a container of vfio_iommu_type1",
 );
 
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings
 // whatever devices it has, so none is said to be gone but those that were unmapped.
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Ioas {
     fn name(&self) -> &'static str {
         "iommufd"

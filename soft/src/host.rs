@@ -137,9 +137,9 @@ impl SoftHost {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
 // SAFETY: no real device is behind it, and its devices reach memory only through clones that it keeps until the mapping
 // is gone.
-#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
 unsafe impl Door for SoftHost {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         self.plain("open", |kernel, by| kernel.open(by, path)).map(|id| Handle::new(id, kind))

@@ -265,8 +265,8 @@ fn opened_name(command: &Command<'_>) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned())
 }
 
-// SAFETY: no device is behind it, and it says so.
 #[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
+// SAFETY: no device is behind it, and it says so.
 unsafe impl<S: Script> Door for ScriptedDoor<S> {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         let mut state = self.state.lock();

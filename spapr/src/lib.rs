@@ -65,9 +65,9 @@ impl Spapr {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings
 // with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Spapr {
     fn name(&self) -> &'static str {
         "spapr"

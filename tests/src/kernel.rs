@@ -125,8 +125,8 @@ impl fmt::Debug for SoftKvm {
 #[derive(Debug)]
 struct Shared(Arc<SoftKvm>);
 
-// SAFETY: devices of a host in software reach no memory that is gone.
 #[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
+// SAFETY: devices of a host in software reach no memory that is gone.
 unsafe impl InKernelTables for Shared {
     fn create(&self, liobn: Liobn, window: IovaRange, page: PageSize) -> Result<Arc<dyn InKernelTable>, Failure> {
         let mut state = self.0.state();
@@ -144,8 +144,8 @@ struct SoftTable {
     liobn: Liobn,
 }
 
-// SAFETY: as above.
 #[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
+// SAFETY: as above.
 unsafe impl InKernelTable for SoftTable {
     fn entry(&self, index: u64) -> Tce {
         let state = self.kvm.state();

@@ -63,7 +63,7 @@ struct Draws(u64);
 impl Draws {
     fn of_thread(thread: u64) -> Self {
         let seed = std::env::var("DMASPACE_STRESS_SEED").map_or(1, |text| text.parse::<u64>().expect("a seed"));
-        Self((seed << 8 | (thread + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        Self(((seed << 8) | (thread + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     fn below(&mut self, limit: u64) -> u64 {

@@ -80,9 +80,9 @@ impl Type1 {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container, unlike an iommufd,
 // forgets its mappings with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
 unsafe impl Backend for Type1 {
     fn name(&self) -> &'static str {
         if self.is_iommufd() { "type1-on-iommufd" } else { "type1" }

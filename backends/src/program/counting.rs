@@ -121,8 +121,8 @@ impl CountingDoor {
     }
 }
 
-// SAFETY: each command is passed on to another door, as is its answer.
 #[expect(unsafe_code, reason = "UNSAFETY: passes everything on")]
+// SAFETY: each command is passed on to another door, as is its answer.
 unsafe impl Door for CountingDoor {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         self.door.open(path, kind)

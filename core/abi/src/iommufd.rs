@@ -39,6 +39,7 @@ pub const IOAS_MAP: Request = Request::vfio(0x85, "IOMMU_IOAS_MAP");
 pub const IOAS_UNMAP: Request = Request::vfio(0x86, "IOMMU_IOAS_UNMAP");
 
 /// Returns whether a request has the number of an iommufd command, by the header's enumeration and by its literal.
+#[allow(dead_code, reason = "Rust 1.85 does not count the uses in constants without a name")]
 const fn is_command(request: Request, command: u32, on_x86_64: u32) -> bool {
     request.is(0x3b00 | command) && request.is(on_x86_64)
 }

@@ -85,8 +85,8 @@ impl Logging {
     }
 }
 
-// SAFETY: no device is behind it.
 #[expect(unsafe_code, reason = "UNSAFETY: an IOMMU without devices")]
+// SAFETY: no device is behind it.
 unsafe impl Backend for Logging {
     fn name(&self) -> &'static str {
         "logging"

@@ -105,8 +105,8 @@ impl LinkedTable {
     }
 }
 
-// SAFETY: entries and unlinking are passed on from `InKernelTable`, which makes the same promises.
 #[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that makes the same promises")]
+// SAFETY: entries and unlinking are passed on from `InKernelTable`, which makes the same promises.
 unsafe impl KernelEntries for LinkedTable {
     fn runs(&self, range: IovaRange) -> Vec<EntryRun> {
         self.entries.read().live(range)

@@ -33,8 +33,8 @@ impl RecordingWriter {
     }
 }
 
-// SAFETY: it writes nothing, and shows the entries of the case.
 #[expect(unsafe_code, reason = "UNSAFETY: a writer that writes nothing")]
+// SAFETY: it writes nothing, and shows the entries of the case.
 unsafe impl KernelWriter for RecordingWriter {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         lock(&self.entries).iter().filter(|mapping| mapping.range.overlaps(range)).cloned().collect()

@@ -247,8 +247,8 @@ impl Listening {
 }
 
 /// A close cannot be made to fail, so its result is not used.
-// SAFETY: each command is passed on to a host in software.
 #[expect(unsafe_code, reason = "UNSAFETY: passes everything on")]
+// SAFETY: each command is passed on to a host in software.
 unsafe impl Door for Listening {
     fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
         self.hear("open", 0);

@@ -67,9 +67,9 @@ impl KernelOwned {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that promises as much")]
 // SAFETY: passed on from `KernelEntries`, which promises as much. An entry that points to no target points to memory
 // that the kernel has not registered: the kernel refuses such an entry.
-#[expect(unsafe_code, reason = "UNSAFETY: passed on from a trait that promises as much")]
 unsafe impl KernelWriter for KernelOwned {
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let runs = self.entries.runs(range);
