@@ -152,6 +152,7 @@ impl Case<'_> {
 
     fn run_on(&self, clean: &Clean, calls: &mut Vec<Call>) -> Result<FaultOutcome, String> {
         let mut world = self.sequence.arranged(self.config);
+        let devices = devices_of(&world);
         let plans: Vec<_> = self.injected.iter().flat_map(Injected::plans).collect();
         world.soft.plan_faults(&plans);
         let result = (self.sequence.operate)(&mut world);
@@ -166,9 +167,11 @@ impl Case<'_> {
             Ok(done) => clean.judge_success(&world, done, &fences)?,
             Err(trouble) => {
                 judge_words(trouble, &fences)?;
-                clean.judge_now(&world, &clean.before, &fences)?;
-                let again = (self.sequence.operate)(&mut world);
-                clean.judge_again(&world, again)?;
+                if !self.may_keep_a_device(&world, devices) {
+                    clean.judge_now(&world, &clean.before, &fences)?;
+                    let again = (self.sequence.operate)(&mut world);
+                    clean.judge_again(&world, again)?;
+                }
             }
         }
         let (reached, may_keep) = (clean.reached_behind(&world, &fences_of(&world)), self.may_keep_memory(&world));
@@ -179,6 +182,13 @@ impl Case<'_> {
             (false, true) if reached.is_empty() => FaultOutcome::Fenced,
             (false, true) => FaultOutcome::Held,
         })
+    }
+
+    /// An attach whose undo fails for good leaves its device attached. The space knows the device then, and frees nothing
+    /// that it reaches; the drop clears the host.
+    fn may_keep_a_device(&self, world: &SweptHost, before: usize) -> bool {
+        let lasts = self.injected.iter().any(|injected| injected.lasting != Lasting::Once);
+        lasts && devices_of(world) > before
     }
 
     /// A mapping that could not be unmapped during the drop keeps its memory, and no space is left that could list a
@@ -197,6 +207,11 @@ impl Case<'_> {
         let lied = self.injected.iter().filter(|injected| injected.mode == FaultMode::ZeroWithoutEffect);
         lied.filter_map(call).any(|call| UNDETECTABLE.contains(&call.name))
     }
+}
+
+/// The number of devices that the open spaces know.
+fn devices_of(world: &SweptHost) -> usize {
+    (0..world.opened.len()).map(|n| world.space(n).describe().devices.len()).sum()
 }
 
 /// The ranges that are fenced in each open space.

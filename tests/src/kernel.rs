@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::owned::lease;
 use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
-use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel};
+use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel, Lease};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use dmaspace_soft::SoftHost;
 use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
@@ -98,7 +97,9 @@ impl SoftKvm {
         let flags = right(Access::READ, MAP_READ) | right(Access::WRITE, MAP_WRITE);
         let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size: page.bytes() };
         let memory = self.ram.slice(tce.target(page).get(), page.bytes()).expect("inside the guest's memory");
-        let lease = lease(&memory);
+        #[expect(unsafe_code, reason = "UNSAFETY: a KVM in software")]
+        // SAFETY: a host in software holds the memory of its entries.
+        let lease = unsafe { Lease::kept_by_caller(&memory) };
         let offset = std::mem::offset_of!(MapDma, vaddr);
         let mut address = [Attachment { offset, what: Attached::Memory(&lease) }];
         let command = Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut address);
