@@ -111,7 +111,7 @@ fn one_cure(Cure { cause, count, cure }: &Cure) -> String {
 }
 
 fn below(text: &str) -> String {
-    wrapped(text, COLUMNS - BELOW.len()).iter().map(|part| format!("{BELOW}{part}\n")).collect()
+    wrapped(text, COLUMNS - BELOW.len()).iter().map(|part| format!("{BELOW}{part}\n")).collect::<Vec<_>>().concat()
 }
 
 fn plural(n: usize, what: &str) -> String {

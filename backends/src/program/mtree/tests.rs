@@ -182,7 +182,7 @@ fn views_are_found_in_what_surrounds_them() {
         "0000000000000000-00000000bfffffff (prio 0, ram): pc.ram\n  \
                          00000000c0000000-00000000c0000fff (prio 0, rom): pc.ram @00000000c0000000",
     );
-    let prefixed = |prefix: &str| plain.lines().map(|line| format!("{prefix}{line}\n")).collect::<String>();
+    let prefixed = |prefix: &str| plain.lines().map(|line| format!("{prefix}{line}\n")).collect::<Vec<_>>().concat();
     let logfmt = |line: &str| format!("time=1 msg=\"{}\" pid=1\n", line.replace('"', "\\\""));
     let wrapped = [
         prefixed("> "),
@@ -195,7 +195,7 @@ fn views_are_found_in_what_surrounds_them() {
         plain.replace(" @0", "\n@0"),
         plain.replace(" (prio", "\n(prio"),
         format!("Dear all,\n\n```\n{plain}```\nregards\n"),
-        plain.lines().map(|line| format!("\u{1b}[32m{line}\u{1b}[0m\r\n")).collect(),
+        plain.lines().map(|line| format!("\u{1b}[32m{line}\u{1b}[0m\r\n")).collect::<Vec<_>>().concat(),
         plain.replace(' ', "\u{a0}"),
     ];
     let expected = parsed(plain.as_bytes()).expect("a view");
