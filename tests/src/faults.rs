@@ -184,8 +184,8 @@ impl Case<'_> {
         })
     }
 
-    /// An attach whose undo fails for good leaves its device attached. The space knows the device then, and frees nothing
-    /// that it reaches; the drop clears the host.
+    /// An attach whose undo fails for good leaves its device attached. The space knows the device then, and frees
+    /// nothing that it reaches; the drop clears the host.
     fn may_keep_a_device(&self, world: &SweptHost, before: usize) -> bool {
         let lasts = self.injected.iter().any(|injected| injected.lasting != Lasting::Once);
         lasts && devices_of(world) > before

@@ -41,7 +41,8 @@ fn who_is_charged_is_not_everybodys_to_decide() {
     let wish = OpenRequest::device(device).with_backend(BackendKind::Iommufd);
     let open = |payer| host.clone().with_options(OpenOptions::new().with_accounting(payer)).open(&wish);
     let refused = open(AccountingMode::Process).expect_err("it takes a capability").to_string();
-    let expected = "/dev/iommu: IOMMU_OPTION: EPERM; grant CAP_SYS_RESOURCE, or let the user be charged";
+    let expected =
+        "/dev/iommu: IOMMU_OPTION: EPERM; grant CAP_SYS_RESOURCE, or leave the accounting to the user's limit";
     assert!(refused.contains(expected), "{refused}");
     assert!(soft.ledger().is_clear());
     drop(open(AccountingMode::User).expect("as it is anyway"));
