@@ -21,7 +21,7 @@ mod region;
 mod tests;
 
 pub use error::{Action, DeviceError, DeviceProblem};
-pub use region::{Area, Region};
+pub use region::{Region, RegionArea};
 
 /// An open device.
 ///
@@ -183,11 +183,11 @@ impl Device {
     ///
     /// # Errors
     /// [`DeviceProblem::Outside`]; the kernel's answer (`EINVAL` for a part that cannot be mapped).
-    pub fn map(&self, region: &Region, area: Area) -> Result<HostMemory, DeviceError> {
+    pub fn map(&self, region: &Region, area: RegionArea) -> Result<HostMemory, DeviceError> {
         self.try_to_map(region, area).map_err(|problem| self.error(Action::Map(region.index), problem))
     }
 
-    fn try_to_map(&self, region: &Region, area: Area) -> Result<HostMemory, DeviceProblem> {
+    fn try_to_map(&self, region: &Region, area: RegionArea) -> Result<HostMemory, DeviceProblem> {
         let at = region.at(area.offset, area.len.get())?;
         Ok(self.door.mmap(self.handle, at, area.len, region.access)?)
     }
@@ -197,7 +197,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::map`] and [`Device::export`], except that a kernel without exports is no error.
-    pub fn map_exported(&self, region: &Region, area: Area) -> Result<HostMemory, DeviceError> {
+    pub fn map_exported(&self, region: &Region, area: RegionArea) -> Result<HostMemory, DeviceError> {
         let memory = self.map(region, area)?;
         match self.export(region, area) {
             Ok(file) => Ok(memory.in_file(file, 0)),
@@ -220,11 +220,11 @@ impl Device {
     /// # Errors
     /// [`DeviceProblem::Outside`]; the kernel's answer: `ENOTTY` for a kernel without exports, `EOPNOTSUPP` for a
     /// device without, `EINVAL` for parts of pages, `ENODEV` for a region that is not a memory BAR.
-    pub fn export(&self, region: &Region, area: Area) -> Result<MemoryFile, DeviceError> {
+    pub fn export(&self, region: &Region, area: RegionArea) -> Result<MemoryFile, DeviceError> {
         self.try_to_export(region, area).map_err(|problem| self.error(Action::Export(region.index), problem))
     }
 
-    fn try_to_export(&self, region: &Region, area: Area) -> Result<MemoryFile, DeviceProblem> {
+    fn try_to_export(&self, region: &Region, area: RegionArea) -> Result<MemoryFile, DeviceProblem> {
         region.at(area.offset, area.len.get())?;
         let mut export = ExportRange {
             argsz: ExportRange::SIZE,

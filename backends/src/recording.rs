@@ -97,6 +97,6 @@
 mod reader;
 mod writer;
 
-pub use dmaspace_listener::recording::{Asked, Ending, Hex, Space, SpaceOf, VERSION, Window};
+pub use dmaspace_listener::recording::{Asked, Ending, Hex, JsonWindow, RecordedSpace, SpaceOf, VERSION};
 pub use reader::{BadRecording, Event, Numbered, Outcome, Reader};
 pub use writer::JsonLines;

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dmaspace_core::{Iova, IovaRange, PageSize};
-use dmaspace_soft::profile::{Architecture, Backend, Device, Group, Platform, Profile, Reason, Reserved};
+use dmaspace_soft::profile::{
+    Architecture, DeviceProfile, Group, KernelInterface, Profile, Reason, ReservedProfile, TceManager,
+};
 
 use crate::facts::{self, Facts, IommuGroup, IommuTypes, Nodes, PciDevice, ReservedRegion, VfioDevice};
 use crate::pci::PciAddress;
@@ -25,15 +27,15 @@ impl Facts {
                 type1_mappings: Some(profile.limits.dma_entries.into()),
             },
             nodes: Nodes {
-                container: profile.has(Backend::Type1) || profile.has(Backend::Spapr),
-                iommufd: profile.has(Backend::Iommufd),
+                container: profile.has(KernelInterface::Type1) || profile.has(KernelInterface::Spapr),
+                iommufd: profile.has(KernelInterface::Iommufd),
                 kvm: false,
             },
             modules: BTreeSet::new(),
             iommu_types: Some(IommuTypes {
-                type1: profile.has(Backend::Type1),
-                spapr: profile.has(Backend::Spapr),
-                spapr_v2: profile.has(Backend::Spapr),
+                type1: profile.has(KernelInterface::Type1),
+                spapr: profile.has(KernelInterface::Spapr),
+                spapr_v2: profile.has(KernelInterface::Spapr),
             }),
             groups: profile.groups.iter().map(|group| (group.number, group_facts(profile, group))).collect(),
             devices: profile.groups.iter().flat_map(devices).collect(),
@@ -45,8 +47,8 @@ fn platform(profile: &Profile) -> facts::Platform {
     match (profile.architecture, profile.tce.as_ref().map(|tce| tce.platform)) {
         (Architecture::X86_64, _) => facts::Platform::X86_64,
         (Architecture::Aarch64, _) => facts::Platform::Other("aarch64".to_owned()),
-        (Architecture::Ppc64le, Some(Platform::PSeries)) => facts::Platform::Pseries,
-        (Architecture::Ppc64le, Some(Platform::PowerNv) | None) => facts::Platform::Powernv,
+        (Architecture::Ppc64le, Some(TceManager::PSeries)) => facts::Platform::Pseries,
+        (Architecture::Ppc64le, Some(TceManager::PowerNv) | None) => facts::Platform::Powernv,
     }
 }
 
@@ -61,7 +63,7 @@ fn group_facts(profile: &Profile, group: &Group) -> IommuGroup {
     }
 }
 
-fn reserved(region: &Reserved) -> Option<ReservedRegion> {
+fn reserved(region: &ReservedProfile) -> Option<ReservedRegion> {
     let range = IovaRange::new(Iova::new(region.first), Iova::new(region.last)).ok()?;
     let kind = match region.reason {
         Reason::Msi => "msi",
@@ -77,7 +79,7 @@ fn devices(group: &Group) -> BTreeMap<PciAddress, PciDevice> {
     group.devices.iter().filter_map(|device| device_facts(group.number, device)).collect()
 }
 
-fn device_facts(group: u32, device: &Device) -> Option<(PciAddress, PciDevice)> {
+fn device_facts(group: u32, device: &DeviceProfile) -> Option<(PciAddress, PciDevice)> {
     let address: PciAddress = device.address.parse().ok()?;
     let vfio = VfioDevice { name: format!("vfio{}", device.node.unwrap_or_default()), node: device.node.is_some() };
     let facts = PciDevice {

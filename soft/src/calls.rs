@@ -5,21 +5,21 @@ use std::collections::BTreeMap;
 /// Counts of kernel calls by name: the name of the request for an ioctl, else "open", "close", "pread", "pwrite",
 /// "mmap", "adopt".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Calls {
-    counts: BTreeMap<&'static str, Count>,
+pub struct CallCounts {
+    counts: BTreeMap<&'static str, CallCount>,
 }
 
 /// The count of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Count {
+pub struct CallCount {
     /// The number of calls, failed ones included.
     pub made: u64,
     /// The number of failed calls. A positive result is not counted as a failure.
     pub failed: u64,
 }
 
-impl Calls {
+impl CallCounts {
     /// The number of calls of this name, failed ones included.
     pub fn of(&self, name: &str) -> u64 {
         self.counts.get(name).map_or(0, |count| count.made)
@@ -32,7 +32,7 @@ impl Calls {
     }
 
     /// All counts, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Count)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, CallCount)> + '_ {
         self.counts.iter().map(|(name, count)| (*name, *count))
     }
 

@@ -13,7 +13,7 @@ use dmaspace_abi::{iommufd, type1};
 use dmaspace_core::door::{Door, Errno, Handle};
 use dmaspace_core::{Access, HostMemory, Iova};
 
-use crate::profile::{KernelVersion, Platform};
+use crate::profile::{KernelVersion, TceManager};
 use raw::Context;
 pub use rows::ROWS;
 
@@ -58,7 +58,7 @@ pub enum Only {
     /// Every host that has the dialect.
     Anywhere,
     /// Hosts of this platform.
-    On(Platform),
+    On(TceManager),
     /// Hosts with a device that can be made to write.
     WithDevice,
 }
@@ -84,7 +84,7 @@ pub struct Step {
     /// The request.
     pub act: Act,
     /// The expected answer.
-    pub answer: Answer,
+    pub answer: ExpectedAnswer,
 }
 
 /// A request. Lengths are in pages of the host.
@@ -92,15 +92,15 @@ pub struct Step {
 #[non_exhaustive]
 pub enum Act {
     /// Map memory at a place.
-    Map(Place, Memory, Access),
+    Map(BusAddress, Memory, Access),
     /// Map the memory by its file.
-    MapFile(Place, Memory, Access),
+    MapFile(BusAddress, Memory, Access),
     /// Unmap a range.
-    Unmap(Place, Length),
+    Unmap(BusAddress, Length),
     /// Unmap everything; on sPAPR, remove the window at 0.
     UnmapAll,
     /// Map, at the second place of the same address space, a range of the memory that the first place has mapped.
-    Copy(Place, Place, Length, Access),
+    Copy(BusAddress, BusAddress, Length, Access),
     /// Charge this process for everything that is mapped, with a request of this size.
     ChangeProcess(u32),
     /// Query the IOMMU in front of a device, with the id of the address space, which is no device.
@@ -114,15 +114,15 @@ pub enum Act {
     /// Start or stop logging in a type1 container, or make its request with other flags.
     DirtyPages(u32),
     /// Read the log of a type1 container. The number written back is that of the bits set.
-    GetLog(Place, Length),
+    GetLog(BusAddress, Length),
     /// Unmap a range of a type1 container, and read its log.
-    UnmapAndGetLog(Place, Length),
+    UnmapAndGetLog(BusAddress, Length),
     /// Invalidate the addresses of a container's mappings.
-    InvalidateVaddrs(Place, Length),
+    InvalidateVaddrs(BusAddress, Length),
     /// Invalidate the addresses of all mappings.
     InvalidateAllVaddrs,
     /// Update the address of a container's mapping, with access, which no update may have.
-    UpdateVaddr(Place, Memory, Access),
+    UpdateVaddr(BusAddress, Memory, Access),
     /// Register memory.
     Register(Memory),
     /// Unregister memory.
@@ -136,12 +136,12 @@ pub enum Act {
     /// Disallow maps in a v1 container.
     Disable,
     /// Make the device write at a place.
-    Store(Place),
+    Store(BusAddress),
 }
 
 /// A bus address.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum BusAddress {
     /// The first byte of this page, counted from 1 MiB.
     Page(u64),
     /// A byte inside this page, by its offset.
@@ -183,7 +183,7 @@ pub enum Memory {
 /// The expected outcome of a request.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Answer {
+pub enum ExpectedAnswer {
     /// The result 0.
     Done,
     /// The result 0, and this many pages written back as the size.
@@ -203,9 +203,9 @@ pub enum Answer {
     /// The bytes that the device wrote are nowhere.
     Vanishes,
     /// The first answer before Linux 7.2, the second since.
-    Since72(&'static Answer, &'static Answer),
+    Since72(&'static ExpectedAnswer, &'static ExpectedAnswer),
     /// The first answer on bare metal, the second in partitions.
-    Platforms(&'static Answer, &'static Answer),
+    Platforms(&'static ExpectedAnswer, &'static ExpectedAnswer),
 }
 
 /// A place to check rows on.
@@ -217,7 +217,7 @@ pub struct Site<'a> {
     /// The kernel whose answers are expected.
     pub kernel: KernelVersion,
     /// The platform, on POWER.
-    pub platform: Option<Platform>,
+    pub platform: Option<TceManager>,
     /// Two pages of the host that exist and are writable.
     pub memory: HostMemory,
     /// Memory with faults.
@@ -339,20 +339,22 @@ impl Site<'_> {
         self.door.host_page().bytes()
     }
 
-    fn resolve(&self, answer: Answer) -> Expected {
+    fn resolve(&self, answer: ExpectedAnswer) -> Expected {
         match answer {
-            Answer::Done => Expected::Result(0),
-            Answer::Pages(pages) => Expected::Written(pages * self.page()),
-            Answer::Bits(bits) => Expected::Written(bits),
-            Answer::SizeUntouched => Expected::Written(UNTOUCHED),
-            Answer::WindowAt(start) => Expected::Written(start),
-            Answer::Result(result) => Expected::Result(result),
-            Answer::Fails(errno) => Expected::Fails(errno),
-            Answer::Arrives(page) => Expected::Written(page),
-            Answer::Vanishes => Expected::Nowhere,
-            Answer::Since72(old, new) => self.resolve(if self.kernel >= KernelVersion::V7_2 { *new } else { *old }),
-            Answer::Platforms(bare, partition) => {
-                self.resolve(if self.platform == Some(Platform::PowerNv) { *bare } else { *partition })
+            ExpectedAnswer::Done => Expected::Result(0),
+            ExpectedAnswer::Pages(pages) => Expected::Written(pages * self.page()),
+            ExpectedAnswer::Bits(bits) => Expected::Written(bits),
+            ExpectedAnswer::SizeUntouched => Expected::Written(UNTOUCHED),
+            ExpectedAnswer::WindowAt(start) => Expected::Written(start),
+            ExpectedAnswer::Result(result) => Expected::Result(result),
+            ExpectedAnswer::Fails(errno) => Expected::Fails(errno),
+            ExpectedAnswer::Arrives(page) => Expected::Written(page),
+            ExpectedAnswer::Vanishes => Expected::Nowhere,
+            ExpectedAnswer::Since72(old, new) => {
+                self.resolve(if self.kernel >= KernelVersion::V7_2 { *new } else { *old })
+            }
+            ExpectedAnswer::Platforms(bare, partition) => {
+                self.resolve(if self.platform == Some(TceManager::PowerNv) { *bare } else { *partition })
             }
         }
     }
@@ -388,23 +390,23 @@ impl Site<'_> {
         }
     }
 
-    fn map(&self, at: Place, memory: Memory, access: Access) -> Found {
+    fn map(&self, at: BusAddress, memory: Memory, access: Access) -> Found {
         let (memory, size) = self.memory(memory);
         plain(raw::map(self.door, self.context, self.address(at), size, memory.as_ref(), access))
     }
 
-    fn map_file(&self, at: Place, memory: Memory, access: Access) -> Found {
+    fn map_file(&self, at: BusAddress, memory: Memory, access: Access) -> Found {
         let (memory, size) = self.memory(memory);
         plain(raw::map_file(self.door, self.context, self.address(at), size, memory.as_ref(), access))
     }
 
-    fn unmap(&self, at: Place, length: Length) -> Found {
+    fn unmap(&self, at: BusAddress, length: Length) -> Found {
         let size = self.bytes(length);
         let unmapped = raw::unmap(self.door, self.context, self.address(at), size);
         sized(unmapped.map(|(result, after)| (result, self.as_written(size, after))))
     }
 
-    fn copy(&self, from: Place, to: Place, length: Length, access: Access) -> Found {
+    fn copy(&self, from: BusAddress, to: BusAddress, length: Length, access: Access) -> Found {
         let (from, to, size) = (self.address(from), self.address(to), self.bytes(length));
         self.on_ioas(|iommufd, id| raw::copy(self.door, iommufd, (id, from), (id, to), size, access))
     }
@@ -425,12 +427,12 @@ impl Site<'_> {
         self.on_ioas(|iommufd, id| raw::get_dirty_bitmap(self.door, iommufd, id, flags, range, page, &mut bitmap))
     }
 
-    fn get_log(&self, at: Place, length: Length) -> Found {
+    fn get_log(&self, at: BusAddress, length: Length) -> Found {
         let range = (self.address(at), self.bytes(length));
         self.on_type1(|container| raw::get_log(self.door, container, range, self.page()))
     }
 
-    fn unmap_and_get_log(&self, at: Place, length: Length) -> Found {
+    fn unmap_and_get_log(&self, at: BusAddress, length: Length) -> Found {
         let range = (self.address(at), self.bytes(length));
         self.on_type1(|container| raw::unmap_and_get_log(self.door, container, range, self.page()))
     }
@@ -444,7 +446,7 @@ impl Site<'_> {
         }
     }
 
-    fn update_vaddr(&self, at: Place, memory: Memory, access: Access) -> Found {
+    fn update_vaddr(&self, at: BusAddress, memory: Memory, access: Access) -> Found {
         let (Context::Type1(container) | Context::Compat(container)) = self.context else { return NOT_MEANT };
         let (memory, size) = self.memory(memory);
         plain(raw::update_vaddr(self.door, container, (self.address(at), size), memory.as_ref(), access))
@@ -505,13 +507,13 @@ impl Site<'_> {
         self.memory.read(page * self.page(), &mut bytes).is_ok() && bytes != ZEROES
     }
 
-    fn address(&self, place: Place) -> u64 {
+    fn address(&self, place: BusAddress) -> u64 {
         const BASE: u64 = 1 << 20;
         match place {
-            Place::Page(page) => BASE + page * self.page(),
-            Place::Inside(page, offset) => BASE + page * self.page() + offset,
-            Place::BelowTop(pages) => (pages * self.page()).wrapping_neg(),
-            Place::Address(address) => address,
+            BusAddress::Page(page) => BASE + page * self.page(),
+            BusAddress::Inside(page, offset) => BASE + page * self.page() + offset,
+            BusAddress::BelowTop(pages) => (pages * self.page()).wrapping_neg(),
+            BusAddress::Address(address) => address,
         }
     }
 

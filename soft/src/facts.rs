@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dmaspace_core::door::Errno;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes};
 
-use crate::profile::{BadProfile, FixedIommu, Group, KernelVersion, Profile, Reason, Reserved, TceIommu};
+use crate::profile::{BadProfile, FixedIommu, Group, KernelVersion, Profile, Reason, ReservedProfile, TceIommu};
 
 /// The properties of the host.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ impl Facts {
         let common = fixed.map_or(&[][..], |fixed| &fixed.reserved);
         let mut reserved = BTreeMap::new();
         for group in &profile.groups {
-            let all = common.iter().chain(&group.reserved).filter_map(Reserved::unmappable);
+            let all = common.iter().chain(&group.reserved).filter_map(ReservedProfile::unmappable);
             reserved.insert(group.number, all.collect());
         }
         Ok(Self {

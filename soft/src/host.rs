@@ -15,7 +15,7 @@ use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
 
-use crate::calls::Calls;
+use crate::calls::CallCounts;
 use crate::device::SoftDevice;
 use crate::dialect::Pid;
 use crate::fault::FaultPlan;
@@ -54,13 +54,13 @@ impl SoftHost {
     }
 
     /// The calls that all processes made since the host was booted or the counts were reset.
-    pub fn calls(&self) -> Calls {
+    pub fn calls(&self) -> CallCounts {
         self.machine.with(|state| state.calls.clone())
     }
 
     /// Resets the counts to zero.
     pub fn reset_calls(&self) {
-        self.machine.with(|state| state.calls = Calls::default());
+        self.machine.with(|state| state.calls = CallCounts::default());
     }
 
     /// Injects faults into calls to come, in place of the faults that were planned before.

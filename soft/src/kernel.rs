@@ -18,7 +18,7 @@ use crate::dialect::{Pid, System};
 use crate::engine::{Run, Table};
 use crate::facts::Facts;
 use crate::ledger::Ledger;
-use crate::profile::{Backend, BadProfile, Platform, Profile};
+use crate::profile::{BadProfile, KernelInterface, Profile, TceManager};
 
 /// A container, known by the number of the file that made it.
 pub(crate) type ContainerId = u64;
@@ -63,7 +63,7 @@ pub(crate) enum Reply {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) system: System,
-    backends: Vec<Backend>,
+    backends: Vec<KernelInterface>,
     files: BTreeMap<u64, OpenFile>,
     last_file: u64,
     last_process: u64,
@@ -89,7 +89,7 @@ impl Kernel {
         })
     }
 
-    pub(crate) fn has(&self, backend: Backend) -> bool {
+    pub(crate) fn has(&self, backend: KernelInterface) -> bool {
         self.backends.contains(&backend)
     }
 
@@ -127,18 +127,18 @@ impl Kernel {
     pub(crate) fn open(&mut self, by: Pid, path: &Path) -> Result<u64, Errno> {
         let node = Node::at(path).ok_or(Errno::ENOENT)?;
         let id = self.last_file + 1;
-        let containers = self.has(Backend::Type1) || self.has(Backend::Spapr);
+        let containers = self.has(KernelInterface::Type1) || self.has(KernelInterface::Spapr);
         let file = match node {
             Node::Container if containers => {
                 self.containers.insert(id, Container::new());
                 File::Container(id)
             }
-            Node::Group(number) if containers || self.has(Backend::Iommufd) => self.open_group(number)?,
-            Node::Iommufd if self.has(Backend::Iommufd) => {
+            Node::Group(number) if containers || self.has(KernelInterface::Iommufd) => self.open_group(number)?,
+            Node::Iommufd if self.has(KernelInterface::Iommufd) => {
                 self.contexts.insert(id, Context::default());
                 File::Iommufd(id)
             }
-            Node::Device(number) if self.has(Backend::Iommufd) => {
+            Node::Device(number) if self.has(KernelInterface::Iommufd) => {
                 let device = self.devices.iter().position(|device| device.node == Some(number)).ok_or(Errno::ENOENT)?;
                 File::Node(NodeFile { device, bound: None })
             }
@@ -238,7 +238,7 @@ impl Kernel {
             Some(driver @ Driver::Spapr(_)) => {
                 // powernv adds read access to every writable entry (linux: pnv_tce_xchg).
                 let platform = facts.tce.as_ref()?.platform;
-                Some((driver.table(), platform == Platform::PowerNv))
+                Some((driver.table(), platform == TceManager::PowerNv))
             }
             None => self.contexts.values().find_map(|context| context.table_of(number)).map(|table| (table, fixed)),
         }

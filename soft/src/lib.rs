@@ -17,7 +17,7 @@
 //! ```
 //!
 //! A tour: a [`Profile`] describes a host; [`SoftHost`] is the door; behind it are the kernel's files, the dialects and
-//! the engine. [`SoftDevice`] does DMA. [`FaultPlan`] injects faults into calls, [`Calls`] counts them, [`Ledger`]
+//! the engine. [`SoftDevice`] does DMA. [`FaultPlan`] injects faults into calls, [`CallCounts`] counts them, [`Ledger`]
 //! counts the resources that are held.
 //!
 //! Beside it stands [`ScriptedDoor`], which only records calls and answers from a script.
@@ -39,7 +39,7 @@ mod machine;
 pub mod profile;
 mod scripted;
 
-pub use calls::{Calls, Count};
+pub use calls::{CallCount, CallCounts};
 pub use device::{DmaError, DmaFault, SoftDevice};
 pub use fault::{FaultMode, FaultPlan};
 pub use host::SoftHost;

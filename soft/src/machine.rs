@@ -5,7 +5,7 @@ use dmaspace_core::PageSize;
 use dmaspace_core::door::{Argument, Command, Errno, Handle};
 use dmaspace_core::sync::{Mutex, Rank};
 
-use crate::calls::Calls;
+use crate::calls::CallCounts;
 use crate::dialect::Pid;
 use crate::fault::{FaultMode, Faults};
 use crate::kernel::{Kernel, Reply};
@@ -22,7 +22,7 @@ pub(crate) struct Machine {
 /// The state behind the lock.
 pub(crate) struct State {
     pub(crate) kernel: Kernel,
-    pub(crate) calls: Calls,
+    pub(crate) calls: CallCounts,
     pub(crate) faults: Faults,
 }
 
@@ -30,7 +30,7 @@ impl Machine {
     pub(crate) fn boot(profile: Profile) -> Result<Self, BadProfile> {
         let kernel = Kernel::boot(&profile)?;
         let page = kernel.system.page();
-        let state = Mutex::new(Rank::Door, State { kernel, calls: Calls::default(), faults: Faults::default() });
+        let state = Mutex::new(Rank::Door, State { kernel, calls: CallCounts::default(), faults: Faults::default() });
         Ok(Self { profile, page, state })
     }
 

@@ -31,7 +31,7 @@ pub struct Profile {
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub host_page: u64,
     /// The kernel's interfaces to the IOMMU.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<KernelInterface>,
     /// The IOMMU of a host with fixed windows. Required for type1 and iommufd.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub fixed: Option<FixedIommu>,
@@ -39,7 +39,7 @@ pub struct Profile {
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub tce: Option<TceIommu>,
     /// The limits of a process.
-    pub limits: Limits,
+    pub limits: ProcessLimits,
     /// The groups of devices that are bound to VFIO.
     pub groups: Vec<Group>,
 }
@@ -63,7 +63,7 @@ pub enum Architecture {
 /// A kernel interface to the IOMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
-pub enum Backend {
+pub enum KernelInterface {
     /// VFIO type1 containers.
     Type1,
     /// VFIO sPAPR TCE containers, both versions.
@@ -83,7 +83,7 @@ pub struct FixedIommu {
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub last: u64,
     /// Ranges that no device behind it can use.
-    pub reserved: Vec<Reserved>,
+    pub reserved: Vec<ReservedProfile>,
     /// `true` if devices may read memory that was mapped for writing only, as on VT-d.
     pub write_implies_read: bool,
 }
@@ -91,7 +91,7 @@ pub struct FixedIommu {
 /// A range that cannot be mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
-pub struct Reserved {
+pub struct ReservedProfile {
     /// The first bus address.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub first: u64,
@@ -122,7 +122,7 @@ pub enum Reason {
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct TceIommu {
     /// The manager of the tables.
-    pub platform: Platform,
+    pub platform: TceManager,
     /// The page sizes of windows as a mask: bit n stands for 2^n bytes.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
     pub page_sizes: u64,
@@ -147,7 +147,7 @@ pub struct TceIommu {
 /// The manager of TCE tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
-pub enum Platform {
+pub enum TceManager {
     /// The kernel, on bare metal.
     PowerNv,
     /// A hypervisor, by hypercalls, in a partition or a KVM guest.
@@ -157,7 +157,7 @@ pub enum Platform {
 /// The limits of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
-pub struct Limits {
+pub struct ProcessLimits {
     /// RLIMIT_MEMLOCK in bytes; absent for a process with CAP_IPC_LOCK, which has no limit.
     #[cfg_attr(feature = "serde", serde(default))]
     pub memlock: Option<u64>,
@@ -176,7 +176,7 @@ pub struct Group {
     pub held_by_kernel: bool,
     /// Ranges that are reserved only for the group's devices.
     #[cfg_attr(feature = "serde", serde(default))]
-    pub reserved: Vec<Reserved>,
+    pub reserved: Vec<ReservedProfile>,
     /// The number of the IOMMU in front of the group. A page table of iommufd fits one IOMMU only.
     #[cfg_attr(feature = "serde", serde(default))]
     pub iommu: u32,
@@ -184,13 +184,13 @@ pub struct Group {
     #[cfg_attr(feature = "serde", serde(default))]
     pub logs_writes: bool,
     /// The devices of the group.
-    pub devices: Vec<Device>,
+    pub devices: Vec<DeviceProfile>,
 }
 
 /// A PCI device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
-pub struct Device {
+pub struct DeviceProfile {
     /// The PCI address, as in `0000:00:03.0`.
     pub address: String,
     /// The number of the device's own node, as in `/dev/vfio/devices/vfio<number>`.
@@ -290,13 +290,13 @@ impl Profile {
     /// A PC with Intel's IOMMU, a kernel with type1 and iommufd, three devices in groups of their own, and no limit on
     /// locked memory.
     pub fn vtd() -> Self {
-        let msi = Reserved { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
+        let msi = ReservedProfile { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
         Self {
             name: "vtd".to_owned(),
             architecture: Architecture::X86_64,
             kernel: KernelVersion::V6_12,
             host_page: PageSize::K4.bytes(),
-            backends: vec![Backend::Type1, Backend::Iommufd],
+            backends: vec![KernelInterface::Type1, KernelInterface::Iommufd],
             fixed: Some(FixedIommu {
                 page_sizes: 0x4020_1000,
                 last: 0xffff_ffff_ffff,
@@ -304,7 +304,7 @@ impl Profile {
                 write_implies_read: true,
             }),
             tce: None,
-            limits: Limits { memlock: None, dma_entries: 0xffff },
+            limits: ProcessLimits { memlock: None, dma_entries: 0xffff },
             groups: (3..6).map(|slot| Group::of(slot, format!("0000:00:{slot:02x}.0"), Some(slot - 3))).collect(),
         }
     }
@@ -340,10 +340,10 @@ impl Profile {
             architecture: Architecture::Ppc64le,
             kernel: KernelVersion::V6_12,
             host_page: PageSize::K4.bytes(),
-            backends: vec![Backend::Spapr],
+            backends: vec![KernelInterface::Spapr],
             fixed: None,
             tce: Some(TceIommu {
-                platform: Platform::PowerNv,
+                platform: TceManager::PowerNv,
                 page_sizes: 0x4021_1000,
                 default_window: 0x8000_0000,
                 windows: 2,
@@ -352,7 +352,7 @@ impl Profile {
                 largest_window: MAX_WINDOW_ENTRIES,
                 eeh: true,
             }),
-            limits: Limits { memlock: None, dma_entries: 0xffff },
+            limits: ProcessLimits { memlock: None, dma_entries: 0xffff },
             groups: (0..3).map(|phb| Group::of(phb, format!("{phb:04x}:01:00.0"), None)).collect(),
         }
     }
@@ -366,7 +366,7 @@ impl Profile {
     pub fn pseries() -> Self {
         let groups = (0..2).map(|phb| Group::of(phb, format!("{phb:04x}:00:05.0"), None)).collect();
         let tce = TceIommu {
-            platform: Platform::PSeries,
+            platform: TceManager::PSeries,
             page_sizes: 0x0121_1000,
             default_window: 0x4000_0000,
             windows: 2,
@@ -407,7 +407,7 @@ impl Profile {
     }
 
     /// Returns whether the kernel has `backend`.
-    pub fn has(&self, backend: Backend) -> bool {
+    pub fn has(&self, backend: KernelInterface) -> bool {
         self.backends.contains(&backend)
     }
 
@@ -417,15 +417,19 @@ impl Profile {
     }
 
     fn check_backends(&self) -> Result<(), BadProfile> {
-        let fixed = self.has(Backend::Type1) || self.has(Backend::Iommufd);
-        require(!(fixed && self.has(Backend::Spapr)), "backends", "no kernel has sPAPR beside type1 or iommufd")?;
+        let fixed = self.has(KernelInterface::Type1) || self.has(KernelInterface::Iommufd);
+        require(
+            !(fixed && self.has(KernelInterface::Spapr)),
+            "backends",
+            "no kernel has sPAPR beside type1 or iommufd",
+        )?;
         require(
             !fixed || self.fixed.is_some(),
             "fixed",
             "is missing: type1 and iommufd need an IOMMU with fixed windows",
         )?;
         require(
-            !self.has(Backend::Spapr) || self.tce.is_some(),
+            !self.has(KernelInterface::Spapr) || self.tce.is_some(),
             "tce",
             "is missing: sPAPR needs an IOMMU with TCE windows",
         )
@@ -454,7 +458,7 @@ impl Profile {
 impl Group {
     /// A group of one device, behind the host's first IOMMU, which logs nothing.
     fn of(number: u32, address: String, node: Option<u32>) -> Self {
-        let devices = vec![Device { address, node }];
+        let devices = vec![DeviceProfile { address, node }];
         Self { number, held_by_kernel: false, reserved: Vec::new(), iommu: 0, logs_writes: false, devices }
     }
 }
@@ -500,7 +504,7 @@ impl TceIommu {
     }
 }
 
-fn check_reserved(field: &str, reserved: &[Reserved]) -> Result<(), BadProfile> {
+fn check_reserved(field: &str, reserved: &[ReservedProfile]) -> Result<(), BadProfile> {
     for (n, range) in reserved.iter().enumerate() {
         require(range.first <= range.last, format!("{field}[{n}]"), "ends before it begins")?;
     }
@@ -529,7 +533,7 @@ fn bad(field: impl Into<String>, why: impl Into<String>) -> BadProfile {
     BadProfile { field: field.into(), why: why.into() }
 }
 
-impl Reserved {
+impl ReservedProfile {
     /// The range, if it cannot be mapped.
     pub(crate) fn unmappable(&self) -> Option<IovaRange> {
         let range = IovaRange::new(Iova::new(self.first), Iova::new(self.last)).ok();
@@ -572,7 +576,7 @@ mod tests {
             Some("host_page: must be a power of two from 4 KiB to 64 KiB".to_owned())
         );
         assert_eq!(
-            refusal_of_vtd(|p| p.backends.push(Backend::Spapr)),
+            refusal_of_vtd(|p| p.backends.push(KernelInterface::Spapr)),
             Some("backends: no kernel has sPAPR beside type1 or iommufd".to_owned())
         );
         assert_eq!(
@@ -595,7 +599,7 @@ mod tests {
             refusal_of_vtd(|p| p.groups[0].devices.clear()),
             Some("groups[0].devices: a group has a device".to_owned())
         );
-        let backwards = Reserved { first: 2, last: 1, reason: Reason::Msi };
+        let backwards = ReservedProfile { first: 2, last: 1, reason: Reason::Msi };
         assert_eq!(
             refusal_of_vtd(|p| p.groups[0].reserved.push(backwards.clone())),
             Some("groups[0].reserved[0]: ends before it begins".to_owned())

@@ -12,14 +12,14 @@ use dmaspace_core::HostMemory;
 use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::conformance::{Dialect, Flawed, Leaves, Only, ROWS, Row, Site};
-use dmaspace_soft::profile::{KernelVersion, Platform};
+use dmaspace_soft::profile::{KernelVersion, TceManager};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// The rows of `dialect` that can be played on a real kernel without harm: what leaks, or makes every kernel warn,
 /// stays on the soft host, and what only a device shows is shown by the scenarios.
-pub fn rows(dialect: Dialect, platform: Option<Platform>) -> impl Iterator<Item = &'static Row> {
+pub fn rows(dialect: Dialect, platform: Option<TceManager>) -> impl Iterator<Item = &'static Row> {
     let harmless = move |row: &&Row| {
         let here = match row.only {
             Only::Anywhere => true,
@@ -36,7 +36,7 @@ pub fn rows(dialect: Dialect, platform: Option<Platform>) -> impl Iterator<Item 
 ///
 /// # Errors
 /// The difference in the kernel's answers, in words.
-pub fn play(row: &Row, address: PciAddress, platform: Option<Platform>) -> Result<(), String> {
+pub fn play(row: &Row, address: PciAddress, platform: Option<TceManager>) -> Result<(), String> {
     let door = Arc::new(LinuxDoor::new());
     let facts = Facts::of_this_host(&*door).map_err(|error| error.to_string())?;
     let (context, handles) = open(&*door, &facts, address, row.dialect).map_err(|errno| format!("opening: {errno}"))?;

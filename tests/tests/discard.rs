@@ -13,7 +13,7 @@ use dmaspace_core::contract::Unit;
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
-use dmaspace_listener::{BadUpdate, BlockError, Cause, CommitError, DiscardableRam, Fate, InUse, Update};
+use dmaspace_listener::{BadUpdate, BlockError, CommitError, DiscardableRam, Fate, InUse, Update, WarningCause};
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 use dmaspace_tests::soft::{fixture, host, memory, open, ram};
@@ -301,7 +301,7 @@ fn more_blocks_than_the_kernel_takes_are_a_warning_first_and_a_refusal_then() {
     assert_eq!(report.spaces[0].warnings, foreseen.spaces[0].warnings);
     let [warning] = &report.spaces[0].warnings[..] else { panic!("{:?}", report.spaces[0].warnings) };
     let words = warning.to_string();
-    assert_eq!((&*warning.name, warning.cause), ("virtio-mem", Cause::FewMappings));
+    assert_eq!((&*warning.name, warning.cause), ("virtio-mem", WarningCause::FewMappings));
     assert!(words.contains("16 blocks of all sections are yet to come") && words.contains("5 left"), "{words}");
 
     let handle = handle_of(&listener);
@@ -333,7 +333,7 @@ fn many_registrations_are_worth_a_warning_where_memory_is_registered() {
         listener.attach(opened.space.space().clone()).expect("an empty view fits");
         let report = listener.commit(update.clone()).expect("it fits");
         let causes: Vec<_> = report.spaces[0].warnings.iter().map(|warning| warning.cause).collect();
-        let expected = (backend == BackendKind::Spapr).then_some(Cause::ManyRegistrations);
+        let expected = (backend == BackendKind::Spapr).then_some(WarningCause::ManyRegistrations);
         assert_eq!(causes, Vec::from_iter(expected), "{preset}");
     }
 }

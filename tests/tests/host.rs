@@ -15,7 +15,7 @@ use dmaspace_conformance::{Bench, CASES};
 #[cfg(target_arch = "x86_64")]
 use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Leaves, Row};
-use dmaspace_soft::profile::Platform;
+use dmaspace_soft::profile::TceManager;
 use dmaspace_tests::conformance;
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::fixture::Fixture;
@@ -271,8 +271,8 @@ fn conformance(host: &str) -> Vec<Trial> {
         "vtd-iommufd" | NEWEST => {
             (&[Dialect::Type1, Dialect::Type1V1, Dialect::Ioas, Dialect::Compat, Dialect::CompatV1], None)
         }
-        "pseries" => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PSeries)),
-        _ => (&[Dialect::Spapr, Dialect::SpaprV1], Some(Platform::PowerNv)),
+        "pseries" => (&[Dialect::Spapr, Dialect::SpaprV1], Some(TceManager::PSeries)),
+        _ => (&[Dialect::Spapr, Dialect::SpaprV1], Some(TceManager::PowerNv)),
     };
     let rows = dialects.iter().flat_map(|dialect| conformance::rows(*dialect, platform));
     let rows = rows.filter(|row| host != NEWEST || row.leaves != Leaves::WarningSince72);

@@ -11,7 +11,7 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::vm_memory::sections as vm_memory_sections;
 use dmaspace_listener::{CommitError, Fate, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
-use dmaspace_soft::profile::{Reason, Reserved};
+use dmaspace_soft::profile::{Reason, ReservedProfile};
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::soft::{host, memory, open, ram, range};
 use vm_memory::mmap::MmapRegion;
@@ -179,7 +179,7 @@ fn the_last_device_leaves_and_the_next_one_finds_everything() {
 fn another_device_changes_no_entry() {
     let mut profile = Profile::vtd();
     // The second device has a reserved region that the first one has not.
-    profile.groups[1].reserved.push(Reserved { first: 8 << 40, last: (9 << 40) - 1, reason: Reason::Reserved });
+    profile.groups[1].reserved.push(ReservedProfile { first: 8 << 40, last: (9 << 40) - 1, reason: Reason::Reserved });
     let soft = SoftHost::new(profile).expect("a host with two groups");
     let at = Host::new(soft.clone(), Facts::of_soft(soft.profile()));
     let mut opened = open(&soft, BackendKind::Type1);

@@ -10,7 +10,7 @@ use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace};
 use dmaspace_listener::{Fate, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
-use dmaspace_soft::profile::{KernelVersion, Reason, Reserved};
+use dmaspace_soft::profile::{KernelVersion, Reason, ReservedProfile};
 use dmaspace_soft::{Profile, SoftHost};
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::soft;
@@ -21,10 +21,14 @@ const ON_A_PC: [BackendKind; 3] = [BackendKind::Type1, BackendKind::Iommufd, Bac
 /// A PC whose IOMMU is AMD's, and whose second device has a region of its own.
 fn profile() -> Profile {
     let mut profile = Profile::vtd();
-    let hypertransport = Reserved { first: 0xfd_0000_0000, last: 0xff_ffff_ffff, reason: Reason::Reserved };
+    let hypertransport = ReservedProfile { first: 0xfd_0000_0000, last: 0xff_ffff_ffff, reason: Reason::Reserved };
     profile.fixed.as_mut().expect("a PC").reserved.push(hypertransport);
-    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Reserved });
-    profile.groups[1].reserved.push(Reserved {
+    profile.groups[1].reserved.push(ReservedProfile {
+        first: 0x8000_0000,
+        last: 0x800f_ffff,
+        reason: Reason::Reserved,
+    });
+    profile.groups[1].reserved.push(ReservedProfile {
         first: 0x9000_0000,
         last: 0x900f_ffff,
         reason: Reason::DirectRelaxable,
@@ -162,7 +166,7 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
 /// A PC of that kernel, of whose second device the firmware wants memory mapped one to one.
 fn kept_by_firmware(kernel: KernelVersion) -> Arc<SoftHost> {
     let mut profile = Profile { kernel, ..Profile::vtd() };
-    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
+    profile.groups[1].reserved.push(ReservedProfile { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
     SoftHost::new(profile).expect("it makes sense")
 }
 

@@ -24,14 +24,14 @@ pub struct Region {
     /// The accesses this process may make.
     pub access: Access,
     /// The parts that can be mapped, in ascending order.
-    pub mappable: Vec<Area>,
+    pub mappable: Vec<RegionArea>,
     /// The first byte of the region in the device's descriptor.
     offset: u64,
 }
 
 /// A part of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Area {
+pub struct RegionArea {
     /// The offset of the first byte in the region.
     pub offset: u64,
     /// The size in bytes.
@@ -105,7 +105,7 @@ pub(super) fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
 }
 
 /// The areas of a sparse region of `size` bytes.
-fn areas(capability: &[u8], size: u64) -> Result<Vec<Area>, &'static str> {
+fn areas(capability: &[u8], size: u64) -> Result<Vec<RegionArea>, &'static str> {
     let (head, rest) = SparseMmap::read_from_prefix(capability).map_err(|_| "its list of areas is cut off")?;
     let len = (head.nr_areas as usize).checked_mul(size_of::<SparseArea>());
     let list = len.and_then(|len| rest.get(..len)).ok_or("its list of areas is cut off")?;
@@ -119,13 +119,13 @@ fn areas(capability: &[u8], size: u64) -> Result<Vec<Area>, &'static str> {
     if found.iter().all(|area| lies_within(area, size)) { Ok(found) } else { Err("an area reaches past its region") }
 }
 
-fn lies_within(area: &Area, size: u64) -> bool {
+fn lies_within(area: &RegionArea, size: u64) -> bool {
     area.offset.checked_add(area.len.get()).is_some_and(|end| end <= size)
 }
 
 /// An area, unless it is empty.
-fn area(offset: u64, size: u64) -> Option<Area> {
-    NonZeroU64::new(size).map(|len| Area { offset, len })
+fn area(offset: u64, size: u64) -> Option<RegionArea> {
+    NonZeroU64::new(size).map(|len| RegionArea { offset, len })
 }
 
 fn access(flags: u32) -> Access {

@@ -63,7 +63,7 @@ fn nothing_outside_a_region_is_reached() {
     }
     let error = device.write(&bar, 0x1000, &[0]).expect_err("outside");
     assert_eq!(error.to_string(), "0000:00:03.0: write BAR 0: 1 bytes at 0x1000 do not lie inside its 0x1000");
-    let beyond = Area { offset: 0, len: NonZeroU64::new(0x1001).expect("not zero") };
+    let beyond = RegionArea { offset: 0, len: NonZeroU64::new(0x1001).expect("not zero") };
     assert!(device.map(&bar, beyond).is_err());
     assert_eq!(door.texts(), Vec::<String>::new());
 }
@@ -116,7 +116,7 @@ fn a_bar_that_cannot_be_exported_is_mapped_all_the_same() {
     scripted::refuse_to_open(&door, Errno::EMFILE);
     let error = device.map_exported(&bar, bar.mappable[0]).expect_err("refused").to_string();
     assert_eq!(error, "0000:00:03.0: export BAR 1: VFIO_DEVICE_FEATURE: EMFILE");
-    let beyond = Area { offset: 0x1000, len: NonZeroU64::new(1).expect("not zero") };
+    let beyond = RegionArea { offset: 0x1000, len: NonZeroU64::new(1).expect("not zero") };
     assert_eq!(device.export(&bar, beyond).expect_err("outside").action, Action::Export(1));
 }
 

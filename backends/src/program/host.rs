@@ -9,7 +9,7 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::pci::PciAddress;
-use dmaspace_soft::profile::Device;
+use dmaspace_soft::profile::DeviceProfile;
 use dmaspace_soft::{Profile, SoftHost};
 
 use crate::program::counting::CountingDoor;
@@ -135,7 +135,7 @@ fn first_device(profile: &Profile) -> Option<PciAddress> {
     with_node.or_else(|| free_devices(profile).next())?.address.parse().ok()
 }
 
-fn free_devices(profile: &Profile) -> impl Iterator<Item = &Device> {
+fn free_devices(profile: &Profile) -> impl Iterator<Item = &DeviceProfile> {
     profile.groups.iter().filter(|group| !group.held_by_kernel).flat_map(|group| &group.devices)
 }
 

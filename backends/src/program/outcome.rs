@@ -9,7 +9,7 @@ use dmaspace::section::{Backing, TargetMemory};
 use dmaspace::{Access, IovaRange, Section, Window};
 use serde::{Serialize, Serializer};
 
-pub(crate) use dmaspace::recording::{Hex, SpaceOf as AddressesOf, Window as HostWindow};
+pub(crate) use dmaspace::recording::{Hex, JsonWindow as HostWindow, SpaceOf as AddressesOf};
 
 use crate::program::answer::{Answer, Cure};
 use crate::program::counting::Calls;

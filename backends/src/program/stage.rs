@@ -8,7 +8,7 @@ use dmaspace::choose::BackendKind;
 use dmaspace::contract::PciAddressSpace;
 use dmaspace::door::Door;
 use dmaspace::listener::Update;
-use dmaspace::recording::{JsonLines, Space};
+use dmaspace::recording::{JsonLines, RecordedSpace};
 use dmaspace::{FrontEnd, Listener};
 use dmaspace_core::sync::past_poison;
 
@@ -112,7 +112,7 @@ impl Stage {
 
     /// The host's windows.
     pub(crate) fn windows(&self) -> Vec<HostWindow> {
-        Space::of(self.space()).windows
+        RecordedSpace::of(self.space()).windows
     }
 
     /// The calls and bytes spent so far. A host that wants memory registered pins it then; others pin memory when they

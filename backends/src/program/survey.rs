@@ -3,7 +3,7 @@
 
 use dmaspace::listener::Fate;
 use dmaspace_soft::Profile;
-use dmaspace_soft::profile::Backend;
+use dmaspace_soft::profile::KernelInterface;
 
 use crate::program::arguments;
 use crate::program::mtree::What;
@@ -30,11 +30,11 @@ pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, arguments::Backend)
 }
 
 /// sPAPR's first version is for hosts that refuse the second, and none of these does.
-fn kind_of(backend: Backend) -> arguments::Backend {
+fn kind_of(backend: KernelInterface) -> arguments::Backend {
     match backend {
-        Backend::Type1 => arguments::Backend::Type1,
-        Backend::Spapr => arguments::Backend::Spapr,
-        Backend::Iommufd => arguments::Backend::Iommufd,
+        KernelInterface::Type1 => arguments::Backend::Type1,
+        KernelInterface::Spapr => arguments::Backend::Spapr,
+        KernelInterface::Iommufd => arguments::Backend::Iommufd,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::BufRead;
 
 use dmaspace_core::HostMemory;
 use dmaspace_listener::Update;
-use dmaspace_listener::recording::{self, Asked, BadPiece, Ending, Line, Made, Piece, Space, SpaceOf, VERSION};
+use dmaspace_listener::recording::{self, Asked, BadPiece, Ending, Line, Made, Piece, RecordedSpace, SpaceOf, VERSION};
 use dmaspace_listener::section::FrontEnd;
 use serde::Deserialize;
 
@@ -19,7 +19,7 @@ pub enum Event {
         /// The sections and target memory in force, as additions to an empty view.
         in_force: Update,
         /// The spaces served.
-        spaces: Vec<Space>,
+        spaces: Vec<RecordedSpace>,
     },
     /// An update was committed.
     Commits {
@@ -31,7 +31,7 @@ pub enum Event {
     /// A space was attached.
     Joins {
         /// The description of the space.
-        space: Space,
+        space: RecordedSpace,
         /// The result. `None` if the recording ends before it.
         outcome: Option<Outcome>,
     },

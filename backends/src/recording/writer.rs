@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::words::memory::UnplugUnit;
 use dmaspace_core::{HostMemory, PageSize};
-use dmaspace_listener::recording::{Cuts, Ending, Line, Piece, Shrink, Space, VERSION};
+use dmaspace_listener::recording::{Ending, Line, Piece, RecordedCuts, RecordedShrink, RecordedSpace, VERSION};
 use dmaspace_listener::section::{FrontEnd, Section, TargetMemory};
 use dmaspace_listener::{CommitError, Recorder, Update};
 
@@ -75,11 +75,11 @@ impl<W: Write + Send> Recorder for JsonLines<W> {
         let in_force = self.pieces(in_force.added(), in_force.added_targets());
         self.write(&Line::Begin {
             version: VERSION,
-            shrink: Shrink::of(front.shrink),
-            cuts: front.cuts.iter().map(Cuts::of).collect(),
+            shrink: RecordedShrink::of(front.shrink),
+            cuts: front.cuts.iter().map(RecordedCuts::of).collect(),
             chunk: front.chunk.map(PageSize::bytes),
             in_force,
-            spaces: spaces.iter().map(|space| Space::of(*space)).collect(),
+            spaces: spaces.iter().map(|space| RecordedSpace::of(*space)).collect(),
         });
     }
 
@@ -90,7 +90,7 @@ impl<W: Write + Send> Recorder for JsonLines<W> {
     }
 
     fn joins(&mut self, space: &dyn PciAddressSpace) {
-        self.write(&Line::Join { space: Space::of(space) });
+        self.write(&Line::Join { space: RecordedSpace::of(space) });
     }
 
     fn leaves(&mut self, place: usize) {

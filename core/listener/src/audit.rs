@@ -14,7 +14,7 @@ use dmaspace_core::words::window::Windows;
 use crate::discardable;
 use crate::in_force::InForce;
 use crate::plan::{Scope, Step};
-use crate::report::Cause;
+use crate::report::WarningCause;
 use crate::section::Need;
 use crate::served_space::ServedSpace;
 
@@ -63,7 +63,7 @@ fn audit_of(all: &InForce, member: &ServedSpace) -> Vec<String> {
 fn is_given_up(all: &InForce, member: &ServedSpace, step: &Step) -> bool {
     let Step::Map(mapping, Need::BestEffort) = step else { return false };
     all.view.sections.within(mapping.range).any(|section| {
-        let warning = (section.name().to_owned(), Cause::NotMapped);
+        let warning = (section.name().to_owned(), WarningCause::NotMapped);
         member.warnings.contains_key(&warning)
     })
 }

@@ -5,7 +5,7 @@
 
 mod piece;
 
-pub use piece::{Asked, BadPiece, Kind, Made, Piece, SpaceOf};
+pub use piece::{Asked, BadPiece, Made, Piece, PieceKind, SpaceOf};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::CommitError;
 use crate::section::{self, FrontEnd};
 use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::words::address::{Iova, IovaRange};
-pub use dmaspace_core::words::json::{Hex, Window};
+pub use dmaspace_core::words::json::{Hex, JsonWindow};
 
 /// The version that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
@@ -27,16 +27,16 @@ pub enum Line {
         /// [`VERSION`].
         version: u32,
         /// The fate of required sections that lose bytes.
-        shrink: Shrink,
+        shrink: RecordedShrink,
         /// The ranges in which later changes are expected.
-        cuts: Vec<Cuts>,
+        cuts: Vec<RecordedCuts>,
         /// The bytes that a change of a few pages may disturb elsewhere.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         chunk: Option<u64>,
         /// The view, ascending.
         in_force: Vec<Piece>,
         /// The spaces served, in the order they were attached.
-        spaces: Vec<Space>,
+        spaces: Vec<RecordedSpace>,
     },
     /// An update is about to be committed.
     Update {
@@ -48,7 +48,7 @@ pub enum Line {
     /// A space is about to be attached, as the last one.
     Join {
         /// The space.
-        space: Space,
+        space: RecordedSpace,
     },
     /// A space is about to be detached.
     Leave {
@@ -91,7 +91,7 @@ impl Ending {
 /// The fate of required sections that lose bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Shrink {
+pub enum RecordedShrink {
     /// [`section::Shrink::Refuse`].
     Refuse,
     /// [`section::Shrink::Report`].
@@ -101,7 +101,7 @@ pub enum Shrink {
 /// A range in which later changes are expected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cuts {
+pub struct RecordedCuts {
     /// The first bus address.
     pub first: Hex,
     /// The last bus address, which is inside.
@@ -113,17 +113,17 @@ pub struct Cuts {
 /// A space that is served, as far as a reader can use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Space {
+pub struct RecordedSpace {
     /// The backend's name.
     pub backend: String,
     /// The host's windows at that time, ascending.
-    pub windows: Vec<Window>,
+    pub windows: Vec<JsonWindow>,
 }
 
-impl Space {
+impl RecordedSpace {
     /// The facts of a space.
     pub fn of(space: &dyn PciAddressSpace) -> Self {
-        let windows = space.windows().windows.iter().map(Window::of).collect();
+        let windows = space.windows().windows.iter().map(JsonWindow::of).collect();
         Self { backend: space.describe().backend.to_owned(), windows }
     }
 }
@@ -136,21 +136,21 @@ pub const MOST_CUTS: u64 = 1 << 16;
 ///
 /// # Errors
 /// [`BadPiece`] for a range, step or chunk that is none, and for more than [`MOST_CUTS`] pieces.
-pub fn front_end(shrink: Shrink, cuts: &[Cuts], chunk: Option<u64>) -> Result<FrontEnd, BadPiece> {
-    let cuts = cuts.iter().map(Cuts::read).collect::<Result<Vec<_>, _>>()?;
+pub fn front_end(shrink: RecordedShrink, cuts: &[RecordedCuts], chunk: Option<u64>) -> Result<FrontEnd, BadPiece> {
+    let cuts = cuts.iter().map(RecordedCuts::read).collect::<Result<Vec<_>, _>>()?;
     let pieces = cuts.iter().map(|cuts| cuts.range.bytes().div_ceil(u128::from(cuts.step.bytes()))).sum::<u128>();
     if pieces > u128::from(MOST_CUTS) {
         return Err(BadPiece(format!("cuts into at most {MOST_CUTS} pieces, found {pieces}")));
     }
     let shrink = match shrink {
-        Shrink::Refuse => section::Shrink::Refuse,
-        Shrink::Report => section::Shrink::Report,
+        RecordedShrink::Refuse => section::Shrink::Refuse,
+        RecordedShrink::Report => section::Shrink::Report,
     };
     let chunk = chunk.map(|bytes| piece::page("chunk", bytes)).transpose()?;
     Ok(FrontEnd { shrink, cuts, chunk })
 }
 
-impl Cuts {
+impl RecordedCuts {
     /// The recorded form of a front end's cuts.
     pub fn of(cuts: &section::Cuts) -> Self {
         Self { first: Hex(cuts.range.first().get()), last: Hex(cuts.range.last().get()), step: cuts.step.bytes() }
@@ -164,7 +164,7 @@ impl Cuts {
     }
 }
 
-impl Shrink {
+impl RecordedShrink {
     /// The recorded form of a front end's choice.
     pub fn of(shrink: section::Shrink) -> Self {
         match shrink {

@@ -97,7 +97,7 @@ pub struct Warning {
     /// The section's name.
     pub name: String,
     /// The cause.
-    pub cause: Cause,
+    pub cause: WarningCause,
     /// The place, the reason and the remedy, in words.
     pub text: String,
 }
@@ -105,7 +105,7 @@ pub struct Warning {
 /// The cause of a warning. A section gets one warning for each cause, until a commit finds that the cause is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum WarningCause {
     /// Bytes at its ends are not reached.
     LosesBytes,
     /// It is best effort, and devices do not reach it.
@@ -127,8 +127,8 @@ impl Warning {
     pub(super) fn of(verdict: &Verdict<Section>, advice: &str) -> Option<Self> {
         let best_effort = verdict.piece.need() == Some(Need::BestEffort);
         let cause = match verdict.fate {
-            Fate::Skipped if best_effort => Cause::NotMapped,
-            Fate::Mapped | Fate::Skipped if verdict.lost_head > 0 || verdict.lost_tail > 0 => Cause::LosesBytes,
+            Fate::Skipped if best_effort => WarningCause::NotMapped,
+            Fate::Mapped | Fate::Skipped if verdict.lost_head > 0 || verdict.lost_tail > 0 => WarningCause::LosesBytes,
             _ => return None,
         };
         Some(Self { name: verdict.piece.name().into(), cause, text: format!("{verdict}{advice}") })

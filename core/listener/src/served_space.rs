@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::plan::is_dormant;
-use crate::report::{Cause, Fate, SpaceReport, Verdict, Warning};
+use crate::report::{Fate, SpaceReport, Verdict, Warning, WarningCause};
 use crate::section::Section;
 use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::words::window::Windows;
@@ -17,7 +17,7 @@ pub(super) struct ServedSpace {
     /// next commit plans the whole view anew.
     seen: SeenDevices,
     /// The warnings whose causes last, by section and cause.
-    pub(super) warnings: BTreeMap<(String, Cause), RecurringWarning>,
+    pub(super) warnings: BTreeMap<(String, WarningCause), RecurringWarning>,
     pub(super) totals: Totals,
 }
 
@@ -132,13 +132,15 @@ impl ServedSpace {
 }
 
 /// The causes that no longer hold for a section with this verdict.
-fn cured_causes(verdict: &Verdict<Section>, report: &SpaceReport) -> Vec<Cause> {
+fn cured_causes(verdict: &Verdict<Section>, report: &SpaceReport) -> Vec<WarningCause> {
     match verdict.fate {
-        Fate::Mapped if verdict.lost_head == 0 && verdict.lost_tail == 0 => vec![Cause::NotMapped, Cause::LosesBytes],
-        Fate::Mapped => vec![Cause::NotMapped],
+        Fate::Mapped if verdict.lost_head == 0 && verdict.lost_tail == 0 => {
+            vec![WarningCause::NotMapped, WarningCause::LosesBytes]
+        }
+        Fate::Mapped => vec![WarningCause::NotMapped],
         Fate::Discardable => {
             let name = verdict.piece.name();
-            let mut cured = vec![Cause::FewMappings, Cause::ManyRegistrations];
+            let mut cured = vec![WarningCause::FewMappings, WarningCause::ManyRegistrations];
             cured
                 .retain(|cause| !report.warnings.iter().any(|warning| warning.cause == *cause && warning.name == name));
             cured

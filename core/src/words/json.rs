@@ -11,7 +11,7 @@ use super::window;
 /// A host's window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Window {
+pub struct JsonWindow {
     /// The first bus address.
     pub first: Hex,
     /// The last bus address, which is inside.
@@ -20,7 +20,7 @@ pub struct Window {
     pub page_sizes: Vec<u64>,
 }
 
-impl Window {
+impl JsonWindow {
     /// A window.
     pub fn of(window: &window::Window) -> Self {
         Self {

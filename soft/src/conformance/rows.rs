@@ -4,13 +4,15 @@ use dmaspace_abi::type1::{DIRTY_START, DIRTY_STOP};
 use dmaspace_core::Access;
 use dmaspace_core::door::Errno;
 
-use super::Answer::{Arrives, Bits, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt};
+use super::BusAddress::{Address, BelowTop, Inside};
 use super::Dialect::{Compat, CompatV1, Ioas, Spapr, SpaprV1, Type1, Type1V1};
+use super::ExpectedAnswer::{
+    Arrives, Bits, Done, Fails, Pages, Platforms, Result, Since72, SizeUntouched, Vanishes, WindowAt,
+};
 use super::Length::Bytes;
 use super::Memory::{Absent, Both, Empty, Holed, Page, Part, ReadOnly};
 use super::Only::{Anywhere, WithDevice};
-use super::Place::{Address, BelowTop, Inside};
-use super::{Act, Answer, Dialect, Leaves, Length, Memory, Only, Place, Row, Step};
+use super::{Act, BusAddress, Dialect, ExpectedAnswer, Leaves, Length, Memory, Only, Row, Step};
 
 /// Every row.
 pub const ROWS: &[Row] = &[
@@ -45,7 +47,7 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             act(Act::Unmap(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
-            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
             unmap(0, 0, Fails(Errno::EINVAL)),
         ],
     ),
@@ -79,7 +81,7 @@ pub const ROWS: &[Row] = &[
         Type1,
         &[
             map(0, ReadOnly, Fails(Errno::EFAULT)),
-            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            act(Act::Map(BusAddress::Page(0), ReadOnly, Access::READ), Done),
             unmap(0, 1, Pages(1)),
         ],
     ),
@@ -93,7 +95,7 @@ pub const ROWS: &[Row] = &[
         &[
             map(0, Page(0), Done),
             get_log(0, 1, Fails(Errno::EINVAL)),
-            act(Act::UnmapAndGetLog(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::UnmapAndGetLog(BusAddress::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
             act(Act::DirtyPages(DIRTY_STOP), Done),
             act(Act::DirtyPages(DIRTY_START), Done),
             act(Act::DirtyPages(DIRTY_START), Done),
@@ -113,7 +115,7 @@ pub const ROWS: &[Row] = &[
             map(4, Both, Done),
             get_log(0, 1, Bits(1)),
             get_log(1, 2, Bits(0)),
-            act(Act::UnmapAndGetLog(Place::Page(4), Length::Pages(8)), Bits(2)),
+            act(Act::UnmapAndGetLog(BusAddress::Page(4), Length::Pages(8)), Bits(2)),
             map(4, Both, Done),
             get_log(0, 16, Bits(3)),
             unmap(4, 8, Pages(2)),
@@ -144,9 +146,9 @@ pub const ROWS: &[Row] = &[
             act(Act::DirtyPages(DIRTY_START), Done),
             get_log(0, 1, Fails(Errno::EINVAL)),
             get_log(1, 1, Fails(Errno::EINVAL)),
-            act(Act::UnmapAndGetLog(Place::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
+            act(Act::UnmapAndGetLog(BusAddress::Page(0), Length::Pages(1)), Fails(Errno::EINVAL)),
             act(Act::GetLog(Inside(0, 0x10), Length::Pages(1)), Fails(Errno::EINVAL)),
-            act(Act::GetLog(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            act(Act::GetLog(BusAddress::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
             get_log(0, 0, Fails(Errno::EINVAL)),
             act(Act::GetLog(BelowTop(1), Length::Pages(1)), Since72(&Fails(Errno::EINVAL), &Bits(0))),
             act(Act::GetLog(BelowTop(1), Length::Pages(2)), Since72(&Fails(Errno::EINVAL), &Fails(Errno::EOVERFLOW))),
@@ -184,7 +186,7 @@ pub const ROWS: &[Row] = &[
             invalidate_vaddrs(1, 1, Fails(Errno::EINVAL)),
             invalidate_vaddrs(4, 1, Pages(0)),
             invalidate_vaddrs(0, 8, Pages(2)),
-            act(Act::UpdateVaddr(Place::Page(0), Both, Access::READ), Fails(Errno::EINVAL)),
+            act(Act::UpdateVaddr(BusAddress::Page(0), Both, Access::READ), Fails(Errno::EINVAL)),
             update_vaddr(0, Holed, Done),
             unmap(0, 2, Pages(2)),
         ],
@@ -251,7 +253,7 @@ pub const ROWS: &[Row] = &[
         Ioas,
         &[
             unmap(0, 0, Fails(Errno::EINVAL)),
-            act(Act::Unmap(Place::Page(0), Bytes(u64::MAX)), Fails(Errno::EOVERFLOW)),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(u64::MAX)), Fails(Errno::EOVERFLOW)),
             act(Act::Unmap(BelowTop(1), Length::Pages(2)), Fails(Errno::EOVERFLOW)),
         ],
     ),
@@ -276,9 +278,9 @@ pub const ROWS: &[Row] = &[
         Ioas,
         &[
             map(0, ReadOnly, Fails(Errno::EFAULT)),
-            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            act(Act::Map(BusAddress::Page(0), ReadOnly, Access::READ), Done),
             copy(0, 1, 1, Fails(Errno::EPERM)),
-            act(Act::Copy(Place::Page(0), Place::Page(1), Length::Pages(1), Access::READ), Done),
+            act(Act::Copy(BusAddress::Page(0), BusAddress::Page(1), Length::Pages(1), Access::READ), Done),
             unmap(0, 2, Pages(2)),
         ],
     ),
@@ -314,7 +316,7 @@ pub const ROWS: &[Row] = &[
             map_file(0, Both, &Done),
             map_file(1, Page(0), &Fails(Errno::EEXIST)),
             act(
-                Act::Copy(Place::Page(0), Place::Page(2), Length::Pages(2), Access::READ_WRITE),
+                Act::Copy(BusAddress::Page(0), BusAddress::Page(2), Length::Pages(2), Access::READ_WRITE),
                 Since72(&Fails(Errno::ENOENT), &Done),
             ),
             act(Act::UnmapAll, Since72(&Pages(0), &Pages(4))),
@@ -340,7 +342,7 @@ pub const ROWS: &[Row] = &[
         Ioas,
         &[
             act(
-                Act::MapFile(Place::Page(0), Page(0), Access::empty()),
+                Act::MapFile(BusAddress::Page(0), Page(0), Access::empty()),
                 Since72(&Fails(Errno::ENOTTY), &Fails(Errno::EINVAL)),
             ),
             act(
@@ -358,9 +360,9 @@ pub const ROWS: &[Row] = &[
         Ioas,
         &[
             map_file(0, Both, &Done),
-            act(Act::Store(Place::Page(1)), Since72(&Vanishes, &Arrives(1))),
+            act(Act::Store(BusAddress::Page(1)), Since72(&Vanishes, &Arrives(1))),
             act(Act::UnmapAll, Since72(&Pages(0), &Pages(2))),
-            act(Act::Store(Place::Page(1)), Vanishes),
+            act(Act::Store(BusAddress::Page(1)), Vanishes),
         ],
     )
     .only(WithDevice),
@@ -406,7 +408,7 @@ pub const ROWS: &[Row] = &[
         Compat,
         &[
             act(Act::Unmap(Inside(0, 0x10), Length::Pages(1)), Pages(0)),
-            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Pages(0)),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(0x10)), Pages(0)),
             unmap(0, 0, Fails(Errno::EINVAL)),
             act(Act::Unmap(BelowTop(1), Length::Pages(2)), Fails(Errno::EOVERFLOW)),
         ],
@@ -432,7 +434,7 @@ pub const ROWS: &[Row] = &[
         Compat,
         &[
             map(0, ReadOnly, Fails(Errno::EFAULT)),
-            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Done),
+            act(Act::Map(BusAddress::Page(0), ReadOnly, Access::READ), Done),
             unmap(0, 1, Pages(1)),
         ],
     ),
@@ -566,7 +568,7 @@ pub const ROWS: &[Row] = &[
             register(Both, Done),
             map(0, Part(0x10, 0x1000), Fails(Errno::EINVAL)),
             map(0, Part(0, 0x10), Fails(Errno::EINVAL)),
-            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
             map(0, Empty, Done),
             unregister(Both, Done),
         ],
@@ -576,7 +578,7 @@ pub const ROWS: &[Row] = &[
         Spapr,
         &[
             register(Page(0), Done),
-            act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL)),
+            act(Act::Map(BusAddress::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL)),
             unregister(Page(0), Done),
         ],
     ),
@@ -742,7 +744,7 @@ pub const ROWS: &[Row] = &[
             act(Act::Enable, Done),
             map(0, Absent, Fails(Errno::EFAULT)),
             map(0, Holed, Fails(Errno::EFAULT)),
-            act(Act::Map(Place::Page(0), ReadOnly, Access::READ), Fails(Errno::EFAULT)),
+            act(Act::Map(BusAddress::Page(0), ReadOnly, Access::READ), Fails(Errno::EFAULT)),
             map_at(Inside(0, 0x10), Page(0), Result(1)),
             act(Act::Disable, Done),
         ],
@@ -828,9 +830,9 @@ pub const ROWS: &[Row] = &[
             map(0, Part(0x10, 0x1000), Fails(Errno::EINVAL)),
             map(0, Part(0, 0x10), Fails(Errno::EINVAL)),
             map(0, Empty, Done),
-            act(Act::Unmap(Place::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(0x10)), Fails(Errno::EINVAL)),
             act(Act::Unmap(Inside(0, 0x10), Bytes(0x1000)), Result(1)),
-            act(Act::Unmap(Place::Page(0), Bytes(0x2000)), SizeUntouched),
+            act(Act::Unmap(BusAddress::Page(0), Bytes(0x2000)), SizeUntouched),
             act(Act::Disable, Done),
         ],
     ),
@@ -839,7 +841,7 @@ pub const ROWS: &[Row] = &[
         SpaprV1,
         &[
             act(Act::Enable, Done),
-            act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL)),
+            act(Act::Map(BusAddress::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL)),
             map_at(Address(HIGH), Page(0), Fails(Errno::ENXIO)),
             map_at(Address(4 * GIB), Page(0), Fails(Errno::ENXIO)),
             act(Act::Unmap(Address(HIGH), Length::Pages(1)), Fails(Errno::ENXIO)),
@@ -865,7 +867,7 @@ const MSI: u64 = 0xfee0_0000;
 const HIGH: u64 = 1 << 59;
 
 /// A map without access, on type1 and iommufd.
-const NO_RIGHTS: &[Step] = &[act(Act::Map(Place::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL))];
+const NO_RIGHTS: &[Step] = &[act(Act::Map(BusAddress::Page(0), Page(0), Access::empty()), Fails(Errno::EINVAL))];
 
 const MISALIGNED: &[Step] = &[
     map_at(Inside(0, 0x10), Page(0), Fails(Errno::EINVAL)),
@@ -909,7 +911,7 @@ const REACHED: &[Step] = &[
 ];
 
 const READ_ONLY: &[Step] =
-    &[act(Act::Map(Place::Page(0), Page(0), Access::READ), Done), store(0, Vanishes), unmap(0, 1, Pages(1))];
+    &[act(Act::Map(BusAddress::Page(0), Page(0), Access::READ), Done), store(0, Vanishes), unmap(0, 1, Pages(1))];
 
 const fn row(name: &'static str, dialect: Dialect, steps: &'static [Step]) -> Row {
     Row { name, dialect, only: Anywhere, steps, leaves: Leaves::Nothing }
@@ -925,56 +927,56 @@ impl Row {
     }
 }
 
-const fn act(act: Act, answer: Answer) -> Step {
+const fn act(act: Act, answer: ExpectedAnswer) -> Step {
     Step { act, answer }
 }
 
-const fn map(page: u64, memory: Memory, answer: Answer) -> Step {
-    map_at(Place::Page(page), memory, answer)
+const fn map(page: u64, memory: Memory, answer: ExpectedAnswer) -> Step {
+    map_at(BusAddress::Page(page), memory, answer)
 }
 
-const fn map_at(at: Place, memory: Memory, answer: Answer) -> Step {
+const fn map_at(at: BusAddress, memory: Memory, answer: ExpectedAnswer) -> Step {
     act(Act::Map(at, memory, Access::READ_WRITE), answer)
 }
 
 /// A map by file, which kernels before 7.2 lack.
-const fn map_file(page: u64, memory: Memory, answer: &'static Answer) -> Step {
-    act(Act::MapFile(Place::Page(page), memory, Access::READ_WRITE), Since72(&Fails(Errno::ENOTTY), answer))
+const fn map_file(page: u64, memory: Memory, answer: &'static ExpectedAnswer) -> Step {
+    act(Act::MapFile(BusAddress::Page(page), memory, Access::READ_WRITE), Since72(&Fails(Errno::ENOTTY), answer))
 }
 
 /// A move to this process, which kernels before 7.2 lack.
-const fn change_process(answer: &'static Answer) -> Step {
+const fn change_process(answer: &'static ExpectedAnswer) -> Step {
     act(Act::ChangeProcess(8), Since72(&Fails(Errno::ENOTTY), answer))
 }
 
-const fn unmap(page: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::Unmap(Place::Page(page), Length::Pages(pages)), answer)
+const fn unmap(page: u64, pages: u64, answer: ExpectedAnswer) -> Step {
+    act(Act::Unmap(BusAddress::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn get_log(page: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::GetLog(Place::Page(page), Length::Pages(pages)), answer)
+const fn get_log(page: u64, pages: u64, answer: ExpectedAnswer) -> Step {
+    act(Act::GetLog(BusAddress::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn invalidate_vaddrs(page: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::InvalidateVaddrs(Place::Page(page), Length::Pages(pages)), answer)
+const fn invalidate_vaddrs(page: u64, pages: u64, answer: ExpectedAnswer) -> Step {
+    act(Act::InvalidateVaddrs(BusAddress::Page(page), Length::Pages(pages)), answer)
 }
 
-const fn update_vaddr(page: u64, memory: Memory, answer: Answer) -> Step {
-    act(Act::UpdateVaddr(Place::Page(page), memory, Access::empty()), answer)
+const fn update_vaddr(page: u64, memory: Memory, answer: ExpectedAnswer) -> Step {
+    act(Act::UpdateVaddr(BusAddress::Page(page), memory, Access::empty()), answer)
 }
 
-const fn copy(from: u64, to: u64, pages: u64, answer: Answer) -> Step {
-    act(Act::Copy(Place::Page(from), Place::Page(to), Length::Pages(pages), Access::READ_WRITE), answer)
+const fn copy(from: u64, to: u64, pages: u64, answer: ExpectedAnswer) -> Step {
+    act(Act::Copy(BusAddress::Page(from), BusAddress::Page(to), Length::Pages(pages), Access::READ_WRITE), answer)
 }
 
-const fn register(memory: Memory, answer: Answer) -> Step {
+const fn register(memory: Memory, answer: ExpectedAnswer) -> Step {
     act(Act::Register(memory), answer)
 }
 
-const fn unregister(memory: Memory, answer: Answer) -> Step {
+const fn unregister(memory: Memory, answer: ExpectedAnswer) -> Step {
     act(Act::Unregister(memory), answer)
 }
 
-const fn store(page: u64, answer: Answer) -> Step {
-    act(Act::Store(Place::Page(page)), answer)
+const fn store(page: u64, answer: ExpectedAnswer) -> Step {
+    act(Act::Store(BusAddress::Page(page)), answer)
 }

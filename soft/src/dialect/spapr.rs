@@ -23,7 +23,7 @@ use std::mem::offset_of;
 use crate::dialect::call::Call;
 use crate::dialect::{Pid, System, require};
 use crate::engine::{Registration, Run, Table};
-use crate::profile::{Platform, TceIommu};
+use crate::profile::{TceIommu, TceManager};
 use batch::Batch;
 use blocks::{Pinned, new_block, read_block};
 pub(crate) use eeh::Pe;
@@ -100,7 +100,7 @@ impl Spapr {
         require(self.v2 || self.groups.is_empty(), Errno::EBUSY)?;
         // A partition's group accepts tables of its own only (linux: arch/powerpc/platforms/pseries/iommu.c,
         // spapr_tce_set_window).
-        require(tce.platform == Platform::PowerNv || self.window_count() == 0, Errno::EPERM)?;
+        require(tce.platform == TceManager::PowerNv || self.window_count() == 0, Errno::EPERM)?;
         self.pending |= self.groups.is_empty() && self.windows.first().is_some_and(Option::is_none);
         self.groups.insert(0, group);
         system.firmware(group).reset();

@@ -15,7 +15,7 @@ use crate::dialect::type1::{self, Type1};
 use crate::dialect::{System, require};
 use crate::engine::Table;
 use crate::kernel::{ContainerId, ContextId, File, Kernel, Reply};
-use crate::profile::{Backend, Profile};
+use crate::profile::{KernelInterface, Profile};
 
 /// An open `/dev/vfio/vfio`, or one whose descriptor was closed while groups remain.
 #[derive(Debug)]
@@ -169,14 +169,14 @@ impl Kernel {
             Some(Driver::Spapr(_)) => spapr_has,
             // Only a driver of a container answers this one.
             None if extension == Extension::UPDATE_VADDR => false,
-            None => (self.has(Backend::Type1) && type1_has) || (self.has(Backend::Spapr) && spapr_has),
+            None => (self.has(KernelInterface::Type1) && type1_has) || (self.has(KernelInterface::Spapr) && spapr_has),
         };
         Ok(i32::from(has))
     }
 
     /// vfio_ioctl_set_iommu: needs a group, and can be repeated with another type after the driver has refused a group.
     fn set_iommu(&mut self, id: ContainerId, version: IommuType) -> Result<i32, Errno> {
-        let (type1, spapr) = (self.has(Backend::Type1), self.has(Backend::Spapr));
+        let (type1, spapr) = (self.has(KernelInterface::Type1), self.has(KernelInterface::Spapr));
         let Self { system, containers, .. } = self;
         let container = containers.get_mut(&id).ok_or(Errno::EBADF)?;
         require(!container.groups.is_empty() && container.driver.is_none(), Errno::EINVAL)?;

@@ -9,7 +9,7 @@ use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
-use dmaspace_soft::profile::{Backend, Platform};
+use dmaspace_soft::profile::{KernelInterface, TceManager};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 pub(crate) const RW: Access = Access::READ_WRITE;
@@ -147,18 +147,18 @@ pub(crate) fn unbacked(address: u64, bytes: u64) -> HostMemory {
 /// The kinds of context a host has.
 pub(crate) fn dialects(profile: &Profile) -> Vec<Dialect> {
     let mut dialects = Vec::new();
-    if profile.has(Backend::Type1) {
+    if profile.has(KernelInterface::Type1) {
         dialects.extend([Dialect::Type1, Dialect::Type1V1]);
     }
-    if profile.has(Backend::Spapr) {
+    if profile.has(KernelInterface::Spapr) {
         dialects.extend([Dialect::Spapr, Dialect::SpaprV1]);
     }
-    if profile.has(Backend::Iommufd) {
+    if profile.has(KernelInterface::Iommufd) {
         dialects.extend([Dialect::Ioas, Dialect::Compat, Dialect::CompatV1]);
     }
     dialects
 }
 
-pub(crate) fn platform(profile: &Profile) -> Option<Platform> {
+pub(crate) fn platform(profile: &Profile) -> Option<TceManager> {
     profile.tce.as_ref().map(|tce| tce.platform)
 }

@@ -7,7 +7,7 @@ use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, Ha
 use dmaspace_core::{HostMemory, Iova, MemoryFile};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
-use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
+use dmaspace_soft::profile::{KernelVersion, ProcessLimits, Reason, ReservedProfile};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -105,7 +105,11 @@ fn attach_is_refused_over_a_mapping_that_the_device_cannot_have() {
 #[test]
 fn a_devices_reservations_last_while_it_is_attached() {
     let mut profile = Profile::vtd();
-    profile.groups[1].reserved.push(Reserved { first: 0x8000_0000, last: 0x8fff_ffff, reason: Reason::Reserved });
+    profile.groups[1].reserved.push(ReservedProfile {
+        first: 0x8000_0000,
+        last: 0x8fff_ffff,
+        reason: Reason::Reserved,
+    });
     let bare = Bare::new(profile);
     let (_, shared) = bare.attach(0, bare.id).expect("attached");
     let (second, page_table) = bare.attach(1, bare.id).expect("attached");
@@ -135,7 +139,7 @@ fn memory_is_pinned_by_the_first_attach_which_fails_for_absent_memory() {
 
 #[test]
 fn the_limit_is_checked_when_memory_is_pinned() {
-    let limits = Limits { memlock: Some(PAGE), dma_entries: 1 };
+    let limits = ProcessLimits { memlock: Some(PAGE), dma_entries: 1 };
     let bare = Bare::new(Profile { limits, ..Profile::vtd() });
     bare.map(MIB, &memory(2 * PAGE)).expect("not pinned yet");
     assert_eq!(bare.attach(0, bare.id).map(|_| ()), Err(Errno::ENOMEM));

@@ -7,7 +7,7 @@ use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind, Request};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
-use dmaspace_soft::profile::Backend;
+use dmaspace_soft::profile::KernelInterface;
 use dmaspace_soft::{DmaError, Profile, SoftHost};
 
 fn vtd() -> std::sync::Arc<SoftHost> {
@@ -27,7 +27,7 @@ fn only_the_profiles_nodes_can_be_opened() {
         assert_eq!(opens(Profile::vtd(), path), Err(Errno::ENOENT), "{path}");
     }
     assert_eq!(opens(Profile::powernv9(), "/dev/iommu"), Err(Errno::ENOENT));
-    let lean = Profile { backends: vec![Backend::Iommufd], ..Profile::vtd() };
+    let lean = Profile { backends: vec![KernelInterface::Iommufd], ..Profile::vtd() };
     assert_eq!(opens(lean, "/dev/vfio/vfio"), Err(Errno::ENOENT));
 }
 

@@ -7,11 +7,11 @@ use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_core::{Iova, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;
-use dmaspace_soft::profile::{KernelVersion, Limits};
+use dmaspace_soft::profile::{KernelVersion, ProcessLimits};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
 
 fn limited(profile: Profile, memlock: u64) -> Profile {
-    Profile { limits: Limits { memlock: Some(memlock), dma_entries: 1 }, ..profile }
+    Profile { limits: ProcessLimits { memlock: Some(memlock), dma_entries: 1 }, ..profile }
 }
 
 fn info(profile: Profile, dialect: Dialect) -> TceInfo {

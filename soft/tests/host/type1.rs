@@ -8,7 +8,7 @@ use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Door, Errno, HandleKind};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
-use dmaspace_soft::profile::{KernelVersion, Limits, Reason, Reserved};
+use dmaspace_soft::profile::{KernelVersion, ProcessLimits, Reason, ReservedProfile};
 use dmaspace_soft::{Profile, SoftHost};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -38,7 +38,7 @@ fn ranges(opened: &Opened) -> Vec<(u64, u64)> {
 }
 
 fn reserving(mut profile: Profile, group: usize, first: u64, last: u64, reason: Reason) -> Profile {
-    profile.groups[group].reserved.push(Reserved { first, last, reason });
+    profile.groups[group].reserved.push(ReservedProfile { first, last, reason });
     profile
 }
 
@@ -86,7 +86,7 @@ fn structs_that_are_too_small_are_refused() {
 
 #[test]
 fn a_map_beyond_the_mapping_limit_is_refused() {
-    let limits = Limits { memlock: None, dma_entries: 3 };
+    let limits = ProcessLimits { memlock: None, dma_entries: 3 };
     let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
     let ram = memory(PAGE);
     for page in 0..3 {
@@ -100,7 +100,7 @@ fn a_map_beyond_the_mapping_limit_is_refused() {
 
 #[test]
 fn locked_memory_is_charged_for_every_mapping_and_refused_over_the_limit() {
-    let limits = Limits { memlock: Some(3 * PAGE), dma_entries: 0xffff };
+    let limits = ProcessLimits { memlock: Some(3 * PAGE), dma_entries: 0xffff };
     let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
     let (host, context, ram) = (&*opened.host, opened.context, memory(4 * PAGE));
     assert_eq!(raw::map(host, context, MIB, 2 * PAGE, Some(&ram), RW), Ok(0));
@@ -117,7 +117,7 @@ fn locked_memory_is_charged_for_every_mapping_and_refused_over_the_limit() {
 
 /// Maps eight pages, of which the last four do not exist, with room to lock `pages`.
 fn map_with_hole(pages: u64) -> Result<i32, Errno> {
-    let limits = Limits { memlock: Some(pages * PAGE), dma_entries: 1 };
+    let limits = ProcessLimits { memlock: Some(pages * PAGE), dma_entries: 1 };
     let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
     let result = raw::map(&*opened.host, opened.context, 0, 8 * PAGE, Some(&unbacked(GIB, 4 * PAGE)), RW);
     assert_eq!(opened.host.ledger().locked, 0);

@@ -8,7 +8,7 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenSpace};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::{PageSize, PciAddressSpace};
-use dmaspace_soft::profile::{Backend, KernelVersion, Reason, Reserved};
+use dmaspace_soft::profile::{KernelInterface, KernelVersion, Reason, ReservedProfile};
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
 /// The hosts there are.
@@ -86,13 +86,14 @@ impl Spec {
             HostKind::PSeries => Profile::pseries(),
             HostKind::PowerNvV1 => Profile::powernv9().with_fixed_window(),
         };
-        let reserved = |(first, last): &Hole| Reserved { first: *first, last: *last, reason: Reason::Reserved };
+        let reserved = |(first, last): &Hole| ReservedProfile { first: *first, last: *last, reason: Reason::Reserved };
         profile.host_page = self.host_page.bytes();
         profile.kernel = if self.modern { KernelVersion::V7_2 } else { KernelVersion::V6_12 };
         profile.limits.memlock = self.memlock;
         profile.limits.dma_entries = self.entries.unwrap_or(0xffff);
         if let Some(fixed) = &mut profile.fixed {
-            profile.backends = vec![if self.kind == HostKind::Type1 { Backend::Type1 } else { Backend::Iommufd }];
+            profile.backends =
+                vec![if self.kind == HostKind::Type1 { KernelInterface::Type1 } else { KernelInterface::Iommufd }];
             fixed.page_sizes = self.page_sizes | self.host_page.bytes();
             fixed.last = self.last;
             fixed.reserved = self.holes.iter().map(reserved).collect();

@@ -3,7 +3,7 @@
 
 use crate::plan::registrations::near;
 use crate::plan::{Planner, Run, bytes, overlapping};
-use crate::report::{Cause, Fate, Verdict, Warning};
+use crate::report::{Fate, Verdict, Warning, WarningCause};
 use crate::section::{self, Backing, Need, Section, TargetMemory};
 use dmaspace_core::contract::MappingModel;
 use dmaspace_core::words::access::Access;
@@ -145,10 +145,10 @@ impl<'a> Planner<'a> {
         let mut warnings = Vec::new();
         for verdict in judged {
             if let Some(few) = &few {
-                warnings.push(warning(verdict, Cause::FewMappings, few));
+                warnings.push(warning(verdict, WarningCause::FewMappings, few));
             }
             if self.host.registered.is_some() && blocks_of(&verdict.piece) > MANY_REGISTRATIONS {
-                warnings.push(warning(verdict, Cause::ManyRegistrations, DEAR));
+                warnings.push(warning(verdict, WarningCause::ManyRegistrations, DEAR));
             }
         }
         warnings
@@ -177,7 +177,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn warning(verdict: &Verdict<Section>, cause: Cause, text: &str) -> Warning {
+fn warning(verdict: &Verdict<Section>, cause: WarningCause, text: &str) -> Warning {
     Warning { name: verdict.piece.name().into(), cause, text: format!("{verdict}; {text}") }
 }
 

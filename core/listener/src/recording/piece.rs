@@ -24,7 +24,7 @@ pub struct Piece {
     /// The name.
     pub name: String,
     /// The content.
-    pub kind: Kind,
+    pub kind: PieceKind,
     /// The accesses allowed to devices, in the words of [`Access`]: with memory of the PCI address space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<String>,
@@ -67,7 +67,7 @@ pub enum SpaceOf {
 /// The content of a piece: the [`Backing`]s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum PieceKind {
     /// Guest RAM or ROM. Target memory is always this.
     Ram,
     /// RAM whose blocks are populated and discarded. The populated ones are not recorded.
@@ -142,12 +142,12 @@ impl Piece {
         let piece = match section.backing() {
             Backing::Ram { .. } => piece,
             Backing::Discardable { granule, .. } => {
-                Self { kind: Kind::Discardable, page: Some(granule.bytes()), ..piece }
+                Self { kind: PieceKind::Discardable, page: Some(granule.bytes()), ..piece }
             }
-            Backing::DeviceMemory { .. } => Self { kind: Kind::Device, ..piece },
-            Backing::Translated { page } => Self { kind: Kind::Translated, page: Some(page.bytes()), ..piece },
-            Backing::Msi => Self { kind: Kind::Msi, ..piece },
-            Backing::Nothing => Self { kind: Kind::Nothing, ..piece },
+            Backing::DeviceMemory { .. } => Self { kind: PieceKind::Device, ..piece },
+            Backing::Translated { page } => Self { kind: PieceKind::Translated, page: Some(page.bytes()), ..piece },
+            Backing::Msi => Self { kind: PieceKind::Msi, ..piece },
+            Backing::Nothing => Self { kind: PieceKind::Nothing, ..piece },
         };
         let access = section.access().map(|access| access.to_string());
         match section.memory() {
@@ -169,7 +169,7 @@ impl Piece {
             first: Hex(first),
             last: Hex(last),
             name: name.to_owned(),
-            kind: Kind::Ram,
+            kind: PieceKind::Ram,
             access: None,
             host: None,
             unit: None,
@@ -209,30 +209,30 @@ impl Piece {
                     .map(Made::Target)
                     .map_err(overflows);
             }
-            (SpaceOf::Pci, Kind::Ram) => {
+            (SpaceOf::Pci, PieceKind::Ram) => {
                 Section::ram(name, at, self.memory(range, memory)?, self.access()?).map_err(overflows)?
             }
-            (SpaceOf::Pci, Kind::Discardable) => {
+            (SpaceOf::Pci, PieceKind::Discardable) => {
                 let granule = page("page", self.page.unwrap_or_default())?;
                 let memory = self.memory(range, memory)?;
                 Section::discardable(name, at, memory, self.access()?, granule).map_err(overflows)?
             }
-            (SpaceOf::Pci, Kind::Device) => {
+            (SpaceOf::Pci, PieceKind::Device) => {
                 Section::device_memory(name, at, self.memory(range, memory)?, self.access()?).map_err(overflows)?
             }
-            (SpaceOf::Pci, Kind::Translated) => {
+            (SpaceOf::Pci, PieceKind::Translated) => {
                 Section::translated(name, range, page("page", self.page.unwrap_or_default())?)
             }
-            (SpaceOf::Pci, Kind::Msi) => Section::msi(name, range),
-            (SpaceOf::Pci, Kind::Nothing) => Section::nothing(name, range),
+            (SpaceOf::Pci, PieceKind::Msi) => Section::msi(name, range),
+            (SpaceOf::Pci, PieceKind::Nothing) => Section::nothing(name, range),
         }))
     }
 
     /// Every kind has its fields, and no others: a field too many is a mistake somewhere else.
     fn check_fields(&self) -> Result<(), BadPiece> {
-        let has_memory = matches!(self.kind, Kind::Ram | Kind::Discardable | Kind::Device);
-        let has_page = matches!(self.kind, Kind::Translated | Kind::Discardable);
-        if self.space == SpaceOf::Memory && self.kind != Kind::Ram {
+        let has_memory = matches!(self.kind, PieceKind::Ram | PieceKind::Discardable | PieceKind::Device);
+        let has_page = matches!(self.kind, PieceKind::Translated | PieceKind::Discardable);
+        if self.space == SpaceOf::Memory && self.kind != PieceKind::Ram {
             return Err(BadPiece("the kind ram with the space memory".into()));
         }
         let fields = [
@@ -281,7 +281,7 @@ impl Piece {
             unit,
             backing_page: self.backing_page.map(|bytes| page("backing_page", bytes)).transpose()?,
             host_read_only: self.host_read_only,
-            device_memory: self.device_memory || self.kind == Kind::Device,
+            device_memory: self.device_memory || self.kind == PieceKind::Device,
         };
         let memory = make(&asked).filter(|memory| memory.len() == len);
         let memory = memory.ok_or_else(|| BadPiece(format!("memory that can be had here, {len:#x} bytes of it")))?;
@@ -341,8 +341,11 @@ mod tests {
             (Piece { page: Some(4096), ..good.clone() }, "no `page` with this kind"),
             (Piece { access: Some("rwx".into()), ..good.clone() }, "as `access` one of"),
             (Piece { backing_page: Some(5), ..good.clone() }, "a power of two as `backing_page`"),
-            (Piece { kind: Kind::Msi, ..good.clone() }, "no `access` with this kind"),
-            (Piece { space: SpaceOf::Memory, kind: Kind::Msi, ..good.clone() }, "the kind ram with the space memory"),
+            (Piece { kind: PieceKind::Msi, ..good.clone() }, "no `access` with this kind"),
+            (
+                Piece { space: SpaceOf::Memory, kind: PieceKind::Msi, ..good.clone() },
+                "the kind ram with the space memory",
+            ),
         ];
         for (piece, expected) in cases {
             let error = made(&piece).expect_err(expected).to_string();

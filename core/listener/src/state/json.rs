@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use crate::recording::{self, Hex, Piece};
-use crate::report::Cause;
+use crate::report::WarningCause;
 use crate::served_space::RecurringWarning;
 use crate::state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};
 use dmaspace_core::contract::{Fence, Unit};
@@ -72,7 +72,7 @@ struct Discardable {
 struct Space<'a> {
     backend: &'static str,
     devices: &'a [String],
-    windows: Vec<recording::Window>,
+    windows: Vec<recording::JsonWindow>,
     mappings: Vec<Mapping<'a>>,
     registrations: Vec<Registered<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -148,7 +148,7 @@ impl<'a> Space<'a> {
         Self {
             backend: state.backend,
             devices: &state.devices,
-            windows: state.windows.iter().map(recording::Window::of).collect(),
+            windows: state.windows.iter().map(recording::JsonWindow::of).collect(),
             mappings: state.mappings.iter().map(Mapping::of).collect(),
             registrations: state.registrations.iter().map(Registered::of).collect(),
             shared_pins: state.shared_pins.iter().map(Registered::of).collect(),
@@ -194,10 +194,10 @@ impl Fenced {
 impl<'a> Warned<'a> {
     fn of(RecurringWarning { warning, times }: &'a RecurringWarning) -> Self {
         let cause = match warning.cause {
-            Cause::LosesBytes => "loses_bytes",
-            Cause::NotMapped => "not_mapped",
-            Cause::FewMappings => "few_mappings",
-            Cause::ManyRegistrations => "many_registrations",
+            WarningCause::LosesBytes => "loses_bytes",
+            WarningCause::NotMapped => "not_mapped",
+            WarningCause::FewMappings => "few_mappings",
+            WarningCause::ManyRegistrations => "many_registrations",
         };
         Self { name: &warning.name, cause, text: &warning.text, times: *times }
     }

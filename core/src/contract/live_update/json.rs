@@ -8,7 +8,7 @@ use crate::contract::Unit;
 use crate::contract::live_update::{HandedMapping, Handover, Place};
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
-use crate::words::json::{Hex, Window};
+use crate::words::json::{Hex, JsonWindow};
 use crate::words::page::{PageSize, PageSizes};
 use crate::words::window;
 
@@ -21,7 +21,7 @@ struct Written {
     version: u32,
     backend: String,
     devices: Vec<String>,
-    windows: Vec<Window>,
+    windows: Vec<JsonWindow>,
     mappings: Vec<Mapping>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mappings_left: Option<u64>,
@@ -47,7 +47,7 @@ impl Serialize for Handover {
             version: VERSION,
             backend: self.backend.clone(),
             devices: self.devices.clone(),
-            windows: self.windows.iter().map(Window::of).collect(),
+            windows: self.windows.iter().map(JsonWindow::of).collect(),
             mappings: self.mappings.iter().map(Mapping::of).collect(),
             mappings_left: self.mappings_left,
         };
@@ -111,7 +111,7 @@ impl Mapping {
     }
 }
 
-fn read_window(written: &Window) -> Result<window::Window, String> {
+fn read_window(written: &JsonWindow) -> Result<window::Window, String> {
     let sizes = written.page_sizes.iter().map(|bytes| page(*bytes)).collect::<Result<Vec<_>, _>>()?;
     let mask = sizes.iter().fold(0, |mask, page| mask | page.bytes());
     let page_sizes = PageSizes::from_mask(mask).ok_or("expected the pages of a window, found none")?;

@@ -8,7 +8,7 @@ use super::windows::TceWindow;
 use crate::dialect::call::UserMemory;
 use crate::dialect::{Pid, System};
 use crate::engine::Run;
-use crate::profile::Platform;
+use crate::profile::TceManager;
 
 /// The errno for H_PARAMETER, the hypervisor's answer to an unknown table index, which the kernel passes on (linux:
 /// arch/powerpc/platforms/pseries/iommu.c, tce_exchange_pseries).
@@ -63,7 +63,7 @@ impl Batch {
 
     /// Walks through the entries in stretches. `source` returns the memory from a byte of the request on, and its
     /// number; `refusal` is the answer where there is no memory.
-    fn plan(&self, platform: Platform, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
+    fn plan(&self, platform: TceManager, refusal: Errno, source: impl Fn(u64) -> Option<(HostMemory, u64)>) -> Plan {
         let page = self.window.page;
         let wanted = self.entries << page.shift();
         let mut plan = Plan::default();

@@ -10,7 +10,7 @@ use dmaspace_core::{Iova, IovaRange, PageSize};
 use super::{Spapr, tce_of};
 use crate::dialect::call::Call;
 use crate::dialect::{Pid, System, require};
-use crate::profile::{Platform, TceIommu};
+use crate::profile::{TceIommu, TceManager};
 
 /// A window that was created.
 #[derive(Clone, Copy, Debug)]
@@ -29,20 +29,20 @@ impl TceWindow {
 
     /// The address of the entry that is `offset` bytes behind the one at `at`, and the number of bytes from there to
     /// the window's end.
-    pub(super) fn place(&self, platform: Platform, at: Iova, offset: u64) -> Option<(Iova, u64)> {
+    pub(super) fn place(&self, platform: TceManager, at: Iova, offset: u64) -> Option<(Iova, u64)> {
         let inside = self.range.offset_of(at).checked_add(offset)?;
         let bytes = self.range.len()?.get();
-        require(inside < bytes || platform == Platform::PowerNv, Errno::EINVAL).ok()?;
+        require(inside < bytes || platform == TceManager::PowerNv, Errno::EINVAL).ok()?;
         let place = Iova::new(self.range.first().get() + inside % bytes);
         Some((place, self.bytes_from(place)))
     }
 
     /// The entries that clearing `size` bytes from `at` affects.
-    pub(super) fn reached(&self, platform: Platform, at: Iova, size: u64) -> impl Iterator<Item = IovaRange> + use<> {
+    pub(super) fn reached(&self, platform: TceManager, at: Iova, size: u64) -> impl Iterator<Item = IovaRange> + use<> {
         let inside = size.min(self.bytes_from(at));
         let around = match platform {
-            Platform::PowerNv => (size - inside).min(self.bytes_from(self.range.first())),
-            Platform::PSeries => 0,
+            TceManager::PowerNv => (size - inside).min(self.bytes_from(self.range.first())),
+            TceManager::PSeries => 0,
         };
         let ranges = [IovaRange::with_len(at, inside), IovaRange::with_len(self.range.first(), around)];
         ranges.into_iter().filter_map(Result::ok)
@@ -105,7 +105,7 @@ impl Spapr {
         system.account(by).lock(charge)?;
         let made = system.cut.take().map_or(Ok(()), Err).and_then(|()| self.make(system, &tce, slot, page, wanted));
         let start = made.inspect_err(|_| system.account(by).leak(charge))?;
-        if self.groups.len() > 1 && tce.platform == Platform::PSeries {
+        if self.groups.len() > 1 && tce.platform == TceManager::PSeries {
             // The other group does not accept the first one's table (linux: spapr_tce_set_window).
             self.unmake(system, slot);
             system.account(by).unlock(charge);
@@ -129,8 +129,8 @@ impl Spapr {
         wanted: Wanted,
     ) -> Result<Iova, Errno> {
         match tce.platform {
-            Platform::PowerNv => make_table(tce, system.page(), slot, page, wanted),
-            Platform::PSeries => {
+            TceManager::PowerNv => make_table(tce, system.page(), slot, page, wanted),
+            TceManager::PSeries => {
                 let group = self.groups.first().copied().ok_or(Errno::ENODEV)?;
                 system.firmware(group).make(tce, slot, page, wanted)
             }
@@ -211,10 +211,10 @@ fn known_page(tce: &TceIommu, shift: u32) -> Option<PageSize> {
 /// The number of bytes that are charged for a table.
 fn table_bytes(tce: &TceIommu, host_page: PageSize, page: PageSize, wanted: Wanted) -> Result<u64, Errno> {
     let bytes = match tce.platform {
-        Platform::PowerNv => levels_bytes(host_page, page, wanted),
+        TceManager::PowerNv => levels_bytes(host_page, page, wanted),
         // spapr_tce_get_table_size: an error number that the caller takes for a size.
-        Platform::PSeries if wanted.levels > 1 => 0xffff_ffff,
-        Platform::PSeries => wanted.size >> (page.shift() - 3),
+        TceManager::PSeries if wanted.levels > 1 => 0xffff_ffff,
+        TceManager::PSeries => wanted.size >> (page.shift() - 3),
     };
     require(bytes > 0, Errno::EINVAL).map(|()| bytes)
 }
