@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink, DirtyTracking};
-use dmaspace_core::contract::{Attachable, ForListeners};
+use dmaspace_core::contract::{Attachable, ForListeners, MappingModel};
 use dmaspace_core::door::Failure;
 use dmaspace_core::error::Kind;
 use dmaspace_core::retry::Undone;
@@ -408,4 +408,44 @@ fn windows_that_shrink_over_a_live_mapping_when_a_device_leaves_are_not_believed
     assert_eq!(change.before, change.after, "the old windows are kept");
     assert_eq!(space.mappings(IovaRange::all()).len(), 1);
     space.unmap(page_at(AT)).expect("it can still be unmapped");
+}
+
+/// A space that keeps entries, with one page mapped and two devices, and the mappings that a look-up finds during each
+/// map call after that.
+fn looked_at() -> (Arc<Space<Iotlb>>, Arc<dyn Attachable>, Arc<Mutex<Vec<usize>>>) {
+    let looking: Arc<Mutex<Weak<Space<Iotlb>>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let script: Script = {
+        let (looking, seen) = (looking.clone(), seen.clone());
+        Arc::new(move |call| {
+            let space = looking.lock().expect("no panic under it").upgrade();
+            if let (Call::Map(_), Some(space)) = (call, space) {
+                seen.lock().expect("no panic under it").push(space.mappings(IovaRange::all()).len());
+            }
+            Ok(())
+        })
+    };
+    let mut backend = Iotlb::playing(script);
+    backend.keeps = MappingModel::PageEntries;
+    let space = Arc::new(Space::new(backend).expect("it has a window"));
+    let leaving = Device::playing("leaves", obliging());
+    space.attach(Device::playing("stays", obliging())).expect("attached");
+    space.attach(leaving.clone()).expect("attached");
+    map(&space, 0x7000_0000).expect("mapped");
+    *looking.lock().expect("no panic under it") = Arc::downgrade(&space);
+    (space, leaving, seen)
+}
+
+#[test]
+fn mappings_that_are_entered_again_when_a_device_leaves_stay_in_the_index() {
+    let (space, leaving, seen) = looked_at();
+    space.detach(&leaving).expect("detached");
+    assert_eq!(*seen.lock().expect("no panic under it"), [1]);
+}
+
+#[test]
+fn a_mapping_that_is_replaced_without_a_gap_stays_in_the_index() {
+    let (space, _leaving, seen) = looked_at();
+    space.replace(request(&memory(0x7100_0000))).expect("replaced");
+    assert_eq!(*seen.lock().expect("no panic under it"), [1]);
 }

@@ -257,6 +257,14 @@ impl Slot {
         self.live.write().insert(mapping);
     }
 
+    /// Records a mapping in the place of those in its range, at once: a look-up finds the old ones or the new one. A
+    /// commit on another thread plans by what it finds.
+    pub(super) fn record_over(&self, mapping: Mapping, deferred: &mut Deferred) {
+        let mut live = self.live.write();
+        live.remove(mapping.range, deferred);
+        live.insert(mapping);
+    }
+
     /// The live mappings in `range`, ascending, clipped to it.
     pub(super) fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
         let Some(writer) = &self.writer else { return self.live.read().within(range).collect() };

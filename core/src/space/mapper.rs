@@ -106,20 +106,20 @@ impl<'a, B: Backend> Mapper<'a, B> {
         }
     }
 
-    /// Maps `mappings` again after they were lost. Returns the ranges of the mappings that could not be, which are
-    /// fenced.
+    /// Maps `mappings` again after the kernel lost them. Those that are in the index stay there meanwhile. Returns the
+    /// ranges of the mappings that could not be, which are fenced.
     pub(super) fn bring_back(&self, slot: &Slot, mappings: &[Mapping], deferred: &mut Deferred) -> Vec<IovaRange> {
         let mut lost = Vec::new();
         for mapping in mappings {
-            slot.live.write().remove(mapping.range, deferred);
             match self.establish_twice(mapping, deferred) {
-                Ok(()) => slot.record(mapping.clone()),
+                Ok(()) => slot.record_over(mapping.clone(), deferred),
                 Err(error) => {
                     // It is not mapped. Without a fence the range could be used for something else unawares.
                     debug_assert!(error.failure().is_some(), "a map call failed without a failure");
                     if let Some(cause) = error.failure() {
                         self.fence(mapping.range, cause, vec![mapping.memory.clone()]);
                     }
+                    slot.live.write().remove(mapping.range, deferred);
                     lost.push(mapping.range);
                 }
             }
@@ -151,11 +151,10 @@ impl<'a, B: Backend> Mapper<'a, B> {
                 self.tracking.report_mapping(mapping, deferred);
             }
         }
-        slot.live.write().remove(new.range, deferred);
         if let Err(error) = established {
             return Err(self.undo_swap(slot, new.range, &old, error, deferred));
         }
-        slot.record(new.clone());
+        slot.record_over(new.clone(), deferred);
         Ok(swap)
     }
 
@@ -173,6 +172,7 @@ impl<'a, B: Backend> Mapper<'a, B> {
             // Nothing can be brought back beside a range in doubt.
             Some(cause) if !error.fenced().is_empty() => {
                 self.fence(range, cause, old.iter().map(|mapping| mapping.memory.clone()).collect());
+                slot.live.write().remove(range, deferred);
                 error.fencing_only(vec![range])
             }
             _ => error.fencing(self.bring_back(slot, old, deferred)),

@@ -47,6 +47,7 @@ pub struct Iotlb {
     pub window: Arc<Mutex<IovaRange>>,
     /// Set for a container, which forgets everything with its last device.
     pub forgets: bool,
+    pub keeps: MappingModel,
 }
 
 impl Iotlb {
@@ -56,6 +57,7 @@ impl Iotlb {
             live: Arc::new(Mutex::new(Rank::Backend, BTreeMap::new())),
             window: Arc::new(Mutex::new(Rank::Backend, range(0, 0xffff_ffff))),
             forgets: false,
+            keeps: MappingModel::Mappings,
         }
     }
 }
@@ -74,7 +76,7 @@ unsafe impl Backend for Iotlb {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(MappingModel::Mappings, PageSize::K4)
+        Capabilities::new(self.keeps, PageSize::K4)
     }
 
     fn is_real(&self) -> bool {
