@@ -1,0 +1,51 @@
+//! The costs of dmaspace itself, beside a host that answers at once: instructions, allocations and bytes.
+//!
+//! Instructions are counted by callgrind, as the difference between n and 2n repetitions, so that start-up drops out.
+//! Allocations are counted by the allocator of this program. `ci/bench` runs it:
+//!
+//! ```text
+//! ci/bench            measures, prints the table, and writes it to docs/costs.md
+//! ci/bench --check    measures the gates, and fails where docs/costs.md has other figures
+//! ```
+
+mod callgrind;
+mod host;
+mod measure;
+mod rows;
+mod table;
+mod work;
+
+use std::process::ExitCode;
+
+use rows::{Kind, ROWS, Row};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--count", ..] => count(&words[1..]),
+        ["--check"] => table::check(),
+        [] => table::write(),
+        ["--only", word] => table::print(word),
+        ["--gates"] => table::print_gates(),
+        _ => {
+            eprintln!("dmaspace-bench: only --check and --only WORD are understood");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does the work of the named rows, under callgrind, and prints the counted allocations: a line for each row.
+fn count(names: &[&str]) -> ExitCode {
+    for row in ROWS.iter().filter(|row| names.contains(&row.name)) {
+        let Row { name, kind, .. } = row;
+        match kind {
+            Kind::Slope(n, work) => {
+                let allocated = measure::run(&mut *work(), *n);
+                println!("{name}\t{n}\t{:.3}\t{:.1}", allocated.count, allocated.bytes);
+            }
+            Kind::Bytes(bytes) => println!("{name}\t0\t0\t{:.2}", bytes()),
+        }
+    }
+    ExitCode::SUCCESS
+}

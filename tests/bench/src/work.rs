@@ -1,0 +1,6 @@
+//! The work of each row.
+
+pub(crate) mod commits;
+pub(crate) mod dirty;
+pub(crate) mod guest;
+pub(crate) mod space;
