@@ -29,6 +29,7 @@ mod guest;
 mod host;
 mod mtree;
 mod outcome;
+mod plan;
 mod printable;
 mod replay;
 mod sections;
@@ -42,10 +43,12 @@ mod translating;
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde::Serialize;
 
 use arguments::{Arguments, Command};
 use course::Course;
@@ -53,6 +56,7 @@ use failure::{Failure, Status};
 use finding::Finding;
 use guest::Guest;
 use host::Place;
+use mtree::FlatViews;
 use replay::Replay;
 use stage::Setting;
 use surroundings::Text;
@@ -62,6 +66,7 @@ pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Replay(arguments) => replay_all(&arguments),
         Command::Survey { files } => survey_all(&files),
+        Command::Plan(arguments) => plan::run(&arguments),
     }
     .into()
 }
@@ -178,7 +183,12 @@ fn replay_trace(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> R
 
 fn replay_views(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
     let views = mtree::parse(text).map_err(|bad| Failure::input(file, bad.line, &bad))?;
-    let guest = Guest::of(&views, arguments.address_space.as_deref(), arguments.guest_page)
+    replay_flat_views(file, &views, arguments)
+}
+
+/// Replays flat views, which `file` has or stands for.
+fn replay_flat_views(file: &str, views: &FlatViews, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    let guest = Guest::of(views, arguments.address_space.as_deref(), arguments.guest_page)
         .map_err(|none| Failure::input(file, none.line, &none))?;
     Ok(vec![replay::replay(file, &guest, &setting(arguments, guest.has_tce_windows())?)?])
 }
@@ -227,12 +237,14 @@ fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
 /// The host and the backend that were asked for, and by default the ones where such a guest belongs.
 fn setting(arguments: &arguments::Replay, has_tce_windows: bool) -> Result<Setting, Failure> {
     let at_home = if has_tce_windows { "powernv9" } else { "vtd" };
-    let place = match arguments.device {
-        Some(device) => Place::Here(device),
-        None => Place::named(arguments.host.as_deref().unwrap_or(at_home))?,
+    let place = match (&arguments.place, arguments.device) {
+        (Some(place), _) => place.clone(),
+        (None, Some(device)) => Place::Here(device),
+        (None, None) => Place::named(arguments.host.as_deref().unwrap_or(at_home))?,
     };
     let (backend, record) = (arguments.backend.map(Into::into), arguments.record.clone());
-    Ok(Setting { place, backend, hints: !arguments.no_hints, record })
+    let spaces = arguments.spaces.unwrap_or(NonZeroU32::MIN);
+    Ok(Setting { place, backend, spaces, hints: !arguments.no_hints, record })
 }
 
 /// The drawing, if it is wanted, then remarks for people, then the result.
@@ -240,7 +252,15 @@ fn report(replay: &Replay, arguments: &arguments::Replay, is_one_of_many: bool) 
     if let Some(path) = &arguments.svg {
         svg::save(path, &drawing::of(replay)).map_err(|error| stage::unwritable(path, &error))?;
     }
-    for note in &replay.outcome.notes {
+    tell_remarks(&replay.outcome.notes, replay);
+    let apart = if is_one_of_many { "\n" } else { "" };
+    let result = if arguments.json { to_json(&replay.outcome)? } else { text::replay(replay) + apart };
+    print(&result)
+}
+
+/// Remarks, warnings and errors, for people.
+fn tell_remarks(notes: &[String], replay: &Replay) {
+    for note in notes {
         tell("note", note);
     }
     let warnings = replay.warnings.iter().map(|warning| (reason_of(warning), warning.clone()));
@@ -250,9 +270,6 @@ fn report(replay: &Replay, arguments: &arguments::Replay, is_one_of_many: bool) 
     for error in &replay.errors {
         tell("error", error);
     }
-    let apart = if is_one_of_many { "\n" } else { "" };
-    let result = if arguments.json { json(replay)? } else { text::replay(replay) + apart };
-    print(&result)
 }
 
 fn print(result: &str) -> Result<(), Failure> {
@@ -264,8 +281,8 @@ fn print(result: &str) -> Result<(), Failure> {
 }
 
 /// On one line, so that the objects of several files can be told apart.
-fn json(replay: &Replay) -> Result<String, Failure> {
-    let object = serde_json::to_string(&replay.outcome).map_err(|error| Failure::host(&error))?;
+fn to_json(result: &impl Serialize) -> Result<String, Failure> {
+    let object = serde_json::to_string(result).map_err(|error| Failure::host(&error))?;
     Ok(printable::shown_json(&object) + "\n")
 }
 

@@ -1,11 +1,15 @@
 //! The command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dmaspace::PageSize;
 use dmaspace::choose::BackendKind;
 use dmaspace::pci::PciAddress;
+
+use crate::program::host::Place;
+use crate::program::plan::Plan;
 
 /// DMA windows for passed-through PCI devices, on every IOMMU.
 #[derive(Debug, Parser)]
@@ -27,6 +31,7 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    Plan(Plan),
 }
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
@@ -92,6 +97,14 @@ pub(crate) struct Replay {
     /// Draw what the guest sees and what the host offers side by side into this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+
+    /// A place other than the one that --host and --device name: for a plan.
+    #[arg(skip)]
+    pub(crate) place: Option<Place>,
+
+    /// The number of spaces, each with a device: for a plan.
+    #[arg(skip)]
+    pub(crate) spaces: Option<NonZeroU32>,
 }
 
 const AFTER: &str = "\
@@ -140,7 +153,7 @@ impl From<Backend> for BackendKind {
 }
 
 /// `4096`, `4K`, `2M`, `1G`.
-fn page_size(text: &str) -> Result<PageSize, String> {
+pub(crate) fn page_size(text: &str) -> Result<PageSize, String> {
     let shift = match text.chars().next_back() {
         Some('K' | 'k') => 10,
         Some('M' | 'm') => 20,

@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use dmaspace::door::{Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
 use dmaspace::registrations::ProcessRegistrations;
 use dmaspace::{Access, HostMemory, PageSize};
+use dmaspace_abi::spapr::TceCreate;
 use dmaspace_core::sync::{Mutex, MutexGuard, Rank};
 use serde::Serialize;
+use zerocopy::FromBytes;
 
 /// Calls that change what devices reach, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -51,13 +53,38 @@ pub(crate) struct CountingDoor {
     counted: Mutex<Counted>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// A TCE table that was created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct TceTable {
+    /// The length of its window in bytes.
+    pub(crate) window: u64,
+    /// The page of its window in bytes.
+    pub(crate) page: u64,
+    /// The number of its levels.
+    pub(crate) levels: u32,
+}
+
+impl TceTable {
+    /// The table that a command asks for, if it asks for one.
+    fn of(command: &Command<'_>) -> Option<Self> {
+        if command.request.name != "VFIO_IOMMU_SPAPR_TCE_CREATE" {
+            return None;
+        }
+        let Argument::Bytes(bytes) = &command.argument else { return None };
+        let (create, _) = TceCreate::read_from_prefix(bytes).ok()?;
+        Some(Self { window: create.window_size, page: 1_u64.checked_shl(create.page_shift)?, levels: create.levels })
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct Counted {
     calls: Calls,
     /// Memory, not counting devices', in calls that mapped it.
     mapped: u64,
     /// Memory in calls that registered it.
     registered: u64,
+    /// The tables that were created.
+    tables: Vec<TceTable>,
 }
 
 impl Counted {
@@ -111,6 +138,11 @@ impl CountingDoor {
         self.counted().mapped
     }
 
+    /// The TCE tables created so far, in order.
+    pub(crate) fn tables(&self) -> Vec<TceTable> {
+        self.counted().tables.clone()
+    }
+
     /// The bytes handed to calls that registered them, so far.
     pub(crate) fn registered_bytes(&self) -> u64 {
         self.counted().registered
@@ -135,7 +167,10 @@ unsafe impl Door for CountingDoor {
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         self.counted().count(command);
         let answer = self.door.ioctl(on, command)?;
-        self.counted().count_bytes(command);
+        let mut counted = self.counted();
+        counted.count_bytes(command);
+        counted.tables.extend(TceTable::of(command));
+        drop(counted);
         Ok(answer)
     }
 

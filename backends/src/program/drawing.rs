@@ -12,7 +12,7 @@ use svg::{Document, Node};
 
 use crate::program::outcome::{AddressesOf, HostWindow, Judged};
 use crate::program::replay::Replay;
-use crate::program::text::in_units;
+use crate::program::text::{in_units, page_sizes};
 
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 20.0;
@@ -109,8 +109,8 @@ impl Sheet {
 
     fn window(&mut self, window: &HostWindow, scale: &Scale) {
         let (top, bottom) = scale.span(window.first.0, window.last.0);
-        let pages: Vec<_> = window.page_sizes.iter().map(|page| in_units((*page).into())).collect();
-        let text = format!("{}, in {} pages", size(window.first.0, window.last.0), pages.join(", "));
+        let pages = page_sizes(&window.page_sizes);
+        let text = format!("{}, in {pages} pages", size(window.first.0, window.last.0));
         self.boxed(HOST, top, bottom, &text, colour(Fate::Window));
     }
 

@@ -1,6 +1,9 @@
 //! The host a map is replayed on: a soft one, from a preset or a file, or the one this program runs on.
 
+mod more_devices;
+
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,11 +28,22 @@ pub(crate) enum Place {
     Here(PciAddress),
 }
 
-/// A space on a host, and the counter at its door.
+/// Spaces on a host, and the counter at its door.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    pub(crate) opened: Opened,
+    /// The space that is looked at.
+    pub(crate) first: Opened,
+    /// Spaces beside it.
+    others: Vec<Opened>,
+    /// The counter, of all of them.
     pub(crate) counter: Arc<CountingDoor>,
+}
+
+impl Ready {
+    /// All spaces.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Opened> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
 }
 
 impl Place {
@@ -61,26 +75,39 @@ impl Place {
         }
     }
 
-    /// Opens a space there, exactly as a VMM would.
+    /// Opens `spaces` spaces there, exactly as a VMM would, each with a device of its own. A soft host has as many
+    /// devices as are needed; this host has the one that was named.
     ///
     /// # Errors
     /// The error of opening.
-    pub(crate) fn open(&self, backend: Option<BackendKind>) -> Result<Ready, Failure> {
+    pub(crate) fn open(&self, backend: Option<BackendKind>, spaces: NonZeroU32) -> Result<Ready, Failure> {
         match self {
-            Self::Soft(profile) => open_soft(profile, backend),
+            Self::Soft(profile) => open_soft(profile, backend, spaces),
             Self::Here(device) => open_here(*device, backend),
         }
     }
 }
 
-fn open_soft(profile: &Profile, backend: Option<BackendKind>) -> Result<Ready, Failure> {
-    let soft = SoftHost::new(profile.clone()).map_err(|error| bad(profile, &error))?;
+fn open_soft(profile: &Profile, backend: Option<BackendKind>, spaces: NonZeroU32) -> Result<Ready, Failure> {
     let device =
         first_device(profile).ok_or_else(|| bad(profile, &"expected a group with a device that can be passed on"))?;
+    let (profile, more) = more_devices::with(profile, spaces.get() - 1);
+    let soft = SoftHost::new(profile.clone()).map_err(|error| bad(&profile, &error))?;
     let counter = Arc::new(CountingDoor::new(soft));
-    let host = Host::new(counter.clone(), Facts::of_soft(profile));
+    let host = Host::new(counter.clone(), Facts::of_soft(&profile));
+    let first = open_soft_space(&host, &profile, device, backend)?;
+    let others = more.into_iter().map(|device| open_soft_space(&host, &profile, device, backend));
+    Ok(Ready { first, others: others.collect::<Result<_, _>>()?, counter })
+}
+
+fn open_soft_space(
+    host: &Host,
+    profile: &Profile,
+    device: PciAddress,
+    backend: Option<BackendKind>,
+) -> Result<Opened, Failure> {
     match host.open(&wish(device, backend)) {
-        Ok(opened) => Ok(Ready { opened, counter }),
+        Ok(opened) => Ok(opened),
         Err(OpenError::NoBackend(choice)) if is_kept_by_firmware(&choice) => {
             Err(Failure::Host(format!("{}: {choice}", profile.name)))
         }
@@ -104,8 +131,8 @@ fn open_here(device: PciAddress, backend: Option<BackendKind>) -> Result<Ready, 
     let counter = Arc::new(CountingDoor::new(Arc::new(LinuxDoor::new())));
     let facts = Facts::of_this_host(&*counter).map_err(|error| Failure::host(&error))?;
     let host = Host::new(counter.clone(), facts);
-    let opened = host.open(&wish(device, backend)).map_err(|error| Failure::host(&error))?;
-    Ok(Ready { opened, counter })
+    let first = host.open(&wish(device, backend)).map_err(|error| Failure::host(&error))?;
+    Ok(Ready { first, others: Vec::new(), counter })
 }
 
 fn wish(device: PciAddress, backend: Option<BackendKind>) -> OpenRequest {

@@ -12,7 +12,7 @@ use crate::program::guest::{Guest, Meaning};
 use crate::program::mtree::What;
 use crate::program::outcome::{self, AddressesOf, Input, Judged, Outcome};
 use crate::program::sections::{self, NoMemory};
-use crate::program::stage::{Setting, Stage};
+use crate::program::stage::{Claims, Setting, Stage};
 
 /// A replay that came to its end, whether that went well or not.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(crate) struct Replay {
     pub(crate) outcome: Outcome,
     /// The host, in words.
     pub(crate) host: String,
+    /// The claims on the host's limits at the end.
+    pub(crate) claims: Claims,
     /// Warnings, although it may have gone well.
     pub(crate) warnings: Vec<String>,
     /// Errors.
@@ -69,8 +71,9 @@ pub(crate) fn replay(file: &str, guest: &Guest<'_>, setting: &Setting) -> Result
         cures: cures(causes, needed, &stage),
         notes: guest.notes.clone(),
     };
+    let claims = stage.claims();
     stage.close()?;
-    Ok(Replay { outcome, host: setting.place.name(), warnings, errors })
+    Ok(Replay { outcome, host: setting.place.name(), claims, warnings, errors })
 }
 
 /// The bytes a section locks, or would if nothing were in the way.
@@ -135,6 +138,8 @@ pub(crate) fn front_end(hints: bool) -> FrontEnd {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -157,7 +162,7 @@ mod tests {
         ) {
             let Ok(views) = parse(&Text::of(&text)) else { return Ok(()) };
             let Ok(guest) = Guest::of(&views, None, None) else { return Ok(()) };
-            let setting = Setting { place: Place::named(host).expect("a preset"), backend, hints: true, record: None };
+            let setting = Setting { place: Place::named(host).expect("a preset"), backend, spaces: NonZeroU32::MIN, hints: true, record: None };
             let Ok(replay) = replay("text", &guest, &setting) else { return Ok(()) };
             let outcome = replay.outcome;
             prop_assert_eq!(outcome.sections.len(), guest.pci.len() + guest.targets.len());

@@ -1,6 +1,7 @@
 //! The stage of a replay: a host, a space on it with the counter at its door, and the listener, which may be recorded.
 
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +15,7 @@ use dmaspace_core::sync::past_poison;
 
 use crate::program::cause::HostView;
 use crate::program::commit::{self, Ended};
-use crate::program::counting::Calls;
+use crate::program::counting::{Calls, TceTable};
 use crate::program::failure::Failure;
 use crate::program::host::{Place, Ready};
 use crate::program::outcome::{Bytes, HostWindow};
@@ -26,6 +27,8 @@ pub(crate) struct Setting {
     pub(crate) place: Place,
     /// The backend; `None` for the best the host has.
     pub(crate) backend: Option<BackendKind>,
+    /// The number of spaces, each with a device of its own. Everything but [`Stage::claims`] is of the first.
+    pub(crate) spaces: NonZeroU32,
     /// `true` if mappings are cut where the front end expects changes.
     pub(crate) hints: bool,
     /// The file in which to record the updates that the listener gets.
@@ -44,6 +47,28 @@ pub(crate) struct Stage {
     ready: Ready,
     listener: Listener,
     recording: Option<Recording>,
+    /// The limits before anything was mapped.
+    before: Limits,
+}
+
+/// The limits that replays count against, as the host tells them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    /// The locked bytes of this process, in both accounts.
+    locked: u64,
+    /// The mappings that the first space still accepts.
+    mappings_left: Option<u64>,
+}
+
+/// The claims of a replay on the host's limits, as the host counts them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Claims {
+    /// The locked bytes of all spaces, with their tables.
+    pub(crate) locked: u64,
+    /// The mappings of the first space, where the host limits them.
+    pub(crate) mappings: Option<u64>,
+    /// The TCE tables that were created for all spaces, in order.
+    pub(crate) tables: Vec<TceTable>,
 }
 
 type Lines = Arc<Mutex<JsonLines<File>>>;
@@ -75,14 +100,17 @@ impl Stage {
     /// # Errors
     /// When the host cannot be had, or the file to record to.
     pub(crate) fn new(setting: &Setting, front: FrontEnd) -> Result<Self, Failure> {
-        let ready = setting.place.open(setting.backend)?;
+        let ready = setting.place.open(setting.backend, setting.spaces)?;
         let mut listener = Listener::new(front);
-        listener.attach(ready.opened.space.space().clone()).map_err(|error| Failure::host(&error))?;
+        for opened in ready.all() {
+            listener.attach(opened.space.space().clone()).map_err(|error| Failure::host(&error))?;
+        }
         let recording = setting.record.as_deref().map(Recording::new).transpose()?;
         if let Some(recording) = &recording {
             listener.record_to(Box::new(recording.lines.clone()));
         }
-        Ok(Self { ready, listener, recording })
+        let before = Limits::of(&ready);
+        Ok(Self { ready, listener, recording, before })
     }
 
     /// Commits `update`.
@@ -103,6 +131,16 @@ impl Stage {
     /// The bytes that may be locked; nothing where no limit is set.
     pub(crate) fn lockable(&self) -> Option<u64> {
         self.ready.counter.locked_memory()?.limit
+    }
+
+    /// The claims on the host's limits so far.
+    pub(crate) fn claims(&self) -> Claims {
+        let now = Limits::of(&self.ready);
+        Claims {
+            locked: now.locked.saturating_sub(self.before.locked),
+            mappings: self.before.mappings_left.zip(now.mappings_left).map(|(then, now)| then.saturating_sub(now)),
+            tables: self.ready.counter.tables(),
+        }
     }
 
     /// The name of the backend.
@@ -138,7 +176,14 @@ impl Stage {
     }
 
     fn space(&self) -> &dyn PciAddressSpace {
-        self.ready.opened.space.space().as_ref()
+        self.ready.first.space.space().as_ref()
+    }
+}
+
+impl Limits {
+    fn of(ready: &Ready) -> Self {
+        let locked = ready.counter.locked_memory().map_or(0, |memory| memory.locked.saturating_add(memory.pinned));
+        Self { locked, mappings_left: ready.first.space.space().powers().mappings_left() }
     }
 }
 

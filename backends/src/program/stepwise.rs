@@ -49,8 +49,9 @@ pub(crate) fn replay(file: &str, course: &Course, findings: &[Finding], setting:
         cures: cures(run.causes, run.locked_at_most, &run.stage),
         notes: Vec::new(),
     };
+    let claims = run.stage.claims();
     run.stage.close()?;
-    Ok(Replay { outcome, host: setting.place.name(), warnings: run.warnings, errors: run.errors })
+    Ok(Replay { outcome, host: setting.place.name(), claims, warnings: run.warnings, errors: run.errors })
 }
 
 /// The front end that was recorded, or else QEMU's.
@@ -229,6 +230,7 @@ mod tests {
     use dmaspace::choose::BackendKind;
     use dmaspace::recording::JsonLines;
     use proptest::prelude::*;
+    use std::num::NonZeroU32;
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -241,7 +243,13 @@ mod tests {
         [("vtd", None), ("vtd", Some(BackendKind::Type1)), ("powernv9", None), ("pseries", None)];
 
     fn on(host: &str, backend: Option<BackendKind>) -> Setting {
-        Setting { place: Place::named(host).expect("a preset"), backend, hints: true, record: None }
+        Setting {
+            place: Place::named(host).expect("a preset"),
+            backend,
+            spaces: NonZeroU32::MIN,
+            hints: true,
+            record: None,
+        }
     }
 
     /// The ranges that are said to be mapped at the end are mapped, and steps add up.

@@ -32,7 +32,7 @@ pub(crate) fn replay(replay: &Replay) -> String {
     heading + &parts.concat() + "\n" + &result(&replay.outcome) + "\n"
 }
 
-fn sections_of(sections: &[Judged], space: AddressesOf) -> impl Iterator<Item = &Judged> {
+pub(crate) fn sections_of(sections: &[Judged], space: AddressesOf) -> impl Iterator<Item = &Judged> {
     sections.iter().filter(move |judged| judged.space == space)
 }
 
@@ -101,7 +101,7 @@ fn finding(answer: &Answer) -> String {
 }
 
 /// One cure for each cause.
-fn cures(cures: &[Cure]) -> Option<String> {
+pub(crate) fn cures(cures: &[Cure]) -> Option<String> {
     (!cures.is_empty()).then(|| cures.iter().map(one_cure).collect())
 }
 
@@ -110,11 +110,11 @@ fn one_cure(Cure { cause, count, cure }: &Cure) -> String {
     format!("  {}\n{}", wrapped(&format!("{times}{cause}"), COLUMNS - 2).join("\n    "), below(cure))
 }
 
-fn below(text: &str) -> String {
+pub(crate) fn below(text: &str) -> String {
     wrapped(text, COLUMNS - BELOW.len()).iter().map(|part| format!("{BELOW}{part}\n")).collect::<Vec<_>>().concat()
 }
 
-fn plural(n: usize, what: &str) -> String {
+pub(crate) fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
@@ -205,23 +205,34 @@ fn folded_table<const N: usize, const M: usize>(
 }
 
 /// A title and its body; nothing where there is no body.
-fn paragraph(title: &str, body: Option<String>) -> String {
+pub(crate) fn paragraph(title: &str, body: Option<String>) -> String {
     body.map_or_else(String::new, |body| format!("\n{title}\n{body}"))
 }
 
-fn window_table(windows: &[HostWindow]) -> Option<String> {
+pub(crate) fn window_table(windows: &[HostWindow]) -> Option<String> {
     if windows.is_empty() {
         return Some("  none\n".to_owned());
     }
-    let rows = windows.iter().map(|window| {
-        let pages: Vec<_> = window.page_sizes.iter().map(|page| in_units((*page).into())).collect();
-        [window.first.to_string(), window.last.to_string(), pages.join(", ")]
-    });
+    let rows = windows
+        .iter()
+        .map(|window| [window.first.to_string(), window.last.to_string(), page_sizes(&window.page_sizes)]);
     Some(table(["first", "last", "pages"], rows).map(|line| with_reason(&line, "")).collect())
 }
 
+/// Page sizes as a list; or the smallest and the largest, where an IOMMU has all between them.
+pub(crate) fn page_sizes(sizes: &[u64]) -> String {
+    const MOST: usize = 4;
+    let are_all = sizes.windows(2).all(|pair| matches!(pair, [a, b] if b / 2 == *a));
+    match (sizes.first(), sizes.last()) {
+        (Some(first), Some(last)) if are_all && sizes.len() > MOST => {
+            format!("{} to {}, all powers of two", exactly(*first), exactly(*last))
+        }
+        _ => sizes.iter().map(|size| exactly(*size)).collect::<Vec<_>>().join(", "),
+    }
+}
+
 /// One line for each section, with the reason at its end or, where there is no room, below it.
-fn section_table<'a>(sections: impl Iterator<Item = &'a Judged>) -> Option<String> {
+pub(crate) fn section_table<'a>(sections: impl Iterator<Item = &'a Judged>) -> Option<String> {
     let rows: Vec<_> = sections
         .map(|Judged { first, last, kind, name, fate, reason, .. }| TableRow {
             cells: [first.to_string(), last.to_string(), kind.to_string(), shown_name(name), fate.to_string()],
@@ -299,9 +310,17 @@ pub(crate) fn bytes(n: u128) -> String {
     if n < 1 << 10 { n.to_string() } else { format!("{} ({n})", in_units(n)) }
 }
 
+/// The number in the largest unit of which it is a multiple.
+pub(crate) fn exactly(n: u64) -> String {
+    let power = if n == 0 { 0 } else { (n.trailing_zeros() / 10) as usize };
+    let unit = UNITS.get(power).copied().unwrap_or("B");
+    format!("{} {unit}", u128::from(n) / unit_size(power))
+}
+
+const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
 /// The number in the largest unit of which there is one, to a tenth.
 pub(crate) fn in_units(n: u128) -> String {
-    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let (power, unit) = UNITS.iter().enumerate().rfind(|(power, _)| n >= unit_size(*power)).unwrap_or((0, &"B"));
     let tenths = n * 10 / unit_size(power);
     match tenths % 10 {
@@ -325,6 +344,16 @@ mod tests {
         assert_eq!(bytes(4096), "4 KiB (4096)");
         assert_eq!(bytes(268_697_600), "256.2 MiB (268697600)");
         assert_eq!(bytes(1 << 64), "16 EiB (18446744073709551616)");
+        let exact = [0, 1000, 1100 << 30, 1 << 40, 1 << 63].map(exactly);
+        assert_eq!(exact, ["0 B", "1000 B", "1100 GiB", "1 TiB", "8 EiB"]);
+    }
+
+    #[test]
+    fn page_sizes_are_a_list_or_a_range() {
+        assert_eq!(page_sizes(&[4 << 10, 2 << 20, 1 << 30]), "4 KiB, 2 MiB, 1 GiB");
+        let all: Vec<_> = (12..64).map(|shift| 1 << shift).collect();
+        assert_eq!(page_sizes(&all), "4 KiB to 8 EiB, all powers of two");
+        assert_eq!(page_sizes(&[]), "");
     }
 
     #[test]
