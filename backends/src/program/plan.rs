@@ -1,8 +1,8 @@
 //! `dmaspace plan`: a guest's fates on a host, and its budget there, before either exists.
 //!
 //! The guest's memory map is QEMU's for a machine ([`machine`]), or is read from a file. It is replayed on the host
-//! without that host's limits, in as many spaces as there are containers: the fates are the listener's, and the claims
-//! are what the host then counts. A guest that the host's addresses refuse is replayed once more without holes, so that
+//! without that host's limits, in as many spaces as there are containers: the fates are the listener's, and the
+//! claims are the host's own count. A guest that the host's addresses refuse is replayed once more without holes, so that
 //! the budget is that of the guest as it will be when the cures have helped.
 
 mod arguments;

@@ -162,7 +162,8 @@ mod tests {
         ) {
             let Ok(views) = parse(&Text::of(&text)) else { return Ok(()) };
             let Ok(guest) = Guest::of(&views, None, None) else { return Ok(()) };
-            let setting = Setting { place: Place::named(host).expect("a preset"), backend, spaces: NonZeroU32::MIN, hints: true, record: None };
+            let place = Place::named(host).expect("a preset");
+            let setting = Setting { place, backend, spaces: NonZeroU32::MIN, hints: true, record: None };
             let Ok(replay) = replay("text", &guest, &setting) else { return Ok(()) };
             let outcome = replay.outcome;
             prop_assert_eq!(outcome.sections.len(), guest.pci.len() + guest.targets.len());

@@ -8,11 +8,11 @@ use dmaspace::PageSize;
 
 use crate::program::arguments::{Backend, page_size};
 
-/// Tell what a guest will need of a host, and what will become of its memory map, before anything exists.
+/// Tell a guest's need of a host, and the fate of every range of its memory map, before anything exists.
 ///
 /// The guest is described by its machine and its size, whose memory map is QEMU's, or by FILE, which is read as
 /// `dmaspace replay` reads it. Its map goes through the listener and the backends of this project on the host in
-/// software, so the fates are those that a VMM would meet; what is charged is what that host then counts.
+/// software, so the fates are those that a VMM would meet, and the budget is the host's own count.
 #[derive(Debug, Default, Args)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct Plan {
@@ -84,7 +84,7 @@ pub(crate) struct Plan {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Draw what the guest will see and what the host offers side by side into this file.
+    /// Draw the guest's memory map and the host's windows side by side into this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 
 use dmaspace_soft::Profile;
 
-/// The host without a limit on what is locked and mapped. It still counts both.
+/// The host without a limit on locked memory and on mappings. It still counts both.
 pub(crate) fn without_limits(host: &Profile) -> Profile {
     let mut host = host.clone();
     // None would stand for a capability, with which type1 counts nothing.

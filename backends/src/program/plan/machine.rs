@@ -104,7 +104,7 @@ impl Shape {
         self.phys_bits.map_or(hole, |bits| upper_end(bits, 3).max(hole))
     }
 
-    /// The most RAM below 4 GiB, of which a guest that does not fit there has less, so that what is above begins at
+    /// The most RAM below 4 GiB, of which a guest that does not fit there has less, so that the rest begins at
     /// whole GiB (qemu: hw/i386/pc_q35.c, pc_q35_init; hw/i386/pc_piix.c, pc_init1; hw/i386/microvm.c,
     /// microvm_memory_init).
     fn below_4g(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! The memory that an IOMMU's page tables take, estimated from the ranges that are mapped and the pages they are in.
 //!
-//! A table fills one page of the IOMMU's smallest size, with entries of eight bytes, and tables of a level cover what
-//! one entry of the next level does. So it is on VT-d (linux: drivers/iommu/intel/iommu.h), AMD-Vi and SMMUv3 (linux:
+//! A table fills one page of the IOMMU's smallest size, with entries of eight bytes, and a table of a level covers
+//! as much as one entry of the next level. So it is on VT-d (linux: drivers/iommu/intel/iommu.h), AMD-Vi and SMMUv3 (linux:
 //! drivers/iommu/io-pgtable-arm.c).
 
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ fn has(sizes: PageSizes, shift: u32) -> bool {
 }
 
 impl Form {
-    /// The shifts of what an entry of each level covers, ascending.
+    /// The shift of the bytes that an entry of each level covers, ascending.
     fn levels(self) -> impl Iterator<Item = u32> {
         let digits = self.granule - ENTRY;
         let bits = u64::BITS - self.last.leading_zeros();
