@@ -2,8 +2,8 @@
 //!
 //! The guest's memory map is QEMU's for a machine ([`machine`]), or is read from a file. It is replayed on the host
 //! without that host's limits, in as many spaces as there are containers: the fates are the listener's, and the
-//! claims are the host's own count. A guest that the host's addresses refuse is replayed once more without holes, so that
-//! the budget is that of the guest as it will be when the cures have helped.
+//! claims are the host's own count. A guest that the host's addresses refuse is replayed once more without holes,
+//! so that the budget is that of the guest as it will be when the cures have helped.
 
 mod arguments;
 mod budget;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dmaspace::pci::PciAddress;
 use dmaspace_soft::Profile;
-use dmaspace_soft::profile::{Device, Group};
+use dmaspace_soft::profile::{DeviceProfile, Group};
 
 /// The host with `n` devices more, in groups like the first that can be passed on, and these devices. On POWER each is
 /// behind a PCI host bridge of its own.
@@ -19,7 +19,7 @@ pub(super) fn with(profile: &Profile, n: u32) -> (Profile, Vec<PciAddress>) {
     let has_node = model.devices.iter().any(|device| device.node.is_some());
     for _ in 0..n {
         let Some(address) = addresses.next() else { break };
-        let device = Device { address: address.to_string(), node: has_node.then(|| node.next()) };
+        let device = DeviceProfile { address: address.to_string(), node: has_node.then(|| node.next()) };
         profile.groups.push(Group { number: group.next(), devices: vec![device], ..model.clone() });
         added.push(address);
     }

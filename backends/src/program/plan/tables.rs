@@ -1,8 +1,8 @@
 //! The memory that an IOMMU's page tables take, estimated from the ranges that are mapped and the pages they are in.
 //!
 //! A table fills one page of the IOMMU's smallest size, with entries of eight bytes, and a table of a level covers
-//! as much as one entry of the next level. So it is on VT-d (linux: drivers/iommu/intel/iommu.h), AMD-Vi and SMMUv3 (linux:
-//! drivers/iommu/io-pgtable-arm.c).
+//! as much as one entry of the next level. So it is on VT-d (linux: drivers/iommu/intel/iommu.h), AMD-Vi and SMMUv3
+//! (linux: drivers/iommu/io-pgtable-arm.c).
 
 use std::collections::BTreeMap;
 
