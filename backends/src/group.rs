@@ -250,7 +250,7 @@ impl VfioGroup {
     }
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+#[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: the kernel's answers are returned as they are. A group whose attach failed is made to leave until the kernel
 // says that it has left, or several times that it is in no container.
 unsafe impl Attachable for VfioGroup {

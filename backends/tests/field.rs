@@ -243,7 +243,7 @@ fn a_graphics_cards_hole_disturbs_nothing() {
 }
 
 #[test]
-fn what_failed_there_is_answered_and_not_in_force() {
+fn failed_events_are_answered_and_not_put_into_force() {
     for file in ["failed-map.trace", "failed-map-iommufd-only.trace"] {
         let object = json(&replay(&[file, "--json"]));
         assert_eq!(

@@ -39,7 +39,7 @@ fn descriptors(backend: BackendKind) -> usize {
 }
 
 #[test]
-fn each_host_offers_what_its_kind_of_machine_has() {
+fn each_host_offers_the_backends_of_its_kind_of_machine() {
     for profile in profiles() {
         let (_machine, host) = boot(&profile);
         let expected: &[_] = match profile.name.as_str() {
@@ -51,7 +51,7 @@ fn each_host_offers_what_its_kind_of_machine_has() {
 }
 
 #[test]
-fn what_was_opened_is_closed_when_it_is_dropped() {
+fn an_opened_device_is_closed_when_it_is_dropped() {
     for profile in profiles() {
         let (machine, host) = boot(&profile);
         for backend in backends(&host) {
@@ -140,7 +140,7 @@ fn drivers_tried(machine: &SoftHost) -> u64 {
 const SET_IOMMU: &str = "VFIO_SET_IOMMU";
 
 #[test]
-fn a_host_that_refuses_what_it_advertises_is_opened_the_older_way_and_the_choice_says_why() {
+fn a_host_that_refuses_an_advertised_extension_is_opened_the_older_way_with_the_reason() {
     for profile in without_windows() {
         let (machine, host) = boot(&profile);
         let request = OpenRequest::device(first_device(&host));

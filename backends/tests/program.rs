@@ -251,7 +251,7 @@ fn a_pseries_guest_on_a_pc() {
 }
 
 #[test]
-fn the_object_is_what_scripts_were_promised() {
+fn the_json_object_keeps_its_documented_form() {
     let output = replay(&["mtree/pseries-4g-reset.mtree", "--json", "--host", "powernv9"]);
     let expected = concat!(
         r#"{"ok":true,"input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
@@ -315,7 +315,7 @@ fn without_hints_a_mapping_is_as_long_as_its_range() {
 }
 
 #[test]
-fn a_guest_is_replayed_where_it_belongs_unless_somebody_says_otherwise() {
+fn a_guest_is_replayed_on_the_host_of_its_kind_unless_the_user_names_another() {
     let backend = |file: &str| json(&replay(&[file, "--json"]))["backend"].clone();
     assert_eq!(backend("mtree/pseries-4g-reset.mtree"), "spapr");
     assert_eq!(backend("mtree/q35-8g.mtree"), "iommufd");
@@ -396,7 +396,7 @@ fn a_failing_call_takes_everything_back_and_is_counted() {
 }
 
 #[test]
-fn bad_input_is_named_with_file_line_and_what_was_expected() {
+fn bad_input_is_named_with_file_line_and_the_expected_form() {
     let directory = tempfile::tempdir().expect("a directory");
     let good = std::fs::read_to_string(format!("{DATA}/mtree/q35-8g.mtree")).expect("test data");
     let cases: [(&str, String, &str); 7] = [
@@ -674,7 +674,7 @@ fn without_input(output: &Output) -> Value {
 }
 
 #[test]
-fn what_is_recorded_replays_to_the_same() {
+fn a_recording_replays_to_the_same_outcome() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("recording.jsonl");
     let recording = file.to_str().expect("a name");
@@ -747,7 +747,7 @@ fn logs_hold_more_than_a_trace() {
 }
 
 #[test]
-fn bad_traces_and_recordings_are_named_with_file_line_and_what_was_expected() {
+fn bad_traces_and_recordings_are_named_with_file_line_and_the_expected_form() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("input");
     let name = file.to_str().expect("a name");
@@ -809,7 +809,7 @@ fn courses_fit_in_a_hundred_columns_and_can_be_drawn() {
 }
 
 #[test]
-fn the_docs_say_what_becomes_of_every_flat_view_on_every_host() {
+fn the_docs_have_the_outcome_of_every_flat_view_on_every_host() {
     let mut files: Vec<_> = std::fs::read_dir(format!("{DATA}/mtree")).expect("test data").flatten().collect();
     files.sort_by_key(std::fs::DirEntry::file_name);
     let files: Vec<_> = files.iter().map(std::fs::DirEntry::path).collect();

@@ -101,7 +101,7 @@ fn many_kinds() -> Update {
 }
 
 #[test]
-fn a_replay_joins_exactly_what_was_joined() {
+fn a_replay_joins_the_same_memory_as_the_recorded_listener() {
     let opened = open(BackendKind::Type1);
     let (mut listener, lines) = recorded(FrontEnd::pc().reporting_shrinks());
     listener.attach(opened.space.space().clone()).unwrap();
@@ -256,7 +256,7 @@ fn refused(text: &str) -> BadRecording {
 }
 
 #[test]
-fn bad_recordings_are_refused_with_the_line_and_what_was_expected() {
+fn bad_recordings_are_refused_with_the_line_and_the_expected_form() {
     let good = good();
     let change = |from: &str, to: &str| {
         assert!(good.contains(from), "{from} in {good}");

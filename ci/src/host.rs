@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_modules_of_a_kernel_are_those_of_all_its_hosts() {
+    fn a_kernel_gets_the_modules_of_all_its_hosts() {
         let modules = modules_of(KernelSource::Debian { flavour: "powerpc64le" });
         assert_eq!(modules, POWERNV_MODULES);
     }

@@ -60,7 +60,7 @@ use loom::sync as imp;
 /// The place of a lock in the order of all locks: a lock is taken only while every lock held has a lower rank. The
 /// module's table names each lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "the module's table says what each is")]
+#[allow(missing_docs, reason = "the module's table explains each")]
 pub enum Rank {
     GuestConnection,
     GuestTables,

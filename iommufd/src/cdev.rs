@@ -99,7 +99,7 @@ impl Cdev {
     }
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+#[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an
 // iommufd keeps its mappings whatever devices it has.
 unsafe impl Attachable for Cdev {

@@ -121,7 +121,7 @@ const FILES_ONLY: LiveUpdateSupport = LiveUpdateSupport::Never(
      does not do; open a container of vfio_iommu_type1",
 );
 
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+#[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is. An address space keeps its mappings
 // whatever devices it has, so none is said to be gone but those that were unmapped.
 unsafe impl Backend for Ioas {

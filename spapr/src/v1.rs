@@ -88,7 +88,7 @@ impl SpaprV1 {
     }
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+#[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container forgets its mappings
 // with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
 unsafe impl Backend for SpaprV1 {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_enabled_is_disabled_and_can_be_tried_again() {
+    fn a_container_that_could_not_be_enabled_is_disabled_and_can_be_tried_again() {
         for (script, calls) in [
             (&[window_at_2g as Reply, no_memory][..], &[INFO, ENABLE, DISABLE][..]),
             (&[window_at_2g, done, no_memory], &[INFO, ENABLE, UNMAP, DISABLE]),

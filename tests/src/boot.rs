@@ -67,7 +67,7 @@ fn step(fixture: &mut Fixture, listener: &mut Listener, update: Update) -> u64 {
     if let Some(transfer) = transfer {
         fixture.end_transfer(transfer);
     }
-    assert_eq!(report.disturbed, 0, "what stays was taken away meanwhile");
+    assert_eq!(report.disturbed, 0, "a mapping that stays was unmapped meanwhile");
     report.pinned
 }
 

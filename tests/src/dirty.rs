@@ -97,7 +97,7 @@ pub fn dirty_pages(fixture: &mut Fixture, exact: bool) {
     let mut written = write_to(fixture, low_at, &low, &[0, 0x5_0000, MIB - PAGE]);
     written.append(&mut write_to(fixture, high_at, &high, &[0x1_1000, 3 * MIB, 4 * MIB - PAGE]));
     let answer = ask(&listener);
-    assert!(!answer.contains(&page_of(&read_only, 0)), "nobody can write there");
+    assert!(!answer.contains(&page_of(&read_only, 0)), "no device can write there");
     assert_told(answer, written);
     // A page that is written again is told again.
     let written = write_to(fixture, high_at, &high, &[3 * MIB]);

@@ -229,7 +229,7 @@ fn judge_words(trouble: &Trouble, fences: &[Vec<IovaRange>]) -> Result<(), Strin
         (None, None) => !trouble.text.is_empty(),
     };
     if !said || !trouble.text.contains(&trouble.asked) {
-        return Err(format!("the error does not say what was asked, or what the kernel said: {}", trouble.text));
+        return Err(format!("the error lacks the request or the kernel's answer: {}", trouble.text));
     }
     let all: Vec<_> = fences.iter().flatten().copied().collect();
     let is_in = |range: &IovaRange, ranges: &[IovaRange]| observed::outside(*range, ranges).is_empty();

@@ -88,8 +88,8 @@ pub fn a_vmm_makes_way_for_another(address: PciAddress) {
     let mut successor = successor.spawn().expect("this program starts again");
     vmm.hand_over(&ours);
     drop(vmm);
-    assert!(successor.wait().expect("it ends").success(), "what took over says why, above");
-    assert_eq!(OfThisProcess.locked().locked, locked, "the successor is charged, and nobody after it");
+    assert!(successor.wait().expect("it ends").success(), "the successor failed; its reason is above");
+    assert_eq!(OfThisProcess.locked().locked, locked, "the successor is charged, and no process after it");
 }
 
 /// Plays a VMM that takes over. The first makes way once more.
@@ -154,7 +154,7 @@ impl Vmm {
         self.listener.hand_over(&names).expect("type1 moves addresses");
         let refused = self.space.unmap(IovaRange::all()).expect_err("it is another's");
         assert_eq!(refused.kind(), Kind::HandedOver);
-        self.listener.take_back().expect("nobody has taken it");
+        self.listener.take_back().expect("no successor has adopted it");
         self.transfer(2);
 
         let handover = self.listener.hand_over(&names).expect("type1 moves addresses").remove(0);
@@ -271,7 +271,7 @@ fn check_transfer(device: &mut Edu, memory: &HostMemory, seed: u64) {
         device.store(Iova::new(at), SPOT);
         let mut found = [0; SPOT];
         memory.read(offset, &mut found).expect("inside the memory");
-        assert_eq!(found, sent, "what the device wrote at {at:#x} is not in this process's memory");
+        assert_eq!(found, sent, "the bytes that the device wrote at {at:#x} are not in this process's memory");
     }
 }
 

@@ -77,7 +77,7 @@ impl Scene {
 }
 
 /// The windows are the mock IOMMU's, and a mapping is found at its place and nowhere else.
-pub fn what_is_mapped_is_found_where_it_is() {
+pub fn mapped_memory_is_found_at_its_address() {
     const LAST: u64 = (2 << 30) - 1;
     let (door, space) = address_space();
     let device = device_of(&door, &space, true);
@@ -114,7 +114,7 @@ pub fn k1_a_question_over_a_hole_loses_pages() {
 
 /// Mappings change while the device writes anywhere: exactly the written pages of live mappings are told, and at least
 /// the written pages of mappings that were unmapped.
-pub fn exactly_what_was_written_is_told() {
+pub fn exactly_the_written_pages_are_reported() {
     let scene = tracked();
     let mut state = 1_u64;
     let mut random = |below: u64| {

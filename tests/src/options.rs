@@ -62,7 +62,7 @@ pub fn options_are_kept(host: &Host, device: PciAddress) -> Result<(), OpenError
 ///
 /// # Errors
 /// What opening says.
-pub fn what_the_kernel_says_to_options(host: &Host, device: PciAddress) -> Result<(), OpenError> {
+pub fn options_that_the_kernel_accepts_and_refuses(host: &Host, device: PciAddress) -> Result<(), OpenError> {
     let open = |path: &std::path::Path, kind| crate::owned::opened(host.door(), path, kind);
     let iommufd = Iommufd::new(open("/dev/iommu".as_ref(), HandleKind::Iommufd));
     assert_eq!(iommufd.payer(), Ok(AccountingMode::User));

@@ -61,5 +61,5 @@ pub const LARGE: &[Trial] = trials! {
 pub const WITH_KVM: &[Trial] = trials! {
     kvm::hypercalls_are_answered_in_the_kernel
     kvm::hypercalls_are_answered_here
-    kvm::a_host_that_comes_later_gets_what_the_kernel_put
+    kvm::a_late_host_gets_the_entries_that_the_kernel_put
 };

@@ -33,14 +33,14 @@ pub fn pe_is_recovered(fixture: &mut Fixture, expected: bool) {
     is_normal(&mut watch);
     for reset in [Reset::Hot, Reset::Fundamental] {
         begin(eeh, reset);
-        eeh.operate(PeOperation::Reset(Reset::Deactivate)).expect("what was begun can end");
+        eeh.operate(PeOperation::Reset(Reset::Deactivate)).expect("a reset that was begun can end");
         eeh.operate(PeOperation::Configure).expect("bridges are restored");
         is_normal(&mut watch);
         fixture.device.wake();
         fixture.assert_readable(Iova::new(0x4_0000), &spot);
     }
     for thaw in [Thaw::Mmio, Thaw::Dma] {
-        eeh.operate(PeOperation::Thaw(thaw)).expect("what is not frozen can be thawed");
+        eeh.operate(PeOperation::Thaw(thaw)).expect("a device that is not frozen can be thawed");
     }
     is_normal(&mut watch);
     assert_eq!(eeh.state().expect("it can be asked"), PeState::Normal);
@@ -63,6 +63,6 @@ fn begin(eeh: &dyn Eeh, reset: Reset) {
 }
 
 /// A space without a device has no PE.
-pub fn nobody_to_recover(eeh: &dyn Eeh) {
-    assert_eq!(eeh.state().expect_err("nobody is attached").kind(), Kind::NotAttached);
+pub fn no_device_to_recover(eeh: &dyn Eeh) {
+    assert_eq!(eeh.state().expect_err("no device is attached").kind(), Kind::NotAttached);
 }

@@ -45,7 +45,7 @@ pub fn device_refused_while_memory_lies_over_its_interrupts(host: &Host, address
 
     space.unmap(live).expect("no unit is cut");
     opened.add(host, address).expect("nothing is in its way");
-    assert_eq!(space.mappings(IovaRange::all()).len(), 1, "what was in nobody's way stays");
+    assert_eq!(space.mappings(IovaRange::all()).len(), 1, "a mapping outside the reserved range stays");
     let windows = space.windows().windows;
     assert!(windows.iter().all(|window| !window.range.contains(Iova::new(INTERRUPTS))), "{windows:?}");
 }

@@ -112,7 +112,7 @@ fn unlock_shadow_ram(fixture: &mut Fixture, listener: &mut Listener, sections: &
     let unlocked = ram("pc.ram", 0xc_0000, shadow.clone(), Access::READ_WRITE);
     let update = Update::new().removing(rom.clone()).removing(high.clone()).adding(unlocked.clone());
     let report = listener.commit(update).expect("unlocking the shadow RAM fits");
-    assert_eq!(report.spaces[0].disturbed, 0, "only what changed is touched");
+    assert_eq!(report.spaces[0].disturbed, 0, "only the change is touched");
     fixture.assert_range(unlocked.range(), shadow, true);
     fixture.assert_unreached(high.range().first());
     fixture.assert_range(sections[0].range(), &fixture.ram.slice(0, 0xa_0000), true);
@@ -264,7 +264,7 @@ fn discardable_blocks(fixture: &mut Fixture) {
 
     // A section goes with its blocks; the others stay as they are.
     let report = listener.commit(Update::new().removing(sections[1].clone())).expect("a section can go");
-    assert_eq!(report.spaces[0].disturbed, 0, "only what goes is touched");
+    assert_eq!(report.spaces[0].disturbed, 0, "only the removed section is touched");
     handle.populate(blocks(FIRST, 0, 1)).expect_err("the section is gone");
     fixture.assert_unreached(blocks(FIRST, 4, 1).first());
     fixture.assert_range(blocks(SECOND, 0, 16), droppable.memory(), true);

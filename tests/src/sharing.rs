@@ -91,7 +91,7 @@ pub fn a_pool_pins_once(host: &Host, devices: [PciAddress; 2]) -> Result<(), dma
     // The first is closed: the mappings of the second stay.
     drop(listener);
     drop(first);
-    assert_eq!(pinned() - none, 17 * K4, "what nobody reaches any more is not pinned");
+    assert_eq!(pinned() - none, 17 * K4, "memory that no space maps any more is not pinned");
     second.assert_range(range(at.get(), 16 * K4), &ram.slice(5 * MIB, 16 * K4), true);
     entries.clear(range(0, 256 * MIB)).expect("whole entries");
     behind.commit(Update::new().removing_target(target)).expect("nothing points to it");

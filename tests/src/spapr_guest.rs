@@ -82,7 +82,7 @@ impl SpaprGuest {
         let bridge = PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout");
         let mut listener = Listener::new(FrontEnd::default());
         let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), ram.clone()).expect("a proper range");
-        listener.commit(Update::new().adding_target(target)).expect("nobody who could refuse");
+        listener.commit(Update::new().adding_target(target)).expect("no space that could refuse");
         Self { bridges: vec![(bridge, listener)], memory: GuestBytes { ram } }
     }
 

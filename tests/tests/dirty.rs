@@ -107,7 +107,7 @@ fn a_space_that_cannot_be_tracked_leaves_the_others_untracked() {
     let mut listener = Listener::new(FrontEnd::default());
     listener.attach(early.space.space().clone()).expect("an empty view fits");
     listener.attach(second.clone()).expect("an empty view fits");
-    second.powers().dirty_tracking.start(told.clone()).expect("by somebody else");
+    second.powers().dirty_tracking.start(told.clone()).expect("on the second space");
     assert_eq!(listener.track_dirty(told.clone()).expect_err("it is tracked").kind(), Kind::Tracking);
     assert_eq!(early.space.space().powers().dirty_tracking.stop().expect_err("left alone").kind(), Kind::NotTracking);
     second.powers().dirty_tracking.stop().expect("it is tracked");

@@ -93,7 +93,7 @@ fn the_scenario_is_told_exactly() {
 }
 
 #[test]
-fn k1_what_lies_behind_a_gap_is_told() {
+fn k1_pages_behind_a_gap_are_reported() {
     let tracked = Tracked::new(Profile::vtd_ssads());
     let ram = Ram::new(1 << 20);
     // Two mappings that touch, a gap, two more: two questions, where one would lose the second half.
@@ -162,7 +162,7 @@ fn while_a_device_that_is_not_logged_is_there_everything_counts() {
 }
 
 #[test]
-fn what_a_device_wrote_before_it_left_is_told() {
+fn pages_written_before_a_device_left_are_reported() {
     let mut tracked = Tracked::new(Profile::vtd_ssads());
     let ram = Ram::new(1 << 20);
     tracked.map(MIB, &ram.slice(0, 4 * PAGE), Unit::Whole);
@@ -232,7 +232,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_told_is_what_was_written(
+    fn reported_pages_are_the_written_pages(
         lives in lives(),
         writes in proptest::collection::vec((0usize..3, any::<prop::sample::Index>()), 0..40),
         asked in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),

@@ -87,7 +87,7 @@ fn unmaps(soft: &SoftHost) -> u64 {
 }
 
 #[test]
-fn devices_reach_what_is_populated_and_nothing_else() {
+fn devices_reach_populated_blocks_only() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let mut fixture = fixture(&soft, backend);
@@ -112,7 +112,7 @@ fn devices_reach_what_is_populated_and_nothing_else() {
         reached(&mut fixture, &[2, 3, 4, 5, 6]);
         handle.discard(blocks(3, 2)).expect("blocks go by themselves");
         reached(&mut fixture, &[2, 5, 6]);
-        handle.populate(blocks(0, 6)).expect("around what is there");
+        handle.populate(blocks(0, 6)).expect("around the populated blocks");
         assert_eq!(handle.populated(), Ok(vec![blocks(0, 7)]));
         reached(&mut fixture, &[0, 1, 2, 3, 4, 5, 6]);
         handle.discard(blocks(0, 16)).expect("all there is");
@@ -123,7 +123,7 @@ fn devices_reach_what_is_populated_and_nothing_else() {
 }
 
 #[test]
-fn what_is_so_already_makes_no_call() {
+fn a_block_in_the_wanted_state_makes_no_call() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (_opened, listener) = serving(&soft, backend);
@@ -179,7 +179,7 @@ fn a_registration_around_a_block_is_in_the_way_of_both_verbs() {
     let (opened, listener) = serving(&soft, BackendKind::Spapr);
     let registration = opened.space.space().powers().registration.expect("POWER registers");
     let whole = memory(1 << 45, MIB);
-    registration.register(&whole).expect("somebody else does");
+    registration.register(&whole).expect("another user registers it");
     let handle = handle_of(&listener);
     let around = BlockError::RegisteredAround { backend: "spapr", memory: whole.clone() };
     assert_eq!(handle.populate(blocks(0, 1)), Err(around));
@@ -210,7 +210,7 @@ fn failing(soft: &SoftHost, calls: &[(&'static str, FaultMode)]) {
 }
 
 #[test]
-fn what_a_failure_left_behind_a_fence_is_not_discarded_wherever_the_section_goes() {
+fn blocks_behind_a_fence_are_not_discarded_wherever_the_section_moves() {
     let calls = |backend| match backend {
         BackendKind::Iommufd => ["IOMMU_IOAS_MAP", "IOMMU_IOAS_UNMAP"],
         _ => ["VFIO_IOMMU_MAP_DMA", "VFIO_IOMMU_UNMAP_DMA"],
@@ -263,7 +263,7 @@ fn registrations_that_a_failure_left_go_with_the_next_change() {
         assert_eq!(soft.ledger().registrations, 2, "they could not be taken back");
         soft.reset_calls();
         verb(&handle_of(&listener)).expect("the kernel is well again");
-        assert_eq!(soft.calls().of("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"), 2, "what they pin may be other pages by now");
+        assert_eq!(soft.calls().of("VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY"), 2, "they may pin other pages by now");
         assert_eq!(soft.ledger().registrations, registrations);
     }
 }
@@ -339,7 +339,7 @@ fn many_registrations_are_worth_a_warning_where_memory_is_registered() {
 }
 
 #[test]
-fn the_audit_finds_nothing_and_the_state_says_what_is_populated() {
+fn the_audit_finds_nothing_and_the_state_lists_populated_blocks() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (_opened, listener) = serving(&soft, backend);
@@ -400,7 +400,7 @@ fn ranges_are_made_of_whole_blocks_of_the_section() {
 }
 
 #[test]
-fn what_is_populated_is_known_without_a_host() {
+fn populated_blocks_are_known_without_a_host() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let opened = open(&soft, backend);
@@ -519,7 +519,7 @@ fn discardable_memory_is_in_one_place_only() {
 }
 
 #[test]
-fn a_balloon_is_told_who_keeps_its_pages() {
+fn a_balloon_learns_which_spaces_keep_its_pages() {
     for (preset, backend) in EVERYWHERE {
         let soft = host(preset);
         let (_opened, mut listener) = serving(&soft, backend);
@@ -577,7 +577,7 @@ fn memory_is_held_while_its_section_is_there_and_no_longer() {
     handle_of(&listener).populate(blocks(0, 2)).expect("it fits");
     assert!(life.strong_count() > 0);
     listener.commit(Update::new().removing(section)).expect("it can go");
-    assert_eq!(life.strong_count(), 0, "nobody holds it any more");
+    assert_eq!(life.strong_count(), 0, "no holder is left");
 }
 
 /// More calls than a round lasts, so that a failure elsewhere does not keep it going.

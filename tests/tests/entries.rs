@@ -124,7 +124,7 @@ fn no_entry_outlives_its_window() {
 }
 
 #[test]
-fn a_space_that_joins_has_what_the_others_have() {
+fn a_space_that_joins_gets_the_entries_of_the_others() {
     for (preset, backend) in HOSTS {
         let (_soft, early) = open(preset, backend);
         let mut listener = listener_for(&[&early]);

@@ -137,7 +137,7 @@ fn sections_join_only_where_their_file_goes_on() {
 }
 
 #[test]
-fn what_is_mapped_of_files_is_charged_to_the_process_that_asks() {
+fn mappings_of_files_are_charged_to_the_process_that_makes_them() {
     // A user is charged twice in between, a process is another.
     for (payer, room) in [(AccountingMode::User, 2 * MIB), (AccountingMode::Process, MIB)] {
         let soft = host("vtd@7.2");

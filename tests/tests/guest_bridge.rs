@@ -79,7 +79,7 @@ fn the_pages_of_a_host_s_window_and_the_reason_are_in_the_report() {
         let memory = HostMemory::unbacked(0x7000_0000_0000, NonZeroU64::new(GIB).expect("not zero")).expect("no wrap");
         let memory = memory.backed_by(backing);
         let target = TargetMemory::new("ram", SystemAddress::new(0), memory).expect("a proper range");
-        listener.commit(Update::new().adding_target(target)).expect("nobody who could refuse");
+        listener.commit(Update::new().adding_target(target)).expect("no space that could refuse");
         bridge.attach(&mut listener, opened.space.space().clone()).expect("it fits");
         bridge.reset(&mut listener).expect("it fits");
         let (window, report) = bridge.create_window(&mut listener, page_shift, 32).expect("it fits");
@@ -188,7 +188,7 @@ fn a_guest_that_needs_no_default_window_gets_the_host_s_places() {
 }
 
 #[test]
-fn what_a_query_promises_can_be_created_on_a_pc() {
+fn a_window_promised_by_a_query_can_be_created_on_a_pc() {
     let soft = host("vtd");
     let (mut guest, opened) = SpaprGuest::on(&soft, BackendKind::Type1);
     assert_eq!(guest.reset(), 0);
@@ -262,11 +262,11 @@ fn a_failing_host_leaves_bridge_tables_and_windows_as_they_were() {
 }
 
 #[test]
-fn a_host_that_comes_late_gets_what_is_in_the_tables_and_one_that_leaves_keeps_nothing() {
+fn a_late_host_gets_all_entries_of_the_tables_and_a_host_that_leaves_keeps_none() {
     let soft = host("powernv9");
     let mut guest = SpaprGuest::new(Layout::pseries(0));
     assert_eq!(guest.reset(), 0);
-    guest.create(16, 31).expect("nobody who could refuse");
+    guest.create(16, 31).expect("no space that could refuse");
     assert_eq!(guest.put_list(FIRST, 0x5000, LIST, &[0x3003, 0x4003, 0x9001]), 0);
     assert_eq!(guest.put(SECOND, HIGH + 0x3_0000, 0x1_0003), 0);
     let opened = open(&soft, BackendKind::Spapr);
@@ -278,9 +278,9 @@ fn a_host_that_comes_late_gets_what_is_in_the_tables_and_one_that_leaves_keeps_n
     assert_eq!(guest.put(FIRST, 0, 0x8003), 0);
     // Entries point to memory that the listener does not know of.
     let ram = guest.listener().targets().next().expect("it is there").clone();
-    guest.listener().commit(Update::new().removing_target(ram.clone())).expect("nobody who could refuse");
+    guest.listener().commit(Update::new().removing_target(ram.clone())).expect("no space that could refuse");
     assert_eq!(guest.attach(&opened), Err("there is no RAM at 0x8000".to_owned()));
-    guest.listener().commit(Update::new().adding_target(ram)).expect("nobody who could refuse");
+    guest.listener().commit(Update::new().adding_target(ram)).expect("no space that could refuse");
     soft.reset_calls();
     assert_eq!(guest.attach(&opened), Ok(()));
     assert_eq!((guest.has(opened.space.space().as_ref()), soft.calls().of(MAP)), (guest.says(), 4));

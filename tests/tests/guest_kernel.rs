@@ -78,7 +78,7 @@ impl World {
 }
 
 #[test]
-fn what_the_kernel_puts_is_what_the_space_the_tables_and_the_device_see() {
+fn entries_of_the_kernel_are_seen_by_the_space_the_tables_and_the_device() {
     let mut world = World::new();
     world.guest.stamp_memory();
     assert_eq!(world.guest.create(16, 24).map_err(|(code, _)| code), Ok((SECOND, HIGH)));
@@ -112,7 +112,7 @@ fn what_the_kernel_puts_is_what_the_space_the_tables_and_the_device_see() {
 }
 
 #[test]
-fn whoever_else_would_write_is_refused_and_nothing_changes() {
+fn another_writer_is_refused_and_nothing_changes() {
     let world = World::new();
     assert_eq!(world.put(FIRST, 0x1000, 0x5003), 0);
     let (space, calls) = (world.space(), world.soft.calls().total());
@@ -219,7 +219,7 @@ fn memory_stays_while_the_kernel_s_table_has_an_entry_into_it() {
 }
 
 #[test]
-fn a_host_that_comes_later_gets_what_the_kernel_put_or_does_not_come() {
+fn a_late_host_gets_the_entries_that_the_kernel_put_or_is_refused() {
     let mut world = World::new();
     assert_eq!(world.put(FIRST, 0x1000, 0x5003), 0);
     let profile = world.soft.profile().clone();

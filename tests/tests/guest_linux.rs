@@ -143,8 +143,8 @@ impl Replay {
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
-    let (_, rest) = text.split_once(before).expect("what is before it");
-    if after.is_empty() { rest } else { rest.split_once(after).expect("what is after it").0 }
+    let (_, rest) = text.split_once(before).expect("the text before it");
+    if after.is_empty() { rest } else { rest.split_once(after).expect("the text after it").0 }
 }
 
 /// The calls that a trace took.

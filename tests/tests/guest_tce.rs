@@ -199,7 +199,7 @@ fn clearing_a_whole_window_is_one_call_and_clearing_it_again_none() {
 }
 
 #[test]
-fn the_device_sees_what_the_table_says() {
+fn the_device_sees_the_entries_of_the_table() {
     let guest = Guest::new();
     for page in 0..RAM / PAGE {
         guest.memory.ram.write(page * PAGE, &page.to_be_bytes()).expect("the guest's memory");
@@ -293,7 +293,7 @@ fn entries_that_cannot_be_cleared_stay_in_the_table() {
 }
 
 #[test]
-fn what_cannot_be_taken_back_stays_in_the_table() {
+fn entries_that_the_host_does_not_unmap_stay_in_the_table() {
     let guest = Guest::new();
     // However often it is asked.
     let never = (1..=64).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).of(UNMAP));
@@ -318,7 +318,7 @@ fn memory_that_only_the_vmm_believes_in_is_refused_by_the_host() {
 }
 
 #[test]
-fn a_table_brings_what_is_in_it_to_the_window_it_is_connected_to() {
+fn a_table_puts_its_entries_into_the_window_it_is_connected_to() {
     let guest = Guest::apart();
     assert_eq!(guest.list(0x20_0000, &pages(0, 3)), Ok(()));
     assert_eq!(guest.put(0, 0x7001), Ok(()));

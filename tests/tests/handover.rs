@@ -107,7 +107,7 @@ impl Vmm {
 }
 
 fn adopt(space: &dyn PciAddressSpace, handover: &Handover) {
-    owned::adopt(space, handover, &names(NEW)).expect("it is what was handed over");
+    owned::adopt(space, handover, &names(NEW)).expect("it is the hand-over");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_successor_finds_everything_in_step_and_is_charged() {
 }
 
 #[test]
-fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
+fn a_space_that_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     let mut vmm = Vmm::with_a_guest();
     vmm.hand_over();
     let space = vmm.space();
@@ -160,7 +160,7 @@ fn what_is_handed_over_cannot_be_changed_until_it_is_taken_back() {
     blocks.discard(range(16 * MIB, K64)).expect_err("away");
     assert_eq!(vmm.soft.calls().of(UNMAP), before.of(UNMAP));
 
-    vmm.listener.take_back().expect("nobody has it");
+    vmm.listener.take_back().expect("no successor has it");
     assert_eq!(vmm.soft.ledger().without_address, 0);
     assert_eq!(vmm.listener.audit(), []);
     blocks.discard(range(16 * MIB, K64)).expect("it is ours");
@@ -205,7 +205,7 @@ fn a_wrong_description_is_named_and_nothing_is_lost() {
 fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
-    old.listener.take_back().expect("nobody has it");
+    old.listener.take_back().expect("no successor has it");
     old.space().map(MapRequest::new(Iova::new(32 * MIB), &part(OLD, 0, K4), RW)).expect("it is free");
     old.hand_over();
     let new = old.successor();
@@ -216,7 +216,7 @@ fn a_description_of_too_little_is_seen_by_the_mappings_that_are_left() {
 }
 
 #[test]
-fn a_successor_that_may_not_lock_so_much_leaves_it_to_who_may() {
+fn a_successor_whose_limit_is_too_low_leaves_the_hand_over_to_another() {
     let old = Vmm::with_a_guest();
     let handover = old.hand_over();
     let new = old.successor();
@@ -261,7 +261,7 @@ fn entries_of_translated_windows_go_along() {
     let handover = old.hand_over();
     let mut new = old.successor();
     adopt(new.space().as_ref(), &handover);
-    new.listener.commit(translated(NEW)).expect("nobody is served");
+    new.listener.commit(translated(NEW)).expect("no space is served");
     new.listener.attach(new.space()).expect("all of it is there");
     let window = new.listener.translated(Iova::new(0)).expect("in force");
     let entry = window.lookup(Iova::new(MIB)).expect("in force").expect("it is live");
@@ -271,7 +271,7 @@ fn entries_of_translated_windows_go_along() {
 }
 
 #[test]
-fn what_was_written_meanwhile_is_told_to_the_successor() {
+fn pages_written_meanwhile_are_reported_to_the_successor() {
     let old = Vmm::with_a_guest();
     old.space().powers().dirty_tracking.start(Arc::new(Told::default())).expect("the kernel logs");
     let handover = old.hand_over();

@@ -86,7 +86,7 @@ fn backends_of(host: &str) -> &'static [BackendKind] {
         "vtd" => &[BackendKind::Type1],
         "vtd-iommufd" | NEWEST => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
         "powernv9" | "powernv9-64k" | "pseries" => &[BackendKind::Spapr, BackendKind::SpaprV1],
-        other => panic!("nobody said what the host {other} has"),
+        other => panic!("no entry for the host {other}"),
     }
 }
 
@@ -209,8 +209,8 @@ fn iommufd_trials() -> Vec<Trial> {
         }),
         Trial::test(name("a_pool_pins_once"), || with_two_devices(sharing::a_pool_pins_once)),
         Trial::test(name("options_are_kept"), || with_a_device(options::options_are_kept)),
-        Trial::test(name("what_the_kernel_says_to_options"), || {
-            with_a_device(options::what_the_kernel_says_to_options)
+        Trial::test(name("options_that_the_kernel_accepts_and_refuses"), || {
+            with_a_device(options::options_that_the_kernel_accepts_and_refuses)
         }),
         Trial::test(name("mapping_again_pins_twice"), || with_two_devices(sharing::mapping_again_pins_twice)),
     ]);
@@ -254,9 +254,9 @@ fn mock_trials() -> Vec<Trial> {
         })
     };
     vec![
-        trial("what_is_mapped_is_found_where_it_is", logged::what_is_mapped_is_found_where_it_is),
+        trial("mapped_memory_is_found_at_its_address", logged::mapped_memory_is_found_at_its_address),
         trial("k1_a_question_over_a_hole_loses_pages", logged::k1_a_question_over_a_hole_loses_pages),
-        trial("exactly_what_was_written_is_told", logged::exactly_what_was_written_is_told),
+        trial("exactly_the_written_pages_are_reported", logged::exactly_the_written_pages_are_reported),
         trial(
             "a_device_that_cannot_log_makes_everything_count",
             logged::a_device_that_cannot_log_makes_everything_count,

@@ -128,7 +128,7 @@ fn an_update_happens_on_every_space_or_on_none() {
 }
 
 #[test]
-fn a_late_space_gets_what_is_live_and_no_more() {
+fn a_late_space_gets_the_live_mappings_and_no_more() {
     let (first, second) = (host("powernv9"), host("powernv9"));
     let (early, late) = (open(&first, BackendKind::Spapr), open(&second, BackendKind::Spapr));
     let mut listener = Listener::new(FrontEnd::default());
@@ -247,12 +247,12 @@ fn the_state_names_whose_everything_is() {
 }
 
 #[test]
-fn the_audit_finds_what_somebody_else_did() {
+fn the_audit_finds_changes_made_past_the_listener() {
     let (_, opened, mut listener) = type1();
     listener.commit(adding([ram(0, 1 << 45, MIB), bar(0xfe00_0000)])).expect("it fits");
     assert_eq!(listener.audit(), []);
     let space = opened.space.space();
-    space.map(MapRequest::new(Iova::new(GIB), &memory(1 << 44, MIB), Access::READ)).expect("nobody is there");
+    space.map(MapRequest::new(Iova::new(GIB), &memory(1 << 44, MIB), Access::READ)).expect("the range is free");
     space.unmap(IovaRange::with_len(Iova::new(0), MIB).expect("a proper range")).expect("it is there");
     let found: Vec<_> = listener.audit().iter().map(|finding| finding.what.clone()).collect();
     let due = "it is not in step with the guest: it would have to";
@@ -292,13 +292,13 @@ fn a_dimm_comes_and_goes_by_snapshots_of_the_guests_memory() {
     let dimm = MmapRegion::new(mib).expect("memory for the test");
     let dimm = Arc::new(GuestRegionMmap::new(dimm, GuestAddress(4 * GIB)).expect("no wrap"));
     let plugged = memory.memory().insert_region(dimm.clone()).expect("nothing is there");
-    memory.lock().expect("nobody else").replace(plugged);
+    memory.lock().expect("no other holder").replace(plugged);
     assert_eq!(follow(&mut listener), (1, MIB, 0));
 
     let life = Arc::downgrade(&dimm.get_mmap());
     drop(dimm);
     let (unplugged, _) = memory.memory().remove_region(GuestAddress(4 * GIB), MIB).expect("it is there");
-    memory.lock().expect("nobody else").replace(unplugged);
+    memory.lock().expect("no other holder").replace(unplugged);
     assert!(life.upgrade().is_some(), "it is mapped, so it is held, whatever the VMM lets go of");
     assert_eq!(follow(&mut listener), (0, 0, 0));
     assert!(life.upgrade().is_none(), "no device reaches it any more");

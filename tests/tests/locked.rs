@@ -56,7 +56,7 @@ fn short(wanted: u64, limit: u64, taken: u64, payer: AccountingMode) -> Kind {
 }
 
 #[test]
-fn type1_counts_what_the_process_has_locked() {
+fn type1_counts_the_locked_memory_of_the_process() {
     let (_, opened) = started("vtd", BackendKind::Type1, 3 * PAGE);
     map(&**opened.space(), MIB, &memory(2 * PAGE), Unit::Whole).expect("it fits");
     let error = map(&**opened.space(), 2 * MIB, &memory(2 * PAGE), Unit::Whole).expect_err("it does not");
@@ -68,7 +68,7 @@ fn type1_counts_what_the_process_has_locked() {
 }
 
 #[test]
-fn iommufd_counts_what_was_pinned_and_speaks_of_this_process_alone() {
+fn iommufd_counts_pinned_memory_of_this_process_only() {
     let (_, opened) = started("vtd", BackendKind::Iommufd, 3 * PAGE);
     map(&**opened.space(), MIB, &memory(2 * PAGE), Unit::Whole).expect("it fits");
     let error = map(&**opened.space(), 2 * MIB, &memory(2 * PAGE), Unit::Whole).expect_err("it does not");
@@ -77,7 +77,7 @@ fn iommufd_counts_what_was_pinned_and_speaks_of_this_process_alone() {
 }
 
 #[test]
-fn iommufd_pins_what_was_mapped_before_when_the_first_device_comes() {
+fn iommufd_pins_earlier_mappings_when_the_first_device_is_attached() {
     let (soft, host, mut opened) = bare("vtd", BackendKind::Iommufd, 3 * PAGE);
     map(&**opened.space(), MIB, &memory(4 * PAGE), Unit::Pages(PageSize::K4)).expect("nothing is pinned yet");
     let error = attach(&soft, &host, &mut opened).expect_err("now it is");
@@ -151,7 +151,7 @@ fn a_kernel_that_runs_out_of_memory_met_no_limit() {
                 (VFIO_IOMMU_MAP_DMA: ENOMEM); free memory on the host";
     assert_eq!(refusal().to_string(), text);
     soft.set_memlock(None);
-    let text = "map 0x100000..=0x100fff: the kernel is out of memory; nothing limits what may be locked \
+    let text = "map 0x100000..=0x100fff: the kernel is out of memory; no limit on locked memory is in force \
                 (VFIO_IOMMU_MAP_DMA: ENOMEM); free memory on the host";
     assert_eq!(refusal().to_string(), text);
 }

@@ -130,7 +130,7 @@ fn memory_that_entries_of_the_space_that_goes_on_point_to_cannot_go() {
 }
 
 #[test]
-fn a_space_that_joins_while_the_first_has_no_device_gets_what_the_second_has() {
+fn a_space_that_joins_while_the_first_has_no_device_gets_the_entries_of_the_second() {
     let mut fixture = DeviceFixture::new("powernv9", BackendKind::Spapr);
     fixture.put(1).expect("RAM is there");
     fixture.unplug(0);
@@ -148,7 +148,7 @@ fn nothing_is_put_where_no_space_has_a_device() {
         fixture.put(1).expect("RAM is there");
         fixture.unplug(0);
         fixture.unplug(1);
-        fixture.put(2).expect_err("nobody would have it");
+        fixture.put(2).expect_err("no space would have it");
         fixture.plug(1);
         fixture.plug(0);
         fixture.listener.sync().expect("it fits as before");

@@ -28,14 +28,14 @@ fn options_are_kept() {
 }
 
 #[test]
-fn what_the_kernel_says_to_options() {
+fn options_that_the_kernel_accepts_and_refuses() {
     let (soft, host, device) = on("vtd");
-    dmaspace_tests::options::what_the_kernel_says_to_options(&host, device).expect("it opens");
+    dmaspace_tests::options::options_that_the_kernel_accepts_and_refuses(&host, device).expect("it opens");
     assert!(soft.ledger().is_clear(), "{:?}", soft.ledger());
 }
 
 #[test]
-fn who_is_charged_is_not_everybodys_to_decide() {
+fn the_accounting_mode_of_the_process_takes_a_capability() {
     let (soft, host, device) = on("vtd");
     soft.set_memlock(Some(1 << 20));
     let wish = OpenRequest::device(device).with_backend(BackendKind::Iommufd);
@@ -70,7 +70,7 @@ fn a_limit_of_the_process_is_told_from_a_limit_of_its_user() {
 }
 
 #[test]
-fn backends_without_a_choice_say_what_they_do() {
+fn backends_without_a_choice_report_their_only_behaviour() {
     let asked = [
         OpenOptions::new().with_accounting(AccountingMode::User),
         OpenOptions::new().with_huge_pages(false),

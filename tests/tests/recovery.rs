@@ -7,7 +7,7 @@ use dmaspace_core::contract::eeh::{Eeh, PeOperation, PeState, PeWatch, Reset, Th
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, PageSize};
 use dmaspace_soft::{FaultMode, FaultPlan};
-use dmaspace_tests::recovery::nobody_to_recover;
+use dmaspace_tests::recovery::no_device_to_recover;
 use dmaspace_tests::soft::{host, open, range};
 
 const MIB: u64 = 1 << 20;
@@ -70,7 +70,7 @@ fn a_watch_forgets_nothing_when_the_kernel_fails() {
 }
 
 #[test]
-fn a_state_that_nobody_knows_is_no_state() {
+fn an_unknown_state_number_is_an_error() {
     let soft = host("powernv9");
     let opened = open(&soft, BackendKind::Spapr);
     let eeh = opened.space.space().powers().eeh.expect("powernv recovers PEs");
@@ -82,7 +82,7 @@ fn a_state_that_nobody_knows_is_no_state() {
 }
 
 #[test]
-fn where_several_groups_share_a_space_nobody_can_say_whose_pe_is_meant() {
+fn with_several_groups_in_a_space_the_pe_is_ambiguous() {
     let soft = host("powernv9");
     let mut opened = open(&soft, BackendKind::Spapr);
     let facts = dmaspace::facts::Facts::of_soft(soft.profile());
@@ -109,5 +109,5 @@ fn a_host_without_recovery_and_a_space_without_a_device_say_so() {
     let soft = host("powernv9");
     let facts = dmaspace::facts::Facts::of_soft(soft.profile());
     let empty = dmaspace::open::Host::new(soft.clone(), facts).open_space(BackendKind::Spapr).expect("it has it");
-    nobody_to_recover(empty.space().powers().eeh.expect("powernv recovers PEs"));
+    no_device_to_recover(empty.space().powers().eeh.expect("powernv recovers PEs"));
 }

@@ -51,7 +51,7 @@ impl RegistrationFixture {
     fn listener(&self, spaces: &[usize]) -> Listener {
         let mut listener = Listener::new(FrontEnd::default());
         for n in spaces {
-            listener.attach(self.space(*n)).expect("what is in force fits");
+            listener.attach(self.space(*n)).expect("the view in force fits");
         }
         listener
     }
@@ -329,7 +329,7 @@ impl World {
         let fixture = RegistrationFixture::new(preset, SPACES.min(host(preset).profile().groups.len()));
         let mut listeners: Vec<_> = SERVED.iter().map(|_| fixture.listener(&[])).collect();
         for listener in &mut listeners {
-            listener.commit(Update::new().adding(window())).expect("nobody is asked");
+            listener.commit(Update::new().adding(window())).expect("no host is asked");
         }
         Self { fixture, listeners, told: SERVED.iter().map(|_| Told::default()).collect() }
     }

@@ -120,8 +120,9 @@ fn ram_that_ends_above_the_top_is_told_the_top() {
         let fixture = ReservedFixture::new(backend);
         let top = fixture.space().windows().windows.top().expect("there are windows");
         let reason = fixture.refusal(top.get() + 1 - MIB, 2 * MIB);
-        let text =
-            format!("it would lie over what is above the host's top address {top}; 0x100000000..=0x1001fffff would do");
+        let text = format!(
+            "it would lie over the addresses above the host's top address {top}; 0x100000000..=0x1001fffff would do"
+        );
         assert_eq!(reason, text);
     }
 }
@@ -211,12 +212,12 @@ fn a_kernel_says_at_which_call_the_firmware_keeps_a_device() {
 }
 
 #[test]
-fn what_the_firmware_can_do_without_is_in_nobodys_way() {
+fn relaxable_direct_ranges_do_not_block_mappings() {
     for backend in ON_A_PC {
         let mut fixture = ReservedFixture::new(backend);
         let at = Iova::new(0x9000_0000);
         fixture.space().map(MapRequest::new(at, &memory(MIB), Access::READ_WRITE)).expect("it is free");
-        fixture.attach_second().expect("it is in nobody's way");
+        fixture.attach_second().expect("it overlaps no mapping");
         assert!(fixture.space().describe().reserved.iter().all(|reserved| reserved.range.first() != at));
     }
 }

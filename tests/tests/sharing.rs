@@ -147,7 +147,7 @@ fn spaces_that_cut_differently_share_all_the_same() {
 }
 
 #[test]
-fn who_comes_late_pins_nothing_and_who_stays_keeps_everything() {
+fn a_late_space_pins_nothing_and_a_space_that_stays_keeps_everything() {
     let mut fixture = PoolFixture::new(1);
     let mut listener = fixture.listener(FrontEnd::default());
     listener.commit(guest()).expect("it fits");
@@ -207,7 +207,7 @@ fn entries_of_two_translated_windows_pin_a_page_once_and_take_one_call_each() {
     for listener in &mut listeners {
         listener.commit(Update::new().removing_target(target.clone())).expect("nothing points to it");
     }
-    assert_eq!(fixture.soft.ledger().mappings, 0, "nobody holds it any more");
+    assert_eq!(fixture.soft.ledger().mappings, 0, "no holder is left");
     drop((listeners, handles));
     fixture.close();
 }
@@ -267,7 +267,7 @@ fn memory_that_may_only_be_read_is_shared_for_reading() {
 }
 
 #[test]
-fn what_is_not_held_is_mapped_by_itself() {
+fn memory_whose_pins_are_not_shared_is_mapped_by_itself() {
     let fixture = PoolFixture::new(2);
     let half = memory(HOST, MIB);
     let sharing = |n: usize, work: &dyn Fn(&dyn dmaspace_core::contract::PinSharing)| {
@@ -298,7 +298,7 @@ fn what_is_not_held_is_mapped_by_itself() {
 }
 
 #[test]
-fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
+fn shared_pieces_overlap_and_each_part_stays_until_its_last_sharer_stops() {
     let fixture = PoolFixture::new(3);
     let hold = |n: usize, first: u64, pages: u64| {
         fixture
@@ -324,7 +324,7 @@ fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
     hold(0, 2, 2);
     hold(1, 6, 2);
     hold(2, 0, 10);
-    assert_eq!(fixture.soft.ledger().mappings, 5, "two pieces, and what lay around them");
+    assert_eq!(fixture.soft.ledger().mappings, 5, "two pieces, and the parts around them");
     assert_eq!([holders(2, 2), holders(6, 2), holders(0, 10), holders(0, 11)], [2, 2, 1, 0]);
     let_go(2, 0, 10);
     assert_eq!(
@@ -333,7 +333,7 @@ fn holdings_overlap_and_each_part_stays_as_long_as_somebody_holds_it() {
     );
     hold(2, 3, 4);
     let_go(0, 2, 2);
-    assert_eq!([holders(2, 2), holders(3, 4)], [1, 1], "a piece stays whole while somebody holds a part of it");
+    assert_eq!([holders(2, 2), holders(3, 4)], [1, 1], "a piece stays whole while a part of it is shared");
     let_go(2, 3, 4);
     let_go(1, 6, 2);
     assert_eq!(fixture.soft.ledger().mappings, 0);
@@ -350,7 +350,7 @@ fn a_piece_the_kernel_would_not_unmap_is_not_copied_and_goes_before_its_place_is
     let stubborn: Vec<_> =
         (1..=5).map(|n| FaultPlan::nth(n, FaultMode::FailBefore).with(Errno::EIO).of(UNMAP)).collect();
     fixture.soft.plan_faults(&stubborn);
-    sharing.stop_sharing(&piece).expect("what pins nothing is no reason to fail");
+    sharing.stop_sharing(&piece).expect("memory without pins is no reason to fail");
     fixture.soft.plan_faults(&[]);
     assert_eq!((sharing.sharers(&piece), fixture.soft.ledger().mappings), (0, 1));
     sharing.share_pins(&memory(HOST + K4, MIB)).expect("it goes now");
@@ -360,7 +360,7 @@ fn a_piece_the_kernel_would_not_unmap_is_not_copied_and_goes_before_its_place_is
 }
 
 #[test]
-fn what_no_memory_can_be_held_for_is_said() {
+fn memory_whose_pins_cannot_be_shared_is_reported() {
     let fixture = PoolFixture::new(1);
     fixture.soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).with(Errno::ENOMEM).of(MAP)]);
     let mut listener = Listener::new(FrontEnd::default());

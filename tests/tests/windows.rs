@@ -69,7 +69,7 @@ fn window(at: u64, len: u64, page: PageSize) -> Section {
 }
 
 #[test]
-fn what_the_host_cannot_provide_is_noticed_when_its_first_device_comes() {
+fn a_lack_of_the_host_is_noticed_when_its_first_device_is_attached() {
     let mut fixture = WindowFixture::bare("powernv9");
     let odd = Update::new().adding(window(0, 3 * MIB, PageSize::K4));
     fixture.listener.commit(odd).expect("there is no device yet that could miss it");
@@ -135,7 +135,7 @@ fn ram_that_could_not_be_unmapped_can_go_and_stays_registered() {
     fixture.listener.commit(Update::new().removing(goes.clone())).expect_err("it is still there");
     assert_eq!(fixture.space().describe().fences.len(), 1);
     fixture.soft.plan_faults(&[]);
-    fixture.listener.commit(Update::new().removing(goes)).expect("what is behind the fence is nobody's any more");
+    fixture.listener.commit(Update::new().removing(goes)).expect("memory behind the fence has no section any more");
     assert_eq!(fixture.space().powers().registration.expect("a host that registers").registered().len(), 2);
 }
 
@@ -171,7 +171,7 @@ fn live(fixture: &WindowFixture) -> Vec<(IovaRange, Unit)> {
 }
 
 #[test]
-fn a_window_whose_pages_prove_too_large_is_made_again_before_anybody_was_promised_them() {
+fn a_window_whose_pages_prove_too_large_is_created_again_before_the_first_entry() {
     let mut fixture = WindowFixture::new("powernv9");
     fixture.soft.deny_huge_pages();
     let sections = [huge(0, 1 << 45, 4 * MIB), huge(8 * MIB, 1 << 46, 4 * MIB)];
@@ -200,7 +200,7 @@ fn a_window_whose_pages_prove_too_large_is_made_again_before_anybody_was_promise
 }
 
 #[test]
-fn what_was_mapped_before_the_pages_proved_too_large_is_mapped_again() {
+fn earlier_mappings_are_mapped_again_after_the_pages_proved_too_large() {
     let mut fixture = WindowFixture::new("powernv9");
     fixture.soft.plan_faults(&[FaultPlan::nth(2, FaultMode::FailBefore).of(MAP).with(Errno::EINVAL)]);
     let update = Update::new().adding(huge(0, 1 << 45, 4 * MIB)).adding(huge(8 * MIB, 1 << 46, 4 * MIB));

@@ -80,7 +80,7 @@ impl Type1 {
     }
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: reports what the kernel reports")]
+#[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: each verb is one call of the kernel's, whose answer is returned as it is; a container, unlike an iommufd,
 // forgets its mappings with its last group (linux: drivers/vfio/container.c, __vfio_group_unset_container).
 unsafe impl Backend for Type1 {

@@ -124,7 +124,7 @@ fn each(facts: &mut Facts, change: fn(&mut PciDevice)) {
 }
 
 #[test]
-fn what_was_asked_for_is_taken_or_nothing() {
+fn the_requested_backend_is_chosen_or_none() {
     let choice = Choice::of(&pc(), &request().with_backend(BackendKind::Type1));
     assert_eq!((choice.chosen, choice.reason()), (Some(BackendKind::Type1), Some("it was requested by name")));
     assert_eq!(against(&choice, BackendKind::Iommufd), ["type1 was requested"]);
@@ -245,7 +245,7 @@ fn the_first_version_of_spapr_has_one_address_space_a_group_everywhere() {
 }
 
 #[test]
-fn what_the_kernel_refused_is_not_chosen_again_and_the_choice_says_why() {
+fn a_backend_that_the_kernel_refused_is_not_chosen_again_and_the_choice_has_the_reason() {
     let failure = Failure::from_errno("VFIO_SET_IOMMU", Errno::EINVAL);
     let choice = Choice::after_refusal(&powernv(), &request(), BackendKind::Spapr, failure);
     assert_eq!(choice.chosen, Some(BackendKind::SpaprV1));

@@ -191,7 +191,7 @@ fn flags_that_bring_a_pointer_are_refused() {
 }
 
 #[test]
-fn memory_must_be_attached_to_its_field_once_and_hold_what_is_mapped() {
+fn memory_must_be_attached_to_its_field_once_and_be_as_long_as_the_mapping() {
     let memory = anonymous_memory(0x2000);
     let refused = |size, offset| {
         let lease = lease_of(&memory);
@@ -313,7 +313,7 @@ fn an_array_must_hold_as_many_elements_as_the_count_says() {
 }
 
 #[test]
-fn a_group_joins_what_plays_a_container_and_nothing_else() {
+fn a_group_joins_only_containers_and_an_iommufd_in_their_place() {
     for (kind, expected) in [
         (HandleKind::Container, None),
         (HandleKind::Iommufd, None),

@@ -87,7 +87,7 @@ fn a_whole_bar_is_mapped_with_its_own_access() {
 }
 
 #[test]
-fn a_bar_is_exported_with_what_is_mapped_of_it_and_the_export_closed_with_the_memory() {
+fn a_bar_is_exported_with_its_mapping_and_the_export_is_closed_with_the_memory() {
     let (door, device) = device();
     let bar = device.region(1).expect("described");
     door.texts();
@@ -121,7 +121,7 @@ fn a_bar_that_cannot_be_exported_is_mapped_all_the_same() {
 }
 
 #[test]
-fn what_the_kernel_says_comes_with_device_and_action() {
+fn an_error_of_the_kernel_names_device_and_action() {
     let (door, device) = device();
     door.refuse("VFIO_DEVICE_RESET", Errno::EINVAL);
     assert_eq!(device.reset().expect_err("refused").to_string(), "0000:00:03.0: reset: VFIO_DEVICE_RESET: EINVAL");

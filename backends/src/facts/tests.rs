@@ -133,7 +133,7 @@ fn a_bridge_is_known_by_its_class_and_a_bare_device_has_no_driver() {
 }
 
 #[test]
-fn power_says_what_it_runs_on_in_cpuinfo() {
+fn power_names_its_platform_in_cpuinfo() {
     for (name, platform) in [("PowerNV", Platform::Powernv), ("pSeries", Platform::Pseries)] {
         let host = Host::new().file("proc/sys/kernel/arch", "ppc64le\n").file(
             "proc/cpuinfo",
@@ -163,7 +163,7 @@ fn before_vfio_dev_a_vfio_driver_is_known_by_its_name() {
 }
 
 #[test]
-fn a_file_that_makes_no_sense_is_named_with_what_it_says() {
+fn a_malformed_file_is_named_with_its_content() {
     for (path, text, expected) in [
         ("sys/kernel/iommu_groups/3/reserved_regions", "0x10 0x1 msi\n", "first, last and kind"),
         ("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", "many\n", "a number"),
@@ -190,7 +190,7 @@ fn reserved_regions_that_make_no_sense_are_refused_line_by_line() {
 }
 
 #[test]
-fn what_is_reserved_is_told_with_its_reason_and_its_owner_unless_memory_can_be_mapped_there() {
+fn reserved_ranges_have_reason_and_owner_unless_memory_can_be_mapped_there() {
     let text = "0x10 0x1f direct-relaxable\n0xfee00000 0xfeefffff msi\n0x20 0x2f \u{1b}[2J\n";
     let facts = Host::new().file("sys/kernel/iommu_groups/3/reserved_regions", text).facts().expect("understood");
     let texts: Vec<_> = facts.reserved(3, "group 3").iter().map(ToString::to_string).collect();
@@ -200,7 +200,7 @@ fn what_is_reserved_is_told_with_its_reason_and_its_owner_unless_memory_can_be_m
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
+fn unreadable_files_are_named() {
     let error = Host::new().directory("proc/sys/kernel/osrelease").facts().expect_err("a directory");
     assert!(error.to_string().contains("osrelease"), "{error}");
 }
@@ -213,7 +213,7 @@ fn names_that_are_no_addresses_are_passed_over() {
 }
 
 #[test]
-fn what_may_be_locked_and_what_is_taken_come_from_two_files() {
+fn the_limit_and_the_locked_bytes_come_from_two_files() {
     let limits = "Max locked memory         8388608              8388608              bytes\n";
     let status = |effective: &str| format!("VmLck:\t    1024 kB\nVmPin:\t       4 kB\nCapEff:\t{effective}\n");
     let limited = LockedMemory { limit: Some(8 << 20), locked: 1 << 20, pinned: 4096 };

@@ -39,7 +39,7 @@ fn file_of(len: u64) -> File {
 
 fn door_with_null(kind: HandleKind) -> (LinuxDoor, Handle) {
     let door = LinuxDoor::new();
-    let handle = door.open(Path::new(NULL), kind).expect("everybody may open it");
+    let handle = door.open(Path::new(NULL), kind).expect("every user may open it");
     (door, handle)
 }
 
@@ -152,7 +152,7 @@ fn an_attached_handle_must_be_open() {
 }
 
 #[test]
-fn what_is_filled_in_is_there_for_the_call_only() {
+fn pointers_are_filled_in_for_the_call_only() {
     let mut bytes = [1; 16];
     let result = filled(&mut bytes, 4, [7; 8], |argument| {
         assert!(!argument.is_null());
@@ -193,7 +193,7 @@ fn a_mapping_shows_the_file_and_outlives_handle_and_door() {
 }
 
 #[test]
-fn a_mapping_says_what_it_is() {
+fn a_mapping_knows_whether_it_is_device_memory_and_read_only() {
     let door = LinuxDoor::new();
     let device = door.adopt(file_of(0x1000).into(), HandleKind::Device).expect("adopted");
     let other = door.adopt(file_of(0x1000).into(), HandleKind::Container).expect("adopted");
@@ -205,7 +205,7 @@ fn a_mapping_says_what_it_is() {
 }
 
 #[test]
-fn what_cannot_be_mapped_says_why() {
+fn regions_that_cannot_be_mapped_have_a_reason() {
     let door = LinuxDoor::new();
     let file = door.adopt(file_of(0x1000).into(), HandleKind::Device).expect("adopted");
     let page = NonZeroU64::new(0x1000).expect("not zero");

@@ -170,7 +170,7 @@ fn a_device_with_a_node_is_detached_and_closed() {
 }
 
 #[test]
-fn what_will_not_do_is_refused_before_anything_is_opened() {
+fn an_impossible_request_is_refused_before_anything_is_opened() {
     let door = scripted::door();
     let error = host(&door).open(&OpenRequest::device(address("00:04.0"))).expect_err("there is no such device");
     assert!(error.to_string().contains("there is no device 0000:00:04.0"), "{error}");
@@ -178,7 +178,7 @@ fn what_will_not_do_is_refused_before_anything_is_opened() {
 }
 
 #[test]
-fn errors_say_what_to_do() {
+fn errors_end_with_a_remedy() {
     let message = |call: &str, errno, backend| {
         let door = scripted::door();
         door.refuse(call, errno);

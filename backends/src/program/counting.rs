@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fails_is_counted_and_what_changes_nothing_is_not() {
+    fn failed_calls_are_counted_and_calls_that_change_nothing_are_not() {
         let door = CountingDoor::new(SoftHost::new(Profile::vtd()).expect("a preset"));
         let container = door.open("/dev/vfio/vfio".as_ref(), HandleKind::Container).expect("a preset has it");
         door.ask(container, Command::bare(GET_API_VERSION)).expect("every kernel answers");

@@ -192,7 +192,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_those_there_are() {
+    fn an_unknown_name_is_answered_with_the_known_names() {
         let unknown = Guest::of(&views(PSERIES), Some("ram"), None).expect_err("no such space").to_string();
         let names = "memory, cpu-memory-0, I/O, pci@800000020000000, edu";
         assert_eq!(unknown, format!("expected an address space \"ram\" up to here; there are: {names}"));

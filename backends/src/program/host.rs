@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_somebody_holds_is_not_taken() {
+    fn a_device_in_use_by_another_process_is_not_opened() {
         let mut profile = Profile::vtd();
         profile.groups[0].held_by_kernel = true;
         assert_eq!(first_device(&profile).map(|device| device.to_string()).as_deref(), Some("0000:00:04.0"));

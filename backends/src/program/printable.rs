@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_is_shown_by_its_number() {
+    fn control_characters_are_shown_by_their_numbers() {
         assert_eq!(shown("a\u{1b}[2J\u{9b}b\u{202e}\n"), "a\\u{1b}[2J\\u{9b}b\\u{202e}\n");
         assert_eq!(shown_json("\"\u{9b}\u{7f}\""), "\"\\u009b\\u007f\"");
         assert!(matches!(shown("plain – text\n"), Cow::Borrowed(_)));

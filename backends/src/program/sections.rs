@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn a_section_that_does_not_fit_is_refused() {
         for range in [
             "0000000000000000-ffffffffffffffff (prio 0, ram): mem",
             "0000000000000000-0000000000000fff (prio 0, ram): mem @fffffffffffff000",

@@ -278,7 +278,7 @@ mod tests {
         for step in trace::parse(&Text::of(text.as_bytes()), None).expect("a good trace").courses.remove(0).steps {
             listener.commit(step.update).expect("no host can refuse");
         }
-        let lines = lines.lock().expect("nobody panicked");
+        let lines = lines.lock().expect("no panic under the lock");
         String::from_utf8(lines.get_ref().clone()).expect("text")
     }
 

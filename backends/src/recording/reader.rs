@@ -135,7 +135,7 @@ impl<R: BufRead, M: FnMut(&Asked) -> Option<HostMemory>> Reader<R, M> {
             Some((line, Line::Ended { result, text })) => {
                 Ok(Some(Outcome { line, result, text: text.unwrap_or_default() }))
             }
-            Some((here, _)) => Err(bad(here, format!("expected an `ended` for what began at line {line}"))),
+            Some((here, _)) => Err(bad(here, format!("expected the `ended` of the commit that began at line {line}"))),
         }
     }
 

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_table_and_pending_bits_is_kept() {
+    fn the_part_between_table_and_pending_bits_is_kept() {
         let bar = bar_of(0x1_0000, vec![area(0, 0x7000_0000, 0x1_0000)], msix(5, 0x2000, 0x8000));
         let host = |offset: u64| Some(0x7000_0000 + offset);
         let expected = [
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_areas_are_what_there_is_and_neighbours_are_joined() {
+    fn sparse_areas_are_all_there_is_and_neighbours_are_joined() {
         let areas = vec![
             area(0x2800, 0x7000_2800, 0x1800),
             area(0x1000, 0x7000_1000, 0x1800),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_bar_is_none() {
+    fn an_impossible_bar_is_refused() {
         let size = NonZeroU64::new(0x1000).expect("not empty");
         let one = |areas, msix| Bar::new("BAR 0", size, areas, msix).map(drop).map_err(|error| error.to_string());
         let past = Err("the area at 0x800 of BAR 0 reaches past its 0x1000 bytes".to_owned());

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_already_can_come_again() {
+    fn a_range_that_is_in_already_can_be_added_again() {
         assert_eq!(all(&blocks(&[(0x10, 0x4f), (0x20, 0x2f)])), [range(0x10, 0x4f)]);
         assert_eq!(all(&blocks(&[(0x20, 0x2f), (0x40, 0x4f), (0x10, 0x5f)])), [range(0x10, 0x5f)]);
     }

@@ -248,7 +248,7 @@ fn k1_no_question_crosses_a_gap_where_the_kernel_ends_at_one() {
 }
 
 #[test]
-fn what_continues_is_one_question_and_where_gaps_are_fine_everything_is() {
+fn adjacent_ranges_are_one_query_and_gaps_are_covered_where_the_kernel_allows() {
     for (reach, gaps, expected) in [(IN_PARTS, 0, 1), (OVER_GAPS, 0, 1), (OVER_GAPS, 1, 1), (IN_PARTS, 1, 1000)] {
         let scene = scene_of(reach, false, 0);
         for n in 0..1000 {
@@ -349,7 +349,7 @@ fn read_only_memory_is_never_written() {
 }
 
 #[test]
-fn what_goes_is_told_when_it_goes() {
+fn dirty_pages_are_reported_when_their_section_goes() {
     for (tells_with_unmap, expected) in [(true, 1), (false, 8)] {
         let scene = scene_of(OVER_GAPS, tells_with_unmap, 0);
         scene.map(0, 8, Unit::Pages(PageSize::K4));
@@ -377,7 +377,7 @@ fn replaced_memory_is_told_too() {
 }
 
 #[test]
-fn whoever_does_not_track_is_told_so() {
+fn tracking_starts_once_and_a_stopped_space_refuses_to_sync_or_stop() {
     let scene = scene_of(IN_PARTS, false, 0);
     assert_eq!(scene.space.start(scene.told.clone()).expect_err("twice").kind(), Kind::Tracking);
     scene.space.stop().expect("it stops");

@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_is_cut_off() {
+    fn bits_outside_the_range_are_cut_off() {
         assert_eq!(found(&[u64::MAX, u64::MAX], 3..70), [(3, 70)]);
         assert_eq!(found(&[u64::MAX, 0], 64..128), []);
         assert_eq!(found(&[0b1], 1..64), []);

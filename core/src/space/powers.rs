@@ -317,7 +317,7 @@ impl<B: Backend> LiveUpdate for Space<B> {
         if *owner == Ownership::HandedOver {
             let live = self.layout.get().mappings(IovaRange::all());
             if let Some(range) = difference(&live, &mappings) {
-                let what = "it is not what this space had mapped there when it was handed over";
+                let what = "it differs from the mapping there at the hand-over";
                 return Err(bad_handover(range, what.into()));
             }
         }

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_leaves_what_is_below_and_above_it() {
+    fn a_hole_leaves_the_parts_below_and_above_it() {
         let whole = range(0x1000, 0x4fff);
         assert_eq!(whole.without(range(0x2000, 0x2fff)), (Some(range(0x1000, 0x1fff)), Some(range(0x3000, 0x4fff))));
         assert_eq!(whole.without(range(0, 0x1fff)), (None, Some(range(0x2000, 0x4fff))));

@@ -98,7 +98,7 @@ impl fmt::Display for PinLimit {
         let limited = self.allowance.and_then(|allowance| Some((allowance.limit?, allowance)));
         match (self.wanted, limited, self.is_reached()) {
             (Some(0), ..) => write!(f, "{OUT_OF_MEMORY}; nothing more was to be locked"),
-            (_, None, Some(_)) => write!(f, "{OUT_OF_MEMORY}; nothing limits what may be locked"),
+            (_, None, Some(_)) => write!(f, "{OUT_OF_MEMORY}; no limit on locked memory is in force"),
             (_, None, None) => f.write_str("the limit on locked memory was reached"),
             (None, Some((limit, allowance)), _) => {
                 write!(f, "nothing more fits into {}", Limit(limit, allowance))
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_met_the_limit() {
+    fn memory_that_exceeds_the_limit_met_the_limit() {
         let limit = wanting(8192, SOME.of_process());
         assert_eq!(limit.is_reached(), Some(true));
         let text =
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_fit_met_a_kernel_without_memory_unless_others_share_the_limit() {
+    fn memory_within_the_limit_met_a_kernel_without_memory_unless_others_share_the_limit() {
         let limit = wanting(4096, SOME.of_process());
         assert_eq!((limit.is_reached(), limit.advice()), (Some(false), "free memory on the host"));
         let text = "the kernel is out of memory; \
@@ -171,14 +171,14 @@ mod tests {
         let free = LockedMemory { limit: None, ..SOME };
         let limit = wanting(u64::MAX, free.of_process());
         assert_eq!(limit.is_reached(), Some(false));
-        assert_eq!(limit.to_string(), "the kernel is out of memory; nothing limits what may be locked");
+        assert_eq!(limit.to_string(), "the kernel is out of memory; no limit on locked memory is in force");
         let limit = PinLimit { wanted: Some(0), allowance: None };
         assert_eq!(limit.is_reached(), Some(false));
         assert_eq!(limit.to_string(), "the kernel is out of memory; nothing more was to be locked");
     }
 
     #[test]
-    fn what_is_not_known_is_not_said() {
+    fn unknown_figures_are_left_out() {
         assert_eq!(PinLimit::default().to_string(), "the limit on locked memory was reached");
         let limit = PinLimit { wanted: None, allowance: Some(SOME.of_process()) };
         let text = "nothing more fits into the 12288 bytes that may be locked (RLIMIT_MEMLOCK), 8192 of them taken";

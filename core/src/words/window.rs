@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_windows_unite_what_overlaps_and_keep_apart_what_touches() {
+    fn uniform_windows_unite_overlapping_ranges_and_keep_touching_ones_apart() {
         let ranges = [(0x4000, 0x4fff), (0x2000, 0x3fff), (0, 0xfff), (0x500, 0x17ff)];
         let windows = Windows::uniform(
             ranges.map(|(first, last)| window(first, last).range).to_vec(),

@@ -52,7 +52,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "reserved ranges and what no page table reaches cannot be mapped",
+        "reserved ranges and addresses beyond the page tables cannot be mapped",
         Type1,
         &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
     ),
@@ -87,10 +87,10 @@ pub const ROWS: &[Row] = &[
     ),
     row("a map must allow something", Type1, NO_RIGHTS),
     row("a map must be whole pages, and some", Type1, MISALIGNED),
-    row("what is mapped is reached, and no longer once it is unmapped", Type1, REACHED).only(WithDevice),
+    row("mapped memory is reached, and no longer once it is unmapped", Type1, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Type1, READ_ONLY).only(WithDevice),
     row(
-        "what is written is logged from when that was asked for",
+        "written pages are logged from the start of the log",
         Type1,
         &[
             map(0, Page(0), Done),
@@ -192,7 +192,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "what was logged stays with a mapping whose address changes",
+        "logged pages stay with a mapping whose address changes",
         Type1,
         &[
             map(0, Page(0), Done),
@@ -206,7 +206,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "a device reaches what was pinned, whatever the address",
+        "a device reaches the pinned pages, whatever the address",
         Type1,
         &[
             map(0, Page(0), Done),
@@ -258,7 +258,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "reserved ranges and what no page table reaches cannot be mapped",
+        "reserved ranges and addresses beyond the page tables cannot be mapped",
         Ioas,
         &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
     ),
@@ -285,7 +285,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "a copy shows any part of what is mapped without a gap",
+        "a copy shows any part of the mappings without a gap",
         Ioas,
         &[
             copy(0, 8, 1, Fails(Errno::ENOENT)),
@@ -356,7 +356,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "what is mapped of a file is reached, and no longer once it is unmapped",
+        "a mapping of a file is reached, and no longer once it is unmapped",
         Ioas,
         &[
             map_file(0, Both, &Done),
@@ -367,7 +367,7 @@ pub const ROWS: &[Row] = &[
     )
     .only(WithDevice),
     row(
-        "what is mapped of files can change hands, and only where nothing else is mapped",
+        "mappings of files can change hands, and only where nothing else is mapped",
         Ioas,
         &[
             change_process(&Done),
@@ -383,7 +383,7 @@ pub const ROWS: &[Row] = &[
     ),
     row("a map must allow something", Ioas, NO_RIGHTS),
     row("a map must be whole pages, and some", Ioas, MISALIGNED),
-    row("what is mapped is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
+    row("mapped memory is reached, and no longer once it is unmapped", Ioas, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Ioas, READ_ONLY).only(WithDevice),
     // iommufd in a container's place: type1's requests, iommufd's answers.
     row(
@@ -414,7 +414,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "reserved ranges and what no page table reaches cannot be mapped",
+        "reserved ranges and addresses beyond the page tables cannot be mapped",
         Compat,
         &[map_at(Address(MSI), Page(0), Fails(Errno::EINVAL)), map_at(BelowTop(1), Page(0), Fails(Errno::EINVAL))],
     ),
@@ -442,7 +442,7 @@ pub const ROWS: &[Row] = &[
     // DOMAIN_NS(map_range)).
     row("a map must allow something", Compat, NO_RIGHTS).leaving(Leaves::WarningSince72),
     row("a map must be whole pages, and some", Compat, MISALIGNED),
-    row("what is mapped is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),
+    row("mapped memory is reached, and no longer once it is unmapped", Compat, REACHED).only(WithDevice),
     row("a mapping for reading refuses writes", Compat, READ_ONLY).only(WithDevice),
     row(
         "v1: an unmap inside a mapping takes just that",
@@ -485,7 +485,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "the device reaches what replaced an entry",
+        "the device reaches the memory of a replaced entry",
         Spapr,
         &[
             register(Both, Done),
@@ -644,7 +644,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "removing a window clears what is in it",
+        "removing a window clears its entries",
         Spapr,
         &[
             register(Page(0), Done),
@@ -750,7 +750,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "v1: disabling what is not enabled is nothing, and nothing can be mapped or unmapped afterwards",
+        "v1: disabling a disabled container does nothing, and nothing can be mapped or unmapped afterwards",
         SpaprV1,
         &[
             act(Act::Disable, Done),
@@ -765,7 +765,7 @@ pub const ROWS: &[Row] = &[
         ],
     ),
     row(
-        "v1: disabling leaves what is mapped to the device",
+        "v1: disabling leaves the mappings to the device",
         SpaprV1,
         &[
             act(Act::Enable, Done),

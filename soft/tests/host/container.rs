@@ -49,7 +49,7 @@ fn a_device_is_attached_when_it_is_opened_and_until_its_last_descriptor_is_close
     raw::set_iommu(&*host, iommufd, IommuType::TYPE1_V2).expect("type1 it is");
     assert_eq!(raw::set_iommu(&*host, iommufd, IommuType::SPAPR_TCE_V2), Err(Errno::EINVAL));
     let ram = memory(PAGE);
-    raw::map(&*host, Context::Compat(iommufd), MIB, PAGE, Some(&ram), RW).expect("nobody is there yet");
+    raw::map(&*host, Context::Compat(iommufd), MIB, PAGE, Some(&ram), RW).expect("no device is there yet");
     assert_eq!(host.ledger().pinned, 0);
     let devices = [(); 2].map(|()| raw::open_device(&*host, group, "0000:00:03.0").expect("opens"));
     assert_eq!(host.ledger().pinned, PAGE);
@@ -59,7 +59,7 @@ fn a_device_is_attached_when_it_is_opened_and_until_its_last_descriptor_is_close
     assert!(reads(), "a descriptor is left");
     host.close(devices[1]).expect("open");
     assert!(!reads());
-    assert_eq!((host.ledger().pinned, host.ledger().mappings), (0, 1), "what is mapped stays");
+    assert_eq!((host.ledger().pinned, host.ledger().mappings), (0, 1), "the mapping stays");
     host.close(iommufd).expect("open");
     host.close(group).expect("open");
     assert!(host.ledger().is_clear());

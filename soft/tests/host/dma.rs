@@ -55,7 +55,7 @@ fn a_transfer_ends_at_the_first_byte_that_is_not_mapped() {
     assert_eq!(fault.to_string(), "DMA at 0x101000: nothing is mapped there");
     let mut bytes = [0; 2];
     ram.read(PAGE - 2, &mut bytes).expect("there");
-    assert_eq!(bytes, [1, 2], "what came before was written");
+    assert_eq!(bytes, [1, 2], "the bytes before were written");
     assert_eq!(
         opened.device().dma_read(Iova::new(u64::MAX), &mut [0; 2]).map_err(|fault| fault.at),
         Err(Iova::new(u64::MAX))

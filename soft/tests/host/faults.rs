@@ -31,7 +31,7 @@ fn a_call_that_fails_after_its_effect_writes_nothing_back() {
     let host = &*opened.host;
     host.plan_faults(&[FaultPlan::nth(1, FaultMode::FailAfter).of("VFIO_IOMMU_SPAPR_TCE_CREATE").with(Errno::EFAULT)]);
     assert_eq!(raw::create(host, opened.handle(), 12, GIB, 1), Err(Errno::EFAULT));
-    assert_eq!(host.ledger().windows, 2, "it is there, and nobody knows where");
+    assert_eq!(host.ledger().windows, 2, "it is there, at a place that the caller does not know");
 }
 
 #[test]

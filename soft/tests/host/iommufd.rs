@@ -124,7 +124,7 @@ fn memory_is_pinned_by_the_first_attach_which_fails_for_absent_memory() {
     let bare = Bare::new(Profile::vtd());
     let (host, ram) = (&*bare.host, memory(2 * PAGE));
     bare.map(MIB, &ram).expect("mapped");
-    raw::map(host, bare.context(), 2 * MIB, PAGE, None, RW).expect("there is nothing there, and nobody looks");
+    raw::map(host, bare.context(), 2 * MIB, PAGE, None, RW).expect("there is nothing there, and no device");
     assert_eq!((host.ledger().pinned, host.ledger().mappings), (0, 2));
     assert_eq!(bare.attach(0, bare.id).map(|_| ()), Err(Errno::EFAULT));
     assert_eq!((host.ledger().pinned, host.ledger().objects), (0, 1));
@@ -310,7 +310,7 @@ fn a_second_attach_moves_the_device() {
     assert_eq!(raw::attach(host, node, page_table), Ok(page_table), "where it is already");
     assert_eq!(raw::attach(host, node, 77), Err(Errno::ENOENT));
 
-    raw::map(host, opened.context, 0xfee0_0000, PAGE, Some(&here), RW).expect("nobody reserves it any more");
+    raw::map(host, opened.context, 0xfee0_0000, PAGE, Some(&here), RW).expect("no device reserves it any more");
     let Context::Ioas { id, .. } = opened.context else { unreachable!("it is one") };
     assert_eq!(raw::attach(host, node, id), Err(Errno::EADDRINUSE));
     assert_eq!(read_at(&opened, 2 * MIB), Ok(()), "it stayed where it was");

@@ -97,7 +97,7 @@ fn k5_a_failed_batch_eats_old_entries() {
 }
 
 #[test]
-fn k6_an_unmap_that_cuts_has_taken_what_came_before() {
+fn k6_an_unmap_that_cuts_has_removed_the_mappings_before() {
     let opened = Opened::new(Profile::vtd(), Dialect::Ioas);
     let (host, context) = (&*opened.host, opened.context);
     let ram = memory(2 * PAGE);
@@ -128,7 +128,7 @@ fn k8_a_map_that_ran_out_of_memory_leaves_entries_that_later_maps_do_not_replace
     let (old, new) = (memory(2 * PAGE), memory(2 * PAGE));
     host.plan_faults(&[FaultPlan::nth(1, FaultMode::PartialEffect).with(Errno::ENOMEM)]);
     assert_eq!(raw::map(host, context, MIB, 2 * PAGE, Some(&old), RW), Err(Errno::ENOMEM));
-    assert_eq!((host.ledger().locked, host.ledger().mappings), (0, 0), "as far as anybody counts");
+    assert_eq!((host.ledger().locked, host.ledger().mappings), (0, 0), "as far as the ledger counts");
 
     assert_eq!(raw::map(host, context, MIB, 2 * PAGE, Some(&new), RW), Ok(0));
     device.dma_write(Iova::new(MIB), &[7]).expect("it reaches something");

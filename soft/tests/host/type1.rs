@@ -131,7 +131,7 @@ fn a_map_fails_at_the_limit_or_the_hole_whichever_is_first() {
 }
 
 #[test]
-fn a_group_with_reservations_narrows_what_can_be_mapped_while_it_is_there() {
+fn a_group_with_reservations_narrows_the_windows_while_it_is_attached() {
     let profile = reserving(Profile::vtd(), 1, 0x8000_0000, 0x8fff_ffff, Reason::Reserved);
     let opened = Opened::new(profile, Dialect::Type1);
     let host = &*opened.host;

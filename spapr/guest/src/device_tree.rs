@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_properties_of_a_bridge_are_those_of_a_pseries_machine() {
+    fn a_bridge_has_the_properties_of_a_pseries_machine() {
         let bridge = PciHostBridge::new(Layout::pseries(1), Arc::new(TceTables::new())).expect("a proper layout");
         let properties = bridge.properties(&Tokens::default());
         assert_eq!(cells(&properties, "ibm,dma-window"), [0x8000_0100, 0, 0, 0, 0x4000_0000]);

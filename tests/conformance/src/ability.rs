@@ -147,7 +147,7 @@ impl Requirement {
             Self::Dma => (bench.has_dma(), "the bench has no device that moves bytes"),
             Self::Spare => return obstacle_to_a_second_device(bench),
             Self::SecondSpace => (bench.opens_a_second_space(), "the bench has no second space"),
-            Self::Leftovers => (bench.counts_leftovers(), "the bench does not count what is left over"),
+            Self::Leftovers => (bench.counts_leftovers(), "the bench does not count leftovers"),
             _ => {
                 return self
                     .call()

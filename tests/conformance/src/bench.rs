@@ -496,7 +496,7 @@ impl Bench {
     pub(crate) fn fails<T: Debug>(&self, attempt: impl FnOnce() -> Result<T, Error>) -> Error {
         let before = self.state();
         let error = attempt().expect_err("a call was made to fail");
-        assert!(error.failure().is_some(), "the error tells what the call answered: {error}");
+        assert!(error.failure().is_some(), "the error has the answer of the call: {error}");
         assert_eq!(error.fenced(), [], "{error}");
         assert_eq!(self.state(), before, "a failure changes nothing: {error}");
         error

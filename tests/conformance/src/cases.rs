@@ -61,7 +61,7 @@ macro_rules! cases {
 
 cases! {
     mapping {
-        what_is_mapped_is_found_until_it_is_unmapped;
+        a_mapping_is_found_until_it_is_unmapped;
         a_map_over_a_live_unit_is_refused;
         an_overlap_is_refused_by_the_live_mapping_it_touches;
         touching_is_not_overlapping;
@@ -72,8 +72,8 @@ cases! {
         units_that_differ_in_access_stay_separate;
         a_mapping_holds_its_memory_until_it_is_unmapped [KeepsMappings];
         an_owner_may_look_at_the_space_when_it_is_dropped [KeepsMappings];
-        a_device_reads_and_writes_what_is_mapped [Dma];
-        a_device_does_not_write_what_is_mapped_for_reading [Dma];
+        a_device_reads_and_writes_mapped_memory [Dma];
+        a_device_does_not_write_memory_mapped_read_only [Dma];
         a_device_reaches_nothing_after_an_unmap [Dma];
     }
     bounds {
@@ -173,7 +173,7 @@ cases! {
         a_window_over_another_is_refused [SecondWindow];
         more_windows_than_the_host_has_are_refused [SecondWindow];
         a_window_is_removed_by_its_exact_range [WindowControl];
-        a_removed_window_returns_what_lived_in_it [WindowControl];
+        a_removed_window_returns_its_mappings [WindowControl];
         nothing_is_mapped_in_a_removed_window [WindowControl];
         a_removed_window_can_be_created_again [SecondWindow];
         a_larger_window_needs_a_larger_table [WindowControl];
@@ -228,8 +228,8 @@ cases! {
         tracking_can_start_again_after_it_stopped;
         a_sync_of_nothing_marks_nothing;
         a_page_that_was_written_is_never_missing [Dma];
-        an_unmap_tells_what_was_written [Dma];
-        a_replacement_tells_what_was_written [Dma];
+        an_unmap_reports_the_written_pages [Dma];
+        a_replacement_reports_the_written_pages [Dma];
         a_mapping_made_during_tracking_is_tracked [Dma];
         a_page_is_told_again_only_if_it_may_have_been_written_again [Dma];
         memory_that_devices_only_read_is_never_marked;
@@ -247,7 +247,7 @@ cases! {
         a_second_hand_over_describes_the_same [LiveUpdate];
         a_hand_over_can_be_taken_back [LiveUpdate];
         a_device_goes_on_while_the_space_is_handed_over [LiveUpdate, Dma];
-        a_space_can_adopt_what_it_handed_over [LiveUpdate];
+        a_space_can_adopt_its_own_hand_over [LiveUpdate];
         memory_without_a_name_is_not_handed_over [LiveUpdate];
         nothing_is_adopted_without_its_memory [LiveUpdate];
         nothing_is_adopted_from_another_backend [LiveUpdate];
@@ -261,8 +261,8 @@ cases! {
     kernel_tables {
         nothing_is_mapped_in_a_window_of_the_kernel [KernelTables];
         a_window_of_the_kernel_is_listed [KernelTables];
-        a_window_of_the_kernel_shows_what_the_kernel_wrote [KernelTables];
-        a_reclaimed_window_keeps_what_the_kernel_wrote [KernelTables];
+        a_kernel_owned_window_shows_the_entries_of_the_kernel [KernelTables];
+        a_reclaimed_window_keeps_the_entries_of_the_kernel [KernelTables];
         the_kernel_writes_for_every_device [KernelTables];
         a_window_is_left_to_the_kernel_once [KernelTables];
         only_an_exact_window_is_left_to_the_kernel [KernelTables];

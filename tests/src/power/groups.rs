@@ -113,7 +113,7 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
             return listener.detach(&space).expect("everything can be taken out");
         }
     };
-    assert_eq!(state(), before, "the second group finds what the first has");
+    assert_eq!(state(), before, "the second group finds the mappings of the first");
     let mut device = machine.device(&open, &second, 1);
     assert_reaches(&mut fixture, &ram);
     std::mem::swap(&mut fixture.device, &mut device);
@@ -127,13 +127,13 @@ pub(super) fn two_groups_share_a_space_where_the_host_lets_them(machine: &Machin
     fixture.assert_unreached(Iova::new(LOW));
     fixture.assert_unreached(Iova::new(HIGH));
     leave(&open, &second);
-    assert_eq!(state(), before, "what lives was put again");
+    assert_eq!(state(), before, "live mappings were entered again");
     assert_reaches(&mut fixture, &ram);
 
     // By the space.
     rejoin(&open, &second);
     leave(&open, &second);
-    assert_eq!(state(), before, "what lives was put again");
+    assert_eq!(state(), before, "live mappings were entered again");
     assert_reaches(&mut fixture, &ram);
     assert_eq!(listener.audit(), []);
     listener.detach(&space).expect("everything can be taken out");

@@ -179,7 +179,7 @@ pub(super) fn hypercalls_are_answered_here(machine: &Machine) {
 
 /// A second host joins while KVM owns the window: it gets the entries that are there, and those that KVM writes from
 /// then on. It leaves, and the first goes on.
-pub(super) fn a_host_that_comes_later_gets_what_the_kernel_put(machine: &Machine) {
+pub(super) fn a_late_host_gets_the_entries_that_the_kernel_put(machine: &Machine) {
     let (mut play, _open) = Play::new(machine, Some(machine.linux_door()));
     play.put_all();
     let mut later = machine.space();

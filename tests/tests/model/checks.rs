@@ -55,9 +55,9 @@ impl World {
         let (found, expected) = (reached.outside(&host.fences), expected.outside(&host.fences));
         if place.is_loose || place.is_fenced() {
             // What touches a fence and is best effort may be given up as a whole.
-            prop_assert_eq!(&found.shared_with(&expected), &found, "{} maps what nobody asked for", name);
+            prop_assert_eq!(&found.shared_with(&expected), &found, "{} maps more than was requested", name);
             let required = expected.shared_with(&self.guest_without_best_effort().reached_on(&host));
-            prop_assert_eq!(&required.shared_with(&found), &required, "{} lacks what is required", name);
+            prop_assert_eq!(&required.shared_with(&found), &required, "{} lacks a required mapping", name);
         } else {
             prop_assert_eq!(&found, &expected, "{} (left) and the model (right)", name);
         }
@@ -120,7 +120,7 @@ impl World {
         prop_assert!(suffices, "{:x?} are registered, {:x?} are the guest's", found, wanted);
         for run in place.registered() {
             let excused = place.has_odd_registrations || pages(&run).any(|page| wanted.contains(&page));
-            prop_assert!(excused, "{} is registered for nobody", run);
+            prop_assert!(excused, "{} is registered without a user", run);
         }
         Ok(())
     }

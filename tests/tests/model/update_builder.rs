@@ -30,7 +30,7 @@ pub(crate) fn update(change: &Change) -> Update {
 }
 
 /// The change without sections that are removed and added unchanged, as a comparison of lists finds it.
-pub(crate) fn without_what_stays(change: &Change) -> Change {
+pub(crate) fn without_the_parts_that_stay(change: &Change) -> Change {
     fn missing<T: PartialEq + Clone>(from: &[T], other: &[T]) -> Vec<T> {
         from.iter().filter(|piece| !other.contains(piece)).cloned().collect()
     }

@@ -12,13 +12,13 @@ use proptest::test_runner::TestCaseResult;
 use crate::host_under_test::HostKind;
 use crate::step::Fault;
 use crate::test_host::TestHost;
-use crate::update_builder::{update, without_what_stays};
+use crate::update_builder::{update, without_the_parts_that_stay};
 use crate::world::World;
 
 impl World {
     pub(crate) fn commit(&mut self, change: &Change, whole: bool, fault: Option<Fault>) -> TestCaseResult {
         let whole = whole && self.guest.after(change).is_some();
-        let change = &if whole { without_what_stays(change) } else { change.clone() };
+        let change = &if whole { without_the_parts_that_stay(change) } else { change.clone() };
         let after = self.guest.after(change);
         let update = match &after {
             Some(after) if whole => self.listener.update_to(&after.sections, &after.targets),
@@ -42,13 +42,13 @@ impl World {
             Ok(report) => {
                 // Behind a fence no entry is known any more.
                 let is_fenced = self.served().any(TestHost::is_fenced);
-                prop_assert!(!strands_entries || is_fenced, "entries point to what went");
+                prop_assert!(!strands_entries || is_fenced, "entries point to memory that went");
                 for place in self.served() {
                     // A fence may lie over a section that was served before.
                     let known = if place.is_stale { Vec::new() } else { place.objections(&self.guest) };
                     let objections = place.objections(&after);
                     let new = objections.iter().find(|(section, _)| !known.iter().any(|(known, _)| known == section));
-                    prop_assert!(new.is_none(), "{} serves what it cannot: {:?}", place.name(), new);
+                    prop_assert!(new.is_none(), "{} serves a section that it cannot: {:?}", place.name(), new);
                 }
                 let old = std::mem::replace(&mut self.guest, after);
                 self.check_report(&before, &old, &report, fired)

@@ -56,7 +56,7 @@ fn a_range_is_read_with_all_its_parts() {
 }
 
 #[test]
-fn what_qemu_appends_is_not_taken_for_a_name() {
+fn marks_that_qemu_appends_are_no_part_of_a_name() {
     for appended in [
         "",
         " KVM",
@@ -130,7 +130,7 @@ fn dispatch_trees_are_passed_over() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_line_and_what_was_expected() {
+fn errors_have_the_line_and_the_expected_form() {
     let range = |line: &str| view_of(line);
     let cases: [(String, usize, &str); 15] = [
         (String::new(), 1, "`FlatView #<number>`"),
@@ -177,7 +177,7 @@ fn a_mark_behind_an_offset_is_part_of_no_name() {
 }
 
 #[test]
-fn views_are_found_in_what_surrounds_them() {
+fn views_are_found_inside_their_surroundings() {
     let plain = view_of(
         "0000000000000000-00000000bfffffff (prio 0, ram): pc.ram\n  \
                          00000000c0000000-00000000c0000fff (prio 0, rom): pc.ram @00000000c0000000",
@@ -209,7 +209,7 @@ fn views_are_found_in_what_surrounds_them() {
 }
 
 #[test]
-fn what_was_found_is_repeated_but_not_all_of_it() {
+fn found_text_is_repeated_up_to_a_limit() {
     assert_eq!(refusal("hello").to_string(), format!("expected {VIEW}, found \"hello\""));
     assert!(refusal(&"x".repeat(1000)).to_string().len() < 200);
     assert!(refusal("").to_string().ends_with("but the text ends"));

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_editors_improve_is_taken_back() {
+    fn typographic_replacements_are_reverted() {
         assert_eq!(cleaned("AS \u{201c}memory\u{201d},\u{a0}0\u{2013}f"), "AS \"memory\", 0-f");
     }
 

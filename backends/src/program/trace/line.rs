@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_iommufd_say_what_devices_may_do_and_what_came_of_it() {
+    fn calls_of_iommufd_have_the_access_of_devices_and_the_result() {
         let line =
             "iommufd_backend_map_dma  iommufd=9 ioas=2 iova=0x1000 size=0x2000 addr=0x7f0000000000 readonly=1 (-14)";
         let (at, ioas) = (span(0x1000, 0x2000), Ioas { iommufd: 9, id: 2 });
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn error_lines_say_what_failed_and_where() {
+    fn error_lines_have_the_call_the_range_and_the_errno() {
         let failed = |name: Option<&str>| {
             let name = name.map(str::to_owned);
             Said::Failed(Failed { call: Call::Map, at: span(0x1000, 0x2000), errno: 22, name })

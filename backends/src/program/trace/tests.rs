@@ -73,7 +73,7 @@ fn a_reset_of_a_pseries_guest_is_one_step_with_a_window_and_target_memory() {
 }
 
 #[test]
-fn what_never_came_may_go_and_what_is_unknown_is_counted() {
+fn unmatched_removals_are_accepted_and_unknown_events_are_counted() {
     let course = course(
         "qemu-system-x86_64: warning: something\n\
          1@2.3:vfio_listener_region_del region_del 0x0 - 0xfff\n\
@@ -122,7 +122,7 @@ fn iommufds_calls_stand_in_for_a_listener_that_was_not_traced() {
 const RAM: &str = "vfio_listener_region_add_ram region_add [ram] 0x0 - 0xfff [0x7f0000000000]";
 
 #[test]
-fn a_call_that_failed_takes_back_what_the_listener_was_told() {
+fn a_failed_call_undoes_the_listener_event_before_it() {
     let bar = "vfio_listener_region_add_ram region_add [ram] 0xfa800000 - 0xfa803fff [0x7788e9d2c000]";
     let call =
         "iommufd_backend_map_dma  iommufd=1 ioas=2 iova=0xfa800000 size=0x4000 addr=0x7788e9d2c000 readonly=0 (-1)";

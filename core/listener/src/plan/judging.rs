@@ -138,7 +138,7 @@ impl<'a> Planner<'a> {
         reserved.dedup_by_key(|reserved| reserved.range);
         let mut all: Vec<_> = reserved.iter().map(ToString::to_string).collect();
         if range.last() > top {
-            all.push(format!("what is above the host's top address {top}"));
+            all.push(format!("the addresses above the host's top address {top}"));
         }
         (!all.is_empty()).then(|| format!("it would lie over {}", all.join(", and over ")))
     }

@@ -53,7 +53,7 @@ pub(super) fn judge_target(target: &TargetMemory) -> Verdict<TargetMemory> {
     let (fate, reason) = if target.memory().is_device_memory() {
         (Fate::Skipped, "another device's memory is not pinned")
     } else {
-        (Fate::PinsShared, "entries that point to it share what they pin with other spaces")
+        (Fate::PinsShared, "entries that point to it share their pins with other spaces")
     };
     Verdict::new(target.clone(), fate, reason)
 }

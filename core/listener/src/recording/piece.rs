@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_made_again() {
+    fn a_written_piece_is_read_as_the_same_piece() {
         let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x3000).expect("not zero")).expect("no wrap");
         let memory = memory.in_unit(3).backed_by(PageSize::M2);
         let range = IovaRange::with_len(Iova::new(0x10_0000), 0x1000).expect("a range");
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_what_was_expected() {
+    fn malformed_pieces_are_refused_with_the_expected_form() {
         let good = ram(0, 0xfff, 0x7000_0000);
         assert!(made(&good).is_ok());
         let cases: [(Piece, &str); 9] = [

@@ -96,7 +96,7 @@ impl Mapping {
     fn read(self) -> Result<HandedMapping, String> {
         let known = [Access::READ_WRITE, Access::READ, Access::WRITE];
         let access = known.into_iter().find(|access| access.to_string() == self.access);
-        let access = access.ok_or_else(|| format!("expected what devices may do, found \"{}\"", self.access))?;
+        let access = access.ok_or_else(|| format!("expected the access of devices, found \"{}\"", self.access))?;
         let unit = match self.unit {
             None => Unit::Whole,
             Some(bytes) => Unit::Pages(page(bytes)?),

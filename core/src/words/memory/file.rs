@@ -109,7 +109,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "makes a system call: fstatfs")]
     fn a_file_that_is_not_made_of_memory_is_refused() {
-        let null = File::open("/dev/null").expect("everybody may open it");
+        let null = File::open("/dev/null").expect("every user may open it");
         assert!(MemoryFile::new(Arc::new(null)).is_none());
     }
 
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_is_open_as_long_as_memory_holds_it() {
-        let descriptor: Arc<File> = Arc::new(File::open("/dev/null").expect("everybody may open it"));
+        let descriptor: Arc<File> = Arc::new(File::open("/dev/null").expect("every user may open it"));
         let file = MemoryFile(Source::Descriptor(descriptor.clone()));
         let memory = unbacked(0x1000, 0x1000).in_file(file, 0);
         assert_eq!(Arc::strong_count(&descriptor), 2);

@@ -104,7 +104,7 @@ fn a_run_does_not_go_on_past_the_top_of_system_memory() {
 }
 
 #[test]
-fn live_entries_are_replaced_others_put_and_those_that_stay_left_alone() {
+fn live_entries_are_replaced_new_ones_put_and_equal_ones_left_alone() {
     let mut table = low();
     write(&mut table, 0x1000, Entries::List(&list([0x2003, 0x3003])));
     let changes = write(&mut table, 0, Entries::List(&list([0x1003, 0x2003, 0x3001, 0x4003])));

@@ -97,7 +97,7 @@ pub(super) fn a_page_that_was_written_is_never_missing(bench: &mut Bench) {
     }
 }
 
-pub(super) fn an_unmap_tells_what_was_written(bench: &mut Bench) {
+pub(super) fn an_unmap_reports_the_written_pages(bench: &mut Bench) {
     bench.map_scratch();
     bench.must_map(0, 0, 4, bench.pages());
     bench.must_map(8, 8, 2, WHOLE);
@@ -111,7 +111,7 @@ pub(super) fn an_unmap_tells_what_was_written(bench: &mut Bench) {
     }
 }
 
-pub(super) fn a_replacement_tells_what_was_written(bench: &mut Bench) {
+pub(super) fn a_replacement_reports_the_written_pages(bench: &mut Bench) {
     bench.map_scratch();
     bench.must_map(0, 0, 2, bench.pages());
     let marks = start(bench);

@@ -14,7 +14,7 @@ pub(super) fn a_map_that_cannot_be_undone_is_fenced(bench: &mut Bench) {
     bench.must_map(0, 0, 1, WHOLE);
     let fence = bench.fence(2, 2);
     assert_eq!(bench.fenced_ranges(), [fence]);
-    assert_eq!(bench.mappings(fence), [], "what is fenced is not live");
+    assert_eq!(bench.mappings(fence), [], "a fenced range is not live");
     assert_eq!(bench.lookup(bench.at(2)), None);
     assert_eq!(bench.live().len(), 1);
 }

@@ -45,7 +45,7 @@ pub(super) fn a_window_of_the_kernel_is_listed(bench: &mut Bench) {
     assert_eq!(tables(bench).kernel_owned(), []);
 }
 
-pub(super) fn a_window_of_the_kernel_shows_what_the_kernel_wrote(bench: &mut Bench) {
+pub(super) fn a_kernel_owned_window_shows_the_entries_of_the_kernel(bench: &mut Bench) {
     let (_, writer) = leave(bench);
     writer.put(entry(bench, 4));
     let found = bench.lookup(bench.at(4)).expect("the kernel wrote an entry");
@@ -57,7 +57,7 @@ pub(super) fn a_window_of_the_kernel_shows_what_the_kernel_wrote(bench: &mut Ben
     assert_eq!(clipped, [half]);
 }
 
-pub(super) fn a_reclaimed_window_keeps_what_the_kernel_wrote(bench: &mut Bench) {
+pub(super) fn a_reclaimed_window_keeps_the_entries_of_the_kernel(bench: &mut Bench) {
     let (window, writer) = leave(bench);
     writer.put(entry(bench, 4));
     tables(bench).reclaim(window).expect("the window was left to the kernel");
@@ -98,7 +98,7 @@ pub(super) fn a_window_with_other_mappings_is_not_left_to_the_kernel(bench: &mut
     bench.refuses(&Kind::KernelTableDiffers, || tables(bench).hand_to_kernel(window, writer.clone()));
     assert_eq!(writer.devices(), Vec::<String>::new(), "the writer writes for no device");
     writer.put(entry(bench, 4));
-    tables(bench).hand_to_kernel(window, writer).expect("the writer knows what is mapped");
+    tables(bench).hand_to_kernel(window, writer).expect("the writer knows the mappings");
 }
 
 pub(super) fn a_kernel_that_refuses_a_device_gets_no_window(bench: &mut Bench) {

@@ -92,7 +92,7 @@ pub(super) fn a_device_goes_on_while_the_space_is_handed_over(bench: &mut Bench)
     bench.assert_writable(bench.at(5), &bench.ram(5, 1));
 }
 
-pub(super) fn a_space_can_adopt_what_it_handed_over(bench: &mut Bench) {
+pub(super) fn a_space_can_adopt_its_own_hand_over(bench: &mut Bench) {
     map_some(bench);
     let before = bench.state();
     let handover = hand_over(bench);

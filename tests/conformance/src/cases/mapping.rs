@@ -10,7 +10,7 @@ use dmaspace_core::error::Kind;
 use crate::bench::{Bench, WHOLE};
 use crate::memory::{watched, with_farewell};
 
-pub(super) fn what_is_mapped_is_found_until_it_is_unmapped(bench: &mut Bench) {
+pub(super) fn a_mapping_is_found_until_it_is_unmapped(bench: &mut Bench) {
     let memory = bench.ram(1, 2);
     bench.map(4, &memory, WHOLE).expect("the units are free");
     let found = bench.lookup(bench.at(5)).expect("the mapping is live");
@@ -115,7 +115,7 @@ pub(super) fn an_owner_may_look_at_the_space_when_it_is_dropped(bench: &mut Benc
     assert_eq!(*seen.lock().expect("the owner is dropped once"), Some(Some(None)), "the owner saw the range unmapped");
 }
 
-pub(super) fn a_device_reads_and_writes_what_is_mapped(bench: &mut Bench) {
+pub(super) fn a_device_reads_and_writes_mapped_memory(bench: &mut Bench) {
     bench.map_scratch();
     bench.must_map(4, 8, 2, WHOLE);
     for n in 0..2 {
@@ -124,7 +124,7 @@ pub(super) fn a_device_reads_and_writes_what_is_mapped(bench: &mut Bench) {
     }
 }
 
-pub(super) fn a_device_does_not_write_what_is_mapped_for_reading(bench: &mut Bench) {
+pub(super) fn a_device_does_not_write_memory_mapped_read_only(bench: &mut Bench) {
     bench.map_scratch();
     bench.map_with(bench.at(4), &bench.ram(8, 1), Access::READ, WHOLE).expect("the unit is free");
     bench.assert_readable(bench.at(4), &bench.ram(8, 1));

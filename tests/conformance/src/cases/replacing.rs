@@ -103,7 +103,7 @@ pub(super) fn a_replacement_that_cannot_be_undone_is_fenced(bench: &mut Bench) {
     assert!(!error.fenced().is_empty(), "{error}");
     assert!(bench.fenced_ranges().iter().all(|fence| error.fenced().contains(fence)), "{error}");
     assert!(error.fenced().iter().all(|fence| bench.range(1, 2).covers(*fence)), "{error}");
-    assert_eq!(bench.mappings(bench.range(1, 2)), [], "what is fenced is not live");
+    assert_eq!(bench.mappings(bench.range(1, 2)), [], "a fenced range is not live");
     let beside: Vec<_> = bench.live().into_iter().map(|mapping| mapping.range).collect();
     assert_eq!(beside, [bench.range(0, 1), bench.range(3, 1)]);
 }

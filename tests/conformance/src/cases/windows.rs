@@ -113,7 +113,7 @@ pub(super) fn a_window_is_removed_by_its_exact_range(bench: &mut Bench) {
     assert_eq!(control(bench).remove_window(window).expect("the window is there"), []);
 }
 
-pub(super) fn a_removed_window_returns_what_lived_in_it(bench: &mut Bench) {
+pub(super) fn a_removed_window_returns_its_mappings(bench: &mut Bench) {
     bench.must_map(2, 2, 2, bench.pages());
     bench.must_map(8, 8, 1, WHOLE);
     let live = bench.live();
