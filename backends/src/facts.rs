@@ -229,7 +229,7 @@ impl Facts {
         let regions = self.groups.get(&group).map_or(&[][..], |group| &group.reserved);
         let mut found = Vec::new();
         for ReservedRegion { range, kind } in regions {
-            let reserved = Reserved { range: *range, why: Why::of(kind), whose: whose.to_owned() };
+            let reserved = Reserved::new(*range, Why::of(kind), whose);
             if reserved.counts() {
                 found.push(reserved);
             }

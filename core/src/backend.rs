@@ -241,6 +241,7 @@ pub trait DirtyCalls: Send + Sync {
 
 /// The ranges that one query of the log may cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirtyReach {
     /// `true` if a query may cover gaps between mappings. iommufd reports nothing behind a gap, and no error (linux:
     /// drivers/iommu/iommufd/io_pagetable.c, iommu_read_and_clear_dirty).
@@ -249,6 +250,25 @@ pub struct DirtyReach {
     pub parts_of_mappings: bool,
     /// The greatest number of bytes that a bitmap may have.
     pub longest_bitmap: usize,
+}
+
+impl DirtyReach {
+    /// Queries over whole mappings without gaps, with bitmaps of at most this many bytes.
+    pub const fn of_whole_mappings(longest_bitmap: usize) -> Self {
+        Self { over_gaps: false, parts_of_mappings: false, longest_bitmap }
+    }
+
+    /// The same queries, also over gaps between mappings.
+    #[must_use]
+    pub const fn with_gaps(self) -> Self {
+        Self { over_gaps: true, ..self }
+    }
+
+    /// The same queries, also over parts of mappings.
+    #[must_use]
+    pub const fn with_parts_of_mappings(self) -> Self {
+        Self { parts_of_mappings: true, ..self }
+    }
 }
 
 /// Moving the addresses of mappings to another process, or to another place in this one.

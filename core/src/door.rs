@@ -34,6 +34,8 @@ use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
 
 /// An ioctl: its number, right for the architecture this was compiled for, and its name.
+///
+/// Exhaustive: the kernel knows an ioctl by its number alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The number as the kernel compares it: all 32 bits.
@@ -61,6 +63,8 @@ impl Request {
 }
 
 /// The argument of an ioctl.
+///
+/// Exhaustive: a door must pass each form on.
 #[derive(Debug)]
 pub enum Argument<'a> {
     /// No argument.
@@ -72,6 +76,8 @@ pub enum Argument<'a> {
 }
 
 /// The content of a field of the argument that holds a pointer or a descriptor.
+///
+/// Exhaustive: a door must fill in the content at the offset.
 #[derive(Debug)]
 pub struct Attachment<'a> {
     /// The offset of the field in the argument's bytes.
@@ -81,6 +87,8 @@ pub struct Attachment<'a> {
 }
 
 /// The content of a field that holds a pointer or a descriptor.
+///
+/// Exhaustive: a door must fill in each form.
 #[derive(Debug)]
 pub enum Attached<'a> {
     /// A buffer of the caller's that the kernel fills during the call; the field is its 64-bit address.
@@ -101,6 +109,7 @@ pub enum Attached<'a> {
 
 /// One ioctl to make.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Command<'a> {
     /// The request.
     pub request: Request,

@@ -12,6 +12,7 @@ use crate::words::reserved::Reserved;
 
 /// The operation that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Operation {
     /// Map memory.
     Map,
@@ -81,6 +82,7 @@ impl fmt::Display for Operation {
 
 /// The object of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Subject {
     /// Bus addresses.
     Range(IovaRange),
@@ -117,6 +119,7 @@ impl fmt::Display for Subject {
 
 /// The kind of an error, to branch on. All kinds down to [`Kind::KernelOwned`] are found before the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// The bounds are no range.
     BadRange(BadRange),

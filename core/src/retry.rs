@@ -12,6 +12,8 @@ pub const ATTEMPTS: usize = ABSENCES + 2;
 
 /// The outcome of a call that undoes something: an unmap, an unregistration, a detach, a removal. A backend decides
 /// which of its kernel's answers mean that nothing was there; [`crate::Space`] interprets no errno.
+///
+/// Exhaustive: there is no third outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undone<T = ()> {
     /// The call did its work.

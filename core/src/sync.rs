@@ -61,6 +61,7 @@ use loom::sync as imp;
 /// module's table names each lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "the module's table explains each")]
+#[non_exhaustive]
 pub enum Rank {
     GuestConnection,
     GuestTables,

@@ -274,7 +274,7 @@ fn names_and_reserved_ranges_do_not_wait_for_an_attach() {
         }
         Ok(())
     });
-    let reserved = Reserved { range: range(0xfee0_0000, 0xfeef_ffff), why: Why::Msi, whose: "slow".into() };
+    let reserved = Reserved::new(range(0xfee0_0000, 0xfeef_ffff), Why::Msi, "slow");
     let slow: Arc<dyn Attachable> =
         Arc::new(Device { name: "slow", script, reserved: vec![reserved.clone()], detached: Undone::Done(()) });
     let space = space(obliging());

@@ -64,7 +64,7 @@ impl DirtyCalls for Ioas {
     }
 
     fn reach(&self) -> DirtyReach {
-        DirtyReach { over_gaps: false, parts_of_mappings: false, longest_bitmap: LONGEST_BITMAP }
+        DirtyReach::of_whole_mappings(LONGEST_BITMAP)
     }
 
     /// Makes one call per page table, since a device writes through one of them. The range must be one whole mapping,

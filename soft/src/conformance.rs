@@ -34,6 +34,8 @@ pub struct Row {
 }
 
 /// The kinds of context. Each is fresh: a group has joined it (or a device is attached), and no request was made.
+///
+/// Exhaustive: a runner of rows must know each context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// A type1 v2 container.
@@ -53,6 +55,8 @@ pub enum Dialect {
 }
 
 /// The hosts on which a row holds.
+///
+/// Exhaustive: a runner of rows must know each condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Only {
     /// Every host that has the dialect.
@@ -64,6 +68,8 @@ pub enum Only {
 }
 
 /// The things a row leaves behind.
+///
+/// Exhaustive: a runner of rows must know each remainder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Leaves {
     /// Nothing.
@@ -140,6 +146,8 @@ pub enum Act {
 }
 
 /// A bus address.
+///
+/// Exhaustive: a runner of rows must know each form.
 #[derive(Clone, Copy, Debug)]
 pub enum BusAddress {
     /// The first byte of this page, counted from 1 MiB.
@@ -153,6 +161,8 @@ pub enum BusAddress {
 }
 
 /// A number of bytes.
+///
+/// Exhaustive: a runner of rows must know each form.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
     /// A number of pages.
@@ -162,6 +172,8 @@ pub enum Length {
 }
 
 /// Memory of the site.
+///
+/// Exhaustive: a runner of rows must know each memory.
 #[derive(Clone, Copy, Debug)]
 pub enum Memory {
     /// The first or second page.
@@ -209,6 +221,8 @@ pub enum ExpectedAnswer {
 }
 
 /// A place to check rows on.
+///
+/// Exhaustive: a runner of rows must provide each part.
 pub struct Site<'a> {
     /// The door.
     pub door: &'a dyn Door,
@@ -228,6 +242,8 @@ pub struct Site<'a> {
 }
 
 /// Memory with faults. Where it is `None`, the address in the request is zero.
+///
+/// Exhaustive: a runner of rows must provide each.
 #[derive(Clone, Debug)]
 pub struct Flawed {
     /// A page that does not exist.

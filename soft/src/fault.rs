@@ -4,6 +4,7 @@ use dmaspace_core::door::Errno;
 
 /// A fault to inject into one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FaultPlan {
     /// The number of the call: 1 is the next one. Opening and every ioctl count, closing does not.
     pub at: u64,
@@ -16,6 +17,8 @@ pub struct FaultPlan {
 }
 
 /// The effect of a fault on its call.
+///
+/// Exhaustive: a sweep over all faults must try each effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultMode {
     /// The call fails without an effect: out of memory, interrupted, an old kernel.
@@ -47,6 +50,12 @@ impl FaultPlan {
     #[must_use]
     pub const fn of(self, call: &'static str) -> Self {
         Self { call: Some(call), ..self }
+    }
+
+    /// Comes `calls` calls later.
+    #[must_use]
+    pub const fn later(self, calls: u64) -> Self {
+        Self { at: self.at.saturating_add(calls), ..self }
     }
 
     /// Makes the call fail with `errno`.

@@ -200,7 +200,7 @@ unsafe impl Door for SoftHost {
             // A process that has never locked memory has no account yet.
             let account = system.processes.get(&self.process).map(|process| &process.account);
             let (locked, pinned) = account.map_or((0, 0), |account| (account.locked.now, account.pinned.now));
-            Some(LockedMemory { limit: system.limit, locked, pinned })
+            Some(LockedMemory::new(system.limit, locked, pinned))
         })
     }
 

@@ -20,6 +20,7 @@ mod hex;
 /// The description of a host, as far as devices' DMA is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct Profile {
     /// The name of the host.
     pub name: String,
@@ -46,6 +47,8 @@ pub struct Profile {
 
 /// A processor architecture. Request numbers are always those this library was compiled for: a POWER host can run on a
 /// PC.
+///
+/// Exhaustive: the facts of a host name each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub enum Architecture {
@@ -61,6 +64,8 @@ pub enum Architecture {
 }
 
 /// A kernel interface to the IOMMU.
+///
+/// Exhaustive: a survey tries each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
 pub enum KernelInterface {
@@ -75,6 +80,7 @@ pub enum KernelInterface {
 /// An IOMMU with fixed windows: everything up to the last address, except for reserved ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct FixedIommu {
     /// The page sizes as a mask: bit n stands for 2^n bytes.
     #[cfg_attr(feature = "serde", serde(with = "hex"))]
@@ -89,6 +95,8 @@ pub struct FixedIommu {
 }
 
 /// A range that cannot be mapped.
+///
+/// Exhaustive: the kernel's three words in sysfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct ReservedProfile {
@@ -104,6 +112,8 @@ pub struct ReservedProfile {
 
 /// The reason for a reservation, in the kernel's words of `/sys/kernel/iommu_groups/<n>/reserved_regions` (linux:
 /// drivers/iommu/iommu.c, iommu_group_resv_type_string).
+///
+/// Exhaustive: the kernel's words in sysfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Reason {
@@ -120,6 +130,7 @@ pub enum Reason {
 /// An IOMMU whose windows are tables of TCEs that are created and removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct TceIommu {
     /// The manager of the tables.
     pub platform: TceManager,
@@ -145,6 +156,8 @@ pub struct TceIommu {
 }
 
 /// The manager of TCE tables.
+///
+/// Exhaustive: Linux has two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "lowercase"))]
 pub enum TceManager {
@@ -157,6 +170,7 @@ pub enum TceManager {
 /// The limits of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct ProcessLimits {
     /// RLIMIT_MEMLOCK in bytes; absent for a process with CAP_IPC_LOCK, which has no limit.
     #[cfg_attr(feature = "serde", serde(default))]
@@ -168,6 +182,7 @@ pub struct ProcessLimits {
 /// An IOMMU group that is bound to VFIO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct Group {
     /// The group's number, as in `/dev/vfio/<number>`.
     pub number: u32,
@@ -188,6 +203,8 @@ pub struct Group {
 }
 
 /// A PCI device.
+///
+/// Exhaustive: the kernel names a device by these alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
 pub struct DeviceProfile {
@@ -199,6 +216,8 @@ pub struct DeviceProfile {
 }
 
 /// A kernel's version, as in "6.12".
+///
+/// Exhaustive: the numbers that order kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(try_from = "String", into = "String"))]
 pub struct KernelVersion {
@@ -389,6 +408,36 @@ impl Profile {
         self
     }
 
+    /// The same host with this kernel.
+    #[must_use]
+    pub fn with_kernel(self, kernel: KernelVersion) -> Self {
+        Self { kernel, ..self }
+    }
+
+    /// The same host with these limits of a process.
+    #[must_use]
+    pub fn with_limits(self, limits: ProcessLimits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The same host with pages of this many bytes.
+    #[must_use]
+    pub fn with_host_page(self, host_page: u64) -> Self {
+        Self { host_page, ..self }
+    }
+
+    /// The same host with these interfaces to its IOMMU.
+    #[must_use]
+    pub fn with_backends(self, backends: Vec<KernelInterface>) -> Self {
+        Self { backends, ..self }
+    }
+
+    /// The same host with this IOMMU of fixed windows.
+    #[must_use]
+    pub fn with_fixed_iommu(self, fixed: Option<FixedIommu>) -> Self {
+        Self { fixed, ..self }
+    }
+
     /// Checks that a soft host can be made of the profile.
     ///
     /// # Errors
@@ -452,6 +501,13 @@ impl Profile {
             }
         }
         Ok(())
+    }
+}
+
+impl ProcessLimits {
+    /// The limits of a process: bytes it may lock (`None` without a limit), and mappings of a type1 container.
+    pub const fn new(memlock: Option<u64>, dma_entries: u32) -> Self {
+        Self { memlock, dma_entries }
     }
 }
 

@@ -4,7 +4,7 @@ use dmaspace_abi::spapr::{self, EehPeOp};
 use dmaspace_abi::vfio;
 use dmaspace_core::backend::EehCalls;
 use dmaspace_core::contract::eeh::{PeOperation, Reset, Thaw};
-use dmaspace_core::door::{Command, Failure, OwnedHandle};
+use dmaspace_core::door::{Cause, Command, Failure, OwnedHandle};
 use zerocopy::IntoBytes;
 
 use crate::Spapr;
@@ -17,13 +17,13 @@ pub(crate) fn is_available(container: &OwnedHandle) -> bool {
 
 /// Makes one call. A positive result is a state for [`PeOperation::State`], and a failure otherwise.
 pub(crate) fn operate(container: &OwnedHandle, operation: PeOperation) -> Result<i32, Failure> {
-    let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation) };
+    let mut op = EehPeOp { argsz: EehPeOp::SIZE, flags: 0, op: number_of(operation)? };
     let command = Command::with_bytes(spapr::EEH_PE_OP, op.as_mut_bytes());
     if operation == PeOperation::State { container.ask(command) } else { container.call(command).map(|()| 0) }
 }
 
-fn number_of(operation: PeOperation) -> u32 {
-    match operation {
+fn number_of(operation: PeOperation) -> Result<u32, Failure> {
+    Ok(match operation {
         PeOperation::Enable => spapr::EEH_ENABLE,
         PeOperation::Disable => spapr::EEH_DISABLE,
         PeOperation::State => spapr::EEH_GET_STATE,
@@ -33,7 +33,8 @@ fn number_of(operation: PeOperation) -> u32 {
         PeOperation::Reset(Reset::Fundamental) => spapr::EEH_RESET_FUNDAMENTAL,
         PeOperation::Reset(Reset::Deactivate) => spapr::EEH_RESET_DEACTIVATE,
         PeOperation::Configure => spapr::EEH_CONFIGURE,
-    }
+        _ => return Err(Failure::refused(spapr::EEH_PE_OP.name, Cause::Other, "this backend has no such operation")),
+    })
 }
 
 impl EehCalls for Spapr {

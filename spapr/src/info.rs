@@ -102,7 +102,7 @@ pub(crate) fn fixed_window(info: &TceInfo) -> Result<Window, Failure> {
     if !range.is_aligned_to(PageSize::K4) {
         return Err(malformed("its window is not made of pages of 4K"));
     }
-    Ok(Window { range, page_sizes: PageSizes::only(PageSize::K4) })
+    Ok(Window::new(range, PageSizes::only(PageSize::K4)))
 }
 
 #[cfg(test)]

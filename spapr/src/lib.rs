@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn low_window() -> WindowRequest {
-        WindowRequest { range: range(0, 1 << 30), page: PageSize::K4 }
+        WindowRequest::new(range(0, 1 << 30), PageSize::K4)
     }
 
     fn memory() -> HostMemory {

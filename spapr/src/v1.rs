@@ -220,11 +220,8 @@ mod tests {
     }
 
     fn window() -> Windows {
-        Windows::new(vec![Window {
-            range: range(2 * GIB, GIB),
-            page_sizes: dmaspace_core::PageSizes::only(PageSize::K4),
-        }])
-        .expect("one window overlaps nothing")
+        Windows::new(vec![Window::new(range(2 * GIB, GIB), dmaspace_core::PageSizes::only(PageSize::K4))])
+            .expect("one window overlaps nothing")
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Tables {
         if self.granted.iter().any(|window| window.range.overlaps(range)) {
             return Err(malformed_grant("it overlaps another window"));
         }
-        let window = Window { range, page_sizes: PageSizes::only(request.page) };
+        let window = Window::new(range, PageSizes::only(request.page));
         self.granted.push(window);
         Ok(window)
     }
@@ -156,7 +156,7 @@ mod tests {
 
     fn window(first: u64, len: u64, page: PageSize) -> Window {
         let range = IovaRange::with_len(Iova::new(first), len).expect("it does not wrap");
-        Window { range, page_sizes: PageSizes::only(page) }
+        Window::new(range, PageSizes::only(page))
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Fixture {
         }
         if let Some(control) = self.space.powers().window_control {
             let range = IovaRange::with_len(Iova::new(0), 1 << 30).expect("a range of the fixture");
-            control.create_window(WindowRequest { range, page: PageSize::K4 }).expect("a window of 1 GiB at 0");
+            control.create_window(WindowRequest::new(range, PageSize::K4)).expect("a window of 1 GiB at 0");
         }
         let first = self.ram.slice(0, 1 << 20);
         self.space.map(MapRequest::new(Iova::new(0), &first, Access::READ_WRITE)).expect("nothing is mapped yet");

@@ -47,8 +47,8 @@ pub fn limit_met_in_the_middle_of_a_commit(fixture: &mut Fixture) {
     let refusal = listener.commit(all.clone()).expect_err("two of three fit");
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
     let (taken, payer) = (before.taken + 2 * MIB, before.payer);
-    let allowance = Some(Allowance { limit: Some(allowed), taken, payer });
-    assert_eq!(error.kind(), Kind::PinLimit(PinLimit { wanted: Some(MIB), allowance }), "{error}");
+    let allowance = Some(Allowance::new(Some(allowed), taken, payer));
+    assert_eq!(error.kind(), Kind::PinLimit(PinLimit::new(Some(MIB), allowance)), "{error}");
     let short = format!("{MIB} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK)");
     assert!(error.to_string().contains(&format!("{short}, {taken} of them taken")), "{error}");
     assert_eq!((fenced.as_slice(), error.fenced()), (&[][..], &[][..]), "{error}");

@@ -208,7 +208,7 @@ impl Guest {
         };
         let page_sizes = place.page_sizes.up_to(most).map(|sizes| PageSizes::only(sizes.smallest()))?;
         let fits = len.is_power_of_two() && place.holds(len) && len >= page_sizes.smallest().bytes();
-        Some(Window { range: IovaRange::with_len(place.first, len).ok().filter(|_| fits)?, page_sizes })
+        Some(Window::new(IovaRange::with_len(place.first, len).ok().filter(|_| fits)?, page_sizes))
     }
 
     /// The memory that devices reach through these windows of a host.

@@ -112,7 +112,7 @@ fn k1_pages_behind_a_gap_are_reported() {
 
 #[test]
 fn the_rest_of_a_large_page_is_not_lost() {
-    let tracked = Tracked::new(Profile { fixed: Profile::vtd().fixed, ..Profile::vtd_ssads() });
+    let tracked = Tracked::new(Profile::vtd_ssads().with_fixed_iommu(Profile::vtd().fixed));
     let ram = Ram::new(6 << 20);
     let offset = ram.all().address().next_multiple_of(2 * MIB) - ram.all().address();
     let block = ram.slice(offset, 2 * MIB);
@@ -178,7 +178,7 @@ fn pages_written_before_a_device_left_are_reported() {
 #[test]
 fn on_hosts_that_cannot_log_everything_counts_and_an_old_kernel_is_asked_once() {
     let old = KernelVersion { major: 6, minor: 6 };
-    for (profile, questions) in [(Profile::vtd(), 2), (Profile { kernel: old, ..Profile::vtd_ssads() }, 1)] {
+    for (profile, questions) in [(Profile::vtd(), 2), (Profile::vtd_ssads().with_kernel(old), 1)] {
         let mut tracked = Tracked::new(profile);
         tracked.add(1);
         let ram = Ram::new(1 << 20);

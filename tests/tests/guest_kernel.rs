@@ -33,8 +33,9 @@ impl World {
         let soft = host("powernv9");
         let opened = open(&soft, backend);
         let placed = Layout::pseries(0).placed_on([opened.space.space()]);
+        let mut layout = placed.unwrap_or(Layout::pseries(0));
         // Small, since every look into the kernel's table reads all of it.
-        let layout = Layout { default_window: range(0, 16 << 20), ..placed.unwrap_or(Layout::pseries(0)) };
+        layout.default_window = range(0, 16 << 20);
         let guest = SpaprGuest::new(layout);
         let kvm = SoftKvm::new(&soft, guest.ram());
         Self { guest: guest.with_kernel(kvm.tables()), kvm, soft, opened }

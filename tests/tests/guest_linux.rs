@@ -164,8 +164,9 @@ fn replay(trace: &str, page_sizes: u64) -> Took {
     let soft = host("powernv9");
     let opened = open(&soft, BackendKind::Spapr);
     let space = opened.space.space().as_ref();
-    let page_sizes = PageSizes::from_mask(page_sizes).expect("some");
-    let mut guest = SpaprGuest::with_ram(Layout { page_sizes, ..Layout::pseries(0) }, 512 * MIB);
+    let mut layout = Layout::pseries(0);
+    layout.page_sizes = PageSizes::from_mask(page_sizes).expect("some");
+    let mut guest = SpaprGuest::with_ram(layout, 512 * MIB);
     guest.attach(&opened).expect("an empty view fits");
     assert_eq!(guest.reset(), 0);
     soft.reset_calls();

@@ -56,7 +56,8 @@ impl Round {
     fn with_device() -> Self {
         let soft = host("powernv9");
         let opened = open(&soft, BackendKind::Spapr);
-        let layout = Layout { default_window: range(0, 1 << 20), ..Layout::pseries(0) };
+        let mut layout = Layout::pseries(0);
+        layout.default_window = range(0, 1 << 20);
         let guest = SpaprGuest::new(layout);
         let kvm = SoftKvm::new(&soft, guest.ram());
         let mut guest = guest.with_kernel(kvm.tables());

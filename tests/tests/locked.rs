@@ -48,11 +48,11 @@ fn map(space: &dyn PciAddressSpace, at: u64, memory: &HostMemory, unit: Unit) ->
 }
 
 fn window(len: u64) -> WindowRequest {
-    WindowRequest { range: IovaRange::with_len(Iova::new(0), len).expect("a proper range"), page: PageSize::K4 }
+    WindowRequest::new(IovaRange::with_len(Iova::new(0), len).expect("a proper range"), PageSize::K4)
 }
 
 fn short(wanted: u64, limit: u64, taken: u64, payer: AccountingMode) -> Kind {
-    Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance: Some(Allowance { limit: Some(limit), taken, payer }) })
+    Kind::PinLimit(PinLimit::new(Some(wanted), Some(Allowance::new(Some(limit), taken, payer))))
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn freeze_and_recover(backend: BackendKind) {
     let memory = dmaspace_tests::ram::Ram::new(1 << 20);
     if let (Some(registration), Some(control)) = (space.powers().registration, space.powers().window_control) {
         registration.register(memory.all()).expect("there is room");
-        let request = dmaspace_core::contract::WindowRequest { range: range(0, 64 * MIB), page: PageSize::K4 };
+        let request = dmaspace_core::contract::WindowRequest::new(range(0, 64 * MIB), PageSize::K4);
         control.create_window(request).expect("there is a slot");
     }
     space

@@ -78,7 +78,7 @@ impl RegistrationFixture {
         let windows = (0..self.opened.len()).flat_map(|n| {
             let space = self.space(n);
             let table = |window: &Window| {
-                let request = WindowRequest { range: window.range, page: window.granule() };
+                let request = WindowRequest::new(window.range, window.granule());
                 space.powers().window_control.map_or(0, |control| control.table_bytes(request))
             };
             space.windows().windows.iter().map(table).collect::<Vec<_>>()

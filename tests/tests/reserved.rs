@@ -166,7 +166,7 @@ fn a_device_over_whose_region_memory_is_mapped_is_refused_with_both_named() {
 
 /// A PC of that kernel, of whose second device the firmware wants memory mapped one to one.
 fn kept_by_firmware(kernel: KernelVersion) -> Arc<SoftHost> {
-    let mut profile = Profile { kernel, ..Profile::vtd() };
+    let mut profile = Profile::vtd().with_kernel(kernel);
     profile.groups[1].reserved.push(ReservedProfile { first: 0x8000_0000, last: 0x800f_ffff, reason: Reason::Direct });
     SoftHost::new(profile).expect("it makes sense")
 }

@@ -64,10 +64,9 @@ fn a_device_whose_attach_fails_reaches_nothing_or_is_known_to_the_space() {
         let other = soft.profile().groups[1].number;
         let node = OwnedHandle::open(soft.clone(), format!("/dev/vfio/{other}").as_ref(), HandleKind::Group);
         let group = Arc::new(VfioGroup::new(node.expect("the node opens"), "other", BackendKind::Type1));
-        let info =
-            FaultPlan { at: 2, call: Some("VFIO_IOMMU_GET_INFO"), mode: FaultMode::FailBefore, errno: Errno::EIO };
-        let stays = |at| FaultPlan { at, call: Some("VFIO_GROUP_UNSET_CONTAINER"), errno: Errno::EBUSY, ..info };
-        let plans: Vec<_> = [info].into_iter().chain((1..=failures).map(stays)).collect();
+        let info = FaultPlan::nth(2, FaultMode::FailBefore).of("VFIO_IOMMU_GET_INFO");
+        let stays = FaultPlan::nth(0, FaultMode::FailBefore).of("VFIO_GROUP_UNSET_CONTAINER").with(Errno::EBUSY);
+        let plans: Vec<_> = [info].into_iter().chain((1..=failures).map(|n| stays.later(n))).collect();
         soft.plan_faults(&plans);
         space.attach(group.clone()).expect_err("the windows cannot be read");
         soft.plan_faults(&[]);

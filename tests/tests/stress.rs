@@ -198,7 +198,7 @@ fn windows(shared: &Shared, draws: &mut Draws) -> Result<(), Error> {
     let Some(control) = shared.space.powers().window_control else { return Ok(()) };
     let window = range(SECOND_WINDOW, WINDOW);
     if draws.below(2) == 0 {
-        return control.create_window(WindowRequest { range: window, page: PageSize::K4 }).map(|_| ());
+        return control.create_window(WindowRequest::new(window, PageSize::K4)).map(|_| ());
     }
     control.remove_window(window).map(|_| ())
 }
@@ -265,9 +265,7 @@ fn open(preset: &str, backend: BackendKind, pool: bool) -> (Arc<SoftHost>, Opene
     let host = soft::host(preset);
     let opened = if pool { soft::open_in_a_pool(&host) } else { soft::open(&host, backend) };
     if let Some(control) = opened.space.space().powers().window_control {
-        control
-            .create_window(WindowRequest { range: range(0, WINDOW), page: PageSize::K4 })
-            .expect("there is no window");
+        control.create_window(WindowRequest::new(range(0, WINDOW), PageSize::K4)).expect("there is no window");
     }
     (host, opened)
 }

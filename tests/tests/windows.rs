@@ -188,7 +188,7 @@ fn a_window_whose_pages_prove_too_large_is_created_again_before_the_first_entry(
         .powers()
         .window_control
         .expect("POWER")
-        .table_bytes(WindowRequest { range: range(0, 16 * MIB), page: PageSize::K4 });
+        .table_bytes(WindowRequest::new(range(0, 16 * MIB), PageSize::K4));
     assert_eq!(fixture.soft.ledger().locked, 8 * MIB + table, "the first table was given back");
 
     // What comes later finds a window that will do, and any page can go.

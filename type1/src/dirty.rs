@@ -63,7 +63,7 @@ impl DirtyCalls for Type1 {
     fn reach(&self) -> DirtyReach {
         let longest = self.dirty_limits().map_or(0, |limits| limits.longest_bitmap);
         let longest_bitmap = usize::try_from(longest).unwrap_or(usize::MAX);
-        DirtyReach { over_gaps: true, parts_of_mappings: false, longest_bitmap }
+        DirtyReach::of_whole_mappings(longest_bitmap).with_gaps()
     }
 
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {

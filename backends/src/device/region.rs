@@ -30,6 +30,8 @@ pub struct Region {
 }
 
 /// A part of a region.
+///
+/// Exhaustive: an area has no more than bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionArea {
     /// The offset of the first byte in the region.

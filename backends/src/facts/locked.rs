@@ -43,7 +43,7 @@ pub(super) fn locked_memory_in(status: &str, limits: &str) -> Option<LockedMemor
     let (limit, _) = lock_limits(limits)?;
     let lifted = may_lock(status) == Some(true);
     let limit = if lifted { None } else { limit };
-    Some(LockedMemory { limit, locked: bytes_of(status, "VmLck")?, pinned: bytes_of(status, "VmPin")? })
+    Some(LockedMemory::new(limit, bytes_of(status, "VmLck")?, bytes_of(status, "VmPin")?))
 }
 
 /// A size in /proc/self/status, in bytes.

@@ -216,8 +216,8 @@ fn names_that_are_no_addresses_are_passed_over() {
 fn the_limit_and_the_locked_bytes_come_from_two_files() {
     let limits = "Max locked memory         8388608              8388608              bytes\n";
     let status = |effective: &str| format!("VmLck:\t    1024 kB\nVmPin:\t       4 kB\nCapEff:\t{effective}\n");
-    let limited = LockedMemory { limit: Some(8 << 20), locked: 1 << 20, pinned: 4096 };
-    let free = LockedMemory { limit: None, ..limited };
+    let limited = LockedMemory::new(Some(8 << 20), 1 << 20, 4096);
+    let free = LockedMemory::new(None, 1 << 20, 4096);
     assert_eq!(locked_memory_in(&status("0000000000000000"), limits), Some(limited));
     assert_eq!(locked_memory_in(&status("0000000000004000"), limits), Some(free), "CAP_IPC_LOCK lifts the limit");
     let unlimited = "Max locked memory         unlimited            unlimited            bytes\n";

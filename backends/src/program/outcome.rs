@@ -186,7 +186,7 @@ fn tables(space: &dyn PciAddressSpace) -> u64 {
 }
 
 fn request_of(window: &Window) -> WindowRequest {
-    WindowRequest { range: window.range, page: window.granule() }
+    WindowRequest::new(window.range, window.granule())
 }
 
 /// The fate of every range of `guest`, in the words of `report` or, where a listener has no question, of `reasons`.

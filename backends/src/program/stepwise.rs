@@ -59,7 +59,10 @@ fn front(course: &Course, hints: bool) -> FrontEnd {
     match course.front.clone() {
         None => front_end(hints),
         Some(front) if hints => front,
-        Some(front) => FrontEnd { cuts: Vec::new(), chunk: None, ..front },
+        Some(mut front) => {
+            (front.cuts, front.chunk) = (Vec::new(), None);
+            front
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use dmaspace_listener::section::FrontEnd;
 use serde::Deserialize;
 
 /// An event of the recorded listener.
+///
+/// Exhaustive: a replay must repeat each event.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The recording begins. This is the first event, and only the first.
@@ -46,6 +48,7 @@ pub enum Event {
 
 /// An event and its line.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Numbered {
     /// The number of the line, from 1.
     pub line: usize,
@@ -55,6 +58,7 @@ pub struct Numbered {
 
 /// The result of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The line of the result.
     pub line: usize,
@@ -67,6 +71,7 @@ pub struct Outcome {
 /// A line that does not follow the format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]
+#[non_exhaustive]
 pub struct BadRecording {
     /// The number of the line, from 1.
     pub line: usize,

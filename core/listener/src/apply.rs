@@ -154,7 +154,7 @@ impl Work<'_> {
         let windows = self.space.windows().windows;
         let no_window = || Error::new(Operation::RemoveWindow, range, Kind::NoSuchWindow);
         let page = windows.covering(range).ok_or_else(no_window)?.granule();
-        Ok(Done::WindowRemoved(WindowRequest { range, page }, control.remove_window(range)?))
+        Ok(Done::WindowRemoved(WindowRequest::new(range, page), control.remove_window(range)?))
     }
 
     fn create_window(&self, request: WindowRequest) -> Result<Done, Error> {

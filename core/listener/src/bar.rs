@@ -26,6 +26,8 @@ pub struct Bar {
 }
 
 /// A part of a BAR that this process mapped: all of it, or one of the areas of VFIO's sparse mmap capability.
+///
+/// Exhaustive: an area has no more than a place and memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Area {
     /// The offset of its first byte in the BAR.
@@ -35,6 +37,8 @@ pub struct Area {
 }
 
 /// The device's MSI-X structures, as far as they lie in one BAR.
+///
+/// Exhaustive: the PCI capability has no more structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Msix {
     /// The number of vectors.
@@ -47,6 +51,7 @@ pub struct Msix {
 
 /// The reason why a description is of no BAR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadBar {
     /// An area, or an MSI-X structure, reaches past the end.
     #[error("the {what} at {offset:#x} of {name} reaches past its {size:#x} bytes")]
@@ -67,6 +72,7 @@ pub enum BadBar {
 
 /// Places of the MSI-X structures that cost no page of the BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Relocation {
     /// The size of the BAR with the structures at its end, as the guest would see it.
     pub size: u64,

@@ -291,7 +291,7 @@ impl Shared {
         for range in missing {
             let Some(memory) = self.memory_of(*range) else { continue };
             let unit = Unit::Pages(self.granule);
-            let mapping = Mapping { range: *range, memory, access: self.access, unit };
+            let mapping = Mapping::new(*range, memory, self.access, unit);
             steps.push(Step::Map(mapping, Need::Required));
         }
         Ok(Plan::of(steps))

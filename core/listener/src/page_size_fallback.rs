@@ -52,7 +52,7 @@ impl SmallerPages {
 
     /// The window to create in place of the one there is.
     pub(super) fn request(self) -> WindowRequest {
-        WindowRequest { range: self.window, page: self.to }
+        WindowRequest::new(self.window, self.to)
     }
 
     /// Returns whether the platform would put the window where it is now.
@@ -81,7 +81,7 @@ impl SmallerPages {
         if !follows_page || has_unit_of_its_own(mapping.range, report) {
             return mapping;
         }
-        Mapping { unit: Unit::Pages(self.to), ..mapping }
+        Mapping::new(mapping.range, mapping.memory, mapping.access, Unit::Pages(self.to))
     }
 
     /// Corrects the pages that the report's reasons name.

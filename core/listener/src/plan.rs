@@ -257,7 +257,7 @@ impl<'a> Planner<'a> {
             let memory = range.len().and_then(|len| run.memory.slice(run.range.offset_of(range.first()), len.get()));
             debug_assert!(memory.is_some(), "a run is as long as its memory");
             let access = run.access;
-            pieces.extend(memory.map(|memory| Mapping { range, memory, access, unit }));
+            pieces.extend(memory.map(|memory| Mapping::new(range, memory, access, unit)));
         }
         pieces
     }

@@ -19,6 +19,8 @@ pub use dmaspace_core::words::json::{Hex, JsonWindow};
 pub const VERSION: u32 = 1;
 
 /// One event that happened, or is about to.
+///
+/// Exhaustive: another event needs another [`VERSION`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Line {
@@ -66,6 +68,8 @@ pub enum Line {
 }
 
 /// The outcome of an event.
+///
+/// Exhaustive: another outcome needs another [`VERSION`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ending {
@@ -89,6 +93,8 @@ impl Ending {
 }
 
 /// The fate of required sections that lose bytes.
+///
+/// Exhaustive: another fate needs another [`VERSION`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecordedShrink {
@@ -101,6 +107,7 @@ pub enum RecordedShrink {
 /// A range in which later changes are expected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RecordedCuts {
     /// The first bus address.
     pub first: Hex,
@@ -113,6 +120,7 @@ pub struct RecordedCuts {
 /// A space that is served, as far as a reader can use it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RecordedSpace {
     /// The backend's name.
     pub backend: String,

@@ -53,6 +53,7 @@ pub enum Backing {
 
 /// The guest's need for a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Need {
     /// The guest needs the section: if a host cannot provide it, the commit fails as a whole.
     Required,
@@ -245,6 +246,7 @@ impl fmt::Display for TargetMemory {
 
 /// The fate of a required section whose ends are not aligned to the window's smallest page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Shrink {
     /// It is refused, and with it the commit.
     #[default]
@@ -256,6 +258,8 @@ pub enum Shrink {
 
 /// A range in which a front end expects later changes, so that mappings are cut there now: a kernel can only unmap
 /// whole mappings.
+///
+/// Exhaustive: a range and a step say it all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cuts {
     /// The range of expected changes. Its two ends are cuts as well.
@@ -266,6 +270,7 @@ pub struct Cuts {
 
 /// A front end's facts about the guest's bus, given once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FrontEnd {
     /// The fate of required sections that lose bytes.
     pub shrink: Shrink,

@@ -221,10 +221,10 @@ impl fmt::Display for SpaceState {
 impl SpaceState {
     /// Writes windows, mappings, registrations, fences and warnings, one a line.
     fn fmt_parts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Window { range, page_sizes } in &self.windows {
+        for Window { range, page_sizes, .. } in &self.windows {
             writeln!(f, "  window {range}: {page_sizes} pages")?;
         }
-        for LiveMapping { mapping: Mapping { range, memory, access, unit }, owners } in &self.mappings {
+        for LiveMapping { mapping: Mapping { range, memory, access, unit, .. }, owners } in &self.mappings {
             let unit = match unit {
                 Unit::Whole => String::new(),
                 Unit::Pages(page) => format!(" in {page} pages"),
@@ -237,7 +237,7 @@ impl SpaceState {
         for Registration { memory, owners } in &self.shared_pins {
             writeln!(f, "  pins shared of {memory}: {}", named(owners))?;
         }
-        for Fence { range, cause } in &self.fences {
+        for Fence { range, cause, .. } in &self.fences {
             writeln!(f, "  fence {range}: {cause}")?;
         }
         for RecurringWarning { warning, times } in &self.warnings {

@@ -166,7 +166,7 @@ impl WindowPlanner<'_> {
         plan.come_first = !plan.removed.is_empty() && have_room(&created, offer, now);
         let mut after = kept;
         for request in &created {
-            after.push(Window { range: request.range, page_sizes: PageSizes::only(request.page) });
+            after.push(Window::new(request.range, PageSizes::only(request.page)));
         }
         let after = Windows::new(after);
         debug_assert!(after.is_ok(), "sections are disjoint, and the RAM's window was checked against them");
@@ -214,12 +214,12 @@ impl WindowPlanner<'_> {
     /// begin.
     fn ram_window_over(&self, hull: IovaRange, translated: &[WindowRequest]) -> Result<WindowRequest, String> {
         if let Some(window) = self.ram_window_there(hull, translated) {
-            return Ok(WindowRequest { range: window.range, page: window.granule() });
+            return Ok(WindowRequest::new(window.range, window.granule()));
         }
         let Some(request) = self.offer.places.iter().find_map(|place| {
             let page = self.ram_page(place.page_sizes)?;
             let range = window_from(place.first, hull, page)?;
-            if place.holds(range.len()?.get()) { Some(WindowRequest { range, page }) } else { None }
+            if place.holds(range.len()?.get()) { Some(WindowRequest::new(range, page)) } else { None }
         }) else {
             return Err("no window of the host reaches all of the guest's RAM".to_string());
         };
@@ -308,7 +308,7 @@ fn translated_window(range: IovaRange, limit: PageSize, offer: &WindowOffer) -> 
         ));
     };
     if range.is_aligned_to(page) {
-        Ok(WindowRequest { range, page })
+        Ok(WindowRequest::new(range, page))
     } else {
         Err(format!("its bounds are no multiples of {page}"))
     }

@@ -198,8 +198,8 @@ struct Scene {
     told: Arc<Told>,
 }
 
-const OVER_GAPS: DirtyReach = DirtyReach { over_gaps: true, parts_of_mappings: false, longest_bitmap: 256 << 20 };
-const IN_PARTS: DirtyReach = DirtyReach { over_gaps: false, parts_of_mappings: true, longest_bitmap: 256 << 20 };
+const OVER_GAPS: DirtyReach = DirtyReach::of_whole_mappings(256 << 20).with_gaps();
+const IN_PARTS: DirtyReach = DirtyReach::of_whole_mappings(256 << 20).with_parts_of_mappings();
 
 fn scene_of(reach: DirtyReach, tells_with_unmap: bool, fails_each: u64) -> Scene {
     let (iommu, questions, told) = (Arc::default(), Arc::default(), Arc::new(Told::default()));
@@ -319,7 +319,7 @@ fn a_mapping_larger_than_the_bitmap_is_asked_about_in_parts_or_with_a_larger_bit
 
 #[test]
 fn a_mapping_that_no_bitmap_covers_is_told_whole_and_said() {
-    let scene = scene_of(DirtyReach { longest_bitmap: 8, ..OVER_GAPS }, false, 0);
+    let scene = scene_of(DirtyReach::of_whole_mappings(8).with_gaps(), false, 0);
     scene.map(0, 65, Unit::Whole);
     let error = scene.space.sync(IovaRange::all()).expect_err("65 pages need two words");
     assert_eq!(error.kind(), Kind::BadReply);

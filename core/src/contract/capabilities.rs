@@ -43,6 +43,8 @@ impl Capabilities {
 }
 
 /// The form in which a kernel keeps the result of a map call.
+///
+/// Exhaustive: a plan and the index of a space handle each form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MappingModel {
     /// The mapping as a whole: only whole mappings can be unmapped, and a map over a live one is refused (type1,
@@ -54,6 +56,7 @@ pub enum MappingModel {
 
 /// The support for handing live mappings over to another process, as far as a backend knows without a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LiveUpdateSupport {
     /// Where the kernel and the devices support it;
     /// [`LiveUpdate::hand_over`](crate::contract::live_update::LiveUpdate::hand_over) asks them.

@@ -19,6 +19,7 @@ use crate::words::page::PageSize;
 
 /// Bytes that a device may have written: `len` of `memory`, from `offset` on.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Dirtied<'a> {
     /// The memory of a mapping.
     pub memory: &'a HostMemory,
@@ -28,7 +29,12 @@ pub struct Dirtied<'a> {
     pub len: u64,
 }
 
-impl Dirtied<'_> {
+impl<'a> Dirtied<'a> {
+    /// The `len` bytes of `memory` from `offset` on.
+    pub const fn new(memory: &'a HostMemory, offset: u64, len: u64) -> Self {
+        Self { memory, offset, len }
+    }
+
     /// The address of the first byte in this process.
     pub fn address(&self) -> u64 {
         self.memory.address().saturating_add(self.offset)
@@ -52,6 +58,7 @@ impl fmt::Debug for dyn DirtySink {
 
 /// The precision of a host's reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Precision {
     /// Pages of this size, from a log. Some hosts report more than devices wrote: type1's kernel reports everything
     /// mapped as soon as one device is attached that does not report by itself (linux: drivers/vfio/vfio_iommu_type1.c,
@@ -72,6 +79,7 @@ impl fmt::Display for Precision {
 
 /// The result of one sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Synced {
     /// The precision of the reports.
     pub precision: Precision,

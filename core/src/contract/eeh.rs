@@ -18,6 +18,7 @@ use crate::error::Error;
 
 /// The state of a PE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PeState {
     /// The PE works.
     Normal,
@@ -57,6 +58,7 @@ impl fmt::Display for PeState {
 
 /// The accesses of a frozen PE that are allowed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Thaw {
     /// The processor's accesses to its registers.
     Mmio,
@@ -69,6 +71,7 @@ pub enum Thaw {
 /// Firmware may refuse to begin (`EIO`) and succeed at the next attempt: guests make three (linux:
 /// arch/powerpc/kernel/eeh.c, eeh_pe_reset_full). A device that was reset has lost its command register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Reset {
     /// A hot reset begins.
     Hot,
@@ -80,6 +83,7 @@ pub enum Reset {
 
 /// One operation on a PE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PeOperation {
     /// Turns error handling on; a frozen PE is thawed. A VMM does it when its PCI host bridge is reset.
     Enable,

@@ -89,6 +89,8 @@ impl NamedMemory {
 }
 
 /// A place in memory that has a name.
+///
+/// Exhaustive: a place has no more than these.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The memory's name.
@@ -105,6 +107,7 @@ impl fmt::Display for Place {
 
 /// The description of a space for the process that adopts it. With the feature `serde` it can be written and read.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Handover {
     /// The backend's name.
     pub backend: String,
@@ -119,8 +122,22 @@ pub struct Handover {
     pub mappings_left: Option<u64>,
 }
 
+impl Handover {
+    /// The description of a space of a backend of this name, without devices or mappings.
+    pub fn new(backend: impl Into<String>) -> Self {
+        Self {
+            backend: backend.into(),
+            devices: Vec::new(),
+            windows: Vec::new(),
+            mappings: Vec::new(),
+            mappings_left: None,
+        }
+    }
+}
+
 /// A mapping, or a run of units that continue each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HandedMapping {
     /// The bus addresses.
     pub range: IovaRange,
@@ -132,6 +149,13 @@ pub struct HandedMapping {
     pub unit: Unit,
     /// `true` if it is another device's memory.
     pub device_memory: bool,
+}
+
+impl HandedMapping {
+    /// A mapping of this process's own memory.
+    pub fn new(range: IovaRange, place: Place, access: Access, unit: Unit) -> Self {
+        Self { range, place, access, unit, device_memory: false }
+    }
 }
 
 /// Handing a space over and adopting it: see [the module](self).

@@ -6,6 +6,8 @@ use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
 
 /// The smallest part of a mapping that can be unmapped by itself.
+///
+/// Exhaustive: the index of a space handles each form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
     /// The mapping is unmapped as a whole, which lets every kernel make it in one call.
@@ -17,6 +19,7 @@ pub enum Unit {
 
 /// One live mapping, or a run of units that continue each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Mapping {
     /// The bus addresses.
     pub range: IovaRange,
@@ -26,6 +29,14 @@ pub struct Mapping {
     pub access: Access,
     /// The parts in which it may be unmapped.
     pub unit: Unit,
+}
+
+impl Mapping {
+    /// A mapping of `memory` at `range`, which are of one size.
+    pub fn new(range: IovaRange, memory: HostMemory, access: Access, unit: Unit) -> Self {
+        debug_assert_eq!(range.bytes(), u128::from(memory.len().get()), "a mapping is as long as its memory");
+        Self { range, memory, access, unit }
+    }
 }
 
 /// A request to map memory, or to replace the memory behind live units.
@@ -72,6 +83,7 @@ impl<'a> MapRequest<'a> {
 
 /// Tells whether devices could miss a mapping while it was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Swap {
     /// The kernel swapped entry by entry.
     Seamless,

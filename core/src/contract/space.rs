@@ -13,6 +13,7 @@ use crate::words::reserved::Reserved;
 /// A range whose state in the kernel is unknown after a failure that could not be undone. It is unusable until the
 /// space is dropped. Its memory is kept for ever, since a device might still reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fence {
     /// The range.
     pub range: IovaRange,

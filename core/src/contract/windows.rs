@@ -11,6 +11,7 @@ use crate::words::window::{Window, Windows};
 
 /// The windows at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// A number that grows with every change of the windows.
     pub generation: u64,
@@ -20,6 +21,7 @@ pub struct Snapshot {
 
 /// The change of the windows when a device was attached or detached.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WindowChange {
     /// The windows before.
     pub before: Snapshot,
@@ -81,11 +83,19 @@ impl WindowPlace {
 
 /// A request for a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WindowRequest {
     /// The range that it must have; its size must be a power of two.
     pub range: IovaRange,
     /// The page size that it must have.
     pub page: PageSize,
+}
+
+impl WindowRequest {
+    /// A request for a window that is exactly `range`, made of pages of this size.
+    pub const fn new(range: IovaRange, page: PageSize) -> Self {
+        Self { range, page }
+    }
 }
 
 /// Creating and removing windows: a power of sPAPR v2.

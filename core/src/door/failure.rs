@@ -3,6 +3,8 @@
 use std::fmt;
 
 /// An errno of the kernel.
+///
+/// Exhaustive: a number of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Errno(pub i32);
 

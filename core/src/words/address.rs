@@ -88,6 +88,7 @@ pub type SystemRange = AddressRange<SystemAddress>;
 
 /// The fault of bounds that are no range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadRange {
     /// The length is zero, or the last byte lies before the first.
     #[error("the range is empty")]

@@ -11,6 +11,7 @@ use super::window;
 /// A host's window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct JsonWindow {
     /// The first bus address.
     pub first: Hex,
@@ -32,6 +33,8 @@ impl JsonWindow {
 }
 
 /// An address, written `"0x…"`: not every reader's numbers hold 64 bits.
+///
+/// Exhaustive: a number and its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hex(pub u64);
 

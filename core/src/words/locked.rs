@@ -9,6 +9,7 @@ use std::fmt;
 
 /// The limit on locked memory and the locked bytes of a process, as a door reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LockedMemory {
     /// RLIMIT_MEMLOCK; `None` where nothing limits the process: no limit is set, or it has CAP_IPC_LOCK.
     pub limit: Option<u64>,
@@ -20,6 +21,11 @@ pub struct LockedMemory {
 }
 
 impl LockedMemory {
+    /// The limit (`None` without one), the bytes locked by mlock(2) and the like, and the bytes pinned for devices.
+    pub const fn new(limit: Option<u64>, locked: u64, pinned: u64) -> Self {
+        Self { limit, locked, pinned }
+    }
+
     /// The account of a kernel that charges the process.
     pub fn of_process(self) -> Allowance {
         Allowance { limit: self.limit, taken: self.locked, payer: AccountingMode::Process }
@@ -32,6 +38,8 @@ impl LockedMemory {
 }
 
 /// The account that locked memory is charged to.
+///
+/// Exhaustive: Linux has two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccountingMode {
     /// This process alone.
@@ -42,6 +50,7 @@ pub enum AccountingMode {
 
 /// The limit on locked memory and the taken bytes, in the account of a backend's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Allowance {
     /// The bytes that may be locked; `None` where nothing limits them.
     pub limit: Option<u64>,
@@ -52,6 +61,11 @@ pub struct Allowance {
 }
 
 impl Allowance {
+    /// The limit (`None` without one), the bytes that are taken, and the account.
+    pub const fn new(limit: Option<u64>, taken: u64, payer: AccountingMode) -> Self {
+        Self { limit, taken, payer }
+    }
+
     /// Returns `true` if `bytes` more fit beside what this process has taken.
     pub fn admits(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.taken.checked_add(bytes).is_some_and(|sum| sum <= limit))
@@ -60,6 +74,7 @@ impl Allowance {
 
 /// Details of an `ENOMEM`: the bytes wanted and the limit they met. Fields are `None` until known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PinLimit {
     /// The bytes the operation would have locked, all of it together; `None` where that is not known.
     pub wanted: Option<u64>,
@@ -69,6 +84,11 @@ pub struct PinLimit {
 }
 
 impl PinLimit {
+    /// The bytes wanted and the limit they met, as far as they are known.
+    pub const fn new(wanted: Option<u64>, allowance: Option<Allowance>) -> Self {
+        Self { wanted, allowance }
+    }
+
     /// Whether the limit was in the way (`false`: the kernel itself ran out of memory). `None` where the numbers do not
     /// tell: one is missing, or other processes may have taken the rest.
     pub fn is_reached(&self) -> Option<bool> {

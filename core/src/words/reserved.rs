@@ -9,6 +9,7 @@ use crate::words::address::{Iova, IovaRange};
 
 /// Why a range is reserved (linux: drivers/iommu/iommu.c, iommu_group_resv_type_string).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Why {
     /// `msi`: a write there is an interrupt, or the kernel delivers interrupts through it.
     Msi,
@@ -37,6 +38,7 @@ impl Why {
 
 /// Bus addresses at which a device does not reach memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Reserved {
     /// The range.
     pub range: IovaRange,
@@ -47,6 +49,11 @@ pub struct Reserved {
 }
 
 impl Reserved {
+    /// A range that is reserved for `whose`, a device or a group.
+    pub fn new(range: IovaRange, why: Why, whose: impl Into<String>) -> Self {
+        Self { range, why, whose: whose.into() }
+    }
+
     /// Returns `true` if the range blocks mappings.
     pub fn counts(&self) -> bool {
         self.why != Why::DirectRelaxable

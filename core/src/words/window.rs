@@ -9,6 +9,7 @@ use crate::words::page::{PageSize, PageSizes};
 ///
 /// type1 and iommufd offer fixed ones around reserved holes; sPAPR v2 offers the ones that were created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Window {
     /// Where it lies on the bus.
     pub range: IovaRange,
@@ -18,6 +19,11 @@ pub struct Window {
 }
 
 impl Window {
+    /// A window over `range`, made of pages of these sizes.
+    pub const fn new(range: IovaRange, page_sizes: PageSizes) -> Self {
+        Self { range, page_sizes }
+    }
+
     /// What both ends of a mapping, and the host address behind it, must be aligned to.
     pub const fn granule(&self) -> PageSize {
         self.page_sizes.smallest()
@@ -39,6 +45,7 @@ pub struct Windows {
 /// Two windows share bus addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the windows {0} and {1} overlap")]
+#[non_exhaustive]
 pub struct OverlappingWindows(pub IovaRange, pub IovaRange);
 
 impl Windows {

@@ -13,6 +13,8 @@ use std::num::NonZeroUsize;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The context in which memory is mapped.
+///
+/// Exhaustive: a caller must know in which context it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Context {
     /// A container of the type1 driver.

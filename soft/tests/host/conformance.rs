@@ -63,7 +63,7 @@ fn every_preset_answers_every_row_of_its_dialects() {
 fn every_preset_with_linux_7_2_answers_every_row_of_its_dialects() {
     for name in Profile::PRESETS {
         let profile = Profile::preset(name).expect("a preset");
-        check_all(&Profile { kernel: KernelVersion::V7_2, ..profile });
+        check_all(&profile.with_kernel(KernelVersion::V7_2));
     }
 }
 

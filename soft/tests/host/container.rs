@@ -92,8 +92,7 @@ fn info_in_a_containers_place_has_no_mapping_limit_and_names_its_size() {
 
 #[test]
 fn an_iommufd_stands_in_for_a_container_on_a_host_without_containers() {
-    let host =
-        SoftHost::new(Profile { backends: vec![KernelInterface::Iommufd], ..Profile::vtd() }).expect("a sound profile");
+    let host = SoftHost::new(Profile::vtd().with_backends(vec![KernelInterface::Iommufd])).expect("a sound profile");
     assert_eq!(host.open("/dev/vfio/vfio".as_ref(), HandleKind::Container), Err(Errno::ENOENT));
     Opened::on(host.clone(), Dialect::Compat, 2).close();
     assert!(host.ledger().is_clear());

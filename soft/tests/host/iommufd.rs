@@ -139,8 +139,8 @@ fn memory_is_pinned_by_the_first_attach_which_fails_for_absent_memory() {
 
 #[test]
 fn the_limit_is_checked_when_memory_is_pinned() {
-    let limits = ProcessLimits { memlock: Some(PAGE), dma_entries: 1 };
-    let bare = Bare::new(Profile { limits, ..Profile::vtd() });
+    let limits = ProcessLimits::new(Some(PAGE), 1);
+    let bare = Bare::new(Profile::vtd().with_limits(limits));
     bare.map(MIB, &memory(2 * PAGE)).expect("not pinned yet");
     assert_eq!(bare.attach(0, bare.id).map(|_| ()), Err(Errno::ENOMEM));
     raw::unmap_all(&*bare.host, bare.context()).expect("mapped");
@@ -235,7 +235,7 @@ fn a_map_without_an_address_is_placed_by_the_kernel() {
 
 #[test]
 fn a_map_beyond_the_end_of_its_file_fails_the_attach() {
-    let bare = Bare::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() });
+    let bare = Bare::new(Profile::vtd().with_kernel(KernelVersion::V7_2));
     let file = memory(PAGE).in_file(MemoryFile::unbacked(1), MIB);
     let (host, context) = (&*bare.host, bare.context());
     raw::map_file(host, context, 0, PAGE, Some(&file), RW).expect("nothing is wrong with it");
@@ -249,7 +249,7 @@ fn a_map_beyond_the_end_of_its_file_fails_the_attach() {
 
 #[test]
 fn exported_device_memory_is_mapped_and_pins_nothing() {
-    let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..Profile::vtd() }, Dialect::Ioas);
+    let opened = Opened::new(Profile::vtd().with_kernel(KernelVersion::V7_2), Dialect::Ioas);
     let bar = memory(2 * PAGE).device_memory();
     let exported = bar.clone().in_file(MemoryFile::unbacked(1), 0);
     let (host, context) = (&*opened.host, opened.context);

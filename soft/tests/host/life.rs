@@ -27,7 +27,7 @@ fn only_the_profiles_nodes_can_be_opened() {
         assert_eq!(opens(Profile::vtd(), path), Err(Errno::ENOENT), "{path}");
     }
     assert_eq!(opens(Profile::powernv9(), "/dev/iommu"), Err(Errno::ENOENT));
-    let lean = Profile { backends: vec![KernelInterface::Iommufd], ..Profile::vtd() };
+    let lean = Profile::vtd().with_backends(vec![KernelInterface::Iommufd]);
     assert_eq!(opens(lean, "/dev/vfio/vfio"), Err(Errno::ENOENT));
 }
 

@@ -123,7 +123,7 @@ fn k1_nothing_is_told_behind_a_gap_and_that_is_called_success() {
 
 #[test]
 fn reading_the_log_of_part_of_a_large_page_clears_all_of_it() {
-    let large = Profile { fixed: Profile::vtd().fixed, ..Profile::vtd_ssads() };
+    let large = Profile::vtd_ssads().with_fixed_iommu(Profile::vtd().fixed);
     let (fixture, table) = LoggingFixture::logging(large);
     // Host and bus address agree to 2 MiB.
     let block = memory(6 * MIB);
@@ -224,7 +224,7 @@ fn an_iommu_without_logging_refuses_a_logging_page_table() {
 #[test]
 fn linux_6_6_has_no_logging_page_tables() {
     let old = KernelVersion { major: 6, minor: 6 };
-    let fixture = LoggingFixture::new(Profile { kernel: old, ..Profile::vtd_ssads() });
+    let fixture = LoggingFixture::new(Profile::vtd_ssads().with_kernel(old));
     assert_eq!(raw::hw_info(&*fixture.host, fixture.iommufd, fixture.devices[0].1, 0), Err(Errno::ENOTTY));
     assert_eq!(fixture.allocate(0, LOGS), Err(Errno::ENOTTY));
 }

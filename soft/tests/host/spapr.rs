@@ -11,7 +11,7 @@ use dmaspace_soft::profile::{KernelVersion, ProcessLimits};
 use dmaspace_soft::{DmaError, Profile, SoftHost};
 
 fn limited(profile: Profile, memlock: u64) -> Profile {
-    Profile { limits: ProcessLimits { memlock: Some(memlock), dma_entries: 1 }, ..profile }
+    profile.with_limits(ProcessLimits::new(Some(memlock), 1))
 }
 
 fn info(profile: Profile, dialect: Dialect) -> TceInfo {
@@ -190,7 +190,7 @@ fn a_partitions_map_that_leaves_the_window_fails_with_the_hypervisors_number() {
 #[test]
 fn linux_7_2_refuses_an_unmap_that_leaves_the_window() {
     for profile in [Profile::powernv9(), Profile::pseries()] {
-        let opened = Opened::new(Profile { kernel: KernelVersion::V7_2, ..profile }, Dialect::Spapr);
+        let opened = Opened::new(profile.with_kernel(KernelVersion::V7_2), Dialect::Spapr);
         let (host, context, ram) = (&*opened.host, opened.context, memory(PAGE));
         raw::register(host, opened.handle(), Some(&ram), PAGE).expect("registered");
         raw::map(host, context, GIB - PAGE, PAGE, Some(&ram), RW).expect("mapped");

@@ -86,8 +86,8 @@ fn structs_that_are_too_small_are_refused() {
 
 #[test]
 fn a_map_beyond_the_mapping_limit_is_refused() {
-    let limits = ProcessLimits { memlock: None, dma_entries: 3 };
-    let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
+    let limits = ProcessLimits::new(None, 3);
+    let opened = Opened::new(Profile::vtd().with_limits(limits), Dialect::Type1);
     let ram = memory(PAGE);
     for page in 0..3 {
         assert_eq!(opened.map(MIB + page * PAGE, &ram), Ok(0));
@@ -100,8 +100,8 @@ fn a_map_beyond_the_mapping_limit_is_refused() {
 
 #[test]
 fn locked_memory_is_charged_for_every_mapping_and_refused_over_the_limit() {
-    let limits = ProcessLimits { memlock: Some(3 * PAGE), dma_entries: 0xffff };
-    let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
+    let limits = ProcessLimits::new(Some(3 * PAGE), 0xffff);
+    let opened = Opened::new(Profile::vtd().with_limits(limits), Dialect::Type1);
     let (host, context, ram) = (&*opened.host, opened.context, memory(4 * PAGE));
     assert_eq!(raw::map(host, context, MIB, 2 * PAGE, Some(&ram), RW), Ok(0));
     assert_eq!(raw::map(host, context, 2 * MIB, 2 * PAGE, Some(&ram), RW), Err(Errno::ENOMEM));
@@ -117,8 +117,8 @@ fn locked_memory_is_charged_for_every_mapping_and_refused_over_the_limit() {
 
 /// Maps eight pages, of which the last four do not exist, with room to lock `pages`.
 fn map_with_hole(pages: u64) -> Result<i32, Errno> {
-    let limits = ProcessLimits { memlock: Some(pages * PAGE), dma_entries: 1 };
-    let opened = Opened::new(Profile { limits, ..Profile::vtd() }, Dialect::Type1);
+    let limits = ProcessLimits::new(Some(pages * PAGE), 1);
+    let opened = Opened::new(Profile::vtd().with_limits(limits), Dialect::Type1);
     let result = raw::map(&*opened.host, opened.context, 0, 8 * PAGE, Some(&unbacked(GIB, 4 * PAGE)), RW);
     assert_eq!(opened.host.ledger().locked, 0);
     result
@@ -169,7 +169,7 @@ fn relaxable_reservations_can_be_mapped() {
 
 #[test]
 fn page_sizes_below_the_hosts_become_the_hosts() {
-    let profile = Profile { host_page: 0x1_0000, ..Profile::vtd() };
+    let profile = Profile::vtd().with_host_page(0x1_0000);
     let opened = Opened::new(profile, Dialect::Type1);
     assert_eq!(info(&opened, 16).0.iova_pgsizes, 0x4021_0000);
     let ram = memory(0x2_0000);
@@ -179,7 +179,7 @@ fn page_sizes_below_the_hosts_become_the_hosts() {
 
 /// Maps and unmaps the last page below 2^64; returns the answer to the unmap.
 fn unmap_the_last_page(kernel: KernelVersion) -> Result<(i32, u64), Errno> {
-    let mut profile = Profile { kernel, ..Profile::vtd() };
+    let mut profile = Profile::vtd().with_kernel(kernel);
     profile.fixed.as_mut().expect("it has one").last = u64::MAX;
     let opened = Opened::new(profile, Dialect::Type1);
     let last = PAGE.wrapping_neg();

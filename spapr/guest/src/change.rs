@@ -9,6 +9,8 @@ use dmaspace_listener::EntryRun;
 use crate::entry::Tce;
 
 /// One change for devices. The changes of one hypercall lie apart, in ascending order.
+///
+/// Exhaustive: a caller must make each change
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryChange {
     /// Live entries where there were none.

@@ -12,6 +12,7 @@ pub const HYPERTAS_FUNCTIONS: [&str; 2] = ["hcall-tce", "hcall-multi-tce"];
 
 /// A property of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Property {
     /// The property's name.
     pub name: &'static str,

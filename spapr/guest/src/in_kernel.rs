@@ -20,6 +20,7 @@ use crate::tables::{QuietTable, SharedTable};
 
 /// The side that answers the hypercalls on a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AnsweredBy {
     /// KVM: no processor leaves the guest for them.
     Kernel,

@@ -29,6 +29,7 @@ pub const H_RTAS: u64 = 0xf000;
 
 /// The tokens of the calls, as the guest's device tree lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tokens {
     /// ibm,query-pe-dma-window.
     pub query: u32,
@@ -102,6 +103,7 @@ impl RtasError {
 
 /// The answer to an RTAS call.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum RtasAnswer {
     /// The token is that of a call other than the four. Nothing was done.
     Other(u32),

@@ -44,6 +44,7 @@ pub enum BadTable {
 /// Entries that do not all lie inside the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{count} entries at {at} do not lie inside the window {window}")]
+#[non_exhaustive]
 pub struct OutsideTable {
     /// The bus address of the first.
     pub at: Iova,
@@ -69,6 +70,8 @@ pub enum Fault {
 }
 
 /// Entries to write to consecutive pages.
+///
+/// Exhaustive: the hypercalls know two forms.
 #[derive(Clone, Copy, Debug)]
 pub enum Entries<'a> {
     /// One entry for each page.

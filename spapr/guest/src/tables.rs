@@ -21,6 +21,7 @@ pub(crate) use named::{NamedTable, SharedTable};
 /// A table already has the LIOBN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another TCE table has LIOBN {0}")]
+#[non_exhaustive]
 pub struct LiobnInUse(pub Liobn);
 
 /// The reason that a table was not connected. The host's window is as it was, except for ranges that the host's error

@@ -165,7 +165,7 @@ impl Bench {
         let first = offer.places.first().map_or(Iova::new(0), |place| place.first);
         let len = ROOM * page.max(SMALLEST_UNIT).bytes();
         let range = IovaRange::with_len(first, len).expect("a window at a known place");
-        control.create_window(WindowRequest { range, page }).expect("a first window can be created");
+        control.create_window(WindowRequest::new(range, page)).expect("a first window can be created");
         Some(page)
     }
 
@@ -436,7 +436,7 @@ impl Bench {
         let places = offer.places.iter().filter(|place| place.page_sizes.contains(page) && place.holds(len));
         let ranges = places.filter_map(|place| IovaRange::with_len(place.first, len).ok());
         let free = ranges.filter(|range| windows.overlapping(*range).next().is_none());
-        free.map(|range| WindowRequest { range, page }).next()
+        free.map(|range| WindowRequest::new(range, page)).next()
     }
 
     // Hooks.

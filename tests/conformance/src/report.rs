@@ -10,6 +10,7 @@ use crate::cases::CASES;
 
 /// The result of a run.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct RunReport {
     /// The names of the cases that passed.
     pub passed: Vec<&'static str>,

@@ -138,7 +138,7 @@ impl SweptHost {
     }
 
     fn seen(&self, mapping: &Mapping) -> Seen {
-        let Mapping { range, memory, access, unit } = mapping;
+        let Mapping { range, memory, access, unit, .. } = mapping;
         Seen { range: *range, place: self.place_of(memory), access: *access, unit: *unit }
     }
 

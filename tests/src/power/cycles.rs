@@ -34,7 +34,7 @@ fn cycles(machine: &Machine, count: usize, with_device: bool) {
         let (control, registration) = (control(&*space), registration(&*space));
         registration.register(ram.all()).expect("memory can be registered");
         for first in [0, TOP] {
-            let request = WindowRequest { range: range(first, 16 * MIB), page: PageSize::K4 };
+            let request = WindowRequest::new(range(first, 16 * MIB), PageSize::K4);
             control.create_window(request).expect("a window");
             let memory = ram.slice(first % TOP + PAGE, 4 * PAGE);
             space

@@ -76,7 +76,7 @@ fn windows_are(machine: &Machine, fixture: &mut Fixture, ram: &Ram, guest_s: Pag
     let granted: Vec<_> = space.windows().windows.iter().map(|window| (window.range, window.granule())).collect();
     assert_eq!(granted, [(range(0, LONG), PageSize::K4), (range(TOP, LONG), page)]);
     assert_eq!(registration(&*space).registered(), [ram.all().clone()]);
-    let requests = granted.into_iter().map(|(range, page)| WindowRequest { range, page });
+    let requests = granted.into_iter().map(|(range, page)| WindowRequest::new(range, page));
     let tables: u64 = requests.map(|request| control(&*space).table_bytes(request)).sum();
     assert_eq!(machine.locked() - empty, ram.all().len().get() + tables);
 

@@ -41,9 +41,9 @@ impl Play {
         let mut open = machine.space();
         let group = machine.join(&mut open, 0).expect("the first group joins");
         let space = open.space().clone();
-        let layout = Layout::pseries(0).placed_on([&space]).expect("there is room");
+        let mut layout = Layout::pseries(0).placed_on([&space]).expect("there is room");
         // Small: an emulated processor is slow, and every look into KVM's table reads all of it.
-        let layout = Layout { default_window: range(0, 16 << 20), ..layout };
+        layout.default_window = range(0, 16 << 20);
         let guest = SpaprGuest::new(layout);
         let vm = Vm::new(guest.ram().clone());
         let mut fixture = machine.fixture_of(&open, machine.device(&open, &group, 0));

@@ -30,13 +30,13 @@ pub(super) fn a_window_too_big_for_the_limit_changes_nothing(machine: &Machine) 
     let registered = || registration(&*space).registered();
     let taken = machine.locked();
     let before = (space.windows(), space.mappings(IovaRange::all()), registered());
-    let wanted = control(&*space).table_bytes(WindowRequest { range: high.range(), page: PageSize::K4 });
+    let wanted = control(&*space).table_bytes(WindowRequest::new(high.range(), PageSize::K4));
     let allowed = taken + wanted - PAGE;
     let limited = machine.limited_to(allowed);
     let refusal = listener.commit(Update::new().adding(high.clone())).expect_err("its table does not fit");
     let CommitError::Step { error, fenced } = &refusal else { panic!("a step was to fail: {refusal}") };
-    let allowance = Some(Allowance { limit: Some(allowed), taken, payer: AccountingMode::Process });
-    let kind = Kind::PinLimit(PinLimit { wanted: Some(wanted), allowance });
+    let allowance = Some(Allowance::new(Some(allowed), taken, AccountingMode::Process));
+    let kind = Kind::PinLimit(PinLimit::new(Some(wanted), allowance));
     assert_eq!((error.operation(), &error.kind().clone()), (Operation::CreateWindow, &kind), "{error}");
     let words = format!(
         "{wanted} bytes more do not fit into the {allowed} bytes that may be locked (RLIMIT_MEMLOCK), {taken} of them \

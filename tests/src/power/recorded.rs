@@ -50,7 +50,7 @@ pub(super) fn two_windows_of_a_recorded_guest_are_two_of_the_host(machine: &Mach
     };
     assert_eq!([&said[0], &said[2]], [&fate(0, "4K pages, which are the guest's"), &fate(2, why)]);
     assert_eq!(registration(&*space).registered(), [ram.all().clone()]);
-    let requests = windows.into_iter().map(|(range, page)| WindowRequest { range, page });
+    let requests = windows.into_iter().map(|(range, page)| WindowRequest::new(range, page));
     let tables: u64 = requests.map(|request| control(&*space).table_bytes(request)).sum();
     assert_eq!((report.pinned, machine.locked() - empty), (ram.all().len().get(), ram.all().len().get() + tables));
 

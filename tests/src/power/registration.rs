@@ -85,7 +85,7 @@ pub(super) fn a_late_container_registers_the_runs_there_are(machine: &Machine) {
     let before = machine.locked();
     listener.attach(spaces[1].clone()).expect("it registers the same runs");
     assert_eq!(registration(&*spaces[1]).registered(), runs);
-    let table = control(&*spaces[1]).table_bytes(WindowRequest { range: window, page: PageSize::K4 });
+    let table = control(&*spaces[1]).table_bytes(WindowRequest::new(window, PageSize::K4));
     assert_eq!(machine.locked(), before + table, "only its window's table is charged");
     let mut device = machine.device(&opens[1], &groups[1], 1);
     for _ in 0..2 {

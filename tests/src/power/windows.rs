@@ -30,7 +30,7 @@ pub(super) fn registration(space: &dyn PciAddressSpace) -> &dyn MemoryRegistrati
 }
 
 fn window(first: u64, page: PageSize) -> WindowRequest {
-    WindowRequest { range: range(first, GIB), page }
+    WindowRequest::new(range(first, GIB), page)
 }
 
 /// A window in every page up to 2 MiB that the host has, wherever it can be: its table is charged as was foretold, the

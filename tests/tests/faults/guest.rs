@@ -40,7 +40,7 @@ pub(crate) fn range(first: u64, len: u64) -> IovaRange {
 }
 
 pub(crate) fn request(first: u64) -> WindowRequest {
-    WindowRequest { range: range(first, 256 * MIB), page: PageSize::K4 }
+    WindowRequest::new(range(first, 256 * MIB), PageSize::K4)
 }
 
 pub(crate) fn ram(
@@ -231,8 +231,8 @@ pub(crate) fn with_bridge(world: &mut SweptHost, page_shifts: &[u32]) {
 pub(crate) fn with_bridge_and_kernel(world: &mut SweptHost, page_shifts: &[u32]) {
     with_empty_view(world, FrontEnd::default());
     world.commit(Update::new().adding_target(target(world, RAM))).expect("undisturbed");
-    let layout = Layout::pseries(0).placed_on([&world.space(0)]).expect("there is room");
-    let layout = Layout { default_window: range(0, 2 * MIB), ..layout };
+    let mut layout = Layout::pseries(0).placed_on([&world.space(0)]).expect("there is room");
+    layout.default_window = range(0, 2 * MIB);
     let kvm = SoftKvm::new(world.soft(), &world.ram(RAM, 0, 2 * MIB));
     let bridge = PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout");
     let bridge = set_up(world, bridge.with_kernel(kvm.tables()), page_shifts, 22);

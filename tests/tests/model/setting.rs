@@ -94,9 +94,9 @@ fn front(bus: Bus) -> impl Strategy<Value = FrontEnd> {
         step: PageSize::from_shift(bus.unit.shift() + coarser).expect("not large"),
     });
     let chunk = prop_oneof![2 => Just(None), 1 => Just(PageSize::from_shift(bus.unit.shift() + 2))];
-    (select(vec![Shrink::Refuse, Shrink::Report]), vec(cuts, 0..=1), chunk).prop_map(|(shrink, cuts, chunk)| FrontEnd {
-        shrink,
-        cuts,
-        chunk,
+    (select(vec![Shrink::Refuse, Shrink::Report]), vec(cuts, 0..=1), chunk).prop_map(|(shrink, cuts, chunk)| {
+        let mut front = FrontEnd::default();
+        (front.shrink, front.cuts, front.chunk) = (shrink, cuts, chunk);
+        front
     })
 }

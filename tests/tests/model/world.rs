@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dmaspace_core::door::Errno;
 use dmaspace_listener::Listener;
-use dmaspace_soft::{FaultMode, FaultPlan};
+use dmaspace_soft::FaultMode;
 use dmaspace_tests::model::Guest;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -77,7 +77,7 @@ impl World {
                 (FaultMode::PartialEffect, HostKind::Type1) => fault.plan.with(Errno::ENOMEM),
                 _ => fault.plan,
             };
-            let plans = (0..=fault.more).map(|n| FaultPlan { at: plan.at + n, ..plan });
+            let plans = (0..=fault.more).map(|n| plan.later(n));
             host_under_test.soft.plan_faults(&plans.collect::<Vec<_>>());
         }
         let result = work(&mut self.listener);

@@ -38,7 +38,7 @@ impl fmt::Display for Step {
             Self::RemoveWindow(range) => write!(f, "remove the window {range}"),
             Self::Register(memory) => write!(f, "register {memory}"),
             Self::SharePins(memory) => write!(f, "share the pins of {memory}"),
-            Self::CreateWindow(WindowRequest { range, page }) => write!(f, "create a window {range} of {page} pages"),
+            Self::CreateWindow(request) => write!(f, "create a window {} of {} pages", request.range, request.page),
             Self::Map(mapping, _) => write!(f, "map {} at {}, {}", mapping.memory, mapping.range, mapping.access),
             Self::Unregister(memory) => write!(f, "unregister {memory}"),
             Self::StopSharing(memory) => write!(f, "stop sharing the pins of {memory}"),

@@ -12,6 +12,8 @@ use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
 /// A section of the PCI address space, or target memory.
+///
+/// Exhaustive: another field needs another [`VERSION`](super::VERSION).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Piece {
@@ -55,6 +57,8 @@ fn is_false(is: &bool) -> bool {
 }
 
 /// The two address spaces.
+///
+/// Exhaustive: a bridge has no third.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpaceOf {
@@ -65,6 +69,8 @@ pub enum SpaceOf {
 }
 
 /// The content of a piece: the [`Backing`]s.
+///
+/// Exhaustive: another content needs another [`VERSION`](super::VERSION).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PieceKind {
@@ -83,6 +89,8 @@ pub enum PieceKind {
 }
 
 /// The value that a piece becomes.
+///
+/// Exhaustive: there are two address spaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Made {
     /// A section of the PCI address space.
@@ -93,6 +101,7 @@ pub enum Made {
 
 /// Memory of the recorded process, for which a reader must provide a substitute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Asked {
     /// Its host address in the recorded process.
     pub address: u64,

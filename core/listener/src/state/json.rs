@@ -186,7 +186,7 @@ impl<'a> Registered<'a> {
 }
 
 impl Fenced {
-    fn of(Fence { range, cause }: &Fence) -> Self {
+    fn of(Fence { range, cause, .. }: &Fence) -> Self {
         Self { range: Range::of(*range), cause: cause.to_string() }
     }
 }

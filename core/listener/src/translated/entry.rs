@@ -49,6 +49,8 @@ pub enum EntryError {
 }
 
 /// Entries that continue each other on the bus and in system memory.
+///
+/// Exhaustive: an entry of a guest's table holds no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRun {
     /// The bus addresses.
@@ -94,7 +96,7 @@ pub(crate) fn placed(first: Iova, pieces: Vec<HostMemory>, access: Access, page:
         debug_assert!(range.is_some(), "the memory behind a range of the bus ends where the range does");
         let Some(range) = range else { break };
         next = range.end();
-        mappings.push(Mapping { range, memory, access, unit: Unit::Pages(page) });
+        mappings.push(Mapping::new(range, memory, access, Unit::Pages(page)));
     }
     mappings
 }

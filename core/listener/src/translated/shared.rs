@@ -243,7 +243,7 @@ fn in_use(spaces: &[Arc<dyn PciAddressSpace>]) -> Vec<&Arc<dyn PciAddressSpace>>
 /// The part of an entry in `range`.
 fn part_of(entry: &Mapping, range: IovaRange) -> Option<Mapping> {
     let memory = entry.memory.slice(entry.range.offset_of(range.first()), range.len()?.get())?;
-    Some(Mapping { range, memory, ..entry.clone() })
+    Some(Mapping::new(range, memory, entry.access, entry.unit))
 }
 
 /// A window in which no verb begins until this is dropped.

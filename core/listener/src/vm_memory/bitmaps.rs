@@ -64,7 +64,7 @@ mod tests {
         let sink = RegionBitmaps::of(&memory);
         let second = memory.find_region(GuestAddress(0x10_0000)).expect("the second region");
         let behind = HostMemory::of_region(second).expect("not empty");
-        sink.mark(Dirtied { memory: &behind, offset: 0x2800, len: 0x1000 });
+        sink.mark(Dirtied::new(&behind, 0x2800, 0x1000));
         let dirty = |region: &vm_memory::GuestRegionMmap<AtomicBitmap>| {
             (0..0x1_0000_usize).step_by(0x1000).filter(|at| region.bitmap().dirty_at(*at)).collect::<Vec<_>>()
         };
@@ -79,7 +79,7 @@ mod tests {
         for address in [0x1000, u64::MAX - 0xffff] {
             let len = std::num::NonZeroU64::new(0x1000).expect("not zero");
             let elsewhere = HostMemory::unbacked(address, len).expect("no wrap");
-            sink.mark(Dirtied { memory: &elsewhere, offset: 0, len: 0x1000 });
+            sink.mark(Dirtied::new(&elsewhere, 0, 0x1000));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::rtas::pages::known_to_rtas;
 
 /// A bridge as the guest's device tree describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Layout {
     /// The bridge's number among those of the guest, which is part of its LIOBNs.
     pub index: u32,

@@ -3,7 +3,6 @@
 use std::thread;
 
 use dmaspace_core::Access;
-use dmaspace_core::contract::WindowRequest;
 use dmaspace_core::error::Kind;
 
 use crate::bench::{Bench, WHOLE, map_in};
@@ -107,7 +106,7 @@ pub(super) fn no_window_is_created_over_a_fence(bench: &mut Bench) {
     control.remove_window(request.range).expect_err("no removal succeeds");
     bench.mend();
     control.remove_window(request.range).expect("a removal can be tried again");
-    bench.refuses(&Kind::Fenced(request.range), || control.create_window(WindowRequest { ..request }));
+    bench.refuses(&Kind::Fenced(request.range), || control.create_window(request));
 }
 
 /// The number of rounds, and of threads in each.

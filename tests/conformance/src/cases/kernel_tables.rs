@@ -22,7 +22,7 @@ fn leave(bench: &Bench) -> (IovaRange, Arc<RecordingWriter>) {
 }
 
 fn entry(bench: &Bench, n: u64) -> Mapping {
-    Mapping { range: bench.range(n, 1), memory: bench.ram(n, 1), access: Access::READ_WRITE, unit: bench.pages() }
+    Mapping::new(bench.range(n, 1), bench.ram(n, 1), Access::READ_WRITE, bench.pages())
 }
 
 pub(super) fn nothing_is_mapped_in_a_window_of_the_kernel(bench: &mut Bench) {

@@ -133,14 +133,16 @@ pub(super) fn nothing_is_adopted_without_its_memory(bench: &mut Bench) {
 
 pub(super) fn nothing_is_adopted_from_another_backend(bench: &mut Bench) {
     map_some(bench);
-    let handover = Handover { backend: "another".to_owned(), ..hand_over(bench) };
+    let mut handover = hand_over(bench);
+    handover.backend = "another".to_owned();
     let error = refused_first(bench, &handover, &bench.names());
     assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
 
 pub(super) fn nothing_is_adopted_for_other_devices(bench: &mut Bench) {
     map_some(bench);
-    let handover = Handover { devices: Vec::new(), ..hand_over(bench) };
+    let mut handover = hand_over(bench);
+    handover.devices.clear();
     let error = refused_first(bench, &handover, &bench.names());
     assert!(matches!(error.kind(), Kind::BadHandover(_)), "{error}");
 }
@@ -165,14 +167,7 @@ pub(super) fn overlapping_mappings_are_not_adopted(bench: &mut Bench) {
 pub(super) fn a_space_that_is_not_handed_over_is_neither_taken_back_nor_adopted(bench: &mut Bench) {
     bench.must_map(0, 0, 1, WHOLE);
     bench.refuses(&Kind::NotHandedOver, || bench.take_back());
-    let handover = Handover {
-        backend: String::new(),
-        devices: Vec::new(),
-        windows: Vec::new(),
-        mappings: Vec::new(),
-        mappings_left: None,
-    };
-    bench.refuses(&Kind::NotHandedOver, || bench.adopt(&handover, &bench.names()));
+    bench.refuses(&Kind::NotHandedOver, || bench.adopt(&Handover::new(""), &bench.names()));
 }
 
 pub(super) fn nothing_is_handed_over_beside_a_fence(bench: &mut Bench) {

@@ -62,7 +62,7 @@ pub(super) fn the_generation_grows_with_every_window(bench: &mut Bench) {
 pub(super) fn a_window_of_an_odd_size_is_refused(bench: &mut Bench) {
     let request = bench.second_window().expect("the case needs a second window");
     let odd = range(request.range.first(), bench.bytes(3));
-    bench.refuses(&Kind::BadWindowSize, || control(bench).create_window(WindowRequest { range: odd, ..request }));
+    bench.refuses(&Kind::BadWindowSize, || control(bench).create_window(WindowRequest::new(odd, request.page)));
 }
 
 pub(super) fn a_window_of_an_unknown_page_is_refused(bench: &mut Bench) {
@@ -71,7 +71,7 @@ pub(super) fn a_window_of_an_unknown_page_is_refused(bench: &mut Bench) {
     let unknown =
         (12..40).filter_map(PageSize::from_shift).find(|page| !sizes.contains(*page)).expect("no host has all");
     let refused = Kind::UnsupportedPage(sizes);
-    bench.refuses(&refused, || control(bench).create_window(WindowRequest { page: unknown, ..request }));
+    bench.refuses(&refused, || control(bench).create_window(WindowRequest::new(request.range, unknown)));
 }
 
 pub(super) fn a_window_over_another_is_refused(bench: &mut Bench) {
@@ -80,7 +80,7 @@ pub(super) fn a_window_over_another_is_refused(bench: &mut Bench) {
     let inside = range(window.first(), bench.bytes(2));
     for over in [window, inside] {
         let overlap = Kind::Overlap(window);
-        bench.refuses(&overlap, || control(bench).create_window(WindowRequest { range: over, ..request }));
+        bench.refuses(&overlap, || control(bench).create_window(WindowRequest::new(over, request.page)));
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) fn more_windows_than_the_host_has_are_refused(bench: &mut Bench) {
         bench.unit().round_up(bench.top().get()).and_then(|first| first.checked_next_multiple_of(bench.bytes(64)));
     let above = above.and_then(|first| IovaRange::with_len(dmaspace_core::Iova::new(first), bench.bytes(64)).ok());
     let Some(above) = above else { return };
-    let request = WindowRequest { range: above, page: bench.granule() };
+    let request = WindowRequest::new(above, bench.granule());
     let error = control(bench).create_window(request).expect_err("all slots are taken");
     assert_eq!(error.kind(), Kind::NoWindowSlot, "{error}");
     assert_eq!(bench.windows(), windows);
@@ -132,7 +132,7 @@ pub(super) fn nothing_is_mapped_in_a_removed_window(bench: &mut Bench) {
 
 pub(super) fn a_removed_window_can_be_created_again(bench: &mut Bench) {
     let window = second(bench);
-    let request = WindowRequest { range: window, page: bench.granule() };
+    let request = WindowRequest::new(window, bench.granule());
     for _ in 0..3 {
         control(bench).remove_window(window).expect("the window is there");
         control(bench).create_window(request).expect("the place is free again");
@@ -143,7 +143,7 @@ pub(super) fn a_removed_window_can_be_created_again(bench: &mut Bench) {
 pub(super) fn a_larger_window_needs_a_larger_table(bench: &mut Bench) {
     let page = bench.granule();
     let first = bench.window_at_base().range.first();
-    let bytes = |len| control(bench).table_bytes(WindowRequest { range: range(first, len), page });
+    let bytes = |len| control(bench).table_bytes(WindowRequest::new(range(first, len), page));
     assert!(bytes(1 << 30) > 0);
     assert!(bytes(1 << 40) > bytes(1 << 30));
 }
