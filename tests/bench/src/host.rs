@@ -114,7 +114,7 @@ impl WindowCalls for NullHost {
     }
 
     fn create(&self, request: WindowRequest) -> Result<Window, Failure> {
-        Ok(Window { range: request.range, page_sizes: PageSizes::only(request.page) })
+        Ok(Window::new(request.range, PageSizes::only(request.page)))
     }
 
     fn remove(&self, _: Window) -> Result<Undone, Failure> {
@@ -154,7 +154,7 @@ impl DirtyCalls for NullHost {
     }
 
     fn reach(&self) -> DirtyReach {
-        DirtyReach { over_gaps: true, parts_of_mappings: false, longest_bitmap: 1 << 28 }
+        DirtyReach::of_whole_mappings(1 << 28).with_gaps()
     }
 
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
