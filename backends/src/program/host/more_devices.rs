@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dmaspace::pci::PciAddress;
 use dmaspace_soft::Profile;
-use dmaspace_soft::profile::{DeviceProfile, Group};
+use dmaspace_soft::profile::DeviceProfile;
 
 /// The host with `n` devices more, in groups like the first that can be passed on, and these devices. On POWER each is
 /// behind a PCI host bridge of its own.
@@ -20,7 +20,9 @@ pub(super) fn with(profile: &Profile, n: u32) -> (Profile, Vec<PciAddress>) {
     for _ in 0..n {
         let Some(address) = addresses.next() else { break };
         let device = DeviceProfile { address: address.to_string(), node: has_node.then(|| node.next()) };
-        profile.groups.push(Group { number: group.next(), devices: vec![device], ..model.clone() });
+        let mut next = model.clone();
+        (next.number, next.devices) = (group.next(), vec![device]);
+        profile.groups.push(next);
         added.push(address);
     }
     (profile, added)
