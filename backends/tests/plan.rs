@@ -198,7 +198,7 @@ fn large_bars_are_out_of_reach_where_firmware_puts_them_high() {
 }
 
 #[test]
-fn what_qemu_would_not_make_is_bad_input() {
+fn an_impossible_machine_is_bad_input() {
     for arguments in [
         &["--memory", "1M"][..],
         &["--memory", "8G", "--maxmem", "4G"],

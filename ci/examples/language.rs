@@ -5,9 +5,9 @@
 //! cargo run -p emulated-host --example language -- core soft    # also each line of these crates that counts
 //! ```
 //!
-//! The budgets of words and of the width of lines are for all code. The budgets of density (closures, `for_each`,
-//! re-bindings) are for code outside of tests: `#[cfg(test)]` items, the files of `#[cfg(test)]` modules, files named
-//! `tests.rs` and everything below a folder `tests` have no density.
+//! The budgets of words, names, messages and the width of lines are for all code. The budgets of density (closures,
+//! `for_each`, re-bindings) are for code outside of tests: `#[cfg(test)]` items, the files of `#[cfg(test)]` modules,
+//! files named `tests.rs` and everything below a folder `tests` have no density.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -16,8 +16,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-/// Words that hide the actor. At most 0.5 in 1,000 words of comments.
+/// Words that hide the actor. At most 0.5 in 1,000 words of comments, and none in a message.
 const WHO: [&str; 4] = ["whoever", "somebody", "nobody", "anybody"];
+/// Words that make a clause or hide the actor in the name of a function. None.
+const NAMES: [&str; 7] = ["what", "who", "whoever", "somebody", "nobody", "anybody", "everybody"];
 /// First words of an item's documentation that make it a fragment. At most 2 fragments in 1,000 words of comments.
 const FRAGMENTS: [&str; 6] = ["What", "Whether", "Who", "Which", "How", "Where"];
 /// Words after "what" that make the two a clause. At most 0.5 clauses in 1,000 words of comments.
@@ -87,6 +89,8 @@ enum Habit {
     Who,
     Fragment,
     Clause,
+    Name,
+    Message,
     Closure,
     ForEach,
     Rebound,
@@ -114,10 +118,12 @@ impl fmt::Display for Per {
 
 impl Habit {
     /// The habits with a budget, and the budget.
-    const BUDGETS: [(Self, f64, Per); 7] = [
+    const BUDGETS: [(Self, f64, Per); 9] = [
         (Self::Who, 0.5, Per::ThousandWords),
         (Self::Fragment, 2.0, Per::ThousandWords),
         (Self::Clause, 0.5, Per::ThousandWords),
+        (Self::Name, 0.0, Per::Crate),
+        (Self::Message, 0.0, Per::Crate),
         (Self::Closure, 3.0, Per::ThousandLines),
         (Self::ForEach, 1.0, Per::ThousandLines),
         (Self::Rebound, 2.0, Per::ThousandLines),
@@ -131,7 +137,8 @@ impl fmt::Display for Place {
     }
 }
 
-const HEADING: &str = "crate             words   who  frag  what |  lines  clos  each  rebd  wide   p95  max";
+const HEADING: &str =
+    "crate             words   who  frag  what  name  text |  lines  clos  each  rebd  wide   p95  max";
 
 impl fmt::Display for Crate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,7 +146,7 @@ impl fmt::Display for Crate {
         for habit in [Habit::Who, Habit::Fragment, Habit::Clause] {
             write!(f, "{:>6.1}", self.found(habit, Per::ThousandWords))?;
         }
-        write!(f, " |{:>7}", self.lines)?;
+        write!(f, "{:>6}{:>6} |{:>7}", self.count(Habit::Name), self.count(Habit::Message), self.lines)?;
         for habit in [Habit::Closure, Habit::ForEach, Habit::Rebound] {
             write!(f, "{:>6.1}", self.found(habit, Per::ThousandLines))?;
         }
@@ -173,6 +180,9 @@ impl Crate {
         for (at, (line, code)) in text.lines().zip(code.lines().chain(std::iter::repeat(""))).enumerate() {
             let (mut habits, words) = source.habits(line);
             self.words += words;
+            if source.is_code {
+                habits.extend(habits_of_names(line, code));
+            }
             if source.is_code && !is_test && !tests.iter().any(|item| item.contains(&at)) {
                 self.lines += 1;
                 habits.extend(habits_of_code(code.trim_start()));
@@ -297,6 +307,23 @@ fn habits_of_prose(text: &str, begins: bool) -> Vec<Habit> {
     let is_fragment = matches!(words[..], [first, ..] if FRAGMENTS.contains(&first)) || text.starts_with("The same");
     if begins && is_fragment {
         found.push(Habit::Fragment);
+    }
+    found
+}
+
+/// The habits of a function's name and of the messages in a line of code; `code` is the line without them.
+fn habits_of_names(line: &str, code: &str) -> Vec<Habit> {
+    let mut found = Vec::new();
+    if let Some((_, rest)) = code.split_once("fn ") {
+        let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        if name.split('_').any(|word| NAMES.contains(&word)) {
+            found.push(Habit::Name);
+        }
+    }
+    // A literal without a blank is a word, no message.
+    let mut literals = line.split('"').skip(1).step_by(2).filter(|literal| literal.contains(' '));
+    if literals.any(|literal| literal.split(|c: char| !c.is_alphanumeric()).any(|word| WHO.contains(&word))) {
+        found.push(Habit::Message);
     }
     found
 }

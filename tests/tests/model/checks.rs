@@ -54,7 +54,7 @@ impl World {
         };
         let (found, expected) = (reached.outside(&host.fences), expected.outside(&host.fences));
         if place.is_loose || place.is_fenced() {
-            // What touches a fence and is best effort may be given up as a whole.
+            // A best-effort section that touches a fence may be given up as a whole.
             prop_assert_eq!(&found.shared_with(&expected), &found, "{} maps more than was requested", name);
             let required = expected.shared_with(&self.guest_without_best_effort().reached_on(&host));
             prop_assert_eq!(&required.shared_with(&found), &required, "{} lacks a required mapping", name);

@@ -59,7 +59,7 @@ pub(crate) enum Op {
 /// Something that may come, in slots.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SectionCandidate {
-    pub(crate) what: What,
+    pub(crate) content: Content,
     pub(crate) at: u64,
     pub(crate) len: u64,
     /// The bytes missing at its ends, as [`crate::bus::Bus::odd`] counts them.
@@ -73,7 +73,7 @@ pub(crate) struct SectionCandidate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum Content {
     Ram,
     DeviceMemory,
     Translated,
@@ -137,16 +137,16 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn candidate() -> impl Strategy<Value = SectionCandidate> {
-    use What::{DeviceMemory, Msi, Nothing, Ram, Translated};
-    let what = prop_oneof![
+    use Content::{DeviceMemory, Msi, Nothing, Ram, Translated};
+    let content = prop_oneof![
         20 => Just(Ram), 5 => Just(DeviceMemory), 3 => Just(Translated), 1 => Just(Msi), 3 => Just(Nothing)
     ];
     let kind = prop_oneof![20 => Just(Kind::Plain), 1 => select(vec![Kind::ReadOnly, Kind::Huge])];
     let shift = prop_oneof![6 => Just(0u64), 1 => 0..SHIFTS];
-    (what, 0..SLOTS, 1..6u64, (odd(9), odd(9)), (shift, odd(30)), kind, access()).prop_map(
-        |(what, at, len, (head, tail), (shift, skew), kind, access)| {
-            let kind = if what == DeviceMemory { Kind::Device } else { kind };
-            SectionCandidate { what, at, len, head, tail, shift, skew, kind, access }
+    (content, 0..SLOTS, 1..6u64, (odd(9), odd(9)), (shift, odd(30)), kind, access()).prop_map(
+        |(content, at, len, (head, tail), (shift, skew), kind, access)| {
+            let kind = if content == DeviceMemory { Kind::Device } else { kind };
+            SectionCandidate { content, at, len, head, tail, shift, skew, kind, access }
         },
     )
 }

@@ -8,7 +8,7 @@ use dmaspace_tests::model::{Change, Guest, page_of_entries};
 
 use crate::bus::{GuestMemory, Kind, LOWER, range};
 use crate::setting::Setting;
-use crate::step::{Op, SectionCandidate, What};
+use crate::step::{Content, Op, SectionCandidate};
 
 /// The change these ops make of the guest.
 pub(crate) fn build(ops: &[Op], setting: &Setting, memory_of_guest: &GuestMemory, guest: &Guest) -> Change {
@@ -155,7 +155,7 @@ impl UpdateBuilder<'_> {
     /// two.
     fn bounds(&self, candidate: &SectionCandidate) -> (u64, u64) {
         let bus = self.setting.bus;
-        if self.what(candidate) == What::Translated && candidate.head == 0 {
+        if self.content_of(candidate) == Content::Translated && candidate.head == 0 {
             let bank = if candidate.at < LOWER { 0 } else { LOWER };
             return (bus.first(bank), bus.last(bank, 1 << (candidate.len % 4)));
         }
@@ -166,13 +166,13 @@ impl UpdateBuilder<'_> {
     }
 
     /// Guests whose RAM is behind windows have windows and little RAM on the bus.
-    fn what(&self, candidate: &SectionCandidate) -> What {
+    fn content_of(&self, candidate: &SectionCandidate) -> Content {
         let rarely = candidate.len == 5;
         let behind_windows = self.setting.is_translated || (self.setting.is_power() && candidate.at >= LOWER);
-        match candidate.what {
-            What::Ram if behind_windows && !rarely => What::Translated,
-            What::Translated if !behind_windows && !rarely => What::Ram,
-            what => what,
+        match candidate.content {
+            Content::Ram if behind_windows && !rarely => Content::Translated,
+            Content::Translated if !behind_windows && !rarely => Content::Ram,
+            content => content,
         }
     }
 
@@ -183,15 +183,15 @@ impl UpdateBuilder<'_> {
             let offset = bus.offset(first) + candidate.shift * bus.unit.bytes() + bus.odd(candidate.skew);
             self.memory(candidate.kind, offset, last.checked_sub(first)? + 1)
         };
-        match self.what(candidate) {
-            What::Ram | What::DeviceMemory => direct(memory()?, first, candidate.access),
-            What::Translated => {
+        match self.content_of(candidate) {
+            Content::Ram | Content::DeviceMemory => direct(memory()?, first, candidate.access),
+            Content::Translated => {
                 let page = [bus.unit, PageSize::K4, PageSize::K64, bus.unit][candidate.len as usize % 4].min(bus.unit);
                 let range = range(first, last);
                 range.is_aligned_to(page).then(|| Section::translated("window", range, page))
             }
-            What::Msi => Some(Section::msi("msi", range(first, last))),
-            What::Nothing => Some(Section::nothing("hole", range(first, last))),
+            Content::Msi => Some(Section::msi("msi", range(first, last))),
+            Content::Nothing => Some(Section::nothing("hole", range(first, last))),
         }
     }
 

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_page_is_mapped_in_smaller_ones() {
+    fn ranges_without_a_whole_page_are_mapped_in_smaller_pages() {
         let ragged = [(0, (2 << 20) + 0xfff)];
         assert_eq!(of(&ragged, 0x4020_1000, 0x7f_ffff_ffff)[1], (2 << 20, 3 << 12));
         // Two ranges in one table.
