@@ -31,8 +31,11 @@ mod mtree;
 mod outcome;
 mod plan;
 mod printable;
+mod progress;
 mod replay;
+mod schema;
 mod sections;
+mod shell;
 mod stage;
 mod stepwise;
 mod surroundings;
@@ -44,11 +47,10 @@ mod translating;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde::Serialize;
 
 use arguments::{Arguments, Command};
 use course::Course;
@@ -57,43 +59,62 @@ use finding::Finding;
 use guest::Guest;
 use host::Place;
 use mtree::FlatViews;
+use progress::Progress;
 use replay::Replay;
+use schema::Form;
 use stage::Setting;
 use surroundings::Text;
+use survey::Surveyed;
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Replay(arguments) => replay_all(&arguments),
-        Command::Survey { files } => survey_all(&files),
-        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Plan(arguments) => status_of(plan::run(&arguments)),
+        Command::Survey(arguments) => status_of(survey_all(&arguments)),
+        Command::Schema(arguments) => status_of(schema::show(&arguments)),
+        Command::Completions(arguments) => status_of(shell::completions(&arguments)),
+        Command::Man(arguments) => status_of(shell::man(&arguments)),
     }
     .into()
 }
 
-/// Every file on every host.
-fn survey_all(files: &[PathBuf]) -> Status {
-    let surveyed = files.iter().map(|file| survey_file(file)).collect::<Result<String, _>>();
-    surveyed.and_then(|tables| print(&(survey::HEADING.to_owned() + &tables))).map_or_else(
-        |failure| {
+/// The status of a command that came to its end; an error is told.
+fn status_of(result: Result<impl Into<Status>, Failure>) -> Status {
+    match result {
+        Ok(status) => status.into(),
+        Err(failure) => {
             tell("error", &failure);
             Status::from(&failure)
-        },
-        |()| Status::Good,
-    )
+        }
+    }
 }
 
-fn survey_file(path: &Path) -> Result<String, Failure> {
+/// Every file on every host.
+fn survey_all(arguments: &arguments::Survey) -> Result<(), Failure> {
+    let files = &arguments.files;
+    let progress = Progress::of("replaying", (files.len() * survey::hosts().count()) as u64);
+    let surveyed = files.iter().map(|file| survey_file(file, &progress)).collect::<Result<Vec<_>, _>>();
+    drop(progress);
+    let text = match arguments.json {
+        true => surveyed?.iter().map(|surveyed| Form::Survey.line(surveyed)).collect::<Result<String, _>>()?,
+        false => survey::HEADING.to_owned() + &surveyed?.iter().map(survey::table).collect::<String>(),
+    };
+    print(&text)
+}
+
+fn survey_file(path: &Path, progress: &Progress) -> Result<Surveyed, Failure> {
     let (file, text) = read(path)?;
     let mut rows = Vec::new();
     for (host, backend) in survey::hosts() {
+        progress.step();
         let (name, backend) = (Some(host.to_owned()), Some(backend));
         let on_host = arguments::Replay { host: name, backend, ..Default::default() };
         let replayed = replay_text(&file, &text, &on_host)?;
         rows.extend(replayed.into_iter().map(|replay| (host, replay.outcome)));
     }
     let name = path.file_name().map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
-    Ok(survey::table(&name, &rows))
+    Ok(Surveyed::new(name, rows))
 }
 
 /// Replays every file, the ones after a bad one too.
@@ -174,7 +195,9 @@ fn replay_recording(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> 
 }
 
 fn replay_trace(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    let reading = Progress::of(format!("reading {file}"), 0);
     let traced = trace::parse(text, arguments.guest_page).map_err(|bad| Failure::input(file, bad.line, &bad))?;
+    drop(reading);
     // The findings are of the log as a whole, and told once.
     let findings = std::iter::once(traced.findings.as_slice()).chain(std::iter::repeat(&[][..]));
     let replays = traced.courses.iter().zip(findings);
@@ -182,7 +205,9 @@ fn replay_trace(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> R
 }
 
 fn replay_views(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    let reading = Progress::of(format!("reading {file}"), 0);
     let views = mtree::parse(text).map_err(|bad| Failure::input(file, bad.line, &bad))?;
+    drop(reading);
     replay_flat_views(file, &views, arguments)
 }
 
@@ -190,6 +215,7 @@ fn replay_views(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> R
 fn replay_flat_views(file: &str, views: &FlatViews, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
     let guest = Guest::of(views, arguments.address_space.as_deref(), arguments.guest_page)
         .map_err(|none| Failure::input(file, none.line, &none))?;
+    let _progress = Progress::of(format!("replaying {file}"), 0);
     Ok(vec![replay::replay(file, &guest, &setting(arguments, guest.has_tce_windows())?)?])
 }
 
@@ -254,7 +280,7 @@ fn report(replay: &Replay, arguments: &arguments::Replay, is_one_of_many: bool) 
     }
     tell_remarks(&replay.outcome.notes, replay);
     let apart = if is_one_of_many { "\n" } else { "" };
-    let result = if arguments.json { to_json(&replay.outcome)? } else { text::replay(replay) + apart };
+    let result = if arguments.json { Form::Replay.line(&replay.outcome)? } else { text::replay(replay) + apart };
     print(&result)
 }
 
@@ -278,12 +304,6 @@ fn print(result: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| Failure::host(&error)),
     }
-}
-
-/// On one line, so that the objects of several files can be told apart.
-fn to_json(result: &impl Serialize) -> Result<String, Failure> {
-    let object = serde_json::to_string(result).map_err(|error| Failure::host(&error))?;
-    Ok(printable::shown_json(&object) + "\n")
 }
 
 /// The part of a warning behind its range and its fate, which many may share.

@@ -10,10 +10,15 @@ use dmaspace::pci::PciAddress;
 
 use crate::program::host::Place;
 use crate::program::plan::Plan;
+use crate::program::schema::Schema;
+use crate::program::shell::{Completions, Man};
 
 /// DMA windows for passed-through PCI devices, on every IOMMU.
+///
+/// Why does a device not get its memory, would a guest run on that host, and what will it need there? The program
+/// answers from the text that QEMU prints, on hosts in software.
 #[derive(Debug, Parser)]
-#[command(name = "dmaspace", version, about, max_term_width = 100)]
+#[command(name = "dmaspace", version, about, max_term_width = 100, after_long_help = AFTER_ALL)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -23,16 +28,36 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Replay(Replay),
-    /// Replay guests on every soft host, through every backend it has, and print a table for each.
-    ///
-    /// It is Markdown: on which hosts the guest could live, and what it would lose there.
-    Survey {
-        /// Flat views, traces, logs and recordings, as `dmaspace replay` reads them.
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
-    },
     Plan(Plan),
+    Survey(Survey),
+    Schema(Schema),
+    Completions(Completions),
+    Man(Man),
 }
+
+/// Replay guests on every soft host, through every backend it has, and print a table for each.
+///
+/// It is Markdown: on which hosts the guest could live, and what it would lose there.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_SURVEY)]
+pub(crate) struct Survey {
+    /// Flat views, traces, logs and recordings, as `dmaspace replay` reads them.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// Print one JSON object for each file.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const AFTER_SURVEY: &str = "\
+Examples:
+  On which hosts could this guest live?
+      dmaspace survey guest.mtree
+  Only the names of these hosts:
+      dmaspace survey guest.mtree --json | jq -r '.hosts[] | select(.ok) | .host'
+
+Exit status: 0, and 2 for bad input.";
 
 /// Replay a guest's memory map onto a host, and see what becomes of every range.
 ///
@@ -106,6 +131,17 @@ pub(crate) struct Replay {
     #[arg(skip)]
     pub(crate) spaces: Option<NonZeroU32>,
 }
+
+const AFTER_ALL: &str = "\
+Examples:
+  What becomes of every range of this guest, and why?
+      virsh qemu-monitor-command guest --hmp 'info mtree -f' | dmaspace replay -
+  What does this error line mean?
+      journalctl -b | dmaspace replay -
+  What will a guest of 64 GiB with two devices need?
+      dmaspace plan --memory 64G --devices 2
+  Every command has examples of its own:
+      dmaspace help plan";
 
 const AFTER: &str = "\
 Examples:

@@ -38,6 +38,12 @@ pub(crate) enum Status {
     BadInput,
 }
 
+impl From<()> for Status {
+    fn from((): ()) -> Self {
+        Self::Good
+    }
+}
+
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
         match failure {

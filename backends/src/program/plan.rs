@@ -26,8 +26,9 @@ use crate::program::host::Place;
 use crate::program::mtree::FlatViews;
 use crate::program::outcome::{HostWindow, Judged};
 use crate::program::replay::Replay;
+use crate::program::schema::Form;
 use crate::program::text::exactly;
-use crate::program::{drawing, print, read, replay_flat_views, replay_text, stage, tell, tell_remarks, to_json};
+use crate::program::{drawing, print, read, replay_flat_views, replay_text, stage, tell_remarks};
 use arguments::{AmdHole, Machine};
 use budget::Budget;
 use machine::Shape;
@@ -78,14 +79,10 @@ struct Guest {
 }
 
 /// Plans, and prints the plans.
-pub(crate) fn run(arguments: &Plan) -> Status {
-    plan(arguments).unwrap_or_else(|failure| {
-        tell("error", &failure);
-        Status::from(&failure)
-    })
-}
-
-fn plan(arguments: &Plan) -> Result<Status, Failure> {
+///
+/// # Errors
+/// When the input makes no sense, or the host cannot be had.
+pub(crate) fn run(arguments: &Plan) -> Result<Status, Failure> {
     let input = Input::of(arguments)?;
     let host = host(arguments, &input)?;
     let planning = Planning { containers: containers(arguments, &host), arguments, host };
@@ -290,7 +287,7 @@ impl Planning<'_> {
             save_drawing(path, replay)?;
         }
         tell_remarks(&planned.notes, replay);
-        let result = if self.arguments.json { to_json(planned)? } else { text::plan(planned) };
+        let result = if self.arguments.json { Form::Plan.line(planned)? } else { text::plan(planned) };
         print(&result)
     }
 }

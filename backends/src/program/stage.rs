@@ -1,9 +1,10 @@
 //! The stage of a replay: a host, a space on it with the counter at its door, and the listener, which may be recorded.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 
 use dmaspace::choose::BackendKind;
 use dmaspace::contract::PciAddressSpace;
@@ -11,7 +12,6 @@ use dmaspace::door::Door;
 use dmaspace::listener::Update;
 use dmaspace::recording::{JsonLines, RecordedSpace};
 use dmaspace::{FrontEnd, Listener};
-use dmaspace_core::sync::past_poison;
 
 use crate::program::cause::HostView;
 use crate::program::commit::{self, Ended};
@@ -71,11 +71,39 @@ pub(crate) struct Claims {
     pub(crate) tables: Vec<TceTable>,
 }
 
-type Lines = Arc<Mutex<JsonLines<File>>>;
-
+/// The recording that a listener writes. The listener has the file, and leaves its first error here.
 struct Recording {
     path: PathBuf,
-    lines: Lines,
+    error: Arc<OnceLock<io::Error>>,
+}
+
+/// A file whose first error is kept.
+struct Kept {
+    file: File,
+    error: Arc<OnceLock<io::Error>>,
+}
+
+impl Kept {
+    fn keep<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            // A later error has no news.
+            let _ = self.error.set(error);
+            kind.into()
+        })
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        self.keep(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.file.flush();
+        self.keep(flushed)
+    }
 }
 
 /// The cost of a replay so far.
@@ -105,10 +133,7 @@ impl Stage {
         for opened in ready.all() {
             listener.attach(opened.space.space().clone()).map_err(|error| Failure::host(&error))?;
         }
-        let recording = setting.record.as_deref().map(Recording::new).transpose()?;
-        if let Some(recording) = &recording {
-            listener.record_to(Box::new(recording.lines.clone()));
-        }
+        let recording = setting.record.as_deref().map(|path| Recording::of(&mut listener, path)).transpose()?;
         let before = Limits::of(&ready);
         Ok(Self { ready, listener, recording, before })
     }
@@ -188,14 +213,15 @@ impl Limits {
 }
 
 impl Recording {
-    fn new(path: &Path) -> Result<Self, Failure> {
+    fn of(listener: &mut Listener, path: &Path) -> Result<Self, Failure> {
         let file = File::create(path).map_err(|error| unwritable(path, &error))?;
-        Ok(Self { path: path.to_owned(), lines: Arc::new(Mutex::new(JsonLines::new(file))) })
+        let error = Arc::new(OnceLock::new());
+        listener.record_to(Box::new(JsonLines::new(Kept { file, error: error.clone() })));
+        Ok(Self { path: path.to_owned(), error })
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let lines = past_poison(self.lines.lock());
-        lines.error().map_or(Ok(()), |error| Err(unwritable(&self.path, error)))
+        self.error.get().map_or(Ok(()), |error| Err(unwritable(&self.path, error)))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::program::course::{Course, Step};
 use crate::program::failure::Failure;
 use crate::program::finding::Finding;
 use crate::program::outcome::{AddressesOf, Input, Judged, Outcome, StepOutcome, Told};
+use crate::program::progress::Progress;
 use crate::program::replay::{Replay, add_causes, cures, front_end, locked_by};
 use crate::program::stage::{Setting, Stage};
 
@@ -27,7 +28,13 @@ use crate::program::stage::{Setting, Stage};
 /// When it does not come to a commit.
 pub(crate) fn replay(file: &str, course: &Course, findings: &[Finding], setting: &Setting) -> Result<Replay, Failure> {
     let mut run = Run::new(Stage::new(setting, front(course, setting.hints))?);
-    let steps: Vec<_> = course.steps.iter().enumerate().map(|(n, step)| run.take(n + 1, step)).collect();
+    let progress = Progress::of(format!("replaying {file}"), course.steps.len() as u64);
+    let mut steps = Vec::new();
+    for (step, number) in course.steps.iter().zip(1..) {
+        steps.push(run.take(number, step));
+        progress.step();
+    }
+    drop(progress);
     add_causes(run.in_force.values().map(|(judged, _)| judged), &run.stage, &mut run.causes);
     let findings = answer(findings, setting, &mut run.causes)?;
     let outcome = Outcome {

@@ -4,10 +4,12 @@
 use dmaspace::listener::Fate;
 use dmaspace_soft::Profile;
 use dmaspace_soft::profile::KernelInterface;
+use serde::Serialize;
 
 use crate::program::arguments;
+use crate::program::counting::Calls;
 use crate::program::mtree::What;
-use crate::program::outcome::{Judged, Outcome};
+use crate::program::outcome::{Bytes, Judged, Outcome};
 use crate::program::text::in_units;
 
 /// The heading above all tables.
@@ -38,44 +40,105 @@ fn kind_of(backend: KernelInterface) -> arguments::Backend {
     }
 }
 
-/// The table of one guest: a row for each host, with the outcome of a replay on it.
-pub(crate) fn table(file: &str, rows: &[(&'static str, Outcome)]) -> String {
+/// A guest, and the outcomes of its replays.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Surveyed {
+    /// The name of its file.
+    file: String,
+    /// A row for each host and backend.
+    hosts: Vec<Row>,
+}
+
+/// The outcome on one host.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    /// The host.
+    host: &'static str,
+    /// The way to its IOMMU.
+    backend: &'static str,
+    /// `true` if everything required was provided.
+    ok: bool,
+    /// The kernel calls it took.
+    calls: Calls,
+    /// The costs.
+    bytes: Bytes,
+    /// The bytes of memory that devices do not reach because the host's pages are larger.
+    lost: u64,
+    /// The ranges that devices do not reach, and why.
+    missing: Vec<Missing>,
+}
+
+/// Ranges of one fate for one reason.
+#[derive(Clone, Debug, Serialize)]
+struct Missing {
+    /// The names of the memory regions, each once.
+    names: Vec<String>,
+    /// The fate.
+    fate: String,
+    /// The reason.
+    reason: String,
+}
+
+impl Surveyed {
+    /// A guest, with the outcome on each host.
+    pub(crate) fn new(file: String, outcomes: Vec<(&'static str, Outcome)>) -> Self {
+        Self { file, hosts: outcomes.iter().map(|(host, outcome)| Row::of(host, outcome)).collect() }
+    }
+}
+
+impl Row {
+    fn of(host: &'static str, outcome: &Outcome) -> Self {
+        let Outcome { ok, backend, sections, calls, bytes, .. } = outcome;
+        let lost = sections.iter().map(|judged| judged.lost_head.saturating_add(judged.lost_tail));
+        let lost = lost.fold(0_u64, u64::saturating_add);
+        Self { host, backend, ok: *ok, calls: *calls, bytes: *bytes, lost, missing: missing(sections) }
+    }
+}
+
+/// The table of one guest: a row for each host.
+pub(crate) fn table(Surveyed { file, hosts }: &Surveyed) -> String {
     const COLUMNS: &str = "| host | backend | | map calls | mapped | pinned | tables | lost | what devices do not \
                            reach, and why |\n\
                            |---|---|---|---|---|---|---|---|---|\n";
-    let body: String = rows.iter().map(|(host, outcome)| row(host, outcome)).collect();
+    let body: String = hosts.iter().map(row).collect();
     format!("\n## {file}\n\n{COLUMNS}{body}")
 }
 
-fn row(host: &str, outcome: &Outcome) -> String {
-    let Outcome { ok, backend, sections, calls, bytes, .. } = outcome;
-    let lost: u128 = sections.iter().map(|judged| u128::from(judged.lost_head) + u128::from(judged.lost_tail)).sum();
+fn row(row: &Row) -> String {
+    let Row { host, backend, ok, calls, bytes, lost, missing } = row;
     let cells = [
         (if *ok { "in force" } else { "**refused**" }).to_owned(),
         calls.map.to_string(),
         in_units(bytes.mapped.into()),
         in_units(bytes.pinned.into()),
         in_units(bytes.tables.into()),
-        in_units(lost),
-        why(sections),
+        in_units((*lost).into()),
+        why(missing),
     ];
     format!("| {host} | {backend} | {} |\n", cells.join(" | "))
 }
 
+fn why(missing: &[Missing]) -> String {
+    let told: Vec<_> = missing
+        .iter()
+        .map(|Missing { names, fate, reason }| format!("{} {fate}: {reason}", names.join(", ")))
+        .collect();
+    told.join("<br>")
+}
+
 /// The ranges that are missing in whole or in part, those of one fate for one reason together. Ranges that the VMM
 /// emulates are left out.
-fn why(sections: &[Judged]) -> String {
-    let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+fn missing(sections: &[Judged]) -> Vec<Missing> {
+    let mut all: Vec<Missing> = Vec::new();
     for judged in sections.iter().filter(|judged| !is_all_there(judged)) {
-        let what = format!("{}: {}", judged.fate, judged.reason);
-        let name = judged.name.clone();
-        match groups.iter_mut().find(|(known, _)| *known == what) {
-            Some((_, names)) if !names.contains(&name) => names.push(name),
+        let (fate, name) = (judged.fate.to_string(), judged.name.clone());
+        match all.iter_mut().find(|known| known.fate == fate && known.reason == judged.reason) {
+            Some(known) if !known.names.contains(&name) => known.names.push(name),
             Some(_) => {}
-            None => groups.push((what, vec![name])),
+            None => all.push(Missing { names: vec![name], fate, reason: judged.reason.clone() }),
         }
     }
-    groups.iter().map(|(what, names)| format!("{} {what}", names.join(", "))).collect::<Vec<_>>().join("<br>")
+    all
 }
 
 fn is_all_there(judged: &Judged) -> bool {

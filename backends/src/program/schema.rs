@@ -1,0 +1,89 @@
+//! The form of every JSON object the program prints: its name and version, and its schema.
+//!
+//! A version is raised when a field goes or changes its meaning; a new field leaves it.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::program::failure::Failure;
+use crate::program::{print, printable};
+
+/// Print the JSON Schema of the objects that a command prints with --json.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
+pub(crate) struct Schema {
+    /// The command.
+    command: Form,
+}
+
+const AFTER: &str = "\
+Examples:
+  All fields of a plan, with their meanings:
+      dmaspace schema plan | jq -r '.properties | to_entries[] | \"\\(.key): \\(.value.description)\"'
+  Is this output of that form?
+      dmaspace schema replay > replay.schema.json && check-jsonschema --schemafile replay.schema.json out.json
+
+Each object names its form in \"schema\" and the form's version in \"version\". A version is raised
+when a field goes or changes its meaning; a new field leaves it.";
+
+/// The forms of objects, one for each command that prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// The fates of a guest's ranges.
+    Replay,
+    /// A guest on every host.
+    Survey,
+    /// A guest's fates and budget.
+    Plan,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Replay => "dmaspace/replay",
+            Self::Survey => "dmaspace/survey",
+            Self::Plan => "dmaspace/plan",
+        }
+    }
+
+    fn version(self) -> u32 {
+        match self {
+            Self::Replay | Self::Survey | Self::Plan => 1,
+        }
+    }
+
+    fn schema(self) -> &'static str {
+        match self {
+            Self::Replay => include_str!("schemas/replay.json"),
+            Self::Survey => include_str!("schemas/survey.json"),
+            Self::Plan => include_str!("schemas/plan.json"),
+        }
+    }
+
+    /// A result as an object of this form, on one line, so that the objects of several files can be told apart.
+    ///
+    /// # Errors
+    /// When the result cannot be written as JSON.
+    pub(crate) fn line(self, result: &impl Serialize) -> Result<String, Failure> {
+        let object = Versioned { schema: self.name(), version: self.version(), result };
+        let line = serde_json::to_string(&object).map_err(|error| Failure::host(&error))?;
+        Ok(printable::shown_json(&line) + "\n")
+    }
+}
+
+/// A result that says of which form it is.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    schema: &'static str,
+    version: u32,
+    #[serde(flatten)]
+    result: &'a T,
+}
+
+/// Prints a schema.
+///
+/// # Errors
+/// When the standard output takes nothing.
+pub(crate) fn show(arguments: &Schema) -> Result<(), Failure> {
+    print(arguments.command.schema())
+}
