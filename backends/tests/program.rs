@@ -254,7 +254,8 @@ fn a_pseries_guest_on_a_pc() {
 fn the_json_object_keeps_its_documented_form() {
     let output = replay(&["mtree/pseries-4g-reset.mtree", "--json", "--host", "powernv9"]);
     let expected = concat!(
-        r#"{"ok":true,"input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
+        r#"{"schema":"dmaspace/replay","version":1,"ok":true,"#,
+        r#""input":{"file":"mtree/pseries-4g-reset.mtree","address_space":"pci@800000020000000"},"#,
         r#""backend":"spapr","windows":[{"first":"0x0","last":"0x3fffffff","page_sizes":[4096]}],"sections":["#,
         r#"{"space":"pci","first":"0x0","last":"0x3fffffff","name":"tce-iommu-80000000","kind":"i/o","fate":"window","#,
         r#""reason":"the host's window 0x0..=0x3fffffff with 4K pages, which are the guest's","#,

@@ -73,5 +73,5 @@ fn bar(what: String, total: u64) -> ProgressBar {
         ),
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
-    bar.with_style(style).with_message(what)
+    bar.with_style(style).with_message(what).with_elapsed(PATIENCE)
 }
