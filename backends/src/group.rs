@@ -240,19 +240,24 @@ impl VfioGroup {
 
     /// Leaves the container after a failed join. A call that failed may have taken effect all the same, and on POWER a
     /// group that leaves later removes the entries of other groups: it must be gone when this returns, not only when
-    /// the group is closed, even if the kernel answers several times that the group is in no container.
-    fn undo_join(&self) {
+    /// the group is closed. Returns `false` if it may be there: the kernel answered neither that the group has left nor,
+    /// each time, that it is in no container.
+    fn undo_join(&self) -> bool {
+        let mut was_there = false;
         for _ in 0..ATTEMPTS {
-            if matches!(self.leave(), Ok(Undone::Done(()))) {
-                return;
+            match self.leave() {
+                Ok(Undone::Done(())) => return true,
+                Ok(Undone::WasNotThere) => {}
+                Err(_) => was_there = true,
             }
         }
+        !was_there
     }
 }
 
 #[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
 // SAFETY: the kernel's answers are returned as they are. A group whose attach failed is made to leave until the kernel
-// says that it has left, or several times that it is in no container.
+// says that it has left, or several times that it is in no container; otherwise the failure says that it may be there.
 unsafe impl Attachable for VfioGroup {
     fn name(&self) -> String {
         self.name.clone()
@@ -275,11 +280,8 @@ unsafe impl Attachable for VfioGroup {
         if self.status()? & GROUP_CONTAINER_SET != 0 {
             return Err(refusal(GROUP_SET_CONTAINER, Errno::EINVAL));
         }
-        let joined = self.join(point).and_then(|()| self.set_up(container));
-        if joined.is_err() {
-            self.undo_join();
-        }
-        joined
+        let Err(failure) = self.join(point).and_then(|()| self.set_up(container)) else { return Ok(()) };
+        Err(if self.undo_join() { failure } else { failure.not_undone() })
     }
 
     /// Leaves the container. `EBUSY` means that one of its devices is still open, perhaps because a part of it is still

@@ -60,7 +60,8 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug + 'static {
     /// it.
     ///
     /// # Errors
-    /// The failure of the kernel's call; the device is not attached then.
+    /// The failure of the kernel's call; the device is not attached then, unless the failure
+    /// [may have an effect](Failure::may_have_effect).
     fn attach(&self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
         device.attach_to(point)
     }

@@ -230,9 +230,13 @@ impl<B: Backend> Space<B> {
         if let Err(failure) = self.backend.attach(&*attached.device, self.attach_point()) {
             let wanted = self.locked_by_attaching();
             let error = refused(&self.backend, Operation::Attach, attached.subject(), failure, wanted);
+            let error = self.name_collision(attached, error);
             // The failed call may have attached the device, and detached it again.
-            let fenced = self.refill_tables(Operation::Attach, deferred);
-            return Err(self.name_collision(attached, error).fencing(fenced));
+            let fenced = match failure.may_have_effect() {
+                true => self.undo_attach(attached, deferred),
+                false => self.refill_tables(Operation::Attach, deferred),
+            };
+            return Err(error.fencing(fenced));
         }
         match self.fit_in(attached) {
             Ok(windows) => {

@@ -294,7 +294,11 @@ impl Row {
     ///
     /// # Errors
     /// The first step with another outcome.
-    pub fn check(&self, site: &Site<'_>) -> Result<(), Mismatch> {
+    ///
+    /// # Safety
+    /// If the site's door is real, its context has no mappings but those of rows.
+    #[expect(unsafe_code, reason = "UNSAFETY: a row may copy a mapping, and nothing names its memory")]
+    pub unsafe fn check(&self, site: &Site<'_>) -> Result<(), Mismatch> {
         for (n, step) in self.steps.iter().enumerate() {
             let expected = site.resolve(step.answer);
             let found = site.request(step.act);
@@ -422,9 +426,13 @@ impl Site<'_> {
         sized(unmapped.map(|(result, after)| (result, self.as_written(size, after))))
     }
 
+    #[expect(unsafe_code, reason = "UNSAFETY: the promise of `Row::check`")]
     fn copy(&self, from: BusAddress, to: BusAddress, length: Length, access: Access) -> Found {
         let (from, to, size) = (self.address(from), self.address(to), self.bytes(length));
-        self.on_ioas(|iommufd, id| raw::copy(self.door, iommufd, (id, from), (id, to), size, access))
+        self.on_ioas(|iommufd, id| {
+            // SAFETY: the caller of `Row::check` promised that rows made all mappings of the context, with `raw::map`.
+            unsafe { raw::copy(self.door, iommufd, (id, from), (id, to), size, access) }
+        })
     }
 
     fn make_page_table(&self) -> Found {

@@ -7,12 +7,13 @@ use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
+use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{EntryError, TranslatedWindow, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
-use dmaspace_soft::SoftHost;
-use dmaspace_tests::soft::{host, memory, range};
+use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
+use dmaspace_tests::soft::{host, memory, open, range};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 0x1000;
@@ -154,5 +155,42 @@ fn nothing_is_put_where_no_space_has_a_device() {
         fixture.listener.sync().expect("it fits as before");
         fixture.put(1).expect("it is the guest's to put again");
         assert_eq!(fixture.live(), u128::from(4 * PAGE), "{preset} {backend}");
+    }
+}
+
+/// The backends with the presets that have them, and the call that detaches a device.
+const DETACHES: [(&str, BackendKind, &str); 5] = [
+    ("vtd", BackendKind::Type1, "VFIO_GROUP_UNSET_CONTAINER"),
+    ("vtd", BackendKind::Type1OnIommufd, "VFIO_GROUP_UNSET_CONTAINER"),
+    ("vtd", BackendKind::Iommufd, "VFIO_DEVICE_DETACH_IOMMUFD_PT"),
+    ("powernv9", BackendKind::Spapr, "VFIO_GROUP_UNSET_CONTAINER"),
+    ("powernv9", BackendKind::SpaprV1, "VFIO_GROUP_UNSET_CONTAINER"),
+];
+
+#[test]
+fn a_device_whose_detach_answers_enodev_is_detached() {
+    for (preset, backend, detach) in DETACHES {
+        let soft = host(preset);
+        let mut opened = open(&soft, backend);
+        let gone = FaultPlan::nth(0, FaultMode::FailBefore).of(detach).with(Errno::ENODEV);
+        soft.plan_faults(&(1..=8).map(|n| gone.later(n)).collect::<Vec<_>>());
+        let device = opened.devices.remove(0);
+        opened.space.remove(device).expect("a device that is gone is attached nowhere");
+        assert!(soft.faults_fired() > 1, "{preset} {backend}: one answer proves nothing");
+        assert_eq!(opened.space.space().describe().devices, [""; 0], "{preset} {backend}");
+    }
+}
+
+#[test]
+fn a_device_whose_detach_answers_enodev_once_is_detached_by_the_next_call() {
+    for (preset, backend, detach) in DETACHES {
+        let soft = host(preset);
+        let mut opened = open(&soft, backend);
+        soft.plan_faults(&[FaultPlan::nth(1, FaultMode::FailBefore).of(detach).with(Errno::ENODEV)]);
+        let device = opened.devices.remove(0);
+        opened.space.remove(device).expect("the second call detaches it");
+        assert_eq!(soft.faults_fired(), 1, "{preset} {backend}");
+        drop(opened);
+        assert!(soft.ledger().is_clear(), "{preset} {backend}: {:?}", soft.ledger());
     }
 }

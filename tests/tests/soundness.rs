@@ -13,7 +13,7 @@ use dmaspace_core::contract::live_update::NamedMemory;
 use dmaspace_core::contract::{Attachable, MapRequest};
 use dmaspace_core::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace};
-use dmaspace_soft::{FaultMode, FaultPlan};
+use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::owned::simulated;
 use dmaspace_tests::soft::{host, open};
 
@@ -61,9 +61,7 @@ fn a_device_whose_attach_fails_reaches_nothing_or_is_known_to_the_space() {
         let (memory, _watch) = watched();
         let space = opened.space.space().clone();
         map(&*space, &memory);
-        let other = soft.profile().groups[1].number;
-        let node = OwnedHandle::open(soft.clone(), format!("/dev/vfio/{other}").as_ref(), HandleKind::Group);
-        let group = Arc::new(VfioGroup::new(node.expect("the node opens"), "other", BackendKind::Type1));
+        let group = Arc::new(VfioGroup::new(second_group(&soft), "other", BackendKind::Type1));
         let info = FaultPlan::nth(2, FaultMode::FailBefore).of("VFIO_IOMMU_GET_INFO");
         let stays = FaultPlan::nth(0, FaultMode::FailBefore).of("VFIO_GROUP_UNSET_CONTAINER").with(Errno::EBUSY);
         let plans: Vec<_> = [info].into_iter().chain((1..=failures).map(|n| stays.later(n))).collect();
@@ -74,4 +72,68 @@ fn a_device_whose_attach_fails_reaches_nothing_or_is_known_to_the_space() {
         let is_known = space.describe().devices.contains(&group.name());
         assert_eq!(is_in_a_container, is_known, "after {failures} failures");
     }
+}
+
+/// Fails the attach of a second group after it has joined the container, and each of the `failures` first attempts to
+/// leave again.
+fn plan_a_join_that_fails(soft: &SoftHost, failures: u64) {
+    // A container whose driver seems missing is given one, which it refuses.
+    let info = FaultPlan::nth(1, FaultMode::FailBefore).of("VFIO_IOMMU_GET_INFO").with(Errno::EINVAL);
+    let stays = FaultPlan::nth(0, FaultMode::FailBefore).of("VFIO_GROUP_UNSET_CONTAINER").with(Errno::EBUSY);
+    let plans: Vec<_> = [info].into_iter().chain((1..=failures).map(|n| stays.later(n))).collect();
+    soft.plan_faults(&plans);
+}
+
+fn second_group(soft: &Arc<SoftHost>) -> OwnedHandle {
+    let path = format!("/dev/vfio/{}", soft.profile().groups[1].number);
+    OwnedHandle::open(soft.clone(), path.as_ref(), HandleKind::Group).expect("the node opens")
+}
+
+#[test]
+fn a_group_whose_own_attempts_to_leave_fail_is_made_to_leave_by_the_space_or_known_to_it() {
+    for (failures, stays) in [(0, false), (2, false), (3, false), (20, true)] {
+        let soft = host("vtd");
+        let opened = open(&soft, BackendKind::Type1);
+        let space = opened.space.space().clone();
+        let (memory, watch) = watched();
+        map(&*space, &memory);
+        let group = Arc::new(VfioGroup::new(second_group(&soft), "other", BackendKind::Type1));
+        plan_a_join_that_fails(&soft, failures);
+        space.attach(group.clone()).expect_err("the container refuses a second driver");
+        soft.plan_faults(&[]);
+        let is_known = space.describe().devices.contains(&group.name());
+        let is_in_a_container = group.is_in_a_container().expect("the kernel answers");
+        assert_eq!((is_in_a_container, is_known), (stays, stays), "after {failures} failures");
+        drop((memory, opened));
+        assert!(watch.strong_count() > 0, "the page is mapped");
+        let attached: Arc<dyn Attachable> = group.clone();
+        assert_eq!(space.detach(&attached).is_ok(), stays, "after {failures} failures");
+        assert!(!group.is_in_a_container().expect("the kernel answers"));
+    }
+}
+
+#[test]
+fn a_group_that_stays_after_a_failed_add_can_be_detached_through_the_facade() {
+    let soft = host("vtd");
+    let mut opened = open(&soft, BackendKind::Type1);
+    plan_a_join_that_fails(&soft, 20);
+    opened.space.add_group(second_group(&soft), "other").expect_err("the container refuses a second driver");
+    soft.plan_faults(&[]);
+    assert_eq!(opened.space.space().describe().devices.len(), 2);
+    let left = opened.space.left_attached();
+    assert_eq!(left.iter().map(|device| device.name()).collect::<Vec<_>>(), ["other"]);
+    opened.space.detach(&left[0]).expect("the kernel lets it go now");
+    assert_eq!(opened.space.space().describe().devices.len(), 1);
+    assert!(opened.space.left_attached().is_empty());
+    drop((left, opened));
+    assert!(soft.ledger().is_clear(), "{:?}", soft.ledger());
+}
+
+#[test]
+fn nothing_is_left_attached_by_an_add_that_fails_and_is_undone() {
+    let soft = host("vtd");
+    let mut opened = open(&soft, BackendKind::Type1);
+    plan_a_join_that_fails(&soft, 0);
+    opened.space.add_group(second_group(&soft), "other").expect_err("the container refuses a second driver");
+    assert!(opened.space.left_attached().is_empty());
 }

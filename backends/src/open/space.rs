@@ -41,6 +41,8 @@ pub struct OpenSpace {
     backend: BackendKind,
     space: Arc<dyn PciAddressSpace>,
     groups: Vec<Arc<VfioGroup>>,
+    /// The devices and groups that may be attached although attaching them failed.
+    left_attached: Vec<Arc<dyn Attachable>>,
 }
 
 /// A container or iommufd at a door. The backend owns the handle.
@@ -90,7 +92,14 @@ impl OpenSpace {
         space: Arc<dyn PciAddressSpace>,
         handle: Handle,
     ) -> Self {
-        Self { opened: Some(OpenedAt { door, handle }), registry: None, backend, space, groups: Vec::new() }
+        Self {
+            opened: Some(OpenedAt { door, handle }),
+            registry: None,
+            backend,
+            space,
+            groups: Vec::new(),
+            left_attached: Vec::new(),
+        }
     }
 
     /// Wraps a space whose backend is another crate's. `name` stands for the backend in errors and logs:
@@ -98,7 +107,14 @@ impl OpenSpace {
     ///
     /// That crate opens the devices too; [`OpenSpace::attach`] attaches them.
     pub fn around(space: Arc<dyn PciAddressSpace>, name: &'static str) -> Self {
-        Self { opened: None, registry: None, backend: BackendKind::Other(name), space, groups: Vec::new() }
+        Self {
+            opened: None,
+            registry: None,
+            backend: BackendKind::Other(name),
+            space,
+            groups: Vec::new(),
+            left_attached: Vec::new(),
+        }
     }
 
     /// Reports every group and device that is opened into this space to `registry`, before it is used.
@@ -123,6 +139,13 @@ impl OpenSpace {
     /// own nodes.
     pub fn groups(&self) -> &[Arc<VfioGroup>] {
         &self.groups
+    }
+
+    /// The devices and groups that stay attached although adding them failed, because the kernel refused to detach them
+    /// as well. Each reaches what is mapped until it is detached ([`OpenSpace::detach`]), at the latest with the space.
+    pub fn left_attached(&self) -> Vec<Arc<dyn Attachable>> {
+        let attached = self.space.describe().devices;
+        self.left_attached.iter().filter(|device| attached.contains(&device.name())).cloned().collect()
     }
 
     /// The space, as a listener or a VMM uses it.
@@ -210,7 +233,7 @@ impl OpenSpace {
         }
         let group = Arc::new(group);
         if self.backend != BackendKind::Type1OnIommufd {
-            self.space.attach(group.clone())?;
+            self.attach_added(group.clone())?;
         }
         self.groups.push(group.clone());
         Ok(group)
@@ -259,7 +282,7 @@ impl OpenSpace {
             None => None,
         };
         let device = Device::of_node(door, name, cdev.clone(), entry);
-        self.space.attach(cdev)?;
+        self.attach_added(cdev)?;
         Ok(device.with_space(self.space.clone()))
     }
 
@@ -271,7 +294,8 @@ impl OpenSpace {
         Ok(self.space.attach(device)?)
     }
 
-    /// Detaches a device that [`OpenSpace::attach`] attached, and returns the change of the windows.
+    /// Detaches a device that [`OpenSpace::attach`] attached, or that was [left attached](OpenSpace::left_attached), and
+    /// returns the change of the windows.
     ///
     /// # Errors
     /// [`OpenError::Attach`].
@@ -302,6 +326,16 @@ impl OpenSpace {
                 Ok(Some(change))
             }
         }
+    }
+
+    /// Attaches a device that this process opened, and keeps it if it stays attached although that failed.
+    fn attach_added(&mut self, device: Arc<dyn Attachable>) -> Result<(), OpenError> {
+        let attached = self.space.attach(device.clone());
+        if attached.is_err() {
+            self.left_attached.push(device);
+            self.left_attached = self.left_attached();
+        }
+        Ok(attached.map(drop)?)
     }
 
     fn door(&self) -> Result<&Arc<dyn Door>, OpenError> {

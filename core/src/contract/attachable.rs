@@ -71,9 +71,9 @@ impl AttachPoint<'_> {
 ///
 /// # Safety
 /// A space frees the memory of a mapping when the last device has left a backend that
-/// [forgets its mappings](crate::Backend::forgets_with_the_last_device) then. So [`Attachable::attach_to`] must not
-/// return an error while the device may be attached, unless the error of a later [`Attachable::detach_from`] shows it,
-/// and [`Attachable::detach_from`] must return success, [`Undone::WasNotThere`] included, only when the device is not
+/// [forgets its mappings](crate::Backend::forgets_with_the_last_device) then. So an error of
+/// [`Attachable::attach_to`] must say so while the device may be attached ([`Failure::not_undone`]), and
+/// [`Attachable::detach_from`] must return success, [`Undone::WasNotThere`] included, only when the device is not
 /// attached there any more.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when the last device says that it is detached")]
 pub unsafe trait Attachable: Send + Sync + fmt::Debug {
@@ -102,7 +102,8 @@ pub unsafe trait Attachable: Send + Sync + fmt::Debug {
     /// Makes the kernel's attach call.
     ///
     /// # Errors
-    /// The failure of the kernel's call. The device is not attached then, as far as the kernel's answers tell.
+    /// The failure of the kernel's call. The device is not attached then, unless the failure
+    /// [may have an effect](Failure::may_have_effect): the space then tries to detach it, and lists it if that fails.
     fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure>;
 
     /// Makes the kernel's detach call. A device that is not attached there, or that is gone altogether (`ENODEV`), is

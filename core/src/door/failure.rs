@@ -122,11 +122,12 @@ pub struct Failure {
     call: &'static str,
     answer: Answer,
     cause: Cause,
+    may_have_effect: bool,
 }
 
 impl Failure {
     const fn new(call: &'static str, answer: Answer) -> Self {
-        Self { call, answer, cause: Cause::of(answer) }
+        Self { call, answer, cause: Cause::of(answer), may_have_effect: false }
     }
 
     /// An errno.
@@ -146,13 +147,24 @@ impl Failure {
 
     /// A refusal of a backend without errnos; `why` names the reason.
     pub const fn refused(call: &'static str, cause: Cause, why: &'static str) -> Self {
-        Self { call, answer: Answer::Refused(why), cause }
+        Self { cause, ..Self::new(call, Answer::Refused(why)) }
     }
 
     /// The same failure with the cause that the backend knows.
     #[must_use]
     pub const fn caused_by(self, cause: Cause) -> Self {
         Self { cause, ..self }
+    }
+
+    /// The same failure of a call that may have had its effect all the same, and whose undo failed as well.
+    #[must_use]
+    pub const fn not_undone(self) -> Self {
+        Self { may_have_effect: true, ..self }
+    }
+
+    /// Returns `true` if the call may have had its effect all the same, because its undo failed as well.
+    pub const fn may_have_effect(&self) -> bool {
+        self.may_have_effect
     }
 
     /// The name of the call: the kernel's, or the backend's own.

@@ -207,7 +207,12 @@ fn with_bits<T: FromBytes + IntoBytes + Immutable>(
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn copy(
+///
+/// # Safety
+/// If the door is real, all that is mapped in the source range was mapped by [`map`] or [`map_file`], which keep memory
+/// for ever.
+#[expect(unsafe_code, reason = "UNSAFETY: no request names the memory that is copied")]
+pub unsafe fn copy(
     door: &dyn Door,
     iommufd: Handle,
     (from, source): (u32, u64),

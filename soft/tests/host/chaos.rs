@@ -162,9 +162,11 @@ impl Run {
         n.map(|n| &self.memories[n])
     }
 
+    #[expect(unsafe_code, reason = "UNSAFETY: the door is not real")]
     fn copy(&self, from: u64, to: u64, size: u64, access: Access) {
         if let Context::Ioas { iommufd, id } = self.opened.context {
-            ignore(raw::copy(&*self.opened.host, iommufd, (id, from), (id, to), size, access));
+            // SAFETY: the door is not real.
+            ignore(unsafe { raw::copy(&*self.opened.host, iommufd, (id, from), (id, to), size, access) });
         }
     }
 
