@@ -12,6 +12,7 @@
 //! dropping: devices first, then the space with its groups and its container. A [`Device`](crate::Device) keeps its
 //! space open, so a caller may drop the two in any order.
 
+mod add;
 mod advice;
 mod error;
 mod host;

@@ -12,6 +12,7 @@
 //! registers memory takes a [`Lease`], a command that puts a group into a container takes an [`AttachPoint`], and only
 //! a [`Space`](crate::Space) makes them.
 
+mod exported;
 mod failure;
 mod handle;
 mod lease;

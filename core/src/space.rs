@@ -42,6 +42,7 @@ mod registrations;
 mod reports;
 mod shared_pins;
 mod tracking;
+mod unmap_all;
 mod verbs;
 mod windows;
 
@@ -63,10 +64,11 @@ use attachments::{Attached, Attachments};
 use deferred::Deferred;
 use fences::Fences;
 use layout::{Layout, Slot, hull_over};
-use mapper::{Mapper, unmap_all};
+use mapper::Mapper;
 use registrations::Registrations;
 use shared_pins::SharedPins;
 use tracking::Tracking;
+use unmap_all::unmap_all;
 
 /// A PCI address space on a backend `B`.
 ///

@@ -68,7 +68,7 @@ fn long_ones(backend: BackendKind) -> Vec<Scenario> {
 /// The cases of the contract that apply to a subject.
 pub fn cases_for(subject: &dyn UnderTest) -> Vec<&'static Case> {
     let abilities = Abilities::of(subject);
-    CASES.iter().filter(|case| abilities.reason_against(case).is_none()).collect()
+    CASES.iter().filter(|case| abilities.reason_against(case.needs).is_none()).collect()
 }
 
 /// The name of a case in lists, behind the backend's.

@@ -12,24 +12,22 @@ use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
 
 use crate::backend_kind::BackendKind;
-use crate::choose::{Choice, OpenRequest};
 use crate::device::Device;
-use crate::facts::{CONTAINER_NODE, IommuGroup, PciDevice, VfioDevice};
+use crate::facts::CONTAINER_NODE;
 use crate::group::VfioGroup;
-use crate::open::{Host, OpenError, open_node};
+use crate::open::OpenError;
 use crate::options::OpenOptions;
-use crate::pci::PciAddress;
 use crate::registry::{Entry, Registry};
 
 /// A space, and the ways in which devices are opened into it.
 ///
 /// The promises of the caller differ:
 ///
-/// - By PCI address ([`Host::open`], [`OpenSpace::add`]): none. This library opens every node itself.
+/// - By PCI address ([`Host::open`](crate::Host::open), [`OpenSpace::add`]): none. This library opens every node itself.
 /// - By descriptors that another process opened ([`OpenSpace::of`], [`OpenSpace::add_group`],
 ///   [`OpenSpace::add_device`]): those of [`OwnedHandle::adopt`]. No duplicate of a descriptor maps memory or attaches
 ///   devices.
-/// - By descriptors of a VMM that is being replaced ([`Host::inherit`]): those of [`OwnedHandle::adopt`], and that the
+/// - By descriptors of a VMM that is being replaced ([`Host::inherit`](crate::Host::inherit)): those of [`OwnedHandle::adopt`], and that the
 ///   memory is that of the old VMM ([`crate::inherited`]).
 /// - By a backend and devices of another crate ([`OpenSpace::around`], [`OpenSpace::attach`]): those that this crate
 ///   asks for.
@@ -156,49 +154,6 @@ impl OpenSpace {
     /// The kind of the backend.
     pub fn backend(&self) -> BackendKind {
         self.backend
-    }
-
-    /// Opens a device by its own node or by its group's, as the backend needs, and attaches it. The windows of the
-    /// space may change.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing of the device is open then.
-    pub fn add(&mut self, host: &Host, address: PciAddress) -> Result<Device, OpenError> {
-        let request = OpenRequest::device(address).with_backend(self.backend);
-        let choice = Choice::of(host.facts(), &request);
-        let device = host.facts().devices.get(&address);
-        let (Some(device), Some(_)) = (device, choice.chosen) else { return Err(OpenError::NoBackend(choice)) };
-        let group = device.group.and_then(|number| host.facts().groups.get(&number));
-        match (self.backend, &device.vfio, group) {
-            (BackendKind::Iommufd, Some(vfio), _) => self.add_by_node(host, device, vfio),
-            (BackendKind::Iommufd, None, _) | (_, _, None) => {
-                debug_assert!(false, "{} was chosen without a node or a group: {device:?}", self.backend);
-                Err(OpenError::NoBackend(choice))
-            }
-            (_, _, Some(group)) => self.add_by_group(host, device, group),
-        }
-    }
-
-    fn add_by_node(&mut self, host: &Host, device: &PciDevice, vfio: &VfioDevice) -> Result<Device, OpenError> {
-        let name = device.address.to_string();
-        let node = open_node(self.door()?, &vfio.path(), HandleKind::Device)?;
-        let reserved = match device.group {
-            Some(group) => host.facts().reserved(group, &name),
-            None => Vec::new(),
-        };
-        self.add_device_with_reserved(node, &name, reserved)
-    }
-
-    fn add_by_group(&mut self, host: &Host, device: &PciDevice, group: &IommuGroup) -> Result<Device, OpenError> {
-        let name = device.address.to_string();
-        let group_name = format!("group {}", group.number);
-        if let Some(group) = self.group(&group_name) {
-            return self.open_device(&group, &name);
-        }
-        let node = open_node(self.door()?, &group.path(), HandleKind::Group)?;
-        let reserved = host.facts().reserved(group.number, &group_name);
-        let group = self.add_group_with_reserved(node, &group_name, reserved)?;
-        self.open_device(&group, &name).map_err(|error| self.give_up(&group, error))
     }
 
     /// Attaches an open group, which is closed with the space or on failure. `name` stands for it in errors. With
@@ -338,14 +293,14 @@ impl OpenSpace {
         Ok(attached.map(drop)?)
     }
 
-    fn door(&self) -> Result<&Arc<dyn Door>, OpenError> {
+    pub(super) fn door(&self) -> Result<&Arc<dyn Door>, OpenError> {
         match (&self.opened, self.backend) {
             (Some(opened), _) => Ok(&opened.door),
             (None, backend) => Err(OpenError::ForeignBackend { name: backend.name() }),
         }
     }
 
-    fn group(&self, name: &str) -> Option<Arc<VfioGroup>> {
+    pub(super) fn group(&self, name: &str) -> Option<Arc<VfioGroup>> {
         self.groups.iter().find(|group| group.name() == name).cloned()
     }
 
@@ -358,7 +313,7 @@ impl OpenSpace {
     }
 
     /// Detaches a group whose device could not be opened because of `cause`.
-    fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
+    pub(super) fn give_up(&mut self, group: &Arc<VfioGroup>, cause: OpenError) -> OpenError {
         if !self.is_attached(group) {
             self.forget(group);
             return cause;

@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::contract::{Mapping, MappingModel, Swap, Unit};
 use crate::door::{Failure, Lease};
 use crate::error::{Error, Operation};
-use crate::retry::{Undone, until_gone};
+use crate::retry::until_gone;
 use crate::space::deferred::Deferred;
 use crate::space::fences::Fences;
 use crate::space::index::len_of;
@@ -181,26 +181,6 @@ impl<'a, B: Backend> Mapper<'a, B> {
 
     fn fence(&self, range: IovaRange, cause: Failure, memory: Vec<HostMemory>) {
         self.fences.put_up(self.backend.name(), range, cause, memory);
-    }
-}
-
-/// Unmaps a range in which `bytes` are mapped and no unit is cut, by the call `unmap`. After an error it is unknown
-/// what is still mapped.
-pub(super) fn unmap_all(
-    bytes: u64,
-    mut unmap: impl FnMut() -> Result<Undone<Option<u64>>, Failure>,
-) -> Result<(), Failure> {
-    let mut calls = 0;
-    let undone = until_gone(|| {
-        calls += 1;
-        unmap()
-    })?;
-    match undone.done().flatten() {
-        // A call that failed before may have unmapped a part.
-        Some(unmapped) if calls == 1 && unmapped != bytes => {
-            Err(Failure::malformed("unmap", "the number of unmapped bytes is not that of the mapped bytes"))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,14 +1,45 @@
 //! The ranges that a kernel's dirty log can be asked about.
 
+use crate::backend::{DirtyCalls, DirtyReach};
 use crate::contract::Unit;
+use crate::door::Failure;
 use crate::space::index::{Index, Part, len_of};
-use crate::space::tracking::{Log, is_writable};
+use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::page::PageSize;
 
 /// The number of words in the bitmap of a range.
 pub(super) fn words(range: IovaRange, page: PageSize) -> usize {
     usize::try_from((range.bytes() >> page.shift()).div_ceil(64)).unwrap_or(usize::MAX)
+}
+
+/// A kernel that logs.
+pub(super) struct Log<'a> {
+    pub(super) calls: &'a dyn DirtyCalls,
+    pub(super) page: PageSize,
+    pub(super) reach: DirtyReach,
+}
+
+impl Log<'_> {
+    /// Reads the log of `question` into the bitmap, which grows where one mapping needs more.
+    pub(super) fn fetch(&self, question: IovaRange, bitmap: &mut Vec<u64>, spare: usize) -> Result<(), Failure> {
+        let needed = words(question, self.page);
+        if needed > self.reach.longest_bitmap / size_of::<u64>() {
+            return Err(Failure::malformed("dirty bitmap", "a mapping is larger than any bitmap of it can be"));
+        }
+        let len = needed.saturating_add(spare);
+        if bitmap.len() < len {
+            bitmap.resize(len, 0);
+        }
+        let cleared = bitmap.get_mut(..len).unwrap_or_default();
+        cleared.fill(0);
+        self.calls.fetch(question, cleared)
+    }
+}
+
+/// Returns `true` if devices may write there.
+pub(super) fn is_writable(part: &Part<'_>) -> bool {
+    part.access.contains(Access::WRITE)
 }
 
 /// The next question about `range`: as much as one call can be asked about and a bitmap with `room` for so many bytes

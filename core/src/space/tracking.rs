@@ -6,18 +6,18 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, DirtyCalls, DirtyReach};
+use crate::backend::{Backend, DirtyCalls};
 use crate::contract::Mapping;
 use crate::contract::dirty::{DirtySink, Precision};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
 use crate::space::deferred::Deferred;
-use crate::space::index::{Index, Part, len_of};
+use crate::space::index::{Index, len_of};
 use crate::space::layout::{Slot, WindowSet};
-use crate::space::mapper::unmap_all;
 use crate::space::ones::ones;
-use crate::space::questions::{next_question, words};
+use crate::space::questions::{Log, is_writable, next_question, words};
 use crate::space::reports::{Outbox, Report};
+use crate::space::unmap_all::unmap_all;
 use crate::sync::{Mutex, Rank, RwLock};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
@@ -43,13 +43,6 @@ struct Active {
     logging: bool,
     /// [`Rank::Bitmap`] in the order of all locks ([`crate::sync`]).
     bitmap: Mutex<Vec<u64>>,
-}
-
-/// A kernel that logs.
-pub(super) struct Log<'a> {
-    calls: &'a dyn DirtyCalls,
-    pub(super) page: PageSize,
-    pub(super) reach: DirtyReach,
 }
 
 /// The progress of a sync: the part of the range that is left, and the answers so far.
@@ -255,23 +248,6 @@ impl Active {
     }
 }
 
-impl Log<'_> {
-    /// Reads the log of `question` into the bitmap, which grows where one mapping needs more.
-    fn fetch(&self, question: IovaRange, bitmap: &mut Vec<u64>, spare: usize) -> Result<(), Failure> {
-        let needed = words(question, self.page);
-        if needed > self.reach.longest_bitmap / size_of::<u64>() {
-            return Err(Failure::malformed("dirty bitmap", "a mapping is larger than any bitmap of it can be"));
-        }
-        let len = needed.saturating_add(spare);
-        if bitmap.len() < len {
-            bitmap.resize(len, 0);
-        }
-        let cleared = bitmap.get_mut(..len).unwrap_or_default();
-        cleared.fill(0);
-        self.calls.fetch(question, cleared)
-    }
-}
-
 fn not_tracking(operation: Operation) -> Error {
     Error::new(operation, IovaRange::all(), Kind::NotTracking)
 }
@@ -298,10 +274,6 @@ fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure>
         let _ = calls.stop();
     })?;
     Ok(true)
-}
-
-pub(super) fn is_writable(part: &Part<'_>) -> bool {
-    part.access.contains(Access::WRITE)
 }
 
 /// Adds all mappings that devices may write in `range`.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use file::MemoryFile;
+pub(crate) use file::OpenedFile;
 
 use crate::words::page::PageSize;
 #[cfg(feature = "vm-memory")]

@@ -8,7 +8,6 @@ use dmaspace_core::contract::eeh::PeState;
 use dmaspace_core::error::Kind;
 
 use crate::bench::{Bench, UnderTest, WHOLE};
-use crate::cases::Case;
 use crate::hooks::Call;
 
 /// Something that a case needs of a space or of its bench.
@@ -240,9 +239,9 @@ impl Abilities {
         Self { unmet }
     }
 
-    /// Why the case does not apply, or `None` if it applies.
-    pub fn reason_against(&self, case: &Case) -> Option<String> {
-        case.needs.iter().find_map(|need| self.unmet.get(need)).cloned()
+    /// The reason for which a case with these needs does not apply. `None` if it applies.
+    pub fn reason_against(&self, needs: &[Requirement]) -> Option<String> {
+        needs.iter().find_map(|need| self.unmet.get(need)).cloned()
     }
 
     /// The needs that are not met, with the reasons.

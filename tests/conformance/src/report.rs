@@ -54,7 +54,7 @@ pub fn run(subject: &dyn UnderTest) -> RunReport {
     let abilities = Abilities::of(subject);
     let mut report = RunReport::default();
     for case in CASES {
-        if let Some(reason) = abilities.reason_against(case) {
+        if let Some(reason) = abilities.reason_against(case.needs) {
             report.not_applicable.push((case.name, reason));
             continue;
         }

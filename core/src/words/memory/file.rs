@@ -3,12 +3,12 @@
 //! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by
 //! another, and another device's BAR, which has no pages that an address could lead to, can be mapped at all.
 
+use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::is_of_memory;
-use crate::door::{Door, Handle, OwnedHandle};
 
 /// A file whose bytes are memory: a memfd, a file of tmpfs or hugetlbfs, a BAR that its device exported.
 ///
@@ -20,8 +20,13 @@ pub struct MemoryFile(Source);
 #[derive(Clone)]
 enum Source {
     Descriptor(Arc<dyn AsFd + Send + Sync>),
-    Exported(Arc<OwnedHandle>),
+    Opened(Arc<dyn OpenedFile>),
     Unbacked(u64),
+}
+
+/// A file that is open at a door. The words of memory know no door: [`crate::door`] recognizes its own.
+pub(crate) trait OpenedFile: fmt::Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
 }
 
 impl MemoryFile {
@@ -33,10 +38,9 @@ impl MemoryFile {
         is_of_memory(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
     }
 
-    /// A part of a BAR that its device exported, closed with the last clone. It can be mapped through the door of
-    /// `export` only.
-    pub fn exported(export: OwnedHandle) -> Self {
-        Self(Source::Exported(Arc::new(export)))
+    /// A file that a door opened, closed with the last clone.
+    pub(crate) fn opened(file: Arc<dyn OpenedFile>) -> Self {
+        Self(Source::Opened(file))
     }
 
     /// A number without a file, for hosts in software. Real doors refuse it.
@@ -48,25 +52,21 @@ impl MemoryFile {
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Source::Descriptor(descriptor) => Some(descriptor.as_fd()),
-            Source::Exported(_) | Source::Unbacked(_) => None,
+            Source::Opened(_) | Source::Unbacked(_) => None,
         }
     }
 
-    /// Its handle, where a door has it.
-    pub fn handle(&self) -> Option<Handle> {
+    /// The file, if a door opened it.
+    pub(crate) fn as_opened(&self) -> Option<&dyn OpenedFile> {
         match &self.0 {
-            Source::Exported(exported) => Some(exported.handle()),
+            Source::Opened(file) => Some(&**file),
             Source::Descriptor(_) | Source::Unbacked(_) => None,
         }
     }
 
-    /// Returns `true` if `door` can say which file it is.
-    pub fn is_behind(&self, door: &Arc<dyn Door>) -> bool {
-        match &self.0 {
-            Source::Descriptor(_) => true,
-            Source::Exported(exported) => Arc::ptr_eq(exported.door(), door),
-            Source::Unbacked(_) => !door.is_real(),
-        }
+    /// Returns `true` for a number without a file.
+    pub(crate) fn is_unbacked(&self) -> bool {
+        matches!(self.0, Source::Unbacked(_))
     }
 }
 
@@ -76,7 +76,7 @@ impl PartialEq for MemoryFile {
             (Source::Descriptor(one), Source::Descriptor(other)) => {
                 Arc::as_ptr(one).addr() == Arc::as_ptr(other).addr()
             }
-            (Source::Exported(one), Source::Exported(other)) => Arc::ptr_eq(one, other),
+            (Source::Opened(one), Source::Opened(other)) => Arc::ptr_eq(one, other),
             (Source::Unbacked(one), Source::Unbacked(other)) => one == other,
             _ => false,
         }
@@ -89,7 +89,7 @@ impl fmt::Debug for MemoryFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Descriptor(descriptor) => write!(f, "file {:?}", descriptor.as_fd()),
-            Source::Exported(exported) => write!(f, "file {exported:?}"),
+            Source::Opened(file) => write!(f, "file {file:?}"),
             Source::Unbacked(number) => write!(f, "file {number} (unbacked)"),
         }
     }
