@@ -1,9 +1,9 @@
 //! Facts about a host, read once into plain structs.
 //!
-//! Most facts come from sysfs and procfs, below a root of the caller's choice: tests bring a directory, and a probe can
-//! look into a chroot. Only a VFIO container itself knows its IOMMU drivers, so it is asked through the door. Nothing
-//! is decided here ([`crate::choose`] decides), and the only node that is opened is `/dev/vfio/vfio`, which affects
-//! nothing else.
+//! Most facts come from sysfs and procfs, below a root of the caller's choice or from other [`HostFiles`]: tests bring
+//! a directory, and `dmaspace probe` reads an archive of another machine's files. Only a VFIO container itself knows
+//! its IOMMU drivers, so it is asked through the door. Nothing is decided here ([`crate::choose`] decides), and the
+//! only node that is opened is `/dev/vfio/vfio`, which affects nothing else.
 //!
 //! A file that does not exist is a fact. A file that cannot be read or understood is an error. sysfs is no snapshot: a
 //! device that vanishes while it is read appears without the facts that had not been read yet.
@@ -26,7 +26,7 @@ mod sysfs;
 mod tests;
 
 use files::Files;
-pub use files::{FactsError, Problem};
+pub use files::{Directory, FactsError, HostFiles, Problem};
 pub(crate) use locked::locked_memory;
 
 /// The node of VFIO containers.
@@ -252,7 +252,15 @@ impl Facts {
     /// # Errors
     /// [`FactsError`] for a file that exists and cannot be read or understood.
     pub fn below(root: &Path, host_page: PageSize) -> Result<Self, FactsError> {
-        let files = Files { root };
+        Self::of_files(&Directory::new(root), host_page)
+    }
+
+    /// Reads the facts from the files of a host, wherever they are. [`Facts::iommu_types`] stays `None`.
+    ///
+    /// # Errors
+    /// [`FactsError`] for a file that exists and cannot be read or understood.
+    pub fn of_files(files: &dyn HostFiles, host_page: PageSize) -> Result<Self, FactsError> {
+        let files = Files { files };
         Ok(Self {
             platform: sysfs::platform(&files)?,
             kernel: files.text("proc/sys/kernel/osrelease")?.unwrap_or_default(),

@@ -21,18 +21,23 @@ mod cause;
 mod commit;
 mod counting;
 mod course;
+mod doctor;
 mod drawing;
+mod explain;
 mod failure;
 mod finding;
 mod folding;
 mod guest;
 mod host;
+mod machine;
 mod mtree;
 mod outcome;
 mod plan;
 mod printable;
+mod probe;
 mod progress;
 mod replay;
+mod root;
 mod schema;
 mod sections;
 mod shell;
@@ -75,8 +80,16 @@ pub(crate) fn run() -> ExitCode {
         Command::Schema(arguments) => status_of(schema::show(&arguments)),
         Command::Completions(arguments) => status_of(shell::completions(&arguments)),
         Command::Man(arguments) => status_of(shell::man(&arguments)),
+        Command::Probe(arguments) => status_of(probe::run(&arguments).and_then(printed)),
+        Command::Doctor(arguments) => status_of(doctor::run(&arguments).and_then(printed)),
+        Command::Explain(arguments) => status_of(explain::run(&arguments).and_then(printed)),
     }
     .into()
+}
+
+/// Prints the text of a command.
+fn printed((text, status): (String, Status)) -> Result<Status, Failure> {
+    print(&text).map(|()| status)
 }
 
 /// The status of a command that came to its end; an error is told.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dmaspace_core::{Iova, IovaRange, PageSize};
 use dmaspace_soft::profile::{
-    Architecture, DeviceProfile, Group, KernelInterface, Profile, Reason, ReservedProfile, TceManager,
+    Architecture, DeviceProfile, Group, KernelInterface, Profile, ReservedProfile, TceManager,
 };
 
 use crate::facts::{self, Facts, IommuGroup, IommuTypes, Nodes, PciDevice, ReservedRegion, VfioDevice};
@@ -44,9 +44,10 @@ impl Facts {
 }
 
 fn platform(profile: &Profile) -> facts::Platform {
-    match (profile.architecture, profile.tce.as_ref().map(|tce| tce.platform)) {
+    match (&profile.architecture, profile.tce.as_ref().map(|tce| tce.platform)) {
         (Architecture::X86_64, _) => facts::Platform::X86_64,
         (Architecture::Aarch64, _) => facts::Platform::Other("aarch64".to_owned()),
+        (Architecture::Other(name), _) => facts::Platform::Other(name.clone()),
         (Architecture::Ppc64le, Some(TceManager::PSeries)) => facts::Platform::Pseries,
         (Architecture::Ppc64le, Some(TceManager::PowerNv) | None) => facts::Platform::Powernv,
     }
@@ -65,13 +66,7 @@ fn group_facts(profile: &Profile, group: &Group) -> IommuGroup {
 
 fn reserved(region: &ReservedProfile) -> Option<ReservedRegion> {
     let range = IovaRange::new(Iova::new(region.first), Iova::new(region.last)).ok()?;
-    let kind = match region.reason {
-        Reason::Msi => "msi",
-        Reason::Reserved => "reserved",
-        Reason::Direct => "direct",
-        Reason::DirectRelaxable => "direct-relaxable",
-    };
-    Some(ReservedRegion { range, kind: kind.to_owned() })
+    Some(ReservedRegion { range, kind: region.reason.word().to_owned() })
 }
 
 /// The facts of a group's devices. Every device of a host in software is bound to VFIO.

@@ -158,6 +158,10 @@ pub enum BusAddress {
     BelowTop(u64),
     /// This address.
     Address(u64),
+    /// The first byte of a page that is reserved on the site.
+    Reserved,
+    /// The first byte of a page that no page table of the site reaches.
+    Unreached,
 }
 
 /// A number of bytes.
@@ -232,6 +236,10 @@ pub struct Site<'a> {
     pub kernel: KernelVersion,
     /// The platform, on POWER.
     pub platform: Option<TceManager>,
+    /// A page's address that is reserved there.
+    pub reserved: u64,
+    /// A page's address that no page table reaches there; where they reach everything, a reserved one.
+    pub unreached: u64,
     /// Two pages of the host that exist and are writable.
     pub memory: HostMemory,
     /// Memory with faults.
@@ -538,6 +546,8 @@ impl Site<'_> {
             BusAddress::Inside(page, offset) => BASE + page * self.page() + offset,
             BusAddress::BelowTop(pages) => (pages * self.page()).wrapping_neg(),
             BusAddress::Address(address) => address,
+            BusAddress::Reserved => self.reserved,
+            BusAddress::Unreached => self.unreached,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The description of a host: plain data, presets of hosts that were measured, and the check of a description from a
 //! file.
 //!
-//! A [`Profile`] holds numbers and names only, so that `probe --json` can print one and a person can write one.
+//! A [`Profile`] holds numbers and names only, so that `dmaspace probe` can print one and a person can write one. In a
+//! file, everything but the aperture and the reserved ranges has a default.
 //! [`Profile::check`] reports the field that is wrong, and why; a soft host is only made of a profile that passed it.
 
 use std::collections::BTreeSet;
@@ -16,10 +17,16 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "serde")]
 mod hex;
+mod presets;
+mod region;
+#[cfg(feature = "serde")]
+mod written;
+
+pub use region::BadRegion;
 
 /// The description of a host, as far as devices' DMA is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(from = "written::WrittenProfile"))]
 #[non_exhaustive]
 pub struct Profile {
     /// The name of the host.
@@ -45,22 +52,49 @@ pub struct Profile {
     pub groups: Vec<Group>,
 }
 
-/// A processor architecture. Request numbers are always those this library was compiled for: a POWER host can run on a
-/// PC.
+/// A processor architecture, by the name that `uname -m` prints. Request numbers are always those this library was
+/// compiled for: a POWER host can run on a PC.
 ///
-/// Exhaustive: the facts of a host name each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+/// Exhaustive: [`Architecture::Other`] is any other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(from = "String", into = "String"))]
 pub enum Architecture {
     /// PCs.
-    #[cfg_attr(feature = "serde", serde(rename = "x86_64"))]
     X86_64,
     /// POWER, little-endian.
-    #[cfg_attr(feature = "serde", serde(rename = "ppc64le"))]
     Ppc64le,
     /// 64-bit Arm.
-    #[cfg_attr(feature = "serde", serde(rename = "aarch64"))]
     Aarch64,
+    /// Another architecture: `riscv64`, `s390x`, `loongarch64`.
+    Other(String),
+}
+
+impl From<String> for Architecture {
+    fn from(name: String) -> Self {
+        match name.as_str() {
+            "x86_64" | "amd64" => Self::X86_64,
+            "ppc64le" | "ppc64el" => Self::Ppc64le,
+            "aarch64" | "arm64" => Self::Aarch64,
+            _ => Self::Other(name),
+        }
+    }
+}
+
+impl From<Architecture> for String {
+    fn from(architecture: Architecture) -> Self {
+        architecture.to_string()
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::X86_64 => "x86_64",
+            Self::Ppc64le => "ppc64le",
+            Self::Aarch64 => "aarch64",
+            Self::Other(name) => name,
+        })
+    }
 }
 
 /// A kernel interface to the IOMMU.
@@ -79,7 +113,7 @@ pub enum KernelInterface {
 
 /// An IOMMU with fixed windows: everything up to the last address, except for reserved ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 #[non_exhaustive]
 pub struct FixedIommu {
     /// The page sizes as a mask: bit n stands for 2^n bytes.
@@ -114,7 +148,7 @@ pub struct ReservedProfile {
 /// drivers/iommu/iommu.c, iommu_group_resv_type_string).
 ///
 /// Exhaustive: the kernel's words in sysfs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Reason {
     /// A write to the range is an interrupt, or the kernel uses the range to deliver interrupts.
@@ -129,7 +163,7 @@ pub enum Reason {
 
 /// An IOMMU whose windows are tables of TCEs that are created and removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 #[non_exhaustive]
 pub struct TceIommu {
     /// The manager of the tables.
@@ -169,11 +203,10 @@ pub enum TceManager {
 
 /// The limits of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 #[non_exhaustive]
 pub struct ProcessLimits {
     /// RLIMIT_MEMLOCK in bytes; absent for a process with CAP_IPC_LOCK, which has no limit.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub memlock: Option<u64>,
     /// The number of mappings that a type1 container accepts (vfio_iommu_type1's `dma_entry_limit`).
     pub dma_entries: u32,
@@ -181,22 +214,18 @@ pub struct ProcessLimits {
 
 /// An IOMMU group that is bound to VFIO.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 #[non_exhaustive]
 pub struct Group {
     /// The group's number, as in `/dev/vfio/<number>`.
     pub number: u32,
     /// `true` if a kernel driver still holds one of the group's devices, which makes the group unusable.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub held_by_kernel: bool,
     /// Ranges that are reserved only for the group's devices.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub reserved: Vec<ReservedProfile>,
     /// The number of the IOMMU in front of the group. A page table of iommufd fits one IOMMU only.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub iommu: u32,
     /// `true` if that IOMMU logs the writes of the group's devices, for iommufd (VT-d: SSADS, in scalable mode).
-    #[cfg_attr(feature = "serde", serde(default))]
     pub logs_writes: bool,
     /// The devices of the group.
     pub devices: Vec<DeviceProfile>,
@@ -215,7 +244,7 @@ pub struct DeviceProfile {
     pub node: Option<u32>,
 }
 
-/// A kernel's version, as in "6.12".
+/// A kernel's version, as in "6.12"; read from the release that `uname -r` prints, too: `6.12.48+deb13-amd64`.
 ///
 /// Exhaustive: the numbers that order kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -290,113 +319,6 @@ pub struct BadProfile {
 const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
 
 impl Profile {
-    /// The names that [`Profile::preset`] knows.
-    pub const PRESETS: [&str; 6] = ["vtd", "vtd-64k", "vtd-ssads", "powernv9", "powernv9-64k", "pseries"];
-
-    /// The preset of that name.
-    pub fn preset(name: &str) -> Option<Self> {
-        Some(match name {
-            "vtd" => Self::vtd(),
-            "vtd-64k" => Self::vtd_64k(),
-            "vtd-ssads" => Self::vtd_ssads(),
-            "powernv9" => Self::powernv9(),
-            "powernv9-64k" => Self::powernv9_64k(),
-            "pseries" => Self::pseries(),
-            _ => return None,
-        })
-    }
-
-    /// A PC with Intel's IOMMU, a kernel with type1 and iommufd, three devices in groups of their own, and no limit on
-    /// locked memory.
-    pub fn vtd() -> Self {
-        let msi = ReservedProfile { first: 0xfee0_0000, last: 0xfeef_ffff, reason: Reason::Msi };
-        Self {
-            name: "vtd".to_owned(),
-            architecture: Architecture::X86_64,
-            kernel: KernelVersion::V6_12,
-            host_page: PageSize::K4.bytes(),
-            backends: vec![KernelInterface::Type1, KernelInterface::Iommufd],
-            fixed: Some(FixedIommu {
-                page_sizes: 0x4020_1000,
-                last: 0xffff_ffff_ffff,
-                reserved: vec![msi],
-                write_implies_read: true,
-            }),
-            tce: None,
-            limits: ProcessLimits { memlock: None, dma_entries: 0xffff },
-            groups: (3..6).map(|slot| Group::of(slot, format!("0000:00:{slot:02x}.0"), Some(slot - 3))).collect(),
-        }
-    }
-
-    /// [`Profile::vtd`] with no page smaller than 64 KiB, as on Arm servers whose kernels use such pages: it shows the
-    /// bytes that a PC guest loses to alignment there.
-    pub fn vtd_64k() -> Self {
-        let vtd = Self::vtd();
-        let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: 0x2001_0000, ..fixed });
-        Self { name: "vtd-64k".to_owned(), host_page: PageSize::K64.bytes(), fixed, ..vtd }
-    }
-
-    /// [`Profile::vtd`] with two IOMMUs that log the writes of devices, the last device behind the second. They use no
-    /// large pages, which are logged as a whole: the log has exactly the pages that were written.
-    pub fn vtd_ssads() -> Self {
-        let vtd = Self::vtd();
-        let fixed = vtd.fixed.map(|fixed| FixedIommu { page_sizes: PageSize::K4.bytes(), ..fixed });
-        let mut groups = vtd.groups;
-        for group in &mut groups {
-            group.logs_writes = true;
-        }
-        if let Some(last) = groups.last_mut() {
-            last.iommu = 1;
-        }
-        Self { name: "vtd-ssads".to_owned(), fixed, groups, ..vtd }
-    }
-
-    /// Bare-metal POWER9 with 4 KiB pages: sPAPR TCE v1 and v2, three PHBs with a device each, and no limit on locked
-    /// memory.
-    pub fn powernv9() -> Self {
-        Self {
-            name: "powernv9".to_owned(),
-            architecture: Architecture::Ppc64le,
-            kernel: KernelVersion::V6_12,
-            host_page: PageSize::K4.bytes(),
-            backends: vec![KernelInterface::Spapr],
-            fixed: None,
-            tce: Some(TceIommu {
-                platform: TceManager::PowerNv,
-                page_sizes: 0x4021_1000,
-                default_window: 0x8000_0000,
-                windows: 2,
-                levels: 5,
-                starts: [0, 1 << 59],
-                largest_window: MAX_WINDOW_ENTRIES,
-                eeh: true,
-            }),
-            limits: ProcessLimits { memlock: None, dma_entries: 0xffff },
-            groups: (0..3).map(|phb| Group::of(phb, format!("{phb:04x}:01:00.0"), None)).collect(),
-        }
-    }
-
-    /// [`Profile::powernv9`] with 64 KiB pages.
-    pub fn powernv9_64k() -> Self {
-        Self { name: "powernv9-64k".to_owned(), host_page: PageSize::K64.bytes(), ..Self::powernv9() }
-    }
-
-    /// A POWER9 guest of KVM or PowerVM that is a host itself: other page sizes, one level, one group per container.
-    pub fn pseries() -> Self {
-        let groups = (0..2).map(|phb| Group::of(phb, format!("{phb:04x}:00:05.0"), None)).collect();
-        let tce = TceIommu {
-            platform: TceManager::PSeries,
-            page_sizes: 0x0121_1000,
-            default_window: 0x4000_0000,
-            windows: 2,
-            levels: 1,
-            starts: [0, 1 << 59],
-            largest_window: MAX_WINDOW_ENTRIES,
-            eeh: false,
-        };
-        Self { name: "pseries".to_owned(), tce: Some(tce), groups, ..Self::powernv9() }
-    }
-
     /// Returns the profile of a host on which no window can be created, because its firmware is old or the kernel
     /// cannot ask it: SET_IOMMU refuses v2 with `EINVAL`, although CHECK_EXTENSION reports it (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).
@@ -512,14 +434,23 @@ impl ProcessLimits {
 }
 
 impl Group {
+    /// A group of these devices, behind the host's first IOMMU, which logs nothing.
+    pub fn new(number: u32, devices: Vec<DeviceProfile>) -> Self {
+        Self { number, held_by_kernel: false, reserved: Vec::new(), iommu: 0, logs_writes: false, devices }
+    }
+
     /// A group of one device, behind the host's first IOMMU, which logs nothing.
     fn of(number: u32, address: String, node: Option<u32>) -> Self {
-        let devices = vec![DeviceProfile { address, node }];
-        Self { number, held_by_kernel: false, reserved: Vec::new(), iommu: 0, logs_writes: false, devices }
+        Self::new(number, vec![DeviceProfile { address, node }])
     }
 }
 
 impl FixedIommu {
+    /// An IOMMU that translates the addresses up to `last` in these pages, except for reserved ranges.
+    pub fn new(last: u64, page_sizes: u64, reserved: Vec<ReservedProfile>) -> Self {
+        Self { page_sizes, last, reserved, write_implies_read: false }
+    }
+
     fn check(&self, page: PageSize) -> Result<(), BadProfile> {
         let usable = PageSizes::from_mask(self.page_sizes).and_then(|sizes| sizes.up_to(page));
         require(usable.is_some(), "fixed.page_sizes", format!("none is as small as the host's page, {page}"))?;
@@ -567,13 +498,18 @@ fn check_reserved(field: &str, reserved: &[ReservedProfile]) -> Result<(), BadPr
     Ok(())
 }
 
-/// Returns whether a text has the form dddd:bb:dd.f, in hexadecimal.
+/// Returns whether a text has the form dddd:bb:dd.f, in hexadecimal. Domains have more digits behind some host bridges
+/// (Intel's VMD begins at 10000).
 fn is_pci_address(text: &str) -> bool {
     let Some((slot, function)) = text.split_once('.') else { return false };
     let parts: Vec<_> = slot.split(':').collect();
     let known_slot =
-        matches!(parts.as_slice(), [domain, bus, slot] if is_hex(domain, 4) && is_hex(bus, 2) && is_hex(slot, 2));
+        matches!(parts.as_slice(), [domain, bus, slot] if is_domain(domain) && is_hex(bus, 2) && is_hex(slot, 2));
     known_slot && matches!(function.as_bytes(), [b'0'..=b'7'])
+}
+
+fn is_domain(text: &str) -> bool {
+    (4..=8).any(|digits| is_hex(text, digits))
 }
 
 /// Returns whether a text is a hexadecimal number of this many digits.

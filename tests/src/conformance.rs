@@ -47,6 +47,9 @@ pub fn play(row: &Row, address: PciAddress, platform: Option<TceManager>) -> Res
         context,
         kernel: version(&facts.kernel),
         platform,
+        // The address at which writes of x86 devices are interrupts.
+        reserved: 0xfee0_0000,
+        unreached: page.wrapping_neg(),
         memory: memory(2 * page, 2 * page, libc::PROT_READ | libc::PROT_WRITE),
         flawed: Flawed {
             absent: Some(memory(page, 0, libc::PROT_READ | libc::PROT_WRITE)),

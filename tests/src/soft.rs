@@ -75,8 +75,8 @@ pub fn host(preset: &str) -> Arc<SoftHost> {
 /// The backends of that preset.
 pub fn backends_of(preset: &str) -> &'static [BackendKind] {
     match preset {
-        "vtd" | "vtd-64k" | "vtd-ssads" => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
-        _ => &[BackendKind::Spapr, BackendKind::SpaprV1],
+        "powernv9" | "powernv9-64k" | "pseries" => &[BackendKind::Spapr, BackendKind::SpaprV1],
+        _ => &[BackendKind::Type1, BackendKind::Iommufd, BackendKind::Type1OnIommufd],
     }
 }
 

@@ -1,8 +1,69 @@
-//! Reading the files of procfs and sysfs below a root.
+//! The files of procfs and sysfs: of this host, below a root, or wherever else a caller has them.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The files of a host. Paths are relative to the host's root: `sys/kernel/iommu_groups`.
+///
+/// [`Directory`] has those below a directory; a program may have them from an archive.
+pub trait HostFiles: fmt::Debug {
+    /// The content of a file.
+    ///
+    /// # Errors
+    /// The reason why it cannot be read; `ENOENT`, `ENOTDIR`, `ENODEV` and `ENXIO` mean that it does not exist.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// The names in a directory, in any order.
+    ///
+    /// # Errors
+    /// As [`HostFiles::read`].
+    fn names(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// The target of a symbolic link, as it is written in the link.
+    ///
+    /// # Errors
+    /// As [`HostFiles::read`]; another error for a file that is no link.
+    fn target(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// Returns `true` if there is a file or a directory at the end of `path`.
+    fn exists(&self, path: &Path) -> bool;
+}
+
+/// The files of a host below a directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    /// The host whose `/` is `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+}
+
+impl HostFiles for Directory {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(self.root.join(path))
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.root.join(path))? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn target(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::read_link(self.root.join(path))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.root.join(path).exists()
+    }
+}
 
 /// A file that could not be read, or whose text could not be understood.
 #[derive(Debug)]
@@ -47,25 +108,29 @@ impl fmt::Display for Problem {
 /// [`source`](std::error::Error::source) is `None`: the text contains the cause.
 impl std::error::Error for FactsError {}
 
-/// Files below a root.
+/// The files of a host, and errors that name them.
 pub(super) struct Files<'a> {
-    pub(super) root: &'a Path,
+    pub(super) files: &'a dyn HostFiles,
+}
+
+/// A path relative to the root.
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
 impl Files<'_> {
-    fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let absolute = path.as_ref();
-        self.root.join(absolute.strip_prefix("/").unwrap_or(absolute))
-    }
-
     pub(super) fn exists(&self, path: impl AsRef<Path>) -> bool {
-        self.path(path).exists()
+        self.files.exists(relative(path.as_ref()))
     }
 
     /// The text of a file, without white space at its end. `None` for a file that does not exist.
     pub(super) fn text(&self, path: &str) -> Result<Option<String>, FactsError> {
-        let path = self.path(path);
-        present(std::fs::read_to_string(&path), path).map(|text| text.map(|text| text.trim_end().to_owned()))
+        let bytes = present(self.files.read(relative(Path::new(path))), path)?;
+        let text = bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidData)));
+        match text.transpose() {
+            Ok(text) => Ok(text.map(|text| text.trim_end().to_owned())),
+            Err(error) => Err(FactsError { path: Path::new("/").join(path), problem: Problem::Unreadable(error) }),
+        }
     }
 
     /// The value that the text of a file stands for. `None` for a file that does not exist.
@@ -78,34 +143,29 @@ impl Files<'_> {
         let Some(text) = self.text(path)? else { return Ok(None) };
         match parse(&text) {
             Some(value) => Ok(Some(value)),
-            None => Err(FactsError { path: self.path(path), problem: Problem::Unexpected { found: text, expected } }),
+            None => Err(FactsError {
+                path: Path::new("/").join(path),
+                problem: Problem::Unexpected { found: text, expected },
+            }),
         }
     }
 
     /// The names in a directory, sorted. Empty for a directory that does not exist.
     pub(super) fn names(&self, path: &str) -> Result<Vec<String>, FactsError> {
-        let path = self.path(path);
-        let Some(entries) = present(std::fs::read_dir(&path), path.clone())? else { return Ok(Vec::new()) };
-        let mut names = Vec::new();
-        for entry in entries {
-            match entry {
-                Ok(entry) => names.extend(entry.file_name().into_string()),
-                Err(error) => return Err(FactsError { path, problem: Problem::Unreadable(error) }),
-            }
-        }
+        let mut names = present(self.files.names(relative(Path::new(path))), path)?.unwrap_or_default();
         names.sort_unstable();
         Ok(names)
     }
 
     /// The last component of a symbolic link's target.
     pub(super) fn target(&self, path: &str) -> Option<String> {
-        let target = std::fs::read_link(self.path(path)).ok()?;
+        let target = self.files.target(relative(Path::new(path))).ok()?;
         Some(target.file_name()?.to_str()?.to_owned())
     }
 }
 
 /// Turns the errors of files that do not exist, or that vanish at this moment, into `None`.
-fn present<T>(result: io::Result<T>, path: PathBuf) -> Result<Option<T>, FactsError> {
+fn present<T>(result: io::Result<T>, path: &str) -> Result<Option<T>, FactsError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error)
@@ -113,6 +173,6 @@ fn present<T>(result: io::Result<T>, path: PathBuf) -> Result<Option<T>, FactsEr
         {
             Ok(None)
         }
-        Err(error) => Err(FactsError { path, problem: Problem::Unreadable(error) }),
+        Err(error) => Err(FactsError { path: Path::new("/").join(path), problem: Problem::Unreadable(error) }),
     }
 }

@@ -8,8 +8,11 @@ use dmaspace::PageSize;
 use dmaspace::choose::BackendKind;
 use dmaspace::pci::PciAddress;
 
+use crate::program::doctor::Doctor;
+use crate::program::explain::Explain;
 use crate::program::host::Place;
 use crate::program::plan::Plan;
+use crate::program::probe::Probe;
 use crate::program::schema::Schema;
 use crate::program::shell::{Completions, Man};
 
@@ -28,6 +31,9 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Replay(Replay),
+    Probe(Probe),
+    Doctor(Doctor),
+    Explain(Explain),
     Plan(Plan),
     Survey(Survey),
     Schema(Schema),
@@ -84,7 +90,8 @@ pub(crate) struct Replay {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The soft host: vtd, vtd-64k, vtd-ssads, powernv9, powernv9-64k, pseries, or a file that describes one
+    /// The soft host: vtd, vtd-39bit, vtd-64k, vtd-ssads, amd, arm64-4k, arm64-64k, powernv9, powernv9-64k, pseries, or
+    /// a file that describes one, as `dmaspace probe` writes it
     /// [default: powernv9 for a guest with TCE windows, vtd for others].
     #[arg(long, value_name = "PRESET|FILE")]
     pub(crate) host: Option<String>,

@@ -1,10 +1,10 @@
 //! The host a map is replayed on: a soft one, from a preset or a file, or the one this program runs on.
 
+mod file;
 mod more_devices;
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::sync::Arc;
 
 use dmaspace::choose::{BackendKind, Choice, Obstacle, OpenRequest};
@@ -12,7 +12,7 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::{Host, OpenError, Opened};
 use dmaspace::pci::PciAddress;
-use dmaspace_soft::profile::DeviceProfile;
+use dmaspace_soft::profile::{DeviceProfile, Group, Reason};
 use dmaspace_soft::{Profile, SoftHost};
 
 use crate::program::counting::CountingDoor;
@@ -54,7 +54,7 @@ impl Place {
     pub(crate) fn named(name: &str) -> Result<Self, Failure> {
         let profile = match Profile::preset(name) {
             Some(profile) => profile,
-            None => read_profile(name)?,
+            None => file::read(name)?,
         };
         Ok(Self::Soft(Box::new(profile)))
     }
@@ -89,6 +89,7 @@ impl Place {
 }
 
 fn open_soft(profile: &Profile, backend: Option<BackendKind>, spaces: NonZeroU32) -> Result<Ready, Failure> {
+    let profile = &with_a_free_group(profile);
     let device =
         first_device(profile).ok_or_else(|| bad(profile, &"expected a group with a device that can be passed on"))?;
     let (profile, more) = more_devices::with(profile, spaces.get() - 1);
@@ -143,27 +144,43 @@ fn wish(device: PciAddress, backend: Option<BackendKind>) -> OpenRequest {
     }
 }
 
-fn read_profile(path: &str) -> Result<Profile, Failure> {
-    let presets = Profile::PRESETS.join(", ");
-    let text = std::fs::read(Path::new(path))
-        .map_err(|error| Failure::Input(format!("{path}: expected a host: one of {presets}, or a file: {error}")))?;
-    let profile: Profile = serde_json::from_slice(&text).map_err(|error| {
-        let text = error.to_string();
-        let what = text.split(" at line ").next().unwrap_or_default();
-        Failure::input(path, error.line(), &format_args!("expected a host's description: {what}"))
-    })?;
-    profile.check().map_err(|error| Failure::Input(format!("{path}: {error}")))?;
-    Ok(profile)
+/// The profile as it will be once a device is bound to vfio-pci: where the kernel's drivers hold every group, the first
+/// that the firmware leaves alone is free, and its device has a node. On most hosts that is the state before the guest
+/// is started.
+fn with_a_free_group(profile: &Profile) -> Profile {
+    let mut profile = profile.clone();
+    if profile.groups.iter().any(|group| !group.held_by_kernel) {
+        return profile;
+    }
+    let usable = profile.groups.iter().position(|group| !is_kept(group));
+    if let Some(group) = profile.groups.get_mut(usable.unwrap_or_default()) {
+        group.held_by_kernel = false;
+        for (node, device) in (0..).zip(&mut group.devices) {
+            device.node.get_or_insert(FIRST_NODE + node);
+        }
+    }
+    profile
 }
 
-/// The first device that can be passed on, with a node of its own if one has it.
+/// A number that no node of a described device has, unless it has very many.
+const FIRST_NODE: u32 = 1 << 16;
+
+/// Returns whether the firmware keeps the group's devices.
+fn is_kept(group: &Group) -> bool {
+    group.reserved.iter().any(|reserved| reserved.reason == Reason::Direct)
+}
+
+/// The first device that can be passed on, with a node of its own if one has it, in a group that the firmware leaves
+/// alone if there is one.
 fn first_device(profile: &Profile) -> Option<PciAddress> {
     let with_node = free_devices(profile).find(|device| device.node.is_some());
     with_node.or_else(|| free_devices(profile).next())?.address.parse().ok()
 }
 
 fn free_devices(profile: &Profile) -> impl Iterator<Item = &DeviceProfile> {
-    profile.groups.iter().filter(|group| !group.held_by_kernel).flat_map(|group| &group.devices)
+    let free = profile.groups.iter().filter(|group| !group.held_by_kernel);
+    let (kept, left_alone): (Vec<_>, Vec<_>) = free.partition(|group| is_kept(group));
+    left_alone.into_iter().chain(kept).flat_map(|group| &group.devices)
 }
 
 #[cfg(test)]
@@ -173,8 +190,12 @@ mod tests {
     #[test]
     fn every_preset_has_a_device_and_its_backends() {
         use BackendKind::{Iommufd, Spapr, SpaprV1, Type1, Type1OnIommufd};
-        let cases: [(&str, &[BackendKind]); 5] = [
+        let cases: [(&str, &[BackendKind]); 9] = [
             ("vtd", &[Iommufd, Type1, Type1OnIommufd]),
+            ("vtd-39bit", &[Iommufd, Type1, Type1OnIommufd]),
+            ("amd", &[Iommufd, Type1, Type1OnIommufd]),
+            ("arm64-4k", &[Iommufd, Type1, Type1OnIommufd]),
+            ("arm64-64k", &[Iommufd, Type1, Type1OnIommufd]),
             ("vtd-64k", &[Iommufd, Type1, Type1OnIommufd]),
             ("powernv9", &[Spapr, SpaprV1]),
             ("powernv9-64k", &[Spapr, SpaprV1]),
@@ -196,5 +217,20 @@ mod tests {
         assert_eq!(first_device(&profile).map(|device| device.to_string()).as_deref(), Some("0000:00:04.0"));
         profile.groups.iter_mut().for_each(|group| group.held_by_kernel = true);
         assert_eq!(first_device(&profile), None);
+        assert_eq!(
+            first_device(&with_a_free_group(&profile)).map(|device| device.to_string()).as_deref(),
+            Some("0000:00:03.0")
+        );
+    }
+
+    #[test]
+    fn a_device_that_the_firmware_keeps_is_taken_last() {
+        let mut profile = Profile::vtd();
+        profile.groups[0].reserved.push(dmaspace_soft::profile::ReservedProfile {
+            first: 0,
+            last: 0xfff,
+            reason: Reason::Direct,
+        });
+        assert_eq!(first_device(&profile).map(|device| device.to_string()).as_deref(), Some("0000:00:04.0"));
     }
 }

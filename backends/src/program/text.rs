@@ -257,7 +257,7 @@ fn with_reason(line: &str, reason: &str) -> String {
 const BELOW: &str = "      ";
 
 /// The words of `text` in lines of at most `width` letters, where words allow.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= width) {
@@ -292,6 +292,16 @@ fn costs(outcome: &Outcome) -> Option<String> {
 
 fn cost(what: &str, n: u64, more: &str) -> String {
     format!("  {what:<9}  {}{more}\n", bytes(n.into()))
+}
+
+/// A table whose columns are as wide as they have to be, without a heading where all of it is empty.
+pub(crate) fn lines_of_table<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let has_heading = heading.iter().any(|word| !word.is_empty());
+    let lines = table(heading, rows.into_iter()).skip(usize::from(!has_heading));
+    lines.map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// The lines of a table whose columns are as wide as they have to be, the heading first.

@@ -34,10 +34,8 @@ impl Spelling {
 
 /// Lists of two numbers.
 pub(super) mod list {
+    use serde::Serializer;
     use serde::ser::SerializeSeq;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::Spelling;
 
     pub(in super::super) fn serialize<S: Serializer>(numbers: &[u64; 2], serializer: S) -> Result<S::Ok, S::Error> {
         let mut list = serializer.serialize_seq(Some(numbers.len()))?;
@@ -45,10 +43,5 @@ pub(super) mod list {
             list.serialize_element(&format!("{number:#x}"))?;
         }
         list.end()
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u64; 2], D::Error> {
-        let [first, second] = <[Spelling; 2]>::deserialize(deserializer)?;
-        Ok([first.number()?, second.number()?])
     }
 }

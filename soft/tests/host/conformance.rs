@@ -11,6 +11,18 @@ fn memory_in_file(number: u64, page: u64, pages: u64) -> HostMemory {
     memory(pages * page).in_file(MemoryFile::unbacked(number), number * page)
 }
 
+/// An address that is reserved on the host.
+fn reserved(profile: &Profile) -> u64 {
+    let ranges = profile.fixed.as_ref().map_or(&[][..], |fixed| &fixed.reserved);
+    ranges.first().map_or(u64::MAX, |range| range.first)
+}
+
+/// The last page, if no page table reaches it, and otherwise a reserved one.
+fn unreached(profile: &Profile) -> u64 {
+    let last = profile.fixed.as_ref().map_or(0, |fixed| fixed.last);
+    if last < u64::MAX { profile.host_page.wrapping_neg() } else { reserved(profile) }
+}
+
 /// Checks one row, and returns whether it applied.
 #[expect(unsafe_code, reason = "UNSAFETY: the door is not real")]
 fn check(profile: &Profile, row: &Row) -> bool {
@@ -26,6 +38,8 @@ fn check(profile: &Profile, row: &Row) -> bool {
         context: opened.context,
         kernel: profile.kernel,
         platform: platform(profile),
+        reserved: reserved(profile),
+        unreached: unreached(profile),
         memory: memory_in_file(1, page, 2),
         flawed: Flawed {
             absent: None,

@@ -11,7 +11,8 @@ use dmaspace_soft::profile::DeviceProfile;
 pub(super) fn with(profile: &Profile, n: u32) -> (Profile, Vec<PciAddress>) {
     let mut profile = profile.clone();
     let mut added = Vec::new();
-    let Some(model) = profile.groups.iter().find(|group| !group.held_by_kernel).cloned() else {
+    let Some(model) = profile.groups.iter().find(|group| !group.held_by_kernel && !super::is_kept(group)).cloned()
+    else {
         return (profile, added);
     };
     let (mut group, mut node) = (Numbers::of_groups(&profile), Numbers::of_nodes(&profile));

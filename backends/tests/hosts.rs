@@ -1,0 +1,391 @@
+//! `probe`, `doctor` and `explain` on recorded hosts, and host files.
+//!
+//! Each file of tests/data/hosts/recorded lists the files of a host and the commands to run on it; the file of the same
+//! name with `.out` has their output. `UPDATE_DOCS=1 cargo test -p dmaspace --all-features --test hosts` writes it
+//! anew.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "the helpers are tests too"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
+
+/// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file.
+const COMMANDS: [&str; 2] = ["probe", "probe --json"];
+
+/// The program with these arguments.
+fn dmaspace(arguments: &[&str]) -> Output {
+    let (first, rest) = program().split_first().expect("never empty");
+    Command::new(first).args(rest).args(arguments).current_dir(DATA).output().expect("the program is there")
+}
+
+/// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
+fn program() -> &'static [&'static str] {
+    const DIRECTLY: &[&str] = &[env!("CARGO_BIN_EXE_dmaspace")];
+    const EMULATED: [&[&str]; 2] =
+        [&["qemu-ppc64le", env!("CARGO_BIN_EXE_dmaspace")], &["qemu-ppc64le-static", env!("CARGO_BIN_EXE_dmaspace")]];
+    static PROGRAM: OnceLock<&[&str]> = OnceLock::new();
+    PROGRAM.get_or_init(|| [DIRECTLY].into_iter().chain(EMULATED).find(|words| runs(words)).unwrap_or(DIRECTLY))
+}
+
+fn runs(words: &[&str]) -> bool {
+    let (first, rest) = words.split_first().expect("never empty");
+    let output = Command::new(first).args(rest).arg("--version").output();
+    output.is_ok_and(|output| output.stdout.starts_with(b"dmaspace"))
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().expect("it ends by itself")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("text")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("text")
+}
+
+/// A file of a recorded host.
+#[derive(Clone, Debug)]
+enum Entry {
+    File(Vec<u8>),
+    Link(String),
+    Folder,
+    Node { mode: u32, uid: u64, gid: u64 },
+}
+
+/// A recorded host: its files, and the commands to run on it.
+#[derive(Clone, Debug, Default)]
+struct Recorded {
+    files: BTreeMap<String, Entry>,
+    commands: Vec<String>,
+}
+
+impl Recorded {
+    fn named(name: &str) -> Self {
+        let path = format!("{DATA}/hosts/recorded/{name}.host");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut host = Self::default();
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            let mut below = Vec::new();
+            while let Some(line) = lines.peek().and_then(|line| line.strip_prefix("    ")) {
+                below.push(line.to_owned());
+                lines.next();
+            }
+            host.read(line, &below);
+        }
+        host
+    }
+
+    /// Reads a line and the indented lines below it.
+    fn read(&mut self, line: &str, below: &[String]) {
+        let file =
+            |lines: &[String]| Entry::File(lines.iter().flat_map(|line| [line, "\n"]).collect::<String>().into());
+        if line.is_empty() || line.starts_with('#') {
+        } else if let Some(name) = line.strip_prefix("include ") {
+            self.files = Self::named(name).files;
+        } else if let Some(command) = line.strip_prefix("$ ") {
+            self.commands.push(command.to_owned());
+        } else if let Some(prefix) = line.strip_prefix("- ") {
+            self.files.retain(|path, _| !path.starts_with(prefix));
+        } else if let Some(path) = line.strip_suffix('/') {
+            self.add(path, Entry::Folder);
+        } else if let Some((path, target)) = line.split_once(" -> ") {
+            self.add(path, Entry::Link(format!("../to/{target}")));
+        } else if let Some((path, words)) = line.split_once(" [") {
+            self.add(path, node(words));
+        } else if let Some((path, bytes)) = line.split_once(" = ") {
+            self.add(path, Entry::File(hexadecimal(bytes)));
+        } else if let Some(path) = line.strip_suffix(':') {
+            self.add(path, file(below));
+        } else {
+            let (path, value) = line.split_once(": ").unwrap_or_else(|| panic!("what is this: {line}"));
+            self.add(path, file(&[value.to_owned()]));
+        }
+    }
+
+    fn add(&mut self, path: &str, entry: Entry) {
+        self.files.insert(path.to_owned(), entry);
+    }
+
+    /// The host as an archive.
+    fn archive(&self) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, entry) in &self.files {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_size(0);
+            match entry {
+                Entry::File(content) => {
+                    header.set_size(content.len() as u64);
+                    tar.append_data(&mut header, path, content.as_slice()).expect("in memory");
+                }
+                Entry::Link(target) => {
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    tar.append_link(&mut header, path, target).expect("in memory");
+                }
+                Entry::Folder => {
+                    header.set_entry_type(tar::EntryType::Directory);
+                    tar.append_data(&mut header, path, [].as_slice()).expect("in memory");
+                }
+                Entry::Node { mode, uid, gid } => {
+                    header.set_entry_type(tar::EntryType::Char);
+                    header.set_mode(*mode);
+                    header.set_uid(*uid);
+                    header.set_gid(*gid);
+                    tar.append_data(&mut header, path, [].as_slice()).expect("in memory");
+                }
+            }
+        }
+        tar.into_inner().expect("in memory")
+    }
+
+    /// The host in a folder, without the owners of nodes, which only an archive can hold.
+    fn unpack(&self, root: &Path) {
+        for (path, entry) in &self.files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("made");
+            match entry {
+                Entry::File(content) => std::fs::write(path, content).expect("written"),
+                Entry::Link(target) => std::os::unix::fs::symlink(target, path).expect("linked"),
+                Entry::Folder => std::fs::create_dir_all(path).expect("made"),
+                Entry::Node { .. } => std::fs::write(path, "").expect("written"),
+            }
+        }
+    }
+}
+
+/// `0660 0:104]`.
+fn node(words: &str) -> Entry {
+    let (mode, owner) = words.trim_end_matches(']').split_once(' ').expect("mode and owner");
+    let (uid, gid) = owner.split_once(':').expect("user and group");
+    let number = |text: &str| text.parse().expect("a number");
+    Entry::Node { mode: u32::from_str_radix(mode, 8).expect("a mode"), uid: number(uid), gid: number(gid) }
+}
+
+fn hexadecimal(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("two digits");
+    digits.chunks(2).map(byte).collect()
+}
+
+fn names() -> Vec<String> {
+    let files = std::fs::read_dir(format!("{DATA}/hosts/recorded")).expect("test data").flatten();
+    let names = files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".host")?.to_owned()));
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    names
+}
+
+/// A recorded host as an archive and as a host file, in a folder of their own.
+struct OnDisk {
+    _folder: TempDir,
+    archive: PathBuf,
+    host_file: PathBuf,
+}
+
+impl OnDisk {
+    fn new(recorded: &Recorded) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (archive, host_file) = (folder.path().join("host.tar"), folder.path().join("host.json"));
+        std::fs::write(&archive, recorded.archive()).expect("written");
+        let disk = Self { _folder: folder, archive, host_file };
+        let written = disk.run(&format!("probe -o {}", disk.host_file.display()));
+        assert_eq!((status(&written), stdout(&written), stderr(&written)), (0, "", ""));
+        disk
+    }
+
+    fn run(&self, command: &str) -> Output {
+        let (archive, host) = (self.archive.to_str().expect("text"), self.host_file.to_str().expect("text"));
+        let mut words: Vec<&str> = command.split(' ').map(|word| if word == "HOST" { host } else { word }).collect();
+        if matches!(words.first(), Some(&"probe" | &"doctor")) {
+            words.extend(["--root", archive]);
+        }
+        dmaspace(&words)
+    }
+}
+
+#[test]
+fn every_recorded_host_is_told_as_it_is() {
+    let mut wrong = Vec::new();
+    for name in names() {
+        let recorded = Recorded::named(&name);
+        let disk = OnDisk::new(&recorded);
+        let mut told = String::new();
+        for command in COMMANDS.into_iter().chain(recorded.commands.iter().map(String::as_str)) {
+            let output = disk.run(command);
+            let (status, out, err) = (status(&output), stdout(&output), stderr(&output));
+            told += &format!("$ dmaspace {command}\n{out}{err}[exit status {status}]\n\n");
+        }
+        let path = format!("{DATA}/hosts/recorded/{name}.out");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &told).expect("written");
+        }
+        if std::fs::read_to_string(&path).is_ok_and(|known| known == told) {
+            continue;
+        }
+        wrong.push(format!("{name}:\n{told}"));
+    }
+    let hint = "UPDATE_DOCS=1 cargo test -p dmaspace --all-features --test hosts";
+    assert!(wrong.is_empty(), "{}\nif that is as it should be: {hint}", wrong.join("\n"));
+    assert!(names().len() >= 12);
+}
+
+#[test]
+fn a_folder_tells_the_same_as_an_archive() {
+    for name in ["intel-server-rmrr", "pseries-guest", "no-iommu"] {
+        let recorded = Recorded::named(name);
+        let (disk, folder) = (OnDisk::new(&recorded), tempfile::tempdir().expect("a folder"));
+        recorded.unpack(folder.path());
+        for command in ["probe", "probe --json", "doctor 0000:03:00.0"] {
+            let words: Vec<&str> =
+                command.split(' ').chain(["--root", folder.path().to_str().expect("text")]).collect();
+            assert_eq!(stdout(&dmaspace(&words)), stdout(&disk.run(command)), "{name}: {command}");
+        }
+    }
+}
+
+#[test]
+fn a_probed_host_is_read_back_and_runs_a_guest() {
+    for name in names() {
+        let disk = OnDisk::new(&Recorded::named(&name));
+        let file = std::fs::read_to_string(&disk.host_file).expect("written");
+        let again = dmaspace(&["probe", "--host", disk.host_file.to_str().expect("text"), "--json"]);
+        assert_eq!(stdout(&again), file, "{name}");
+        let host: Value = serde_json::from_str(&file).expect("JSON");
+        let view = if host["tce"].is_object() { "mtree/pseries-4g-two-windows.mtree" } else { "mtree/q35-8g.mtree" };
+        let replayed = dmaspace(&["replay", view, "--host", disk.host_file.to_str().expect("text"), "--json"]);
+        let has = |list: &str| host[list].as_array().is_some_and(|list| !list.is_empty());
+        if has("groups") && has("backends") {
+            assert!(status(&replayed) < 2, "{name}: {}", stderr(&replayed));
+        } else {
+            assert_eq!(status(&replayed), 2, "{name}");
+        }
+    }
+}
+
+#[test]
+fn presets_are_written_as_files_and_read_back() {
+    for preset in dmaspace_soft::Profile::PRESETS {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("host.json");
+        let path = path.to_str().expect("text");
+        let written = dmaspace(&["probe", "--host", preset, "-o", path]);
+        assert_eq!((status(&written), stdout(&written)), (0, ""), "{preset}");
+        let [tables, again] =
+            [vec!["probe", "--host", preset], vec!["probe", "--host", path]].map(|words| dmaspace(&words));
+        assert_eq!(stdout(&tables), stdout(&again), "{preset}");
+    }
+}
+
+/// The pieces of JSON in the documentation of host files.
+fn examples() -> Vec<String> {
+    let text = std::fs::read_to_string(format!("{DOCS}/host-file.md")).expect("the docs are there");
+    let pieces = text.split("```json\n").skip(1);
+    pieces.map(|piece| piece.split("```").next().expect("an end").to_owned()).collect()
+}
+
+#[test]
+fn every_example_of_the_documentation_is_a_host() {
+    let examples = examples();
+    assert!(examples.len() >= 6);
+    for example in examples {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("host.json");
+        std::fs::write(&path, &example).expect("written");
+        let view =
+            if example.contains("\"tce\"") { "mtree/pseries-4g-two-windows.mtree" } else { "mtree/q35-8g.mtree" };
+        let replayed = dmaspace(&["replay", view, "--host", path.to_str().expect("text"), "--json"]);
+        assert!(status(&replayed) < 2, "{example}: {}", stderr(&replayed));
+    }
+}
+
+#[test]
+fn every_field_is_in_the_documentation() {
+    let text = std::fs::read_to_string(format!("{DOCS}/host-file.md")).expect("the docs are there");
+    let mut fields = Vec::new();
+    for preset in ["vtd", "powernv9"] {
+        let profile = dmaspace_soft::Profile::preset(preset).expect("a preset");
+        collect(&serde_json::to_value(profile).expect("plain data"), &mut fields);
+    }
+    for field in fields {
+        assert!(text.contains(&format!("`{field}`")), "{field}");
+    }
+}
+
+fn collect(value: &Value, fields: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                fields.push(name.clone());
+                collect(value, fields);
+            }
+        }
+        Value::Array(list) => {
+            for value in list {
+                collect(value, fields);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn an_archive_that_is_none_and_a_folder_that_is_no_host_are_bad_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    for content in
+        [b"".as_slice(), b"\x1f\x8b\x08\x00", b"no tar at all, but longer than a block".repeat(40).as_slice()]
+    {
+        std::fs::write(&file, content).expect("written");
+        let output = dmaspace(&["probe", "--root", file.to_str().expect("text")]);
+        assert_eq!(status(&output), 2, "{}", stderr(&output));
+        assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
+    }
+    let empty = dmaspace(&["doctor", "0000:00:03.0", "--root", folder.path().to_str().expect("text")]);
+    assert_eq!(
+        (status(&empty), stderr(&empty)),
+        (2, "error: expected the files of a host: there is no /sys among them\n")
+    );
+    assert_eq!(status(&dmaspace(&["doctor", "here"])), 2);
+    assert_eq!(status(&dmaspace(&["explain", "nothing"])), 2);
+}
+
+#[test]
+fn doctor_in_json_has_the_same_findings_as_in_text() {
+    let disk = OnDisk::new(&Recorded::named("neighbour"));
+    let output = disk.run("doctor 0000:41:00.0 --json");
+    let object: Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    assert_eq!((status(&output), &object["ok"], &object["version"]), (1, &Value::from(false), &Value::from(1)));
+    let text = disk.run("doctor 0000:41:00.0");
+    for finding in object["findings"].as_array().expect("a list") {
+        let code = finding["code"].as_str().expect("a word");
+        assert!(stdout(&text).replace('\n', " ").contains(&format!("[{code}]")), "{code}");
+        assert_eq!(status(&dmaspace(&["explain", code])), 0, "{code}");
+    }
+}
+
+#[test]
+fn everything_runs_on_this_machine_too() {
+    let probed = dmaspace(&["probe"]);
+    assert_eq!(status(&probed), 0, "{}", stderr(&probed));
+    let file = dmaspace(&["probe", "--json"]);
+    assert!(serde_json::from_str::<Value>(stdout(&file)).is_ok());
+    let doctored = dmaspace(&["doctor", "ffff:ff:1f.7"]);
+    assert_eq!(status(&doctored), 1);
+    assert!(stdout(&doctored).contains("[no-device]"));
+}
