@@ -4,15 +4,19 @@
 //! stretch between two borders is as high as its size has binary digits, and never lower than a line of text. That
 //! keeps the order and makes every label fit.
 
+mod palette;
+
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use dmaspace::listener::Fate;
-use svg::node::element::{Group, Line, Rectangle, Text};
+use svg::node::element::{Group, Line, Rectangle, Style, Text, Title};
 use svg::{Document, Node};
 
 use crate::program::outcome::{AddressesOf, HostWindow, Judged};
 use crate::program::replay::Replay;
 use crate::program::text::{in_units, page_sizes};
+use palette::Part;
 
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 20.0;
@@ -41,11 +45,8 @@ pub(crate) fn of(replay: &Replay) -> Document {
     let outcome = &replay.outcome;
     let pci = sections_of(&outcome.sections, AddressesOf::Pci);
     let memory = sections_of(&outcome.sections, AddressesOf::Memory);
-    let mut sheet = Sheet { group: Group::new(), y: MARGIN + LINE };
-    sheet.title(&format!(
-        "{}: {}, on {}, through {}",
-        outcome.input.file, outcome.input.address_space, replay.host, outcome.backend
-    ));
+    let mut sheet = Sheet { group: Group::new(), y: MARGIN + LINE, title: title(replay) };
+    sheet.heading();
     sheet.stretch("The PCI address space", &pci, &outcome.windows);
     if !memory.is_empty() {
         sheet.stretch("System memory, behind the guest's windows", &memory, &[]);
@@ -57,16 +58,24 @@ fn sections_of(sections: &[Judged], space: AddressesOf) -> Vec<&Judged> {
     sections.iter().filter(|judged| judged.space == space).collect()
 }
 
+/// The title. The name of the file is enough: where it lies is the business of its owner alone.
+fn title(replay: &Replay) -> String {
+    let input = &replay.outcome.input;
+    let name = Path::new(&input.file).file_name().map_or(input.file.as_str().into(), |name| name.to_string_lossy());
+    format!("{name}: {}, on {}, through {}", input.address_space, replay.host, replay.outcome.backend)
+}
+
 /// The part drawn so far, and its height.
 struct Sheet {
     group: Group,
     y: f64,
+    title: String,
 }
 
 impl Sheet {
-    fn title(&mut self, text: &str) {
-        let title = label(MARGIN, self.y, text, WIDTH - 2.0 * MARGIN).set("font-weight", "bold");
-        self.put(title);
+    fn heading(&mut self) {
+        let heading = label(MARGIN, self.y, &self.title, WIDTH - 2.0 * MARGIN).set("font-weight", "bold");
+        self.put(heading);
         self.y += 2.0 * LINE;
     }
 
@@ -94,15 +103,16 @@ impl Sheet {
     /// A line at the height of an address, from its label to as far as anything can begin or end there.
     fn border(&mut self, border: u128, y: f64, reach: f64) {
         let line = Line::new().set("x1", AXIS + 4.0).set("x2", reach).set("y1", y).set("y2", y);
-        self.put(line.set("stroke", "#d0d0d0"));
+        self.put(line.set("class", Part::Border.class()));
         let address = label(AXIS, y + HALF_LETTER, &format!("{border:#x}"), AXIS);
-        self.put(address.set("text-anchor", "end").set("fill", "#555"));
+        self.put(address.set("text-anchor", "end").set("class", Part::Address.class()));
     }
 
     fn section(&mut self, judged: &Judged, scale: &Scale) {
         let (top, bottom) = scale.span(judged.first.0, judged.last.0);
         let text = format!("{} ({}), {}", judged.name, judged.kind, size(judged.first.0, judged.last.0));
-        self.boxed(GUEST, top, bottom, &text, colour(judged.fate));
+        let range = format!("{text}\n{}..={}: {}", judged.first, judged.last, judged.reason);
+        self.boxed(GUEST, (top, bottom), &text, &range, Part::of(judged.fate));
         let lost = if judged.lost_head + judged.lost_tail > 0 { ", trimmed" } else { "" };
         self.put(label(FATE, (top + bottom) / 2.0 + HALF_LETTER, &format!("{}{lost}", judged.fate), HOST.left - FATE));
     }
@@ -111,13 +121,16 @@ impl Sheet {
         let (top, bottom) = scale.span(window.first.0, window.last.0);
         let pages = page_sizes(&window.page_sizes);
         let text = format!("{}, in {pages} pages", size(window.first.0, window.last.0));
-        self.boxed(HOST, top, bottom, &text, colour(Fate::Window));
+        let range = format!("{}..={}", window.first, window.last);
+        self.boxed(HOST, (top, bottom), &text, &range, Part::of(Fate::Window));
     }
 
-    fn boxed(&mut self, column: Column, top: f64, bottom: f64, text: &str, fill: &str) {
+    /// A box with a text in it. A browser shows `more` under the pointer.
+    fn boxed(&mut self, column: Column, (top, bottom): (f64, f64), text: &str, more: &str, part: Part) {
         let Column { left, width } = column;
+        let class = format!("{} {}", part.class(), Part::Frame.class());
         let area = Rectangle::new().set("x", left).set("y", top).set("width", width).set("height", bottom - top);
-        self.put(area.set("fill", fill).set("stroke", "#444").set("stroke-width", 0.8));
+        self.put(area.set("class", class).set("stroke-width", 0.8).add(Title::new(more)));
         self.put(label(left + 8.0, (top + bottom) / 2.0 + HALF_LETTER, text, width - 16.0));
     }
 
@@ -127,10 +140,13 @@ impl Sheet {
 
     fn document(self) -> Document {
         let height = self.y + MARGIN;
-        let paper = Rectangle::new().set("width", WIDTH).set("height", height).set("fill", "white");
+        let class = Part::Paper.class();
+        let paper = Rectangle::new().set("width", WIDTH).set("height", height).set("class", class);
         let size = (0.0, 0.0, WIDTH, height);
         let group = self.group.set("font-family", "DejaVu Sans Mono, monospace").set("font-size", FONT_SIZE);
-        Document::new().set("viewBox", size).set("width", WIDTH).set("height", height).add(paper).add(group)
+        let document = Document::new().set("viewBox", size).set("width", WIDTH).set("height", height);
+        let document = document.set("role", "img").add(Title::new(self.title));
+        document.add(Style::new(palette::style())).add(paper).add(group)
     }
 }
 
@@ -184,17 +200,6 @@ fn height(from: u128, to: u128, sections: &[&Judged]) -> f64 {
     if inside { LINE + A_DIGIT * f64::from(digits) } else { LINE }
 }
 
-fn colour(fate: Fate) -> &'static str {
-    match fate {
-        Fate::Mapped | Fate::Discardable => "#b7dfb0",
-        Fate::Registered | Fate::PinsShared => "#a9dcd6",
-        Fate::Window => "#c9d8f0",
-        Fate::Msi => "#f3e3a3",
-        Fate::Refused => "#f0b0a8",
-        _ => "#e8e8e8",
-    }
-}
-
 fn fits(letters: usize, room: f64) -> bool {
     LETTER * letters as f64 <= room
 }
@@ -208,5 +213,62 @@ fn label(x: f64, y: f64, text: &str, room: f64) -> Text {
         let kept = (0..letters).rfind(|kept| fits(kept + 1, room)).unwrap_or(0);
         text.chars().take(kept).chain(['…']).collect()
     };
-    Text::new(shown).set("x", x).set("y", y)
+    Text::new(shown).set("x", x).set("y", y).set("class", Part::Ink.class())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::program::guest::Guest;
+    use crate::program::guest::tests::views;
+    use crate::program::host::Place;
+    use crate::program::mtree::tests::view_of;
+    use crate::program::stage::Setting;
+
+    /// A drawing of one range of that name, in a file of that name.
+    fn drawn(file: &str, name: &str) -> String {
+        let views = views(&view_of(&format!("0000000000000000-0000000000ffffff (prio 0, ram): {name}")));
+        let guest = Guest::of(&views, None, None).expect("a guest");
+        let place = Place::named("vtd").expect("a preset");
+        let setting = Setting { place, backend: None, spaces: NonZeroU32::MIN, hints: true, record: None };
+        of(&crate::program::replay::replay(file, &guest, &setting).expect("a replay")).to_string()
+    }
+
+    #[test]
+    fn a_drawing_is_well_formed_whatever_the_names_are() {
+        let drawing = drawn("x&y<z>.mtree", "</text><script>alert('\"&amp;')</script>");
+        assert!(!drawing.contains("<script"), "{drawing}");
+        let mut open = Vec::new();
+        for event in svg::read(&drawing).expect("a drawing") {
+            match event {
+                svg::parser::Event::Tag(name, svg::node::element::tag::Type::Start, _) => open.push(name),
+                svg::parser::Event::Tag(name, svg::node::element::tag::Type::End, _) => {
+                    assert_eq!(open.pop(), Some(name));
+                }
+                svg::parser::Event::Error(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+
+    #[test]
+    fn the_title_has_the_name_of_the_file_and_not_its_path() {
+        let drawing = drawn("/home/me/secret/guest.mtree", "pc.ram");
+        assert!(
+            drawing.contains("guest.mtree: memory, on the soft host vtd") && !drawing.contains("secret"),
+            "{drawing}"
+        );
+    }
+
+    #[test]
+    fn every_class_has_a_colour() {
+        let drawing = drawn("guest.mtree", "pc.ram");
+        let classes = drawing.split("class=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        for class in classes.flat_map(|names| names.split(' ')) {
+            assert_eq!(drawing.matches(&format!(".{class} {{")).count(), 2, "{class}");
+        }
+    }
 }

@@ -16,6 +16,8 @@ const COLUMNS: usize = 100;
 pub(crate) fn replay(replay: &Replay) -> String {
     let Outcome { input, backend, windows, sections, .. } = &replay.outcome;
     let heading = format!("{}: {}\non {}, through {backend}\n", input.file, told(input), replay.host);
+    // A log of failures has no memory map of its own.
+    let is_map = !is_log(&replay.outcome);
     let parts = [
         paragraph("Failures where the log was written", findings(&replay.outcome.findings)),
         paragraph("Step by step", steps(&replay.outcome)),
@@ -25,8 +27,8 @@ pub(crate) fn replay(replay: &Replay) -> String {
             "System memory, behind the guest's windows",
             section_table(sections_of(sections, AddressesOf::Memory)),
         ),
-        paragraph("Kernel calls", Some(format!("  {}\n", calls(&replay.outcome.calls)))),
-        paragraph("Bytes", costs(&replay.outcome)),
+        paragraph("Kernel calls", is_map.then(|| format!("  {}\n", calls(&replay.outcome.calls)))),
+        paragraph("Bytes", if is_map { costs(&replay.outcome) } else { None }),
         paragraph("What to do", cures(&replay.outcome.cures)),
     ];
     heading + &parts.concat() + "\n" + &result(&replay.outcome) + "\n"
@@ -44,7 +46,12 @@ fn result(outcome: &Outcome) -> String {
         (true, _) if is_log(outcome) && outcome.findings.is_empty() => {
             "No line of it says which call failed.".to_owned()
         }
-        (true, _) if steps.is_empty() && !outcome.findings.is_empty() => "This host refuses none of it.".to_owned(),
+        (true, _) if steps.is_empty() && outcome.findings.iter().any(|answer| answer.call.is_some()) => {
+            "This host refuses none of it.".to_owned()
+        }
+        (true, _) if steps.is_empty() && !outcome.findings.is_empty() => {
+            "No line of it names a range that this host could be asked about.".to_owned()
+        }
         (true, _) => "Every required section is provided.".to_owned(),
         (false, 0) if refused > 0 => format!("Refused: {refused} of the failures are failures here, too."),
         (false, 0) => "Refused: nothing of it is in force.".to_owned(),
@@ -320,6 +327,19 @@ pub(crate) fn bytes(n: u128) -> String {
     if n < 1 << 10 { n.to_string() } else { format!("{} ({n})", in_units(n)) }
 }
 
+/// The number in the largest unit in which a tenth is less than a hundredth of it.
+pub(crate) fn closely(n: u64) -> String {
+    let is_close = |power: &usize| *power == 0 || u128::from(n) >= 10 * unit_size(*power);
+    let power = (0..UNITS.len()).rev().find(|power| is_whole(n, *power) || is_close(power)).unwrap_or(0);
+    let tenths = u128::from(n) * 10 / unit_size(power);
+    let unit = UNITS.get(power).copied().unwrap_or("B");
+    if tenths % 10 == 0 { format!("{} {unit}", tenths / 10) } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) }
+}
+
+fn is_whole(n: u64, power: usize) -> bool {
+    n > 0 && u128::from(n) % unit_size(power) == 0
+}
+
 /// The number in the largest unit of which it is a multiple.
 pub(crate) fn exactly(n: u64) -> String {
     let power = if n == 0 { 0 } else { (n.trailing_zeros() / 10) as usize };
@@ -354,6 +374,9 @@ mod tests {
         assert_eq!(bytes(4096), "4 KiB (4096)");
         assert_eq!(bytes(268_697_600), "256.2 MiB (268697600)");
         assert_eq!(bytes(1 << 64), "16 EiB (18446744073709551616)");
+        let close = [0, 1000, 1 << 30, 1100 << 30, 1_100_602_671_104, 64 << 30, (64 << 30) + 5000].map(closely);
+        let expected = ["0 B", "1000 B", "1 GiB", "1100 GiB", "1025 GiB", "64 GiB", "64 GiB"];
+        assert_eq!(close, expected);
         let exact = [0, 1000, 1100 << 30, 1 << 40, 1 << 63].map(exactly);
         assert_eq!(exact, ["0 B", "1000 B", "1100 GiB", "1 TiB", "8 EiB"]);
     }

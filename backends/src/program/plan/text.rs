@@ -7,7 +7,7 @@ use dmaspace::listener::Fate;
 use crate::program::mtree::What;
 use crate::program::outcome::{AddressesOf, Judged};
 use crate::program::text::{
-    below, bytes, cures, exactly, in_units, paragraph, plural, section_table, sections_of, window_table,
+    below, closely, cures, exactly, in_units, paragraph, plural, section_table, sections_of, window_table,
 };
 
 /// The whole of it.
@@ -71,11 +71,16 @@ fn entry(what: &str, amount: &str, why: &str) -> String {
     format!("  {what:<15}  {amount}\n{}", below(why))
 }
 
+/// The number in a unit in which little is lost, and exactly.
+fn amount(n: u64) -> String {
+    format!("{} ({n})", closely(n))
+}
+
 fn locked_memory(LockedMemory { needed, limit, fits, charged_to }: LockedMemory, containers: u32) -> String {
     let verdict = match (limit, fits) {
-        (None, _) => "no limit is set".to_owned(),
-        (Some(limit), true) => format!("{} are allowed", bytes(limit.into())),
-        (Some(limit), false) => format!("only {} are allowed", bytes(limit.into())),
+        (None, _) => "and this host sets no limit".to_owned(),
+        (Some(limit), true) => format!("{} are allowed", amount(limit)),
+        (Some(limit), false) => format!("only {} are allowed", amount(limit)),
     };
     let payer = match charged_to {
         Payer::Process => "it counts what the VMM's process locks",
@@ -83,12 +88,12 @@ fn locked_memory(LockedMemory { needed, limit, fits, charged_to }: LockedMemory,
     };
     let all = if containers > 1 { " for all containers" } else { "" };
     let why = format!("RLIMIT_MEMLOCK must be {} KiB or more{all}; {payer}", needed.div_ceil(1 << 10));
-    entry("locked memory", &format!("{}, {verdict}", bytes(needed.into())), &why)
+    entry("locked memory", &format!("{}, {verdict}", amount(needed)), &why)
 }
 
 fn of_mappings(Mappings { needed, limit, .. }: Mappings, containers: u32) -> String {
-    let each = if containers > 1 { " in each container" } else { "" };
-    entry("mappings", &format!("{needed}{each} of {limit}"), "the limit is vfio_iommu_type1's dma_entry_limit")
+    let each = if containers > 1 { ", in each container" } else { "" };
+    entry("mappings", &format!("{needed} of {limit}{each}"), "the limit is vfio_iommu_type1's dma_entry_limit")
 }
 
 fn tce_tables(TceTables { bytes: all, each }: &TceTables, containers: u32) -> String {
@@ -101,7 +106,7 @@ fn tce_tables(TceTables { bytes: all, each }: &TceTables, containers: u32) -> St
         .collect();
     let windows = if listed.is_empty() { "one fixed window".to_owned() } else { listed.join("; ") };
     let each_has = if containers > 1 { "each container has " } else { "" };
-    entry("TCE tables", &bytes((*all).into()), &format!("{each_has}{windows}; they count as locked memory"))
+    entry("TCE tables", &amount(*all), &format!("{each_has}{windows}; they count as locked memory"))
 }
 
 fn page_tables(budget: &Budget) -> String {
@@ -110,6 +115,8 @@ fn page_tables(budget: &Budget) -> String {
         .iter()
         .map(|tables| format!("{} with pages of {}", in_units(tables.bytes.into()), exactly(tables.page)));
     let Some(first) = listed.next() else { return String::new() };
-    let larger: Vec<_> = listed.chain(["kernel memory, which RLIMIT_MEMLOCK does not count".to_owned()]).collect();
-    entry("page tables", &format!("about {first}"), &larger.join(", "))
+    let larger: Vec<_> = listed.collect();
+    let apart = if larger.is_empty() { "" } else { "; " };
+    let why = format!("{}{apart}kernel memory, which RLIMIT_MEMLOCK does not count", larger.join(", "));
+    entry("page tables", &format!("about {first}"), &why)
 }
