@@ -19,6 +19,7 @@ mod answer;
 mod arguments;
 mod cause;
 mod commit;
+mod costs;
 mod counting;
 mod course;
 mod doctor;
@@ -48,6 +49,8 @@ mod survey;
 mod text;
 mod trace;
 mod translating;
+mod units;
+mod values;
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use dmaspace::PageSize;
-use dmaspace::choose::BackendKind;
 use dmaspace::pci::PciAddress;
 
 use crate::program::doctor::Doctor;
@@ -14,7 +14,7 @@ use crate::program::host::Place;
 use crate::program::plan::Plan;
 use crate::program::probe::Probe;
 use crate::program::schema::Schema;
-use crate::program::shell::{Completions, Man};
+use crate::program::values::{Backend, page_size};
 
 /// DMA windows for passed-through PCI devices, on every IOMMU.
 ///
@@ -168,46 +168,38 @@ Examples:
 Exit status: 0 when everything required is provided, 1 when something required is refused or a
 kernel call fails, in whichever step, 2 for bad input.";
 
-/// The ways to a host's IOMMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Backend {
-    /// VFIO type1 containers.
-    Type1,
-    /// POWER's TCE tables.
-    Spapr,
-    /// The older way to them, with one window.
-    SpaprV1,
-    /// /dev/iommu.
-    Iommufd,
-    /// /dev/iommu in the place of a type1 container.
-    Type1OnIommufd,
+/// Print the completions for a shell.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_COMPLETIONS)]
+pub(crate) struct Completions {
+    /// The shell.
+    pub(crate) shell: Shell,
 }
 
-impl From<Backend> for BackendKind {
-    fn from(backend: Backend) -> Self {
-        match backend {
-            Backend::Type1 => Self::Type1,
-            Backend::Spapr => Self::Spapr,
-            Backend::SpaprV1 => Self::SpaprV1,
-            Backend::Iommufd => Self::Iommufd,
-            Backend::Type1OnIommufd => Self::Type1OnIommufd,
-        }
-    }
+const AFTER_COMPLETIONS: &str = "\
+Examples:
+  For this session of bash, or in ~/.bashrc:
+      source <(dmaspace completions bash)
+  For zsh, in a directory of $fpath:
+      dmaspace completions zsh > ~/.zfunc/_dmaspace
+  For fish:
+      dmaspace completions fish > ~/.config/fish/completions/dmaspace.fish";
+
+/// Write the man pages of the program and of each command into a directory.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_MAN)]
+pub(crate) struct Man {
+    /// The directory, which must exist.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
-/// `4096`, `4K`, `2M`, `1G`.
-pub(crate) fn page_size(text: &str) -> Result<PageSize, String> {
-    let shift = match text.chars().next_back() {
-        Some('K' | 'k') => 10,
-        Some('M' | 'm') => 20,
-        Some('G' | 'g') => 30,
-        _ => 0,
-    };
-    let digits = text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']).unwrap_or(text);
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let page = bytes.and_then(PageSize::from_bytes).filter(|page| *page >= PageSize::K4);
-    page.ok_or_else(|| "expected a power of two from 4K on, such as 4K, 64K or 16M".to_owned())
-}
+const AFTER_MAN: &str = "\
+Examples:
+  For all users of this machine:
+      dmaspace man /usr/local/share/man/man1
+  To look at one:
+      dmaspace man /tmp && man /tmp/dmaspace-plan.1";
 
 #[cfg(test)]
 mod tests {
@@ -227,12 +219,5 @@ mod tests {
         for preset in dmaspace_soft::Profile::PRESETS {
             assert!(help.contains(&format!("{preset},")), "{preset}");
         }
-    }
-
-    #[test]
-    fn page_sizes_are_read_with_and_without_a_unit() {
-        let shift = |text: &str| page_size(text).ok().map(PageSize::shift);
-        assert_eq!(["4096", "4K", "64k", "16M", "1G"].map(shift), [12, 12, 16, 24, 30].map(Some));
-        assert_eq!(["", "K", "3K", "2K", "4KK", "4 K", "-4K", "99999999999G"].map(shift), [None; 8]);
     }
 }

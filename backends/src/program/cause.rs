@@ -11,7 +11,7 @@ use dmaspace::contract::PciAddressSpace;
 use dmaspace::reserved::{Reserved, Why};
 use dmaspace::{HostMemory, IovaRange, PageSize};
 
-use crate::program::text::{bytes, in_units};
+use crate::program::units::{bytes, in_units};
 
 /// A reason for which a host does not map something.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,7 +15,8 @@ use svg::{Document, Node};
 
 use crate::program::outcome::{AddressesOf, HostWindow, Judged};
 use crate::program::replay::Replay;
-use crate::program::text::{in_units, page_sizes};
+use crate::program::text::page_sizes;
+use crate::program::units::in_units;
 use palette::Part;
 
 const WIDTH: f64 = 1000.0;

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dmaspace::contract::{PciAddressSpace, WindowRequest};
 use dmaspace::listener::{Fate, SpaceReport, Update, Verdict};
 use dmaspace::section::{Backing, TargetMemory};
-use dmaspace::{Access, IovaRange, Section, Window};
+use dmaspace::{Access, Section};
 use serde::{Serialize, Serializer};
 
 pub(crate) use dmaspace::recording::{Hex, JsonWindow as HostWindow, SpaceOf as AddressesOf};
 
 use crate::program::answer::{Answer, Cure};
+use crate::program::costs::Bytes;
 use crate::program::counting::Calls;
 use crate::program::course::Course;
 use crate::program::guest::Guest;
@@ -149,19 +149,6 @@ pub(crate) struct Judged {
     pub(crate) lost_tail: u64,
 }
 
-/// The costs of a replay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Bytes {
-    /// Devices reach these at the end.
-    pub(crate) mapped: u64,
-    /// These were handed to calls that pin, each as often as it was.
-    pub(crate) pinned: u64,
-    /// The tables of the windows in force at the end take these.
-    pub(crate) tables: u64,
-    /// These were there before and after, and away in between.
-    pub(crate) disturbed: u64,
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
 fn is_zero(n: &usize) -> bool {
     *n == 0
@@ -169,24 +156,6 @@ fn is_zero(n: &usize) -> bool {
 
 fn as_text<S: Serializer>(word: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(word)
-}
-
-impl Bytes {
-    /// The bytes in force in a space at the end, and the bytes counted on the way.
-    pub(crate) fn of(space: &dyn PciAddressSpace, pinned: u64, disturbed: u64) -> Self {
-        let mapped = space.mappings(IovaRange::all()).iter().map(|mapping| mapping.memory.len().get()).sum();
-        Self { mapped, pinned, tables: tables(space), disturbed }
-    }
-}
-
-/// The tables of windows that are created: only they are charged.
-fn tables(space: &dyn PciAddressSpace) -> u64 {
-    let Some(control) = space.powers().window_control else { return 0 };
-    space.windows().windows.iter().map(|window| control.table_bytes(request_of(window))).sum()
-}
-
-fn request_of(window: &Window) -> WindowRequest {
-    WindowRequest::new(window.range, window.granule())
 }
 
 /// The fate of every range of `guest`, in the words of `report` or, where a listener has no question, of `reasons`.

@@ -27,7 +27,7 @@ use crate::program::mtree::FlatViews;
 use crate::program::outcome::{HostWindow, Judged};
 use crate::program::replay::Replay;
 use crate::program::schema::Form;
-use crate::program::text::exactly;
+use crate::program::units::exactly;
 use crate::program::{drawing, print, read, replay_flat_views, replay_text, stage, tell_remarks};
 use arguments::{AmdHole, Machine};
 use budget::Budget;

@@ -17,7 +17,7 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 use crate::program::guest::{Guest, Meaning};
 use crate::program::mtree::Range;
-use crate::program::text::bytes;
+use crate::program::units::bytes;
 
 /// The update a listener is told, and the few things it is not.
 #[derive(Debug)]

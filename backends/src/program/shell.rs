@@ -1,46 +1,12 @@
 //! Completions for shells, and man pages, made of the command line itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use clap::{Args, CommandFactory};
-use clap_complete::Shell;
+use clap::CommandFactory;
 
-use crate::program::arguments::Arguments;
+use crate::program::arguments::{Arguments, Completions, Man};
 use crate::program::failure::Failure;
 use crate::program::print;
-
-/// Print the completions for a shell.
-#[derive(Debug, Args)]
-#[command(after_long_help = AFTER_COMPLETIONS)]
-pub(crate) struct Completions {
-    /// The shell.
-    shell: Shell,
-}
-
-const AFTER_COMPLETIONS: &str = "\
-Examples:
-  For this session of bash, or in ~/.bashrc:
-      source <(dmaspace completions bash)
-  For zsh, in a directory of $fpath:
-      dmaspace completions zsh > ~/.zfunc/_dmaspace
-  For fish:
-      dmaspace completions fish > ~/.config/fish/completions/dmaspace.fish";
-
-/// Write the man pages of the program and of each command into a directory.
-#[derive(Debug, Args)]
-#[command(after_long_help = AFTER_MAN)]
-pub(crate) struct Man {
-    /// The directory, which must exist.
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
-}
-
-const AFTER_MAN: &str = "\
-Examples:
-  For all users of this machine:
-      dmaspace man /usr/local/share/man/man1
-  To look at one:
-      dmaspace man /tmp && man /tmp/dmaspace-plan.1";
 
 /// Prints the completions.
 ///
@@ -65,6 +31,7 @@ pub(crate) fn man(arguments: &Man) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use clap::Command;
+    use clap_complete::Shell;
 
     use super::*;
 

@@ -15,10 +15,11 @@ use dmaspace::{FrontEnd, Listener};
 
 use crate::program::cause::HostView;
 use crate::program::commit::{self, Ended};
+use crate::program::costs::Bytes;
 use crate::program::counting::{Calls, TceTable};
 use crate::program::failure::Failure;
 use crate::program::host::{Place, Ready};
-use crate::program::outcome::{Bytes, HostWindow};
+use crate::program::outcome::HostWindow;
 
 /// The circumstances of a replay.
 #[derive(Clone, Debug)]

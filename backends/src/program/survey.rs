@@ -6,11 +6,12 @@ use dmaspace_soft::Profile;
 use dmaspace_soft::profile::KernelInterface;
 use serde::Serialize;
 
-use crate::program::arguments;
+use crate::program::costs::Bytes;
 use crate::program::counting::Calls;
 use crate::program::mtree::What;
-use crate::program::outcome::{Bytes, Judged, Outcome};
-use crate::program::text::in_units;
+use crate::program::outcome::{Judged, Outcome};
+use crate::program::units::in_units;
+use crate::program::values;
 
 /// The heading above all tables.
 pub(crate) const HEADING: &str = "\
@@ -24,7 +25,7 @@ than what they begin or end with. What the VMM emulates is left out. Nothing of 
 ";
 
 /// Every preset, with every backend it has.
-pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, arguments::Backend)> {
+pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, values::Backend)> {
     Profile::PRESETS.into_iter().flat_map(|name| {
         let backends = Profile::preset(name).map(|profile| profile.backends).unwrap_or_default();
         backends.into_iter().map(move |backend| (name, kind_of(backend)))
@@ -32,11 +33,11 @@ pub(crate) fn hosts() -> impl Iterator<Item = (&'static str, arguments::Backend)
 }
 
 /// sPAPR's first version is for hosts that refuse the second, and none of these does.
-fn kind_of(backend: KernelInterface) -> arguments::Backend {
+fn kind_of(backend: KernelInterface) -> values::Backend {
     match backend {
-        KernelInterface::Type1 => arguments::Backend::Type1,
-        KernelInterface::Spapr => arguments::Backend::Spapr,
-        KernelInterface::Iommufd => arguments::Backend::Iommufd,
+        KernelInterface::Type1 => values::Backend::Type1,
+        KernelInterface::Spapr => values::Backend::Spapr,
+        KernelInterface::Iommufd => values::Backend::Iommufd,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use dmaspace::PageSize;
 
-use crate::program::text::in_units;
+use crate::program::units::in_units;
 
 /// The mappings a type1 container takes (linux: drivers/vfio/vfio_iommu_type1.c, dma_entry_limit).
 const ENTRIES: u64 = 65535;

@@ -9,7 +9,7 @@ use dmaspace::pci::PciAddress;
 use super::remark::Remarks;
 use crate::program::explain::Code;
 use crate::program::machine::{Access, Bar, Function, Machine, Unseen};
-use crate::program::text::in_units;
+use crate::program::units::in_units;
 
 pub(super) fn examine(machine: &Machine, device: &PciDevice, remarks: &mut Remarks, unseen: &mut Vec<Unseen>) {
     let function = machine.function(device.address);

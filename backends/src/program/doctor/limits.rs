@@ -7,7 +7,7 @@ use dmaspace::Iova;
 use super::remark::{Remarks, Weight};
 use crate::program::explain::Code;
 use crate::program::machine::Machine;
-use crate::program::text::in_units;
+use crate::program::units::in_units;
 
 /// libvirt adds so much to the guest's memory, for other memory that QEMU maps.
 const BESIDES: u64 = 1 << 30;

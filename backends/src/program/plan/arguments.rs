@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use dmaspace::PageSize;
 
-use crate::program::arguments::{Backend, page_size};
+use crate::program::values::{Backend, page_size};
 
 /// Tell a guest's need of a host, and the fate of every range of its memory map, before anything exists.
 ///

@@ -6,9 +6,8 @@ use dmaspace::listener::Fate;
 
 use crate::program::mtree::What;
 use crate::program::outcome::{AddressesOf, Judged};
-use crate::program::text::{
-    below, closely, cures, exactly, in_units, paragraph, plural, section_table, sections_of, window_table,
-};
+use crate::program::text::{below, cures, paragraph, plural, section_table, sections_of, window_table};
+use crate::program::units::{closely, exactly, in_units};
 
 /// The whole of it.
 pub(super) fn plan(planned: &Planned) -> String {

@@ -7,7 +7,8 @@ use dmaspace_soft::profile::{FixedIommu, Group, KernelInterface, Reason, Reserve
 use super::Found;
 use super::described::{is_kept, page_names};
 use crate::program::machine::{Machine, State, Unseen};
-use crate::program::text::{in_units, lines_of_table, paragraph};
+use crate::program::text::{lines_of_table, paragraph};
+use crate::program::units::in_units;
 
 /// A machine.
 pub(super) fn of(machine: &Machine, found: &Found) -> String {
