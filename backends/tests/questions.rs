@@ -37,9 +37,66 @@ struct Question {
     status: i32,
 }
 
-const AMD: &str = "field/hosts/amd-epyc.json";
-const DESKTOP: &str = "field/hosts/vtd-39bit.json";
-const ARM: &str = "field/hosts/arm64-smmuv3.json";
+/// A question on a device, which `doctor` answers on a recorded host.
+struct OnDevice {
+    /// The question, as its title.
+    title: &'static str,
+    /// The public reports that asked it.
+    asked: &'static str,
+    /// The answer, in short.
+    answer: &'static str,
+    /// The recorded host, whose output tests/hosts.rs holds against the program.
+    host: &'static str,
+    /// The command, as it was recorded.
+    command: &'static str,
+}
+
+const ON_DEVICES: &[OnDevice] = &[
+    OnDevice {
+        title: "`group 40 is not viable. Please ensure all devices within the iommu_group are bound`. Which ones?",
+        asked: "kubevirt#6718, kubernetes-sigs/dra-driver-nvidia-gpu#1191, 64kramsystem/vga-passthrough#15",
+        answer: "The doctor names every device of the group that is in the way, and the commands for each.",
+        host: "neighbour",
+        command: "doctor 0000:41:00.0",
+    },
+    OnDevice {
+        title: "`/dev/vfio` has no nodes, or not the ones that were expected. Which part is missing?",
+        asked: "kubevirt#18895, #18905, kata-containers#12393, siderolabs/pkgs#1608",
+        answer: "Here the kernel of a cloud image, which comes without the modules.",
+        host: "cloud-kernel",
+        command: "doctor 0000:03:00.1",
+    },
+    OnDevice {
+        title: "Everything is bound to vfio-pci, and the kernel says EPERM or EINVAL when the device is attached.",
+        asked: "64kramsystem/vga-passthrough#15, kata-containers/runtime#1669",
+        answer: "The firmware wants memory of the device mapped one to one.",
+        host: "intel-server-rmrr",
+        command: "doctor 0000:07:00.0 --memory 64G",
+    },
+    OnDevice {
+        title: "Will this device fail later, when the guest is larger?",
+        asked: "kubevirt#17694, intel/gvt-linux#69",
+        answer: "The doctor compares the guest's memory with the limits of this shell.",
+        host: "memlock-64k",
+        command: "doctor 0000:03:00.1 --memory 4G",
+    },
+];
+
+impl OnDevice {
+    fn section(&self, number: usize) -> String {
+        let path = format!("{DATA}/hosts/recorded/{}.out", self.host);
+        let recorded = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let command = format!("$ dmaspace {}\n", self.command);
+        let (_, rest) = recorded.split_once(&command).unwrap_or_else(|| panic!("{path}: no {command}"));
+        let said = rest.split("[exit status ").next().expect("never empty");
+        let Self { title, answer, asked, .. } = self;
+        format!("\n## {number}. {title}\n\n{answer}\n(Asked in {asked}.)\n\n```console\n{command}{said}```\n")
+    }
+}
+
+const AMD: &str = "amd";
+const DESKTOP: &str = "vtd-39bit";
+const ARM: &str = "arm64-4k";
 
 const QUESTIONS: &[Question] = &[
     Question {
@@ -256,6 +313,9 @@ fn the_docs_have_every_question_with_its_answer() {
     for (question, number) in QUESTIONS.iter().zip(1..) {
         page.push_str(&question.section(number));
     }
+    for (question, number) in ON_DEVICES.iter().zip(QUESTIONS.len() + 1..) {
+        page.push_str(&question.section(number));
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/questions.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &page).expect("the docs can be written");
@@ -265,7 +325,8 @@ fn the_docs_have_every_question_with_its_answer() {
 }
 
 #[test]
-fn there_are_fifteen_questions_and_each_names_who_asked() {
-    assert!(QUESTIONS.len() >= 15, "{}", QUESTIONS.len());
+fn there_are_fifteen_questions_and_more_and_each_has_been_asked() {
+    assert!(QUESTIONS.len() + ON_DEVICES.len() >= 15, "{}", QUESTIONS.len());
+    assert!(ON_DEVICES.iter().all(|question| question.asked.contains('#')));
     assert!(QUESTIONS.iter().all(|question| question.asked.contains('#') || question.asked.contains("patch")));
 }

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::{Serialize, Serializer};
 
 use crate::program::failure::{Failure, Status};
+use crate::program::schema::Form;
 
 /// Explain a finding, by the code that `doctor` and `replay` print beside it; without one, list all codes.
 #[derive(Debug, Args)]
@@ -14,6 +15,10 @@ pub(crate) struct Explain {
     /// The code: group-shared, locked-memory, …
     #[arg(value_name = "CODE")]
     pub(crate) code: Option<String>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 const AFTER: &str = "\
@@ -134,13 +139,35 @@ fn pages() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// # Errors
 /// A code that does not exist.
 pub(crate) fn run(arguments: &Explain) -> Result<(String, Status), Failure> {
-    let Some(wanted) = &arguments.code else { return Ok((list(), Status::Good)) };
-    let known = Code::ALL.iter().find(|code| code.word() == wanted.trim_matches(['[', ']']));
-    let page = known.and_then(|code| Some((code, code.page()?)));
-    match page {
+    let Some(wanted) = &arguments.code else {
+        let text = if arguments.json { json(Code::ALL.iter().copied())? } else { list() };
+        return Ok((text, Status::Good));
+    };
+    let known = Code::ALL.iter().copied().find(|code| code.word() == wanted.trim_matches(['[', ']']));
+    match known.and_then(|code| Some((code, code.page()?))) {
+        Some((code, _)) if arguments.json => Ok((json([code].into_iter())?, Status::Good)),
         Some((code, page)) => Ok((format!("{code}\n\n{page}\n"), Status::Good)),
         None => Err(Failure::Input(unknown(wanted))),
     }
+}
+
+/// The pages of findings, for a script.
+#[derive(Serialize)]
+struct Pages {
+    findings: Vec<Page>,
+}
+
+#[derive(Serialize)]
+struct Page {
+    code: Code,
+    title: String,
+    page: &'static str,
+}
+
+fn json(codes: impl Iterator<Item = Code>) -> Result<String, Failure> {
+    let pages =
+        codes.map(|code| Page { code, title: code.title().replace('\n', " "), page: code.page().unwrap_or_default() });
+    Form::Explain.line(&Pages { findings: pages.collect() })
 }
 
 fn unknown(wanted: &str) -> String {
@@ -173,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_code_that_does_not_exist_is_bad_input_and_names_the_nearest() {
-        let asked = Explain { code: Some("group-share".to_owned()) };
+        let asked = Explain { code: Some("group-share".to_owned()), json: false };
         let error = run(&asked).expect_err("it does not exist");
         assert!(error.to_string().contains("did you mean group-shared?"), "{error}");
     }

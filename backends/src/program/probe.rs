@@ -85,6 +85,14 @@ pub(crate) fn run(arguments: &Probe) -> Result<(String, Status), Failure> {
     written(arguments, &found.profile, || tables::of(&machine, &found))
 }
 
+/// The description of the machine that this program runs on.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(crate) fn this_host() -> Result<Profile, Failure> {
+    Ok(probe(&Machine::of(Root::of(None)?)?).profile)
+}
+
 /// Everything about a machine.
 pub(crate) fn probe(machine: &Machine) -> Found {
     let answers = asked::ask(machine);

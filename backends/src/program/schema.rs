@@ -35,6 +35,10 @@ pub(crate) enum Form {
     Survey,
     /// A guest's fates and budget.
     Plan,
+    /// The findings on a device.
+    Doctor,
+    /// The pages of findings.
+    Explain,
 }
 
 impl Form {
@@ -43,12 +47,14 @@ impl Form {
             Self::Replay => "dmaspace/replay",
             Self::Survey => "dmaspace/survey",
             Self::Plan => "dmaspace/plan",
+            Self::Doctor => "dmaspace/doctor",
+            Self::Explain => "dmaspace/explain",
         }
     }
 
     fn version(self) -> u32 {
         match self {
-            Self::Replay | Self::Survey | Self::Plan => 1,
+            Self::Replay | Self::Survey | Self::Plan | Self::Doctor | Self::Explain => 1,
         }
     }
 
@@ -57,6 +63,8 @@ impl Form {
             Self::Replay => include_str!("schemas/replay.json"),
             Self::Survey => include_str!("schemas/survey.json"),
             Self::Plan => include_str!("schemas/plan.json"),
+            Self::Doctor => include_str!("schemas/doctor.json"),
+            Self::Explain => include_str!("schemas/explain.json"),
         }
     }
 

@@ -310,7 +310,7 @@ pub(crate) fn lines_of_table<const N: usize>(
 ) -> String {
     let has_heading = heading.iter().any(|word| !word.is_empty());
     let lines = table(heading, rows.into_iter()).skip(usize::from(!has_heading));
-    lines.map(|line| format!("{}\n", line.trim_end())).collect()
+    lines.flat_map(|line| [line.trim_end().to_owned(), "\n".to_owned()]).collect()
 }
 
 /// The lines of a table whose columns are as wide as they have to be, the heading first.

@@ -8,6 +8,8 @@
     reason = "the helpers are tests too, and no test uses all of them"
 )]
 
+pub(crate) mod recorded;
+
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 

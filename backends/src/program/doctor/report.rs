@@ -6,15 +6,12 @@ use super::remark::{Remark, Weight};
 use super::{Diagnosis, Machine};
 use crate::program::failure::Failure;
 use crate::program::machine::Unseen;
+use crate::program::schema::Form;
 use crate::program::text::wrapped;
-
-/// The version of the JSON: it is raised when a field changes its meaning or goes.
-const VERSION: u32 = 1;
 
 /// A diagnosis for a script.
 #[derive(Serialize)]
 struct Object<'a> {
-    version: u32,
     device: String,
     host: String,
     /// `true` if the device can be passed through.
@@ -26,15 +23,13 @@ struct Object<'a> {
 /// One line of JSON.
 pub(super) fn json(machine: &Machine, diagnosis: &Diagnosis) -> Result<String, Failure> {
     let object = Object {
-        version: VERSION,
         device: diagnosis.device.to_string(),
         host: machine.name(),
         ok: diagnosis.is_good(),
         findings: &diagnosis.remarks,
         unseen: &diagnosis.unseen,
     };
-    let text = serde_json::to_string(&object).map_err(|error| Failure::host(&error))?;
-    Ok(text + "\n")
+    Form::Doctor.line(&object)
 }
 
 /// Text for people.

@@ -70,8 +70,8 @@ impl User {
             (false, true) => 3,
             (false, false) => 0,
         };
-        let overrides = self.capabilities >> CAP_DAC_OVERRIDE & 1 == 1;
-        Some(overrides || owner.mode >> shift & 6 == 6)
+        let overrides = (self.capabilities >> CAP_DAC_OVERRIDE) & 1 == 1;
+        Some(overrides || (owner.mode >> shift) & 6 == 6)
     }
 }
 

@@ -76,8 +76,8 @@ impl UnitKind {
     pub(crate) fn address_bits(self) -> Option<u32> {
         match self {
             Self::Intel { cap, .. } => {
-                let guest_bits = u32::try_from(cap >> 16 & 0x3f).unwrap_or_default() + 1;
-                let tables = cap >> 8 & 0x1f;
+                let guest_bits = u32::try_from((cap >> 16) & 0x3f).unwrap_or_default() + 1;
+                let tables = (cap >> 8) & 0x1f;
                 let widest = 63_u32.checked_sub(tables.leading_zeros())?;
                 Some(guest_bits.min(30 + 9 * widest))
             }
@@ -90,7 +90,7 @@ impl UnitKind {
     pub(crate) fn page_sizes(self) -> Option<u64> {
         match self {
             // Second-stage large pages: bit 34 is 2 MiB, bit 35 is 1 GiB.
-            Self::Intel { cap, .. } => Some(0x1000 | (cap >> 34 & 1) << 21 | (cap >> 35 & 1) << 30),
+            Self::Intel { cap, .. } => Some(0x1000 | (((cap >> 34) & 1) << 21) | (((cap >> 35) & 1) << 30)),
             Self::Amd => Some(0x000f_ff7f_ffff_f000),
             _ => None,
         }
@@ -99,7 +99,7 @@ impl UnitKind {
     /// Returns whether it logs the writes of devices: VT-d's SLADS, in scalable mode.
     pub(crate) fn logs_writes(self, is_scalable: bool) -> bool {
         match self {
-            Self::Intel { ecap, .. } => is_scalable && ecap >> 43 & 1 == 1 && ecap >> 45 & 1 == 1,
+            Self::Intel { ecap, .. } => is_scalable && (ecap >> 43) & 1 == 1 && (ecap >> 45) & 1 == 1,
             _ => false,
         }
     }

@@ -63,8 +63,9 @@ pub(crate) struct Plan {
     #[arg(long, conflicts_with = "containers")]
     pub(crate) viommu: bool,
 
-    /// The host: a preset, as for `dmaspace replay`, or a file that describes one [default: one of the machine's kind].
-    #[arg(long, value_name = "PRESET|FILE")]
+    /// The host: a preset, as for `dmaspace replay`; a file that describes one; or `here`, this machine as
+    /// `dmaspace probe` sees it [default: a preset of the machine's kind].
+    #[arg(long, value_name = "PRESET|FILE|here")]
     pub(crate) host: Option<String>,
 
     /// The way to the host's IOMMU [default: the best that the host has].
@@ -101,6 +102,8 @@ Examples:
       dmaspace plan --memory 32G --devices 2 --bar 16G --phys-bits 46 --host vtd-39bit
   What do the TCE tables of a POWER guest take?
       dmaspace plan --machine pseries --memory 512G --maxmem 1T --devices 4
+  Would a guest of 64 GiB fit this machine?
+      dmaspace plan --memory 64G --host here
   For a script: the limit in KiB, as `ulimit -l` takes it
       dmaspace plan --memory 64G --json | jq '.budget.locked_memory.needed / 1024'
 

@@ -154,7 +154,7 @@ fn pages_in_device_tree(machine: &Machine) -> Option<u64> {
     let lists = names.iter().filter_map(|name| machine.root.bytes(format!("{base}/{name}/ibm,supported-tce-sizes")));
     let masks = lists.map(|list| {
         let shifts = list.chunks_exact(4).filter_map(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
-        shifts.filter(|shift| (12..=30).contains(shift)).fold(0_u64, |mask, shift| mask | 1 << shift)
+        shifts.filter(|shift| (12..=30).contains(shift)).fold(0_u64, |mask, shift| mask | (1 << shift))
     });
     masks.filter(|mask| *mask != 0).reduce(|a, b| a & b)
 }
