@@ -240,8 +240,8 @@ impl VfioGroup {
 
     /// Leaves the container after a failed join. A call that failed may have taken effect all the same, and on POWER a
     /// group that leaves later removes the entries of other groups: it must be gone when this returns, not only when
-    /// the group is closed. Returns `false` if it may be there: the kernel answered neither that the group has left nor,
-    /// each time, that it is in no container.
+    /// the group is closed. Returns `false` if it may be there: the kernel answered neither that the group has left
+    /// nor, each time, that it is in no container.
     fn undo_join(&self) -> bool {
         let mut was_there = false;
         for _ in 0..ATTEMPTS {

@@ -23,14 +23,17 @@ use crate::registry::{Entry, Registry};
 ///
 /// The promises of the caller differ:
 ///
-/// - By PCI address ([`Host::open`](crate::Host::open), [`OpenSpace::add`]): none. This library opens every node itself.
+/// - By PCI address ([`Host::open`], [`OpenSpace::add`]): none. This library opens every node itself.
 /// - By descriptors that another process opened ([`OpenSpace::of`], [`OpenSpace::add_group`],
 ///   [`OpenSpace::add_device`]): those of [`OwnedHandle::adopt`]. No duplicate of a descriptor maps memory or attaches
 ///   devices.
-/// - By descriptors of a VMM that is being replaced ([`Host::inherit`](crate::Host::inherit)): those of [`OwnedHandle::adopt`], and that the
+/// - By descriptors of a VMM that is being replaced ([`Host::inherit`]): those of [`OwnedHandle::adopt`], and that the
 ///   memory is that of the old VMM ([`crate::inherited`]).
 /// - By a backend and devices of another crate ([`OpenSpace::around`], [`OpenSpace::attach`]): those that this crate
 ///   asks for.
+///
+/// [`Host::open`]: crate::Host::open
+/// [`Host::inherit`]: crate::Host::inherit
 #[derive(Debug)]
 pub struct OpenSpace {
     /// The container or iommufd. `None` for a backend of another crate.
@@ -249,8 +252,8 @@ impl OpenSpace {
         Ok(self.space.attach(device)?)
     }
 
-    /// Detaches a device that [`OpenSpace::attach`] attached, or that was [left attached](OpenSpace::left_attached), and
-    /// returns the change of the windows.
+    /// Detaches a device that [`OpenSpace::attach`] attached, or that was [left attached](OpenSpace::left_attached),
+    /// and returns the change of the windows.
     ///
     /// # Errors
     /// [`OpenError::Attach`].

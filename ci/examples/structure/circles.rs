@@ -1,7 +1,7 @@
 //! The import circles of a crate: files that name each other's definitions, directly or through more files.
 //!
-//! A file leads to another if its code or a `use` names a definition there. A re-export (`pub use`) is a signpost and no
-//! dependence, and a name is followed to its definition.
+//! A file leads to another if its code or a `use` names a definition there, unless the other is of a module around it. A
+//! re-export (`pub use`) is no dependence by itself, and a name is followed to its definition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ type Graph = BTreeMap<PathBuf, BTreeSet<PathBuf>>;
 
 /// The circles of a crate, each a list of its files.
 pub(crate) fn circles(workspace: &Workspace, name: &str) -> Vec<Vec<PathBuf>> {
-    let graph = graph(workspace, name);
+    let graph = graph_of(workspace, name);
     let mut found: BTreeSet<Vec<PathBuf>> = BTreeSet::new();
     let reached: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> =
         graph.keys().map(|file| (file, reach(&graph, file))).collect();
@@ -37,7 +37,7 @@ pub(crate) fn arrows(workspace: &Workspace, name: &str, circle: &[PathBuf]) -> B
     found
 }
 
-fn graph(workspace: &Workspace, name: &str) -> Graph {
+fn graph_of(workspace: &Workspace, name: &str) -> Graph {
     let mut graph = Graph::new();
     for (from, to, _) in uses(workspace, name) {
         if from != to {

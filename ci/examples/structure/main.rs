@@ -45,11 +45,11 @@ fn main() -> ExitCode {
 
 /// Returns `true` if no rule is broken.
 fn run(arguments: Vec<String>) -> Result<bool> {
-    let root = arguments.iter().find(|argument| !argument.starts_with("--"));
-    let root = root.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), PathBuf::from);
+    let path = arguments.iter().find(|argument| !argument.starts_with("--"));
+    let root = path.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), PathBuf::from);
     let workspace = read(&root)?;
-    let libraries = workspace.crates.values().filter(|of| of.is_library);
-    let libraries: Vec<Library<'_>> = libraries.map(|of| Library::of(&workspace, &of.name)).collect();
+    let crates = workspace.crates.values().filter(|of| of.is_library);
+    let libraries: Vec<Library<'_>> = crates.map(|of| Library::of(&workspace, &of.name)).collect();
     if arguments.iter().any(|argument| argument == "--list") {
         list(&libraries);
         return Ok(true);
@@ -147,7 +147,7 @@ fn is_open_struct(item: &Item) -> bool {
     item.kind == ItemKind::Struct && item.is_open
 }
 
-/// Prints each public item on a line of its own, without its module: a diff of two lists shows what callers must change.
+/// Prints each public item on a line of its own, without its module: a diff of two lists shows what changed for callers.
 fn list(libraries: &[Library<'_>]) {
     for library in libraries {
         let mut lines = BTreeSet::new();

@@ -1,7 +1,8 @@
 //! The modules of a library crate, read from its sources: items, imports, and the paths that the code names.
 //!
-//! Items for tests only (`#[cfg(test)]`, `#[cfg(doctest)]`) are left out. All other `cfg`s count as on. The body of a macro call is read
-//! as items where it parses as items (`cfg_if!`); otherwise, its `pub struct`s are found by their words (`bitflags!`).
+//! Items for tests only (`#[cfg(test)]`, `#[cfg(doctest)]`) are left out. All other `cfg`s count as on. The body of a
+//! macro call is read as items where it parses as items (`cfg_if!`); otherwise, its `pub struct`s are found by their
+//! words (`bitflags!`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -79,8 +80,8 @@ impl Crate {
     pub(crate) fn read_package(folder: &Path) -> Result<Vec<Self>> {
         let manifest = folder.join("Cargo.toml");
         let manifest = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
-        let name = manifest.lines().find_map(|line| line.strip_prefix("name = ")).context("a crate without a name")?;
-        let name = name.trim_matches('"').replace('-', "_");
+        let package = manifest.lines().find_map(|line| line.strip_prefix("name = ")).context("a crate without a name")?;
+        let name = package.trim_matches('"').replace('-', "_");
         let mut found = Vec::new();
         for (root, is_library) in [("src/lib.rs", true), ("src/main.rs", false)] {
             let root = folder.join(root);
@@ -120,13 +121,13 @@ impl Reader {
     }
 
     fn read_module(&mut self, path: Names, file: &Path, folder: &Path, items: &[syn::Item]) -> Result<()> {
-        let file = file.strip_prefix(&self.sources).unwrap_or(file).to_owned();
-        let mut module = Module { file: file.clone(), ..Module::default() };
+        let relative = file.strip_prefix(&self.sources).unwrap_or(file).to_owned();
+        let mut module = Module { file: relative, ..Module::default() };
         let templates = struct_templates(items);
-        for item in items.iter().filter(|item| !is_test(attributes(item))) {
+        for item in items.iter().filter(|item| !is_test(attributes_of(item))) {
             self.read_item(&mut module, &templates, item);
             if let syn::Item::Mod(child) = item {
-                self.read_child(&path, &self.sources.join(&file), folder, child)?;
+                self.read_child(&path, file, folder, child)?;
             }
         }
         self.modules.insert(path, module);
@@ -183,7 +184,7 @@ impl Reader {
         for token in tokens.clone() {
             let TokenTree::Group(group) = token else { continue };
             if let Ok(file) = syn::parse2::<syn::File>(group.stream()) {
-                for item in file.items.iter().filter(|item| !is_test(attributes(item))) {
+                for item in file.items.iter().filter(|item| !is_test(attributes_of(item))) {
                     self.read_item(module, templates, item);
                 }
             }
@@ -226,7 +227,7 @@ impl Item {
             syn::Item::Static(of) => (ItemKind::Constant, &of.ident, &of.vis, false),
             _ => return None,
         };
-        let attributes = attributes(item);
+        let attributes = attributes_of(item);
         Some(Self {
             kind,
             name: name.to_string(),
@@ -259,7 +260,7 @@ struct PathsOf<'a>(&'a mut BTreeSet<Names>);
 
 impl<'ast> Visit<'ast> for PathsOf<'_> {
     fn visit_item(&mut self, item: &'ast syn::Item) {
-        if !is_test(attributes(item)) {
+        if !is_test(attributes_of(item)) {
             visit::visit_item(self, item);
         }
     }
@@ -373,7 +374,7 @@ fn documentation(attributes: &[Attribute]) -> String {
     text
 }
 
-fn attributes(item: &syn::Item) -> &[Attribute] {
+fn attributes_of(item: &syn::Item) -> &[Attribute] {
     match item {
         syn::Item::Const(of) => &of.attrs,
         syn::Item::Enum(of) => &of.attrs,
