@@ -24,7 +24,7 @@ mod registration;
 mod space;
 mod windows;
 
-pub use attachable::{AttachPlace, AttachPoint, Attachable};
+pub use attachable::{AttachPlace, AttachPoint, Attachable, DeviceId, ObjectId};
 pub use capabilities::{Capabilities, LiveUpdateSupport, MappingModel};
 pub use mapping::{MapRequest, Mapping, Swap, Unit};
 pub use pin_sharing::PinSharing;

@@ -6,7 +6,7 @@
 use std::mem::offset_of;
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
-use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, DeviceId, ObjectId};
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Handle, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, MutexGuard, Rank};
@@ -34,7 +34,7 @@ pub struct Cdev {
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     /// The iommufd that the device is bound to, and the device's id there.
-    bound: Option<(Handle, u32)>,
+    bound: Option<(Handle, DeviceId)>,
     /// The object that the device is attached to.
     attached: Option<AttachPlace>,
 }
@@ -62,7 +62,7 @@ impl Cdev {
     }
 
     /// The device's id in an iommufd. The kernel refuses a device that is bound to another one (`EINVAL`).
-    fn id_in(&self, iommufd: Handle, place: &mut Place) -> Result<u32, Failure> {
+    fn id_in(&self, iommufd: Handle, place: &mut Place) -> Result<DeviceId, Failure> {
         match place.bound {
             Some((bound, id)) if bound == iommufd => Ok(id),
             _ => {
@@ -73,16 +73,17 @@ impl Cdev {
         }
     }
 
-    fn bind(&self, iommufd: Handle) -> Result<u32, Failure> {
+    fn bind(&self, iommufd: Handle) -> Result<DeviceId, Failure> {
         let mut bind = BindIommufd { argsz: BindIommufd::SIZE, ..BindIommufd::default() };
         let mut descriptor = [Attachment { offset: offset_of!(BindIommufd, iommufd), what: Attached::Handle(iommufd) }];
         let command = Command::with_bytes(device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes());
         self.device.call(command.attaching(&mut descriptor))?;
-        Ok(bind.out_devid)
+        Ok(DeviceId::new(bind.out_devid))
     }
 
-    fn attach(&self, to: u32) -> Result<(), Failure> {
-        let mut attach = AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: to, ..AttachIommufdPt::default() };
+    fn attach(&self, to: ObjectId) -> Result<(), Failure> {
+        let mut attach =
+            AttachIommufdPt { argsz: AttachIommufdPt::SIZE, pt_id: to.get(), ..AttachIommufdPt::default() };
         self.device.call(Command::with_bytes(device::DEVICE_ATTACH_IOMMUFD_PT, attach.as_mut_bytes()))
     }
 
@@ -111,7 +112,7 @@ unsafe impl Attachable for Cdev {
         self.reserved.clone()
     }
 
-    fn bind_to(&self, iommufd: Handle) -> Result<Option<u32>, Failure> {
+    fn bind_to(&self, iommufd: Handle) -> Result<Option<DeviceId>, Failure> {
         self.id_in(iommufd, &mut self.place()).map(Some)
     }
 
@@ -149,7 +150,7 @@ unsafe impl Attachable for Cdev {
 
 /// The address space or page table to attach to. A container is none: `EINVAL`, as the kernel answers for an unknown
 /// id.
-fn object_of(point: AttachPoint<'_>, request: Request) -> Result<(Handle, u32), Failure> {
+fn object_of(point: AttachPoint<'_>, request: Request) -> Result<(Handle, ObjectId), Failure> {
     match point.place() {
         AttachPlace::Ioas { iommufd, ioas: id } | AttachPlace::PageTable { iommufd, hwpt: id } => Ok((iommufd, id)),
         _ => Err(refusal(request, Errno::EINVAL)),
@@ -177,8 +178,8 @@ mod tests {
         unsafe { AttachPoint::beside_spaces(place) }
     }
 
-    const FIRST: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 };
-    const SECOND: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 8 };
+    const FIRST: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(7) };
+    const SECOND: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(8) };
 
     fn device(script: &[dmaspace_soft::Reply]) -> (Arc<ScriptedDoor>, Cdev) {
         let door = ScriptedDoor::new(script);
@@ -214,11 +215,11 @@ mod tests {
             BindIommufd::mut_from_bytes(bytes).expect("room for the struct").out_devid = 3;
             Ok(0)
         }]);
-        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
-        let table = AttachPlace::PageTable { iommufd: IOMMUFD, hwpt: 9 };
+        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(DeviceId::new(3))));
+        let table = AttachPlace::PageTable { iommufd: IOMMUFD, hwpt: ObjectId::new(9) };
         device.attach_to(at(table)).expect("attached");
-        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(3)));
-        let elsewhere = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 9 };
+        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(DeviceId::new(3))));
+        let elsewhere = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(9) };
         assert_eq!(device.detach_from(at(elsewhere)), Ok(Undone::WasNotThere));
         device.detach_from(at(table)).expect("detached");
         let calls = door.take();

@@ -36,7 +36,9 @@ use std::sync::Arc;
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{IOAS_IOVA_RANGES, IoasIovaRanges};
 use dmaspace_core::backend::Calls;
-use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel};
+use dmaspace_core::contract::{
+    AttachPlace, AttachPoint, Attachable, Capabilities, LiveUpdateSupport, MappingModel, ObjectId,
+};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
@@ -45,7 +47,7 @@ use zerocopy::IntoBytes;
 
 pub use cdev::Cdev;
 pub use object::Iommufd;
-use object::{Object, ObjectId};
+use object::Object;
 use page_table::PageTables;
 pub use sharing::Pool;
 
@@ -153,7 +155,7 @@ unsafe impl Backend for Ioas {
     }
 
     fn attach_place(&self) -> AttachPlace {
-        AttachPlace::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id().get() }
+        AttachPlace::Ioas { iommufd: self.iommufd().handle(), ioas: self.object.id() }
     }
 
     /// A device whose IOMMU can log is attached to a page table that logs, shared with compatible devices; any other
@@ -217,7 +219,7 @@ mod tests {
     #[test]
     fn a_dropped_address_space_is_destroyed_before_its_iommufd_is_closed() {
         let (door, ioas) = ioas(&[]);
-        assert_eq!(ioas.attach_place(), AttachPlace::Ioas { iommufd: IOMMUFD, ioas: 7 });
+        assert_eq!(ioas.attach_place(), AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(7) });
         drop(ioas);
         let calls = door.take();
         assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DESTROY, "close"]);

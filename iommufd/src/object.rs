@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_abi::iommufd::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
+use dmaspace_core::contract::{DeviceId, ObjectId};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Lease, OwnedHandle};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
@@ -82,21 +83,6 @@ impl Iommufd {
     }
 }
 
-/// The id of an address space or a page table in its iommufd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ObjectId(u32);
-
-impl ObjectId {
-    /// The number, for the kernel.
-    pub(crate) const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-/// The id of a device that is bound to an iommufd. It names no object that memory can be mapped in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceId(pub(crate) u32);
-
 /// An object of an iommufd, destroyed when dropped.
 #[derive(Debug)]
 pub(crate) struct Object {
@@ -112,7 +98,7 @@ impl Object {
         match alloc.out_ioas_id {
             // Ids begin with 1 (linux: drivers/iommu/iommufd/main.c, iommufd_fops_open).
             0 => Err(Failure::malformed(iommufd::IOAS_ALLOC.name, "nothing has the id 0")),
-            id => Ok(Self { id: ObjectId(id), iommufd }),
+            id => Ok(Self { id: ObjectId::new(id), iommufd }),
         }
     }
 
@@ -124,12 +110,12 @@ impl Object {
         let mut alloc = HwptAlloc {
             size: HwptAlloc::SIZE,
             flags: iommufd::HWPT_ALLOC_DIRTY_TRACKING,
-            dev_id: device.0,
+            dev_id: device.get(),
             pt_id: ioas.id.get(),
             ..HwptAlloc::default()
         };
         ioas.iommufd.call(Command::with_bytes(iommufd::HWPT_ALLOC, alloc.as_mut_bytes()))?;
-        Ok(Self { id: ObjectId(alloc.out_hwpt_id), iommufd: ioas.iommufd.clone() })
+        Ok(Self { id: ObjectId::new(alloc.out_hwpt_id), iommufd: ioas.iommufd.clone() })
     }
 
     /// Maps memory, if the object is an address space: by its file if it has one and the kernel accepts it, else by its

@@ -6,12 +6,13 @@ use std::mem::offset_of;
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{self, IoasAllowIovas, IommuOption};
 use dmaspace_core::IovaRange;
+use dmaspace_core::contract::ObjectId;
 use dmaspace_core::door::{Attached, Attachment, Command, Failure};
 use dmaspace_core::words::locked::AccountingMode;
 use zerocopy::IntoBytes;
 
 use crate::Ioas;
-use crate::object::{Iommufd, ObjectId};
+use crate::object::Iommufd;
 
 impl Iommufd {
     /// Charges pins to come to `payer`: to the user (the default), whose processes share one limit, or to this process

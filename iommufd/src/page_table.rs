@@ -9,13 +9,13 @@
 //! If no IOMMU can log, the only cost is one GET_HW_INFO per device; kernels without the request are asked once.
 
 use dmaspace_abi::iommufd::{self, HwInfo};
-use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, DeviceId};
 use dmaspace_core::door::{Command, Errno, Failure};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::IntoBytes;
 
-use crate::object::{DeviceId, Iommufd, Object};
+use crate::object::{Iommufd, Object};
 
 /// The page tables of one address space. Their lock is [`Rank::Backend`] in the order of all locks
 /// ([`dmaspace_core::sync`]).
@@ -63,7 +63,7 @@ impl PageTables {
     /// # Errors
     /// The kernel's failure; the device is not attached then, and no page table was left for it.
     pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
-        let id = device.bind_to(ioas.iommufd().handle())?.map(DeviceId);
+        let id = device.bind_to(ioas.iommufd().handle())?;
         let mut state = self.write();
         let logged = match id {
             Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, point, id)?,
@@ -111,7 +111,7 @@ impl State {
         if self.unknown {
             return Ok(false);
         }
-        let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device.0, ..HwInfo::default() };
+        let mut info = HwInfo { size: HwInfo::SIZE, dev_id: device.get(), ..HwInfo::default() };
         let asked = iommufd.call(Command::with_bytes(iommufd::GET_HW_INFO, info.as_mut_bytes()));
         let answered = self.known(asked, &[Errno::EOPNOTSUPP])?.is_some();
         Ok(answered && info.out_capabilities & iommufd::CAP_DIRTY_TRACKING != 0)
@@ -159,7 +159,7 @@ impl State {
 
 impl PageTable {
     fn place(&self) -> AttachPlace {
-        AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id().get() }
+        AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
     }
 }
 

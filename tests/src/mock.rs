@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dmaspace::linux::LinuxDoor;
 use dmaspace_abi::iommufd;
 use dmaspace_core::HostMemory;
-use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
+use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, DeviceId};
 use dmaspace_core::door::{Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
@@ -118,8 +118,8 @@ unsafe impl Attachable for MockDevice {
         format!("mock device {}", self.device)
     }
 
-    fn bind_to(&self, _iommufd: Handle) -> Result<Option<u32>, Failure> {
-        Ok(Some(self.device))
+    fn bind_to(&self, _iommufd: Handle) -> Result<Option<DeviceId>, Failure> {
+        Ok(Some(DeviceId::new(self.device)))
     }
 
     fn attach_to(&self, point: AttachPoint<'_>) -> Result<(), Failure> {
@@ -142,8 +142,8 @@ unsafe impl Attachable for MockDevice {
 
 fn place_of(point: AttachPoint<'_>) -> Result<u32, Failure> {
     match point.place() {
-        AttachPlace::Ioas { ioas, .. } => Ok(ioas),
-        AttachPlace::PageTable { hwpt, .. } => Ok(hwpt),
+        AttachPlace::Ioas { ioas, .. } => Ok(ioas.get()),
+        AttachPlace::PageTable { hwpt, .. } => Ok(hwpt.get()),
         _ => Err(Failure::from_errno("attach", Errno::EINVAL)),
     }
 }

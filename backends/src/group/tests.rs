@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use dmaspace_core::contract::ObjectId;
 use dmaspace_core::door::Door;
 
 use super::*;
@@ -121,7 +122,7 @@ fn a_group_that_cannot_join_makes_sure_that_it_did_not() {
 #[test]
 fn an_address_space_of_an_iommufd_is_no_container() {
     let stage = group_on(BackendKind::Type1);
-    let point = at(AttachPlace::Ioas { iommufd: stage.container, ioas: 1 });
+    let point = at(AttachPlace::Ioas { iommufd: stage.container, ioas: ObjectId::new(1) });
     assert_eq!(stage.group.attach_to(point).expect_err("refused").errno(), Some(Errno::EBADFD));
     assert_eq!(stage.group.detach_from(point).expect_err("refused").errno(), Some(Errno::EBADFD));
     assert_eq!(stage.door.texts(), Vec::<String>::new());

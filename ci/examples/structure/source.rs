@@ -80,7 +80,8 @@ impl Crate {
     pub(crate) fn read_package(folder: &Path) -> Result<Vec<Self>> {
         let manifest = folder.join("Cargo.toml");
         let manifest = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
-        let package = manifest.lines().find_map(|line| line.strip_prefix("name = ")).context("a crate without a name")?;
+        let package =
+            manifest.lines().find_map(|line| line.strip_prefix("name = ")).context("a crate without a name")?;
         let name = package.trim_matches('"').replace('-', "_");
         let mut found = Vec::new();
         for (root, is_library) in [("src/lib.rs", true), ("src/main.rs", false)] {

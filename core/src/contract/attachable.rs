@@ -7,6 +7,38 @@ use crate::door::{Failure, Handle};
 use crate::retry::Undone;
 use crate::words::reserved::Reserved;
 
+/// The id of an address space or a page table in an iommufd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId(u32);
+
+impl ObjectId {
+    /// The id that the kernel gave the object.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number, for the kernel.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// The id of a device that is bound to an iommufd. It names no object that memory can be mapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId(u32);
+
+impl DeviceId {
+    /// The id that the kernel gave the device when it was bound.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number, for the kernel.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
 /// A place at which a backend attaches devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -20,14 +52,14 @@ pub enum AttachPlace {
         /// `/dev/iommu`.
         iommufd: Handle,
         /// The address space's id in it.
-        ioas: u32,
+        ioas: ObjectId,
     },
     /// A page table of an iommufd that shows an address space.
     PageTable {
         /// `/dev/iommu`.
         iommufd: Handle,
         /// The page table's id in it.
-        hwpt: u32,
+        hwpt: ObjectId,
     },
 }
 
@@ -95,7 +127,7 @@ pub unsafe trait Attachable: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// The failure of the kernel's call.
-    fn bind_to(&self, _iommufd: Handle) -> Result<Option<u32>, Failure> {
+    fn bind_to(&self, _iommufd: Handle) -> Result<Option<DeviceId>, Failure> {
         Ok(None)
     }
 
