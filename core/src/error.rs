@@ -52,6 +52,8 @@ pub enum Operation {
     HandToKernel,
     /// Take a window back from the kernel.
     Reclaim,
+    /// An operation of a power that has none of its own here, by its verb: a power is declared without this list.
+    OfPower(&'static str),
 }
 
 impl fmt::Display for Operation {
@@ -76,6 +78,7 @@ impl fmt::Display for Operation {
             Self::Adopt => "adopt",
             Self::HandToKernel => "hand to the kernel",
             Self::Reclaim => "reclaim from the kernel",
+            Self::OfPower(verb) => verb,
         })
     }
 }
