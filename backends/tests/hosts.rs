@@ -25,8 +25,9 @@ use common::recorded::{Recorded, names};
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
-/// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file.
-const COMMANDS: [&str; 2] = ["probe", "probe --json"];
+/// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file, MACHINE
+/// the machine that its guests have.
+const COMMANDS: [&str; 2] = ["probe", "plan --machine MACHINE --memory 8G --host HOST"];
 
 /// The program with these arguments.
 fn dmaspace(arguments: &[&str]) -> Output {
@@ -79,6 +80,16 @@ impl OnDisk {
         disk
     }
 
+    /// The machine of QEMU that guests have there.
+    fn machine(&self) -> &'static str {
+        let file = std::fs::read_to_string(&self.host_file).expect("written");
+        match () {
+            () if file.contains("\"aarch64\"") => "virt",
+            () if file.contains("\"ppc64le\"") => "pseries",
+            () => "q35",
+        }
+    }
+
     fn run(&self, command: &str) -> Output {
         let (archive, host) = (self.archive.to_str().expect("text"), self.host_file.to_str().expect("text"));
         let mut words: Vec<&str> = command.split(' ').map(|word| if word == "HOST" { host } else { word }).collect();
@@ -96,11 +107,15 @@ fn every_recorded_host_is_told_as_it_is() {
         let recorded = Recorded::named(&name);
         let disk = OnDisk::new(&recorded);
         let mut told = String::new();
+        let machine = disk.machine();
         for command in COMMANDS.into_iter().chain(recorded.commands.iter().map(String::as_str)) {
-            let output = disk.run(command);
+            let command = command.replace("MACHINE", machine);
+            let output = disk.run(&command);
             let (status, out, err) = (status(&output), stdout(&output), stderr(&output));
             told += &format!("$ dmaspace {command}\n{out}{err}[exit status {status}]\n\n");
         }
+        let file = std::fs::read_to_string(&disk.host_file).expect("written");
+        told += &format!("$ dmaspace probe -o host.json; cat host.json\n{file}");
         let path = format!("{DATA}/hosts/recorded/{name}.out");
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(&path, &told).expect("written");
@@ -135,8 +150,9 @@ fn a_probed_host_is_read_back_and_runs_a_guest() {
         let disk = OnDisk::new(&Recorded::named(&name));
         let file = std::fs::read_to_string(&disk.host_file).expect("written");
         let again = dmaspace(&["probe", "--host", disk.host_file.to_str().expect("text"), "--json"]);
-        assert_eq!(stdout(&again), file, "{name}");
+        let again: Value = serde_json::from_str(stdout(&again)).expect("JSON");
         let host: Value = serde_json::from_str(&file).expect("JSON");
+        assert_eq!(again, host, "{name}");
         let view = if host["tce"].is_object() { "mtree/pseries-4g-two-windows.mtree" } else { "mtree/q35-8g.mtree" };
         let replayed = dmaspace(&["replay", view, "--host", disk.host_file.to_str().expect("text"), "--json"]);
         let has = |list: &str| host[list].as_array().is_some_and(|list| !list.is_empty());
@@ -240,7 +256,7 @@ fn doctor_in_json_has_the_same_findings_as_in_text() {
     let disk = OnDisk::new(&Recorded::named("neighbour"));
     let output = disk.run("doctor 0000:41:00.0 --json");
     let object: Value = serde_json::from_str(stdout(&output)).expect("JSON");
-    assert_eq!((status(&output), &object["ok"], &object["version"]), (1, &Value::from(false), &Value::from(1)));
+    assert_eq!((status(&output), &object["ok"]), (1, &Value::from(false)));
     let text = disk.run("doctor 0000:41:00.0");
     for finding in object["findings"].as_array().expect("a list") {
         let code = finding["code"].as_str().expect("a word");

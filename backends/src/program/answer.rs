@@ -8,6 +8,7 @@ use dmaspace::{Access, HostMemory, IovaRange, Section};
 use serde::Serialize;
 
 use crate::program::cause::{Cause, HostView};
+use crate::program::explain::Code;
 use crate::program::failure;
 use crate::program::finding::{Failure, Finding};
 use crate::program::outcome::Hex;
@@ -42,6 +43,8 @@ pub(crate) struct Answer {
 /// A cause with its cure, and how often it was met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Cure {
+    /// The code of the cause.
+    pub(crate) code: Code,
     /// The cause.
     pub(crate) cause: String,
     /// The number of ranges or messages that have it.
@@ -64,8 +67,12 @@ impl Causes {
 
     /// One cure for each cause.
     pub(crate) fn cures(&self) -> Vec<Cure> {
-        let cure =
-            |(cause, count): (&Cause, &u64)| Cure { cause: cause.to_string(), count: *count, cure: cause.cure() };
+        let cure = |(cause, count): (&Cause, &u64)| Cure {
+            code: cause.code(),
+            cause: cause.to_string(),
+            count: *count,
+            cure: cause.cure(),
+        };
         self.counted.iter().map(cure).collect()
     }
 }

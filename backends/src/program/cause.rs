@@ -11,6 +11,7 @@ use dmaspace::contract::PciAddressSpace;
 use dmaspace::reserved::{Reserved, Why};
 use dmaspace::{HostMemory, IovaRange, PageSize};
 
+use crate::program::explain::Code;
 use crate::program::units::{bytes, in_units};
 
 /// A reason for which a host does not map something.
@@ -176,6 +177,28 @@ impl Cause {
             .or_else(|| INTERRUPTS.under(range, Over::Interrupts, "where PCs take interrupts"))
             .or_else(|| INTERRUPTS_OF_ARM.under(range, Over::Interrupts, "where Arm's IOMMUs deliver interrupts"))
             .or_else(|| (!range.is_aligned_to(PageSize::K4)).then_some(Self::Pages(PageSize::K4)))
+    }
+
+    /// Its code, which has a page.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::AboveTop(_) | Self::PastTop(_) | Self::NeedsBits(_) => Code::AboveIommuWidth,
+            Self::Reserved(Over::Interrupts, _) => Code::InterruptRange,
+            Self::Reserved(Over::Hypertransport, _) => Code::HypertransportHole,
+            Self::Reserved(Over::Other, _) => Code::ReservedRange,
+            Self::Pages(_) => Code::PageAlignment,
+            Self::DeviceMemory(_) => Code::BarPeerToPeer,
+            Self::Unpinnable => Code::Unpinnable,
+            Self::Mappings { .. } | Self::MappingsThere => Code::MappingLimit,
+            Self::LockedMemory { .. } | Self::LockedMemoryThere(_) => Code::LockedMemory,
+            Self::Occupied => Code::Occupied,
+            Self::NotMapped => Code::NotMapped,
+            Self::Firmware => Code::FirmwareRegion,
+            Self::Interrupts => Code::UnsafeInterrupts,
+            Self::NotViable => Code::GroupShared,
+            Self::Unaligned => Code::Unaligned,
+            Self::Other(_) => Code::UnknownError,
+        }
     }
 
     /// The cure, as the user types it.

@@ -114,9 +114,9 @@ pub(crate) fn cures(cures: &[Cure]) -> Option<String> {
     (!cures.is_empty()).then(|| cures.iter().map(one_cure).collect())
 }
 
-fn one_cure(Cure { cause, count, cure }: &Cure) -> String {
+fn one_cure(Cure { code, cause, count, cure }: &Cure) -> String {
     let times = if *count > 1 { format!("{count} times ") } else { String::new() };
-    format!("  {}\n{}", wrapped(&format!("{times}{cause}"), COLUMNS - 2).join("\n    "), below(cure))
+    format!("  {}\n{}", wrapped(&format!("{times}{cause} [{code}]"), COLUMNS - 2).join("\n    "), below(cure))
 }
 
 pub(crate) fn below(text: &str) -> String {
