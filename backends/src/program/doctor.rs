@@ -111,14 +111,15 @@ fn no_device(machine: &Machine, device: PciAddress, remarks: &mut Remarks) {
 
 /// `4096`, `512M`, `16G`, `1T`.
 fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim_end_matches("iB").trim_end_matches('B');
-    let (digits, shift) = match text.chars().next_back() {
-        Some('K' | 'k') => (&text[..text.len() - 1], 10),
-        Some('M' | 'm') => (&text[..text.len() - 1], 20),
-        Some('G' | 'g') => (&text[..text.len() - 1], 30),
-        Some('T' | 't') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
+    let amount = text.trim_end_matches("iB").trim_end_matches('B');
+    let shift = match amount.chars().next_back() {
+        Some('K' | 'k') => 10,
+        Some('M' | 'm') => 20,
+        Some('G' | 'g') => 30,
+        Some('T' | 't') => 40,
+        _ => 0,
     };
+    let digits = if shift > 0 { amount.trim_end_matches(|unit: char| !unit.is_ascii_digit()) } else { amount };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size, such as 512M or 16G".to_owned())
 }

@@ -74,7 +74,7 @@ impl Machine {
         };
         let modules = Modules::of(&root, &facts.kernel);
         let units = units::read(&root);
-        let command_line = root.text("proc/cmdline").unwrap_or_default();
+        let parameters = root.text("proc/cmdline").unwrap_or_default();
         if !root.exists("proc/cmdline".as_ref()) {
             unseen.push(Unseen::new("the kernel's command line", "/proc/cmdline in the copy"));
         }
@@ -85,7 +85,7 @@ impl Machine {
             ));
         }
         let user = User::of(&root);
-        let command_line = command_line.split_whitespace().map(str::to_owned).collect();
+        let command_line = parameters.split_whitespace().map(str::to_owned).collect();
         Ok(Self { root, facts, door, modules, units, command_line, user, unseen })
     }
 

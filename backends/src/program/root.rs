@@ -49,8 +49,7 @@ impl Root {
             return Ok(Self { files, archive: None, has_nodes, is_here: false });
         }
         let archive = Archive::read(path).map_err(|error| {
-            let path = path.display();
-            Failure::Input(format!("{path}: expected a folder, or a tar of /sys and /proc: {error}"))
+            Failure::Input(format!("{}: expected a folder, or a tar of /sys and /proc: {error}", path.display()))
         })?;
         let has_nodes = archive.exists(Path::new("dev"));
         Ok(Self { files: Box::new(archive.clone()), archive: Some(archive), has_nodes, is_here: false })

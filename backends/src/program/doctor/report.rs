@@ -67,11 +67,11 @@ fn verdict(diagnosis: &Diagnosis) -> String {
 }
 
 fn part(title: &str, remarks: &[Remark], weight: Weight) -> String {
-    let remarks: Vec<_> = remarks.iter().filter(|remark| remark.weight == weight).collect();
-    if remarks.is_empty() {
+    let chosen: Vec<_> = remarks.iter().filter(|remark| remark.weight == weight).collect();
+    if chosen.is_empty() {
         return String::new();
     }
-    let told = (1..).zip(remarks).map(|(number, remark)| one(number, remark));
+    let told = (1..).zip(chosen).map(|(number, remark)| one(number, remark));
     title.to_owned() + &told.collect::<String>()
 }
 

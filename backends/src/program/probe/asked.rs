@@ -41,8 +41,7 @@ pub(crate) fn ask(machine: &Machine) -> Answers {
     let door: Arc<dyn Door> = door.clone();
     let host = Host::new(door, machine.facts.clone());
     let bound = machine.facts.devices.values().filter(|device| device.is_with_vfio());
-    let groups = bound.filter_map(|device| Some((device.group?, device.address)));
-    let groups: BTreeMap<_, _> = groups.collect();
+    let groups: BTreeMap<_, _> = bound.filter_map(|device| Some((device.group?, device.address))).collect();
     let mut answers = Answers::new();
     for (number, address) in groups.into_iter().take(MOST) {
         let Some(group) = machine.facts.groups.get(&number).filter(|group| !group.noiommu) else { continue };

@@ -42,12 +42,12 @@ fn heading(profile: &Profile, kernel: &str) -> String {
 }
 
 fn backends(backends: &[KernelInterface]) -> String {
-    let names = backends.iter().map(|backend| match backend {
+    let told = backends.iter().map(|backend| match backend {
         KernelInterface::Type1 => "type1",
         KernelInterface::Spapr => "spapr",
         KernelInterface::Iommufd => "iommufd",
     });
-    let names: Vec<_> = names.collect();
+    let names: Vec<_> = told.collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
