@@ -91,7 +91,7 @@ impl Machine {
 
     /// The name of the machine.
     pub(crate) fn name(&self) -> String {
-        let name = self.root.text("proc/sys/kernel/hostname").filter(|name| !name.is_empty());
+        let name = self.root.text("proc/sys/kernel/hostname").filter(|name| !matches!(name.as_str(), "" | "(none)"));
         name.unwrap_or_else(|| "this-host".to_owned())
     }
 
