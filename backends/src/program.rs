@@ -49,6 +49,8 @@ mod survey;
 mod text;
 mod trace;
 mod translating;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod trials;
 mod units;
 mod values;
 

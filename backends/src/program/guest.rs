@@ -9,7 +9,7 @@ pub(crate) use choosing::NoGuest;
 
 use crate::program::mtree::{FlatViews, Range, What};
 use crate::program::printable;
-use crate::program::translating::{is_msi, page_of_translated, tce_table};
+use crate::program::translating::{is_bare_metal, is_msi, page_of_translated};
 use choosing::{Chosen, SYSTEM_MEMORY, choose, is_window_of_bridge, view_of};
 
 /// A guest, as far as its devices' DMA is concerned.
@@ -42,6 +42,10 @@ pub(crate) enum Meaning {
     Nothing(&'static str),
 }
 
+/// The reason for a range that a powernv guest's PCI host bridge translates. QEMU emulates the bridge as bare metal has
+/// it, for all addresses there are: no window of a host stands for one, and the guest's own tables tell the rest.
+const BARE_METAL: &str = "translated by tables in the guest's memory: no host window stands for it";
+
 /// The reason for a kind of range that is not known here.
 const UNKNOWN: &str = "a kind that is not known here: nothing that devices can be given";
 
@@ -59,8 +63,8 @@ impl<'a> Guest<'a> {
         let Chosen { name, view, mut notes } = choose(&text.views, name)?;
         let pci: Vec<_> = view.ranges.iter().map(|range| (range, Meaning::of(range, guest_page))).collect();
         notes.extend(note_on_kinds(&pci));
-        notes.extend(note_on_powernv(&pci));
-        let translates = pci.iter().any(|(_, meaning)| matches!(meaning, Meaning::Translated(_)));
+        notes.extend(note_on_bare_metal(&pci));
+        let translates = pci.iter().any(|(_, meaning)| meaning.is_translated());
         let targets = match translates {
             true => view_of(&text.views, SYSTEM_MEMORY)?
                 .ranges
@@ -78,13 +82,9 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// A guest that is bare metal has no device of the host: QEMU's emulated PHB translates all addresses there are, as
-/// no host's window does.
-fn note_on_powernv(pci: &[(&Range, Meaning)]) -> Option<String> {
-    let is_all =
-        |range: &Range| range.last == u64::MAX && is_window_of_bridge(range) && tce_table(&range.name).is_none();
-    let is_powernv = pci.iter().any(|(range, _)| is_all(range));
-    is_powernv.then(|| {
+/// A powernv guest has no device of the host.
+fn note_on_bare_metal(pci: &[(&Range, Meaning)]) -> Option<String> {
+    pci.iter().any(|(_, meaning)| *meaning == Meaning::Nothing(BARE_METAL)).then(|| {
         "this is a powernv guest, whose PCI host bridge QEMU emulates as bare metal: it passes no host device through \
          to one"
             .to_owned()
@@ -115,6 +115,11 @@ fn note_on_kinds(pci: &[(&Range, Meaning)]) -> Option<String> {
 }
 
 impl Meaning {
+    /// Returns whether system memory lies behind it, through a translation.
+    fn is_translated(self) -> bool {
+        matches!(self, Self::Translated(_) | Self::Nothing(BARE_METAL))
+    }
+
     fn of(range: &Range, guest_page: Option<PageSize>) -> Self {
         match range.kind.what {
             What::Ram => Self::Memory(Access::READ_WRITE),
@@ -129,6 +134,7 @@ impl Meaning {
 
     fn of_no_memory(range: &Range, guest_page: Option<PageSize>) -> Self {
         match page_of_translated(&range.name) {
+            Some(_) if is_bare_metal(&range.name) => Self::Nothing(BARE_METAL),
             Some(page) => Self::Translated(guest_page.unwrap_or(page)),
             None if is_msi(&range.name) || (range.first, range.last) == INTERRUPTS_OF_PCS => Self::Msi,
             None if range.kind.what == What::Io => Self::Nothing("emulated: nothing to map"),
@@ -177,6 +183,21 @@ pub(crate) mod tests {
         let targets: Vec<_> = guest.targets.iter().map(|range| (range.last, range.name.as_ref())).collect();
         assert_eq!(targets, [(0xffff_ffff, "ppc_spapr.ram")]);
         assert!(guest.has_tce_windows());
+    }
+
+    #[test]
+    fn a_powernv_guests_bridge_translates_everything_and_asks_for_no_window() {
+        let text = format!(
+            "FlatView #1\n AS \"phb4-0.0-iommu\", root: phb4-0.0-iommu\n Root memory region: phb4-0.0-iommu\n  \
+             0000000000000000-00000000fffeffff (prio 0, container): phb4-0.0-iommu\n  \
+             00000000ffff0000-00000000ffffffff (prio 0, i/o): msi32\n\n{}",
+            view_of("0000000000000000-00000000ffffffff (prio 0, ram): pnv.ram")
+        );
+        let views = views(&text);
+        let guest = Guest::of(&views, None, None).expect("a powernv guest");
+        let meanings: Vec<_> = guest.pci.iter().map(|(_, meaning)| *meaning).collect();
+        assert_eq!(meanings, [Meaning::Nothing(BARE_METAL), Meaning::Msi]);
+        assert_eq!((guest.targets.len(), guest.notes.len(), guest.has_tce_windows()), (1, 1, true));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The host a map is replayed on: a soft one, from a preset or a file, or the one this program runs on.
 
-mod file;
+pub(crate) mod file;
 mod more_devices;
 
 use std::fmt;

@@ -8,7 +8,8 @@
 //!
 //! - [`decoding`] makes text of bytes: UTF-16, telnet's commands, quoted-printable.
 //! - [`cleaning`] makes plain lines of a terminal's: escape sequences, control characters, mail quotes.
-//! - [`strings`] takes lines out of the strings of JSON and logfmt.
+//! - [`markup`] takes the tags and entities of HTML off.
+//! - [`strings`] takes lines out of the strings of JSON, logfmt, Python and tables.
 //!
 //! Nothing here fails. The work is linear in the text, and no line is held longer than a reader looks ahead. Files of
 //! 100 MiB, replayed by a release build on one core of a server: a flat view of 1.3 million ranges 5.2 s, the same as
@@ -16,28 +17,50 @@
 
 mod cleaning;
 mod decoding;
+mod markup;
 mod strings;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
 pub(crate) use cleaning::steers;
+use strings::Inner;
 
 /// The text of a file.
 pub(crate) struct Text<'a> {
     text: Cow<'a, str>,
+    /// The columns at which a terminal cut longer lines, if it did.
+    cut_at: Option<usize>,
 }
 
 impl<'a> Text<'a> {
     /// The text that bytes stand for.
     pub(crate) fn of(bytes: &'a [u8]) -> Self {
-        Self { text: decoding::decoded(bytes) }
+        let text = decoding::decoded(bytes);
+        let cut_at = columns_of_terminal(&text);
+        Self { text, cut_at }
     }
 
     /// The lines, without their wrapping.
     pub(crate) fn lines(&self) -> Lines<'_> {
-        Lines { rest: Some(&self.text), number: 0, ahead: VecDeque::new() }
+        Lines { rest: Some(&self.text), number: 0, ahead: VecDeque::new(), strings: 0, cut_at: self.cut_at }
     }
+}
+
+/// The columns of the terminal from which a text was copied, in which longer lines go on in the next one: several
+/// lines are as long as any, and that is a width that terminals have.
+fn columns_of_terminal(text: &str) -> Option<usize> {
+    const LEAST: usize = 80;
+    let (mut longest, mut met) = (0, 0);
+    for line in text.split('\n') {
+        let len = line.trim_end_matches('\r').len();
+        if len > longest {
+            (longest, met) = (len, 0);
+        }
+        met += usize::from(len == longest);
+    }
+    let is_width = longest >= LEAST && (longest % 10 == 0 || longest == 132);
+    (is_width && met > 1).then_some(longest)
 }
 
 /// A line without its wrapping.
@@ -51,6 +74,18 @@ pub(crate) struct Line<'a> {
     pub(crate) width: usize,
     /// `true` if the file had control characters here, line ends apart.
     pub(crate) had_controls: bool,
+    /// The number of the string that the line was in; 0 for a line of the file itself. A line does not go on in another
+    /// string.
+    pub(crate) string: usize,
+    /// `true` if a terminal may have cut it, so that it goes on in the next line without a blank.
+    pub(crate) is_cut: bool,
+}
+
+impl Line<'_> {
+    /// Returns whether `next` may be the rest of this line.
+    pub(crate) fn may_go_on_in(&self, next: &Self) -> bool {
+        self.string == next.string && !next.text.is_empty()
+    }
 }
 
 /// The lines of a text, with a look ahead.
@@ -58,6 +93,9 @@ pub(crate) struct Lines<'a> {
     rest: Option<&'a str>,
     number: usize,
     ahead: VecDeque<Line<'a>>,
+    /// The number of strings so far.
+    strings: usize,
+    cut_at: Option<usize>,
 }
 
 impl<'a> Lines<'a> {
@@ -86,26 +124,55 @@ impl<'a> Lines<'a> {
     }
 
     fn unwrap(&mut self, part: &'a str) {
-        let had_controls = cleaning::has_controls(part);
+        let taken = Taken {
+            had_controls: cleaning::has_controls(part),
+            string: 0,
+            is_cut: self.cut_at.is_some_and(|columns| part.len() == columns),
+        };
         let clean = cleaning::cleaned(part);
-        match strings::inner_lines(&clean) {
-            Some(inner) => {
-                for text in inner {
-                    self.push(Cow::Owned(text), had_controls);
+        match markup::unmarked(&clean) {
+            Some(lines) => {
+                for line in lines {
+                    self.unwrap_strings(Cow::Owned(line), taken);
                 }
             }
-            None => self.push(clean, had_controls),
+            None => self.unwrap_strings(clean, taken),
         }
     }
 
-    fn push(&mut self, text: Cow<'a, str>, had_controls: bool) {
+    fn unwrap_strings(&mut self, line: Cow<'a, str>, taken: Taken) {
+        let Some(inner) = strings::inner_lines(&line) else { return self.push(line, taken) };
+        let before = self.strings;
+        for Inner { text, string } in inner {
+            self.strings = before + string;
+            self.push(Cow::Owned(text), Taken { string: self.strings, ..taken });
+        }
+    }
+
+    fn push(&mut self, text: Cow<'a, str>, taken: Taken) {
         let width = text.trim_end().chars().count();
         let text = match text {
-            Cow::Borrowed(text) => Cow::Borrowed(cleaning::unquoted(text).trim()),
-            Cow::Owned(text) => Cow::Owned(cleaning::unquoted(&text).trim().to_owned()),
+            Cow::Borrowed(text) => Cow::Borrowed(plain(text)),
+            Cow::Owned(text) => Cow::Owned(plain(&text).to_owned()),
         };
-        self.ahead.push_back(Line { number: self.number, text, width, had_controls });
+        let Taken { had_controls, string, is_cut } = taken;
+        self.ahead.push_back(Line { number: self.number, text, width, had_controls, string, is_cut });
     }
+}
+
+/// The circumstances in which a line was found.
+#[derive(Clone, Copy)]
+struct Taken {
+    had_controls: bool,
+    string: usize,
+    is_cut: bool,
+}
+
+/// A line without quotation: a mail's, or the marks of code around it.
+fn plain(line: &str) -> &str {
+    let text = cleaning::unquoted(line).trim();
+    let code = text.strip_prefix('`').and_then(|code| code.strip_suffix('`'));
+    code.filter(|code| !code.contains('`')).map_or(text, str::trim)
 }
 
 impl<'a> Iterator for Lines<'a> {
@@ -184,6 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn a_terminals_width_is_known_by_the_lines_it_cut() {
+        let long = "x".repeat(80);
+        assert_eq!(columns_of_terminal(&format!("{long}\ny\n{long}\r\ny\n")), Some(80));
+        assert_eq!(columns_of_terminal(&format!("{long}\ny\n")), None);
+        assert_eq!(columns_of_terminal(&format!("{long}\n{long}\n{long}y\n")), None);
+        let text = format!("{long}\n{long}\ny");
+        let cut: Vec<_> = Text::of(text.as_bytes()).lines().map(|line| line.is_cut).collect();
+        assert_eq!(cut, [true, true, false]);
+    }
+
+    #[test]
+    fn marks_of_code_around_a_line_are_gone() {
+        assert_eq!(lines_of(b"> `a b`")[0].1, "a b");
+        assert_eq!(lines_of(b"`a` and `b`")[0].1, "`a` and `b`");
+        assert_eq!(lines_of(b"```")[0].1, "```");
+    }
+
+    #[test]
     fn a_look_ahead_takes_nothing_away() {
         let text = Text::of(b"a\nb\nc");
         let mut lines = text.lines();
@@ -194,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_line_counts_once_and_only_if_nothing_was_taken_out_of_it() {
-        let line = |number| Line { number, text: "x".into(), width: 1, had_controls: false };
+        let line = |number| Line { number, text: "x".into(), width: 1, had_controls: false, string: 0, is_cut: false };
         let mut passed_over = PassedOver::default();
         passed_over.pass(&line(1));
         passed_over.pass(&line(1));

@@ -16,6 +16,9 @@ pub(crate) struct EmulatedIommu {
     spaces: &'static [Pattern],
     /// `true` for POWER's: its regions are TCE windows, and its address spaces belong to a PCI host bridge.
     pub(crate) is_of_power: bool,
+    /// `true` for one that QEMU emulates as bare metal has it: all addresses are translated, by tables in the guest's
+    /// own memory, and QEMU passes no host device through to a guest with it.
+    pub(crate) is_bare_metal: bool,
 }
 
 /// A form of names.
@@ -41,7 +44,13 @@ use Pattern::{Between, Exactly, From};
 /// Every emulated IOMMU, with the file of QEMU that names its regions and spaces.
 const TRANSLATING: [EmulatedIommu; 9] = [
     // hw/ppc/spapr_iommu.c, spapr_tce_table_realize; hw/ppc/spapr_pci.c, spapr_phb_realize
-    EmulatedIommu { name: "sPAPR TCE", regions: &[From(TCE_TABLE)], spaces: &[From("pci@")], is_of_power: true },
+    EmulatedIommu {
+        name: "sPAPR TCE",
+        regions: &[From(TCE_TABLE)],
+        spaces: &[From("pci@")],
+        is_of_power: true,
+        is_bare_metal: false,
+    },
     // hw/pci-host/pnv_phb3.c, pnv_phb3_dma_iommu; hw/pci-host/pnv_phb4.c, pnv_phb4_dma_iommu, which is PHB5's too
     EmulatedIommu {
         name: "PHB3, PHB4 or PHB5",
@@ -53,6 +62,7 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         ],
         spaces: &[From("phb3"), From("phb4"), From("phb5")],
         is_of_power: true,
+        is_bare_metal: true,
     },
     // hw/arm/smmu-common.c, smmu_find_add_as; include/hw/arm/smmuv3.h, TYPE_SMMUV3_IOMMU_MEMORY_REGION
     EmulatedIommu {
@@ -60,15 +70,23 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         regions: &[From("smmuv3-iommu-memory-region")],
         spaces: &[From("smmuv3-iommu-memory-region")],
         is_of_power: false,
+        is_bare_metal: false,
     },
     // hw/i386/intel_iommu.c, vtd_find_add_as
-    EmulatedIommu { name: "VT-d", regions: &[Between("vtd-", "-dmar")], spaces: &[From("vtd-")], is_of_power: false },
+    EmulatedIommu {
+        name: "VT-d",
+        regions: &[Between("vtd-", "-dmar")],
+        spaces: &[From("vtd-")],
+        is_of_power: false,
+        is_bare_metal: false,
+    },
     // hw/i386/amd_iommu.c, amdvi_host_dma_iommu
     EmulatedIommu {
         name: "AMD-Vi",
         regions: &[Exactly("amd_iommu")],
         spaces: &[From("amd_iommu_devfn_"), Exactly("amdvi_root")],
         is_of_power: false,
+        is_bare_metal: false,
     },
     // hw/virtio/virtio-iommu.c, virtio_iommu_find_add_as
     EmulatedIommu {
@@ -76,6 +94,7 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         regions: &[From("virtio-iommu-memory-region-")],
         spaces: &[Exactly("virtio-iommu-device"), From("virtio-iommu-memory-region-")],
         is_of_power: false,
+        is_bare_metal: false,
     },
     // hw/riscv/riscv-iommu.c, riscv_iommu_space
     EmulatedIommu {
@@ -83,6 +102,7 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         regions: &[Exactly("riscv_iommu"), Between("riscv-iommu-", "-iova")],
         spaces: &[Between("riscv-iommu-", "-iova")],
         is_of_power: false,
+        is_bare_metal: false,
     },
     // No QEMU has one yet; the word is that of the kernel's drivers for these machines.
     EmulatedIommu {
@@ -90,6 +110,7 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         regions: &[From("loongarch-iommu"), From("loongarch_iommu")],
         spaces: &[From("loongarch-iommu"), From("loongarch_iommu")],
         is_of_power: false,
+        is_bare_metal: false,
     },
     // hw/s390x/s390-pci-bus.c, s390_pci_iommu_enable
     EmulatedIommu {
@@ -97,6 +118,7 @@ const TRANSLATING: [EmulatedIommu; 9] = [
         regions: &[From("iommu-s390-")],
         spaces: &[From("iommu-s390-"), From("iommu-root-")],
         is_of_power: false,
+        is_bare_metal: false,
     },
 ];
 
@@ -145,6 +167,11 @@ pub(crate) fn is_window_of_pci(name: &str) -> bool {
         Some(liobn) => liobn & PCI != 0,
         None => EmulatedIommu::of_region(name).is_some_and(|iommu| iommu.is_of_power),
     }
+}
+
+/// Returns whether a translating region of that name is a bare metal IOMMU's.
+pub(crate) fn is_bare_metal(name: &str) -> bool {
+    EmulatedIommu::of_region(name).is_some_and(|iommu| iommu.is_bare_metal)
 }
 
 /// Returns whether writes to a region of that name are interrupts (qemu: hw/ppc/spapr_pci.c, hw/pci-host/pnv_phb3.c,

@@ -184,7 +184,8 @@ impl Reader {
     }
 
     /// A region is of one kind. A word that is not known does not stand for memory, unless it was misspelt: then the
-    /// guest would lose it.
+    /// guest would lose it. QEMU's own new words are no misspelling: a machine may name a container like the memory in
+    /// it.
     fn check_kinds(&self) -> Result<(), BadLine> {
         if !self.ranges().any(is_of_unknown_kind) {
             return Ok(());
@@ -221,8 +222,11 @@ impl Reader {
 }
 
 fn is_of_unknown_kind(range: &Range) -> bool {
-    matches!(range.kind.what, What::Other(_))
+    matches!(&range.kind.what, What::Other(word) if &**word != CONTAINER)
 }
+
+/// Since QEMU 11 (qemu: system/memory.c, memory_region_type).
+const CONTAINER: &str = "container";
 
 /// Flat views are ascending, disjoint, and inside their regions: QEMU never writes anything else.
 fn check(range: &RangeText<'_>, before: Option<&Range>) -> Result<(), String> {
@@ -253,19 +257,21 @@ struct Unfolded<'a> {
 
 /// Mail programs fold at 72 to 80 columns.
 const FOLD: usize = 72;
+const WIDEST_FOLD: usize = 80;
 
 fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
     const MOST_LINES: usize = 3;
     let mut whole = Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 };
-    let mut width = line.width;
+    let (mut width, mut is_cut) = (line.width, line.is_cut);
     while whole.continued < MOST_LINES {
         let is_whole = matches!(RangeText::of(&whole.text), Some(Ok(_)));
-        let Some(next) = lines.peek(whole.continued) else { break };
-        if !continues(&next.text, is_whole, width) {
+        let Some(next) = lines.peek(whole.continued).filter(|next| line.may_go_on_in(next)) else { break };
+        let fold = Fold { is_whole, is_cut, width, has_prefix: has_prefix(&line.text) };
+        if !fold.continues(&next.text) {
             break;
         }
-        width = next.width;
-        let joint = if whole.text.ends_with('-') { "" } else { " " };
+        let joint = if is_cut || whole.text.ends_with('-') { "" } else { " " };
+        (width, is_cut) = (next.width, next.is_cut);
         whole = Unfolded {
             text: Cow::Owned(format!("{}{joint}{}", whole.text, next.text)),
             continued: whole.continued + 1,
@@ -278,12 +284,39 @@ fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
     }
 }
 
-/// Returns whether a line was folded off a range, which is a good one already or is not.
-fn continues(next: &str, is_whole: bool, width: usize) -> bool {
-    let first_word = next.split(' ').next().unwrap_or_default();
-    if first_word.is_empty() || Part::of(next) != Part::Other {
-        return false;
+/// Returns whether something stands before a range's addresses, as a log puts it there. No mail program folds a log.
+fn has_prefix(line: &str) -> bool {
+    !line.starts_with(|letter: char| letter.is_ascii_hexdigit())
+}
+
+/// The end of a line that may have been folded.
+struct Fold {
+    /// `true` if it is a good range already, so that only its name can go on.
+    is_whole: bool,
+    is_cut: bool,
+    width: usize,
+    has_prefix: bool,
+}
+
+impl Fold {
+    /// Returns whether a line was folded off.
+    fn continues(&self, next: &str) -> bool {
+        let first_word = next.split(' ').next().unwrap_or_default();
+        if Part::of(next) != Part::Other || is_field(first_word) {
+            return false;
+        }
+        let is_offset = first_word.len() == 17 && first_word.starts_with('@');
+        !self.is_whole || is_offset || self.is_cut || self.is_folded_before(first_word, next)
     }
-    let is_offset = first_word.len() == 17 && first_word.starts_with('@');
-    !is_whole || is_offset || (width + 1 + first_word.chars().count() > FOLD && next.len() < FOLD / 2)
+
+    fn is_folded_before(&self, first_word: &str, next: &str) -> bool {
+        let has_no_room = self.width + 1 + first_word.chars().count() > FOLD;
+        self.width <= WIDEST_FOLD && has_no_room && next.len() < FOLD / 2 && !self.has_prefix
+    }
+}
+
+/// Returns whether a word is a field of the journal, `_PID=1`.
+fn is_field(word: &str) -> bool {
+    let name = word.split_once('=').map(|(name, _)| name);
+    name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'))
 }

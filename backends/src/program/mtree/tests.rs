@@ -119,6 +119,16 @@ fn whole_monitor_sessions_are_read() {
 }
 
 #[test]
+fn a_container_may_be_called_like_the_memory_in_it() {
+    // QEMU 11's musca-b1.
+    let views = parsed(
+        view_of("0000-0fff (prio 0, romd): eflash1\n  1000-1fff (prio -1, container): eflash1 @0000000000001000")
+            .as_bytes(),
+    );
+    assert_eq!(views.expect("QEMU wrote it")[0].ranges.len(), 2);
+}
+
+#[test]
 fn dispatch_trees_are_passed_over() {
     let range = "0000-0fff (prio 0, ram): mem\n";
     let text = format!(

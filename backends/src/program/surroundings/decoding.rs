@@ -106,7 +106,10 @@ fn len_of_command(bytes: &[u8]) -> usize {
 
 /// A mail as it was sent (RFC 2045): lines that are continued, and letters by their number.
 fn is_quoted_printable(text: &str) -> bool {
-    (text.contains("=\n") || text.contains("=\r\n")) && (text.contains("=3D") || text.contains("=20"))
+    const HEADER: &str = "content-transfer-encoding: quoted-printable";
+    let is_continued = text.contains("=\n") || text.contains("=\r\n");
+    is_continued
+        && (text.contains("=3D") || text.contains("=20") || text.lines().any(|line| line.eq_ignore_ascii_case(HEADER)))
 }
 
 /// The text of a quoted-printable one. A line that was continued is followed by as many empty ones as it took, so

@@ -27,17 +27,22 @@ pub(super) fn read(line: &Line<'_>, lines: &mut Lines<'_>) -> Result<Read, Strin
     const MOST_LINES: usize = 3;
     let first = match read_one(&line.text) {
         Ok(Some(said)) => return Ok(Read::Said(said, 0)),
-        Ok(None) if !messages::may_go_on(&line.text) => return Ok(Read::Unknown),
+        Ok(None) if !messages::may_go_on(&line.text) && event_in(&line.text).is_none() => return Ok(Read::Unknown),
         other => other,
     };
     let mut whole = line.text.clone().into_owned();
+    let mut is_cut = line.is_cut;
     for taken in 1..=MOST_LINES {
-        let Some(next) = lines.peek(taken - 1) else { break };
-        if next.text.is_empty() || is_known(&next.text) {
+        let Some(next) = lines.peek(taken - 1).filter(|next| line.may_go_on_in(next)) else { break };
+        // The call behind `Region pc.ram:` is known by itself.
+        if is_known(&next.text) && !messages::names_region(&whole) {
             break;
         }
-        whole.push(' ');
+        if !is_cut {
+            whole.push(' ');
+        }
         whole.push_str(&next.text);
+        is_cut = next.is_cut;
         if let Ok(Some(said)) = read_one(&whole) {
             return Ok(Read::Said(said, taken));
         }
@@ -47,13 +52,19 @@ pub(super) fn read(line: &Line<'_>, lines: &mut Lines<'_>) -> Result<Read, Strin
 
 fn read_one(line: &str) -> Result<Option<Said>, String> {
     match event_in(line) {
-        Some((event, rest)) => match event.read(rest) {
+        Some((event, rest)) => match event.read(rest).or_else(|expected| reread(event, rest).ok_or(expected)) {
             Ok(said) => Ok(Some(said)),
             Err(expected) if event.is_needed => Err(expected),
             Err(_) => Ok(None),
         },
         None => Ok(messages::read(line)),
     }
+}
+
+/// The content of an event without the quotation marks that a log puts behind it.
+fn reread(event: &Event, rest: &str) -> Option<Said> {
+    let bare = rest.trim_end_matches(['"', '\'', '`', ',', ';', ' ']);
+    if bare.len() < rest.len() { event.read(bare).ok() } else { None }
 }
 
 /// The event of a line, and what follows its name. Log backends put something before the name: QEMU's own
@@ -65,7 +76,7 @@ fn event_in(line: &str) -> Option<(&'static Event, &str)> {
             const LONGEST: usize = 48;
             let (before, text) = line.split_at_checked(at)?;
             let (name, rest) = text.split_at_checked(text.bytes().take(LONGEST).position(|byte| byte == b' ')?)?;
-            let starts_word = before.is_empty() || before.ends_with([' ', ':', '"', '|', '\'']);
+            let starts_word = !before.ends_with(|letter: char| letter.is_alphanumeric() || letter == '_');
             let event = Event::called(name)?;
             if starts_word { Some((event, rest.trim())) } else { None }
         })

@@ -4,11 +4,12 @@ use super::form::Fields;
 use super::said::{Call, Failed, Message, Said, span};
 
 /// A line in which one of these stands may be an error line, or part of one.
-const MARKS: [&str; 13] = [
+const MARKS: [&str; 14] = [
     "dma_map(",
     "dma_unmap(",
     "VFIO_MAP_DMA",
     "IOMMU_IOAS_MAP",
+    "PCI BAR?",
     "PCI peer-to-peer transactions on BARs",
     "RLIMIT_MEMLOCK",
     "1:1 IOMMU mapping",
@@ -30,7 +31,12 @@ pub(super) fn read(line: &str) -> Option<Said> {
 
 /// Returns whether an error line may go on in the next one.
 pub(super) fn may_go_on(line: &str) -> bool {
-    CALLS.iter().any(|(name, ..)| line.contains(name)) && failed(line).is_none()
+    names_region(line) || (CALLS.iter().any(|(name, ..)| line.contains(name)) && failed(line).is_none())
+}
+
+/// Returns whether a line ends with the name of a region, and the call that failed for it was folded away.
+pub(super) fn names_region(line: &str) -> bool {
+    line.ends_with(':') && line.contains("listener initialization failed: Region ")
 }
 
 /// The calls that QEMU's error lines name, and the form of what follows (qemu: hw/vfio/listener.c; in
