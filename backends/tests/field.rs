@@ -386,3 +386,67 @@ fn an_error_repeats_little_of_its_input() {
         assert!(status(&output) == 2 && stderr(&output).len() < 3000, "{}: {}", status(&output), stderr(&output).len());
     }
 }
+
+/// A text in the wrapping of that name.
+fn wrapped(wrapping: &str, text: &str) -> String {
+    let lines = |wrap: &dyn Fn(&str) -> String| text.lines().map(wrap).collect::<Vec<_>>().join("\n") + "\n";
+    let quoted = |line: &str| serde_json::to_string(line).expect("a string");
+    let as_html = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
+    match wrapping {
+        "HTML" => format!("<pre class=\"code\"><code>{}</code></pre>\n", as_html(text)),
+        "HTML with breaks" => format!("<p>{}</p>", as_html(text).replace('\n', "<br>\n")),
+        "code" => lines(&|line| format!("- `{line}`")),
+        "a difference" => lines(&|line| format!("+{line}")),
+        "a table" => lines(&|line| format!("1,\"{}\"", line.replace('"', "\"\""))),
+        "a list of Python" => {
+            format!("['{}']\n", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n', '"))
+        }
+        "JSON with more fields" => lines(&|line| format!("{{\"log\":{},\"stream\":\"x\"}}", quoted(line))),
+        "the journal's bytes" => lines(&|line| format!("{{\"MESSAGE\":{:?},\"_PID\":\"1\"}}", line.as_bytes())),
+        "the journal's export" => lines(&|line| format!("__CURSOR=s=1\nPRIORITY=6\nMESSAGE={line}\n_PID=12\n")),
+        "fields behind" => lines(&|line| format!("2026-01-02T10:00:00Z\tINFO\tqemu\t{line}\t{{\"pid\": 12}}")),
+        "a field" => lines(&|line| format!("I0102 10:00:00.1 1 qemu.go:123] \"output\" line={}", quoted(line))),
+        "a prefix with a blank" => lines(&|line| format!("2026/01/02 10:00:00 {line}")),
+        "a terminal of 80 columns" => {
+            let cut =
+                |line: &str| line.as_bytes().chunks(80).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\n");
+            lines(&cut)
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn what_is_around_a_text_changes_nothing() {
+    const WRAPPINGS: [&str; 13] = [
+        "HTML",
+        "HTML with breaks",
+        "code",
+        "a difference",
+        "a table",
+        "a list of Python",
+        "JSON with more fields",
+        "the journal's bytes",
+        "the journal's export",
+        "fields behind",
+        "a field",
+        "a prefix with a blank",
+        "a terminal of 80 columns",
+    ];
+    let told = |text: &str| {
+        let mut object = json(&replay_text(text.as_bytes(), &["--json", "--host", "vtd"]));
+        object["input"] = Value::Null;
+        object["steps"] = Value::Null;
+        for finding in object["findings"].as_array_mut().into_iter().flatten() {
+            finding["line"] = Value::Null;
+        }
+        object
+    };
+    for file in ["q35-gpu-tpm.mtree", "bar-380000000000.mtree", "failed-map.trace", "libvfio439.trace"] {
+        let text = String::from_utf8(read(file)).expect("text");
+        let plain = told(&text);
+        for wrapping in WRAPPINGS {
+            assert!(told(&wrapped(wrapping, &text)) == plain, "{file} in {wrapping}");
+        }
+    }
+}

@@ -77,14 +77,21 @@ pub(crate) struct Line<'a> {
     /// The number of the string that the line was in; 0 for a line of the file itself. A line does not go on in another
     /// string.
     pub(crate) string: usize,
-    /// `true` if a terminal may have cut it, so that it goes on in the next line without a blank.
+    /// `true` if a terminal may have cut it, so that it goes on in the next line.
     pub(crate) is_cut: bool,
+    /// `true` if blanks were taken off at its beginning, and at its end.
+    blanks: (bool, bool),
 }
 
 impl Line<'_> {
     /// Returns whether `next` may be the rest of this line.
     pub(crate) fn may_go_on_in(&self, next: &Self) -> bool {
         self.string == next.string && !next.text.is_empty()
+    }
+
+    /// The text between this line and `next`, which is the rest of it.
+    pub(crate) fn joint(&self, next: &Self) -> &'static str {
+        if self.is_cut && !self.blanks.1 && !next.blanks.0 { "" } else { " " }
     }
 }
 
@@ -151,12 +158,13 @@ impl<'a> Lines<'a> {
 
     fn push(&mut self, text: Cow<'a, str>, taken: Taken) {
         let width = text.trim_end().chars().count();
+        let blanks = (text.starts_with(' '), text.ends_with(' '));
         let text = match text {
             Cow::Borrowed(text) => Cow::Borrowed(plain(text)),
             Cow::Owned(text) => Cow::Owned(plain(&text).to_owned()),
         };
         let Taken { had_controls, string, is_cut } = taken;
-        self.ahead.push_back(Line { number: self.number, text, width, had_controls, string, is_cut });
+        self.ahead.push_back(Line { number: self.number, text, width, had_controls, string, is_cut, blanks });
     }
 }
 
@@ -171,7 +179,8 @@ struct Taken {
 /// A line without quotation: a mail's, or the marks of code around it.
 fn plain(line: &str) -> &str {
     let text = cleaning::unquoted(line).trim();
-    let code = text.strip_prefix('`').and_then(|code| code.strip_suffix('`'));
+    let item = text.strip_prefix("- ").or(text.strip_prefix("* ")).filter(|item| item.starts_with('`'));
+    let code = item.unwrap_or(text).strip_prefix('`').and_then(|code| code.strip_suffix('`'));
     code.filter(|code| !code.contains('`')).map_or(text, str::trim)
 }
 
@@ -263,7 +272,7 @@ mod tests {
 
     #[test]
     fn marks_of_code_around_a_line_are_gone() {
-        assert_eq!(lines_of(b"> `a b`")[0].1, "a b");
+        assert_eq!(lines_of(b"> - `a b`")[0].1, "a b");
         assert_eq!(lines_of(b"`a` and `b`")[0].1, "`a` and `b`");
         assert_eq!(lines_of(b"```")[0].1, "```");
     }
@@ -279,7 +288,15 @@ mod tests {
 
     #[test]
     fn a_line_counts_once_and_only_if_nothing_was_taken_out_of_it() {
-        let line = |number| Line { number, text: "x".into(), width: 1, had_controls: false, string: 0, is_cut: false };
+        let line = |number| Line {
+            number,
+            text: "x".into(),
+            width: 1,
+            had_controls: false,
+            string: 0,
+            is_cut: false,
+            blanks: (false, false),
+        };
         let mut passed_over = PassedOver::default();
         passed_over.pass(&line(1));
         passed_over.pass(&line(1));

@@ -99,6 +99,8 @@ struct Tracer {
     findings: Findings,
     /// `true` if the next call that fails is for a BAR.
     is_of_a_bar: bool,
+    /// The lines that were followed since the last call that failed.
+    since_failure: usize,
     passed_over: PassedOver,
     has_events: bool,
 }
@@ -109,6 +111,7 @@ const MOST_SPACES: usize = 64;
 impl Tracer {
     /// Follows a line. Returns false where nothing came of it.
     fn follow(&mut self, line: usize, said: Said) -> Result<bool, String> {
+        self.since_failure += 1;
         self.has_events |= !matches!(said, Said::Failed(_) | Said::OfABar | Said::Message(_) | Said::Irrelevant);
         match said {
             Said::Memory { at, memory } => {
@@ -251,6 +254,7 @@ impl Tracer {
 
     /// Follows a failed call: its mapping is not in force.
     fn fail(&mut self, line: usize, mut failed: Failed) {
+        self.since_failure = 0;
         let mut retracted = None;
         for space in &mut self.spaces {
             retracted = retracted.or_else(|| space.retract(failed.at));
@@ -267,7 +271,10 @@ impl Tracer {
     fn note_bar(&mut self, line: usize) {
         /// QEMU prints both lines at once.
         const NEAR: usize = 4;
-        self.is_of_a_bar = !self.findings.make_last_device(line.saturating_sub(NEAR));
+        /// A log may have a line for each field of an entry.
+        const NEAR_IN_FIELDS: usize = 64;
+        let near = if self.since_failure == 1 { NEAR_IN_FIELDS } else { NEAR };
+        self.is_of_a_bar = !self.findings.make_last_device(line.saturating_sub(near));
     }
 
     fn register(&mut self, line: usize, memory: HostMemory, errno: u32) -> Result<(), String> {

@@ -262,16 +262,17 @@ const WIDEST_FOLD: usize = 80;
 fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
     const MOST_LINES: usize = 3;
     let mut whole = Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 };
-    let (mut width, mut is_cut) = (line.width, line.is_cut);
+    let mut cut_off: Option<Line<'_>> = None;
     while whole.continued < MOST_LINES {
         let is_whole = matches!(RangeText::of(&whole.text), Some(Ok(_)));
         let Some(next) = lines.peek(whole.continued).filter(|next| line.may_go_on_in(next)) else { break };
-        let fold = Fold { is_whole, is_cut, width, has_prefix: has_prefix(&line.text) };
+        let last = cut_off.as_ref().unwrap_or(line);
+        let fold = Fold { is_whole, is_cut: last.is_cut, width: last.width, has_prefix: has_prefix(&line.text) };
         if !fold.continues(&next.text) {
             break;
         }
-        let joint = if is_cut || whole.text.ends_with('-') { "" } else { " " };
-        (width, is_cut) = (next.width, next.is_cut);
+        let joint = if whole.text.ends_with('-') { "" } else { last.joint(next) };
+        cut_off = Some(next.clone());
         whole = Unfolded {
             text: Cow::Owned(format!("{}{joint}{}", whole.text, next.text)),
             continued: whole.continued + 1,
@@ -286,7 +287,7 @@ fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
 
 /// Returns whether something stands before a range's addresses, as a log puts it there. No mail program folds a log.
 fn has_prefix(line: &str) -> bool {
-    !line.starts_with(|letter: char| letter.is_ascii_hexdigit())
+    line.split_once(" (prio ").is_some_and(|(before, _)| before.contains(' '))
 }
 
 /// The end of a line that may have been folded.

@@ -251,12 +251,16 @@ fn escape(letters: &mut Chars<'_>) -> Option<char> {
         't' => Some('\t'),
         'b' => Some('\u{8}'),
         'f' => Some(' '),
-        'u' => {
-            let digits: String = letters.by_ref().take(4).collect();
-            Some(u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32).unwrap_or('\u{fffd}'))
-        }
+        'u' => Some(letter_by_number(letters, 4)),
+        // Python's and C's.
+        'x' => Some(letter_by_number(letters, 2)),
         letter => Some(letter),
     }
+}
+
+fn letter_by_number(letters: &mut Chars<'_>, digits: usize) -> char {
+    let digits: String = letters.by_ref().take(digits).collect();
+    u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32).unwrap_or('\u{fffd}')
 }
 
 #[cfg(test)]

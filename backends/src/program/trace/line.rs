@@ -25,29 +25,37 @@ pub(crate) fn is_known(line: &str) -> bool {
 pub(super) fn read(line: &Line<'_>, lines: &mut Lines<'_>) -> Result<Read, String> {
     /// A line is folded into three at most.
     const MOST_LINES: usize = 3;
+    if let Some(said) = read_cut(line, lines) {
+        return Ok(Read::Said(said, 1));
+    }
     let first = match read_one(&line.text) {
         Ok(Some(said)) => return Ok(Read::Said(said, 0)),
         Ok(None) if !messages::may_go_on(&line.text) && event_in(&line.text).is_none() => return Ok(Read::Unknown),
         other => other,
     };
     let mut whole = line.text.clone().into_owned();
-    let mut is_cut = line.is_cut;
+    let mut last = line.clone();
     for taken in 1..=MOST_LINES {
         let Some(next) = lines.peek(taken - 1).filter(|next| line.may_go_on_in(next)) else { break };
         // The call behind `Region pc.ram:` is known by itself.
         if is_known(&next.text) && !messages::names_region(&whole) {
             break;
         }
-        if !is_cut {
-            whole.push(' ');
-        }
+        whole.push_str(last.joint(next));
         whole.push_str(&next.text);
-        is_cut = next.is_cut;
+        last = next.clone();
         if let Ok(Some(said)) = read_one(&whole) {
             return Ok(Read::Said(said, taken));
         }
     }
     first.map(|_| Read::Unknown)
+}
+
+/// Reads a line that a terminal cut in the middle of its last number.
+fn read_cut(line: &Line<'_>, lines: &mut Lines<'_>) -> Option<Said> {
+    let next = if line.is_cut { lines.peek(0)? } else { return None };
+    let goes_on = line.may_go_on_in(next) && line.joint(next).is_empty() && !is_known(&next.text);
+    if goes_on { read_one(&format!("{}{}", line.text, next.text)).ok()? } else { None }
 }
 
 fn read_one(line: &str) -> Result<Option<Said>, String> {
