@@ -31,19 +31,20 @@ pub(crate) struct Text<'a> {
     text: Cow<'a, str>,
     /// The columns at which a terminal cut longer lines, if it did.
     cut_at: Option<usize>,
+    is_html: bool,
 }
 
 impl<'a> Text<'a> {
     /// The text that bytes stand for.
     pub(crate) fn of(bytes: &'a [u8]) -> Self {
         let text = decoding::decoded(bytes);
-        let cut_at = columns_of_terminal(&text);
-        Self { text, cut_at }
+        let (cut_at, is_html) = (columns_of_terminal(&text), markup::is_in(&text));
+        Self { text, cut_at, is_html }
     }
 
     /// The lines, without their wrapping.
     pub(crate) fn lines(&self) -> Lines<'_> {
-        Lines { rest: Some(&self.text), number: 0, ahead: VecDeque::new(), strings: 0, cut_at: self.cut_at }
+        Lines { rest: Some(&self.text), number: 0, ahead: VecDeque::new(), strings: 0, of: self }
     }
 }
 
@@ -102,7 +103,7 @@ pub(crate) struct Lines<'a> {
     ahead: VecDeque<Line<'a>>,
     /// The number of strings so far.
     strings: usize,
-    cut_at: Option<usize>,
+    of: &'a Text<'a>,
 }
 
 impl<'a> Lines<'a> {
@@ -134,10 +135,11 @@ impl<'a> Lines<'a> {
         let taken = Taken {
             had_controls: cleaning::has_controls(part),
             string: 0,
-            is_cut: self.cut_at.is_some_and(|columns| part.len() == columns),
+            is_cut: self.of.cut_at.is_some_and(|columns| part.len() == columns),
         };
         let clean = cleaning::cleaned(part);
-        match markup::unmarked(&clean) {
+        let unmarked = if self.of.is_html { markup::unmarked(&clean) } else { None };
+        match unmarked {
             Some(lines) => {
                 for line in lines {
                     self.unwrap_strings(Cow::Owned(line), taken);
@@ -148,7 +150,7 @@ impl<'a> Lines<'a> {
     }
 
     fn unwrap_strings(&mut self, line: Cow<'a, str>, taken: Taken) {
-        let Some(inner) = strings::inner_lines(&line) else { return self.push(line, taken) };
+        let Some(inner) = strings::inner_lines(&line, self.of.is_html) else { return self.push(line, taken) };
         let before = self.strings;
         for Inner { text, string } in inner {
             self.strings = before + string;

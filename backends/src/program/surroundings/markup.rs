@@ -10,6 +10,13 @@ const BREAKS: [&str; 9] = ["br", "p", "div", "li", "tr", "td", "pre", "blockquot
 const ENTITIES: [(&str, char); 6] =
     [("lt", '<'), ("gt", '>'), ("quot", '"'), ("amp", '&'), ("apos", '\''), ("nbsp", ' ')];
 
+/// Returns whether a text is HTML, at least in part: a closing tag, a break or a letter by its name stands in it. QEMU's
+/// own names may have brackets, too.
+pub(super) fn is_in(text: &str) -> bool {
+    const SIGNS: [&str; 9] = ["</", "<br", "<BR", "&quot;", "&lt;", "&gt;", "&amp;", "&nbsp;", "&#"];
+    text.contains(['<', '&']) && SIGNS.iter().any(|sign| text.contains(sign))
+}
+
 /// The lines in a line of HTML, without tags and with plain letters. `None` for a line that has neither.
 pub(super) fn unmarked(line: &str) -> Option<Vec<String>> {
     if !line.contains(['<', '&']) {
@@ -117,6 +124,12 @@ mod tests {
         for (line, expected) in cases {
             assert_eq!(unmarked(line).expect("it is marked"), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_text_is_html_by_more_than_brackets() {
+        assert!(is_in("a</pre>") && is_in("x<br>") && is_in("&quot;memory&quot;"));
+        assert!(!is_in("<a> & b") && !is_in("<...>-1 [000]") && !is_in(""));
     }
 
     #[test]

@@ -13,9 +13,9 @@ pub(super) struct Inner {
     pub(super) string: usize,
 }
 
-/// The lines inside the strings of `line`. `None` where the line itself is the text.
-pub(super) fn inner_lines(line: &str) -> Option<Vec<Inner>> {
-    let mut found = Found::default();
+/// The lines inside the strings of `line`, of a text that may be HTML. `None` where the line itself is the text.
+pub(super) fn inner_lines(line: &str, is_html: bool) -> Option<Vec<Inner>> {
+    let mut found = Found { is_html, ..Found::default() };
     found.collect(line, DEEPEST).then_some(found.lines)
 }
 
@@ -24,6 +24,7 @@ pub(super) fn inner_lines(line: &str) -> Option<Vec<Inner>> {
 struct Found {
     lines: Vec<Inner>,
     strings: usize,
+    is_html: bool,
 }
 
 impl Found {
@@ -72,7 +73,8 @@ impl Found {
 
     fn push(&mut self, line: &str) {
         let clean = super::cleaning::cleaned(line);
-        match super::markup::unmarked(&clean) {
+        let unmarked = if self.is_html { super::markup::unmarked(&clean) } else { None };
+        match unmarked {
             Some(lines) => self.lines.extend(lines.into_iter().map(|text| Inner { text, string: self.strings })),
             None => self.lines.push(Inner { text: clean.into_owned(), string: self.strings }),
         }
@@ -268,7 +270,7 @@ mod tests {
     use super::*;
 
     fn inner(line: &str) -> Vec<String> {
-        let lines = inner_lines(line).unwrap_or_else(|| panic!("{line} has strings"));
+        let lines = inner_lines(line, true).unwrap_or_else(|| panic!("{line} has strings"));
         lines.into_iter().map(|line| line.text).collect()
     }
 
@@ -302,7 +304,7 @@ mod tests {
             "-device 'x'",
             "",
         ] {
-            assert_eq!(inner_lines(line), None, "{line}");
+            assert_eq!(inner_lines(line, true), None, "{line}");
         }
     }
 
@@ -315,7 +317,7 @@ mod tests {
 
     #[test]
     fn every_string_has_its_number() {
-        let lines = inner_lines("{\"a\":\"b\\nc\"}").expect("strings");
+        let lines = inner_lines("{\"a\":\"b\\nc\"}", true).expect("strings");
         let numbers: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.string)).collect();
         assert_eq!(numbers, [("a", 1), ("b", 2), ("c", 2)]);
     }
