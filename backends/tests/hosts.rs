@@ -280,7 +280,7 @@ fn everything_runs_on_this_machine_too() {
 #[ignore = "fuzz/run takes the archives as seeds: DMASPACE_ARCHIVES is their folder"]
 fn every_recorded_host_is_written_as_an_archive() {
     let folder = std::env::var_os("DMASPACE_ARCHIVES").expect("DMASPACE_ARCHIVES");
-    let folder = Path::new(&folder);
+    let folder = std::path::Path::new(&folder);
     let files = std::fs::read_dir(format!("{DATA}/hosts/recorded")).expect("test data").flatten();
     for path in files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "host")) {
         let name = path.file_stem().expect("a name").to_str().expect("text");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use dmaspace_soft::Profile;
 
-use crate::program::arguments::{Backend, Replay as Arguments};
+use crate::program::arguments::Replay as Arguments;
 use crate::program::failure::Failure;
 use crate::program::guest::Guest;
 use crate::program::host::{self, Place};
@@ -19,6 +19,7 @@ use crate::program::root::Root;
 use crate::program::schema::Form;
 use crate::program::stage::Setting;
 use crate::program::surroundings::Text;
+use crate::program::values::Backend;
 use crate::program::{doctor, drawing, mtree, printable, probe, replay, replay_text, replay_trace, text};
 
 /// Any file that `dmaspace replay` may be given: flat views, a trace, a log, a recording, in any surroundings.
