@@ -274,7 +274,7 @@ fn bad_recordings_are_refused_with_the_line_and_the_expected_form() {
         (change(r#""kind":"msi""#, r#""kind":"msi","page":4096"#), 2, "expected no `page` with this kind"),
         (change(r#""kind":"msi""#, r#""kind":"msi","colour":"red""#), 2, "unknown field `colour`"),
         (change(r#""first":"0x2000""#, r#""first":"0x1fff""#), 2, "not to overlap"),
-        (change(r#"{"event":"ended","result":"ok"}"#, r#"{"event":"leave","space":0}"#), 3, "expected an `ended` for"),
+        (change(r#"{"event":"ended","result":"ok"}"#, r#"{"event":"leave","space":0}"#), 3, "expected the `ended` of"),
         (change(r#""removed":[{"#, r#""removed":[{"unit":5,"#), 6, "to be in force as it is removed"),
         (
             good.replace(

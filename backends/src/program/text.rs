@@ -228,16 +228,15 @@ pub(crate) fn window_table(windows: &[HostWindow]) -> Option<String> {
     Some(table(["first", "last", "pages"], rows).map(|line| with_reason(&line, "")).collect())
 }
 
-/// Page sizes as a list; or the smallest and the largest, where an IOMMU has all between them.
+/// Page sizes as a list, in which a long run of sizes that double is its first and its last.
 pub(crate) fn page_sizes(sizes: &[u64]) -> String {
-    const MOST: usize = 4;
-    let are_all = sizes.windows(2).all(|pair| matches!(pair, [a, b] if b / 2 == *a));
-    match (sizes.first(), sizes.last()) {
-        (Some(first), Some(last)) if are_all && sizes.len() > MOST => {
-            format!("{} to {}, all powers of two", exactly(*first), exactly(*last))
-        }
-        _ => sizes.iter().map(|size| exactly(*size)).collect::<Vec<_>>().join(", "),
-    }
+    const LONG: usize = 4;
+    let runs = sizes.chunk_by(|a, b| b / 2 == *a);
+    let told = runs.flat_map(|run| match (run.first(), run.last()) {
+        (Some(first), Some(last)) if run.len() >= LONG => vec![format!("{} to {}", exactly(*first), exactly(*last))],
+        _ => run.iter().map(|size| exactly(*size)).collect(),
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// One line for each section, with the reason at its end or, where there is no room, below it.
@@ -332,7 +331,9 @@ mod tests {
     fn page_sizes_are_a_list_or_a_range() {
         assert_eq!(page_sizes(&[4 << 10, 2 << 20, 1 << 30]), "4 KiB, 2 MiB, 1 GiB");
         let all: Vec<_> = (12..64).map(|shift| 1 << shift).collect();
-        assert_eq!(page_sizes(&all), "4 KiB to 8 EiB, all powers of two");
+        assert_eq!(page_sizes(&all), "4 KiB to 8 EiB");
+        let without_512_gib: Vec<_> = (12..52).filter(|shift| *shift != 39).map(|shift| 1 << shift).collect();
+        assert_eq!(page_sizes(&without_512_gib), "4 KiB to 256 GiB, 1 TiB to 2 PiB");
         assert_eq!(page_sizes(&[]), "");
     }
 
