@@ -119,6 +119,7 @@ fn type1_pins_once_for_each_container_and_charges_the_process() {
     let (bytes, payer) = needed(&one);
     assert!(bytes > 8 * GIB && bytes < 8 * GIB + (1 << 20), "{bytes}");
     assert_eq!((payer, needed(&two)), ("process", (2 * bytes, "process")));
+    assert_eq!(two["budget"]["locked_memory"]["one_container"], bytes);
     assert_eq!((&one["containers"], &two["containers"]), (&Value::from(1), &Value::from(2)));
     assert_eq!(one["budget"]["mappings"], two["budget"]["mappings"]);
     assert_eq!(one["budget"]["mappings"]["limit"], 65_535);

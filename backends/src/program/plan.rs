@@ -86,24 +86,38 @@ pub(crate) fn run(arguments: &Plan) -> Result<Status, Failure> {
     let input = Input::of(arguments)?;
     let host = host(arguments, &input)?;
     let planning = Planning { containers: containers(arguments, &host), arguments, host };
-    let replays = planning.replays(&input, &lenient::without_limits(&planning.host))?;
-    if arguments.svg.is_some() && replays.len() > 1 {
-        let n = replays.len();
+    let found = planning.find(&input)?;
+    if arguments.svg.is_some() && found.len() > 1 {
+        let n = found.len();
         return Err(Failure::Input(format!("{}: expected one address space with --svg, not {n}", input.name())));
     }
-    let mut needs = match replays.iter().all(|replay| replay.outcome.ok) {
-        true => Vec::new(),
-        false => planning.replays(&input, &lenient::without_holes(&planning.host))?,
-    }
-    .into_iter();
     let mut worst = Status::Good;
-    for replay in &replays {
-        let need = needs.next();
-        let planned = planning.planned(&input, replay, need.as_ref().unwrap_or(replay));
-        planning.report(replay, &planned)?;
+    for found in &found {
+        let planned = planning.planned(&input, found);
+        planning.report(&found.fates, &planned)?;
         worst = worst.max(if planned.ok { Status::Good } else { Status::Refused });
     }
     Ok(worst)
+}
+
+/// The replays that make the plan of one guest.
+struct Found {
+    /// The guest on the host, without its limits.
+    fates: Replay,
+    /// The guest in all containers, where nothing refuses it; nothing where the one above is that.
+    need: Option<Replay>,
+    /// The guest in one container; nothing where there is only one.
+    alone: Option<Replay>,
+}
+
+impl Found {
+    fn need(&self) -> &Replay {
+        self.need.as_ref().unwrap_or(&self.fates)
+    }
+
+    fn alone(&self) -> &Replay {
+        self.alone.as_ref().unwrap_or_else(|| self.need())
+    }
 }
 
 /// The guest to plan for.
@@ -228,25 +242,32 @@ struct Planning<'a> {
 }
 
 impl Planning<'_> {
-    /// Replays the guest on `host`: one replay for each address space that a file tells of.
-    fn replays(&self, input: &Input, host: &Profile) -> Result<Vec<Replay>, Failure> {
-        let place = Place::Soft(Box::new(host.clone()));
-        let wishes = crate::program::arguments::Replay {
-            place: Some(place),
-            spaces: Some(self.containers),
-            ..wishes(self.arguments)
-        };
+    /// Makes all replays: one plan for each address space that a file tells of.
+    fn find(&self, input: &Input) -> Result<Vec<Found>, Failure> {
+        let (unlimited, all) = (lenient::without_limits(&self.host), self.containers);
+        let fates = self.replays(input, &unlimited, all)?;
+        let (is_in_force, is_one) = (fates.iter().all(|replay| replay.outcome.ok), all == NonZeroU32::MIN);
+        let empty = lenient::without_holes(&self.host);
+        let need = if is_in_force { Vec::new() } else { self.replays(input, &empty, all)? };
+        let alone = if is_one { Vec::new() } else { self.replays(input, &empty, NonZeroU32::MIN)? };
+        let (mut need, mut alone) = (need.into_iter(), alone.into_iter());
+        Ok(fates.into_iter().map(|fates| Found { fates, need: need.next(), alone: alone.next() }).collect())
+    }
+
+    /// Replays the guest on `host`, in so many spaces.
+    fn replays(&self, input: &Input, host: &Profile, spaces: NonZeroU32) -> Result<Vec<Replay>, Failure> {
+        let place = Some(Place::Soft(Box::new(host.clone())));
+        let wishes = crate::program::arguments::Replay { place, spaces: Some(spaces), ..wishes(self.arguments) };
         match input {
             Input::Machine(guest, views) => replay_flat_views(&guest.name, views, &wishes),
             Input::File(file, bytes) => replay_text(file, bytes, &wishes),
         }
     }
 
-    /// The plan that a replay makes, with the budget of another that was refused less.
-    fn planned(&self, input: &Input, replay: &Replay, need: &Replay) -> Planned {
-        let containers = self.containers.get();
-        let budget = need.outcome.ok.then(|| Budget::of(need, containers, &self.host));
-        let outcome = &replay.outcome;
+    /// The plan that replays make.
+    fn planned(&self, input: &Input, found: &Found) -> Planned {
+        let (containers, outcome, need) = (self.containers.get(), &found.fates.outcome, found.need());
+        let budget = need.outcome.ok.then(|| Budget::of(need, found.alone(), containers, &self.host));
         let mut causes = Causes::default();
         for cause in budget.iter().flat_map(Budget::causes) {
             causes.add(cause);

@@ -29,6 +29,8 @@ pub(crate) struct Budget {
 pub(crate) struct LockedMemory {
     /// The bytes that will be locked, TCE tables included.
     pub(crate) needed: u64,
+    /// The bytes that one container would lock by itself.
+    pub(crate) one_container: u64,
     /// The bytes that may be locked; nothing where no limit is set.
     pub(crate) limit: Option<u64>,
     /// `true` if that is enough.
@@ -68,8 +70,9 @@ pub(crate) struct TceTables {
 }
 
 impl Budget {
-    /// The budget for a replay in so many containers on a host without limits, beside those of `host`.
-    pub(crate) fn of(replay: &Replay, containers: u32, host: &Profile) -> Self {
+    /// The budget for a replay in so many containers on a host without limits, and for one in one container, beside
+    /// the limits of `host`.
+    pub(crate) fn of(replay: &Replay, alone: &Replay, containers: u32, host: &Profile) -> Self {
         let (claims, backend) = (&replay.claims, replay.outcome.backend);
         let locked = claims.locked;
         let limit = host.limits.memlock;
@@ -80,6 +83,7 @@ impl Budget {
         Self {
             locked_memory: LockedMemory {
                 needed: locked,
+                one_container: alone.claims.locked,
                 limit,
                 fits: limit.is_none_or(|limit| locked <= limit),
                 charged_to: if of_user { Payer::User } else { Payer::Process },

@@ -75,7 +75,8 @@ fn amount(n: u64) -> String {
     format!("{} ({n})", closely(n))
 }
 
-fn locked_memory(LockedMemory { needed, limit, fits, charged_to }: LockedMemory, containers: u32) -> String {
+fn locked_memory(locked: LockedMemory, containers: u32) -> String {
+    let LockedMemory { needed, one_container, limit, fits, charged_to } = locked;
     let verdict = match (limit, fits) {
         (None, _) => "and this host sets no limit".to_owned(),
         (Some(limit), true) => format!("{} are allowed", amount(limit)),
@@ -85,7 +86,11 @@ fn locked_memory(LockedMemory { needed, limit, fits, charged_to }: LockedMemory,
         Payer::Process => "it counts what the VMM's process locks",
         Payer::User => "it counts what all VMs of the VMM's user lock together",
     };
-    let all = if containers > 1 { " for all containers" } else { "" };
+    let all = if containers > 1 {
+        format!(" for all containers, of which one by itself takes {}", closely(one_container))
+    } else {
+        String::new()
+    };
     let why = format!("RLIMIT_MEMLOCK must be {} KiB or more{all}; {payer}", needed.div_ceil(1 << 10));
     entry("locked memory", &format!("{}, {verdict}", amount(needed)), &why)
 }
