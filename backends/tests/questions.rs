@@ -116,7 +116,7 @@ const QUESTIONS: &[Question] = &[
         status: 0,
     },
     Question {
-        title: "`vfio_pin_pages_remote: RLIMIT_MEMLOCK (65536) exceeded` is in the kernel's log. Where is the limit set?",
+        title: "`vfio_pin_pages_remote: RLIMIT_MEMLOCK (65536) exceeded` in the kernel's log. Where is the limit set?",
         asked: "kubevirt#8472, #17675, intel/gvt-linux#78, smartxworks/virtink#64",
         answer: "In one of three places; the next question tells the number.",
         command: &["replay", "-"],
@@ -202,7 +202,7 @@ const QUESTIONS: &[Question] = &[
         status: 1,
     },
     Question {
-        title: "Memory will be plugged in later. Will it be mapped for devices that are there, and what must be allowed?",
+        title: "Memory will be plugged in later. Will it be mapped for devices that are there, and is it allowed?",
         asked: "cloud-hypervisor#942, #7328, kata-containers#10354, OpenDataPlane/odp#2340",
         answer: "The plan counts it as plugged, at the address where QEMU will put it.",
         command: &[

@@ -17,7 +17,6 @@ use dmaspace_soft::{Profile, SoftHost};
 
 use crate::program::counting::CountingDoor;
 use crate::program::failure::Failure;
-use crate::program::probe;
 use crate::program::sections::Source;
 
 /// The place of a replay.
@@ -47,20 +46,15 @@ impl Ready {
     }
 }
 
-/// The name that stands for the machine that this program runs on.
-const THIS_HOST: &str = "here";
-
 impl Place {
-    /// The preset of that name, the machine that this program runs on, as far as a probe can see it, or the host that
-    /// the file of that name describes.
+    /// The preset of that name, or the host that the file of that name describes.
     ///
     /// # Errors
     /// The fault of the name or the file.
     pub(crate) fn named(name: &str) -> Result<Self, Failure> {
-        let profile = match (Profile::preset(name), name) {
-            (Some(profile), _) => profile,
-            (None, THIS_HOST) => probe::this_host()?,
-            (None, name) => file::read(name)?,
+        let profile = match Profile::preset(name) {
+            Some(profile) => profile,
+            None => file::read(name)?,
         };
         Ok(Self::Soft(Box::new(profile)))
     }

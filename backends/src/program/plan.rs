@@ -28,7 +28,7 @@ use crate::program::outcome::{HostWindow, Judged};
 use crate::program::replay::Replay;
 use crate::program::schema::Form;
 use crate::program::units::exactly;
-use crate::program::{drawing, print, read, replay_flat_views, replay_text, stage, tell_remarks};
+use crate::program::{drawing, print, probe, read, replay_flat_views, replay_text, stage, tell_remarks};
 use arguments::{AmdHole, Machine};
 use budget::Budget;
 use machine::Shape;
@@ -191,11 +191,19 @@ fn guest(shape: &Shape) -> Guest {
     }
 }
 
+/// The name that stands for the machine that this program runs on, as a probe sees it.
+const THIS_HOST: &str = "here";
+
 /// The host that was named, if one was.
 fn named_host(arguments: &Plan) -> Result<Option<Profile>, Failure> {
-    match arguments.host.as_deref().map(Place::named).transpose()? {
-        Some(Place::Soft(profile)) => Ok(Some(*profile)),
-        Some(Place::Here(_)) | None => Ok(None),
+    let place = match arguments.host.as_deref() {
+        None => return Ok(None),
+        Some(THIS_HOST) => return probe::this_host().map(Some),
+        Some(name) => Place::named(name)?,
+    };
+    match place {
+        Place::Soft(profile) => Ok(Some(*profile)),
+        Place::Here(_) => Ok(None),
     }
 }
 

@@ -39,8 +39,8 @@ pub(super) const OTHER: &str = "ask a host like that one: --host FILE";
 pub(super) fn limit_of_bits(bits: u32) -> String {
     format!(
         "give the guest's processors no more address bits than the host's IOMMU has: -cpu \
-         host,host-phys-bits-limit={bits}, in libvirt's XML <maxphysaddr mode='passthrough' limit='{bits}'/> in <cpu>; a driver \
-         that chooses addresses itself: below {}",
+         host,host-phys-bits-limit={bits}, in libvirt's XML <maxphysaddr mode='passthrough' limit='{bits}'/> in <cpu>; \
+         a driver that chooses addresses itself: below {}",
         in_units(1_u128.checked_shl(bits).unwrap_or_default())
     )
 }
