@@ -38,6 +38,7 @@ mod mapper;
 mod ones;
 mod powers;
 mod questions;
+mod radix;
 mod registrations;
 mod reports;
 mod shared_pins;

@@ -4,21 +4,80 @@
 //! and in the host are one run. A guest that maps all of its memory page by page costs as much as one that maps it at
 //! once.
 //!
-//! Invariants: runs are disjoint, none is empty, and two runs of pages that could be one run are one.
+//! Whole mappings and long runs are few: they are kept in a tree. Single pages and short runs may be millions: each page
+//! is one word of a table ([`Words`]), which has its host address, its rights, and the number of its [`Kind`], of which
+//! one memory is kept.
+//!
+//! Invariants:
+//! - runs are disjoint, in the tree and in the table together; none is empty;
+//! - two runs of pages that could be one run are one: in the tree if it is longer than [`SHORT`] pages, otherwise in
+//!   the table if its pages are the table's and its memory can be told by a word;
+//! - a kind has a memory exactly while pages of it are in the table; their addresses lie in its bounds.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::iter::Peekable;
+use std::num::NonZeroU64;
 
 use crate::contract::{Mapping, Unit};
 use crate::space::deferred::Deferred;
+use crate::space::radix::{Ascending, Words};
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
-use crate::words::memory::HostMemory;
+use crate::words::memory::{HostMemory, UnplugUnit};
 use crate::words::page::PageSize;
 
-/// The live mappings of one window, by first byte.
-#[derive(Debug, Default)]
+/// The length in pages up to which a run of pages is kept page by page.
+const SHORT: u64 = 32;
+
+/// A word of the table: a host address, which is a multiple of 4 KiB, then the number of its kind, then the rights.
+const ADDRESS: u64 = !0xfff;
+const KIND_SHIFT: u32 = 2;
+const RIGHTS: u64 = 0b11;
+/// The number of kinds that a word can name.
+const KINDS: usize = 1 << 10;
+
+/// The live mappings of one window.
+#[derive(Debug)]
 pub(super) struct Index {
+    /// Whole mappings, long runs, and all that a word cannot tell, by first byte.
     runs: BTreeMap<Iova, Run>,
+    pages: Pages,
+}
+
+/// Single pages and short runs.
+#[derive(Debug)]
+struct Pages {
+    /// The first byte of the window.
+    first: Iova,
+    /// The pages' size. It changes only while the table is empty.
+    page: Option<PageSize>,
+    /// By the number of pages between `first`, rounded down to a page, and the page.
+    words: Words,
+    kinds: Kinds,
+}
+
+/// The kinds of the memory behind pages.
+#[derive(Debug, Default)]
+struct Kinds {
+    by_number: Vec<Kind>,
+    /// The numbers of the kinds of one unplug unit.
+    by_unit: BTreeMap<UnplugUnit, Vec<u16>>,
+    unused: Vec<u16>,
+    /// The kind of the last insertion, which is the most likely one of the next.
+    last: u16,
+}
+
+/// Memory that is alike but for its address.
+#[derive(Debug)]
+struct Kind {
+    /// One memory of the kind: it keeps the owner of all of them.
+    memory: Option<HostMemory>,
+    /// The number of pages in the table.
+    live: u64,
+    /// The lowest and the highest byte of any of them since the kind was first used.
+    lowest: u64,
+    highest: u64,
 }
 
 /// The part of a run that lies in a range.
@@ -28,7 +87,7 @@ pub(super) struct Part<'a> {
     /// The whole run.
     pub(super) run: IovaRange,
     /// The run's memory, of which the part begins at `offset`.
-    pub(super) memory: &'a HostMemory,
+    pub(super) memory: Cow<'a, HostMemory>,
     pub(super) offset: u64,
     pub(super) access: Access,
     pub(super) unit: Unit,
@@ -43,16 +102,49 @@ struct Run {
 }
 
 impl Index {
-    pub(super) fn new() -> Self {
-        Self { runs: BTreeMap::new() }
+    /// The empty index of a window that begins at `first`.
+    pub(super) fn new(first: Iova) -> Self {
+        let pages = Pages { first, page: None, words: Words::default(), kinds: Kinds::default() };
+        Self { runs: BTreeMap::new(), pages }
     }
 
     /// Adds a mapping. The caller checked that its range is free.
     pub(super) fn insert(&mut self, mapping: Mapping) {
         debug_assert!(self.overlap(mapping.range).is_none(), "{} is mapped twice", mapping.range);
         let Mapping { range, memory, access, unit } = mapping;
-        let mut run = Run { range, memory, access, unit };
-        if let Some(joined) = self.run_ending_before(range.first()).and_then(|below| below.joined(&run)) {
+        self.insert_run(Run { range, memory, access, unit });
+    }
+
+    fn insert_run(&mut self, run: Run) {
+        if !self.continues_a_long_run(&run) {
+            if let Some((first, last)) = self.pages.insert(&run) {
+                if let Some(long) = self.pages.take_long_run(first, last) {
+                    self.insert_long(long);
+                }
+                return;
+            }
+        }
+        self.insert_long(run);
+    }
+
+    /// Returns whether a run of the tree and `run` could be one.
+    fn continues_a_long_run(&self, run: &Run) -> bool {
+        if self.runs.is_empty() || run.unit == Unit::Whole {
+            return false;
+        }
+        let below = self.run_ending_before(run.range.first());
+        let above = run.range.end().and_then(|end| self.runs.get(&end));
+        below.is_some_and(|below| below.continues_to(run)) || above.is_some_and(|above| run.continues_to(above))
+    }
+
+    /// Adds a run to the tree, with all runs that continue it.
+    fn insert_long(&mut self, mut run: Run) {
+        if run.unit != Unit::Whole {
+            for neighbour in self.pages.take_neighbours(&run).into_iter().flatten() {
+                run = run.joined(&neighbour).or_else(|| neighbour.joined(&run)).unwrap_or(run);
+            }
+        }
+        if let Some(joined) = self.run_ending_before(run.range.first()).and_then(|below| below.joined(&run)) {
             self.runs.remove(&joined.range.first());
             run = joined;
         }
@@ -66,11 +158,12 @@ impl Index {
 
     /// Removes everything in `range`, which cuts no unit. The memory is dropped later, with `deferred`.
     pub(super) fn remove(&mut self, range: IovaRange, deferred: &mut Deferred) {
+        self.pages.remove(range, deferred);
         while let Some(run) = self.take_one_touching(range) {
             let (below, above) = run.range.without(range);
             for rest in [below, above].into_iter().flatten() {
                 if let Some(part) = run.part(rest) {
-                    self.runs.insert(rest.first(), part);
+                    self.insert_run(part);
                 }
             }
             deferred.release(run.memory);
@@ -79,11 +172,16 @@ impl Index {
 
     /// Removes everything, and returns it.
     pub(super) fn drain(&mut self) -> Vec<Mapping> {
-        std::mem::take(&mut self.runs).into_values().map(Run::into_mapping).collect()
+        let all = self.within(IovaRange::all()).collect();
+        *self = Self::new(self.pages.first);
+        all
     }
 
     /// The live mapping at `at`, with everything that continues it.
     pub(super) fn at(&self, at: Iova) -> Option<Mapping> {
+        if let Some(run) = self.pages.run_around(at) {
+            return Some(run.into_mapping());
+        }
         let (_, run) = self.runs.range(..=at).next_back()?;
         if run.range.contains(at) { Some(run.clone().into_mapping()) } else { None }
     }
@@ -92,25 +190,32 @@ impl Index {
     pub(super) fn within(&self, range: IovaRange) -> impl Iterator<Item = Mapping> {
         self.touching(range).filter_map(move |run| {
             let shared = run.range.intersection(range)?;
+            if shared == run.range {
+                return Some(run.into_owned().into_mapping());
+            }
             run.part(shared).map(Run::into_mapping)
         })
     }
 
-    /// The parts of runs that lie in `range`, ascending, without a copy of their memory.
+    /// The parts of runs that lie in `range`, ascending, without a copy of the memory of long runs.
     pub(super) fn parts(&self, range: IovaRange) -> impl Iterator<Item = Part<'_>> {
         self.touching(range).filter_map(move |run| {
             let shared = run.range.intersection(range)?;
-            let offset = run.range.offset_of(shared.first());
-            let Run { range, memory, access, unit } = run;
-            Some(Part { range: shared, run: *range, memory, offset, access: *access, unit: *unit })
+            let (whole, access, unit) = (run.range, run.access, run.unit);
+            let offset = whole.offset_of(shared.first());
+            let memory = match run {
+                Cow::Borrowed(run) => Cow::Borrowed(&run.memory),
+                Cow::Owned(run) => Cow::Owned(run.memory),
+            };
+            Some(Part { range: shared, run: whole, memory, offset, access, unit })
         })
     }
 
     /// The smallest range that holds all live mappings of `range`, and the number of their bytes. `None` when there
     /// are none.
     pub(super) fn hull(&self, range: IovaRange) -> Option<(IovaRange, u64)> {
-        let mut sum: Option<(IovaRange, u64)> = None;
-        for shared in self.touching(range).filter_map(|run| run.range.intersection(range)) {
+        let mut sum = self.pages.hull(range);
+        for shared in self.long_touching(range).filter_map(|run| run.range.intersection(range)) {
             let (hull, bytes) = sum.unwrap_or((shared, 0));
             sum = Some((hull.hull(shared), bytes.saturating_add(len_of(shared))));
         }
@@ -119,6 +224,9 @@ impl Index {
 
     /// The first live run that shares bytes with `range`.
     pub(super) fn overlap(&self, range: IovaRange) -> Option<IovaRange> {
+        if self.runs.is_empty() && self.pages.are_none_in(range) {
+            return None;
+        }
         self.touching(range).next().map(|run| run.range)
     }
 
@@ -128,12 +236,18 @@ impl Index {
     }
 
     fn cut_before(&self, border: Iova) -> Option<IovaRange> {
+        if let Some(page) = self.pages.cut_before(border) {
+            return Some(page);
+        }
         let (_, run) = self.runs.range(..border).next_back()?;
         run.unit_cut_before(border)
     }
 
     /// The first part of `range` that is not mapped.
     pub(super) fn gap_in(&self, range: IovaRange) -> Option<IovaRange> {
+        if self.pages.cover(range) {
+            return None;
+        }
         let mut rest = range;
         for run in self.touching(range) {
             let (below, above) = rest.without(run.range);
@@ -145,9 +259,16 @@ impl Index {
         Some(rest)
     }
 
-    /// The first live run whose memory shares bytes with `memory`.
+    /// The first live run whose memory shares bytes with `memory`. The cost does not grow with the pages whose kinds
+    /// have no memory there.
     pub(super) fn onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.runs.values().find(|run| run.memory.overlaps(memory)).map(|run| run.range)
+        self.onto_in(memory, IovaRange::all())
+    }
+
+    /// The first live run in `range` whose memory shares bytes with `memory`.
+    pub(super) fn onto_in(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+        let long = self.long_touching(range).find(|run| run.memory.overlaps(memory)).map(|run| run.range);
+        long.or_else(|| self.pages.onto(memory, range))
     }
 
     fn run_ending_before(&self, first: Iova) -> Option<&Run> {
@@ -156,14 +277,303 @@ impl Index {
     }
 
     fn take_one_touching(&mut self, range: IovaRange) -> Option<Run> {
-        let first = self.touching(range).next()?.range.first();
+        let first = self.long_touching(range).next()?.range.first();
         self.runs.remove(&first)
     }
 
-    fn touching(&self, range: IovaRange) -> impl Iterator<Item = &Run> {
+    /// The runs of the tree that share bytes with `range`, ascending.
+    fn long_touching(&self, range: IovaRange) -> impl Iterator<Item = &Run> {
         let reaching_in = self.runs.range(..range.first()).next_back().filter(|(_, run)| run.range.overlaps(range));
         reaching_in.into_iter().chain(self.runs.range(range.first()..=range.last())).map(|(_, run)| run)
     }
+
+    /// All runs that share bytes with `range`, ascending.
+    fn touching(&self, range: IovaRange) -> impl Iterator<Item = Cow<'_, Run>> {
+        let mut long = self.long_touching(range).peekable();
+        let mut short = self.pages.touching(range).peekable();
+        std::iter::from_fn(move || match (long.peek(), short.peek()) {
+            (Some(tree), Some(page)) if page.range < tree.range => short.next().map(Cow::Owned),
+            (Some(_), _) => long.next().map(Cow::Borrowed),
+            (None, _) => short.next().map(Cow::Owned),
+        })
+    }
+}
+
+impl Pages {
+    /// Adds a run, if a word can tell each of its pages. Returns the indices of its first and last page.
+    fn insert(&mut self, run: &Run) -> Option<(u64, u64)> {
+        let Unit::Pages(page) = run.unit else { return None };
+        if self.words.is_empty() {
+            self.page = Some(page);
+        }
+        let pages = u64::try_from(run.range.bytes() >> page.shift()).ok()?;
+        let is_told = self.page == Some(page)
+            && page >= PageSize::K4
+            && pages <= SHORT
+            && run.range.is_aligned_to(page)
+            && run.memory.is_plain()
+            && run.memory.address() & !ADDRESS == 0;
+        if !is_told {
+            return None;
+        }
+        let first = self.index_of(run.range.first())?;
+        let kind = self.kinds.enter(&run.memory, pages)?;
+        let word = run.memory.address() | u64::from(kind) << KIND_SHIFT | u64::from(run.access.bits());
+        for n in 0..pages {
+            self.words.insert(first + n, word + (n << page.shift()));
+        }
+        Some((first, first + (pages - 1)))
+    }
+
+    /// Takes the run around these pages out, if it is not short any more.
+    fn take_long_run(&mut self, first: u64, last: u64) -> Option<Run> {
+        let (first, last) = self.widened(first, last);
+        if last - first < SHORT { None } else { self.take(first, last) }
+    }
+
+    /// Takes the runs right below and right above `run` out that continue it.
+    fn take_neighbours(&mut self, run: &Run) -> [Option<Run>; 2] {
+        if self.words.is_empty() || self.page.map(Unit::Pages) != Some(run.unit) {
+            return [None, None];
+        }
+        let below = run.range.first().get().checked_sub(1).and_then(|last| self.run_around(Iova::new(last)));
+        let above = run.range.end().and_then(|end| self.run_around(end));
+        let below = below.filter(|below| below.continues_to(run));
+        let above = above.filter(|above| run.continues_to(above));
+        [below, above].map(|neighbour| {
+            let range = neighbour?.range;
+            self.take(self.index_of(range.first())?, self.index_of(range.last())?)
+        })
+    }
+
+    /// Takes the pages of one run out.
+    fn take(&mut self, first: u64, last: u64) -> Option<Run> {
+        let run = self.run_of(first, last, self.words.get(first))?;
+        let kinds = &mut self.kinds;
+        self.words.remove(first, last, |word| {
+            // The run keeps the owner.
+            drop(kinds.leave(word));
+        });
+        Some(run)
+    }
+
+    fn remove(&mut self, range: IovaRange, deferred: &mut Deferred) {
+        let Some((first, last)) = self.indices(range) else { return };
+        let kinds = &mut self.kinds;
+        self.words.remove(first, last, |word| {
+            if let Some(memory) = kinds.leave(word) {
+                deferred.release(memory);
+            }
+        });
+    }
+
+    /// The runs that share bytes with `range`, ascending, with the pages of them that do.
+    fn touching(&self, range: IovaRange) -> impl Iterator<Item = Run> {
+        let indices = self.indices(range);
+        let words = indices.map(|(first, last)| self.words.ascending(first, last).peekable());
+        let mut words = words;
+        let mut is_first = true;
+        std::iter::from_fn(move || {
+            let run = self.next_run(words.as_mut()?)?;
+            // Whole runs at both ends, as all runs are.
+            let at_end = indices.is_some_and(|(_, last)| run.1 == last);
+            let (first, last) = if is_first || at_end { self.widened(run.0, run.1) } else { run };
+            is_first = false;
+            self.run_of(first, last, self.words.get(first))
+        })
+    }
+
+    /// The next words that continue each other: the indices of the first and the last.
+    fn next_run(&self, words: &mut Peekable<Ascending<'_>>) -> Option<(u64, u64)> {
+        let step = self.page?.bytes();
+        let (first, mut word) = words.next()?;
+        let mut last = first;
+        while let Some((_, next)) =
+            words.next_if(|(index, next)| *index == last + 1 && word.checked_add(step) == Some(*next))
+        {
+            (last, word) = (last + 1, next);
+        }
+        Some((first, last))
+    }
+
+    /// The pages `first` to `last`, which are of one run, with all others of the run.
+    fn widened(&self, mut first: u64, mut last: u64) -> (u64, u64) {
+        let Some(step) = self.page.map(PageSize::bytes) else { return (first, last) };
+        let (mut lowest, mut highest) = (self.words.get(first), self.words.get(last));
+        while let Some(below) = first.checked_sub(1) {
+            let word = self.words.get(below);
+            if word == 0 || word.checked_add(step) != Some(lowest) {
+                break;
+            }
+            (first, lowest) = (below, word);
+        }
+        while let Some(next) = highest.checked_add(step) {
+            if self.words.get(last + 1) != next {
+                break;
+            }
+            (last, highest) = (last + 1, next);
+        }
+        (first, last)
+    }
+
+    fn run_around(&self, at: Iova) -> Option<Run> {
+        let index = self.index_of(at)?;
+        if self.words.get(index) == 0 {
+            return None;
+        }
+        let (first, last) = self.widened(index, index);
+        self.run_of(first, last, self.words.get(first))
+    }
+
+    /// The run of the pages `first` to `last`, of which `word` is the first.
+    fn run_of(&self, first: u64, last: u64, word: u64) -> Option<Run> {
+        let page = self.page?;
+        let start = page.round_down(self.first.get()).checked_add(first << page.shift())?;
+        let len = NonZeroU64::new((last - first + 1) << page.shift())?;
+        let range = IovaRange::with_len(Iova::new(start), len.get()).ok()?;
+        let memory = self.kinds.memory(word)?.like_this_at(word & ADDRESS, len);
+        Some(Run { range, memory, access: rights_of(word), unit: Unit::Pages(page) })
+    }
+
+    fn hull(&self, range: IovaRange) -> Option<(IovaRange, u64)> {
+        let (page, (first, last)) = (self.page?, self.indices(range)?);
+        let (first, last, count) = self.words.extent(first, last)?;
+        let pages = self.range_of(first, last)?.intersection(range)?;
+        Some((pages, count << page.shift()))
+    }
+
+    fn are_none_in(&self, range: IovaRange) -> bool {
+        match self.indices(range) {
+            None => true,
+            Some((first, last)) if first == last => self.words.get(first) == 0,
+            Some((first, last)) => self.words.ascending(first, last).next().is_none(),
+        }
+    }
+
+    /// Returns whether all of `range` is pages of the table.
+    fn cover(&self, range: IovaRange) -> bool {
+        let (Some(page), Some((first, last))) = (self.page, self.indices(range)) else { return false };
+        let reaches = self.range_of(first, last).is_some_and(|pages| pages.covers(range));
+        let wanted = (last - first).saturating_add(1);
+        debug_assert!(range.bytes() <= u128::from(wanted) << page.shift(), "the pages of a range cover it");
+        reaches && self.words.extent(first, last).is_some_and(|(.., count)| count == wanted)
+    }
+
+    fn cut_before(&self, border: Iova) -> Option<IovaRange> {
+        let page = self.page.filter(|page| !page.divides(border.get()))?;
+        let index = self.index_of(border).filter(|index| self.words.get(*index) != 0);
+        index.and_then(|_| page_around(page, border))
+    }
+
+    fn onto(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+        if !self.kinds.reach(memory) {
+            return None;
+        }
+        self.touching(range).find(|run| run.memory.overlaps(memory)).map(|run| run.range)
+    }
+
+    /// The index of the page that `at` lies in.
+    fn index_of(&self, at: Iova) -> Option<u64> {
+        let page = self.page?;
+        Some(at.get().checked_sub(page.round_down(self.first.get()))? >> page.shift())
+    }
+
+    /// The indices of the pages that share bytes with `range`.
+    fn indices(&self, range: IovaRange) -> Option<(u64, u64)> {
+        if self.words.is_empty() {
+            return None;
+        }
+        Some((self.index_of(range.first().max(self.first))?, self.index_of(range.last())?))
+    }
+
+    fn range_of(&self, first: u64, last: u64) -> Option<IovaRange> {
+        let page = self.page?;
+        let base = page.round_down(self.first.get());
+        let end = base.checked_add(last << page.shift())?.checked_add(page.bytes() - 1)?;
+        IovaRange::new(Iova::new(base.checked_add(first << page.shift())?), Iova::new(end)).ok()
+    }
+}
+
+impl Kinds {
+    /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
+    fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
+        let number = self.number_of(memory).or_else(|| self.add(memory))?;
+        let kind = self.by_number.get_mut(usize::from(number))?;
+        kind.live += pages;
+        kind.lowest = kind.lowest.min(memory.address());
+        kind.highest = kind.highest.max(memory.last());
+        self.last = number;
+        Some(number)
+    }
+
+    fn number_of(&self, memory: &HostMemory) -> Option<u16> {
+        if self.is_of(self.last, memory) {
+            return Some(self.last);
+        }
+        let numbers = self.by_unit.get(&memory.unit())?;
+        numbers.iter().copied().find(|number| self.is_of(*number, memory))
+    }
+
+    fn is_of(&self, number: u16, memory: &HostMemory) -> bool {
+        let kind = self.by_number.get(usize::from(number)).and_then(|kind| kind.memory.as_ref());
+        kind.is_some_and(|known| known.is_of_a_kind(memory))
+    }
+
+    fn add(&mut self, memory: &HostMemory) -> Option<u16> {
+        let kind = Kind { memory: Some(memory.clone()), live: 0, lowest: u64::MAX, highest: 0 };
+        let number = match self.unused.pop() {
+            Some(number) => {
+                *self.by_number.get_mut(usize::from(number))? = kind;
+                number
+            }
+            None if self.by_number.len() < KINDS => {
+                self.by_number.push(kind);
+                u16::try_from(self.by_number.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        self.by_unit.entry(memory.unit()).or_default().push(number);
+        Some(number)
+    }
+
+    /// Counts one page of a kind less. Returns the kind's memory if that was the last.
+    fn leave(&mut self, word: u64) -> Option<HostMemory> {
+        let number = number_of(word);
+        let kind = self.by_number.get_mut(usize::from(number))?;
+        debug_assert!(kind.live > 0, "a page of a kind without pages");
+        kind.live -= 1;
+        if kind.live > 0 {
+            return None;
+        }
+        let memory = kind.memory.take()?;
+        self.unused.push(number);
+        if let Some(numbers) = self.by_unit.get_mut(&memory.unit()) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.by_unit.remove(&memory.unit());
+            }
+        }
+        Some(memory)
+    }
+
+    fn memory(&self, word: u64) -> Option<&HostMemory> {
+        self.by_number.get(usize::from(number_of(word)))?.memory.as_ref()
+    }
+
+    /// Returns whether a page of any kind may share bytes with `memory`.
+    fn reach(&self, memory: &HostMemory) -> bool {
+        let mut used = self.by_number.iter().filter(|kind| kind.live > 0);
+        used.any(|kind| kind.lowest <= memory.last() && memory.address() <= kind.highest)
+    }
+}
+
+/// The number of the kind in a word.
+fn number_of(word: u64) -> u16 {
+    u16::try_from((word & !ADDRESS) >> KIND_SHIFT).unwrap_or_default()
+}
+
+fn rights_of(word: u64) -> Access {
+    Access::from_bits_truncate(u8::try_from(word & RIGHTS).unwrap_or_default())
 }
 
 /// The length of a range; 2^64 - 1 for all 2^64 bytes.
@@ -187,9 +597,19 @@ impl Run {
         Some(Self { range: part, memory: memory?, access: self.access, unit: self.unit })
     }
 
-    /// The run and the one right above it as one, if they are alike and their memory is adjacent.
+    /// Returns whether this run and the one right above it can be one: they are alike and their memory is adjacent.
+    fn continues_to(&self, next: &Self) -> bool {
+        self.access == next.access
+            && self.unit == next.unit
+            && self.unit != Unit::Whole
+            && self.range.touches(next.range)
+            && self.memory.last().checked_add(1) == Some(next.memory.address())
+            && self.memory.is_of_a_kind(&next.memory)
+    }
+
+    /// The run and the one right above it as one, if they can be.
     fn joined(&self, next: &Self) -> Option<Self> {
-        if self.access != next.access || self.unit != next.unit || self.unit == Unit::Whole {
+        if !self.continues_to(next) {
             return None;
         }
         let memory = self.memory.joined_with(&next.memory)?;
@@ -236,7 +656,7 @@ mod tests {
     }
 
     fn index(mappings: impl IntoIterator<Item = Mapping>) -> Index {
-        let mut index = Index::default();
+        let mut index = Index::new(Iova::new(0));
         for mapping in mappings {
             index.insert(mapping);
         }
@@ -303,5 +723,156 @@ mod tests {
         assert_eq!(index.at(Iova::new(u64::MAX)), Some(mapping(top, 1, 0x7000_0000, K4)));
         index.remove(range(top, u64::MAX), &mut Deferred::default());
         assert_eq!(index.hull(IovaRange::all()), None);
+    }
+
+    /// A window of 1,024 pages in which a model keeps each page by itself.
+    mod model {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        const FIRST: u64 = 0x4_0000_0000;
+        const PAGES: u64 = 256;
+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        struct Unmerged {
+            host: u64,
+            unit: u64,
+            access: Access,
+        }
+
+        #[derive(Clone, Debug)]
+        enum Step {
+            /// Pages at a place, with the host's pages that continue at a place of a few, of one of three unplug units.
+            Map { at: u64, pages: u64, host: u64, unit: u64, read_only: bool },
+            Unmap { at: u64, pages: u64 },
+        }
+
+        fn step() -> impl Strategy<Value = Step> {
+            let pages = prop_oneof![6 => 1_u64..3, 2 => 3_u64..40, 1 => 30_u64..120];
+            let map = (0..PAGES, pages.clone(), 0_u64..4, 0_u64..3, prop::bool::weighted(0.2));
+            prop_oneof![
+                3 => map.prop_map(|(at, pages, host, unit, read_only)| Step::Map { at, pages, host, unit, read_only }),
+                1 => (0..PAGES, pages).prop_map(|(at, pages)| Step::Unmap { at, pages }),
+            ]
+        }
+
+        fn page_range(at: u64, pages: u64) -> IovaRange {
+            IovaRange::with_len(Iova::new(FIRST + at * 0x1000), pages * 0x1000).expect("inside")
+        }
+
+        fn memory_at(page: Unmerged, pages: u64) -> HostMemory {
+            let len = NonZeroU64::new(pages * 0x1000).expect("not empty");
+            HostMemory::unbacked(page.host, len).expect("no wrap").in_unit(page.unit)
+        }
+
+        /// The model's pages, joined.
+        fn runs(model: &BTreeMap<u64, Unmerged>) -> Vec<Mapping> {
+            let mut runs: Vec<(u64, u64, Unmerged)> = Vec::new();
+            for (at, page) in model {
+                match runs.last_mut() {
+                    Some((first, pages, start))
+                        if *first + *pages == *at
+                            && Unmerged { host: start.host + *pages * 0x1000, ..*start } == *page =>
+                    {
+                        *pages += 1;
+                    }
+                    _ => runs.push((*at, 1, *page)),
+                }
+            }
+            let run = |(at, pages, page): (u64, u64, Unmerged)| {
+                let (range, memory) = (page_range(at, pages), memory_at(page, pages));
+                Mapping { range, memory, access: page.access, unit: K4 }
+            };
+            runs.into_iter().map(run).collect()
+        }
+
+        fn apply(index: &mut Index, model: &mut BTreeMap<u64, Unmerged>, step: &Step) {
+            match *step {
+                Step::Map { at, pages, host, unit, read_only } => {
+                    let pages = pages.min(PAGES - at);
+                    if index.overlap(page_range(at, pages)).is_some() {
+                        return;
+                    }
+                    // Often the host's pages continue as the bus does, so that runs meet.
+                    let access = if read_only { Access::READ } else { Access::READ_WRITE };
+                    let page = Unmerged { host: 0x7000_0000 + host * 0x1_0000_0000 + at * 0x1000, unit, access };
+                    let memory = memory_at(page, pages);
+                    index.insert(Mapping { range: page_range(at, pages), memory, access, unit: K4 });
+                    for n in 0..pages {
+                        model.insert(at + n, Unmerged { host: page.host + n * 0x1000, ..page });
+                    }
+                }
+                Step::Unmap { at, pages } => {
+                    let pages = pages.min(PAGES - at);
+                    index.remove(page_range(at, pages), &mut Deferred::default());
+                    model.retain(|page, _| !(at..at + pages).contains(page));
+                }
+            }
+        }
+
+        fn check(index: &Index, model: &BTreeMap<u64, Unmerged>, at: u64, pages: u64) {
+            let expected = runs(model);
+            assert_eq!(index.within(IovaRange::all()).collect::<Vec<_>>(), expected);
+            let range = page_range(at, pages);
+            let inside: Vec<_> = model.range(at..at + pages).map(|(at, _)| *at).collect();
+            let hull = inside.first().zip(inside.last());
+            let hull = hull.map(|(first, last)| (page_range(*first, last - first + 1), inside.len() as u64 * 0x1000));
+            assert_eq!(index.hull(range), hull);
+            assert_eq!(index.gap_in(range).is_none(), inside.len() as u64 == pages);
+            let around = expected.iter().find(|run| run.range.contains(range.first()));
+            assert_eq!(index.at(range.first()).as_ref(), around);
+            let over = expected.iter().find(|run| run.range.overlaps(range)).map(|run| run.range);
+            assert_eq!(index.overlap(range), over);
+            let memory = memory_at(Unmerged { host: 0x7000_0000 + at * 0x1000, unit: 0, access: Access::READ }, pages);
+            let onto = expected.iter().any(|run| run.memory.overlaps(&memory));
+            assert_eq!(index.onto(&memory).is_some(), onto);
+            let live: u64 = index.pages.kinds.by_number.iter().map(|kind| kind.live).sum();
+            let words = index.pages.words.extent(0, u64::MAX).map_or(0, |(.., count)| count);
+            assert_eq!(live, words, "each page is counted once");
+            let long = index.runs.values().map(|run| run.range.bytes() >> 12).sum::<u128>();
+            assert_eq!(long + u128::from(words), model.len() as u128);
+        }
+
+        proptest! {
+            #[test]
+            fn the_index_is_as_a_list_of_pages(
+                steps in prop::collection::vec(step(), 1..80), at in 0..PAGES - 40, pages in 1_u64..40,
+            ) {
+                let (mut index, mut model) = (Index::new(Iova::new(FIRST)), BTreeMap::new());
+                for step in steps {
+                    apply(&mut index, &mut model, &step);
+                    check(&index, &model, at, pages);
+                }
+                let all: Vec<_> = index.within(IovaRange::all()).collect();
+                prop_assert_eq!(index.drain(), all);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_of_more_kinds_than_a_word_can_name_are_kept_too() {
+        let mut index = index([]);
+        let kinds = KINDS as u64 + 10;
+        for n in 0..kinds {
+            let mut page = mapping(n * 0x2000, 1, 0x7000_0000, K4);
+            page.memory = page.memory.in_unit(n);
+            index.insert(page);
+        }
+        assert_eq!(index.within(IovaRange::all()).count() as u64, kinds);
+        assert_eq!(index.hull(IovaRange::all()).map(|(_, bytes)| bytes), Some(kinds * 0x1000));
+        index.remove(IovaRange::all(), &mut Deferred::default());
+        assert_eq!(index.hull(IovaRange::all()), None);
+    }
+
+    #[test]
+    fn the_last_page_of_an_owner_releases_it() {
+        let page = |at: u64| mapping(at, 1, 0x7000_0000, K4);
+        let mut index = index([page(0), page(0x2000)]);
+        index.remove(range(0, 0xfff), &mut Deferred::default());
+        assert!(index.pages.kinds.by_number.iter().all(|kind| kind.memory.is_some()));
+        index.remove(range(0x2000, 0x2fff), &mut Deferred::default());
+        assert!(index.pages.kinds.by_number.iter().all(|kind| kind.memory.is_none()));
+        assert!(index.pages.kinds.by_unit.is_empty());
     }
 }

@@ -248,7 +248,7 @@ impl Slot {
         Self {
             window,
             operations: Mutex::keyed(Rank::Operations, key, ()),
-            live: RwLock::new(Rank::Live, Index::new()),
+            live: RwLock::new(Rank::Live, Index::new(window.range.first())),
             writer: None,
         }
     }

@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-/// The runs of ones among the bits `within`, ascending. Words that are zero cost next to nothing.
+/// The runs of ones among the bits `within`, ascending. Words that are zero cost next to nothing, and no word outside
+/// of `within` is read: a bitmap is as long as the longest mapping.
 pub(super) fn ones(words: &[u64], within: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+    let end = usize::try_from(within.end.div_ceil(64)).unwrap_or(usize::MAX);
+    let words = words.get(..end.min(words.len())).unwrap_or_default();
     let mut next = within.start;
     std::iter::from_fn(move || {
         let first = find(words, next, 0).filter(|first| *first < within.end)?;
@@ -14,13 +17,25 @@ pub(super) fn ones(words: &[u64], within: Range<u64>) -> impl Iterator<Item = Ra
 
 /// The first bit from `from` on that is not as in `skipped`.
 fn find(words: &[u64], from: u64, skipped: u64) -> Option<u64> {
-    let mut word = usize::try_from(from / 64).ok()?;
-    let mut bits = (words.get(word)? ^ skipped) & (u64::MAX << (from % 64));
-    while bits == 0 {
-        word += 1;
-        bits = words.get(word)? ^ skipped;
+    let first = usize::try_from(from / 64).ok()?;
+    let bits = (words.get(first)? ^ skipped) & (u64::MAX << (from % 64));
+    if bits != 0 {
+        return Some(first as u64 * 64 + u64::from(bits.trailing_zeros()));
     }
-    Some(word as u64 * 64 + u64::from(bits.trailing_zeros()))
+    let after = first + 1;
+    let rest = words.get(after..)?;
+    let equal = equal_words(rest, skipped);
+    let bits = rest.get(equal)? ^ skipped;
+    Some((after + equal) as u64 * 64 + u64::from(bits.trailing_zeros()))
+}
+
+/// The number of words that equal `skipped` before the first that does not: eight at a time, as one comparison.
+fn equal_words(words: &[u64], skipped: u64) -> usize {
+    let eights = words.chunks_exact(8);
+    let whole = eights.take_while(|eight| eight.iter().fold(0, |any, word| any | (word ^ skipped)) == 0);
+    let equal = whole.count() * 8;
+    let rest = words.get(equal..).unwrap_or_default();
+    equal + rest.iter().take_while(|word| **word == skipped).count()
 }
 
 #[cfg(test)]

@@ -280,7 +280,7 @@ fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure>
 fn add_everything(report: &mut Report, live: &Index, range: IovaRange) -> u64 {
     let mut bytes = 0_u64;
     for part in live.parts(range).filter(is_writable) {
-        bytes = bytes.saturating_add(report.add(part.memory, std::iter::once((part.offset, len_of(part.range)))));
+        bytes = bytes.saturating_add(report.add(&part.memory, std::iter::once((part.offset, len_of(part.range)))));
     }
     bytes
 }
@@ -294,7 +294,7 @@ fn add_logged(report: &mut Report, live: &Index, question: IovaRange, page: Page
         let set = ones(bitmap, first..end);
         let runs =
             set.map(|run| (part.offset + ((run.start - first) << page.shift()), (run.end - run.start) << page.shift()));
-        bytes = bytes.saturating_add(report.add(part.memory, runs));
+        bytes = bytes.saturating_add(report.add(&part.memory, runs));
     }
     bytes
 }

@@ -219,7 +219,8 @@ impl HostMemory {
     }
 
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
-        (base.addr() as u64).checked_add(len.get() - 1)?;
+        // An index of single pages keeps addresses ([`HostMemory::like_this_at`]).
+        (base.expose_provenance() as u64).checked_add(len.get() - 1)?;
         let traits = Traits { page: None, host_read_only: false, device_memory: false };
         Some(Self { base, len, origin, traits, mapped: None, vouched: None })
     }
@@ -351,6 +352,24 @@ impl HostMemory {
         }
         let base = self.base.wrapping_add(usize::try_from(offset).ok()?);
         Some(Self { base, len, ..self.clone() })
+    }
+
+    /// The `len` bytes from `address` on, of a kind with this memory. They must lie in memory that this process keeps and
+    /// that is of a kind with this: an index of single pages keeps the address of each, and one memory of each kind.
+    pub(crate) fn like_this_at(&self, address: u64, len: NonZeroU64) -> Self {
+        let address = usize::try_from(address).unwrap_or(usize::MAX);
+        let base = if self.is_unbacked() {
+            ptr::without_provenance_mut(address)
+        } else {
+            ptr::with_exposed_provenance_mut(address)
+        };
+        Self { base, len, ..self.clone() }
+    }
+
+    /// Returns `true` if its owner vouched for all of it and for nothing around it, so that only its kind and its
+    /// address are to be known.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.vouched.is_none()
     }
 
     /// Returns `true` if both share bytes of this process's address space.

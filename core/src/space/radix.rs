@@ -1,0 +1,400 @@
+//! A table of 64-bit words by index, for tables that are dense in some places and empty in most: a radix tree.
+//!
+//! A leaf has 64 words, a branch has 64 children, and there are as many levels as the greatest index needs. A word costs
+//! 8 bytes and an eighth of a byte more where its neighbours are in use, and a look-up one step for each level: three
+//! for 64 GiB of pages of 4 KiB.
+//!
+//! Invariants: no leaf and no branch is empty; a bit of `live` is set exactly where a word is not zero, or a child is
+//! there; leaves and branches that are not in use are kept for the next insertion, but for those of an empty table.
+
+/// The words of a leaf and the children of a branch: as many as `live` has bits.
+const FANOUT: usize = 64;
+const SHIFT: u32 = 6;
+/// The most levels that a table of 2^64 words would have.
+const LEVELS: usize = 11;
+/// The number of unused leaves that an empty table keeps.
+const SPARE: usize = 4;
+
+/// Words by index. A word that is zero is not there.
+#[derive(Debug, Default)]
+pub(super) struct Words {
+    // A box each, since a vector that grows copies all it has.
+    #[expect(clippy::vec_box, reason = "leaves stay where they are while the list of them grows")]
+    leaves: Vec<Box<Leaf>>,
+    branches: Vec<Branch>,
+    unused_leaves: Vec<u32>,
+    unused_branches: Vec<u32>,
+    /// A leaf if there is one level, a branch if there are more.
+    root: u32,
+    /// 0 without any word.
+    levels: u32,
+    count: u64,
+}
+
+#[derive(Debug)]
+struct Leaf {
+    live: u64,
+    words: [u64; FANOUT],
+}
+
+#[derive(Debug)]
+struct Branch {
+    live: u64,
+    children: [u32; FANOUT],
+}
+
+/// The words of a range of indices, ascending.
+pub(super) struct Ascending<'a> {
+    table: &'a Words,
+    /// The leaf at `base`, whose bits in `live` are still to come.
+    leaf: Option<&'a Leaf>,
+    base: u64,
+    live: u64,
+    last: u64,
+}
+
+impl Leaf {
+    const EMPTY: Self = Self { live: 0, words: [0; FANOUT] };
+}
+
+impl Branch {
+    const EMPTY: Self = Self { live: 0, children: [0; FANOUT] };
+}
+
+impl Words {
+    /// Returns `true` if there is no word.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The word at `index`; zero where there is none.
+    pub(super) fn get(&self, index: u64) -> u64 {
+        let leaf = self.leaf_of(index).and_then(|leaf| self.leaves.get(leaf as usize));
+        leaf.and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0)
+    }
+
+    /// Puts `word`, which is not zero, at `index`, where there is none.
+    pub(super) fn insert(&mut self, index: u64, word: u64) {
+        debug_assert!(word != 0 && self.get(index) == 0, "a word is put where one is");
+        self.grow_to(index);
+        let mut node = self.root;
+        for level in (1..self.levels).rev() {
+            node = self.child_to_fill(node, level, index);
+        }
+        if let Some(leaf) = self.leaves.get_mut(node as usize) {
+            leaf.live |= 1 << place(index);
+            if let Some(place) = leaf.words.get_mut(place(index)) {
+                *place = word;
+                self.count += 1;
+            }
+        }
+    }
+
+    /// Takes all words from `first` to `last` out, with `taken` called for each of them.
+    pub(super) fn remove(&mut self, first: u64, last: u64, mut taken: impl FnMut(u64)) {
+        let mut next = Some(first);
+        while let Some(base) = next.and_then(|next| self.leaf_from(next)).filter(|base| *base <= last) {
+            let bits = bits_from(base, first) & bits_to(base, last);
+            self.remove_in_leaf(base, bits, &mut taken);
+            next = base.checked_add(FANOUT as u64);
+        }
+        if self.count == 0 && self.leaves.len() > SPARE {
+            *self = Self::default();
+        }
+    }
+
+    /// The words from `first` to `last`, ascending, with their indices.
+    pub(super) fn ascending(&self, first: u64, last: u64) -> Ascending<'_> {
+        let mut words = Ascending { table: self, leaf: None, base: 0, live: 0, last };
+        words.enter(first);
+        words
+    }
+
+    /// The first and the last index from `first` to `last` at which there is a word, and the number of words there.
+    pub(super) fn extent(&self, first: u64, last: u64) -> Option<(u64, u64, u64)> {
+        let mut found: Option<(u64, u64, u64)> = None;
+        let mut next = Some(first);
+        while let Some(base) = next.and_then(|next| self.leaf_from(next)).filter(|base| *base <= last) {
+            let leaf = self.leaf_of(base).and_then(|leaf| self.leaves.get(leaf as usize));
+            let live = leaf.map_or(0, |leaf| leaf.live) & bits_from(base, first) & bits_to(base, last);
+            if live != 0 {
+                let (from, to) = (base + u64::from(live.trailing_zeros()), base + 63 - u64::from(live.leading_zeros()));
+                let (start, _, count) = found.unwrap_or((from, to, 0));
+                found = Some((start, to, count + u64::from(live.count_ones())));
+            }
+            next = base.checked_add(FANOUT as u64);
+        }
+        found
+    }
+
+    /// Adds levels until the tree reaches `index`.
+    fn grow_to(&mut self, index: u64) {
+        if self.levels == 0 {
+            self.root = self.unused_leaf();
+            self.levels = 1;
+        }
+        while !self.reaches(index) {
+            let above = self.unused_branch();
+            if let Some(branch) = self.branches.get_mut(above as usize) {
+                branch.live = 1;
+                branch.children[0] = self.root;
+            }
+            self.root = above;
+            self.levels += 1;
+        }
+    }
+
+    fn reaches(&self, index: u64) -> bool {
+        self.levels as usize == LEVELS || index >> (SHIFT * self.levels) == 0
+    }
+
+    /// The leaf that `index` lies in.
+    fn leaf_of(&self, index: u64) -> Option<u32> {
+        if self.levels == 0 || !self.reaches(index) {
+            return None;
+        }
+        let mut node = self.root;
+        for level in (1..self.levels).rev() {
+            node = self.branches.get(node as usize)?.child(slot(index, level))?;
+        }
+        Some(node)
+    }
+
+    /// The child of a branch on the way to `index`, which is made where there is none.
+    fn child_to_fill(&mut self, node: u32, level: u32, index: u64) -> u32 {
+        let slot = slot(index, level);
+        if let Some(child) = self.branches.get(node as usize).and_then(|branch| branch.child(slot)) {
+            return child;
+        }
+        let child = if level == 1 { self.unused_leaf() } else { self.unused_branch() };
+        if let Some(branch) = self.branches.get_mut(node as usize) {
+            branch.live |= 1 << slot;
+            if let Some(place) = branch.children.get_mut(slot) {
+                *place = child;
+            }
+        }
+        child
+    }
+
+    /// The first index of the first leaf that has indices from `from` on.
+    fn leaf_from(&self, from: u64) -> Option<u64> {
+        if self.levels == 0 || !self.reaches(from) {
+            return None;
+        }
+        self.leaf_below(self.root, self.levels - 1, from)
+    }
+
+    fn leaf_below(&self, node: u32, level: u32, from: u64) -> Option<u64> {
+        if level == 0 {
+            return Some(from & !(FANOUT as u64 - 1));
+        }
+        let branch = self.branches.get(node as usize)?;
+        let here = slot(from, level);
+        if let Some(found) = branch.child(here).and_then(|child| self.leaf_below(child, level - 1, from)) {
+            return Some(found);
+        }
+        let above = branch.live & u64::MAX.checked_shl(here as u32 + 1).unwrap_or(0);
+        if above == 0 {
+            return None;
+        }
+        let next = above.trailing_zeros();
+        let span = SHIFT * (level + 1);
+        let start = from.checked_shr(span).and_then(|high| high.checked_shl(span)).unwrap_or(0);
+        self.leaf_below(branch.child(next as usize)?, level - 1, start | u64::from(next) << (SHIFT * level))
+    }
+
+    /// Takes the words with a bit in `bits` out of the leaf at `base`, and the leaf if that was all of it.
+    fn remove_in_leaf(&mut self, base: u64, bits: u64, taken: &mut impl FnMut(u64)) {
+        let mut path = [0; LEVELS];
+        let mut node = self.root;
+        for level in (1..self.levels).rev() {
+            if let Some(place) = path.get_mut(level as usize) {
+                *place = node;
+            }
+            let Some(child) = self.branches.get(node as usize).and_then(|branch| branch.child(slot(base, level))) else {
+                return;
+            };
+            node = child;
+        }
+        let Some(leaf) = self.leaves.get_mut(node as usize) else { return };
+        let mut going = leaf.live & bits;
+        leaf.live &= !bits;
+        self.count -= u64::from(going.count_ones());
+        while going != 0 {
+            if let Some(word) = leaf.words.get_mut(going.trailing_zeros() as usize) {
+                taken(std::mem::take(word));
+            }
+            going &= going - 1;
+        }
+        if leaf.live == 0 {
+            self.unused_leaves.push(node);
+            self.cut(base, &path);
+        }
+    }
+
+    /// Takes the child towards `base` out of the branches of `path`, up to the first that has another.
+    fn cut(&mut self, base: u64, path: &[u32; LEVELS]) {
+        for level in 1..self.levels {
+            let node = path.get(level as usize).copied().unwrap_or_default();
+            let Some(branch) = self.branches.get_mut(node as usize) else { return };
+            branch.live &= !(1 << slot(base, level));
+            if branch.live != 0 {
+                return;
+            }
+            self.unused_branches.push(node);
+        }
+        self.levels = 0;
+    }
+
+    fn unused_leaf(&mut self) -> u32 {
+        self.unused_leaves.pop().unwrap_or_else(|| {
+            self.leaves.push(Box::new(Leaf::EMPTY));
+            number(self.leaves.len() - 1)
+        })
+    }
+
+    fn unused_branch(&mut self) -> u32 {
+        self.unused_branches.pop().unwrap_or_else(|| {
+            self.branches.push(Branch::EMPTY);
+            number(self.branches.len() - 1)
+        })
+    }
+}
+
+impl Branch {
+    fn child(&self, slot: usize) -> Option<u32> {
+        if self.live & (1 << slot) == 0 { None } else { self.children.get(slot).copied() }
+    }
+}
+
+impl Ascending<'_> {
+    /// Goes to the first leaf that has indices from `from` on.
+    fn enter(&mut self, from: u64) {
+        let base = self.table.leaf_from(from).filter(|base| *base <= self.last);
+        let leaf = base.and_then(|base| self.table.leaf_of(base));
+        self.leaf = leaf.and_then(|leaf| self.table.leaves.get(leaf as usize)).map(AsRef::as_ref);
+        self.base = base.unwrap_or_default();
+        let bits = bits_from(self.base, from) & bits_to(self.base, self.last);
+        self.live = self.leaf.map_or(0, |leaf| leaf.live & bits);
+    }
+}
+
+impl Iterator for Ascending<'_> {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<(u64, u64)> {
+        while self.live == 0 {
+            self.leaf?;
+            let Some(next) = self.base.checked_add(FANOUT as u64) else {
+                self.leaf = None;
+                return None;
+            };
+            self.enter(next);
+        }
+        let bit = self.live.trailing_zeros();
+        self.live &= self.live - 1;
+        let word = self.leaf?.words.get(bit as usize).copied()?;
+        Some((self.base + u64::from(bit), word))
+    }
+}
+
+/// The place of `index` in its leaf: below 64, so the cast is exact.
+#[expect(clippy::cast_possible_truncation, reason = "below 64")]
+fn place(index: u64) -> usize {
+    (index % FANOUT as u64) as usize
+}
+
+/// The place of the child towards `index` in a branch of `level`.
+fn slot(index: u64, level: u32) -> usize {
+    place(index >> (SHIFT * level))
+}
+
+/// The bits of the leaf at `base` for indices from `first` on.
+fn bits_from(base: u64, first: u64) -> u64 {
+    if first <= base { u64::MAX } else { u64::MAX.checked_shl(u32::try_from(first - base).unwrap_or(64)).unwrap_or(0) }
+}
+
+/// The bits of the leaf at `base` for indices up to `last`.
+fn bits_to(base: u64, last: u64) -> u64 {
+    let after = last.checked_sub(base).map_or(0, |offset| offset.saturating_add(1));
+    1_u64.checked_shl(u32::try_from(after).unwrap_or(64)).map_or(u64::MAX, |end| end - 1)
+}
+
+/// The number of a leaf or a branch. A table with more of them would not fit into memory.
+fn number(place: usize) -> u32 {
+    debug_assert!(u32::try_from(place).is_ok(), "a table of 2 TiB");
+    u32::try_from(place).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Indices near each other, and far apart.
+    fn index() -> impl Strategy<Value = u64> {
+        prop_oneof![0_u64..200, 4_000_u64..4_200, (0_u64..52).prop_map(|shift| 1 << shift), Just(u64::MAX >> 12)]
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u64, u64),
+        Remove(u64, u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (index(), 1_u64..9).prop_map(|(index, word)| Step::Insert(index, word)),
+            1 => (index(), 0_u64..300).prop_map(|(first, more)| Step::Remove(first, first + more)),
+            1 => (index(), index()).prop_map(|(a, b)| Step::Remove(a.min(b), a.max(b))),
+        ]
+    }
+
+    fn check(table: &Words, model: &BTreeMap<u64, u64>) {
+        let all: Vec<_> = model.iter().map(|(index, word)| (*index, *word)).collect();
+        assert_eq!(table.ascending(0, u64::MAX).collect::<Vec<_>>(), all);
+        let extent = all.first().zip(all.last()).map(|(first, last)| (first.0, last.0, all.len() as u64));
+        assert_eq!(table.extent(0, u64::MAX), extent);
+        assert_eq!(table.is_empty(), all.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_those_of_a_map(steps in prop::collection::vec(step(), 1..60), from in index(), to in index()) {
+            let (mut table, mut model) = (Words::default(), BTreeMap::new());
+            for step in steps {
+                match step {
+                    Step::Insert(index, word) if table.get(index) == 0 => {
+                        table.insert(index, word);
+                        model.insert(index, word);
+                    }
+                    Step::Insert(index, _) => prop_assert_eq!(table.get(index), model[&index]),
+                    Step::Remove(first, last) => {
+                        let mut taken = Vec::new();
+                        table.remove(first, last, |word| taken.push(word));
+                        let gone: Vec<_> = model.range(first..=last).map(|(index, _)| *index).collect();
+                        let words: Vec<_> = gone.iter().filter_map(|index| model.remove(index)).collect();
+                        prop_assert_eq!(taken, words);
+                    }
+                }
+                check(&table, &model);
+            }
+            let (from, to) = (from.min(to), from.max(to));
+            let within: Vec<_> = model.range(from..=to).map(|(index, word)| (*index, *word)).collect();
+            prop_assert_eq!(table.ascending(from, to).collect::<Vec<_>>(), within);
+        }
+    }
+
+    #[test]
+    fn an_empty_table_gives_its_leaves_back() {
+        let mut table = Words::default();
+        for index in 0..1_000 {
+            table.insert(index * 64, 1);
+        }
+        table.remove(0, u64::MAX, |_| {});
+        assert_eq!((table.leaves.len(), table.branches.len()), (0, 0));
+    }
+}
