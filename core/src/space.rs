@@ -84,6 +84,8 @@ pub struct Space<B: Backend> {
     attachments: Attachments,
     /// The number of times that the kernel has forgotten everything with the last device.
     times_forgotten: AtomicU64,
+    /// The form in which the kernel keeps mappings, asked for once.
+    keeps: MappingModel,
     /// After everything that may still be mapped: its drop keeps memory for ever.
     fences: Fences,
     /// Last: its handles are closed after everything above is dropped.
@@ -137,6 +139,7 @@ impl<B: Backend> Space<B> {
             tracking: Tracking::new(),
             attachments: Attachments::new(devices),
             times_forgotten: AtomicU64::new(0),
+            keeps: backend.capabilities().keeps,
             fences: Fences::new(),
             backend,
         }
@@ -182,15 +185,13 @@ impl<B: Backend> Space<B> {
         memory: &HostMemory,
         access: Access,
     ) -> Result<(), Error> {
-        let powers = self.backend.capabilities();
-        let needed = if powers.maps_host_read_only { access } else { Access::READ_WRITE };
         let kind = if access.is_empty() {
             Kind::NoAccess
-        } else if memory.is_host_read_only() && needed.contains(Access::WRITE) {
+        } else if let Some(needed) = self.unfit_access(memory, access) {
             Kind::HostReadOnly(needed)
         } else if memory.is_unbacked() && self.backend.is_real() {
             Kind::Unbacked
-        } else if !powers.reaches(memory) {
+        } else if memory.is_device_memory() && !self.backend.capabilities().reaches(memory) {
             Kind::DeviceMemory
         } else if memory.is_rounded() {
             Kind::Rounded
@@ -198,6 +199,15 @@ impl<B: Backend> Space<B> {
             return Ok(());
         };
         Err(Error::new(operation, range, kind))
+    }
+
+    /// The access that the host needs to memory that this process may only read, if that is more than it has.
+    fn unfit_access(&self, memory: &HostMemory, access: Access) -> Option<Access> {
+        if !memory.is_host_read_only() {
+            return None;
+        }
+        let needed = if self.backend.capabilities().maps_host_read_only { access } else { Access::READ_WRITE };
+        if needed.contains(Access::WRITE) { Some(needed) } else { None }
     }
 
     /// The bytes that attaching one more device locks: iommufd pins everything that was mapped before the first
@@ -341,7 +351,7 @@ impl<B: Backend> Space<B> {
     /// it (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_release_ownership). Returns the ranges that could
     /// not be entered; they are fenced.
     fn refill_tables(&self, operation: Operation, deferred: &mut Deferred) -> Vec<IovaRange> {
-        if self.attachments.count() == 0 || self.backend.capabilities().keeps == MappingModel::Mappings {
+        if self.attachments.count() == 0 || self.keeps == MappingModel::Mappings {
             return Vec::new();
         }
         let mapper = Mapper::of(self, operation);
@@ -381,13 +391,13 @@ impl<B: Backend> Space<B> {
     fn empty_windows(&self, deferred: &mut Deferred) -> bool {
         let set = self.layout.get();
         let slots: Vec<&Slot> = set.slots.iter().map(AsRef::as_ref).collect();
-        let at_once = self.backend.capabilities().keeps == MappingModel::Mappings && self.fences.is_empty();
+        let at_once = self.keeps == MappingModel::Mappings && self.fences.is_empty();
         let mut all_empty = true;
         for some in slots.chunks(if at_once { slots.len().max(1) } else { 1 }) {
             let Err(failure) = self.empty_slots(some) else { continue };
             log::error!("{}: windows could not be emptied: {failure}; their memory is kept", self.backend.name());
             for mapping in some.iter().flat_map(|slot| slot.mappings(slot.window.range)) {
-                self.tracking.report_mapping(&mapping, deferred);
+                self.tracking.report_mapping(&mapping.memory, mapping.access, deferred);
                 std::mem::forget(mapping.memory);
             }
             all_empty = false;

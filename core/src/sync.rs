@@ -23,8 +23,8 @@
 //! | [`Rank::Operations`] | the changes of a window, in turn (key: its first byte) | kernel calls |
 //! | [`Rank::Tracking`] | a space's dirty tracking | kernel calls |
 //! | [`Rank::Bitmap`] | the bitmap that a kernel's dirty log is read into | kernel calls |
-//! | [`Rank::Live`] | the index of one window | moments |
 //! | [`Rank::Layout`] | the windows of a space | moments |
+//! | [`Rank::Live`] | the index of one window | moments |
 //! | [`Rank::Attachments`] | the devices of a space | moments |
 //! | [`Rank::Registered`] | the registrations of a space | moments |
 //! | [`Rank::SharedPins`] | the memory whose pins a space shares | moments |
@@ -76,8 +76,8 @@ pub enum Rank {
     Operations,
     Tracking,
     Bitmap,
-    Live,
     Layout,
+    Live,
     Attachments,
     Registered,
     SharedPins,

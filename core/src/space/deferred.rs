@@ -15,11 +15,18 @@ use crate::words::memory::HostMemory;
 pub(super) struct Deferred {
     /// The first memory has a place of its own: an unmap of one mapping allocates nothing.
     first: Option<HostMemory>,
-    more: Vec<HostMemory>,
-    devices: Vec<Attached>,
     /// The first report has a place of its own too: a sync allocates nothing.
     first_report: Option<(Arc<Outbox>, Arc<Report>)>,
-    more_reports: Vec<(Arc<Outbox>, Arc<Report>)>,
+    /// Everything else. A place of its own keeps a verb that defers nothing short.
+    more: Option<Box<More>>,
+}
+
+/// The owners and the reports beside the first ones.
+#[derive(Debug, Default)]
+struct More {
+    memory: Vec<HostMemory>,
+    devices: Vec<Attached>,
+    reports: Vec<(Arc<Outbox>, Arc<Report>)>,
 }
 
 impl Deferred {
@@ -28,13 +35,13 @@ impl Deferred {
         if self.first.is_none() {
             self.first = Some(memory);
         } else {
-            self.more.push(memory);
+            self.more.get_or_insert_default().memory.push(memory);
         }
     }
 
     /// Drops a device that was detached once the locks are released.
     pub(super) fn release_device(&mut self, device: Attached) {
-        self.devices.push(device);
+        self.more.get_or_insert_default().devices.push(device);
     }
 
     /// Delivers a report once the locks are released.
@@ -42,12 +49,12 @@ impl Deferred {
         if self.first_report.is_none() {
             self.first_report = Some((outbox, report));
         } else {
-            self.more_reports.push((outbox, report));
+            self.more.get_or_insert_default().reports.push((outbox, report));
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.first.is_none() && self.devices.is_empty() && self.first_report.is_none()
+        self.first.is_none() && self.first_report.is_none() && self.more.is_none()
     }
 }
 
@@ -57,7 +64,8 @@ impl Drop for Deferred {
             return;
         }
         sync::assert_none_held_from(Rank::Gate, "an owner of memory, a device or a dirty sink");
-        for (outbox, report) in self.first_report.take().into_iter().chain(self.more_reports.drain(..)) {
+        let more = self.more.as_mut().map(|more| std::mem::take(&mut more.reports)).unwrap_or_default();
+        for (outbox, report) in self.first_report.take().into_iter().chain(more) {
             outbox.deliver(report);
         }
     }

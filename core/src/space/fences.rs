@@ -1,5 +1,7 @@
 //! Fences: ranges whose state in the kernel is unknown after a failure that could not be undone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::contract::Fence;
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
@@ -18,6 +20,9 @@ use crate::words::window::Windows;
 #[derive(Debug)]
 pub(super) struct Fences {
     list: RwLock<Vec<Fenced>>,
+    /// Set once there is a fence. Changed and read under the locks that order a fence against a verb, so a verb that finds
+    /// none needs no lock of this list.
+    any: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -28,17 +33,22 @@ struct Fenced {
 
 impl Fences {
     pub(super) fn new() -> Self {
-        Self { list: RwLock::new(Rank::Fences, Vec::new()) }
+        Self { list: RwLock::new(Rank::Fences, Vec::new()), any: AtomicBool::new(false) }
     }
 
     /// Puts up a fence around `range`, with the memory that a device might reach behind it.
     pub(super) fn put_up(&self, backend: &str, range: IovaRange, cause: Failure, memory: Vec<HostMemory>) {
         log::error!("{backend}: {range} is fenced: its state is unknown after {cause}");
-        self.list.write().push(Fenced { fence: Fence { range, cause }, memory });
+        let mut list = self.list.write();
+        list.push(Fenced { fence: Fence { range, cause }, memory });
+        self.any.store(true, Ordering::Release);
     }
 
     /// Refuses an operation on a range that overlaps a fence.
     pub(super) fn check(&self, operation: Operation, range: IovaRange) -> Result<(), Error> {
+        if !self.any.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let list = self.list.read();
         let over = list.iter().map(|fenced| fenced.fence.range).find(|fence| fence.overlaps(range));
         over.map_or(Ok(()), |fence| Err(Error::new(operation, range, Kind::Fenced(fence))))

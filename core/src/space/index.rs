@@ -61,8 +61,8 @@ struct Pages {
 #[derive(Debug, Default)]
 struct Kinds {
     by_number: Vec<Kind>,
-    /// The numbers of the kinds of one unplug unit.
-    by_unit: BTreeMap<UnplugUnit, Vec<u16>>,
+    /// The numbers of the kinds in use, by unplug unit.
+    by_unit: Vec<(UnplugUnit, u16)>,
     unused: Vec<u16>,
     /// The kind of the last insertion, which is the most likely one of the next.
     last: u16,
@@ -93,6 +93,15 @@ pub(super) struct Part<'a> {
     pub(super) unit: Unit,
 }
 
+/// A mapping at its place, with its memory where the caller has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed<'a> {
+    pub(super) range: IovaRange,
+    pub(super) memory: &'a HostMemory,
+    pub(super) access: Access,
+    pub(super) unit: Unit,
+}
+
 #[derive(Clone, Debug)]
 struct Run {
     range: IovaRange,
@@ -109,32 +118,29 @@ impl Index {
     }
 
     /// Adds a mapping. The caller checked that its range is free.
-    pub(super) fn insert(&mut self, mapping: Mapping) {
-        debug_assert!(self.overlap(mapping.range).is_none(), "{} is mapped twice", mapping.range);
-        let Mapping { range, memory, access, unit } = mapping;
-        self.insert_run(Run { range, memory, access, unit });
-    }
-
-    fn insert_run(&mut self, run: Run) {
-        if !self.continues_a_long_run(&run) {
-            if let Some((first, last)) = self.pages.insert(&run) {
+    pub(super) fn insert(&mut self, placed: Placed<'_>) {
+        debug_assert!(self.overlap(placed.range).is_none(), "{} is mapped twice", placed.range);
+        if !self.continues_a_long_run(placed) {
+            if let Some((first, last)) = self.pages.insert(placed) {
                 if let Some(long) = self.pages.take_long_run(first, last) {
                     self.insert_long(long);
                 }
                 return;
             }
         }
-        self.insert_long(run);
+        let Placed { range, memory, access, unit } = placed;
+        self.insert_long(Run { range, memory: memory.clone(), access, unit });
     }
 
     /// Returns whether a run of the tree and `run` could be one.
-    fn continues_a_long_run(&self, run: &Run) -> bool {
+    fn continues_a_long_run(&self, run: Placed<'_>) -> bool {
         if self.runs.is_empty() || run.unit == Unit::Whole {
             return false;
         }
         let below = self.run_ending_before(run.range.first());
         let above = run.range.end().and_then(|end| self.runs.get(&end));
-        below.is_some_and(|below| below.continues_to(run)) || above.is_some_and(|above| run.continues_to(above))
+        below.is_some_and(|below| below.placed().continues_to(run))
+            || above.is_some_and(|above| run.continues_to(above.placed()))
     }
 
     /// Adds a run to the tree, with all runs that continue it.
@@ -159,11 +165,14 @@ impl Index {
     /// Removes everything in `range`, which cuts no unit. The memory is dropped later, with `deferred`.
     pub(super) fn remove(&mut self, range: IovaRange, deferred: &mut Deferred) {
         self.pages.remove(range, deferred);
+        if self.runs.is_empty() {
+            return;
+        }
         while let Some(run) = self.take_one_touching(range) {
             let (below, above) = run.range.without(range);
             for rest in [below, above].into_iter().flatten() {
                 if let Some(part) = run.part(rest) {
-                    self.insert_run(part);
+                    self.insert(part.placed());
                 }
             }
             deferred.release(run.memory);
@@ -215,6 +224,9 @@ impl Index {
     /// are none.
     pub(super) fn hull(&self, range: IovaRange) -> Option<(IovaRange, u64)> {
         let mut sum = self.pages.hull(range);
+        if self.runs.is_empty() {
+            return sum;
+        }
         for shared in self.long_touching(range).filter_map(|run| run.range.intersection(range)) {
             let (hull, bytes) = sum.unwrap_or((shared, 0));
             sum = Some((hull.hull(shared), bytes.saturating_add(len_of(shared))));
@@ -238,6 +250,9 @@ impl Index {
     fn cut_before(&self, border: Iova) -> Option<IovaRange> {
         if let Some(page) = self.pages.cut_before(border) {
             return Some(page);
+        }
+        if self.runs.is_empty() {
+            return None;
         }
         let (_, run) = self.runs.range(..border).next_back()?;
         run.unit_cut_before(border)
@@ -301,7 +316,7 @@ impl Index {
 
 impl Pages {
     /// Adds a run, if a word can tell each of its pages. Returns the indices of its first and last page.
-    fn insert(&mut self, run: &Run) -> Option<(u64, u64)> {
+    fn insert(&mut self, run: Placed<'_>) -> Option<(u64, u64)> {
         let Unit::Pages(page) = run.unit else { return None };
         if self.words.is_empty() {
             self.page = Some(page);
@@ -317,7 +332,7 @@ impl Pages {
             return None;
         }
         let first = self.index_of(run.range.first())?;
-        let kind = self.kinds.enter(&run.memory, pages)?;
+        let kind = self.kinds.enter(run.memory, pages)?;
         let word = run.memory.address() | u64::from(kind) << KIND_SHIFT | u64::from(run.access.bits());
         for n in 0..pages {
             self.words.insert(first + n, word + (n << page.shift()));
@@ -327,6 +342,9 @@ impl Pages {
 
     /// Takes the run around these pages out, if it is not short any more.
     fn take_long_run(&mut self, first: u64, last: u64) -> Option<Run> {
+        if first == last && self.words.neighbours(first) == (0, 0) {
+            return None;
+        }
         let (first, last) = self.widened(first, last);
         if last - first < SHORT { None } else { self.take(first, last) }
     }
@@ -338,8 +356,8 @@ impl Pages {
         }
         let below = run.range.first().get().checked_sub(1).and_then(|last| self.run_around(Iova::new(last)));
         let above = run.range.end().and_then(|end| self.run_around(end));
-        let below = below.filter(|below| below.continues_to(run));
-        let above = above.filter(|above| run.continues_to(above));
+        let below = below.filter(|below| below.placed().continues_to(run.placed()));
+        let above = above.filter(|above| run.placed().continues_to(above.placed()));
         [below, above].map(|neighbour| {
             let range = neighbour?.range;
             self.take(self.index_of(range.first())?, self.index_of(range.last())?)
@@ -510,8 +528,10 @@ impl Kinds {
         if self.is_of(self.last, memory) {
             return Some(self.last);
         }
-        let numbers = self.by_unit.get(&memory.unit())?;
-        numbers.iter().copied().find(|number| self.is_of(*number, memory))
+        let unit = memory.unit();
+        let first = self.by_unit.partition_point(|(known, _)| *known < unit);
+        let of_unit = self.by_unit.get(first..)?.iter().take_while(|(known, _)| *known == unit);
+        of_unit.map(|(_, number)| *number).find(|number| self.is_of(*number, memory))
     }
 
     fn is_of(&self, number: u16, memory: &HostMemory) -> bool {
@@ -532,7 +552,8 @@ impl Kinds {
             }
             None => return None,
         };
-        self.by_unit.entry(memory.unit()).or_default().push(number);
+        let entry = (memory.unit(), number);
+        self.by_unit.insert(self.by_unit.partition_point(|known| *known < entry), entry);
         Some(number)
     }
 
@@ -547,11 +568,8 @@ impl Kinds {
         }
         let memory = kind.memory.take()?;
         self.unused.push(number);
-        if let Some(numbers) = self.by_unit.get_mut(&memory.unit()) {
-            numbers.retain(|other| *other != number);
-            if numbers.is_empty() {
-                self.by_unit.remove(&memory.unit());
-            }
+        if let Ok(place) = self.by_unit.binary_search(&(memory.unit(), number)) {
+            self.by_unit.remove(place);
         }
         Some(memory)
     }
@@ -581,6 +599,23 @@ pub(super) fn len_of(range: IovaRange) -> u64 {
     range.len().map_or(u64::MAX, std::num::NonZeroU64::get)
 }
 
+impl<'a> Placed<'a> {
+    /// A mapping without a copy of its memory.
+    pub(super) fn of(mapping: &'a Mapping) -> Self {
+        Self { range: mapping.range, memory: &mapping.memory, access: mapping.access, unit: mapping.unit }
+    }
+
+    /// Returns whether this run and the one right above it can be one: they are alike and their memory is adjacent.
+    fn continues_to(self, next: Self) -> bool {
+        self.access == next.access
+            && self.unit == next.unit
+            && self.unit != Unit::Whole
+            && self.range.touches(next.range)
+            && self.memory.last().checked_add(1) == Some(next.memory.address())
+            && self.memory.is_of_a_kind(next.memory)
+    }
+}
+
 impl Run {
     fn into_mapping(self) -> Mapping {
         let Self { range, memory, access, unit } = self;
@@ -597,19 +632,13 @@ impl Run {
         Some(Self { range: part, memory: memory?, access: self.access, unit: self.unit })
     }
 
-    /// Returns whether this run and the one right above it can be one: they are alike and their memory is adjacent.
-    fn continues_to(&self, next: &Self) -> bool {
-        self.access == next.access
-            && self.unit == next.unit
-            && self.unit != Unit::Whole
-            && self.range.touches(next.range)
-            && self.memory.last().checked_add(1) == Some(next.memory.address())
-            && self.memory.is_of_a_kind(&next.memory)
+    fn placed(&self) -> Placed<'_> {
+        Placed { range: self.range, memory: &self.memory, access: self.access, unit: self.unit }
     }
 
     /// The run and the one right above it as one, if they can be.
     fn joined(&self, next: &Self) -> Option<Self> {
-        if !self.continues_to(next) {
+        if !self.placed().continues_to(next.placed()) {
             return None;
         }
         let memory = self.memory.joined_with(&next.memory)?;
@@ -658,7 +687,7 @@ mod tests {
     fn index(mappings: impl IntoIterator<Item = Mapping>) -> Index {
         let mut index = Index::new(Iova::new(0));
         for mapping in mappings {
-            index.insert(mapping);
+            index.insert(Placed::of(&mapping));
         }
         index
     }
@@ -744,8 +773,17 @@ mod tests {
         #[derive(Clone, Debug)]
         enum Step {
             /// Pages at a place, with the host's pages that continue at a place of a few, of one of three unplug units.
-            Map { at: u64, pages: u64, host: u64, unit: u64, read_only: bool },
-            Unmap { at: u64, pages: u64 },
+            Map {
+                at: u64,
+                pages: u64,
+                host: u64,
+                unit: u64,
+                read_only: bool,
+            },
+            Unmap {
+                at: u64,
+                pages: u64,
+            },
         }
 
         fn step() -> impl Strategy<Value = Step> {
@@ -798,7 +836,8 @@ mod tests {
                     let access = if read_only { Access::READ } else { Access::READ_WRITE };
                     let page = Unmerged { host: 0x7000_0000 + host * 0x1_0000_0000 + at * 0x1000, unit, access };
                     let memory = memory_at(page, pages);
-                    index.insert(Mapping { range: page_range(at, pages), memory, access, unit: K4 });
+                    let mapping = Mapping { range: page_range(at, pages), memory, access, unit: K4 };
+                    index.insert(Placed::of(&mapping));
                     for n in 0..pages {
                         model.insert(at + n, Unmerged { host: page.host + n * 0x1000, ..page });
                     }
@@ -857,7 +896,7 @@ mod tests {
         for n in 0..kinds {
             let mut page = mapping(n * 0x2000, 1, 0x7000_0000, K4);
             page.memory = page.memory.in_unit(n);
-            index.insert(page);
+            index.insert(Placed::of(&page));
         }
         assert_eq!(index.within(IovaRange::all()).count() as u64, kinds);
         assert_eq!(index.hull(IovaRange::all()).map(|(_, bytes)| bytes), Some(kinds * 0x1000));

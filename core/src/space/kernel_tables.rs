@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Operation};
 use crate::space::attachments::Attached;
 use crate::space::deferred::Deferred;
 use crate::space::fences::Fences;
-use crate::space::index::Index;
+use crate::space::index::{Index, Placed};
 use crate::space::layout::{Layout, Slot};
 use crate::words::address::{Iova, IovaRange};
 
@@ -110,7 +110,7 @@ impl Layout {
         }
         let ours = Slot::new(slot.window);
         for mapping in writer.mappings(window) {
-            ours.record(mapping);
+            ours.record(Placed::of(&mapping));
         }
         self.replace(ours);
         Ok(())
@@ -127,7 +127,7 @@ impl Layout {
         writer.ends();
         let ours = Slot::new(slot.window);
         for mapping in entered {
-            ours.record(mapping);
+            ours.record(Placed::of(&mapping));
         }
         self.replace(ours);
     }
@@ -164,8 +164,8 @@ fn has_same_entries(slot: &Slot, writer: &dyn KernelWriter) -> bool {
 /// Mappings as an index has them, so that two lists can be compared.
 fn joined(mappings: Vec<Mapping>) -> Vec<Mapping> {
     let mut index = Index::new(Iova::new(0));
-    for mapping in mappings {
-        index.insert(mapping);
+    for mapping in &mappings {
+        index.insert(Placed::of(mapping));
     }
     index.drain()
 }

@@ -6,8 +6,8 @@ use crate::contract::kernel_tables::KernelWriter;
 use crate::contract::{Mapping, Snapshot, Unit, WindowChange};
 use crate::error::{Error, Kind, Operation};
 use crate::space::deferred::Deferred;
-use crate::space::index::Index;
-use crate::sync::{Mutex, Rank, RwLock};
+use crate::space::index::{Index, Placed};
+use crate::sync::{Mutex, Rank, RwLock, RwLockReadGuard};
 use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
 use crate::words::window::{Window, Windows};
@@ -50,6 +50,11 @@ pub(super) struct Slot {
 impl Layout {
     pub(super) fn new(windows: Windows) -> Self {
         Self { in_force: RwLock::new(Rank::Layout, Arc::new(WindowSet::empty(0, windows))) }
+    }
+
+    /// The windows in force, for a moment: no kernel call is made until the result is dropped.
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Arc<WindowSet>> {
+        self.in_force.read()
     }
 
     /// The windows in force.
@@ -157,11 +162,11 @@ impl WindowSet {
     }
 
     fn record_all(&self, mappings: Vec<Mapping>) {
-        for mapping in mappings {
+        for mapping in &mappings {
             let slot = self.slot_at(mapping.range.first());
             debug_assert!(slot.is_some(), "{} fits no window", mapping.range);
             if let Some(slot) = slot {
-                slot.record(mapping);
+                slot.record(Placed::of(mapping));
             }
         }
     }
@@ -253,16 +258,16 @@ impl Slot {
         }
     }
 
-    pub(super) fn record(&self, mapping: Mapping) {
-        self.live.write().insert(mapping);
+    pub(super) fn record(&self, placed: Placed<'_>) {
+        self.live.write().insert(placed);
     }
 
     /// Records a mapping in the place of those in its range, at once: a look-up finds the old ones or the new one. A
     /// commit on another thread plans by what it finds.
-    pub(super) fn record_over(&self, mapping: Mapping, deferred: &mut Deferred) {
+    pub(super) fn record_over(&self, placed: Placed<'_>, deferred: &mut Deferred) {
         let mut live = self.live.write();
-        live.remove(mapping.range, deferred);
-        live.insert(mapping);
+        live.remove(placed.range, deferred);
+        live.insert(placed);
     }
 
     /// The live mappings in `range`, ascending, clipped to it.
@@ -296,12 +301,15 @@ impl Slot {
         Ok(())
     }
 
-    /// Refuses to unmap a range that cuts a unit, or that the kernel owns.
-    pub(super) fn check_unmap(&self, range: IovaRange) -> Result<(), Error> {
-        if let Some(unit) = self.live.read().cut_by(range) {
+    /// Refuses to unmap a range that cuts a unit, or that the kernel owns. Returns the smallest range that holds all
+    /// live mappings there, and the number of their bytes.
+    pub(super) fn check_unmap(&self, range: IovaRange) -> Result<Option<(IovaRange, u64)>, Error> {
+        let live = self.live.read();
+        if let Some(unit) = live.cut_by(range) {
             return Err(Error::new(Operation::Unmap, range, Kind::CutsUnit(unit)));
         }
-        self.check_ours(Operation::Unmap, range)
+        self.check_ours(Operation::Unmap, range)?;
+        Ok(live.hull(range))
     }
 }
 

@@ -117,7 +117,7 @@ impl<'a, B: Backend> AddressCalls<'a, B> {
 
     /// The kernel's mappings behind a mapping of the space: one for each map call.
     fn kernel_mappings(&self, mapping: &Mapping) -> Vec<(IovaRange, HostMemory)> {
-        match call_size(self.backend, mapping.unit) {
+        match call_size(self.backend.capabilities().keeps, mapping.unit) {
             Some(page) => units(mapping.range, &mapping.memory, page).collect(),
             None => vec![(mapping.range, mapping.memory.clone())],
         }

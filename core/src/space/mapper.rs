@@ -11,7 +11,7 @@ use crate::error::{Error, Operation};
 use crate::retry::until_gone;
 use crate::space::deferred::Deferred;
 use crate::space::fences::Fences;
-use crate::space::index::len_of;
+use crate::space::index::{Placed, len_of};
 use crate::space::layout::{Slot, hull_over};
 use crate::space::shared_pins::is_shared;
 use crate::space::tracking::Tracking;
@@ -24,6 +24,7 @@ use crate::words::page::PageSize;
 /// slot that it names, or the gate exclusively.
 pub(super) struct Mapper<'a, B> {
     backend: &'a B,
+    keeps: MappingModel,
     fences: &'a Fences,
     tracking: &'a Tracking,
     operation: Operation,
@@ -31,43 +32,48 @@ pub(super) struct Mapper<'a, B> {
 
 impl<'a, B: Backend> Mapper<'a, B> {
     pub(super) fn of(space: &'a Space<B>, operation: Operation) -> Self {
-        let Space { backend, fences, tracking, .. } = space;
-        Self { backend, fences, tracking, operation }
+        let Space { backend, keeps, fences, tracking, .. } = space;
+        Self { backend, keeps: *keeps, fences, tracking, operation }
     }
 
     /// Makes the map calls of a mapping. After an error nothing of it is mapped, or its range is fenced.
-    pub(super) fn establish(&self, mapping: &Mapping, deferred: &mut Deferred) -> Result<(), Error> {
-        let established = self.try_to_establish(mapping);
+    pub(super) fn establish(&self, wanted: Placed<'_>, deferred: &mut Deferred) -> Result<(), Error> {
+        let established = self.try_to_establish(wanted);
         if established.is_err() {
             // It may have been mapped for a moment.
-            self.tracking.report_mapping(mapping, deferred);
+            self.tracking.report_mapping(wanted.memory, wanted.access, deferred);
         }
         established
     }
 
-    fn try_to_establish(&self, mapping: &Mapping) -> Result<(), Error> {
-        let Mapping { range, memory, access, unit } = mapping;
-        let Some(page) = call_size(self.backend, *unit) else {
-            let mapped = self.backend.map(*range, &Lease::kept_by_space(memory), *access);
-            return mapped.map_err(|failure| self.undo_map(mapping, *range, *range, failure));
+    fn try_to_establish(&self, wanted: Placed<'_>) -> Result<(), Error> {
+        let Placed { range, memory, access, unit } = wanted;
+        let unit = match unit {
+            // One unit is one call everywhere.
+            Unit::Pages(page) if page.bytes() == memory.len().get() => Unit::Whole,
+            unit => unit,
+        };
+        let Some(page) = call_size(self.keeps, unit) else {
+            let mapped = self.backend.map(range, &Lease::kept_by_space(memory), access);
+            return mapped.map_err(|failure| self.undo_map(wanted, range, range, failure));
         };
         let mut made = None;
-        for (part, piece) in units(*range, memory, page) {
+        for (part, piece) in units(range, memory, page) {
             let so_far = made.map_or(part, |made: IovaRange| made.hull(part));
-            let mapped = self.backend.map(part, &Lease::kept_by_space(&piece), *access);
-            mapped.map_err(|failure| self.undo_map(mapping, so_far, part, failure))?;
+            let mapped = self.backend.map(part, &Lease::kept_by_space(&piece), access);
+            mapped.map_err(|failure| self.undo_map(wanted, so_far, part, failure))?;
             made = Some(so_far);
         }
-        debug_assert_eq!(made, Some(*range), "the map calls left out a part");
+        debug_assert_eq!(made, Some(range), "the map calls left out a part");
         Ok(())
     }
 
     /// Unmaps everything that the map calls over `made` left, the last of which, over `part`, failed. Returns the
     /// error of the map.
-    fn undo_map(&self, mapping: &Mapping, made: IovaRange, part: IovaRange, failure: Failure) -> Error {
-        let fenced = self.scrub(made, part, &mapping.memory, failure);
-        let wanted = locked_by_mapping(self.backend, &mapping.memory);
-        refused(self.backend, self.operation, mapping.range, failure, wanted).fencing(fenced)
+    fn undo_map(&self, placed: Placed<'_>, made: IovaRange, part: IovaRange, failure: Failure) -> Error {
+        let fenced = self.scrub(made, part, placed.memory, failure);
+        let wanted = locked_by_mapping(self.backend, placed.memory);
+        refused(self.backend, self.operation, placed.range, failure, wanted).fencing(fenced)
     }
 
     /// Unmaps the range `made`. Returns the range that is fenced with `memory`, because some of it may still be
@@ -91,7 +97,21 @@ impl<'a, B: Backend> Mapper<'a, B> {
     /// Unmaps all live mappings in `range` of these windows by one call, and removes them from the index. Returns the
     /// number of their bytes. An unmap that fails leaves the range in an unknown state: it is fenced.
     pub(super) fn unmap(&self, slots: &[&Slot], range: IovaRange, deferred: &mut Deferred) -> Result<u64, Error> {
-        let Some((hull, bytes)) = hull_over(slots, range) else { return Ok(0) };
+        match hull_over(slots, range) {
+            Some(found) => self.unmap_hull(slots, range, found, deferred),
+            None => Ok(0),
+        }
+    }
+
+    /// Unmaps the live mappings of `range`, which `hull` holds and which have so many `bytes`, as
+    /// [`Mapper::unmap`] does.
+    pub(super) fn unmap_hull(
+        &self,
+        slots: &[&Slot],
+        range: IovaRange,
+        (hull, bytes): (IovaRange, u64),
+        deferred: &mut Deferred,
+    ) -> Result<u64, Error> {
         let unmapped = self.tracking.unmap(self.backend, slots, hull, bytes, deferred);
         if let Err(failure) = unmapped {
             let live = slots.iter().flat_map(|slot| slot.mappings(hull));
@@ -112,7 +132,7 @@ impl<'a, B: Backend> Mapper<'a, B> {
         let mut lost = Vec::new();
         for mapping in mappings {
             match self.establish_twice(mapping, deferred) {
-                Ok(()) => slot.record_over(mapping.clone(), deferred),
+                Ok(()) => slot.record_over(Placed::of(mapping), deferred),
                 Err(error) => {
                     // It is not mapped. Without a fence the range could be used for something else unawares.
                     debug_assert!(error.failure().is_some(), "a map call failed without a failure");
@@ -129,16 +149,16 @@ impl<'a, B: Backend> Mapper<'a, B> {
 
     /// Makes the map calls of a mapping, and once more after a failure that left no doubt.
     fn establish_twice(&self, mapping: &Mapping, deferred: &mut Deferred) -> Result<(), Error> {
-        match self.establish(mapping, deferred) {
-            Err(error) if error.fenced().is_empty() => self.establish(mapping, deferred),
+        match self.establish(Placed::of(mapping), deferred) {
+            Err(error) if error.fenced().is_empty() => self.establish(Placed::of(mapping), deferred),
             result => result,
         }
     }
 
     /// Maps `new` in the place of live units.
-    pub(super) fn swap(&self, slot: &Slot, new: &Mapping, deferred: &mut Deferred) -> Result<Swap, Error> {
+    pub(super) fn swap(&self, slot: &Slot, new: Placed<'_>, deferred: &mut Deferred) -> Result<Swap, Error> {
         let old = slot.mappings(new.range);
-        let swap = match self.backend.capabilities().keeps {
+        let swap = match self.keeps {
             MappingModel::PageEntries => Swap::Seamless,
             MappingModel::Mappings => {
                 self.unmap(&[slot], new.range, deferred)?;
@@ -148,13 +168,13 @@ impl<'a, B: Backend> Mapper<'a, B> {
         let established = self.establish(new, deferred);
         if swap == Swap::Seamless {
             for mapping in &old {
-                self.tracking.report_mapping(mapping, deferred);
+                self.tracking.report_mapping(&mapping.memory, mapping.access, deferred);
             }
         }
         if let Err(error) = established {
             return Err(self.undo_swap(slot, new.range, &old, error, deferred));
         }
-        slot.record_over(new.clone(), deferred);
+        slot.record_over(new, deferred);
         Ok(swap)
     }
 
@@ -185,8 +205,8 @@ impl<'a, B: Backend> Mapper<'a, B> {
 }
 
 /// The size of each map call, or `None` for one call over everything.
-pub(super) fn call_size(backend: &impl Backend, unit: Unit) -> Option<PageSize> {
-    match (backend.capabilities().keeps, unit) {
+pub(super) fn call_size(keeps: MappingModel, unit: Unit) -> Option<PageSize> {
+    match (keeps, unit) {
         (MappingModel::Mappings, Unit::Pages(page)) => Some(page),
         (MappingModel::PageEntries, _) | (MappingModel::Mappings, Unit::Whole) => None,
     }

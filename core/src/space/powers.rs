@@ -55,7 +55,7 @@ impl<B: Backend> WindowControl for Space<B> {
         let _gate = self.enter_alone(Operation::RemoveWindow, range)?;
         let removed = maker.remove(range, &mut deferred)?;
         for mapping in &removed {
-            self.tracking.report_mapping(mapping, &mut deferred);
+            self.tracking.report_mapping(&mapping.memory, mapping.access, &mut deferred);
         }
         Ok(removed)
     }

@@ -92,6 +92,11 @@ impl Words {
 
     /// Takes all words from `first` to `last` out, with `taken` called for each of them.
     pub(super) fn remove(&mut self, first: u64, last: u64, mut taken: impl FnMut(u64)) {
+        if leaf_base(first) == leaf_base(last) {
+            let base = leaf_base(first);
+            self.remove_in_leaf(base, bits_from(base, first) & bits_to(base, last), &mut taken);
+            return;
+        }
         let mut next = Some(first);
         while let Some(base) = next.and_then(|next| self.leaf_from(next)).filter(|base| *base <= last) {
             let bits = bits_from(base, first) & bits_to(base, last);
@@ -112,6 +117,9 @@ impl Words {
 
     /// The first and the last index from `first` to `last` at which there is a word, and the number of words there.
     pub(super) fn extent(&self, first: u64, last: u64) -> Option<(u64, u64, u64)> {
+        if first == last {
+            return if self.get(first) == 0 { None } else { Some((first, last, 1)) };
+        }
         let mut found: Option<(u64, u64, u64)> = None;
         let mut next = Some(first);
         while let Some(base) = next.and_then(|next| self.leaf_from(next)).filter(|base| *base <= last) {
@@ -154,10 +162,23 @@ impl Words {
             return None;
         }
         let mut node = self.root;
-        for level in (1..self.levels).rev() {
-            node = self.branches.get(node as usize)?.child(slot(index, level))?;
+        let mut shift = SHIFT * (self.levels - 1);
+        while shift > 0 {
+            node = self.branches.get(node as usize)?.child(place(index >> shift))?;
+            shift -= SHIFT;
         }
         Some(node)
+    }
+
+    /// The words right below `index` and right above it; zero where there is none.
+    pub(super) fn neighbours(&self, index: u64) -> (u64, u64) {
+        let leaf = self.leaf_of(index).and_then(|leaf| self.leaves.get(leaf as usize));
+        let (Some(leaf), place @ 1..63) = (leaf, place(index)) else {
+            let below = index.checked_sub(1).map_or(0, |below| self.get(below));
+            return (below, index.checked_add(1).map_or(0, |above| self.get(above)));
+        };
+        let word = |place: usize| leaf.words.get(place).copied().unwrap_or(0);
+        (word(place - 1), word(place + 1))
     }
 
     /// The child of a branch on the way to `index`, which is made where there is none.
@@ -186,7 +207,7 @@ impl Words {
 
     fn leaf_below(&self, node: u32, level: u32, from: u64) -> Option<u64> {
         if level == 0 {
-            return Some(from & !(FANOUT as u64 - 1));
+            return Some(leaf_base(from));
         }
         let branch = self.branches.get(node as usize)?;
         let here = slot(from, level);
@@ -205,13 +226,17 @@ impl Words {
 
     /// Takes the words with a bit in `bits` out of the leaf at `base`, and the leaf if that was all of it.
     fn remove_in_leaf(&mut self, base: u64, bits: u64, taken: &mut impl FnMut(u64)) {
+        if self.levels == 0 || !self.reaches(base) {
+            return;
+        }
         let mut path = [0; LEVELS];
         let mut node = self.root;
         for level in (1..self.levels).rev() {
             if let Some(place) = path.get_mut(level as usize) {
                 *place = node;
             }
-            let Some(child) = self.branches.get(node as usize).and_then(|branch| branch.child(slot(base, level))) else {
+            let Some(child) = self.branches.get(node as usize).and_then(|branch| branch.child(slot(base, level)))
+            else {
                 return;
             };
             node = child;
@@ -296,6 +321,11 @@ impl Iterator for Ascending<'_> {
         let word = self.leaf?.words.get(bit as usize).copied()?;
         Some((self.base + u64::from(bit), word))
     }
+}
+
+/// The first index of the leaf that `index` lies in.
+fn leaf_base(index: u64) -> u64 {
+    index & !(FANOUT as u64 - 1)
 }
 
 /// The place of `index` in its leaf: below 64, so the cast is exact.

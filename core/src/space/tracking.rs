@@ -5,9 +5,9 @@
 //! to the sink after these are released.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::{Backend, DirtyCalls};
-use crate::contract::Mapping;
 use crate::contract::dirty::{DirtySink, Precision};
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
@@ -33,6 +33,8 @@ const WORDS: usize = 1 << 17;
 #[derive(Debug)]
 pub(super) struct Tracking {
     active: RwLock<Option<Active>>,
+    /// Set while tracking is on. Changed and read under the gate, so that a verb without tracking takes no lock of it.
+    is_on: AtomicBool,
 }
 
 /// Dirty tracking while it is on.
@@ -56,7 +58,7 @@ pub(super) struct Progress {
 
 impl Tracking {
     pub(super) fn new() -> Self {
-        Self { active: RwLock::new(Rank::Tracking, None) }
+        Self { active: RwLock::new(Rank::Tracking, None), is_on: AtomicBool::new(false) }
     }
 
     /// Turns tracking on.
@@ -74,12 +76,14 @@ impl Tracking {
             .map_err(|failure| Error::from_kernel(Operation::TrackDirty, IovaRange::all(), failure))?;
         let bitmap = Mutex::new(Rank::Bitmap, vec![0; WORDS + spare_words(backend)]);
         let started = Active { outbox: Arc::new(Outbox::new(sink)), logging, bitmap };
+        self.is_on.store(true, Ordering::Release);
         Ok(active.insert(started).precision(backend))
     }
 
     /// Turns tracking off. The sink is dropped by the caller, once the locks of the space are released.
     pub(super) fn stop(&self, backend: &impl Backend) -> Result<Arc<Outbox>, Error> {
         let Some(active) = self.active.write().take() else { return Err(not_tracking(Operation::TrackDirty)) };
+        self.is_on.store(false, Ordering::Release);
         if let Some(calls) = backend.calls().dirty.filter(|_| active.logging) {
             if let Err(failure) = calls.stop() {
                 log::warn!("{}: {failure}: the kernel goes on to log", backend.name());
@@ -102,12 +106,12 @@ impl Tracking {
     }
 
     /// Reports a mapping whole: it was mapped until now, or may have been for a moment.
-    pub(super) fn report_mapping(&self, mapping: &Mapping, deferred: &mut Deferred) {
-        if !mapping.access.contains(Access::WRITE) {
+    pub(super) fn report_mapping(&self, memory: &HostMemory, access: Access, deferred: &mut Deferred) {
+        if !access.contains(Access::WRITE) {
             return;
         }
         if let Some(active) = &*self.active.read() {
-            active.report(deferred, |report| report.add_whole(&mapping.memory));
+            active.report(deferred, |report| report.add_whole(memory));
         }
     }
 
@@ -140,6 +144,9 @@ impl Tracking {
         bytes: u64,
         deferred: &mut Deferred,
     ) -> Result<(), Failure> {
+        if !self.is_on.load(Ordering::Acquire) {
+            return unmap_all(bytes, || backend.unmap(hull));
+        }
         let active = self.active.read();
         let Some(active) = &*active else { return unmap_all(bytes, || backend.unmap(hull)) };
         let mut bitmap = active.bitmap.lock();

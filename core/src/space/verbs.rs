@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::Space;
 use crate::space::attachments::Attached;
 use crate::space::deferred::Deferred;
+use crate::space::index::Placed;
 use crate::space::layout::Slot;
 use crate::space::mapper::Mapper;
 use crate::words::address::{Iova, IovaRange};
@@ -23,7 +24,7 @@ impl<B: Backend> Space<B> {
     /// windows before are mapped again.
     fn unmap_windows(&self, slots: &[&Slot], range: IovaRange, deferred: &mut Deferred) -> Result<u64, Error> {
         let mapper = Mapper::of(self, Operation::Unmap);
-        if self.backend.capabilities().keeps == MappingModel::Mappings {
+        if self.keeps == MappingModel::Mappings {
             return mapper.unmap(slots, range, deferred);
         }
         let mut unmapped: Vec<(&Slot, Vec<Mapping>)> = Vec::new();
@@ -107,9 +108,9 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             return Err(Error::new(operation, range, Kind::Overlap(live)));
         }
         self.registrations.check_cover(&self.backend, operation, range, memory)?;
-        let mapping = Mapping { range, memory: memory.clone(), access, unit };
-        Mapper::of(self, operation).establish(&mapping, &mut deferred)?;
-        slot.record(mapping);
+        let placed = Placed { range, memory, access, unit };
+        Mapper::of(self, operation).establish(placed, &mut deferred)?;
+        slot.record(placed);
         Ok(())
     }
 
@@ -134,8 +135,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             return Err(Error::new(operation, range, Kind::CutsUnit(cut)));
         }
         self.registrations.check_cover(&self.backend, operation, range, memory)?;
-        let mapping = Mapping { range, memory: memory.clone(), access, unit };
-        Mapper::of(self, operation).swap(slot, &mapping, &mut deferred)
+        Mapper::of(self, operation).swap(slot, Placed { range, memory, access, unit }, &mut deferred)
     }
 
     fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
@@ -146,8 +146,8 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         if let Some(slot) = set.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
             let _in_turn = slot.operations.lock();
             self.fences.check(operation, range)?;
-            slot.check_unmap(range)?;
-            return Mapper::of(self, operation).unmap(&[slot], range, &mut deferred);
+            let Some(found) = slot.check_unmap(range)? else { return Ok(0) };
+            return Mapper::of(self, operation).unmap_hull(&[slot], range, found, &mut deferred);
         }
         let slots: Vec<&Slot> = set.overlapping(range).collect();
         let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
@@ -159,7 +159,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn lookup(&self, at: Iova) -> Option<Mapping> {
-        self.layout.get().slot_at(at)?.lookup(at)
+        self.layout.read().slot_at(at)?.lookup(at)
     }
 
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
