@@ -214,7 +214,7 @@ impl Words {
         if let Some(found) = branch.child(here).and_then(|child| self.leaf_below(child, level - 1, from)) {
             return Some(found);
         }
-        let above = branch.live & u64::MAX.checked_shl(here as u32 + 1).unwrap_or(0);
+        let above = branch.live & (u64::MAX << here << 1);
         if above == 0 {
             return None;
         }
