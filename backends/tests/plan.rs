@@ -219,6 +219,15 @@ fn an_impossible_machine_is_bad_input() {
     }
 }
 
+/// Whatever this machine is.
+#[test]
+fn this_machine_is_a_host_or_the_reason_is_told() {
+    let output = run(&["plan", "--memory", "1G", "--host", "here"]);
+    let told = if status(&output) == 0 { "The guest fits" } else { "" };
+    assert!(stdout(&output).contains(told) && status(&output) < 2, "{output:?}");
+    assert!(!stdout(&output).is_empty() || stderr(&output).starts_with("error: "), "{output:?}");
+}
+
 #[test]
 fn no_line_is_wider_than_a_terminal() {
     for arguments in [

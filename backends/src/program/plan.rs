@@ -198,13 +198,22 @@ const THIS_HOST: &str = "here";
 fn named_host(arguments: &Plan) -> Result<Option<Profile>, Failure> {
     let place = match arguments.host.as_deref() {
         None => return Ok(None),
-        Some(THIS_HOST) => return probe::this_host().map(Some),
+        Some(THIS_HOST) => return this_host().map(Some),
         Some(name) => Place::named(name)?,
     };
     match place {
         Place::Soft(profile) => Ok(Some(*profile)),
         Place::Here(_) => Ok(None),
     }
+}
+
+/// This machine, if there is a device that a plan could be about.
+fn this_host() -> Result<Profile, Failure> {
+    let host = probe::this_host()?;
+    let is_able = !host.backends.is_empty() && host.groups.iter().any(|group| !group.held_by_kernel);
+    let why = "no device of this machine can be passed through as it is; `dmaspace probe` tells the state of each, and a \
+               plan for another host takes --host PRESET";
+    if is_able { Ok(host) } else { Err(Failure::Host(why.to_owned())) }
 }
 
 /// The host that was named, or one where the guest is at home.
