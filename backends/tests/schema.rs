@@ -219,7 +219,8 @@ fn the_docs_describe_every_form() {
          status tells how it went.\nA run that fails before there is a result prints no object.\n\n\
          `schema` names the form of an object, `version` is the form's version: it is raised when a field goes or \
          changes its meaning, and a\nnew field leaves it. `dmaspace schema COMMAND` prints a form as a JSON Schema \
-         (2020-12), of which this page is made.\n",
+         (2020-12), of which this page is made.\n\n\
+         `dmaspace probe --json` prints a host file, which [host-file.md](host-file.md) describes.\n",
     );
     for form in FORMS {
         page.push_str(&section(&schema(form)));
