@@ -11,6 +11,7 @@
 //!
 //! # Environment
 //! - `EMULATED_HOST_TIMEOUT`: the time limit of a run, in seconds; 900 by default.
+//! - `EMULATED_HOST_PROGRAM`: a program that the binary runs, as `/dmaspace`. `ci/runner` builds it.
 //! - `EMULATED_HOST_QEMU`: further arguments for QEMU.
 //! - `EMULATED_HOST_KERNEL`: further arguments for the kernel's command line.
 //! - `EMULATED_HOST_CONSOLE=1`: shows the output of the firmware and the kernel as well.
@@ -33,6 +34,7 @@ mod kernel;
 mod qemu;
 mod verdict;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -114,7 +116,14 @@ fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     let mut initramfs = base(host, &kernel, &kernel::busybox(host.architecture, &cache)?)?;
     initramfs.file("/binary", &content)?;
     initramfs.file("/run", command(arguments).as_bytes())?;
-    for library in libraries(host, binary)? {
+    let mut all_libraries: BTreeSet<PathBuf> = libraries(host, binary)?.into_iter().collect();
+    if let Some(program) = env::var_os("EMULATED_HOST_PROGRAM").map(PathBuf::from) {
+        let content = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+        check_architecture(host, &content)?;
+        initramfs.file("/dmaspace", &content)?;
+        all_libraries.extend(libraries(host, &program)?);
+    }
+    for library in all_libraries {
         let path = library.to_str().context("the path of a shared library is not UTF-8")?;
         initramfs.file(path, &fs::read(&library)?)?;
     }

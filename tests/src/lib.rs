@@ -21,6 +21,7 @@ pub mod options;
 pub mod owned;
 pub mod power;
 pub mod process;
+pub mod program;
 pub mod ram;
 pub mod recovery;
 pub mod reserved;

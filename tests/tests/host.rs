@@ -24,6 +24,7 @@ use dmaspace_tests::live_update;
 use dmaspace_tests::logged;
 use dmaspace_tests::power::{self, Machine};
 use dmaspace_tests::process;
+use dmaspace_tests::program;
 use dmaspace_tests::recovery::pe_is_recovered;
 use dmaspace_tests::reserved::device_refused_while_memory_lies_over_its_interrupts;
 use dmaspace_tests::{files, options, sharing, subject, suite};
@@ -45,7 +46,9 @@ fn main() -> ExitCode {
             if !arguments.list {
                 have_locked_memory_counted();
             }
-            trials_on(&host)
+            let mut trials = trials_on(&host);
+            trials.extend(program_trials());
+            trials
         }
         Err(_) => Vec::new(),
     };
@@ -54,6 +57,13 @@ fn main() -> ExitCode {
 
 /// The host whose kernel is newer than Debian's.
 const NEWEST: &str = "vtd-iommufd-newest";
+
+/// The trials of the program `dmaspace`, on every host.
+fn program_trials() -> impl Iterator<Item = Trial> {
+    program::ALL.iter().map(|(name, play)| {
+        Trial::test(format!("program::{name}"), move || leaving_nothing(|| play(first_device().ok())))
+    })
+}
 
 /// The trials that a newer kernel could answer otherwise or that only it can run. `DMASPACE_ALL_TRIALS=1` runs there
 /// all trials of vtd-iommufd, too.
