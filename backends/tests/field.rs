@@ -417,7 +417,7 @@ fn wrapped(wrapping: &str, text: &str) -> String {
 }
 
 #[test]
-fn what_is_around_a_text_changes_nothing() {
+fn the_surroundings_of_a_text_change_nothing() {
     const WRAPPINGS: [&str; 13] = [
         "HTML",
         "HTML with breaks",

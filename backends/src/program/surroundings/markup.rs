@@ -10,8 +10,8 @@ const BREAKS: [&str; 9] = ["br", "p", "div", "li", "tr", "td", "pre", "blockquot
 const ENTITIES: [(&str, char); 6] =
     [("lt", '<'), ("gt", '>'), ("quot", '"'), ("amp", '&'), ("apos", '\''), ("nbsp", ' ')];
 
-/// Returns whether a text is HTML, at least in part: a closing tag, a break or a letter by its name stands in it. QEMU's
-/// own names may have brackets, too.
+/// Returns whether a text is HTML, at least in part: a closing tag, a break or a letter by its name stands in it.
+/// QEMU's own names may have brackets, too.
 pub(super) fn is_in(text: &str) -> bool {
     const SIGNS: [&str; 9] = ["</", "<br", "<BR", "&quot;", "&lt;", "&gt;", "&amp;", "&nbsp;", "&#"];
     text.contains(['<', '&']) && SIGNS.iter().any(|sign| text.contains(sign))
