@@ -211,8 +211,8 @@ fn named_host(arguments: &Plan) -> Result<Option<Profile>, Failure> {
 fn this_host() -> Result<Profile, Failure> {
     let host = probe::this_host()?;
     let is_able = !host.backends.is_empty() && host.groups.iter().any(|group| !group.held_by_kernel);
-    let why = "no device of this machine can be passed through as it is; `dmaspace probe` tells the state of each, and a \
-               plan for another host takes --host PRESET";
+    let why = "no device of this machine can be passed through as it is; `dmaspace probe` tells the state of each, and \
+               a plan for another host takes --host PRESET";
     if is_able { Ok(host) } else { Err(Failure::Host(why.to_owned())) }
 }
 
