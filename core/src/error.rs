@@ -336,13 +336,14 @@ struct Parts {
 }
 
 impl Error {
-    /// A refusal before the kernel is asked.
+    /// A refusal before the kernel is asked, for the listener: no other crate makes one.
+    #[doc(hidden)]
     pub fn new(operation: Operation, subject: impl Into<Subject>, kind: Kind) -> Self {
         Self(Box::new(Parts { operation, subject: subject.into(), kind, failure: None, fenced: Vec::new() }))
     }
 
     /// A failed call of the backend.
-    pub fn from_kernel(operation: Operation, subject: impl Into<Subject>, failure: Failure) -> Self {
+    pub(crate) fn from_kernel(operation: Operation, subject: impl Into<Subject>, failure: Failure) -> Self {
         let mut error = Self::new(operation, subject, Kind::of(operation, &failure));
         error.0.failure = Some(failure);
         error
@@ -350,12 +351,13 @@ impl Error {
 
     /// Replaces the kind, for a caller that knows more about the failure.
     #[must_use]
-    pub fn with_kind(mut self, kind: Kind) -> Self {
+    pub(crate) fn with_kind(mut self, kind: Kind) -> Self {
         self.0.kind = kind;
         self
     }
 
-    /// Adds ranges that were fenced.
+    /// Adds ranges that were fenced, for the listener, which undoes several operations.
+    #[doc(hidden)]
     #[must_use]
     pub fn fencing(mut self, fenced: impl IntoIterator<Item = IovaRange>) -> Self {
         self.0.fenced.extend(fenced);
@@ -364,7 +366,7 @@ impl Error {
 
     /// Replaces the ranges that were fenced.
     #[must_use]
-    pub fn fencing_only(mut self, fenced: Vec<IovaRange>) -> Self {
+    pub(crate) fn fencing_only(mut self, fenced: Vec<IovaRange>) -> Self {
         self.0.fenced = fenced;
         self
     }

@@ -129,7 +129,13 @@ pub fn unmap_all(door: &dyn Door, on: Context) -> Result<(i32, u64), Errno> {
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size: u64) -> Result<(i32, u64), Errno> {
+pub(crate) fn unmap_type1(
+    door: &dyn Door,
+    container: Handle,
+    flags: u32,
+    at: u64,
+    size: u64,
+) -> Result<(i32, u64), Errno> {
     let mut unmap = vfio::UnmapDma { argsz: vfio::UnmapDma::SIZE, flags, iova: at, size };
     Ok((ask(door, container, vfio::UNMAP_DMA, &mut unmap)?, unmap.size))
 }
@@ -138,7 +144,7 @@ pub fn unmap_type1(door: &dyn Door, container: Handle, flags: u32, at: u64, size
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn update_vaddr(
+pub(crate) fn update_vaddr(
     door: &dyn Door,
     container: Handle,
     (iova, size): (u64, u64),
@@ -163,7 +169,12 @@ pub fn dirty_pages(door: &dyn Door, container: Handle, flags: u32) -> Result<i32
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn get_log(door: &dyn Door, container: Handle, (iova, size): (u64, u64), page: u64) -> Result<(i32, u64), Errno> {
+pub(crate) fn get_log(
+    door: &dyn Door,
+    container: Handle,
+    (iova, size): (u64, u64),
+    page: u64,
+) -> Result<(i32, u64), Errno> {
     let bitmap = type1::Bitmap { pgsize: page, size: 8, data: 0 };
     let (argsz, flags) = (type1::DirtyBitmap::SIZE, type1::DIRTY_GET_BITMAP);
     let mut get = type1::DirtyBitmap { argsz, flags, iova, size, bitmap };
@@ -175,7 +186,7 @@ pub fn get_log(door: &dyn Door, container: Handle, (iova, size): (u64, u64), pag
 ///
 /// # Errors
 /// The kernel's errno.
-pub fn unmap_and_get_log(
+pub(crate) fn unmap_and_get_log(
     door: &dyn Door,
     container: Handle,
     (iova, size): (u64, u64),
