@@ -140,8 +140,8 @@ pub use dmaspace_core::error::{self, Error};
 pub use dmaspace_core::words::{self, access, address, locked, memory, page, reserved, window};
 #[doc(no_inline)]
 pub use dmaspace_core::{
-    Access, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, Space, SystemAddress,
-    SystemRange, Window, Windows,
+    Access, HostAddress, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, Space,
+    SystemAddress, SystemRange, Window, Windows,
 };
 #[cfg(feature = "vm-memory")]
 #[doc(no_inline)]

@@ -121,7 +121,7 @@ impl LinuxDoor {
     ) -> Result<i32, Errno> {
         match what {
             Attached::Memory(memory) => {
-                filled(bytes, at, memory.address().to_ne_bytes(), |argument| ioctl(file, number, argument))
+                filled(bytes, at, memory.address().get().to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
             Attached::Buffer(buffer) => {
                 let address = buffer.as_mut_ptr().expose_provenance() as u64;

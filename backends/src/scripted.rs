@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle, HandleKind};
-use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_core::{HostAddress, HostMemory, PageSize};
 use dmaspace_soft::{Script, ScriptedDoor};
 
 use crate::registry::Registry;
@@ -122,7 +122,7 @@ impl Script for Pc {
     }
 
     fn mmap(&mut self, len: NonZeroU64) -> Result<HostMemory, Errno> {
-        HostMemory::unbacked(0x7000_0000, len).ok_or(Errno::EFAULT)
+        HostMemory::unbacked(HostAddress::new(0x7000_0000), len).ok_or(Errno::EFAULT)
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "the helpers are tests too"
 )]
 
+use dmaspace_core::HostAddress;
 use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::{Arc, Mutex};
@@ -51,7 +52,7 @@ fn events(text: &str) -> Vec<Event> {
 }
 
 fn unbacked(address: u64, len: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
 }
 
 fn ram(at: u64, memory: HostMemory) -> Section {
@@ -151,7 +152,7 @@ fn a_test_can_put_real_memory_behind_a_recording() {
     let make = |asked: &Asked| {
         let len = NonZeroUsize::new(4 * 0x1000)?;
         let region = regions.entry(asked.unit).or_insert_with(|| HostMemory::zeroed(len, PageSize::K4).unwrap());
-        region.slice(asked.address - 0x7f00_0000_0000, asked.len.get())
+        region.slice(asked.address.get() - 0x7f00_0000_0000, asked.len.get())
     };
     let text = text(&lines);
     let opened = open(BackendKind::Iommufd);

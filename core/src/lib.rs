@@ -101,7 +101,7 @@ pub use contract::PciAddressSpace;
 pub use error::Error;
 pub use space::Space;
 pub use words::access::Access;
-pub use words::address::{Iova, IovaRange, SystemAddress, SystemRange};
+pub use words::address::{HostAddress, Iova, IovaRange, SystemAddress, SystemRange};
 pub use words::memory::{HostMemory, MemoryFile};
 pub use words::page::{PageSize, PageSizes};
 pub use words::window::{Window, Windows};

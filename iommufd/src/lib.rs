@@ -42,7 +42,7 @@ use dmaspace_core::contract::{
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, HostAddress, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
 pub use cdev::Cdev;
@@ -250,7 +250,8 @@ mod tests {
             IoasIovaRanges::mut_from_bytes(bytes).expect("room for the struct").out_iova_alignment = 1;
             Ok(0)
         }]);
-        let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2_0000).expect("not zero")).expect("no wrap");
+        let memory = HostMemory::unbacked(HostAddress::new(0x7000_0000), NonZeroU64::new(0x2_0000).expect("not zero"))
+            .expect("no wrap");
         ioas.refresh(0).expect("its array is filled with empty ranges");
         ioas.map(range(0x10_0000, 0x2_0000), &lease(&memory), Access::READ_WRITE).expect("done");
         let calls = door.take();

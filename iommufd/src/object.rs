@@ -13,7 +13,7 @@ use dmaspace_core::contract::{DeviceId, ObjectId};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Lease, OwnedHandle};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
-use dmaspace_core::{Access, HostMemory, Iova};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
@@ -64,7 +64,7 @@ impl Iommufd {
     fn place_in_file(&self, memory: &HostMemory) -> Option<u64> {
         let (_, offset) = memory.file().filter(|(file, _)| self.maps_files() && file.is_behind(self.door()))?;
         let page = self.door().host_page();
-        page.divides(memory.address().wrapping_sub(offset)).then_some(offset)
+        page.divides(memory.address().get().wrapping_sub(offset)).then_some(offset)
     }
 
     /// Returns whether memory may be mapped by its address after its file was refused.
@@ -207,7 +207,7 @@ mod tests {
     const PAGE: u64 = 0x1_0000;
 
     fn memory() -> HostMemory {
-        HostMemory::unbacked(0x7000_0000, NonZeroU64::new(PAGE).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(0x7000_0000), NonZeroU64::new(PAGE).expect("not zero")).expect("no wrap")
     }
 
     fn file() -> MemoryFile {

@@ -21,7 +21,7 @@ use dmaspace_core::backend::SharingCalls;
 use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, Lease};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::sync::{Rank, RwLock};
-use dmaspace_core::{Access, HostMemory, Iova};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
 use crate::object::{Iommufd, Object};
@@ -41,7 +41,7 @@ pub struct Pool {
 }
 
 /// The mappings of the hidden address space, by host address.
-type Pieces = BTreeMap<u64, Piece>;
+type Pieces = BTreeMap<HostAddress, Piece>;
 
 #[derive(Debug)]
 struct Piece {
@@ -89,7 +89,7 @@ impl Pool {
             src_ioas_id: self.hidden.id().get(),
             length: memory.len().get(),
             dst_iova: at.get(),
-            src_iova: memory.address(),
+            src_iova: memory.address().get(),
         };
         let mut lease = [Attachment { offset: offset_of!(IoasCopy, length), what: Attached::Copied(memory) }];
         let command = Command::with_bytes(iommufd::IOAS_COPY, copy.as_mut_bytes());
@@ -99,13 +99,14 @@ impl Pool {
     /// Unmaps a piece, whether or not it is mapped.
     fn unmap(&self, memory: &HostMemory) -> Result<(), Failure> {
         let (at, len) = (memory.address(), memory.len().get());
-        let _outcome = until_gone(|| match Undone::unless_absent(self.hidden.unmap(at, len), &[Errno::ENOENT])? {
-            Undone::Done(other) if other != len => Err(Failure::malformed(
-                iommufd::IOAS_UNMAP.name,
-                "another number of bytes was unmapped than lived there",
-            )),
-            outcome => Ok(outcome),
-        })?;
+        let _outcome =
+            until_gone(|| match Undone::unless_absent(self.hidden.unmap(at.get(), len), &[Errno::ENOENT])? {
+                Undone::Done(other) if other != len => Err(Failure::malformed(
+                    iommufd::IOAS_UNMAP.name,
+                    "another number of bytes was unmapped than lived there",
+                )),
+                outcome => Ok(outcome),
+            })?;
         Ok(())
     }
 
@@ -132,7 +133,7 @@ impl SharingCalls for Pool {
             let rights = if gap.is_host_read_only() { Access::READ } else { Access::READ_WRITE };
             let outside = Failure::malformed(iommufd::IOAS_MAP.name, "a gap is not inside the memory it is a gap of");
             let lease = memory.narrowed_to(&gap).ok_or(outside);
-            let mapped = lease.and_then(|lease| self.hidden.map(Iova::new(gap.address()), &lease, rights));
+            let mapped = lease.and_then(|lease| self.hidden.map(Iova::new(gap.address().get()), &lease, rights));
             made.push(gap);
             if let Err(failure) = mapped {
                 // The last piece may be mapped all the same.
@@ -188,11 +189,13 @@ fn gaps(pieces: &mut Pieces, memory: &HostMemory) -> Vec<HostMemory> {
     let mut next = Some(memory.address());
     for piece in known {
         let Some(first) = next else { return gaps };
-        gaps.extend(memory.slice(first - memory.address(), piece.address().saturating_sub(first)));
-        next = piece.last().checked_add(1);
+        gaps.extend(
+            memory.slice(first.get() - memory.address().get(), piece.address().get().saturating_sub(first.get())),
+        );
+        next = piece.last().get().checked_add(1).map(HostAddress::new);
     }
     if let Some(first) = next.filter(|first| *first <= memory.last()) {
-        let offset = first - memory.address();
+        let offset = first.get() - memory.address().get();
         gaps.extend(memory.slice(offset, memory.len().get() - offset));
     }
     gaps
@@ -214,8 +217,8 @@ impl Cover {
             let piece = holding.filter(|piece| piece.holders > 0 && piece.memory.last() >= next)?;
             cover.holders = cover.holders.min(piece.holders);
             cover.is_writable &= !piece.memory.is_host_read_only();
-            match piece.memory.last().checked_add(1) {
-                Some(after) if after <= memory.last() => next = after,
+            match piece.memory.last().get().checked_add(1) {
+                Some(after) if after <= memory.last().get() => next = HostAddress::new(after),
                 _ => return Some(cover),
             }
         }
@@ -251,7 +254,8 @@ mod tests {
     }
 
     fn memory(offset: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(ADDRESS + offset, NonZeroU64::new(len).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(ADDRESS + offset), NonZeroU64::new(len).expect("not zero"))
+            .expect("no wrap")
     }
 
     fn range(first: u64, len: u64) -> IovaRange {
@@ -320,7 +324,7 @@ mod tests {
     fn the_last_page_below_2_to_the_64_can_be_shared() {
         let (_, pool, _) = pooled();
         let len = NonZeroU64::new(0x1_0000).expect("not zero");
-        let top = HostMemory::unbacked(u64::MAX - 0xffff, len).expect("no wrap");
+        let top = HostMemory::unbacked(HostAddress::new(u64::MAX - 0xffff), len).expect("no wrap");
         pool.share_pins(&lease(&top)).expect("held");
         pool.share_pins(&lease(&top)).expect("held twice");
         assert_eq!(pool.sharers(&top), 2);

@@ -36,7 +36,7 @@ use dmaspace_core::door::{Door, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, HostAddress, IovaRange, Windows};
 
 pub use v1::SpaprV1;
 use windows::Tables;
@@ -221,7 +221,8 @@ mod tests {
     }
 
     fn memory() -> HostMemory {
-        HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2_0000).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(0x7000_0000), NonZeroU64::new(0x2_0000).expect("not zero"))
+            .expect("no wrap")
     }
 
     #[test]

@@ -20,7 +20,7 @@ use dmaspace_core::door::{Command, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, IovaRange, PageSize, Window, Windows};
+use dmaspace_core::{Access, Backend, HostAddress, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::tce::Table;
@@ -278,7 +278,8 @@ mod tests {
         let (door, spapr) = container(&[window_at_2g]);
         spapr.refresh(1).expect("a host as it is");
         door.take();
-        let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x2000).expect("not zero")).expect("no wrap");
+        let memory = HostMemory::unbacked(HostAddress::new(0x7000_0000), NonZeroU64::new(0x2000).expect("not zero"))
+            .expect("no wrap");
         spapr.map(range(2 * GIB, 0x2000), &lease(&memory), Access::READ).expect("done");
         assert_eq!(spapr.unmap(range(2 * GIB, 0x2000)), Ok(Undone::Done(None)));
         let calls = door.take();

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use dmaspace::recording::{Asked, Event, Reader};
-use dmaspace_core::{HostMemory, Iova, IovaRange};
+use dmaspace_core::{HostAddress, HostMemory, Iova, IovaRange};
 use dmaspace_listener::Update;
 use dmaspace_listener::{Listener, Section};
 
@@ -80,11 +80,15 @@ fn page_at(fixture: &Fixture, at: Iova) -> Option<HostMemory> {
 /// The memory that devices reach, in stretches that are contiguous on the bus and in the host.
 fn bus_of(fixture: &Fixture) -> BTreeMap<Iova, (IovaRange, u64)> {
     let live = fixture.space.mappings(IovaRange::all());
-    joined(live.into_iter().map(|mapping| (mapping.range, mapping.memory.address())))
+    joined(live.into_iter().map(|mapping| (mapping.range, mapping.memory.address().get())))
 }
 
 fn expected_bus(listener: &Listener) -> BTreeMap<Iova, (IovaRange, u64)> {
-    joined(listener.sections().filter_map(|section: &Section| Some((section.range(), section.direct()?.0.address()))))
+    joined(
+        listener
+            .sections()
+            .filter_map(|section: &Section| Some((section.range(), section.direct()?.0.address().get()))),
+    )
 }
 
 fn joined(stretches: impl Iterator<Item = (IovaRange, u64)>) -> BTreeMap<Iova, (IovaRange, u64)> {
@@ -109,7 +113,7 @@ impl RecordedRam {
     fn of_boot() -> Self {
         let asked = RefCell::new(Vec::new());
         let note = |it: &Asked| {
-            asked.borrow_mut().push((it.address, it.address + it.len.get()));
+            asked.borrow_mut().push((it.address, it.address.get() + it.len.get()));
             it.unbacked()
         };
         for event in Reader::new(BOOT.as_bytes(), note) {
@@ -119,9 +123,9 @@ impl RecordedRam {
         let mut asked = asked.into_inner();
         asked.sort_unstable();
         for (first, end) in asked {
-            match spans.last_mut().filter(|(_, last)| first <= *last) {
+            match spans.last_mut().filter(|(_, last)| first <= HostAddress::new(*last)) {
                 Some((_, last)) => *last = end.max(*last),
-                None => spans.push((first, end)),
+                None => spans.push((first.get(), end)),
             }
         }
         Self(
@@ -133,7 +137,7 @@ impl RecordedRam {
     }
 
     fn memory(&self, asked: &Asked) -> Option<HostMemory> {
-        let (first, ram) = self.0.iter().rfind(|(first, _)| *first <= asked.address)?;
-        ram.all().slice(asked.address - first, asked.len.get())
+        let (first, ram) = self.0.iter().rfind(|(first, _)| *first <= asked.address.get())?;
+        ram.all().slice(asked.address.get() - first, asked.len.get())
     }
 }

@@ -35,15 +35,15 @@ impl Told {
 
 impl DirtySink for Told {
     fn mark(&self, dirtied: Dirtied<'_>) {
-        let last = dirtied.address() + (dirtied.len - 1);
+        let last = dirtied.address().get() + (dirtied.len - 1);
         let mut pages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.extend(dirtied.address() / PAGE..=last / PAGE);
+        pages.extend(dirtied.address().get() / PAGE..=last / PAGE);
     }
 }
 
 /// The page that `offset` of `memory` lies in.
 pub fn page_of(memory: &HostMemory, offset: u64) -> u64 {
-    (memory.address() + offset) / PAGE
+    (memory.address().get() + offset) / PAGE
 }
 
 /// The device writes into the pages at these offsets of `memory`, which is mapped at `at`. Returns the pages.

@@ -102,7 +102,7 @@ impl MockDevice {
     pub fn finds(&self, iova: u64, memory: &HostMemory) -> bool {
         let table = self.at.lock().unwrap_or_else(PoisonError::into_inner).expect("it is attached");
         // iova, length, uptr.
-        let words = [iova, memory.len().get(), memory.address(), 0, 0, 0];
+        let words = [iova, memory.len().get(), memory.address().get(), 0, 0, 0];
         make(&self.door, self.iommufd, CHECK_MAP, table, words).is_ok()
     }
 

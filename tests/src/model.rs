@@ -61,7 +61,7 @@ impl Reached {
     pub fn of(mappings: &[Mapping]) -> Self {
         mappings
             .iter()
-            .map(|it: &Mapping| Stretch { range: it.range, host: it.memory.address(), access: it.access })
+            .map(|it: &Mapping| Stretch { range: it.range, host: it.memory.address().get(), access: it.access })
             .collect()
     }
 
@@ -240,7 +240,7 @@ impl Guest {
         while let Some(next) = at.filter(|at| page.contains(*at)) {
             let section = self.sections.iter().find(|section| section.range().contains(next))?;
             let (memory, access) = section.direct().filter(|(memory, access)| host.could_map(memory, *access))?;
-            let shift = memory.address().wrapping_sub(section.range().first().get());
+            let shift = memory.address().get().wrapping_sub(section.range().first().get());
             // Another device's memory is mapped where a window holds all of it, or not at all.
             let whole = windows.iter().any(|window| window.range.covers(section.range()));
             (found.is_none_or(|(kin, same, with): (&HostMemory, _, _)| {
@@ -264,7 +264,7 @@ impl Guest {
                 let window = windows.iter().find(|window| window.range.covers(section.range()));
                 let Some(granule) = window.map(Window::granule) else { return Some("it lies not inside one window") };
                 let is_whole = self.shrink == Shrink::Refuse;
-                let differs = !granule.divides(memory.address().wrapping_sub(section.range().first().get()));
+                let differs = !granule.divides(memory.address().get().wrapping_sub(section.range().first().get()));
                 let incongruent = differs && is_whole;
                 let lost = section.range().bytes() - reached.within(section.range()).bytes();
                 let shrunk = lost > 0 && is_whole;
@@ -293,7 +293,7 @@ impl Guest {
     pub fn resolve(&self, target: SystemAddress, page: PageSize) -> Option<u64> {
         let holding = self.targets.iter().find(|piece| piece.range().contains(target))?;
         let memory = holding.memory().slice(holding.range().offset_of(target), NonZeroU64::new(page.bytes())?.get());
-        memory.map(|memory| memory.address())
+        memory.map(|memory| memory.address().get())
     }
 }
 

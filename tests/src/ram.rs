@@ -88,7 +88,7 @@ const ALIGNMENT: u64 = 0x1_0000;
 
 /// The first aligned `len` bytes of `memory`, which has as much more.
 fn aligned(memory: &HostMemory, len: u64) -> Option<HostMemory> {
-    memory.slice(memory.address().next_multiple_of(ALIGNMENT) - memory.address(), len)
+    memory.slice(memory.address().get().next_multiple_of(ALIGNMENT) - memory.address().get(), len)
 }
 
 /// Memory of a file, whose pages can be given back to the host while it stays mapped.
@@ -110,7 +110,7 @@ impl Droppable {
         let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(offset)).expect("memory");
         let all = HostMemory::of_region(&region).expect("not empty");
         let memory = aligned(&all, len).expect("room was left");
-        Self { file, begin: memory.address() - all.address(), memory }
+        Self { file, begin: memory.address().get() - all.address().get(), memory }
     }
 
     /// All of it.

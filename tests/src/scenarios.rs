@@ -275,7 +275,7 @@ fn discardable_blocks(fixture: &mut Fixture) {
 /// all the same, and the device reaches all of it.
 pub fn smaller_pages_than_said(fixture: &mut Fixture) {
     let huge = PageSize::M2.bytes();
-    let begin = fixture.ram.all().address().next_multiple_of(huge) - fixture.ram.all().address();
+    let begin = fixture.ram.all().address().get().next_multiple_of(huge) - fixture.ram.all().address().get();
     let memory = |n: u64| fixture.ram.slice(begin + n * huge, huge).backed_by(PageSize::M2);
     let sections = [ram("first", 0, memory(0), Access::READ_WRITE), ram("second", 2 * huge, memory(1), Access::READ)];
     let mut listener = Listener::new(FrontEnd::default());

@@ -9,7 +9,7 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::door::Door;
 use dmaspace_core::words::locked::LockedMemory;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova, IovaRange};
 use dmaspace_listener::Section;
 use dmaspace_soft::{Profile, SoftDevice, SoftHost};
 
@@ -89,7 +89,7 @@ pub fn open(soft: &Arc<SoftHost>, backend: BackendKind) -> Opened {
 
 /// Host addresses without bytes: all that a host in software needs.
 pub fn memory(address: u64, len: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+    HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
 }
 
 /// `len` such bytes from `host`, as RAM at `at`.

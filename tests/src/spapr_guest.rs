@@ -213,7 +213,7 @@ impl SpaprGuest {
     pub fn has(&self, space: &dyn PciAddressSpace) -> Vec<Entry> {
         let base = self.memory.ram.address();
         let mappings = space.mappings(IovaRange::all()).into_iter();
-        mappings.map(|live| (live.range, live.memory.address() - base, live.access)).collect()
+        mappings.map(|live| (live.range, live.memory.address().get() - base.get(), live.access)).collect()
     }
 
     /// A device gets where the table says, for `ioba` of a window.

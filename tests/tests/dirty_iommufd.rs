@@ -114,7 +114,7 @@ fn k1_pages_behind_a_gap_are_reported() {
 fn the_rest_of_a_large_page_is_not_lost() {
     let tracked = Tracked::new(Profile::vtd_ssads().with_fixed_iommu(Profile::vtd().fixed));
     let ram = Ram::new(6 << 20);
-    let offset = ram.all().address().next_multiple_of(2 * MIB) - ram.all().address();
+    let offset = ram.all().address().get().next_multiple_of(2 * MIB) - ram.all().address().get();
     let block = ram.slice(offset, 2 * MIB);
     tracked.map(64 * MIB, &block, Unit::Whole);
     tracked.start();

@@ -12,7 +12,7 @@ use dmaspace::options::OpenOptions;
 use dmaspace_core::door::{Door, Errno};
 use dmaspace_core::error::Kind;
 use dmaspace_core::words::locked::AccountingMode;
-use dmaspace_core::{Access, HostMemory, Iova, MemoryFile};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova, MemoryFile};
 use dmaspace_iommufd::Iommufd;
 use dmaspace_listener::Fate;
 use dmaspace_listener::{FrontEnd, Listener, Section};
@@ -127,7 +127,8 @@ fn sections_join_only_where_their_file_goes_on() {
     listener.attach(opened.space.space().clone()).expect("an empty view fits");
     let file = MemoryFile::unbacked(1);
     let piece = |n: u64, offset: u64| {
-        let span = HostMemory::unbacked((1 << 45) + n * MIB, NonZeroU64::new(MIB).expect("not zero")).expect("no wrap");
+        let span = HostMemory::unbacked(HostAddress::new((1 << 45) + n * MIB), NonZeroU64::new(MIB).expect("not zero"))
+            .expect("no wrap");
         let memory = span.in_file(file.clone(), offset);
         Section::ram("ram", Iova::new(n * MIB), memory, RW).expect("a proper range")
     };

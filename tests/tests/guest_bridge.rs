@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
 use dmaspace_core::door::Errno;
-use dmaspace_core::{HostMemory, PageSize, SystemAddress};
+use dmaspace_core::{HostAddress, HostMemory, PageSize, SystemAddress};
 use dmaspace_listener::Listener;
 use dmaspace_listener::Update;
 use dmaspace_listener::section::TargetMemory;
@@ -76,7 +76,8 @@ fn the_pages_of_a_host_s_window_and_the_reason_are_in_the_report() {
         let layout = Layout::pseries(0).placed_on([opened.space.space()]).expect("there is room");
         let mut bridge = PciHostBridge::new(layout, Arc::new(TceTables::new())).expect("a proper layout");
         let mut listener = Listener::default();
-        let memory = HostMemory::unbacked(0x7000_0000_0000, NonZeroU64::new(GIB).expect("not zero")).expect("no wrap");
+        let memory = HostMemory::unbacked(HostAddress::new(0x7000_0000_0000), NonZeroU64::new(GIB).expect("not zero"))
+            .expect("no wrap");
         let memory = memory.backed_by(backing);
         let target = TargetMemory::new("ram", SystemAddress::new(0), memory).expect("a proper range");
         listener.commit(Update::new().adding_target(target)).expect("no space that could refuse");

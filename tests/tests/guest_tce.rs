@@ -131,7 +131,7 @@ impl Guest {
     fn has(&self) -> Vec<(IovaRange, u64, Access)> {
         let mappings = self.opened.space.space().mappings(IovaRange::all());
         let base = self.memory.ram.address();
-        mappings.into_iter().map(|live| (live.range, live.memory.address() - base, live.access)).collect()
+        mappings.into_iter().map(|live| (live.range, live.memory.address().get() - base.get(), live.access)).collect()
     }
 
     fn assert_agreed(&self) {

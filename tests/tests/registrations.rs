@@ -59,7 +59,7 @@ impl RegistrationFixture {
     /// The registrations of a space, in MiB from the beginning of the guest's memory.
     fn runs(&self, n: usize) -> Vec<(u64, u64)> {
         let there = registered(&*self.space(n));
-        there.iter().map(|run| ((run.address() - HOST) / MIB, run.len().get() / MIB)).collect()
+        there.iter().map(|run| ((run.address().get() - HOST) / MIB, run.len().get() / MIB)).collect()
     }
 
     /// The number of registrations that were made and ended since the last time.
@@ -392,7 +392,7 @@ impl World {
                     there
                         .iter()
                         .filter(|run: &&HostMemory| told.entries.iter().any(|at| run.overlaps(piece(*at).memory())))
-                        .map(|run| (run.address(), run.len().get())),
+                        .map(|run| (run.address().get(), run.len().get())),
                 );
             }
         }
@@ -417,7 +417,7 @@ impl World {
                     let needed = low.iter().chain(&high).any(|at| told.pieces.contains(at));
                     assert!(needed, "space {space} has {run}, which it does not need");
                 }
-                all.extend(there.iter().map(|run| (run.address(), run.len().get())));
+                all.extend(there.iter().map(|run| (run.address().get(), run.len().get())));
             }
         }
         let runs: Vec<_> = all.into_iter().collect();

@@ -8,7 +8,9 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace_core::door::{Errno, HandleKind, OwnedHandle};
 use dmaspace_core::error::Kind;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space, SystemAddress};
+use dmaspace_core::{
+    Access, HostAddress, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space, SystemAddress,
+};
 use dmaspace_iommufd::{Cdev, Ioas, Iommufd, Pool};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{Fate, Update};
@@ -226,7 +228,7 @@ fn a_device_behind_its_viommu_and_one_beside_it_pin_the_guest_once() {
     handle.put_run(Iova::new(GIB), SystemAddress::new(GIB), 64 * K4, RW).expect("there is room");
     assert_eq!(fixture.soft.ledger().ever_pinned, 4 * GIB);
     let live = fixture.space(1).lookup(Iova::new(GIB)).expect("an entry");
-    assert_eq!(live.memory.address(), HOST + GIB);
+    assert_eq!(live.memory.address(), HostAddress::new(HOST + GIB));
     drop((beside, behind, handle));
     fixture.close();
 }
@@ -259,7 +261,7 @@ fn memory_that_may_only_be_read_is_shared_for_reading() {
     listener.commit(adding([rom])).expect("reading is possible");
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (MIB, [1, 2, 0]));
     // Differently described it may be written, and then it is pinned for that by itself.
-    let plain = HostMemory::unbacked(HOST, memory.len()).expect("no wrap");
+    let plain = HostMemory::unbacked(HostAddress::new(HOST), memory.len()).expect("no wrap");
     fixture.space(0).map(MapRequest::new(Iova::new(GIB), &plain, RW)).expect("it is pinned anew");
     assert_eq!((fixture.soft.ledger().pinned, fixture.calls()), (2 * MIB, [1, 0, 0]));
     drop(listener);
@@ -292,7 +294,7 @@ fn memory_whose_pins_are_not_shared_is_mapped_by_itself() {
     // Copies stay when it is let go of.
     fixture.space(0).unmap(IovaRange::all()).expect("whole mappings");
     sharing(0, &|sharing| sharing.stop_sharing(&half).expect("nothing leans on it here"));
-    assert_eq!(fixture.space(1).lookup(Iova::new(K4)).expect("mapped").memory.address(), HOST);
+    assert_eq!(fixture.space(1).lookup(Iova::new(K4)).expect("mapped").memory.address(), HostAddress::new(HOST));
     assert_eq!(fixture.soft.ledger().pinned, 2 * MIB);
     fixture.close();
 }

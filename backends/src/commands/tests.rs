@@ -1,3 +1,4 @@
+use dmaspace_core::HostAddress;
 use dmaspace_core::door::Handle;
 use zerocopy::IntoBytes;
 
@@ -216,7 +217,8 @@ fn a_file_is_mapped_no_further_than_the_memory_it_is_attached_for() {
     let file = dmaspace_core::MemoryFile::unbacked(1);
     let memory = anonymous_memory(0x2000);
     let known = memory.clone().in_file(file.clone(), 0x8000);
-    let unbacked = std::num::NonZeroU64::new(0x2000).and_then(|len| dmaspace_core::HostMemory::unbacked(0x1000, len));
+    let unbacked = std::num::NonZeroU64::new(0x2000)
+        .and_then(|len| dmaspace_core::HostMemory::unbacked(HostAddress::new(0x1000), len));
     let unbacked = unbacked.expect("no wrap").in_file(file, 0x8000);
     let refused = |memory: &dmaspace_core::HostMemory, start, length, fd, flags| {
         let mut map = iommufd::IoasMapFile { size: 40, flags, fd, start, length, ..Default::default() };
@@ -276,7 +278,7 @@ fn an_address_the_caller_wrote_is_refused() {
 #[test]
 fn memory_that_is_not_there_is_a_bad_address() {
     let page = std::num::NonZeroU64::new(0x1000).expect("not zero");
-    let nothing = dmaspace_core::HostMemory::unbacked(0x1000, page).expect("no wrap");
+    let nothing = dmaspace_core::HostMemory::unbacked(HostAddress::new(0x1000), page).expect("no wrap");
     let mut map = map_dma(0x1000);
     let lease = lease_of(&nothing);
     let attached = Attached::Memory(&lease);

@@ -1,5 +1,6 @@
 //! Answers: for every failure in a log, the answer of a host of ours to the same, and for every cause one cure.
 
+use dmaspace::HostAddress;
 use std::collections::BTreeMap;
 
 use dmaspace::door::Errno;
@@ -175,7 +176,7 @@ fn fate_here(at: IovaRange, is_device: bool, name: Option<&str>, stage: &Stage) 
     const PLACE: u64 = 1 << 44;
     const ALIGNMENT: u64 = 1 << 30;
     let place = PLACE + at.first().get() % ALIGNMENT;
-    let memory = HostMemory::unbacked(place, at.len()?)?;
+    let memory = HostMemory::unbacked(HostAddress::new(place), at.len()?)?;
     let section = match is_device {
         true => Section::device_memory(name.unwrap_or("BAR"), at.first(), memory, Access::READ_WRITE),
         false => Section::ram(name.unwrap_or("ram"), at.first(), memory, Access::READ_WRITE),

@@ -5,6 +5,7 @@
 
 mod cures;
 
+use dmaspace::HostAddress;
 use std::fmt;
 
 use dmaspace::contract::PciAddressSpace;
@@ -113,7 +114,8 @@ impl<'a> HostView<'a> {
 
     /// The cause for which the host maps no device's memory at all, if there is one.
     pub(crate) fn of_device_memory(&self) -> Option<Cause> {
-        let memory = HostMemory::unbacked(1 << 44, PageSize::K4.bytes().try_into().ok()?)?.device_memory();
+        let memory =
+            HostMemory::unbacked(HostAddress::new(1 << 44), PageSize::K4.bytes().try_into().ok()?)?.device_memory();
         (!self.space.describe().capabilities.reaches(&memory))
             .then(|| Cause::DeviceMemory(self.space.describe().backend))
     }

@@ -6,6 +6,7 @@
 //! 6 TiB replays on a laptop; a real host is given real memory, zeroed, of which the kernel hands out the pages that
 //! are pinned.
 
+use dmaspace::HostAddress;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -190,8 +191,8 @@ const FIRST_PLACE: u64 = 1 << 44;
 /// not map it. 1 GiB or more lies between places, so that different regions are never taken for one piece.
 fn made_up(place: &mut u64, bus: u64, bytes: NonZeroU64) -> Option<HostMemory> {
     let within = PageSize::K64.round_down(bus % PageSize::G1.bytes());
-    let memory = HostMemory::unbacked(place.checked_add(within)?, bytes)?;
-    *place = PageSize::G1.round_up(memory.last())?.checked_add(PageSize::G1.bytes())?;
+    let memory = HostMemory::unbacked(HostAddress::new(place.checked_add(within)?), bytes)?;
+    *place = PageSize::G1.round_up(memory.last().get())?.checked_add(PageSize::G1.bytes())?;
     Some(memory)
 }
 
@@ -243,14 +244,14 @@ mod tests {
     fn pieces_of_one_region_continue_each_other_and_regions_never_touch() {
         let listener = told(Q35_WITH_BAR, Source::MadeUp);
         let (low, shadow) = (memory_at(&listener, 0), memory_at(&listener, 0xc_3000));
-        assert_eq!(low.last() + 1, shadow.address());
+        assert_eq!(low.last().get() + 1, shadow.address().get());
         assert!(low.joined_with(&shadow).is_some());
         let (bios, bar) = (memory_at(&listener, 0xfffc_0000), memory_at(&listener, 0xfea0_0000));
         assert!(bar.is_device_memory() && !bios.is_device_memory());
         let mut places = [low.address(), bios.address(), bar.address()];
         places.sort_unstable();
-        assert!(places.windows(2).all(|pair| pair[1] - pair[0] >= PageSize::G1.bytes()));
-        assert!(PageSize::G1.divides(low.address()) && PageSize::G1.divides(bios.address() - 0x3ffc_0000));
+        assert!(places.windows(2).all(|pair| pair[1].get() - pair[0].get() >= PageSize::G1.bytes()));
+        assert!(PageSize::G1.divides(low.address().get()) && PageSize::G1.divides(bios.address().get() - 0x3ffc_0000));
     }
 
     #[test]

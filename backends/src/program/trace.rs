@@ -278,7 +278,7 @@ impl Tracer {
     }
 
     fn register(&mut self, line: usize, memory: HostMemory, errno: u32) -> Result<(), String> {
-        let made = TargetMemory::new("ram", SystemAddress::new(memory.address()), memory);
+        let made = TargetMemory::new("ram", SystemAddress::new(memory.address().get()), memory);
         let target = made.map_err(|error| format!("a range, but {error}"))?;
         if errno != 0 {
             self.findings.add_target(line, &target, errno);
@@ -288,7 +288,7 @@ impl Tracer {
     }
 
     fn unregister(&mut self, line: usize, memory: &HostMemory, errno: u32) -> Result<bool, String> {
-        let told = SystemRange::with_len(SystemAddress::new(memory.address()), memory.len().get());
+        let told = SystemRange::with_len(SystemAddress::new(memory.address().get()), memory.len().get());
         let range = told.map_err(|error| format!("a range, but {error}"))?;
         match self.spaces.first_mut() {
             Some(space) if errno == 0 => space.remove_target(line, range),

@@ -4,6 +4,7 @@
 //! view alone, has no step when the space is as it should be. The index, which the plan relies on, is compared with the
 //! windows, the fences and the registrations.
 
+use dmaspace_core::HostAddress;
 use std::fmt;
 
 use dmaspace_core::contract::{Fence, Mapping, PciAddressSpace};
@@ -108,7 +109,9 @@ fn is_covered(memory: &HostMemory, registered: &[HostMemory]) -> bool {
     let mut next = Some(memory.address());
     for known in registered.iter().filter(|known| known.last() >= memory.address()) {
         match next {
-            Some(at) if at <= memory.last() && known.address() <= at => next = known.last().checked_add(1),
+            Some(at) if at <= memory.last() && known.address() <= at => {
+                next = known.last().get().checked_add(1).map(HostAddress::new)
+            }
             _ => break,
         }
     }

@@ -4,6 +4,7 @@
 //! The rest is pieces with odd ends, and an IOMMU maps whole pages. [`Bar::sections`] returns these pages,
 //! [`Bar::relocation`] the places of the table and the pending bits at which no page would be lost.
 
+use dmaspace_core::HostAddress;
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
 
@@ -253,7 +254,7 @@ mod tests {
 
     fn area(offset: u64, host: u64, len: u64) -> Area {
         let len = NonZeroU64::new(len).expect("not empty");
-        Area { offset, memory: HostMemory::unbacked(host, len).expect("no wrap") }
+        Area { offset, memory: HostMemory::unbacked(HostAddress::new(host), len).expect("no wrap") }
     }
 
     fn msix(vectors: u16, table: u64, pba: u64) -> Option<Msix> {
@@ -269,7 +270,7 @@ mod tests {
     fn told(bar: &Bar, page: PageSize) -> Vec<(u64, u64, Option<u64>)> {
         let at = 0xfe00_0000;
         let told = |section: &Section| {
-            let host = section.direct().map(|(memory, _)| memory.address());
+            let host = section.direct().map(|(memory, _)| memory.address().get());
             (section.range().first().get() - at, section.range().last().get() - at, host)
         };
         bar.sections(Iova::new(at), page).expect("no overflow").iter().map(told).collect()

@@ -145,5 +145,5 @@ fn is_worth_merging(run: &HostMemory, fresh: &[HostMemory], merged: &[HostMemory
 }
 
 fn touch(a: &HostMemory, b: &HostMemory) -> bool {
-    a.last().checked_add(1) == Some(b.address()) || b.last().checked_add(1) == Some(a.address())
+    a.last().get().checked_add(1) == Some(b.address().get()) || b.last().get().checked_add(1) == Some(a.address().get())
 }

@@ -267,8 +267,8 @@ impl Run<'_> {
     /// The part of a live mapping that this run would map just the same.
     fn same_as(&self, live: &Mapping) -> Option<IovaRange> {
         let shared = self.range.intersection(live.range)?;
-        let here = self.memory.address().wrapping_add(self.range.offset_of(shared.first()));
-        let there = live.memory.address().wrapping_add(live.range.offset_of(shared.first()));
+        let here = self.memory.address().get().wrapping_add(self.range.offset_of(shared.first()));
+        let there = live.memory.address().get().wrapping_add(live.range.offset_of(shared.first()));
         let is_of_its_unit = self.unit.is_none_or(|page| live.unit == Unit::Pages(page));
         let is_same = here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory);
         if is_same && is_of_its_unit { Some(shared) } else { None }

@@ -268,7 +268,7 @@ impl WindowPlanner<'_> {
     fn is_whole_in_registrations(&self, page: PageSize) -> bool {
         page <= self.host_page
             || ram(self.view).all(|(section, memory)| {
-                let bounds = [memory.address(), memory.len().get(), section.range().first().get()];
+                let bounds = [memory.address().get(), memory.len().get(), section.range().first().get()];
                 bounds.iter().all(|bound| page.divides(*bound))
             })
     }
@@ -338,7 +338,7 @@ fn ram_runs(view: &View) -> Vec<(IovaRange, u64)> {
         let is_continued = before.is_some_and(|before| continues(before, section));
         match runs.last_mut() {
             Some((range, _)) if is_continued => *range = range.hull(section.range()),
-            _ => runs.push((section.range(), memory.address())),
+            _ => runs.push((section.range(), memory.address().get())),
         }
         before = Some(section);
     }

@@ -15,7 +15,7 @@ use dmaspace_core::door::{Errno, Failure, Lease};
 use dmaspace_core::error::Kind;
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{
-    Access, Backend, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Windows,
+    Access, Backend, HostAddress, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Windows,
 };
 
 const PAGE: u64 = 0x1000;
@@ -168,7 +168,7 @@ struct Told(Mutex<BTreeSet<u64>>);
 impl DirtySink for Told {
     fn mark(&self, dirtied: Dirtied<'_>) {
         assert!(dirtied.len > 0 && dirtied.offset + dirtied.len <= dirtied.memory.len().get());
-        let first = dirtied.address() / PAGE;
+        let first = dirtied.address().get() / PAGE;
         self.0.lock().expect("no panic under it").extend(first..first + dirtied.len / PAGE);
     }
 }
@@ -184,7 +184,8 @@ fn range(first_page: u64, pages: u64) -> IovaRange {
 }
 
 fn memory(first_page: u64, pages: u64) -> HostMemory {
-    HostMemory::unbacked(HOST + first_page * PAGE, NonZeroU64::new(pages * PAGE).expect("not empty")).expect("no wrap")
+    HostMemory::unbacked(HostAddress::new(HOST + first_page * PAGE), NonZeroU64::new(pages * PAGE).expect("not empty"))
+        .expect("no wrap")
 }
 
 fn host_page(page: u64) -> u64 {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::words::address::IovaRange;
+use crate::words::address::{HostAddress, IovaRange};
 use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
 
@@ -36,8 +36,8 @@ impl<'a> Dirtied<'a> {
     }
 
     /// The address of the first byte in this process.
-    pub fn address(&self) -> u64 {
-        self.memory.address().saturating_add(self.offset)
+    pub fn address(&self) -> HostAddress {
+        HostAddress::new(self.memory.address().get().saturating_add(self.offset))
     }
 }
 

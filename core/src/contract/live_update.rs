@@ -84,7 +84,7 @@ impl NamedMemory {
     pub fn place_of(&self, memory: &HostMemory) -> Option<Place> {
         let holds = |piece: &HostMemory| piece.address() <= memory.address() && memory.last() <= piece.last();
         let (name, piece) = self.pieces.iter().find(|(_, piece)| holds(piece))?;
-        Some(Place { name: name.clone(), offset: memory.address() - piece.address() })
+        Some(Place { name: name.clone(), offset: memory.address().get() - piece.address().get() })
     }
 }
 

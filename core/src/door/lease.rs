@@ -38,7 +38,7 @@ impl<'a> Lease<'a> {
 
     /// The part of the lease that is exactly `memory`. `None` when a byte of it is outside.
     pub fn narrowed_to(&self, memory: &HostMemory) -> Option<Lease<'a>> {
-        let offset = memory.address().checked_sub(self.memory.address())?;
+        let offset = memory.address().get().checked_sub(self.memory.address().get())?;
         let part = self.memory.slice(offset, memory.len().get())?;
         Some(Lease { memory: Cow::Owned(part) })
     }

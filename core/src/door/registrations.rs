@@ -15,12 +15,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::sync::{self, Mutex, MutexGuard, Rank};
+use crate::words::address::HostAddress;
 use crate::words::memory::HostMemory;
 
 /// The registrations of a process. Its lock is [`Rank::ProcessRegistrations`] in the order of all locks
 /// ([`crate::sync`]).
 pub struct ProcessRegistrations {
-    by_address: Mutex<BTreeMap<u64, Registration>>,
+    by_address: Mutex<BTreeMap<HostAddress, Registration>>,
 }
 
 /// Registered memory, and the number of spaces that registered it.
@@ -90,13 +91,13 @@ impl ProcessRegistrations {
         drop_owner(last);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Registration>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<HostAddress, Registration>> {
         self.by_address.lock()
     }
 }
 
 /// Takes out the registration of `memory` if no space is left that has it.
-fn count_down(list: &mut BTreeMap<u64, Registration>, memory: &HostMemory) -> Option<Registration> {
+fn count_down(list: &mut BTreeMap<HostAddress, Registration>, memory: &HostMemory) -> Option<Registration> {
     let registration = list.get_mut(&memory.address()).filter(|registration| registration.equals(memory))?;
     debug_assert!(registration.users > 0, "a registration without a user stayed in the list");
     registration.users = registration.users.saturating_sub(1);
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     fn memory(address: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
     fn enter(runs: &ProcessRegistrations, memory: &HostMemory) -> Result<Result<(), ()>, HostMemory> {

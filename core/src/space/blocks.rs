@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use crate::backend::Backend;
 use crate::error::Kind;
 use crate::sync::{Rank, RwLock};
+use crate::words::address::HostAddress;
 use crate::words::memory::HostMemory;
 
 /// Blocks of host memory by their first byte: the registrations of a space, or the memory whose pins it shares. They
 /// change only under the space's gate, held exclusively. The lock is held for moments.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    by_address: RwLock<BTreeMap<u64, HostMemory>>,
+    by_address: RwLock<BTreeMap<HostAddress, HostMemory>>,
 }
 
 impl Blocks {
@@ -27,7 +28,7 @@ impl Blocks {
             Err(Kind::Unbacked)
         } else if memory.is_device_memory() {
             Err(Kind::DeviceMemory)
-        } else if !page.divides(memory.address()) || !page.divides(memory.len().get()) {
+        } else if !page.divides(memory.address().get()) || !page.divides(memory.len().get()) {
             Err(Kind::Misaligned(page))
         } else if self.overlaps(memory) {
             Err(already)
@@ -55,8 +56,8 @@ impl Blocks {
             let Some((_, block)) = blocks.range(..=next).next_back().filter(|(_, block)| block.last() >= next) else {
                 return false;
             };
-            let Some(after) = block.last().checked_add(1) else { break };
-            next = after;
+            let Some(after) = block.last().get().checked_add(1) else { break };
+            next = HostAddress::new(after);
         }
         true
     }
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     fn memory(address: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not zero")).expect("no wrap")
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::contract::Fence;
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
 use crate::sync::{Rank, RwLock};
+use crate::words::address::HostAddress;
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
 use crate::words::window::Windows;
@@ -102,7 +103,7 @@ mod tests {
     }
 
     fn memory(address: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(0x1000).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(0x1000).expect("not zero")).expect("no wrap")
     }
 
     #[test]

@@ -679,7 +679,7 @@ mod tests {
 
     fn mapping(first: u64, pages: u64, host: u64, unit: Unit) -> Mapping {
         let len = NonZeroU64::new(pages * 0x1000).expect("not empty");
-        let memory = HostMemory::unbacked(host, len).expect("no wrap");
+        let memory = HostMemory::unbacked(HostAddress::new(host), len).expect("no wrap");
         let range = IovaRange::with_len(Iova::new(first), len.get()).expect("a range of the test");
         Mapping { range, memory, access: Access::READ_WRITE, unit }
     }

@@ -199,7 +199,7 @@ impl WindowSet {
         };
         slot.check_ours(operation, range)?;
         let granule = slot.window.granule();
-        if !range.is_aligned_to(granule) || !granule.divides(memory.address()) {
+        if !range.is_aligned_to(granule) || !granule.divides(memory.address().get()) {
             return Err(Error::new(operation, range, Kind::Misaligned(granule)));
         }
         match unit {

@@ -1,5 +1,6 @@
 //! Reports of dirty pages, on their way from a space's locks to the caller's sink.
 
+use crate::words::address::HostAddress;
 use std::sync::Arc;
 
 use crate::contract::dirty::{Dirtied, DirtySink};
@@ -130,12 +131,12 @@ mod tests {
 
     impl DirtySink for Marked {
         fn mark(&self, dirtied: Dirtied<'_>) {
-            self.0.lock().expect("no panic under it").push((dirtied.address(), dirtied.len));
+            self.0.lock().expect("no panic under it").push((dirtied.address().get(), dirtied.len));
         }
     }
 
     fn memory(address: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(0x4000).expect("not zero")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(0x4000).expect("not zero")).expect("no wrap")
     }
 
     #[test]

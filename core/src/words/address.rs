@@ -80,6 +80,11 @@ address! {
     SystemAddress
 }
 
+address! {
+    /// An address of a process on the host, as a pointer to the memory has it.
+    HostAddress
+}
+
 /// A range of bus addresses.
 pub type IovaRange = AddressRange<Iova>;
 

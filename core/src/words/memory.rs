@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub use file::MemoryFile;
 pub(crate) use file::OpenedFile;
 
+use crate::words::address::HostAddress;
 use crate::words::page::PageSize;
 #[cfg(feature = "vm-memory")]
 use vm_memory::{GuestRegionMmap, mmap::NewBitmap};
@@ -203,8 +204,8 @@ impl HostMemory {
     /// it before their first call.
     ///
     /// `None` when the span would wrap around the address space.
-    pub fn unbacked(address: u64, len: NonZeroU64) -> Option<Self> {
-        let base = ptr::without_provenance_mut(usize::try_from(address).ok()?);
+    pub fn unbacked(address: HostAddress, len: NonZeroU64) -> Option<Self> {
+        let base = ptr::without_provenance_mut(usize::try_from(address.get()).ok()?);
         Self::span(base, len, Origin::Unbacked(0))
     }
 
@@ -255,17 +256,21 @@ impl HostMemory {
     /// The mapped bytes are the file's then. Memory of a private mapping is not the file's: do not set a file for it.
     #[must_use]
     pub fn in_file(mut self, file: MemoryFile, offset: u64) -> Self {
-        self.mapped = Some(Arc::new(Mapped { file, begin: self.address().wrapping_sub(offset) }));
+        self.mapped = Some(Arc::new(Mapped { file, begin: self.begin().wrapping_sub(offset) }));
         self
     }
 
     /// The file that the memory is mapped from and the offset in it, if they were set.
     pub fn file(&self) -> Option<(&MemoryFile, u64)> {
-        self.mapped.as_ref().map(|mapped| (&mapped.file, self.address().wrapping_sub(mapped.begin)))
+        self.mapped.as_ref().map(|mapped| (&mapped.file, self.begin().wrapping_sub(mapped.begin)))
     }
 
     /// The address of the first byte in this process.
-    pub fn address(&self) -> u64 {
+    pub fn address(&self) -> HostAddress {
+        HostAddress::new(self.begin())
+    }
+
+    fn begin(&self) -> u64 {
         self.base.addr() as u64
     }
 
@@ -275,9 +280,13 @@ impl HostMemory {
     }
 
     /// The address of the last byte.
-    pub fn last(&self) -> u64 {
+    pub fn last(&self) -> HostAddress {
+        HostAddress::new(self.last_byte())
+    }
+
+    fn last_byte(&self) -> u64 {
         // Checked when the span was made.
-        self.address() + (self.len.get() - 1)
+        self.begin() + (self.len.get() - 1)
     }
 
     /// The size of the pages that back the memory, if the owner set it.
@@ -302,7 +311,7 @@ impl HostMemory {
 
     /// Returns `true` if the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
     pub fn is_rounded(&self) -> bool {
-        !self.is_vouched_for(self.address(), self.last())
+        !self.is_vouched_for(self.begin(), self.last_byte())
     }
 
     fn is_vouched_for(&self, first: u64, last: u64) -> bool {
@@ -314,7 +323,7 @@ impl HostMemory {
     fn parts(&self) -> Vec<Part> {
         match &self.vouched {
             Some(parts) => parts.to_vec(),
-            None => vec![Part { first: self.address(), last: self.last() }],
+            None => vec![Part { first: self.begin(), last: self.last_byte() }],
         }
     }
 
@@ -374,7 +383,7 @@ impl HostMemory {
 
     /// Returns `true` if both share bytes of this process's address space.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.address() <= other.last() && other.address() <= self.last()
+        self.begin() <= other.last_byte() && other.begin() <= self.last_byte()
     }
 
     /// Returns `true` if both are of one unplug unit and described alike, so that they may share one kernel mapping.
@@ -384,23 +393,23 @@ impl HostMemory {
 
     /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
     pub fn joined_with(&self, next: &Self) -> Option<Self> {
-        let touches = self.last().checked_add(1) == Some(next.address());
+        let touches = self.last_byte().checked_add(1) == Some(next.begin());
         let len = self.len.checked_add(next.len.get())?;
         (touches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
     }
 
     /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
     pub fn merged_with(&self, next: &Self) -> Option<Self> {
-        let reaches = self.address() <= next.address() && next.address() <= self.last().saturating_add(1);
-        let last = self.last().max(next.last());
-        let len = NonZeroU64::new((last - self.address()).checked_add(1)?)?;
+        let reaches = self.begin() <= next.begin() && next.begin() <= self.last_byte().saturating_add(1);
+        let last = self.last_byte().max(next.last_byte());
+        let len = NonZeroU64::new((last - self.begin()).checked_add(1)?)?;
         (reaches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
     }
 
     /// The parts of this memory below and above `hole`, by address.
     pub fn without(&self, hole: &Self) -> (Option<Self>, Option<Self>) {
-        let below = self.slice(0, hole.address().saturating_sub(self.address()).min(self.len.get()));
-        let above = hole.last().checked_add(1).map_or(self.len.get(), |end| end.saturating_sub(self.address()));
+        let below = self.slice(0, hole.begin().saturating_sub(self.begin()).min(self.len.get()));
+        let above = hole.last_byte().checked_add(1).map_or(self.len.get(), |end| end.saturating_sub(self.begin()));
         (below, self.slice(above, self.len.get().saturating_sub(above)))
     }
 
@@ -408,9 +417,9 @@ impl HostMemory {
     /// around the memory, so the result can be registered and its pins shared, but not mapped
     /// ([`HostMemory::is_rounded`]), and only the memory itself can be copied.
     pub fn widened_to(&self, page: PageSize) -> Option<Self> {
-        let first = page.round_down(self.address());
-        let end = page.round_up(self.last().checked_add(1)?)?;
-        let base = self.base.wrapping_sub(usize::try_from(self.address() - first).ok()?);
+        let first = page.round_down(self.begin());
+        let end = page.round_up(self.last_byte().checked_add(1)?)?;
+        let base = self.base.wrapping_sub(usize::try_from(self.begin() - first).ok()?);
         let len = NonZeroU64::new(end - first)?;
         let vouched = match &self.vouched {
             None if len == self.len => None,
@@ -454,7 +463,7 @@ impl HostMemory {
         if self.is_unbacked() {
             return Err(CopyError::Unbacked);
         }
-        let first = self.address().saturating_add(offset);
+        let first = self.begin().saturating_add(offset);
         if len > 0 && !self.is_vouched_for(first, first.saturating_add(len as u64 - 1)) {
             return Err(CopyError::Rounded);
         }
@@ -500,7 +509,7 @@ fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
 /// Compares place, length and kind: equal memory is the same memory for a kernel.
 impl PartialEq for HostMemory {
     fn eq(&self, other: &Self) -> bool {
-        self.address() == other.address() && self.len == other.len && self.is_of_a_kind(other)
+        self.begin() == other.begin() && self.len == other.len && self.is_of_a_kind(other)
     }
 }
 
@@ -508,7 +517,7 @@ impl Eq for HostMemory {}
 
 impl fmt::Display for HostMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "host memory {:#x}..={:#x}", self.address(), self.last())
+        write!(f, "host memory {:#x}..={:#x}", self.begin(), self.last_byte())
     }
 }
 
@@ -529,7 +538,7 @@ mod tests {
     use super::*;
 
     fn unbacked(address: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
     /// Atomics, since a pointer into an `Arc` of plain bytes may not be written through.
@@ -545,8 +554,11 @@ mod tests {
 
     #[test]
     fn a_span_that_wraps_is_refused() {
-        assert!(HostMemory::unbacked(u64::MAX - 0xfff, NonZeroU64::new(0x1001).expect("not zero")).is_none());
-        assert_eq!(unbacked(u64::MAX - 0xfff, 0x1000).last(), u64::MAX);
+        assert!(
+            HostMemory::unbacked(HostAddress::new(u64::MAX - 0xfff), NonZeroU64::new(0x1001).expect("not zero"))
+                .is_none()
+        );
+        assert_eq!(unbacked(u64::MAX - 0xfff, 0x1000).last(), HostAddress::new(u64::MAX));
     }
 
     #[test]
@@ -575,7 +587,7 @@ mod tests {
         assert_eq!(memory.unit(), held(&one).unit());
         assert_eq!(memory.unit(), memory.clone().in_unit(7).unit());
         assert_ne!(memory.unit(), held(&other).unit());
-        assert_ne!(memory.unit(), unbacked(memory.address(), 32).unit());
+        assert_ne!(memory.unit(), unbacked(memory.begin(), 32).unit());
     }
 
     #[test]
@@ -613,7 +625,7 @@ mod tests {
         assert!(
             pages.is_rounded() && !unbacked(0x1000, 0x1000).widened_to(PageSize::K4).expect("no wrap").is_rounded()
         );
-        let offset = held(&bytes).address() - pages.address();
+        let offset = held(&bytes).begin() - pages.begin();
         let mut out = [0; 32];
         pages.read(offset, &mut out).expect("the owner vouched for these bytes");
         assert_eq!(out, [7; 32]);
@@ -629,7 +641,7 @@ mod tests {
         let mut out = [7; 3];
         memory.read(0x2ffd, &mut out).expect("inside");
         assert_eq!(out, [0; 3]);
-        assert!(PageSize::K4.divides(memory.address()));
+        assert!(PageSize::K4.divides(memory.begin()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::reserved::Reserved;
 use dmaspace_core::{
-    Access, Backend, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Windows,
+    Access, Backend, HostAddress, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Windows,
 };
 
 pub const PAGE: u64 = 0x1000;
@@ -98,7 +98,7 @@ unsafe impl Backend for Iotlb {
 
     fn map(&self, range: IovaRange, memory: &Lease<'_>, _: Access) -> Result<(), Failure> {
         (self.script)(Call::Map(range))?;
-        self.live.lock().insert(range.first().get(), memory.address());
+        self.live.lock().insert(range.first().get(), memory.address().get());
         Ok(())
     }
 
@@ -162,7 +162,7 @@ pub fn page_at(first: u64) -> IovaRange {
 }
 
 pub fn memory(address: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(PAGE).expect("not zero")).expect("no wrap")
+    HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(PAGE).expect("not zero")).expect("no wrap")
 }
 
 /// The page that the tests map.

@@ -88,7 +88,7 @@ impl<'c, 'a> Call<'c, 'a> {
         let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
         match attached.map(|attachment| &attachment.what) {
             Some(Attached::Memory(memory)) => {
-                UserMemory { address: memory.address(), memory: Some(HostMemory::clone(memory)) }
+                UserMemory { address: memory.address().get(), memory: Some(HostMemory::clone(memory)) }
             }
             _ => UserMemory { address: raw, memory: None },
         }
@@ -145,7 +145,7 @@ pub(crate) struct UserMemory {
 
 impl From<HostMemory> for UserMemory {
     fn from(memory: HostMemory) -> Self {
-        Self { address: memory.address(), memory: Some(memory) }
+        Self { address: memory.address().get(), memory: Some(memory) }
     }
 }
 

@@ -217,7 +217,7 @@ impl Context {
         // for a part.
         if let Some(mapped) = call.copied(offset_of!(IoasCopy, length)) {
             for piece in &mut pieces {
-                let offset = piece.memory.address().checked_sub(mapped.address());
+                let offset = piece.memory.address().get().checked_sub(mapped.address().get());
                 let part = offset.and_then(|offset| mapped.slice(offset, piece.memory.len().get()));
                 piece.memory = part.unwrap_or_else(|| piece.memory.clone());
             }

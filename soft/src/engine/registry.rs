@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_core::{HostAddress, HostMemory, PageSize};
 
 /// A registered block.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Registration {
 impl Registration {
     /// One past the block's last byte; the kernel refuses blocks that end at 2^64.
     pub(crate) fn end(&self) -> u64 {
-        self.memory.last().saturating_add(1)
+        self.memory.last().get().saturating_add(1)
     }
 }
 
@@ -42,8 +42,8 @@ impl Registry {
     pub(crate) fn add(&mut self, memory: HostMemory, page: PageSize) -> u64 {
         self.last_id += 1;
         let (id, address) = (self.last_id, memory.address());
-        self.addresses.insert(id, address);
-        self.by_address.insert(address, Registration { id, memory, page, users: 1, mapped: 0 });
+        self.addresses.insert(id, address.get());
+        self.by_address.insert(address.get(), Registration { id, memory, page, users: 1, mapped: 0 });
         id
     }
 
@@ -66,7 +66,10 @@ impl Registry {
     /// Returns whether a block shares bytes with the span.
     pub(crate) fn overlaps(&self, address: u64, size: u64) -> bool {
         let last = address.saturating_add(size - 1);
-        self.by_address.range(..=last).next_back().is_some_and(|(_, block)| block.memory.last() >= address)
+        self.by_address
+            .range(..=last)
+            .next_back()
+            .is_some_and(|(_, block)| block.memory.last() >= HostAddress::new(address))
     }
 
     /// Removes a user. Returns the block if that was its last user and no TCE points into it; while TCEs do, the last
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
 
     fn memory(address: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova, IovaRange, PageSize};
 
 /// Adjacent bus addresses, and the memory behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +167,8 @@ mod tests {
     use super::*;
 
     fn run(at: u64, host: u64, len: u64) -> Run {
-        let memory = HostMemory::unbacked(host, NonZeroU64::new(len).expect("not empty")).expect("no wrap");
+        let memory =
+            HostMemory::unbacked(HostAddress::new(host), NonZeroU64::new(len).expect("not empty")).expect("no wrap");
         Run::new(Iova::new(at), memory, Access::READ_WRITE, 0).expect("no wrap")
     }
 
@@ -177,11 +178,11 @@ mod tests {
 
     /// The host address that a device reaches.
     fn reached(table: &Table, at: u64) -> Option<u64> {
-        table.reached_at(Iova::new(at)).map(|run| run.memory.address())
+        table.reached_at(Iova::new(at)).map(|run| run.memory.address().get())
     }
 
     fn spans(table: &Table) -> Vec<(u64, u64, u64)> {
-        table.iter().map(|run| (run.range.first().get(), run.range.last().get(), run.memory.address())).collect()
+        table.iter().map(|run| (run.range.first().get(), run.range.last().get(), run.memory.address().get())).collect()
     }
 
     #[test]
@@ -256,7 +257,7 @@ mod tests {
     fn pages_of(table: &Table) -> Naive {
         let mut pages = Naive::new();
         for run in table.iter() {
-            let (first, host) = (run.range.first().get() >> 12, run.memory.address() >> 12);
+            let (first, host) = (run.range.first().get() >> 12, run.memory.address().get() >> 12);
             pages.extend((0..run.bytes() >> 12).map(|n| (first + n, (host + n, run.access))));
         }
         pages

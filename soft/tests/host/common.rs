@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Errno, Handle, HandleKind};
-use dmaspace_core::{Access, HostMemory, PageSize};
+use dmaspace_core::{Access, HostAddress, HostMemory, PageSize};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw::{self, Context};
 use dmaspace_soft::profile::{KernelInterface, TceManager};
@@ -141,7 +141,7 @@ pub(crate) fn memory(bytes: u64) -> HostMemory {
 
 /// Memory that is an address only.
 pub(crate) fn unbacked(address: u64, bytes: u64) -> HostMemory {
-    HostMemory::unbacked(address, NonZeroU64::new(bytes).expect("not empty")).expect("no wrap")
+    HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(bytes).expect("not empty")).expect("no wrap")
 }
 
 /// The kinds of context a host has.

@@ -127,7 +127,7 @@ fn reading_the_log_of_part_of_a_large_page_clears_all_of_it() {
     let (fixture, table) = LoggingFixture::logging(large);
     // Host and bus address agree to 2 MiB.
     let block = memory(6 * MIB);
-    let offset = block.address().next_multiple_of(2 * MIB) - block.address();
+    let offset = block.address().get().next_multiple_of(2 * MIB) - block.address().get();
     fixture.map(64 * MIB, &block.slice(offset, 2 * MIB).expect("inside"));
     fixture.write(0, 64 * MIB + MIB + PAGE);
     let whole = (64 * MIB, 2 * MIB);

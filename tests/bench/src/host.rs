@@ -10,7 +10,8 @@ use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::door::{Failure, Lease};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{
-    Access, Backend, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Window, Windows,
+    Access, Backend, HostAddress, HostMemory, Iova, IovaRange, PageSize, PageSizes, PciAddressSpace, Space, Window,
+    Windows,
 };
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
@@ -183,5 +184,5 @@ pub(crate) fn ram(len: u64) -> HostMemory {
 /// Addresses without memory, in an unplug unit of their own.
 pub(crate) fn unit_of_ram(address: u64, len: u64, unit: u64) -> HostMemory {
     let len = NonZeroU64::new(len).expect("not empty");
-    HostMemory::unbacked(address, len).expect("no wrap").in_unit(unit)
+    HostMemory::unbacked(HostAddress::new(address), len).expect("no wrap").in_unit(unit)
 }

@@ -19,7 +19,7 @@ use dmaspace_core::contract::{
     WindowChange, WindowControl, WindowRequest,
 };
 use dmaspace_core::error::{Error, Kind};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, Window};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova, IovaRange, PageSize, Window};
 
 use crate::hooks::{Call, Dma, Faults};
 
@@ -378,7 +378,7 @@ impl Bench {
     /// A unit of addresses without memory.
     pub(crate) fn unbacked(&self) -> HostMemory {
         let len = NonZeroU64::new(self.unit.bytes()).expect("a unit is not empty");
-        HostMemory::unbacked(self.bytes(1 << 10), len).expect("low addresses do not wrap")
+        HostMemory::unbacked(HostAddress::new(self.bytes(1 << 10)), len).expect("low addresses do not wrap")
     }
 
     pub(crate) fn names(&self) -> NamedMemory {

@@ -148,7 +148,12 @@ impl SweptHost {
         let holds =
             |region: &Region| region.memory.address() <= memory.address() && memory.last() <= region.memory.last();
         let (region, found, is_elsewhere) = regions.find(|(_, region, _)| holds(region)).expect("the guest's memory");
-        Place { region, offset: memory.address() - found.memory.address(), len: memory.len().get(), is_elsewhere }
+        Place {
+            region,
+            offset: memory.address().get() - found.memory.address().get(),
+            len: memory.len().get(),
+            is_elsewhere,
+        }
     }
 
     /// The bytes that a device must find at `at`, if that is the mapping there.

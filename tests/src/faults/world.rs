@@ -201,7 +201,7 @@ impl Region {
         let region = GuestRegionMmap::<()>::from_range(GuestAddress(0), size, Some(file)).expect("memory for the test");
         let life = Arc::downgrade(&region.get_mmap());
         let all = HostMemory::of_region(&region).expect("a mapping");
-        let offset = all.address().next_multiple_of(ALIGNMENT) - all.address();
+        let offset = all.address().get().next_multiple_of(ALIGNMENT) - all.address().get();
         Self { memory: all.slice(offset, len).expect("room was left"), life }
     }
 }

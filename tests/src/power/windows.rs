@@ -98,7 +98,7 @@ fn assert_reaches_both_ends(fixture: &mut Fixture, window: IovaRange, page: Page
 /// An entry stands for memory of one piece (linux: drivers/vfio/vfio_iommu_spapr_tce.c, tce_page_is_contained).
 fn assert_takes_no_smaller_pages(fixture: &Fixture, window: IovaRange, page: PageSize) {
     let all = fixture.ram.all();
-    let offset = page.round_up(all.address()).expect("far from the end") - all.address();
+    let offset = page.round_up(all.address().get()).expect("far from the end") - all.address().get();
     let memory = fixture.ram.slice(offset, page.bytes());
     let mapped =
         fixture.space.map(MapRequest::new(window.first(), &memory, Access::READ_WRITE).with_unit(Unit::Pages(page)));

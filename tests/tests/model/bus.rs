@@ -86,8 +86,8 @@ impl GuestMemory {
     pub(crate) fn new() -> Self {
         let (page, len) = (PageSize::M2, KINDS * Self::len_of_a_kind(PageSize::M2));
         let ram = Ram::new((len + page.bytes()) as usize);
-        let first = page.round_up(ram.all().address()).expect("not at the top");
-        Self { all: ram.slice(first - ram.all().address(), len) }
+        let first = page.round_up(ram.all().address().get()).expect("not at the top");
+        Self { all: ram.slice(first - ram.all().address().get(), len) }
     }
 
     fn len_of_a_kind(unit: PageSize) -> u64 {

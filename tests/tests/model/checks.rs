@@ -107,7 +107,7 @@ impl World {
         }
         let page = place.host_under_test.spec.host_page;
         let pages = |memory: &HostMemory| {
-            let (first, last) = (page.round_down(memory.address()), page.round_down(memory.last()));
+            let (first, last) = (page.round_down(memory.address().get()), page.round_down(memory.last().get()));
             (first..=last).step_by(page.bytes() as usize)
         };
         let is_wanted = place.is_served && place.host_under_test.devices() > 0;
@@ -133,7 +133,7 @@ impl World {
             return Ok(());
         }
         let page = place.host_under_test.spec.host_page;
-        let pages = |memory: HostMemory| (memory.address()..=memory.last()).step_by(page.bytes() as usize);
+        let pages = |memory: HostMemory| (memory.address().get()..=memory.last().get()).step_by(page.bytes() as usize);
         let memory = place.mappings().into_iter().map(|mapping| mapping.memory);
         let mapped: BTreeSet<u64> = memory.flat_map(pages).collect();
         prop_assert_eq!(place.host_under_test.soft.ledger().pinned, mapped.len() as u64 * page.bytes());

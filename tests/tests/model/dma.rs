@@ -26,7 +26,7 @@ fn check_inside(place: &TestHost, memory: &HostMemory, stretch: &Stretch, salt: 
     let len = stretch.range.bytes() as u64;
     for offset in [0, len / 2, len - 8] {
         let at = Iova::new(stretch.range.first().get() + offset);
-        let behind = stretch.host + offset - memory.address();
+        let behind = stretch.host + offset - memory.address().get();
         let (sent, mut found) = (salt.to_be_bytes(), [0; 8]);
         if stretch.access.contains(Access::READ) {
             memory.write(behind, &sent).expect("the guest's memory");

@@ -1,7 +1,7 @@
 //! Updates: the listener makes them true, or says why not and leaves everything as it was.
 
 use dmaspace_core::error::Operation;
-use dmaspace_core::{HostMemory, IovaRange};
+use dmaspace_core::{HostAddress, HostMemory, IovaRange};
 use dmaspace_listener::Section;
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{BadUpdate, CommitError, Report, SpaceReport, Verdict};
@@ -97,7 +97,8 @@ impl World {
     fn strands_entries(&self, change: &Change, after: &Guest) -> bool {
         after.entries.values().any(|entry| {
             let last = entry.host + (entry.range.bytes() as u64 - 1);
-            let overlaps = |memory: &HostMemory| memory.address() <= last && entry.host <= memory.last();
+            let overlaps =
+                |memory: &HostMemory| memory.address() <= HostAddress::new(last) && entry.host <= memory.last().get();
             change.removed_targets.iter().any(|target| overlaps(target.memory()))
         })
     }

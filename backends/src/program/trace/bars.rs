@@ -83,7 +83,7 @@ impl Bars {
 
     /// The area that memory at `at` belongs to, if that is known.
     pub(super) fn find(&mut self, at: IovaRange, memory: &HostMemory) -> Option<Found> {
-        let shift = memory.address().wrapping_sub(at.first().get());
+        let shift = memory.address().get().wrapping_sub(at.first().get());
         if let Some(area) = self.areas.iter().find(|area| area.placed.is_some_and(|placed| placed.covers(at, shift))) {
             return Some(Found { name: area.name.clone(), earlier: None });
         }

@@ -1,5 +1,6 @@
 //! The content of a line of a trace or a log.
 
+use dmaspace::HostAddress;
 use dmaspace::{Access, HostMemory, Iova, IovaRange, PageSize};
 
 use super::form::Fields;
@@ -111,6 +112,6 @@ pub(super) fn memory_behind(at: IovaRange, address: u64) -> Result<HostMemory, S
 /// # Errors
 /// The expected form, in words.
 pub(super) fn memory_at(address: u64, size: u64) -> Result<HostMemory, String> {
-    let memory = size.try_into().ok().and_then(|size| HostMemory::unbacked(address, size));
+    let memory = size.try_into().ok().and_then(|size| HostMemory::unbacked(HostAddress::new(address), size));
     memory.ok_or_else(|| "memory that is not empty and ends before 2^64".to_owned())
 }

@@ -172,7 +172,7 @@ impl<'a> Planner<'a> {
     fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
         let granule = run.window.granule();
         let trimmed = run.range.trimmed_to(granule);
-        let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.memory.address()));
+        let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.memory.address().get()));
         if trimmed.is_some() && !is_congruent {
             let verdicts = run.sections.iter().map(|section| self.judge_incongruent(section, &run));
             self.plan.sections.extend(verdicts.collect::<Vec<_>>());

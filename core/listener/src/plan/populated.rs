@@ -100,7 +100,7 @@ impl<'a> Planner<'a> {
         if granule < page {
             return Err(format!("its blocks of {granule} are no multiples of the host's {page} pages here"));
         }
-        if !page.divides(memory.address()) {
+        if !page.divides(memory.address().get()) {
             return Err(format!("its bus and host addresses lie differently in pages of {page}"));
         }
         Ok(())

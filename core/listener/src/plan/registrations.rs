@@ -1,5 +1,6 @@
 //! The memory to register, in as few runs as possible, and the registrations that are no longer needed.
 
+use dmaspace_core::HostAddress;
 use std::collections::BTreeSet;
 
 use crate::plan::host::Host;
@@ -75,16 +76,18 @@ pub(super) fn covered_by(runs: &[HostMemory]) -> Vec<(u64, u64)> {
     let mut covered: Vec<(u64, u64)> = Vec::with_capacity(runs.len());
     for run in runs {
         match covered.last_mut() {
-            Some((_, last)) if run.address() <= *last => *last = run.last().max(*last),
-            _ => covered.push((run.address(), run.last())),
+            Some((_, last)) if run.address() <= HostAddress::new(*last) => {
+                *last = run.last().max(HostAddress::new(*last)).get()
+            }
+            _ => covered.push((run.address().get(), run.last().get())),
         }
     }
     covered
 }
 
 pub(super) fn covers_any_of(covered: &[(u64, u64)], memory: &HostMemory) -> bool {
-    let next = covered.partition_point(|(_, last)| *last < memory.address());
-    covered.get(next).is_some_and(|(first, _)| *first <= memory.last())
+    let next = covered.partition_point(|(_, last)| *last < memory.address().get());
+    covered.get(next).is_some_and(|(first, _)| *first <= memory.last().get())
 }
 
 /// The items of `pieces`, which are ascending and disjoint, that share bytes with `memory`.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::recording::Hex;
 use crate::section::{Backing, Section, TargetMemory};
 use dmaspace_core::words::access::Access;
-use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
+use dmaspace_core::words::address::{HostAddress, Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
@@ -104,7 +104,7 @@ pub enum Made {
 #[non_exhaustive]
 pub struct Asked {
     /// Its host address in the recorded process.
-    pub address: u64,
+    pub address: HostAddress,
     /// The number of bytes.
     pub len: NonZeroU64,
     /// The number of its unplug unit: memory of different units was never joined.
@@ -191,7 +191,7 @@ impl Piece {
 
     fn with(self, memory: &HostMemory, unit: u64) -> Self {
         Self {
-            host: Some(Hex(memory.address())),
+            host: Some(Hex(memory.address().get())),
             unit: Some(unit),
             backing_page: memory.backing_page().map(PageSize::bytes),
             host_read_only: memory.is_host_read_only(),
@@ -285,7 +285,7 @@ impl Piece {
             return Err(BadPiece(format!("memory that ends before 2^64, found {len:#x} bytes from {address:#x}")));
         }
         let asked = Asked {
-            address,
+            address: HostAddress::new(address),
             len,
             unit,
             backing_page: self.backing_page.map(|bytes| page("backing_page", bytes)).transpose()?,
@@ -319,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_written_piece_is_read_as_the_same_piece() {
-        let memory = HostMemory::unbacked(0x7000_0000, NonZeroU64::new(0x3000).expect("not zero")).expect("no wrap");
+        let memory = HostMemory::unbacked(HostAddress::new(0x7000_0000), NonZeroU64::new(0x3000).expect("not zero"))
+            .expect("no wrap");
         let memory = memory.in_unit(3).backed_by(PageSize::M2);
         let range = IovaRange::with_len(Iova::new(0x10_0000), 0x1000).expect("a range");
         let sections = [
@@ -360,7 +361,7 @@ mod tests {
             let error = made(&piece).expect_err(expected).to_string();
             assert!(error.starts_with(&format!("expected {expected}")), "{error}");
         }
-        let short = good.make(&mut |_| HostMemory::unbacked(0, NonZeroU64::MIN));
+        let short = good.make(&mut |_| HostMemory::unbacked(HostAddress::new(0), NonZeroU64::MIN));
         assert!(short.is_err());
     }
 }

@@ -171,7 +171,7 @@ impl<'a> Mapping<'a> {
         };
         Self {
             range: Range::of(mapping.range),
-            host: Hex(mapping.memory.address()),
+            host: Hex(mapping.memory.address().get()),
             access: mapping.access.to_string(),
             unit,
             owners: names(owners),
@@ -181,7 +181,7 @@ impl<'a> Mapping<'a> {
 
 impl<'a> Registered<'a> {
     fn of(Registration { memory, owners }: &'a Registration) -> Self {
-        Self { host: Hex(memory.address()), len: memory.len().get(), owners: names(owners) }
+        Self { host: Hex(memory.address().get()), len: memory.len().get(), owners: names(owners) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bitmaps of a vm-memory map as a sink for what devices write.
 
+use dmaspace_core::HostAddress;
 use std::collections::BTreeMap;
 
 use vm_memory::bitmap::Bitmap;
@@ -27,13 +28,14 @@ use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 pub struct RegionBitmaps<B: NewBitmap> {
     memory: GuestMemoryMmap<B>,
     /// The first byte of each region, in this process and in the guest.
-    regions: BTreeMap<u64, GuestAddress>,
+    regions: BTreeMap<HostAddress, GuestAddress>,
 }
 
 impl<B: NewBitmap> RegionBitmaps<B> {
     /// The bitmaps of `memory` as it is now.
     pub fn of(memory: &GuestMemoryMmap<B>) -> Self {
-        let regions = memory.iter().map(|region| (region.as_ptr() as u64, region.start_addr())).collect();
+        let regions =
+            memory.iter().map(|region| (HostAddress::new(region.as_ptr() as u64), region.start_addr())).collect();
         Self { memory: memory.clone(), regions }
     }
 }
@@ -43,8 +45,10 @@ impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
     fn mark(&self, dirtied: Dirtied<'_>) {
         let begin = self.regions.range(..=dirtied.address()).next_back();
         let region = begin.and_then(|(begin, at)| Some((begin, self.memory.find_region(*at)?)));
-        if let Some((begin, region)) = region.filter(|(begin, region)| dirtied.address() - *begin < region.len()) {
-            let offset = usize::try_from(dirtied.address() - begin).unwrap_or(usize::MAX);
+        if let Some((begin, region)) =
+            region.filter(|(begin, region)| dirtied.address().get() - begin.get() < region.len())
+        {
+            let offset = usize::try_from(dirtied.address().get() - begin.get()).unwrap_or(usize::MAX);
             region.bitmap().mark_dirty(offset, usize::try_from(dirtied.len).unwrap_or(usize::MAX));
         }
     }
@@ -78,7 +82,7 @@ mod tests {
         let sink = RegionBitmaps::of(&memory.expect("memory for the test"));
         for address in [0x1000, u64::MAX - 0xffff] {
             let len = std::num::NonZeroU64::new(0x1000).expect("not zero");
-            let elsewhere = HostMemory::unbacked(address, len).expect("no wrap");
+            let elsewhere = HostMemory::unbacked(HostAddress::new(address), len).expect("no wrap");
             sink.mark(Dirtied::new(&elsewhere, 0, 0x1000));
         }
     }

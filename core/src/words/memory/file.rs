@@ -3,6 +3,7 @@
 //! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by
 //! another, and another device's BAR, which has no pages that an address could lead to, can be mapped at all.
 
+use crate::words::address::HostAddress;
 use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -103,7 +104,7 @@ mod tests {
     use std::num::NonZeroU64;
 
     fn unbacked(address: u64, len: u64) -> HostMemory {
-        HostMemory::unbacked(address, NonZeroU64::new(len).expect("not empty")).expect("no wrap")
+        HostMemory::unbacked(HostAddress::new(address), NonZeroU64::new(len).expect("not empty")).expect("no wrap")
     }
 
     #[test]

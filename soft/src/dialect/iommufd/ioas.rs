@@ -301,7 +301,7 @@ impl Ioas {
     /// iopt_alloc_iova: the lowest free address above zero, aligned as the memory is, up to a huge page.
     fn choose(&self, page: PageSize, pieces: &[Piece], length: u64) -> Result<Iova, Errno> {
         require(length < u64::MAX / 2, Errno::EOVERFLOW)?;
-        let address = pieces.first().map_or(0, |piece| piece.memory.address());
+        let address = pieces.first().map_or(0, |piece| piece.memory.address().get());
         let alignment =
             PageSize::largest_dividing(&[address, length.next_power_of_two()]).unwrap_or(BYTE).min(PageSize::M2);
         require(alignment >= self.alignment, Errno::EINVAL)?;
@@ -335,7 +335,7 @@ impl Ioas {
         let mut runs = Vec::new();
         for piece in pieces {
             require(!access.contains(Access::WRITE) || pages.are_writable(piece), Errno::EPERM)?;
-            require(self.alignment.divides(piece.memory.address() % page.bytes()), Errno::EINVAL)?;
+            require(self.alignment.divides(piece.memory.address().get() % page.bytes()), Errno::EINVAL)?;
             let run = Run::new(at, piece.memory.clone(), access, piece.pages).ok_or(Errno::EOVERFLOW)?;
             at = run.range.end().unwrap_or(at);
             runs.push(run);
@@ -370,6 +370,6 @@ fn pin_each(system: &mut System, pages: &mut PagesStore, runs: &[Run]) -> Result
 
 /// Returns whether a mapping fits a page table with such pages (linux: iopt_check_iova_alignment).
 fn is_aligned(run: &Run, alignment: PageSize, page: PageSize) -> bool {
-    let offset = run.memory.address() % page.bytes();
+    let offset = run.memory.address().get() % page.bytes();
     alignment.divides(run.range.first().get() | run.bytes() | offset)
 }

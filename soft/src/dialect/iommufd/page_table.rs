@@ -102,7 +102,7 @@ fn entries(run: &Run, range: IovaRange, sizes: PageSizes) -> impl Iterator<Item 
 
 /// The entry that maps `at`: the largest page inside the run for which bus and host address have the same alignment.
 fn entry_at(run: &Run, at: Iova, sizes: PageSizes) -> Option<IovaRange> {
-    let misalignment = run.range.first().get() ^ run.memory.address();
+    let misalignment = run.range.first().get() ^ run.memory.address().get();
     let aligned = sizes.iter().filter(|page| page.divides(misalignment));
     let usable = aligned.filter_map(|page| page_around(at, page)).filter(|entry| run.range.covers(*entry));
     usable.max_by_key(|entry| entry.bytes()).or_else(|| page_around(at, sizes.smallest()))

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use dmaspace_core::door::Errno;
-use dmaspace_core::{HostMemory, PageSize};
+use dmaspace_core::{HostAddress, HostMemory, PageSize};
 
 use crate::dialect::call::UserMemory;
 use crate::dialect::{Pid, System, require};
@@ -101,7 +101,7 @@ impl PagesStore {
         let whole = shown.and_then(|at| memory.slice(at, length));
         let exported = memory.is_device_memory();
         require(whole.is_some() || !exported, Errno::EINVAL)?;
-        let address = memory.address().wrapping_add(start.wrapping_sub(offset));
+        let address = memory.address().get().wrapping_add(start.wrapping_sub(offset));
         let there = shown.map_or(0, |at| memory.len().get().saturating_sub(at).min(length));
         let charged = if exported { Charged::Nobody } else { self.charged() };
         let pages = Pages::new(by, address, there, writable, charged);
@@ -114,7 +114,8 @@ impl PagesStore {
         require(length > 0 && length <= u64::MAX - page.bytes(), Errno::EINVAL)?;
         // Memory that does not exist can be mapped while it is not pinned.
         let length = NonZeroU64::new(length).ok_or(Errno::EINVAL)?;
-        let memory = whole.or_else(|| HostMemory::unbacked(pages.address, length)).ok_or(Errno::EOVERFLOW)?;
+        let memory =
+            whole.or_else(|| HostMemory::unbacked(HostAddress::new(pages.address), length)).ok_or(Errno::EOVERFLOW)?;
         self.last += 1;
         self.all.insert(self.last, pages);
         Ok(Piece { pages: self.last, memory })
@@ -155,7 +156,7 @@ impl PagesStore {
         let Some(pages) = self.all.get_mut(&run.source) else { return Ok(0) };
         let (first, end) = pages.indices(run, page);
         let fresh = pages.pinned.unused(first, end);
-        let there = run.memory.last() - pages.address < pages.there;
+        let there = run.memory.last().get() - pages.address < pages.there;
         require(there || fresh == 0, pages.lacking)?;
         let (account, bytes) = (system.account(pages.by), fresh << page.shift());
         match pages.charged {
@@ -229,8 +230,8 @@ impl Pages {
     /// The pages of a mapping, counted from the page that the memory begins in.
     fn indices(&self, run: &Run, page: PageSize) -> (u64, u64) {
         let base = page.round_down(self.address);
-        let first = (run.memory.address() - base) >> page.shift();
-        let last = (run.memory.last() - base) >> page.shift();
+        let first = (run.memory.address().get() - base) >> page.shift();
+        let last = (run.memory.last().get() - base) >> page.shift();
         (first, last + 1)
     }
 }

@@ -38,7 +38,7 @@ impl Batch {
         Ok(self.plan(platform, Errno::EINVAL, |offset| {
             let address = memory.address.checked_add(offset)?;
             let block = registry.holding(address, page.bytes()).filter(|block| block.page >= page)?;
-            let inside = address - block.memory.address();
+            let inside = address - block.memory.address().get();
             let room = page.round_down(block.memory.len().get() - inside);
             // The caller's memory, not the block: the block may be rounded to whole pages, and its owner vouches for a
             // part.

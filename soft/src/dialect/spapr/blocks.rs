@@ -28,7 +28,7 @@ pub(super) fn new_block(system: &mut System, by: Pid, memory: &UserMemory, size:
     let Process { account, registry } = system.process(by);
     account.lock(size)?;
     let pinned = pin_block(memory, size, page).and_then(|pinned| match pinned {
-        Ok(memory) if registry.overlaps(memory.address(), size) => Err(Errno::EINVAL),
+        Ok(memory) if registry.overlaps(memory.address().get(), size) => Err(Errno::EINVAL),
         other => Ok(other),
     });
     match pinned {
@@ -63,7 +63,7 @@ fn pin_block(memory: &UserMemory, size: u64, page: PageSize) -> Result<Result<Ho
 
 /// The largest page of a TCE that can point into the block: hugetlb pages count, all other memory has the host's page.
 fn largest_page(memory: &HostMemory, page: PageSize) -> PageSize {
-    let natural = PageSize::largest_dividing(&[memory.address(), memory.len().get()]).unwrap_or(page);
+    let natural = PageSize::largest_dividing(&[memory.address().get(), memory.len().get()]).unwrap_or(page);
     natural.min(memory.backing_page().unwrap_or(page).max(page))
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 use dmaspace_core::error::Kind;
-use dmaspace_core::{Access, HostMemory, IovaRange};
+use dmaspace_core::{Access, HostAddress, HostMemory, IovaRange};
 
 use crate::bench::{Bench, SPOT, WHOLE};
 use crate::hooks::Call;
@@ -20,12 +20,12 @@ impl Marks {
 
     /// Returns whether the start of `memory`, as much as a transfer moves, is marked.
     fn cover(&self, memory: &HostMemory) -> bool {
-        let (first, last) = (memory.address(), memory.address() + SPOT as u64 - 1);
-        self.list().iter().any(|mark| mark.0 <= first && last <= mark.1)
+        let (first, last) = (memory.address(), memory.address().get() + SPOT as u64 - 1);
+        self.list().iter().any(|mark| mark.0 <= first.get() && last <= mark.1)
     }
 
     fn touch(&self, memory: &HostMemory) -> bool {
-        self.list().iter().any(|mark| mark.0 <= memory.last() && memory.address() <= mark.1)
+        self.list().iter().any(|mark| mark.0 <= memory.last().get() && memory.address() <= HostAddress::new(mark.1))
     }
 
     fn is_empty(&self) -> bool {
@@ -39,7 +39,7 @@ impl Marks {
 
 impl DirtySink for Marks {
     fn mark(&self, dirtied: Dirtied<'_>) {
-        self.list().push((dirtied.address(), dirtied.address() + dirtied.len - 1));
+        self.list().push((dirtied.address().get(), dirtied.address().get() + dirtied.len - 1));
     }
 }
 
@@ -157,7 +157,10 @@ pub(super) fn marks_lie_in_the_memory_that_is_mapped(bench: &mut Bench) {
     bench.unmap(0, 2).expect("the unit is whole");
     let mapped = bench.ram(4, 2);
     assert!(
-        marks.list().iter().all(|mark: &(u64, u64)| mapped.address() <= mark.0 && mark.1 <= mapped.last()),
+        marks
+            .list()
+            .iter()
+            .all(|mark: &(u64, u64)| mapped.address() <= HostAddress::new(mark.0) && mark.1 <= mapped.last().get()),
         "{:x?} and {mapped}",
         marks.list()
     );
