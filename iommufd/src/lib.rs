@@ -42,7 +42,7 @@ use dmaspace_core::contract::{
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::words::locked::{AccountingMode, Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostAddress, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, Windows};
 use zerocopy::IntoBytes;
 
 pub use cdev::Cdev;
@@ -207,6 +207,7 @@ mod tests {
     use crate::fixture::names::DESTROY;
     use crate::fixture::{IOMMUFD, ioas, seventh};
     use dmaspace_abi::iommufd::{Destroy, IoasMap, IoasUnmap};
+    use dmaspace_core::HostAddress;
     use dmaspace_core::{HostMemory, Iova};
     use dmaspace_soft::ScriptedDoor;
     use std::num::NonZeroU64;

@@ -13,7 +13,7 @@ use dmaspace_core::contract::{DeviceId, ObjectId};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Lease, OwnedHandle};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
-use dmaspace_core::{Access, HostAddress, HostMemory, Iova};
+use dmaspace_core::{Access, HostMemory, Iova};
 use zerocopy::IntoBytes;
 
 /// An open `/dev/iommu`, which several address spaces may share: closed when the last of them is dropped.
@@ -195,6 +195,7 @@ mod tests {
     use super::*;
     use crate::fixture::ioas;
     use crate::fixture::lease;
+    use dmaspace_core::HostAddress;
     use dmaspace_core::door::HandleKind;
     use dmaspace_core::{Backend, IovaRange, MemoryFile};
     use dmaspace_soft::{Reply, ScriptedDoor};

@@ -36,7 +36,7 @@ use dmaspace_core::door::{Door, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostAddress, IovaRange, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, Windows};
 
 pub use v1::SpaprV1;
 use windows::Tables;
@@ -152,6 +152,7 @@ mod tests {
     use crate::fixture::lease;
     use dmaspace_abi::spapr::{self, DdwInfo, RegisterMemory, TceCreate, TceInfo, TceRemove};
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
+    use dmaspace_core::HostAddress;
     use dmaspace_core::HostMemory;
     use dmaspace_core::backend::{RegistrationCalls, WindowCalls};
     use dmaspace_core::contract::WindowRequest;

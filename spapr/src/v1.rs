@@ -20,7 +20,7 @@ use dmaspace_core::door::{Command, Failure, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, HostAddress, IovaRange, PageSize, Window, Windows};
+use dmaspace_core::{Access, Backend, IovaRange, PageSize, Window, Windows};
 use zerocopy::IntoBytes;
 
 use crate::tce::Table;
@@ -179,6 +179,7 @@ mod tests {
     use super::*;
     use crate::fixture::lease;
     use dmaspace_abi::vfio::{MapDma, UnmapDma};
+    use dmaspace_core::HostAddress;
     use dmaspace_core::HostMemory;
     use dmaspace_core::Iova;
     use dmaspace_core::door::{self, Errno};

@@ -4,7 +4,6 @@
 //! The rest is pieces with odd ends, and an IOMMU maps whole pages. [`Bar::sections`] returns these pages,
 //! [`Bar::relocation`] the places of the table and the pending bits at which no page would be lost.
 
-use dmaspace_core::HostAddress;
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
 
@@ -251,6 +250,7 @@ impl fmt::Display for Relocation {
 mod tests {
     use super::*;
     use crate::section::Backing;
+    use dmaspace_core::HostAddress;
 
     fn area(offset: u64, host: u64, len: u64) -> Area {
         let len = NonZeroU64::new(len).expect("not empty");

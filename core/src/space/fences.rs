@@ -6,7 +6,6 @@ use crate::contract::Fence;
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation};
 use crate::sync::{Rank, RwLock};
-use crate::words::address::HostAddress;
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
 use crate::words::window::Windows;
@@ -89,6 +88,7 @@ impl Drop for Fences {
 
 #[cfg(test)]
 mod tests {
+    use crate::words::address::HostAddress;
     use std::num::NonZeroU64;
 
     use super::*;

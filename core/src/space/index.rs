@@ -667,6 +667,7 @@ fn page_around(page: PageSize, border: Iova) -> Option<IovaRange> {
 
 #[cfg(test)]
 mod tests {
+    use crate::words::address::HostAddress;
     use std::num::NonZeroU64;
 
     use super::*;

@@ -1,6 +1,5 @@
 //! Reports of dirty pages, on their way from a space's locks to the caller's sink.
 
-use crate::words::address::HostAddress;
 use std::sync::Arc;
 
 use crate::contract::dirty::{Dirtied, DirtySink};
@@ -122,6 +121,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use crate::words::address::HostAddress;
     use std::num::NonZeroU64;
 
     use super::*;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use dmaspace_core::{Access, HostAddress, HostMemory, Iova, IovaRange, PageSize};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 
 /// Adjacent bus addresses, and the memory behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +160,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use dmaspace_core::HostAddress;
     use std::num::NonZeroU64;
 
     use proptest::prelude::any;

@@ -3,7 +3,6 @@
 //! Memory that is mapped by file needs no address: it stays where it is when the process that mapped it is replaced by
 //! another, and another device's BAR, which has no pages that an address could lead to, can be mapped at all.
 
-use crate::words::address::HostAddress;
 use std::any::Any;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -99,6 +98,7 @@ impl fmt::Debug for MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::words::address::HostAddress;
     use crate::words::memory::HostMemory;
     use std::fs::File;
     use std::num::NonZeroU64;
