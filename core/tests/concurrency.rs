@@ -410,9 +410,12 @@ fn windows_that_shrink_over_a_live_mapping_when_a_device_leaves_are_not_believed
     space.unmap(page_at(AT)).expect("it can still be unmapped");
 }
 
+/// A number for each call.
+type Counts = Arc<Mutex<Vec<usize>>>;
+
 /// A space that keeps entries, with one page mapped and two devices, and the mappings that a look-up finds during each
 /// map call after that.
-fn looked_at() -> (Arc<Space<Iotlb>>, Arc<dyn Attachable>, Arc<Mutex<Vec<usize>>>) {
+fn looked_at() -> (Arc<Space<Iotlb>>, Arc<dyn Attachable>, Counts) {
     let looking: Arc<Mutex<Weak<Space<Iotlb>>>> = Arc::default();
     let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
     let script: Script = {
