@@ -327,13 +327,13 @@ impl Pages {
             && pages <= SHORT
             && run.range.is_aligned_to(page)
             && run.memory.is_plain()
-            && run.memory.address() & !ADDRESS == 0;
+            && run.memory.address().get() & !ADDRESS == 0;
         if !is_told {
             return None;
         }
         let first = self.index_of(run.range.first())?;
         let kind = self.kinds.enter(run.memory, pages)?;
-        let word = run.memory.address() | u64::from(kind) << KIND_SHIFT | u64::from(run.access.bits());
+        let word = run.memory.address().get() | u64::from(kind) << KIND_SHIFT | u64::from(run.access.bits());
         for n in 0..pages {
             self.words.insert(first + n, word + (n << page.shift()));
         }
@@ -518,8 +518,8 @@ impl Kinds {
         let number = self.number_of(memory).or_else(|| self.add(memory))?;
         let kind = self.by_number.get_mut(usize::from(number))?;
         kind.live += pages;
-        kind.lowest = kind.lowest.min(memory.address());
-        kind.highest = kind.highest.max(memory.last());
+        kind.lowest = kind.lowest.min(memory.address().get());
+        kind.highest = kind.highest.max(memory.last().get());
         self.last = number;
         Some(number)
     }
@@ -581,7 +581,7 @@ impl Kinds {
     /// Returns whether a page of any kind may share bytes with `memory`.
     fn reach(&self, memory: &HostMemory) -> bool {
         let mut used = self.by_number.iter().filter(|kind| kind.live > 0);
-        used.any(|kind| kind.lowest <= memory.last() && memory.address() <= kind.highest)
+        used.any(|kind| kind.lowest <= memory.last().get() && memory.address().get() <= kind.highest)
     }
 }
 
@@ -611,7 +611,7 @@ impl<'a> Placed<'a> {
             && self.unit == next.unit
             && self.unit != Unit::Whole
             && self.range.touches(next.range)
-            && self.memory.last().checked_add(1) == Some(next.memory.address())
+            && self.memory.last().get().checked_add(1) == Some(next.memory.address().get())
             && self.memory.is_of_a_kind(next.memory)
     }
 }
@@ -802,7 +802,7 @@ mod tests {
 
         fn memory_at(page: Unmerged, pages: u64) -> HostMemory {
             let len = NonZeroU64::new(pages * 0x1000).expect("not empty");
-            HostMemory::unbacked(page.host, len).expect("no wrap").in_unit(page.unit)
+            HostMemory::unbacked(HostAddress::new(page.host), len).expect("no wrap").in_unit(page.unit)
         }
 
         /// The model's pages, joined.
