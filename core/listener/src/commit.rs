@@ -87,13 +87,10 @@ impl InForce {
 
     /// Checks that no entry of a window that stays points to memory that goes.
     fn check_targets_are_free(&self, update: &Update) -> Result<(), CommitError> {
-        let mut entries = Vec::new();
-        for window in self.windows.values().filter(|window| !update.removes(window.range())) {
-            entries.extend(window.entries());
-        }
         for target in &update.removed_targets {
-            if let Some(entry) = entries.iter().find(|entry| entry.memory.overlaps(target.memory())) {
-                return Err(CommitError::StillMapped { target: target.to_string(), entries: entry.range });
+            let mut staying = self.windows.values().filter(|window| !update.removes(window.range()));
+            if let Some(entries) = staying.find_map(|window| window.entries_onto(target.memory())) {
+                return Err(CommitError::StillMapped { target: target.to_string(), entries });
             }
         }
         Ok(())
@@ -103,7 +100,7 @@ impl InForce {
     /// lacks, or gives up registrations that entries could use.
     fn pause_windows<'w>(&self, windows: &'w BTreeMap<Iova, Arc<Shared>>, update: &Update) -> PausedWindows<'w> {
         let lags = self.served.len() > 1 && !self.served.iter().all(ServedSpace::is_current);
-        let merges = update.adds() && !mergeable(&self.view, &self.served).is_empty();
+        let merges = update.adds() && !update.is_of_emulated_sections() && !mergeable(&self.view, &self.served).is_empty();
         let mut paused = PausedWindows { closing: Vec::new(), staying: Vec::new(), lags, merges };
         // In ascending order, as locks of one rank are taken.
         for window in windows.values() {

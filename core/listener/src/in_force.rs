@@ -85,12 +85,14 @@ impl InForce {
 
     /// Plans `scope` of `view` for one space: all of the view, if devices came or left since the last commit.
     pub(crate) fn plan(&self, view: &View, member: &ServedSpace, scope: &Scope, populated: &Populated) -> Plan {
-        let host = Host::of(member.space.as_ref());
-        if member.is_current() {
-            plan::plan(view, &self.front, &host, populated, scope)
+        let of_everything;
+        let scope = if member.is_current() {
+            scope
         } else {
-            plan::plan(view, &self.front, &host, populated, &scope.of_everything(view))
-        }
+            of_everything = scope.of_everything(view);
+            &of_everything
+        };
+        plan::plan(view, &self.front, &Host::of(member.space.as_ref(), scope), populated, scope)
     }
 
     /// Plans for `members`, in their order.
@@ -113,14 +115,21 @@ impl InForce {
 
     /// The report that a commit of `update` would end with, without doing any of it.
     pub(crate) fn explain(&self, update: &Update) -> Result<Report, BadUpdate> {
+        if update.is_empty() {
+            return Ok(self.foresee(&self.view, &Scope::of_removals(update, &self.view)));
+        }
         let mut view = self.view.clone();
         let mut scope = Scope::of_removals(update, &view);
         view.change(update)?;
         view.check_discardable_memory(update, self.discardables.keys())?;
         scope.widen_by_additions(update, &view);
+        Ok(self.foresee(&view, &scope))
+    }
+
+    fn foresee(&self, view: &View, scope: &Scope) -> Report {
         let populated = self.populated();
-        let plans = self.served.iter().map(|member| self.plan(&view, member, &scope, &populated)).collect();
-        Ok(foreseen(plans, &self.served))
+        let plans = self.served.iter().map(|member| self.plan(view, member, scope, &populated)).collect();
+        foreseen(plans, &self.served)
     }
 }
 

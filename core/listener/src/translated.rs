@@ -60,8 +60,9 @@ impl TranslatedWindow {
     /// # Errors
     /// Any [`EntryError`]; nothing changed then. A live entry is an overlap: use [`TranslatedWindow::replace`].
     pub fn put(&self, at: Iova, target: SystemAddress, access: Access) -> Result<(), EntryError> {
-        let len = self.page()?.bytes();
-        self.put_run(at, target, len, access)
+        let shared = self.shared()?;
+        let len = shared.page().bytes();
+        shared.put_run(Wanted { at, target, len, access })
     }
 
     /// Puts entries for `len` bytes that continue each other on the bus and in system memory: one kernel call where the

@@ -97,6 +97,13 @@ impl Update {
         !(self.removed_targets.is_empty() && self.added_targets.is_empty())
     }
 
+    /// Returns whether the update is about nothing that is mapped or registered, so that the windows and the registrations
+    /// of a host stay as they are.
+    pub(super) fn is_of_emulated_sections(&self) -> bool {
+        let mut sections = self.removed.iter().chain(&self.added);
+        !self.concerns_targets() && sections.all(|section| matches!(section.backing(), Backing::Nothing))
+    }
+
     /// Returns whether the update changes nothing.
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty()
@@ -216,6 +223,12 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
         }
         self.pieces.insert(piece.range().first(), piece.clone());
         Ok(())
+    }
+
+    /// The piece that has all of `range`.
+    pub(super) fn around(&self, range: AddressRange<A>) -> Option<&T> {
+        let (_, piece) = self.pieces.range(..=range.first()).next_back()?;
+        if piece.range().covers(range) { Some(piece) } else { None }
     }
 
     /// The pieces that share bytes with `range`, ascending.

@@ -149,8 +149,11 @@ pub trait ForListeners: sealed::Sealed {
     /// fence.
     fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure);
 
-    /// A live mapping whose memory shares bytes with `memory`. The cost is proportional to the number of live mappings.
+    /// A live mapping whose memory shares bytes with `memory`. The cost does not grow with single pages of other owners.
     fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange>;
+
+    /// A live mapping in `range` whose memory shares bytes with `memory`.
+    fn mapping_onto_in(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange>;
 
     /// A fence behind which a device might still reach bytes of `memory`. The cost is proportional to the number of
     /// fences.

@@ -274,14 +274,9 @@ impl Index {
         Some(rest)
     }
 
-    /// The first live run whose memory shares bytes with `memory`. The cost does not grow with the pages whose kinds
+    /// A live run in `range` whose memory shares bytes with `memory`. The cost does not grow with the pages whose kinds
     /// have no memory there.
-    pub(super) fn onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.onto_in(memory, IovaRange::all())
-    }
-
-    /// The first live run in `range` whose memory shares bytes with `memory`.
-    pub(super) fn onto_in(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+    pub(super) fn onto(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
         let long = self.long_touching(range).find(|run| run.memory.overlaps(memory)).map(|run| run.range);
         long.or_else(|| self.pages.onto(memory, range))
     }
@@ -866,7 +861,7 @@ mod tests {
             assert_eq!(index.overlap(range), over);
             let memory = memory_at(Unmerged { host: 0x7000_0000 + at * 0x1000, unit: 0, access: Access::READ }, pages);
             let onto = expected.iter().any(|run| run.memory.overlaps(&memory));
-            assert_eq!(index.onto(&memory).is_some(), onto);
+            assert_eq!(index.onto(&memory, IovaRange::all()).is_some(), onto);
             let live: u64 = index.pages.kinds.by_number.iter().map(|kind| kind.live).sum();
             let words = index.pages.words.extent(0, u64::MAX).map_or(0, |(.., count)| count);
             assert_eq!(live, words, "each page is counted once");

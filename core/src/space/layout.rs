@@ -226,9 +226,9 @@ impl WindowSet {
         self.slots.iter().find_map(|slot| slot.live.read().overlap(range))
     }
 
-    /// A live mapping whose memory shares bytes with `memory`.
-    pub(super) fn onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.slots.iter().find_map(|slot| slot.onto(memory))
+    /// A live mapping in `range` whose memory shares bytes with `memory`.
+    pub(super) fn onto(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+        self.overlapping(range).find_map(|slot| slot.onto(memory, range))
     }
 
     /// The first live mapping that `windows` could not hold.
@@ -287,9 +287,10 @@ impl Slot {
         self.mappings(entry).pop()
     }
 
-    fn onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        let Some(writer) = &self.writer else { return self.live.read().onto(memory) };
-        let found = writer.mappings(self.window.range).into_iter().find(|mapping| mapping.memory.overlaps(memory));
+    fn onto(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+        let Some(writer) = &self.writer else { return self.live.read().onto(memory, range) };
+        let shared = self.window.range.intersection(range)?;
+        let found = writer.mappings(shared).into_iter().find(|mapping| mapping.memory.overlaps(memory));
         found.map(|mapping| mapping.range)
     }
 

@@ -98,7 +98,7 @@ impl<B: Backend> MemoryRegistration for Space<B> {
         let _gate = self.enter_alone(operation, memory.clone())?;
         self.registrations.check_has(memory)?;
         let set = self.layout.get();
-        if let Some(live) = set.onto(memory) {
+        if let Some(live) = set.onto(memory, IovaRange::all()) {
             return Err(in_use(operation, memory, live));
         }
         if let Some(fence) = self.fences.onto(memory, &set.windows) {
@@ -129,7 +129,7 @@ impl<B: Backend> PinSharing for Space<B> {
         let mut deferred = Deferred::default();
         let _gate = self.enter_alone(operation, memory.clone())?;
         self.shared_pins.check_has(memory)?;
-        if let Some(live) = self.layout.get().onto(memory) {
+        if let Some(live) = self.layout.get().onto(memory, IovaRange::all()) {
             return Err(in_use(operation, memory, live));
         }
         self.shared_pins.stop(calls, memory, &mut deferred);

@@ -66,7 +66,11 @@ impl<B: Backend> ForListeners for Space<B> {
     }
 
     fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
-        self.layout.get().onto(memory)
+        self.layout.get().onto(memory, IovaRange::all())
+    }
+
+    fn mapping_onto_in(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
+        self.layout.get().onto(memory, range)
     }
 
     fn fence_onto(&self, memory: &HostMemory) -> Option<IovaRange> {

@@ -3,7 +3,7 @@
 //! A host gets one call for each run, so a run goes on for as long as bus and system address do, and the rights and the
 //! kind of change stay the same. Entries that are written as they were are no change: no host gets a call for them.
 
-use dmaspace_core::{IovaRange, PageSize, SystemAddress};
+use dmaspace_core::{Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::EntryRun;
 
 use crate::entry::Tce;
@@ -24,6 +24,18 @@ pub enum EntryChange {
 /// The run of one entry.
 pub(crate) fn run_of(range: IovaRange, tce: Tce, page: PageSize) -> EntryRun {
     EntryRun { range, target: tce.target(page), access: tce.access() }
+}
+
+/// The change for devices where the entry at `range` was `old` and becomes `new`.
+pub(crate) fn change_of(range: IovaRange, old: Tce, new: Tce, page: PageSize) -> Option<EntryChange> {
+    let (run, before) = (run_of(range, new, page), run_of(range, old, page));
+    match (old.is_live(), new.is_live()) {
+        (false, false) => None,
+        (false, true) => Some(EntryChange::Put(run)),
+        (true, false) => Some(EntryChange::Clear(range)),
+        (true, true) if run == before => None,
+        (true, true) => Some(EntryChange::Replace(run)),
+    }
 }
 
 /// The part of `run` in `range`, which lies inside.
@@ -48,6 +60,14 @@ fn is_continued_by(run: &EntryRun, next: &EntryRun) -> bool {
 /// The system address at which `range`, which begins inside `run` or right behind it, continues the run.
 fn target_of(run: &EntryRun, range: IovaRange) -> Option<SystemAddress> {
     run.target.get().checked_add(run.range.offset_of(range.first())).map(SystemAddress::new)
+}
+
+/// The range of `count` pages, `skipped` pages from `first` on.
+fn pages_of(page: PageSize, first: Iova, skipped: usize, count: usize) -> Option<IovaRange> {
+    let start = first.get().checked_add((skipped as u64) << page.shift())?;
+    let pages = IovaRange::with_len(Iova::new(start), (count as u64) << page.shift()).ok();
+    debug_assert!(pages.is_some(), "entries outside of a window");
+    pages
 }
 
 /// The changes of entries that are noted in the order of their bus addresses, without a gap.
@@ -78,6 +98,39 @@ impl Changes {
         } else if run != run_of(range, old, self.page) {
             self.replace(run);
         }
+    }
+
+    /// Notes that the entries of consecutive pages from `first` on were `old` and become `new`: as many as there are of
+    /// both.
+    pub(crate) fn note_list(&mut self, first: Iova, old: &[Tce], new: &[Tce]) {
+        let mut next = 0;
+        while let (Some(before), Some(after)) = (old.get(next), new.get(next)) {
+            let Some(range) = pages_of(self.page, first, next, 1) else { return };
+            self.note(range, *before, *after);
+            let more = if after.is_live() && !before.is_live() {
+                let (old, new) = (old.get(next + 1..), new.get(next..));
+                self.continuing_puts(old.unwrap_or_default(), new.unwrap_or_default())
+            } else {
+                0
+            };
+            if more > 0 {
+                let (Some(EntryChange::Put(run)), Some(rest)) =
+                    (self.done.last_mut(), pages_of(self.page, first, next, more + 1))
+                else {
+                    return;
+                };
+                run.range = run.range.hull(rest);
+            }
+            next += more + 1;
+        }
+    }
+
+    /// The number of entries behind the first of `new` that continue it, where none was live.
+    fn continuing_puts(&self, old: &[Tce], new: &[Tce]) -> usize {
+        let step = self.page.bytes();
+        let pairs = new.iter().zip(new.get(1..).unwrap_or_default()).zip(old);
+        // Neighbours with the same bits below the page: the rights are the same.
+        pairs.take_while(|((one, next), old)| one.get().checked_add(step) == Some(next.get()) && !old.is_live()).count()
     }
 
     pub(crate) fn finish(mut self) -> Vec<EntryChange> {

@@ -40,7 +40,8 @@ pub(crate) fn make_all(
     Ok(())
 }
 
-fn make(window: &TranslatedWindow, change: &EntryChange) -> Result<(), EntryError> {
+/// Makes one change.
+pub(crate) fn make(window: &TranslatedWindow, change: &EntryChange) -> Result<(), EntryError> {
     match change {
         EntryChange::Put(run) => put(window, run),
         EntryChange::Replace(run) => replace(window, run),

@@ -132,9 +132,7 @@ impl TceTables {
         let named = self.named_by(liobn)?;
         let page = page_of(&named, ioba, count)?;
         let entries = read_list(memory, list, count)?;
-        for tce in &entries {
-            check_entry(memory, page, *tce)?;
-        }
+        check_entries(memory, page, &entries)?;
         named.write(ioba, Entries::List(&entries))
     }
 
@@ -191,6 +189,29 @@ fn check_entry(memory: &dyn SystemMemory, page: PageSize, tce: Tce) -> Result<()
     }
     let range = SystemRange::with_len(tce.target(page), page.bytes());
     if range.is_ok_and(|range| memory.holds(range)) { Ok(()) } else { Err(Refusal::NotMemory(tce)) }
+}
+
+/// Refuses a list in which an entry would be refused. Entries that continue each other are looked up as one range; if
+/// that is not all memory, each is looked up by itself, so that the first bad one is named.
+fn check_entries(memory: &dyn SystemMemory, page: PageSize, entries: &[Tce]) -> Result<(), Refusal> {
+    let mut rest = entries;
+    while let Some(first) = rest.first() {
+        let pairs = rest.iter().zip(rest.get(1..).unwrap_or_default());
+        let more = pairs.take_while(|(one, next)| one.get().checked_add(page.bytes()) == Some(next.get())).count();
+        let (run, behind) = rest.split_at_checked(more + 1).unwrap_or((rest, &[]));
+        if more == 0 || !(first.is_live() && first.is_aligned_to(page) && holds_run(memory, page, *first, run.len())) {
+            for tce in run {
+                check_entry(memory, page, *tce)?;
+            }
+        }
+        rest = behind;
+    }
+    Ok(())
+}
+
+fn holds_run(memory: &dyn SystemMemory, page: PageSize, first: Tce, count: usize) -> bool {
+    let range = SystemRange::with_len(first.target(page), (count as u64) << page.shift());
+    range.is_ok_and(|range| memory.holds(range))
 }
 
 /// Reads the list once. A list without entries must be in memory, too: PAPR copies its page before it looks at the

@@ -12,7 +12,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
 use dmaspace_listener::EntryRun;
 
-use crate::change::{Changes, EntryChange, part_of, push_joined, run_of};
+use crate::change::{Changes, EntryChange, change_of, part_of, push_joined, run_of};
 use crate::entry::Tce;
 use crate::kernel_table::InKernelTable;
 
@@ -21,6 +21,9 @@ mod tests;
 
 /// The entries of a chunk: 4 KiB of them.
 const CHUNK: u64 = 512;
+
+/// The entries of a chunk that is not there.
+const NO_ENTRIES: [Tce; CHUNK as usize] = [Tce::NONE; CHUNK as usize];
 
 /// The page sizes of tables, as powers of two: KVM's (linux: arch/powerpc/kvm/book3s_64_vio.c,
 /// kvm_vm_ioctl_create_spapr_tce).
@@ -87,6 +90,8 @@ pub struct TceTable {
     range: IovaRange,
     page: PageSize,
     chunks: BTreeMap<u64, Chunk>,
+    /// An empty chunk, for the next first entry: a guest that fills and clears the same place allocates nothing.
+    spare: Option<Chunk>,
     /// The kernel's table, which has the entries in place of the chunks.
     kernel: Option<Arc<dyn InKernelTable>>,
 }
@@ -117,12 +122,12 @@ impl TceTable {
             return Err(BadTable::Misaligned(first, page));
         }
         let len = entries.checked_mul(page.bytes()).ok_or(BadRange::Overflow)?;
-        Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new(), kernel: None })
+        Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new(), spare: None, kernel: None })
     }
 
     /// An empty table for the same window.
     pub(crate) fn emptied(&self) -> Self {
-        Self { range: self.range, page: self.page, chunks: BTreeMap::new(), kernel: None }
+        Self { range: self.range, page: self.page, chunks: BTreeMap::new(), spare: None, kernel: None }
     }
 
     /// Hands the table, which is empty, to the kernel: entries are read there from now on, and the kernel alone writes
@@ -207,9 +212,22 @@ impl TceTable {
         match entries {
             Entries::Same(tce, _) if !tce.is_live() => return Ok(self.clear_of(first, last).into_iter().collect()),
             Entries::Same(tce, _) => self.note_all(&mut changes, (first..=last).map(|index| (index, tce))),
-            Entries::List(list) => self.note_all(&mut changes, (first..=last).zip(list.iter().copied())),
+            Entries::List(list) if self.kernel.is_some() => {
+                self.note_all(&mut changes, (first..=last).zip(list.iter().copied()));
+            }
+            Entries::List(list) => self.note_list(&mut changes, first, list),
         }
         Ok(changes.finish())
+    }
+
+    /// The change that writing one entry at `at` would make for devices.
+    ///
+    /// # Errors
+    /// [`OutsideTable`].
+    pub(crate) fn change(&self, at: Iova, tce: Tce) -> Result<Option<EntryChange>, OutsideTable> {
+        let old = self.get(at)?;
+        let index = self.unchecked_index(at);
+        Ok(self.pages(index, index).and_then(|pages| change_of(pages, old, tce, self.page)))
     }
 
     /// The change that clearing these entries makes, if one of them is live.
@@ -234,9 +252,10 @@ impl TceTable {
                     self.set(index, tce);
                 }
             }
+            Entries::List([tce]) => self.set(first, *tce),
             Entries::List(list) => {
-                for (index, tce) in (first..).zip(list) {
-                    self.set(index, *tce);
+                for (index, part) in by_chunk(first, list) {
+                    self.set_in_chunk(index, part);
                 }
             }
         }
@@ -279,6 +298,16 @@ impl TceTable {
             if let Some(pages) = self.pages(index, index) {
                 changes.note(pages, self.entry(index), tce);
             }
+        }
+    }
+
+    /// Notes the entries of `list` from `first` on, chunk by chunk.
+    fn note_list(&self, changes: &mut Changes, first: u64, list: &[Tce]) {
+        for (index, new) in by_chunk(first, list) {
+            let Some(pages) = self.pages(index, index) else { return };
+            let chunk = self.chunks.get(&(index / CHUNK));
+            let old = chunk.map_or(&NO_ENTRIES[..], |chunk| &chunk.entries);
+            changes.note_list(pages.first(), old.get(place_in_chunk(index)..).unwrap_or_default(), new);
         }
     }
 
@@ -332,14 +361,32 @@ impl TceTable {
         if tce == Tce::NONE && !self.chunks.contains_key(&number) {
             return;
         }
-        let chunk = self.chunks.entry(number).or_default();
+        let chunk = self.chunks.entry(number).or_insert_with(|| self.spare.take().unwrap_or_default());
         if let Some(entry) = chunk.entries.get_mut(place_in_chunk(index)) {
             let old = mem::replace(entry, tce);
             chunk.used += u64::from(tce != Tce::NONE);
             chunk.used -= u64::from(old != Tce::NONE);
         }
         if chunk.used == 0 {
-            self.chunks.remove(&number);
+            self.spare = self.chunks.remove(&number);
+        }
+    }
+
+    /// Writes entries that all lie in the chunk of `index`, from there on.
+    fn set_in_chunk(&mut self, index: u64, new: &[Tce]) {
+        let number = index / CHUNK;
+        let coming = used(new);
+        if coming == 0 && !self.chunks.contains_key(&number) {
+            return;
+        }
+        let chunk = self.chunks.entry(number).or_insert_with(|| self.spare.take().unwrap_or_default());
+        let place = place_in_chunk(index);
+        if let Some(entries) = chunk.entries.get_mut(place..place + new.len()) {
+            chunk.used = chunk.used + coming - used(entries);
+            entries.copy_from_slice(new);
+        }
+        if chunk.used == 0 {
+            self.spare = self.chunks.remove(&number);
         }
     }
 
@@ -349,17 +396,55 @@ impl TceTable {
         for number in touched {
             let (from, to) = (number * CHUNK, number * CHUNK + (CHUNK - 1));
             if first <= from && to <= last {
-                self.chunks.remove(&number);
-            } else {
-                for index in first.max(from)..=last.min(to) {
-                    self.set(index, Tce::NONE);
+                if let Some(mut chunk) = self.chunks.remove(&number).filter(|_| self.spare.is_none()) {
+                    chunk.empty();
+                    self.spare = Some(chunk);
                 }
+            } else {
+                let (from, to) = (first.max(from), last.min(to));
+                let none = NO_ENTRIES.get(..=place_in_chunk(to - from)).unwrap_or_default();
+                self.set_in_chunk(from, none);
             }
         }
     }
 }
 
+impl Chunk {
+    fn empty(&mut self) {
+        self.entries.fill(Tce::NONE);
+        self.used = 0;
+    }
+}
+
+/// The number of entries other than [`Tce::NONE`].
+fn used(entries: &[Tce]) -> u64 {
+    entries.iter().map(|tce| u64::from(*tce != Tce::NONE)).sum()
+}
+
+/// The parts of a list of entries from `first` on that lie in one chunk each, with the index of the first entry.
+fn by_chunk(first: u64, list: &[Tce]) -> impl Iterator<Item = (u64, &[Tce])> {
+    let (mut index, mut rest) = (first, list);
+    std::iter::from_fn(move || {
+        let room = NO_ENTRIES.len() - place_in_chunk(index);
+        let (part, behind) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+        if part.is_empty() {
+            return None;
+        }
+        let start = index;
+        (index, rest) = (start + part.len() as u64, behind);
+        Some((start, part))
+    })
+}
+
 impl Entries<'_> {
+    /// The only entry, if it is one.
+    pub(crate) fn only(&self) -> Option<Tce> {
+        match self {
+            Self::List([tce]) | Self::Same(tce, 1) => Some(*tce),
+            Self::List(_) | Self::Same(..) => None,
+        }
+    }
+
     /// The number of pages.
     fn len(&self) -> u64 {
         match self {

@@ -1,6 +1,7 @@
 //! The facts of a space that a plan needs, read once.
 
-use dmaspace_core::contract::{Capabilities, Fence, PciAddressSpace, WindowOffer};
+use crate::plan::Scope;
+use dmaspace_core::contract::{Capabilities, Description, Fence, PciAddressSpace, WindowOffer};
 use dmaspace_core::door::registrations::ProcessRegistrations;
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::window::Windows;
@@ -20,19 +21,30 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    pub(crate) fn of(space: &'a dyn PciAddressSpace) -> Self {
+    /// The facts for a plan of `scope`.
+    pub(crate) fn of(space: &'a dyn PciAddressSpace, scope: &Scope) -> Self {
+        let Description { capabilities, fences, .. } = space.describe();
+        if scope.is_of_emulated_sections {
+            return Self::with_windows_alone(space, capabilities, fences);
+        }
         let registration = space.powers().registration;
         let runs = registration.and_then(|registration| registration.runs());
         Self {
             space,
-            powers: space.describe().capabilities,
+            powers: capabilities,
             windows: space.windows().windows.as_ref().clone(),
             offer: space.powers().window_control.and_then(|control| control.offer()),
             registered: registration.map(|registration| registration.registered()),
             runs: runs.map(ProcessRegistrations::all).unwrap_or_default(),
             shared: space.powers().pin_sharing.map(|sharing| sharing.shared()),
-            fences: space.describe().fences,
+            fences,
         }
+    }
+
+    /// The facts for a plan in which nothing is mapped, registered or created.
+    fn with_windows_alone(space: &'a dyn PciAddressSpace, powers: Capabilities, fences: Vec<Fence>) -> Self {
+        let windows = space.windows().windows.as_ref().clone();
+        Self { space, powers, windows, offer: None, registered: None, runs: Vec::new(), shared: None, fences }
     }
 }
 

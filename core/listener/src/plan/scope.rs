@@ -15,13 +15,21 @@ pub(crate) struct Scope {
     pub(super) targets: Vec<TargetMemory>,
     /// True if anything is removed.
     pub(super) withdraws: bool,
+    /// True if nothing is looked at that is mapped or registered: windows and registrations stay as they are.
+    pub(super) is_of_emulated_sections: bool,
 }
 
 impl Scope {
     /// Everything in `view`.
     pub(crate) fn all(view: &View) -> Self {
         let targets = view.targets.iter().cloned().collect();
-        Self { touched: vec![IovaRange::all()], removed: Vec::new(), targets, withdraws: true }
+        Self {
+            touched: vec![IovaRange::all()],
+            removed: Vec::new(),
+            targets,
+            withdraws: true,
+            is_of_emulated_sections: false,
+        }
     }
 
     /// The ranges that the removals of `update` touch in the view without the update: a section that goes leaves the
@@ -35,6 +43,7 @@ impl Scope {
             removed,
             targets: update.added_targets.clone(),
             withdraws,
+            is_of_emulated_sections: update.is_of_emulated_sections(),
         }
     }
 

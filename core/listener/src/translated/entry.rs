@@ -61,6 +61,17 @@ pub struct EntryRun {
     pub access: Access,
 }
 
+/// Returns the host memory behind a range of system memory that lies in one piece of target memory, as most do.
+pub(crate) fn resolve_in_one(
+    targets: &Pieces<SystemAddress, TargetMemory>,
+    target: SystemAddress,
+    len: u64,
+) -> Option<HostMemory> {
+    let range = SystemRange::with_len(target, len).ok()?;
+    let piece = targets.around(range)?;
+    piece.memory().slice(piece.range().offset_of(range.first()), len)
+}
+
 /// Returns the host memory behind a range of system memory, in as few pieces as possible.
 pub(crate) fn resolve(
     targets: &Pieces<SystemAddress, TargetMemory>,

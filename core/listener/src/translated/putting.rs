@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dmaspace_core::contract::PciAddressSpace;
+use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, SystemAddress};
 
@@ -64,16 +64,19 @@ impl Shared {
         spent: &mut Vec<Journal>,
     ) -> Result<(), Refused> {
         let made_again = self.made_again.load(Ordering::Relaxed);
+        // The common case needs neither lists nor a journal: a map that fails leaves nothing.
+        if let [space] = spaces {
+            if let Some(memory) = self.resolve_in_one(wanted.target, wanted.len) {
+                let request = MapRequest::new(wanted.at, &memory, wanted.access).with_unit(Unit::Pages(self.page()));
+                return space.map(request).map_err(|error| Refused {
+                    error: error.into(),
+                    by: Some(space.clone()),
+                    made_again,
+                });
+            }
+        }
         let memory = self.resolve(wanted.target, wanted.len)?;
         let pieces = placed(wanted.at, memory, wanted.access, self.page());
-        // The common case needs no journal: a map that fails leaves nothing.
-        if let ([space], [piece]) = (spaces, &pieces[..]) {
-            return map(space.as_ref(), piece).map_err(|error| Refused {
-                error: error.into(),
-                by: Some(space.clone()),
-                made_again,
-            });
-        }
         let mut last = None;
         let put = self.on_every_space(spaces, spent, |space, journal| {
             last = Some(space);

@@ -11,7 +11,7 @@ use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-use super::entry::{EntryError, EntryRun, Targets, placed, resolve};
+use super::entry::{EntryError, EntryRun, Targets, placed, resolve, resolve_in_one};
 use super::kernel_owned::KernelOwned;
 use crate::journal::{Done, Journal};
 use crate::plan::rest_of;
@@ -101,6 +101,11 @@ impl Shared {
         all.max_by_key(|entries| entries.iter().map(|entry| entry.range.bytes()).sum::<u128>()).unwrap_or_default()
     }
 
+    /// Entries in force that point to bytes of `memory`, in any of the spaces.
+    pub(crate) fn entries_onto(&self, memory: &HostMemory) -> Option<IovaRange> {
+        self.spaces.read().iter().find_map(|space| space.mapping_onto_in(memory, self.range))
+    }
+
     /// The entries that `space` lost with its last device, as far as another space has them.
     pub(crate) fn lacked_by(&self, space: &dyn PciAddressSpace) -> Vec<Mapping> {
         let live: Vec<_> = space.mappings(self.range).into_iter().map(|entry| entry.range).collect();
@@ -138,6 +143,11 @@ impl Shared {
         resolve(&self.targets.read(), target, len)
     }
 
+    /// The host memory behind a range of system memory, if it is one piece.
+    pub(super) fn resolve_in_one(&self, target: SystemAddress, len: u64) -> Option<HostMemory> {
+        resolve_in_one(&self.targets.read(), target, len)
+    }
+
     /// Swaps live entries for others, in every space or in none.
     pub(super) fn replace(
         &self,
@@ -150,6 +160,12 @@ impl Shared {
         let mut spent = Vec::new();
         self.check(at, len, target)?;
         let spaces = self.open()?;
+        if let [space] = &*spaces {
+            if let Some(memory) = self.resolve_in_one(target, len) {
+                let request = MapRequest::new(at, &memory, access).with_unit(Unit::Pages(self.page));
+                return Ok(space.replace(request)?);
+            }
+        }
         let pieces = placed(at, self.resolve(target, len)?, access, self.page);
         // Old entries are wanted only where a later step can fail.
         let can_be_undone = spaces.len() + pieces.len() > 2;
@@ -174,6 +190,9 @@ impl Shared {
         let mut spent = Vec::new();
         self.check_range(range)?;
         let spaces = self.open()?;
+        if let [space] = &*spaces {
+            return Ok(space.unmap(range)?);
+        }
         let mut bytes = 0;
         self.on_every_space(&spaces, &mut spent, |space, journal| {
             let old = if spaces.len() > 1 { space.mappings(range) } else { Vec::new() };

@@ -8,7 +8,8 @@ use dmaspace_core::sync::{Mutex, Rank, RwLock, RwLockReadGuard, RwLockWriteGuard
 use dmaspace_listener::TranslatedWindow;
 
 use crate::change::EntryChange;
-use crate::host::make_all;
+use crate::entry::Tce;
+use crate::host::{make, make_all};
 use crate::liobn::Liobn;
 use crate::refusal::Refusal;
 use crate::table::{Entries, TceTable};
@@ -87,6 +88,11 @@ impl NamedTable {
 
     /// Makes the changes on the host. The table adopts changes that a failure left there.
     fn write_to_host(&self, window: &TranslatedWindow, at: Iova, entries: Entries<'_>) -> Result<(), Refusal> {
+        if let Some(tce) = entries.only() {
+            // Nothing of one change remains if the host refuses it.
+            let change = self.unlocked_change(at, tce)?;
+            return Ok(change.map_or(Ok(()), |change| make(window, &change))?);
+        }
         let changes = self.changes(at, entries)?;
         let made = make_all(window, &changes, &|range| self.table().live(range));
         made.map_err(|incomplete| {
@@ -96,6 +102,15 @@ impl NamedTable {
             }
             incomplete.error.into()
         })
+    }
+
+    /// The change that writing one entry would make, as [`NamedTable::changes`] says.
+    fn unlocked_change(&self, at: Iova, tce: Tce) -> Result<Option<EntryChange>, Refusal> {
+        let table = self.table();
+        if table.kernel().is_some() {
+            return Err(Refusal::LeftToKernel);
+        }
+        Ok(table.change(at, tce)?)
     }
 
     /// The changes that writing entries would make for devices. The kernel alone writes a table that it fills. A table
