@@ -35,7 +35,6 @@ mod kernel_tables;
 mod layout;
 mod live_update;
 mod mapper;
-mod ones;
 mod powers;
 mod questions;
 mod radix;

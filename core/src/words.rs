@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod address;
+pub(crate) mod ones;
 pub mod page;
 
 pub mod memory;

@@ -100,7 +100,8 @@ impl InForce {
     /// lacks, or gives up registrations that entries could use.
     fn pause_windows<'w>(&self, windows: &'w BTreeMap<Iova, Arc<Shared>>, update: &Update) -> PausedWindows<'w> {
         let lags = self.served.len() > 1 && !self.served.iter().all(ServedSpace::is_current);
-        let merges = update.adds() && !update.is_of_emulated_sections() && !mergeable(&self.view, &self.served).is_empty();
+        let merges =
+            update.adds() && !update.is_of_emulated_sections() && !mergeable(&self.view, &self.served).is_empty();
         let mut paused = PausedWindows { closing: Vec::new(), staying: Vec::new(), lags, merges };
         // In ascending order, as locks of one rank are taken.
         for window in windows.values() {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::words::address::{HostAddress, IovaRange};
 use crate::words::memory::HostMemory;
+use crate::words::ones::ones;
 use crate::words::page::PageSize;
 
 /// Bytes that a device may have written: `len` of `memory`, from `offset` on.
@@ -41,6 +42,37 @@ impl<'a> Dirtied<'a> {
     }
 }
 
+/// Pages that a device may have written, as a kernel's log has them: one bit for each page.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct DirtiedPages<'a> {
+    /// The memory of a mapping.
+    pub memory: &'a HostMemory,
+    /// The number of bytes before the page of bit 0 of the first word.
+    pub offset: u64,
+    /// The page size of the log.
+    pub page: PageSize,
+    /// Bit n % 64 of word n / 64 is set if page n may have been written. At least one is, in each word.
+    pub words: &'a [u64],
+}
+
+impl<'a> DirtiedPages<'a> {
+    /// Pages of `memory`, of which the first bit of `words` is at `offset`.
+    pub fn new(memory: &'a HostMemory, offset: u64, page: PageSize, words: &'a [u64]) -> Self {
+        Self { memory, offset, page, words }
+    }
+
+    /// The runs of pages, ascending.
+    pub fn runs(&self) -> impl Iterator<Item = Dirtied<'a>> {
+        let Self { memory, offset, page, words } = *self;
+        ones(words, 0..words.len() as u64 * 64).map(move |run| Dirtied {
+            memory,
+            offset: offset + (run.start << page.shift()),
+            len: (run.end - run.start) << page.shift(),
+        })
+    }
+}
+
 /// A VMM's bitmap, or the way to it.
 ///
 /// Called from the thread that syncs or unmaps. The call must not call the space. It rounds to its own pages, outwards:
@@ -48,6 +80,14 @@ impl<'a> Dirtied<'a> {
 pub trait DirtySink: Send + Sync {
     /// Marks bytes that devices may have written since the last report.
     fn mark(&self, dirtied: Dirtied<'_>);
+
+    /// Marks pages that are dirty here and there. A sink with a bitmap of its own can take word by word; by default each
+    /// run of pages is marked.
+    fn mark_pages(&self, pages: DirtiedPages<'_>) {
+        for run in pages.runs() {
+            self.mark(run);
+        }
+    }
 }
 
 impl fmt::Debug for dyn DirtySink {

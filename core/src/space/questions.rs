@@ -6,6 +6,7 @@ use crate::door::Failure;
 use crate::space::index::{Index, Part, len_of};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
+use crate::words::ones::equal_words;
 use crate::words::page::PageSize;
 
 /// The number of words in the bitmap of a range.
@@ -31,9 +32,9 @@ impl Log<'_> {
         if bitmap.len() < len {
             bitmap.resize(len, 0);
         }
-        let cleared = bitmap.get_mut(..len).unwrap_or_default();
-        cleared.fill(0);
-        self.calls.fetch(question, cleared)
+        let zeroed = bitmap.get_mut(..len).unwrap_or_default();
+        debug_assert_eq!(equal_words(zeroed, 0), len, "a bitmap is zeroed after each question");
+        self.calls.fetch(question, zeroed)
     }
 }
 
@@ -48,6 +49,9 @@ pub(super) fn is_writable(part: &Part<'_>) -> bool {
 pub(super) fn next_question(live: &Index, range: IovaRange, log: &Log<'_>, room: u64) -> Option<IovaRange> {
     let mut parts = live.parts(range).filter(is_writable);
     let first = parts.next()?;
+    if let Some(all) = everything(live, range, &first, log).filter(|all| all.bytes() <= u128::from(room)) {
+        return Some(all);
+    }
     let mut question = askable(&first, log, room);
     if len_of(question) < len_of(first.range) {
         return Some(question);
@@ -61,6 +65,16 @@ pub(super) fn next_question(live: &Index, range: IovaRange, log: &Log<'_>, room:
         question = more;
     }
     Some(question)
+}
+
+/// All mappings in `range`, of which `first` is the first that is asked about, if they can be one question.
+fn everything(live: &Index, range: IovaRange, first: &Part<'_>, log: &Log<'_>) -> Option<IovaRange> {
+    if !log.reach.over_gaps || live.cut_by(range).is_some() {
+        return None;
+    }
+    let rest = IovaRange::new(first.range.first(), range.last()).ok()?;
+    let (hull, _) = live.hull(rest)?;
+    if hull.is_aligned_to(log.page) { Some(hull) } else { None }
 }
 
 /// The smallest range around `part` that can be asked about: whole pages, or whole units if the kernel reports only

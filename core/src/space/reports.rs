@@ -2,21 +2,34 @@
 
 use std::sync::Arc;
 
-use crate::contract::dirty::{Dirtied, DirtySink};
+use crate::contract::dirty::{Dirtied, DirtiedPages, DirtySink};
 use crate::sync::{Mutex, Rank};
 use crate::words::memory::HostMemory;
+use crate::words::ones::Bits;
+use crate::words::page::PageSize;
 
-/// The room of a report for pieces of memory and for dirty runs. A report with more of them allocates.
+/// The room of a report for pieces of memory, for stretches and for words. A report with more of them allocates.
 const PARTS: usize = 1 << 12;
-const RUNS: usize = 1 << 16;
+const STRETCHES: usize = 1 << 16;
+const WORDS: usize = 1 << 16;
 
 /// Dirty memory that was found under the locks of a space.
 #[derive(Debug)]
 pub(super) struct Report {
-    /// Pieces of memory, each with the end of its runs in `runs`.
+    /// Pieces of memory, each with the end of its stretches in `stretches`.
     parts: Vec<(HostMemory, usize)>,
-    /// The offset and the length of each dirty run.
-    runs: Vec<(u64, u64)>,
+    stretches: Vec<Stretch>,
+    /// The words of all stretches that have some, one stretch after the other.
+    words: Vec<u64>,
+}
+
+/// Dirty bytes of one piece of memory.
+#[derive(Clone, Copy, Debug)]
+enum Stretch {
+    /// Every byte, from an offset on: the offset and the length.
+    Run(u64, u64),
+    /// Pages of this size, from an offset on, one for each bit of so many words.
+    Words(u64, PageSize, usize),
 }
 
 /// The sink of a space that tracks, and the reports that have not reached it yet.
@@ -39,33 +52,73 @@ struct State {
 
 impl Report {
     fn new() -> Self {
-        Self { parts: Vec::with_capacity(PARTS), runs: Vec::with_capacity(RUNS) }
+        Self {
+            parts: Vec::with_capacity(PARTS),
+            stretches: Vec::with_capacity(STRETCHES),
+            words: Vec::with_capacity(WORDS),
+        }
     }
 
-    /// Adds dirty runs of `memory`, each with its offset and its length. Returns the number of their bytes.
-    pub(super) fn add(&mut self, memory: &HostMemory, runs: impl Iterator<Item = (u64, u64)>) -> u64 {
-        let before = self.runs.len();
-        let mut bytes = 0_u64;
-        for (offset, len) in runs {
-            self.runs.push((offset, len));
-            bytes = bytes.saturating_add(len);
-        }
-        if self.runs.len() > before {
-            self.parts.push((memory.clone(), self.runs.len()));
-        }
-        bytes
+    /// Adds `len` bytes of `memory`, from `offset` on. Returns their number.
+    pub(super) fn add(&mut self, memory: &HostMemory, offset: u64, len: u64) -> u64 {
+        self.stretches.push(Stretch::Run(offset, len));
+        self.parts.push((memory.clone(), self.stretches.len()));
+        len
     }
 
     /// Adds all of `memory`.
     pub(super) fn add_whole(&mut self, memory: &HostMemory) -> u64 {
-        self.add(memory, std::iter::once((0, memory.len().get())))
+        self.add(memory, 0, memory.len().get())
+    }
+
+    /// Adds the pages of `memory` that have a bit in `bits`, of which the first is for the page at `offset`. Returns the
+    /// number of their bytes.
+    pub(super) fn add_pages(&mut self, memory: &HostMemory, offset: u64, page: PageSize, bits: Bits<'_>) -> u64 {
+        let before = self.stretches.len();
+        let (mut dirty, mut next) = (0_u64, 0);
+        while let Some(number) = bits.next_dirty(next) {
+            let place = offset + ((number as u64) << (6 + page.shift()));
+            let full = bits.full_from(number);
+            if full > 0 {
+                self.stretches.push(Stretch::Run(place, (full as u64) << (6 + page.shift())));
+                dirty += full as u64 * 64;
+                next = number + full;
+            } else {
+                let (count, pages) = self.push_mixed(bits, number);
+                self.stretches.push(Stretch::Words(place, page, count));
+                dirty += pages;
+                next = number + count;
+            }
+        }
+        if self.stretches.len() > before {
+            self.parts.push((memory.clone(), self.stretches.len()));
+        }
+        dirty << page.shift()
+    }
+
+    /// Adds the words from `number` on up to the first that is clean or full. Returns the numbers of words and of pages.
+    fn push_mixed(&mut self, bits: Bits<'_>, number: usize) -> (usize, u64) {
+        let (mut count, mut pages) = (0, 0);
+        while let Some(word) = bits.word(number + count).filter(|word| !matches!(*word, 0 | u64::MAX)) {
+            self.words.push(word);
+            count += 1;
+            pages += u64::from(word.count_ones());
+        }
+        (count, pages)
     }
 
     fn mark_in(&self, sink: &dyn DirtySink) {
-        let mut begin = 0;
+        let (mut begin, mut words) = (0, &self.words[..]);
         for (memory, end) in &self.parts {
-            for &(offset, len) in self.runs.get(begin..*end).unwrap_or_default() {
-                sink.mark(Dirtied { memory, offset, len });
+            for stretch in self.stretches.get(begin..*end).unwrap_or_default() {
+                match *stretch {
+                    Stretch::Run(offset, len) => sink.mark(Dirtied { memory, offset, len }),
+                    Stretch::Words(offset, page, count) => {
+                        let (here, behind) = words.split_at_checked(count).unwrap_or((words, &[]));
+                        sink.mark_pages(DirtiedPages { memory, offset, page, words: here });
+                        words = behind;
+                    }
+                }
             }
             begin = *end;
         }
@@ -73,7 +126,8 @@ impl Report {
 
     fn clear(&mut self) {
         self.parts.clear();
-        self.runs.clear();
+        self.stretches.clear();
+        self.words.clear();
     }
 }
 
@@ -144,7 +198,7 @@ mod tests {
         let marked = Arc::new(Marked::default());
         let outbox = Outbox::new(marked.clone());
         let (report, bytes) = outbox.fill(|report| {
-            report.add(&memory(0x1_0000), [(0, 0x1000), (0x2000, 0x1000)].into_iter())
+            report.add_pages(&memory(0x1_0000), 0, PageSize::K4, Bits::of(&[0b1010], 1..4))
                 + report.add_whole(&memory(0x2_0000))
         });
         outbox.deliver(report.expect("there is something"));

@@ -14,7 +14,6 @@ use crate::error::{Error, Kind, Operation};
 use crate::space::deferred::Deferred;
 use crate::space::index::{Index, len_of};
 use crate::space::layout::{Slot, WindowSet};
-use crate::space::ones::ones;
 use crate::space::questions::{Log, is_writable, next_question, words};
 use crate::space::reports::{Outbox, Report};
 use crate::space::unmap_all::unmap_all;
@@ -22,6 +21,7 @@ use crate::sync::{Mutex, Rank, RwLock};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
+use crate::words::ones::{Bits, equal_words};
 use crate::words::page::PageSize;
 
 /// The length of a bitmap at first: with pages of 4 KiB a question reaches 32 GiB.
@@ -43,7 +43,7 @@ struct Active {
     outbox: Arc<Outbox>,
     /// Set while the kernel logs. It cannot answer for mappings from before it began to.
     logging: bool,
-    /// [`Rank::Bitmap`] in the order of all locks ([`crate::sync`]).
+    /// Zero whenever no question is under way. [`Rank::Bitmap`] in the order of all locks ([`crate::sync`]).
     bitmap: Mutex<Vec<u64>>,
 }
 
@@ -155,10 +155,7 @@ impl Tracking {
         let mut exact = false;
         let unmapped = unmap_all(bytes, || {
             // The first call alone can know: a call that failed may have taken the log with it.
-            let answer = room.take().and_then(|(log, bitmap)| {
-                bitmap.fill(0);
-                log.calls.unmap(hull, bitmap)
-            });
+            let answer = room.take().and_then(|(log, bitmap)| log.calls.unmap(hull, bitmap));
             exact = matches!(answer, Some(Ok(_)));
             answer.unwrap_or_else(|| backend.unmap(hull))
         });
@@ -169,6 +166,10 @@ impl Tracking {
                 Some(log) => active.report(deferred, |report| add_logged(report, &live, hull, log.page, &bitmap)),
                 None => active.report(deferred, |report| add_everything(report, &live, hull)),
             };
+        }
+        if let Some(log) = active.log(backend) {
+            // A call that failed may have set bits too.
+            zero_again(&mut bitmap, words(hull, log.page).saturating_add(spare_words(backend)));
         }
         unmapped
     }
@@ -200,6 +201,7 @@ impl Tracking {
                     Err(_) => add_everything(report, &live, question),
                 }));
                 progress.failure = progress.failure.or(fetched.err());
+                zero_again(&mut bitmap, words(question, log.page).saturating_add(spare));
             }
         } else if let Some(rest) = rest {
             progress.add(active.report(deferred, |report| add_everything(report, &slot.live.read(), rest)));
@@ -283,25 +285,34 @@ fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure>
     Ok(true)
 }
 
+/// Zeroes the first `len` words of a bitmap. Most are zero, and most of the time all: reading them is cheaper.
+fn zero_again(bitmap: &mut [u64], len: usize) {
+    let len = len.min(bitmap.len());
+    let used = bitmap.get_mut(..len).unwrap_or_default();
+    let zero = equal_words(used, 0);
+    used.get_mut(zero..).unwrap_or_default().fill(0);
+}
+
 /// Adds all mappings that devices may write in `range`.
 fn add_everything(report: &mut Report, live: &Index, range: IovaRange) -> u64 {
     let mut bytes = 0_u64;
     for part in live.parts(range).filter(is_writable) {
-        bytes = bytes.saturating_add(report.add(&part.memory, std::iter::once((part.offset, len_of(part.range)))));
+        bytes = bytes.saturating_add(report.add(&part.memory, part.offset, len_of(part.range)));
     }
     bytes
 }
 
 /// Adds the pages that have a bit in a bitmap of `question`.
 fn add_logged(report: &mut Report, live: &Index, question: IovaRange, page: PageSize, bitmap: &[u64]) -> u64 {
+    let bitmap = bitmap.get(..words(question, page)).unwrap_or(bitmap);
+    if equal_words(bitmap, 0) == bitmap.len() {
+        return 0;
+    }
     let mut bytes = 0_u64;
     for part in live.parts(question).filter(is_writable) {
         let first = question.offset_of(part.range.first()) >> page.shift();
         let end = first + (len_of(part.range) >> page.shift());
-        let set = ones(bitmap, first..end);
-        let runs =
-            set.map(|run| (part.offset + ((run.start - first) << page.shift()), (run.end - run.start) << page.shift()));
-        bytes = bytes.saturating_add(report.add(&part.memory, runs));
+        bytes = bytes.saturating_add(report.add_pages(&part.memory, part.offset, page, Bits::of(bitmap, first..end)));
     }
     bytes
 }

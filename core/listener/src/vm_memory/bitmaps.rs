@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::NewBitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
+use dmaspace_core::contract::dirty::{Dirtied, DirtiedPages, DirtySink};
 
 /// The regions' own bitmaps, marked directly. A snapshot: after memory is plugged, a VMM must track with a new one.
 ///
@@ -40,16 +40,37 @@ impl<B: NewBitmap> RegionBitmaps<B> {
     }
 }
 
+impl<B: NewBitmap> RegionBitmaps<B> {
+    /// The region that has the byte at `address` of this process, and the region's first byte there.
+    fn region_of(&self, address: u64) -> Option<(u64, &GuestRegionMmap<B>)> {
+        let (begin, at) = self.regions.range(..=address).next_back()?;
+        let region = self.memory.find_region(*at)?;
+        if address - *begin < region.len() { Some((*begin, region)) } else { None }
+    }
+}
+
+fn mark_in<B: NewBitmap>(region: &GuestRegionMmap<B>, begin: u64, dirtied: Dirtied<'_>) {
+    let offset = usize::try_from(dirtied.address() - begin).unwrap_or(usize::MAX);
+    region.bitmap().mark_dirty(offset, usize::try_from(dirtied.len).unwrap_or(usize::MAX));
+}
+
 impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
     /// Marks nothing for memory outside the regions.
     fn mark(&self, dirtied: Dirtied<'_>) {
-        let begin = self.regions.range(..=dirtied.address()).next_back();
-        let region = begin.and_then(|(begin, at)| Some((begin, self.memory.find_region(*at)?)));
-        if let Some((begin, region)) =
-            region.filter(|(begin, region)| dirtied.address().get() - begin.get() < region.len())
-        {
-            let offset = usize::try_from(dirtied.address().get() - begin.get()).unwrap_or(usize::MAX);
-            region.bitmap().mark_dirty(offset, usize::try_from(dirtied.len).unwrap_or(usize::MAX));
+        if let Some((begin, region)) = self.region_of(dirtied.address()) {
+            mark_in(region, begin, dirtied);
+        }
+    }
+
+    /// Looks the region up once for all pages, if the memory of the mapping lies in one.
+    fn mark_pages(&self, pages: DirtiedPages<'_>) {
+        let region = self.region_of(pages.memory.address());
+        let whole = region.filter(|(begin, region)| pages.memory.last() - begin < region.len());
+        for run in pages.runs() {
+            match whole {
+                Some((begin, region)) => mark_in(region, begin, run),
+                None => self.mark(run),
+            }
         }
     }
 }

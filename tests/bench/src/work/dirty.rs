@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
+use dmaspace_core::contract::dirty::{Dirtied, DirtiedPages, DirtySink};
 use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, Space};
 
@@ -19,6 +19,11 @@ struct Count(AtomicU64);
 impl DirtySink for Count {
     fn mark(&self, dirtied: Dirtied<'_>) {
         self.0.fetch_add(dirtied.len, Ordering::Relaxed);
+    }
+
+    fn mark_pages(&self, pages: DirtiedPages<'_>) {
+        let dirty: u64 = pages.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        self.0.fetch_add(dirty << pages.page.shift(), Ordering::Relaxed);
     }
 }
 
