@@ -97,8 +97,8 @@ impl Update {
         !(self.removed_targets.is_empty() && self.added_targets.is_empty())
     }
 
-    /// Returns whether the update is about nothing that is mapped or registered, so that the windows and the registrations
-    /// of a host stay as they are.
+    /// Returns whether the update is about nothing that is mapped or registered, so that the windows and the
+    /// registrations of a host stay as they are.
     pub(super) fn is_of_emulated_sections(&self) -> bool {
         let mut sections = self.removed.iter().chain(&self.added);
         !self.concerns_targets() && sections.all(|section| matches!(section.backing(), Backing::Nothing))

@@ -81,8 +81,8 @@ pub trait DirtySink: Send + Sync {
     /// Marks bytes that devices may have written since the last report.
     fn mark(&self, dirtied: Dirtied<'_>);
 
-    /// Marks pages that are dirty here and there. A sink with a bitmap of its own can take word by word; by default each
-    /// run of pages is marked.
+    /// Marks pages that are dirty here and there. A sink with a bitmap of its own can take word by word; by default
+    /// each run of pages is marked.
     fn mark_pages(&self, pages: DirtiedPages<'_>) {
         for run in pages.runs() {
             self.mark(run);

@@ -149,7 +149,8 @@ pub trait ForListeners: sealed::Sealed {
     /// fence.
     fn fence(&self, range: IovaRange, memory: Option<HostMemory>, cause: Failure);
 
-    /// A live mapping whose memory shares bytes with `memory`. The cost does not grow with single pages of other owners.
+    /// A live mapping whose memory shares bytes with `memory`. The cost does not grow with single pages of other
+    /// owners.
     fn mapping_onto(&self, memory: &HostMemory) -> Option<IovaRange>;
 
     /// A live mapping in `range` whose memory shares bytes with `memory`.

@@ -20,8 +20,8 @@ use crate::words::window::Windows;
 #[derive(Debug)]
 pub(super) struct Fences {
     list: RwLock<Vec<Fenced>>,
-    /// Set once there is a fence. Changed and read under the locks that order a fence against a verb, so a verb that finds
-    /// none needs no lock of this list.
+    /// Set once there is a fence. Changed and read under the locks that order a fence against a verb, so a verb that
+    /// finds none needs no lock of this list.
     any: AtomicBool,
 }
 

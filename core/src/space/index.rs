@@ -4,8 +4,8 @@
 //! and in the host are one run. A guest that maps all of its memory page by page costs as much as one that maps it at
 //! once.
 //!
-//! Whole mappings and long runs are few: they are kept in a tree. Single pages and short runs may be millions: each page
-//! is one word of a table ([`Words`]), which has its host address, its rights, and the number of its [`Kind`], of which
+//! Whole mappings and long runs are few: they are kept in a tree. Single pages and short runs may be millions: each
+//! page is one word of a table ([`Words`]), which has its host address, its rights, and the number of its [`Kind`], of which
 //! one memory is kept.
 //!
 //! Invariants:
@@ -349,11 +349,12 @@ impl Pages {
         if self.words.is_empty() || self.page.map(Unit::Pages) != Some(run.unit) {
             return [None, None];
         }
-        let below = run.range.first().get().checked_sub(1).and_then(|last| self.run_around(Iova::new(last)));
+        let before = run.range.first().get().checked_sub(1).map(Iova::new);
+        let below = before.and_then(|last| self.run_around(last));
         let above = run.range.end().and_then(|end| self.run_around(end));
-        let below = below.filter(|below| below.placed().continues_to(run.placed()));
-        let above = above.filter(|above| run.placed().continues_to(above.placed()));
-        [below, above].map(|neighbour| {
+        let continued = below.filter(|below| below.placed().continues_to(run.placed()));
+        let continuing = above.filter(|above| run.placed().continues_to(above.placed()));
+        [continued, continuing].map(|neighbour| {
             let range = neighbour?.range;
             self.take(self.index_of(range.first())?, self.index_of(range.last())?)
         })
@@ -383,8 +384,7 @@ impl Pages {
     /// The runs that share bytes with `range`, ascending, with the pages of them that do.
     fn touching(&self, range: IovaRange) -> impl Iterator<Item = Run> {
         let indices = self.indices(range);
-        let words = indices.map(|(first, last)| self.words.ascending(first, last).peekable());
-        let mut words = words;
+        let mut words = indices.map(|(first, last)| self.words.ascending(first, last).peekable());
         let mut is_first = true;
         std::iter::from_fn(move || {
             let run = self.next_run(words.as_mut()?)?;

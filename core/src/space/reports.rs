@@ -71,8 +71,8 @@ impl Report {
         self.add(memory, 0, memory.len().get())
     }
 
-    /// Adds the pages of `memory` that have a bit in `bits`, of which the first is for the page at `offset`. Returns the
-    /// number of their bytes.
+    /// Adds the pages of `memory` that have a bit in `bits`, of which the first is for the page at `offset`. Returns
+    /// the number of their bytes.
     pub(super) fn add_pages(&mut self, memory: &HostMemory, offset: u64, page: PageSize, bits: Bits<'_>) -> u64 {
         let before = self.stretches.len();
         let (mut dirty, mut next) = (0_u64, 0);
@@ -96,7 +96,8 @@ impl Report {
         dirty << page.shift()
     }
 
-    /// Adds the words from `number` on up to the first that is clean or full. Returns the numbers of words and of pages.
+    /// Adds the words from `number` on up to the first that is clean or full. Returns the numbers of words and of
+    /// pages.
     fn push_mixed(&mut self, bits: Bits<'_>, number: usize) -> (usize, u64) {
         let (mut count, mut pages) = (0, 0);
         while let Some(word) = bits.word(number + count).filter(|word| !matches!(*word, 0 | u64::MAX)) {

@@ -287,8 +287,8 @@ fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure>
 
 /// Zeroes the first `len` words of a bitmap. Most are zero, and most of the time all: reading them is cheaper.
 fn zero_again(bitmap: &mut [u64], len: usize) {
-    let len = len.min(bitmap.len());
-    let used = bitmap.get_mut(..len).unwrap_or_default();
+    let end = len.min(bitmap.len());
+    let used = bitmap.get_mut(..end).unwrap_or_default();
     let zero = equal_words(used, 0);
     used.get_mut(zero..).unwrap_or_default().fill(0);
 }
@@ -304,15 +304,15 @@ fn add_everything(report: &mut Report, live: &Index, range: IovaRange) -> u64 {
 
 /// Adds the pages that have a bit in a bitmap of `question`.
 fn add_logged(report: &mut Report, live: &Index, question: IovaRange, page: PageSize, bitmap: &[u64]) -> u64 {
-    let bitmap = bitmap.get(..words(question, page)).unwrap_or(bitmap);
-    if equal_words(bitmap, 0) == bitmap.len() {
+    let asked = bitmap.get(..words(question, page)).unwrap_or(bitmap);
+    if equal_words(asked, 0) == asked.len() {
         return 0;
     }
     let mut bytes = 0_u64;
     for part in live.parts(question).filter(is_writable) {
         let first = question.offset_of(part.range.first()) >> page.shift();
         let end = first + (len_of(part.range) >> page.shift());
-        bytes = bytes.saturating_add(report.add_pages(&part.memory, part.offset, page, Bits::of(bitmap, first..end)));
+        bytes = bytes.saturating_add(report.add_pages(&part.memory, part.offset, page, Bits::of(asked, first..end)));
     }
     bytes
 }

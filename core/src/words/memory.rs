@@ -363,8 +363,9 @@ impl HostMemory {
         Some(Self { base, len, ..self.clone() })
     }
 
-    /// The `len` bytes from `address` on, of a kind with this memory. They must lie in memory that this process keeps and
-    /// that is of a kind with this: an index of single pages keeps the address of each, and one memory of each kind.
+    /// The `len` bytes from `address` on, of a kind with this memory. They must lie in memory that this process keeps
+    /// and that is of a kind with this: an index of single pages keeps the address of each, and one memory of each
+    /// kind.
     pub(crate) fn like_this_at(&self, address: u64, len: NonZeroU64) -> Self {
         let address = usize::try_from(address).unwrap_or(usize::MAX);
         let base = if self.is_unbacked() {

@@ -9,11 +9,11 @@ const AT_ONCE: usize = 32;
 /// of `within` is read: a bitmap is as long as the longest mapping.
 pub(crate) fn ones(words: &[u64], within: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
     let end = usize::try_from(within.end.div_ceil(64)).unwrap_or(usize::MAX);
-    let words = words.get(..end.min(words.len())).unwrap_or_default();
+    let inside = words.get(..end.min(words.len())).unwrap_or_default();
     let mut next = within.start;
     std::iter::from_fn(move || {
-        let first = find(words, next, 0).filter(|first| *first < within.end)?;
-        next = find(words, first, u64::MAX).unwrap_or(u64::MAX).min(within.end);
+        let first = find(inside, next, 0).filter(|first| *first < within.end)?;
+        next = find(inside, first, u64::MAX).unwrap_or(u64::MAX).min(within.end);
         Some(first..next)
     })
 }

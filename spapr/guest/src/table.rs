@@ -20,10 +20,10 @@ use crate::kernel_table::InKernelTable;
 mod tests;
 
 /// The entries of a chunk: 4 KiB of them.
-const CHUNK: u64 = 512;
+const CHUNK: u64 = NO_ENTRIES.len() as u64;
 
 /// The entries of a chunk that is not there.
-const NO_ENTRIES: [Tce; CHUNK as usize] = [Tce::NONE; CHUNK as usize];
+const NO_ENTRIES: [Tce; 512] = [Tce::NONE; 512];
 
 /// The page sizes of tables, as powers of two: KVM's (linux: arch/powerpc/kvm/book3s_64_vio.c,
 /// kvm_vm_ioctl_create_spapr_tce).
