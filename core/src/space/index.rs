@@ -5,8 +5,8 @@
 //! once.
 //!
 //! Whole mappings and long runs are few: they are kept in a tree. Single pages and short runs may be millions: each
-//! page is one word of a table ([`Words`]), which has its host address, its rights, and the number of its [`Kind`], of which
-//! one memory is kept.
+//! page is one word of a table ([`Words`]), which has its host address, its rights, and the number of its [`Kind`], of
+//! which one memory is kept.
 //!
 //! Invariants:
 //! - runs are disjoint, in the tree and in the table together; none is empty;

@@ -1,8 +1,8 @@
 //! A table of 64-bit words by index, for tables that are dense in some places and empty in most: a radix tree.
 //!
 //! A leaf has 64 words, a branch has 64 children, and there are as many levels as the greatest index needs. A word
-//! costs 8 bytes and an eighth of a byte more where its neighbours are in use, and a look-up one step for each level: three
-//! for 64 GiB of pages of 4 KiB.
+//! costs 8 bytes and an eighth of a byte more where its neighbours are in use, and a look-up one step for each level:
+//! four for 64 GiB of pages of 4 KiB.
 //!
 //! Invariants: no leaf and no branch is empty; a bit of `live` is set exactly where a word is not zero, or a child is
 //! there; leaves and branches that are not in use are kept for the next insertion, but for those of an empty table.
