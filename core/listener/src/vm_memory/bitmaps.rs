@@ -42,15 +42,15 @@ impl<B: NewBitmap> RegionBitmaps<B> {
 
 impl<B: NewBitmap> RegionBitmaps<B> {
     /// The region that has the byte at `address` of this process, and the region's first byte there.
-    fn region_of(&self, address: u64) -> Option<(u64, &GuestRegionMmap<B>)> {
+    fn region_of(&self, address: HostAddress) -> Option<(u64, &GuestRegionMmap<B>)> {
         let (begin, at) = self.regions.range(..=address).next_back()?;
         let region = self.memory.find_region(*at)?;
-        if address - *begin < region.len() { Some((*begin, region)) } else { None }
+        if address.get() - begin.get() < region.len() { Some((begin.get(), region)) } else { None }
     }
 }
 
 fn mark_in<B: NewBitmap>(region: &GuestRegionMmap<B>, begin: u64, dirtied: Dirtied<'_>) {
-    let offset = usize::try_from(dirtied.address() - begin).unwrap_or(usize::MAX);
+    let offset = usize::try_from(dirtied.address().get() - begin).unwrap_or(usize::MAX);
     region.bitmap().mark_dirty(offset, usize::try_from(dirtied.len).unwrap_or(usize::MAX));
 }
 
@@ -65,7 +65,7 @@ impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
     /// Looks the region up once for all pages, if the memory of the mapping lies in one.
     fn mark_pages(&self, pages: DirtiedPages<'_>) {
         let region = self.region_of(pages.memory.address());
-        let whole = region.filter(|(begin, region)| pages.memory.last() - begin < region.len());
+        let whole = region.filter(|(begin, region)| pages.memory.last().get() - begin < region.len());
         for run in pages.runs() {
             match whole {
                 Some((begin, region)) => mark_in(region, begin, run),
