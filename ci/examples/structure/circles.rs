@@ -1,7 +1,7 @@
 //! The import circles of a crate: files that name each other's definitions, directly or through more files.
 //!
-//! A file leads to another if its code or a `use` names a definition there, unless the other is of a module around it. A
-//! re-export (`pub use`) is no dependence by itself, and a name is followed to its definition.
+//! A file leads to another if its code or a `use` names a definition there, unless the other is of a module around it.
+//! A re-export (`pub use`) is no dependence by itself, and a name is followed to its definition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

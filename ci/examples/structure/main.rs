@@ -147,7 +147,7 @@ fn is_open_struct(item: &Item) -> bool {
     item.kind == ItemKind::Struct && item.is_open
 }
 
-/// Prints each public item on a line of its own, without its module: a diff of two lists shows what changed for callers.
+/// Prints each public item on a line of its own, without its module: a diff of two lists shows changes for callers.
 fn list(libraries: &[Library<'_>]) {
     for library in libraries {
         let mut lines = BTreeSet::new();
