@@ -97,7 +97,7 @@ impl Play {
         self.fixture.assert_writable(Iova::new(at), &memory);
         let live = self.space.lookup(Iova::new(at)).expect("the space knows it");
         let offset = at - live.range.first().get();
-        assert_eq!(live.memory.address() + offset, memory.address());
+        assert_eq!(live.memory.address().get() + offset, memory.address().get());
         assert_eq!(live.access, Access::READ_WRITE);
     }
 

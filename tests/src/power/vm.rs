@@ -116,7 +116,7 @@ impl Vm {
     pub(super) fn new(ram: HostMemory) -> Self {
         let kvm = OwnedFd::from(File::options().read(true).write(true).open("/dev/kvm").expect("the host has KVM"));
         let machine = opened(call(&kvm, libc::_IO(KVM, 0x01), HV));
-        let region = MemoryRegion { slot: 0, flags: 0, guest: 0, len: ram.len().get(), user: ram.address() };
+        let region = MemoryRegion { slot: 0, flags: 0, guest: 0, len: ram.len().get(), user: ram.address().get() };
         give(&machine, libc::_IOW::<MemoryRegion>(KVM, 0x46), &region);
         let processor = opened(call(&machine, libc::_IO(KVM, 0x41), 0));
         let papr = EnableCap { capability: CAP_PPC_PAPR, flags: 0, arguments: [0; 4], padding: [0; 64] };
