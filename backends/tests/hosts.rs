@@ -25,8 +25,8 @@ use common::recorded::{Recorded, names};
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
-/// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file, MACHINE
-/// the machine that its guests have.
+/// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file,
+/// MACHINE the machine that its guests have.
 const COMMANDS: [&str; 2] = ["probe", "plan --machine MACHINE --memory 8G --host HOST"];
 
 /// The program with these arguments.
