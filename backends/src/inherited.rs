@@ -13,7 +13,7 @@
 //! use dmaspace::contract::{Attachable as _, MapRequest};
 //! use dmaspace::door::OwnedHandle;
 //! use dmaspace::live_update::NamedMemory;
-//! use dmaspace::{Access, BackendKind, Facts, Host, HostMemory, Iova, OpenRequest};
+//! use dmaspace::{Access, BackendKind, Facts, Host, HostAddress, HostMemory, Iova, OpenRequest};
 //! # use dmaspace_soft::{Profile, SoftHost};
 //! # let gib = NonZeroU64::new(1 << 30).ok_or("no memory")?;
 //!
@@ -22,7 +22,7 @@
 //! let host = Host::new(old.clone(), Facts::of_soft(old.profile()));
 //! let opened = host.open(&OpenRequest::device("0000:00:03.0".parse()?).with_backend(BackendKind::Type1))?;
 //! let space = opened.space.space().clone();
-//! let ram = HostMemory::unbacked(0x7f00_0000_0000, gib).ok_or("it wraps")?;
+//! let ram = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), gib).ok_or("it wraps")?;
 //! space.map(MapRequest::new(Iova::new(0), &ram, Access::READ_WRITE))?;
 //!
 //! let handover = space.powers().live_update.hand_over(&NamedMemory::new().with("ram", ram))?;
@@ -36,7 +36,7 @@
 //! let groups = vec![(group.name(), owned(group.handle())?)];
 //! let inherited = host.inherit(BackendKind::Type1, owned(opened.space.handle().ok_or("no container")?)?, groups)?;
 //! let nic = inherited.inherit_device(&inherited.groups()[0].clone(), owned(device.handle())?, device.name());
-//! let ram = HostMemory::unbacked(0x7e00_0000_0000, gib).ok_or("it wraps")?;
+//! let ram = HostMemory::unbacked(HostAddress::new(0x7e00_0000_0000), gib).ok_or("it wraps")?;
 //! let space = inherited.space();
 //! // SAFETY: the file of that name is the same one.
 //! unsafe { space.powers().live_update.adopt(&handover, &NamedMemory::new().with("ram", ram.clone()))? };

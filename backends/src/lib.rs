@@ -12,7 +12,7 @@
 //! use std::num::NonZeroU64;
 //!
 //! use dmaspace::section::{FrontEnd, Section};
-//! use dmaspace::{Access, Facts, Host, HostMemory, Iova, Listener, OpenRequest};
+//! use dmaspace::{Access, Facts, Host, HostAddress, HostMemory, Iova, Listener, OpenRequest};
 //! use dmaspace::soft::{Profile, SoftHost};
 //!
 //! // On a real host: let host = Host::this()?. This one is in software.
@@ -25,7 +25,8 @@
 //! let opened = host.open(&request)?;
 //!
 //! // The guest's bus. `vm_memory::sections` makes the sections of a whole guest.
-//! let ram = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("no memory")?).ok_or("it wraps")?;
+//! let gib = NonZeroU64::new(1 << 30).ok_or("no memory")?;
+//! let ram = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), gib).ok_or("it wraps")?;
 //! let sections = [Section::ram("ram below 1 GiB", Iova::new(0), ram, Access::READ_WRITE)?];
 //!
 //! let mut listener = Listener::new(FrontEnd::pc());

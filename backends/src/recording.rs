@@ -7,13 +7,14 @@
 //!
 //! use dmaspace::listener::Update;
 //! use dmaspace::recording::{Asked, Event, JsonLines, Reader};
-//! use dmaspace::{Access, FrontEnd, HostMemory, Iova, Listener, Section};
+//! use dmaspace::{Access, FrontEnd, HostAddress, HostMemory, Iova, Listener, Section};
 //!
 //! // In the VMM, once. A file serves as well as this vector.
 //! let lines = Arc::new(Mutex::new(JsonLines::new(Vec::new())));
 //! let mut listener = Listener::new(FrontEnd::pc());
 //! listener.record_to(Box::new(lines.clone()));
-//! let memory = HostMemory::unbacked(0x7f00_0000_0000, NonZeroU64::new(1 << 30).ok_or("none")?).ok_or("it wraps")?;
+//! let gib = NonZeroU64::new(1 << 30).ok_or("none")?;
+//! let memory = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), gib).ok_or("it wraps")?;
 //! listener.commit(Update::new().adding(Section::ram("pc.ram", Iova::new(0), memory, Access::READ_WRITE)?))?;
 //!
 //! // The recording:

@@ -18,7 +18,7 @@
 //!
 //! use dmaspace_core::door::{HandleKind, OwnedHandle};
 //! use dmaspace_listener::Update;
-//! use dmaspace_core::{Access, HostMemory, Iova, PciAddressSpace, Space};
+//! use dmaspace_core::{Access, HostAddress, HostMemory, Iova, PciAddressSpace, Space};
 //! use dmaspace_listener::{FrontEnd, Listener, Section};
 //! use dmaspace_iommufd::{Cdev, Ioas};
 //! use dmaspace_soft::{Profile, SoftHost};
@@ -33,7 +33,7 @@
 //! // The guest's view of the bus: all of it is put into force, or nothing.
 //! let mut listener = Listener::new(FrontEnd::pc());
 //! listener.attach(space.clone())?;
-//! let memory = HostMemory::unbacked(0x7f00_0000_0000, (1 << 30).try_into()?).ok_or("it wraps")?;
+//! let memory = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), (1 << 30).try_into()?).ok_or("it wraps")?;
 //! let ram = Section::ram("pc.ram", Iova::new(0), memory, Access::READ_WRITE)?;
 //! let report = listener.commit(Update::new().adding(ram))?;
 //! assert_eq!(report.spaces[0].sections[0].to_string(), "0x0..=0x3fffffff (pc.ram): mapped: read-write with 4K pages");

@@ -27,7 +27,7 @@
 //!
 //! use dmaspace::{Facts, Host, OpenRequest};
 //! use dmaspace_core::words::address::SystemRange;
-//! use dmaspace_core::{HostMemory, SystemAddress};
+//! use dmaspace_core::{HostAddress, HostMemory, SystemAddress};
 //! use dmaspace_listener::section::TargetMemory;
 //! use dmaspace_listener::{Listener, Update};
 //! use dmaspace_soft::{Profile, SoftHost};
@@ -50,7 +50,7 @@
 //! let space = opened.space.space();
 //!
 //! // The guest may map all of its RAM, and has mapped none of it.
-//! let ram = HostMemory::unbacked(0x7f00_0000_0000, (256 << 20).try_into()?).ok_or("it wraps")?;
+//! let ram = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), (256 << 20).try_into()?).ok_or("it wraps")?;
 //! let mut listener = Listener::default();
 //! listener.commit(Update::new().adding_target(TargetMemory::new("ram", SystemAddress::new(0), ram)?))?;
 //!
@@ -67,7 +67,7 @@
 //! // H_PUT_TCE: devices may read and write the guest's memory at 0x70000.
 //! let at = window.range.first();
 //! bridge.tables().h_put_tce(&Ram, window.liobn, at, Tce::new(0x7_0003))?;
-//! assert_eq!(space.lookup(at).map(|entry| entry.memory.address()), Some(0x7f00_0007_0000));
+//! assert_eq!(space.lookup(at).map(|entry| entry.memory.address()), Some(HostAddress::new(0x7f00_0007_0000)));
 //! # Ok(())
 //! # }
 //! ```

@@ -26,7 +26,11 @@ fn iommu(machine: &Machine, device: &PciDevice, remarks: &mut Remarks) {
     if let Some(name) = off {
         let said = format!("The IOMMU is turned off by {name}=off on the kernel's command line.");
         remarks.no(Code::IommuOff, said, turning_on(machine, Some(name)));
-    } else if machine.has_table() || !machine.units.is_empty() {
+    } else if !machine.units.is_empty() {
+        // The kernel lists the IOMMUs that it uses.
+        let said = "The kernel uses an IOMMU, and no PCI device is in a group: none is behind it.";
+        remarks.no(Code::NoGroup, said, ["dmesg | grep -i -e iommu -e dmar -e amd-vi -e smmu".to_owned()]);
+    } else if machine.has_table() {
         let said = "The machine has an IOMMU, and the kernel does not use it.";
         remarks.no(Code::IommuOff, said, turning_on(machine, None));
     } else {
