@@ -158,7 +158,7 @@ struct Marked(std::sync::Mutex<BTreeSet<u64>>);
 
 impl DirtySink for Marked {
     fn mark(&self, dirtied: Dirtied<'_>) {
-        self.0.lock().expect("no panic under it").insert(dirtied.address());
+        self.0.lock().expect("no panic under it").insert(dirtied.address().get());
     }
 }
 

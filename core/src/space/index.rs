@@ -328,7 +328,7 @@ impl Pages {
         }
         let first = self.index_of(run.range.first())?;
         let kind = self.kinds.enter(run.memory, pages)?;
-        let word = run.memory.address().get() | u64::from(kind) << KIND_SHIFT | u64::from(run.access.bits());
+        let word = run.memory.address().get() | (u64::from(kind) << KIND_SHIFT) | u64::from(run.access.bits());
         for n in 0..pages {
             self.words.insert(first + n, word + (n << page.shift()));
         }

@@ -221,7 +221,7 @@ impl Words {
         let next = above.trailing_zeros();
         let span = SHIFT * (level + 1);
         let start = from.checked_shr(span).and_then(|high| high.checked_shl(span)).unwrap_or(0);
-        self.leaf_below(branch.child(next as usize)?, level - 1, start | u64::from(next) << (SHIFT * level))
+        self.leaf_below(branch.child(next as usize)?, level - 1, start | (u64::from(next) << (SHIFT * level)))
     }
 
     /// Takes the words with a bit in `bits` out of the leaf at `base`, and the leaf if that was all of it.

@@ -102,7 +102,7 @@ impl<'a> Bits<'a> {
         let mut word = self.words.get(number).copied().unwrap_or(0);
         if self.shift > 0 {
             let above = self.words.get(number + 1).copied().unwrap_or(0);
-            word = word >> self.shift | above << (64 - self.shift);
+            word = (word >> self.shift) | (above << (64 - self.shift));
         }
         Some(if left < 64 { word & ((1 << left) - 1) } else { word })
     }
@@ -162,7 +162,7 @@ mod tests {
                 while let Some(number) = next {
                     let word = bits.word(number).expect("inside");
                     assert_eq!(bits.full_from(number) > 0, word == u64::MAX);
-                    found.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| number as u64 * 64 + bit));
+                    found.extend((0..64).filter(|bit| (word >> bit) & 1 == 1).map(|bit| number as u64 * 64 + bit));
                     next = bits.next_dirty(number + 1);
                 }
                 let expected: Vec<u64> = ones(&words, start..start + len).flatten().map(|bit| bit - start).collect();
