@@ -1,7 +1,7 @@
 //! The program on what users of passed-through devices have at hand: layouts, traces, logs and hosts of the field,
 //! each as it was shown.
 //!
-//! `docs/field.md` is what it prints of them: with `DMASPACE_WRITE_DOCS=1` this test writes it anew.
+//! `docs/field.md` is what it prints of them: with `UPDATE_DOCS=1` this test writes it anew.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -10,13 +10,15 @@
     reason = "the helpers are tests too"
 )]
 
+mod running;
+
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Command, Output};
 
 use serde_json::Value;
+
+use running::{command_in, fed, json, status, stderr, stdout};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/field");
 
@@ -26,49 +28,11 @@ fn replay(arguments: &[&str]) -> Output {
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let (first, rest) = program().split_first().expect("never empty");
-    let mut command = Command::new(first);
-    command.args(rest).arg("replay").args(arguments).current_dir(DATA);
-    command
-}
-
-/// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
-fn program() -> &'static [&'static str] {
-    const DIRECTLY: &[&str] = &[env!("CARGO_BIN_EXE_dmaspace")];
-    const EMULATED: [&[&str]; 2] =
-        [&["qemu-ppc64le", env!("CARGO_BIN_EXE_dmaspace")], &["qemu-ppc64le-static", env!("CARGO_BIN_EXE_dmaspace")]];
-    static PROGRAM: OnceLock<&[&str]> = OnceLock::new();
-    PROGRAM.get_or_init(|| [DIRECTLY].into_iter().chain(EMULATED).find(|words| runs(words)).unwrap_or(DIRECTLY))
-}
-
-fn runs(words: &[&str]) -> bool {
-    let (first, rest) = words.split_first().expect("never empty");
-    let output = Command::new(first).args(rest).arg("--version").output();
-    output.is_ok_and(|output| output.stdout.starts_with(b"dmaspace"))
+    command_in(DATA, &[&["replay"], arguments].concat())
 }
 
 fn replay_text(text: &[u8], arguments: &[&str]) -> Output {
-    let mut command = command(arguments);
-    command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program is there");
-    child.stdin.take().expect("piped").write_all(text).expect("it reads everything");
-    child.wait_with_output().expect("it ends")
-}
-
-fn status(output: &Output) -> i32 {
-    output.status.code().expect("it ends by itself")
-}
-
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).expect("text")
-}
-
-fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).expect("text")
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(stdout(output)).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    fed(command(&[arguments, &["-"]].concat()), text)
 }
 
 fn read(file: &str) -> Vec<u8> {
@@ -170,11 +134,11 @@ fn the_docs_have_every_file_of_the_field() {
         table.push_str(&row(&words));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/field.md");
-    if std::env::var_os("DMASPACE_WRITE_DOCS").is_some() {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &table).expect("the docs can be written");
     }
     let known = std::fs::read_to_string(path).expect("the docs are there");
-    assert_eq!(table, known, "if that is as it should be: DMASPACE_WRITE_DOCS=1 cargo test -p dmaspace --test field");
+    assert_eq!(table, known, "if that is as it should be: UPDATE_DOCS=1 cargo test -p dmaspace --test field");
 }
 
 #[test]

@@ -11,56 +11,22 @@
     reason = "the helpers are tests too"
 )]
 
-mod common;
+mod running;
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::process::Output;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::recorded::{Recorded, names};
+use running::recorded::{Recorded, names};
+use running::{DATA, run, status, stderr, stdout};
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs");
 
 /// The commands that are run on every recorded host, besides those in its file. HOST is the host as a host file,
 /// MACHINE the machine that its guests have.
 const COMMANDS: [&str; 2] = ["probe", "plan --machine MACHINE --memory 8G --host HOST"];
-
-/// The program with these arguments.
-fn dmaspace(arguments: &[&str]) -> Output {
-    let (first, rest) = program().split_first().expect("never empty");
-    Command::new(first).args(rest).args(arguments).current_dir(DATA).output().expect("the program is there")
-}
-
-/// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
-fn program() -> &'static [&'static str] {
-    const DIRECTLY: &[&str] = &[env!("CARGO_BIN_EXE_dmaspace")];
-    const EMULATED: [&[&str]; 2] =
-        [&["qemu-ppc64le", env!("CARGO_BIN_EXE_dmaspace")], &["qemu-ppc64le-static", env!("CARGO_BIN_EXE_dmaspace")]];
-    static PROGRAM: OnceLock<&[&str]> = OnceLock::new();
-    PROGRAM.get_or_init(|| [DIRECTLY].into_iter().chain(EMULATED).find(|words| runs(words)).unwrap_or(DIRECTLY))
-}
-
-fn runs(words: &[&str]) -> bool {
-    let (first, rest) = words.split_first().expect("never empty");
-    let output = Command::new(first).args(rest).arg("--version").output();
-    output.is_ok_and(|output| output.stdout.starts_with(b"dmaspace"))
-}
-
-fn status(output: &Output) -> i32 {
-    output.status.code().expect("it ends by itself")
-}
-
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).expect("text")
-}
-
-fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).expect("text")
-}
 
 /// A recorded host as an archive and as a host file, in a folder of their own.
 struct OnDisk {
@@ -96,7 +62,7 @@ impl OnDisk {
         if matches!(words.first(), Some(&"probe" | &"doctor")) {
             words.extend(["--root", archive]);
         }
-        dmaspace(&words)
+        run(&words)
     }
 }
 
@@ -139,7 +105,7 @@ fn a_folder_tells_the_same_as_an_archive() {
         for command in ["probe", "probe --json", "doctor 0000:03:00.0"] {
             let words: Vec<&str> =
                 command.split(' ').chain(["--root", folder.path().to_str().expect("text")]).collect();
-            assert_eq!(stdout(&dmaspace(&words)), stdout(&disk.run(command)), "{name}: {command}");
+            assert_eq!(stdout(&run(&words)), stdout(&disk.run(command)), "{name}: {command}");
         }
     }
 }
@@ -149,12 +115,12 @@ fn a_probed_host_is_read_back_and_runs_a_guest() {
     for name in names() {
         let disk = OnDisk::new(&Recorded::named(&name));
         let file = std::fs::read_to_string(&disk.host_file).expect("written");
-        let again = dmaspace(&["probe", "--host", disk.host_file.to_str().expect("text"), "--json"]);
+        let again = run(&["probe", "--host", disk.host_file.to_str().expect("text"), "--json"]);
         let again: Value = serde_json::from_str(stdout(&again)).expect("JSON");
         let host: Value = serde_json::from_str(&file).expect("JSON");
         assert_eq!(again, host, "{name}");
         let view = if host["tce"].is_object() { "mtree/pseries-4g-two-windows.mtree" } else { "mtree/q35-8g.mtree" };
-        let replayed = dmaspace(&["replay", view, "--host", disk.host_file.to_str().expect("text"), "--json"]);
+        let replayed = run(&["replay", view, "--host", disk.host_file.to_str().expect("text"), "--json"]);
         let has = |list: &str| host[list].as_array().is_some_and(|list| !list.is_empty());
         if has("groups") && has("backends") {
             assert!(status(&replayed) < 2, "{name}: {}", stderr(&replayed));
@@ -170,10 +136,9 @@ fn presets_are_written_as_files_and_read_back() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("host.json");
         let path = path.to_str().expect("text");
-        let written = dmaspace(&["probe", "--host", preset, "-o", path]);
+        let written = run(&["probe", "--host", preset, "-o", path]);
         assert_eq!((status(&written), stdout(&written)), (0, ""), "{preset}");
-        let [tables, again] =
-            [vec!["probe", "--host", preset], vec!["probe", "--host", path]].map(|words| dmaspace(&words));
+        let [tables, again] = [vec!["probe", "--host", preset], vec!["probe", "--host", path]].map(|words| run(&words));
         assert_eq!(stdout(&tables), stdout(&again), "{preset}");
     }
 }
@@ -195,7 +160,7 @@ fn every_example_of_the_documentation_is_a_host() {
         std::fs::write(&path, &example).expect("written");
         let view =
             if example.contains("\"tce\"") { "mtree/pseries-4g-two-windows.mtree" } else { "mtree/q35-8g.mtree" };
-        let replayed = dmaspace(&["replay", view, "--host", path.to_str().expect("text"), "--json"]);
+        let replayed = run(&["replay", view, "--host", path.to_str().expect("text"), "--json"]);
         assert!(status(&replayed) < 2, "{example}: {}", stderr(&replayed));
     }
 }
@@ -238,17 +203,17 @@ fn an_archive_that_is_none_and_a_folder_that_is_no_host_are_bad_input() {
         [b"".as_slice(), b"\x1f\x8b\x08\x00", b"no tar at all, but longer than a block".repeat(40).as_slice()]
     {
         std::fs::write(&file, content).expect("written");
-        let output = dmaspace(&["probe", "--root", file.to_str().expect("text")]);
+        let output = run(&["probe", "--root", file.to_str().expect("text")]);
         assert_eq!(status(&output), 2, "{}", stderr(&output));
         assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
     }
-    let empty = dmaspace(&["doctor", "0000:00:03.0", "--root", folder.path().to_str().expect("text")]);
+    let empty = run(&["doctor", "0000:00:03.0", "--root", folder.path().to_str().expect("text")]);
     assert_eq!(
         (status(&empty), stderr(&empty)),
         (2, "error: expected the files of a host: there is no /sys among them\n")
     );
-    assert_eq!(status(&dmaspace(&["doctor", "here"])), 2);
-    assert_eq!(status(&dmaspace(&["explain", "nothing"])), 2);
+    assert_eq!(status(&run(&["doctor", "here"])), 2);
+    assert_eq!(status(&run(&["explain", "nothing"])), 2);
 }
 
 #[test]
@@ -261,17 +226,17 @@ fn doctor_in_json_has_the_same_findings_as_in_text() {
     for finding in object["findings"].as_array().expect("a list") {
         let code = finding["code"].as_str().expect("a word");
         assert!(stdout(&text).replace('\n', " ").contains(&format!("[{code}]")), "{code}");
-        assert_eq!(status(&dmaspace(&["explain", code])), 0, "{code}");
+        assert_eq!(status(&run(&["explain", code])), 0, "{code}");
     }
 }
 
 #[test]
 fn everything_runs_on_this_machine_too() {
-    let probed = dmaspace(&["probe"]);
+    let probed = run(&["probe"]);
     assert_eq!(status(&probed), 0, "{}", stderr(&probed));
-    let file = dmaspace(&["probe", "--json"]);
+    let file = run(&["probe", "--json"]);
     assert!(serde_json::from_str::<Value>(stdout(&file)).is_ok());
-    let doctored = dmaspace(&["doctor", "ffff:ff:1f.7"]);
+    let doctored = run(&["doctor", "ffff:ff:1f.7"]);
     assert_eq!(status(&doctored), 1);
     assert!(stdout(&doctored).contains("[no-device]"));
 }

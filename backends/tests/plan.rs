@@ -7,11 +7,11 @@
     reason = "the helpers are tests too"
 )]
 
-mod common;
+mod running;
 
 use serde_json::Value;
 
-use common::{files_in, json, run, status, stderr, stdout};
+use running::{files_in, json, run, status, stderr, stdout};
 
 const GIB: u64 = 1 << 30;
 const AMD: &str = "field/hosts/amd-epyc.json";

@@ -7,16 +7,16 @@
     reason = "the helpers are tests too"
 )]
 
+mod running;
+
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+use running::{DATA, command_in, fed, json, program, status, stderr, stdout};
 
 /// `dmaspace replay` with these arguments, in the directory of the test data.
 fn replay(arguments: &[&str]) -> Output {
@@ -24,51 +24,11 @@ fn replay(arguments: &[&str]) -> Output {
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let (first, rest) = program().split_first().expect("never empty");
-    let mut command = Command::new(first);
-    command.args(rest).arg("replay").args(arguments).current_dir(DATA);
-    command
-}
-
-/// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
-fn program() -> &'static [&'static str] {
-    const DIRECTLY: &[&str] = &[env!("CARGO_BIN_EXE_dmaspace")];
-    const EMULATED: [&[&str]; 2] =
-        [&["qemu-ppc64le", env!("CARGO_BIN_EXE_dmaspace")], &["qemu-ppc64le-static", env!("CARGO_BIN_EXE_dmaspace")]];
-    static PROGRAM: OnceLock<&[&str]> = OnceLock::new();
-    let runs = |words: &&[&str]| {
-        let (first, rest) = words.split_first().expect("never empty");
-        Command::new(first)
-            .args(rest)
-            .arg("--version")
-            .output()
-            .is_ok_and(|output| output.stdout.starts_with(b"dmaspace"))
-    };
-    PROGRAM.get_or_init(|| [DIRECTLY].into_iter().chain(EMULATED).find(runs).unwrap_or(DIRECTLY))
+    command_in(DATA, &[&["replay"], arguments].concat())
 }
 
 fn replay_text(text: &[u8], arguments: &[&str]) -> Output {
-    let mut command = command(arguments);
-    command.arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program is there");
-    child.stdin.take().expect("piped").write_all(text).expect("it reads everything");
-    child.wait_with_output().expect("it ends")
-}
-
-fn status(output: &Output) -> i32 {
-    output.status.code().expect("it ends by itself")
-}
-
-fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).expect("text")
-}
-
-fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).expect("text")
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(stdout(output)).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    fed(command(&[arguments, &["-"]].concat()), text)
 }
 
 /// What becomes of each range, as one word each.

@@ -9,14 +9,14 @@
     reason = "the helpers are tests too"
 )]
 
-mod common;
+mod running;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{DATA, program, status, stderr, stdout};
+use running::{DATA, program, status, stderr, stdout};
 
 /// The way in which a user gets a text, and the text.
 type Input = (&'static str, fn() -> String);

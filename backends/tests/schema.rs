@@ -9,7 +9,7 @@
     reason = "the helpers are tests too"
 )]
 
-mod common;
+mod running;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,8 +17,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use common::recorded::{self, Recorded};
-use common::{DATA, files_in, program, run, run_in, stderr, stdout};
+use running::recorded::{self, Recorded};
+use running::{DATA, files_in, program, run, run_in, stderr, stdout};
 
 /// The commands that print JSON.
 const FORMS: [&str; 5] = ["replay", "plan", "survey", "doctor", "explain"];

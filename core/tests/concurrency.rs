@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "tests arrange with them")]
 #![cfg(not(dmaspace_loom))]
 
-mod common;
+mod iotlb;
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ use dmaspace_core::retry::Undone;
 use dmaspace_core::words::reserved::{Reserved, Why};
 use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace, Space};
 
-use common::{AT, BROKEN, Call, Device, Iotlb, Script, map, memory, obliging, page_at, range, request};
+use iotlb::{AT, BROKEN, Call, Device, Iotlb, Script, map, memory, obliging, page_at, range, request};
 
 fn space(script: Script) -> Arc<Space<Iotlb>> {
     Arc::new(Space::new(Iotlb::playing(script)).expect("it has a window"))

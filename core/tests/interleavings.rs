@@ -4,7 +4,7 @@
 #![cfg(dmaspace_loom)]
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests arrange and report with them")]
 
-mod common;
+mod iotlb;
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
 use dmaspace_core::{HostMemory, Iova, IovaRange, PciAddressSpace, Space};
 use loom::thread;
 
-use common::{AT, BROKEN, Call, Device, Iotlb, map, memory, obliging, page_at, range, request};
+use iotlb::{AT, BROKEN, Call, Device, Iotlb, map, memory, obliging, page_at, range, request};
 
 /// Runs `scenario` in all its interleavings and reports their number.
 fn explore(name: &str, scenario: impl Fn() + Send + Sync + 'static) {

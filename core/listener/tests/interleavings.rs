@@ -5,8 +5,8 @@
 #![cfg(dmaspace_loom)]
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "tests arrange and report with them")]
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
+#[path = "../../tests/iotlb/mod.rs"]
+mod iotlb;
 
 use std::mem;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{CommitError, EntryError, FrontEnd, Listener, Report, Section, TranslatedWindow, Update};
 use loom::thread;
 
-use common::{AT, Call, Device, Iotlb, PAGE, memory, obliging, page_at, range};
+use iotlb::{AT, Call, Device, Iotlb, PAGE, memory, obliging, page_at, range};
 
 /// Runs `scenario` in all its interleavings and reports their number. The scenario returns whether the processor was
 /// first; both orders must be among the interleavings.

@@ -1,7 +1,7 @@
 //! Any calls in any order, sensible or not, with faults in some of them: nothing panics, and closing everything
 //! releases everything but the memory that kernels themselves leak, which ends with the process.
 
-use crate::common::{GIB, HIGH, MIB, Opened, PAGE, memory, unbacked};
+use crate::setting::{GIB, HIGH, MIB, Opened, PAGE, memory, unbacked};
 use dmaspace_abi::{device, iommufd, spapr, type1, vfio};
 use dmaspace_core::door::{Command, Door, Errno, Handle, Request};
 use dmaspace_core::{Access, HostMemory, Iova};

@@ -1,6 +1,6 @@
 //! The conformance table on every preset: each row on a fresh context, and nothing left behind.
 
-use crate::common::{Opened, dialects, memory, platform};
+use crate::setting::{Opened, dialects, memory, platform};
 use dmaspace_core::{HostMemory, Iova, MemoryFile};
 use dmaspace_soft::Profile;
 use dmaspace_soft::conformance::{Dialect, Flawed, Leaves, ROWS, Row, Site};

@@ -1,7 +1,7 @@
 //! An iommufd in a container's place, on the soft host: when devices are attached, the state after they leave, and its
 //! answers.
 
-use crate::common::{MIB, Opened, PAGE, RW, device, memory, open, open_group};
+use crate::setting::{MIB, Opened, PAGE, RW, device, memory, open, open_group};
 use dmaspace_abi::type1::{CAP_DMA_AVAIL, GET_INFO, Info};
 use dmaspace_abi::vfio::{Extension, IommuType};
 use dmaspace_core::Iova;

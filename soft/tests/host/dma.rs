@@ -1,6 +1,6 @@
 //! Devices' reads and writes: across pages and mappings, and each platform's reading of access.
 
-use crate::common::{GIB, MIB, Opened, PAGE, memory, unbacked};
+use crate::setting::{GIB, MIB, Opened, PAGE, memory, unbacked};
 use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, HostMemory, Iova};
 use dmaspace_soft::conformance::Dialect;
@@ -88,7 +88,7 @@ fn rights(profile: Profile, dialect: Dialect, access: Access) -> (bool, bool) {
 fn read_only_mappings_refuse_writes_on_every_host() {
     for name in Profile::PRESETS {
         let profile = Profile::preset(name).expect("a preset");
-        for dialect in crate::common::dialects(&profile) {
+        for dialect in crate::setting::dialects(&profile) {
             if dialect != Dialect::SpaprV1 {
                 assert_eq!(rights(profile.clone(), dialect, Access::READ), (true, false), "{name}, {dialect:?}");
             }

@@ -1,6 +1,6 @@
 //! Every fault, and the sweep that injects it everywhere.
 
-use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, memory};
+use crate::setting::{GIB, HIGH, MIB, Opened, PAGE, RW, memory};
 use dmaspace_core::door::{Door, Errno, HandleKind};
 use dmaspace_soft::conformance::Dialect;
 use dmaspace_soft::conformance::raw;

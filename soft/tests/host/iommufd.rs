@@ -1,6 +1,6 @@
 //! iommufd's own behaviour: ranges that narrow and widen, pins that wait for a device, copies, ids.
 
-use crate::common::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_node, unbacked};
+use crate::setting::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_node, unbacked};
 use dmaspace_abi::IovaSpan;
 use dmaspace_abi::iommufd::{self, IoasAlloc, IoasIovaRanges, IoasMap};
 use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Handle, HandleKind, Lease};

@@ -1,6 +1,6 @@
 //! Opening, joining and leaving in every order, and the state after it.
 
-use crate::common::{HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, open_node};
+use crate::setting::{HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, open_node};
 use dmaspace_abi::device;
 use dmaspace_abi::vfio::{self, Extension, IommuType};
 use dmaspace_core::Iova;
@@ -135,7 +135,7 @@ fn the_container_forgets_everything_with_its_last_group() {
 #[test]
 fn everything_can_be_closed_in_any_order() {
     for profile in [Profile::vtd(), Profile::powernv9(), Profile::pseries()] {
-        for dialect in crate::common::dialects(&profile) {
+        for dialect in crate::setting::dialects(&profile) {
             for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
                 let opened = Opened::new(profile.clone(), dialect);
                 let mut handles = vec![opened.handle()];

@@ -8,7 +8,6 @@
 )]
 
 mod chaos;
-mod common;
 mod conformance;
 mod container;
 mod dma;
@@ -19,6 +18,7 @@ mod iommufd;
 mod life;
 mod measured;
 mod page_tables;
+mod setting;
 mod spapr;
 mod traps;
 mod type1;

@@ -1,6 +1,6 @@
 //! Measurements on real kernels (Linux 6.12.95 in emulated hosts), call by call, with `VmLck` in KiB after each.
 
-use crate::common::{GIB, HIGH, Opened, memory};
+use crate::setting::{GIB, HIGH, Opened, memory};
 use dmaspace_core::Access;
 use dmaspace_core::door::Errno;
 use dmaspace_soft::Profile;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{MIB, PAGE, device, memory, open, open_node};
+use crate::setting::{MIB, PAGE, device, memory, open, open_node};
 use dmaspace_abi::iommufd;
 use dmaspace_core::door::{Errno, Handle, HandleKind};
 use dmaspace_core::{Access, HostMemory, Iova};

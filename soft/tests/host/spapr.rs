@@ -1,6 +1,6 @@
 //! sPAPR's own behaviour: charges, levels, page sizes, the ends of windows, several groups.
 
-use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
+use crate::setting::{GIB, HIGH, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
 use dmaspace_abi::spapr::{self, DdwInfo, TceInfo};
 use dmaspace_abi::vfio::IommuType;
 use dmaspace_core::door::{Door, Errno, HandleKind};
@@ -81,7 +81,7 @@ fn the_same_block_in_two_containers_is_charged_once() {
     let host = opened.host.clone();
     let second = {
         use dmaspace_abi::vfio::IommuType;
-        let container = crate::common::open(&host, "/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);
+        let container = crate::setting::open(&host, "/dev/vfio/vfio", dmaspace_core::door::HandleKind::Container);
         raw::set_container(&*host, open_group(&host, 1), container).expect("joins");
         raw::set_iommu(&*host, container, IommuType::SPAPR_TCE_V2).expect("given");
         container

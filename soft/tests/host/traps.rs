@@ -1,7 +1,7 @@
 //! The kernel behaviours that cost other libraries memory or data, one test each. K1, lost dirty pages, is in the tests
 //! of dirty tracking.
 
-use crate::common::{GIB, HIGH, MIB, Opened, PAGE, RW, memory, unbacked};
+use crate::setting::{GIB, HIGH, MIB, Opened, PAGE, RW, memory, unbacked};
 use dmaspace_abi::vfio::{self, UnmapDma};
 use dmaspace_core::Iova;
 use dmaspace_core::door::{Command, Errno};

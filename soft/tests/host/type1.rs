@@ -1,6 +1,6 @@
 //! type1's own behaviour: its info, its limits, and the effect of attaching on both.
 
-use crate::common::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
+use crate::setting::{GIB, MIB, Opened, PAGE, RW, device, memory, open, open_group, unbacked};
 use dmaspace_abi::type1::{self, Info, IovaRanges};
 use dmaspace_abi::vfio::{self, IommuType, MapDma, UnmapDma};
 use dmaspace_abi::{IovaSpan, chain};

@@ -10,7 +10,8 @@
 
 pub(crate) mod recorded;
 
-use std::process::{Command, Output};
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
@@ -25,9 +26,23 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
 
 /// `dmaspace` with these arguments, in a directory.
 pub(crate) fn run_in(directory: &str, arguments: &[&str]) -> Output {
+    command_in(directory, arguments).output().expect("the program is there")
+}
+
+/// The command `dmaspace` with these arguments, in a directory.
+pub(crate) fn command_in(directory: &str, arguments: &[&str]) -> Command {
     let (first, rest) = program().split_first().expect("never empty");
     let mut command = Command::new(first);
-    command.args(rest).args(arguments).current_dir(directory).output().expect("the program is there")
+    command.args(rest).args(arguments).current_dir(directory);
+    command
+}
+
+/// The outcome of a command whose standard input is `text`.
+pub(crate) fn fed(mut command: Command, text: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program is there");
+    child.stdin.take().expect("piped").write_all(text).expect("it reads everything");
+    child.wait_with_output().expect("it ends")
 }
 
 /// The program, with an emulator before it where this test itself runs in one: the kernel knows nothing of that.
