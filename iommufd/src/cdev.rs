@@ -89,9 +89,10 @@ impl Cdev {
 
     /// Detaches after an attach call that failed: it may have had its effect all the same, and a page table with a
     /// device cannot be destroyed. The kernel accepts the call for a device that is not attached (linux:
-    /// drivers/vfio/iommufd.c, vfio_iommufd_physical_detach_ioas).
-    fn detach_surely(&self) {
-        let _ = (0..ATTEMPTS).any(|_| self.detach().is_ok());
+    /// drivers/vfio/iommufd.c, vfio_iommufd_physical_detach_ioas). Returns whether the kernel said once that the
+    /// device is detached.
+    fn undo_attach(&self) -> bool {
+        (0..ATTEMPTS).any(|_| self.detach().is_ok())
     }
 
     fn detach(&self) -> Result<(), Failure> {
@@ -101,8 +102,8 @@ impl Cdev {
 }
 
 #[expect(unsafe_code, reason = "UNSAFETY: reports the kernel's answers")]
-// SAFETY: the kernel's answers are returned as they are, and a failed attach is taken back; an address space of an
-// iommufd keeps its mappings whatever devices it has.
+// SAFETY: the kernel's answers are returned as they are. A failed attach is taken back, or its failure says that the
+// device may be attached. An address space of an iommufd keeps its mappings whatever devices it has.
 unsafe impl Attachable for Cdev {
     fn name(&self) -> String {
         self.name.clone()
@@ -126,9 +127,13 @@ unsafe impl Attachable for Cdev {
             return Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY));
         }
         self.id_in(iommufd, &mut place)?;
-        self.attach(id).inspect_err(|_| self.detach_surely())?;
+        let attached = match self.attach(id) {
+            Err(failure) if self.undo_attach() => return Err(failure),
+            Err(failure) => Err(failure.not_undone()),
+            Ok(()) => Ok(()),
+        };
         place.attached = Some(point.place());
-        Ok(())
+        attached
     }
 
     /// Detaches the device from `point` and from nowhere else. `ENODEV`: the device is gone, and its attachment with
@@ -167,7 +172,7 @@ mod tests {
     use crate::fixture::IOMMUFD;
     use crate::fixture::names::{ATTACH, BIND, DETACH};
     use dmaspace_core::door::HandleKind;
-    use dmaspace_soft::ScriptedDoor;
+    use dmaspace_soft::{Reply, ScriptedDoor};
     use std::sync::Arc;
     use zerocopy::FromBytes;
 
@@ -181,7 +186,7 @@ mod tests {
     const FIRST: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(7) };
     const SECOND: AttachPlace = AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(8) };
 
-    fn device(script: &[dmaspace_soft::Reply]) -> (Arc<ScriptedDoor>, Cdev) {
+    fn device(script: &[Reply]) -> (Arc<ScriptedDoor>, Cdev) {
         let door = ScriptedDoor::new(script);
         let device = Cdev::new(crate::fixture::device(&door, 2), "0000:01:00.0");
         (door, device)
@@ -207,6 +212,18 @@ mod tests {
         assert_eq!(device.attach_to(at(FIRST)).map_err(|failure| failure.errno()), Err(Some(Errno::EADDRINUSE)));
         device.attach_to(at(SECOND)).expect("attached");
         assert_eq!(door.names(), [BIND, ATTACH, DETACH, ATTACH]);
+    }
+
+    #[test]
+    fn a_device_whose_failed_attach_cannot_be_taken_back_counts_as_attached() {
+        let refused: Reply = |_| Err(Errno::EIO);
+        let (door, device) = device(&[|_| Ok(0), refused, refused, refused, refused]);
+        let failure = device.attach_to(at(FIRST)).expect_err("the kernel refuses");
+        assert_eq!((failure.call(), failure.may_have_effect()), (ATTACH, true));
+        assert_eq!(door.names(), [BIND, ATTACH, DETACH, DETACH, DETACH]);
+        assert_eq!(device.attach_to(at(SECOND)), Err(refusal(device::DEVICE_ATTACH_IOMMUFD_PT, Errno::EBUSY)));
+        assert_eq!(device.detach_from(at(FIRST)), Ok(Undone::Done(())));
+        device.attach_to(at(SECOND)).expect("attached");
     }
 
     #[test]

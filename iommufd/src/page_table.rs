@@ -61,7 +61,8 @@ impl PageTables {
     /// Attaches a device to a page table that logs its writes, else to the address space.
     ///
     /// # Errors
-    /// The kernel's failure; the device is not attached then, and no page table was left for it.
+    /// The kernel's failure. No page table was left for the device, unless it [may be attached
+    /// there](Failure::may_have_effect): it is counted then, and can be detached.
     pub(crate) fn attach(&self, ioas: &Object, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<(), Failure> {
         let id = device.bind_to(ioas.iommufd().handle())?;
         let mut state = self.write();
@@ -69,11 +70,14 @@ impl PageTables {
             Some(id) if state.can_log(ioas.iommufd(), id)? => state.attach_to_table(ioas, device, point, id)?,
             _ => false,
         };
-        if !logged {
-            device.attach_to(point)?;
+        if logged {
+            return Ok(());
+        }
+        let attached = device.attach_to(point);
+        if may_be_attached(&attached) {
             state.elsewhere += 1;
         }
-        Ok(())
+        attached
     }
 
     /// Detaches a device from its page table or the address space. The last device of a page table takes it and its log
@@ -93,7 +97,7 @@ impl PageTables {
         }
         let detached = device.detach_from(point)?;
         if let Undone::Done(()) = detached {
-            // A device whose attach took effect before it failed was not counted.
+            debug_assert!(state.elsewhere > 0, "a device that may be attached is counted");
             state.elsewhere = state.elsewhere.saturating_sub(1);
         }
         Ok(detached)
@@ -126,21 +130,22 @@ impl State {
         id: DeviceId,
     ) -> Result<bool, Failure> {
         for table in &mut self.tables {
-            if is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)? {
-                table.devices += 1;
+            if table.attach(device, point)? {
                 return Ok(true);
             }
         }
         let made = Object::new_page_table(ioas, id);
         let Some(object) = self.known(made, &[Errno::EOPNOTSUPP, Errno::EINVAL])? else { return Ok(false) };
-        let table = PageTable { object, devices: 1 };
+        let mut table = PageTable { object, devices: 0 };
         if self.logging {
             // Logging must start before a device can write through the page table.
             table.set_logging(true)?;
         }
-        let attached = is_done(device.attach_to(point.moved_to(table.place())), Errno::EINVAL)?;
-        self.tables.extend(attached.then_some(table));
-        Ok(attached)
+        let attached = table.attach(device, point);
+        if table.devices > 0 {
+            self.tables.push(table);
+        }
+        attached
     }
 
     /// The answer; `None` for an errno of `cannot`, and for a request that the kernel does not know, which is
@@ -161,14 +166,24 @@ impl PageTable {
     fn place(&self) -> AttachPlace {
         AttachPlace::PageTable { iommufd: self.object.iommufd().handle(), hwpt: self.object.id() }
     }
+
+    /// Attaches a device and counts it if it may be attached. Returns `false` if the device needs another page table
+    /// (`EINVAL`).
+    fn attach(&mut self, device: &dyn Attachable, point: AttachPoint<'_>) -> Result<bool, Failure> {
+        let attached = device.attach_to(point.moved_to(self.place()));
+        if may_be_attached(&attached) {
+            self.devices += 1;
+        }
+        match attached {
+            Err(failure) if failure.errno() == Some(Errno::EINVAL) && !failure.may_have_effect() => Ok(false),
+            attached => attached.map(|()| true),
+        }
+    }
 }
 
-/// Returns whether a call succeeded; `false` for the one errno that means that another object must be tried.
-fn is_done(answer: Result<(), Failure>, elsewhere: Errno) -> Result<bool, Failure> {
-    match answer {
-        Err(failure) if failure.errno() == Some(elsewhere) => Ok(false),
-        answer => answer.map(|()| true),
-    }
+/// Returns whether a device may be attached after this answer of [`Attachable::attach_to`].
+fn may_be_attached(attached: &Result<(), Failure>) -> bool {
+    attached.as_ref().err().is_none_or(Failure::may_have_effect)
 }
 
 #[cfg(test)]
@@ -319,6 +334,18 @@ mod tests {
         assert_eq!(errno(ioas.attach(&device, point(&ioas))), Some(Errno::EADDRINUSE));
         assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DESTROY]);
         assert_eq!(ioas.page(), None);
+    }
+
+    #[test]
+    fn a_page_table_stays_while_a_device_may_be_attached_to_it_after_a_failed_attach() {
+        let refused: Reply = |_| Err(Errno::EINVAL);
+        let (door, ioas) = ioas(&[done, logs, ninth, refused, refused, refused, refused]);
+        let device = cdev(&door, 2);
+        let failure = ioas.attach(&device, point(&ioas)).expect_err("the kernel refuses");
+        assert!(failure.may_have_effect());
+        assert_eq!(door.names(), [BIND, HW_INFO, HWPT_ALLOC, ATTACH, DETACH, DETACH, DETACH]);
+        assert_eq!(ioas.detach(&device, point(&ioas)), Ok(Undone::Done(())));
+        assert_eq!(door.names(), [DETACH, DESTROY]);
     }
 
     #[test]

@@ -113,6 +113,31 @@ fn a_group_whose_own_attempts_to_leave_fail_is_made_to_leave_by_the_space_or_kno
 }
 
 #[test]
+fn an_iommufd_device_whose_attach_is_not_taken_back_is_known_to_the_space() {
+    for (failures, stays) in [(0, false), (2, false), (20, true)] {
+        let soft = host("vtd");
+        let mut opened = open(&soft, BackendKind::Iommufd);
+        let number = soft.profile().groups[1].devices[0].node.expect("iommufd hosts have nodes");
+        let path = format!("/dev/vfio/devices/vfio{number}");
+        let node = OwnedHandle::open(soft.clone(), path.as_ref(), HandleKind::Device).expect("the node opens");
+        let attach = FaultPlan::nth(0, FaultMode::FailAfter).of("VFIO_DEVICE_ATTACH_IOMMUFD_PT").with(Errno::EIO);
+        let stuck = FaultPlan::nth(0, FaultMode::FailBefore).of("VFIO_DEVICE_DETACH_IOMMUFD_PT").with(Errno::EIO);
+        // The page table of the first device may not fit the second, which is attached to another one then.
+        let attaches = (0..2).map(|n| attach.later(n));
+        let plans: Vec<_> = attaches.chain((0..failures).map(|n| stuck.later(n))).collect();
+        soft.plan_faults(&plans);
+        opened.space.add_device(node, "other").expect_err("the attach fails after its effect");
+        soft.plan_faults(&[]);
+        assert_eq!(opened.space.space().describe().devices.len(), if stays { 2 } else { 1 }, "{failures} failures");
+        for left in opened.space.left_attached() {
+            opened.space.detach(&left).expect("the kernel lets it go now");
+        }
+        drop(opened);
+        assert!(soft.ledger().is_clear(), "{:?}", soft.ledger());
+    }
+}
+
+#[test]
 fn a_group_that_stays_after_a_failed_add_can_be_detached_through_the_facade() {
     let soft = host("vtd");
     let mut opened = open(&soft, BackendKind::Type1);
