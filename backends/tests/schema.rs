@@ -18,13 +18,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use running::recorded::{self, Recorded};
-use running::{DATA, files_in, program, run, run_in, stderr, stdout};
+use running::{DATA, files_in, program, run, run_in, status, stderr, stdout};
 
 /// The commands that print JSON.
-const FORMS: [&str; 5] = ["replay", "plan", "survey", "doctor", "explain"];
-
-/// The commands whose JSON is described elsewhere: `probe` prints a host file (docs/host-file.md).
-const ELSEWHERE: [&str; 1] = ["probe"];
+const FORMS: [&str; 6] = ["replay", "plan", "survey", "doctor", "probe", "explain"];
 
 fn schema(form: &str) -> Value {
     let output = run(&["schema", form]);
@@ -140,19 +137,35 @@ fn commands(form: &str) -> Vec<Vec<String>> {
         ],
         "survey" => vec![words(&["survey", "--json", "mtree/q35-8g.mtree", "mtree/pseries-4g-two-windows.mtree"])],
         "doctor" => recorded::names().iter().flat_map(|name| doctored(name)).collect(),
+        "probe" => {
+            let presets = dmaspace_soft::Profile::PRESETS.into_iter();
+            let presets = presets.map(|preset| words(&["probe", "--json", "--host", preset]));
+            presets.chain(recorded::names().iter().map(|name| probed(name))).collect()
+        }
         "explain" => vec![words(&["explain", "--json"]), words(&["explain", "--json", "locked-memory"])],
         other => panic!("{other}"),
     }
 }
 
-/// The doctor's commands on a recorded host, whose archive is among the build's temporary files.
-fn doctored(name: &str) -> Vec<Vec<String>> {
-    let host = Recorded::named(name);
+/// The options that have a recorded host's archive read, which is among the build's temporary files.
+fn on_recorded(host: &Recorded, name: &str) -> [String; 3] {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("recorded");
     std::fs::create_dir_all(&folder).expect("a folder");
     let archive = folder.join(format!("{name}.tar"));
     std::fs::write(&archive, host.archive()).expect("written");
-    let on = ["--json", "--root", archive.to_str().expect("text")].map(str::to_owned);
+    ["--json", "--root", archive.to_str().expect("text")].map(str::to_owned)
+}
+
+/// The probe's command on a recorded host.
+fn probed(name: &str) -> Vec<String> {
+    let on = on_recorded(&Recorded::named(name), name);
+    ["probe".to_owned()].into_iter().chain(on).collect()
+}
+
+/// The doctor's commands on a recorded host.
+fn doctored(name: &str) -> Vec<Vec<String>> {
+    let host = Recorded::named(name);
+    let on = on_recorded(&host, name);
     let commands = host.commands.iter().filter(|command| command.starts_with("doctor "));
     commands.map(|command| command.split(' ').map(str::to_owned).chain(on.clone()).collect()).collect()
 }
@@ -165,8 +178,8 @@ fn every_object_has_the_form_of_its_schema() {
         let mut objects = 0;
         for command in commands(form) {
             let output = run(&command.iter().map(String::as_str).collect::<Vec<_>>());
-            for line in stdout(&output).lines() {
-                let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+            for object in serde_json::Deserializer::from_str(stdout(&output)).into_iter::<Value>() {
+                let object = object.unwrap_or_else(|error| panic!("{command:?}: {error}"));
                 assert_eq!(check.fault(&schema, &object, form), None, "{command:?}");
                 objects += 1;
             }
@@ -206,7 +219,7 @@ fn every_command_with_json_has_a_schema() {
     for name in names {
         let output = run(&["help", name]);
         if stdout(&output).lines().any(|line| line.trim() == "--json") {
-            assert!(FORMS.contains(&name) || ELSEWHERE.contains(&name), "{name} prints JSON, and has no schema");
+            assert!(FORMS.contains(&name), "{name} prints JSON, and has no schema");
         }
     }
 }
@@ -220,7 +233,8 @@ fn the_docs_describe_every_form() {
          `schema` names the form of an object, `version` is the form's version: it is raised when a field goes or \
          changes its meaning, and a\nnew field leaves it. `dmaspace schema COMMAND` prints a form as a JSON Schema \
          (2020-12), of which this page is made.\n\n\
-         `dmaspace probe --json` prints a host file, which [host-file.md](host-file.md) describes.\n",
+         `dmaspace probe --json` prints a host file, on many lines, for people to edit: \
+         [host-file.md](host-file.md) tells which fields\nmay be left out, and the other ways to write them.\n",
     );
     for form in FORMS {
         page.push_str(&section(&schema(form)));
@@ -295,6 +309,32 @@ fn objects_say_of_which_form_they_are_first() {
         let output = run(&[command, &["--json"]].concat());
         let start = format!("{{\"schema\":\"dmaspace/{form}\",\"version\":1,\"ok\":true,");
         assert!(stdout(&output).starts_with(&start), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn a_host_file_names_its_form_and_version_first_and_a_newer_one_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("host.json");
+    let path = path.to_str().expect("text");
+    assert_eq!(status(&run(&["probe", "--host", "vtd", "-o", path])), 0);
+    let file = std::fs::read_to_string(path).expect("written");
+    let version = "{\n  \"schema\": \"dmaspace/host\",\n  \"version\": 1,\n";
+    assert!(file.starts_with(version), "{file}");
+    for (written, answer) in [
+        ("\"version\": 2", "host.json:3: expected a host's description: version 2 of a host file is newer than 1, the"),
+        (
+            "\"schema\": \"dmaspace/plan\"",
+            "host.json:2: expected a host's description: the file is of the form `dmaspace",
+        ),
+    ] {
+        let field = written.split(':').next().expect("a name");
+        let spoilt =
+            file.lines().map(|line| if line.contains(field) { format!("  {written},\n") } else { format!("{line}\n") });
+        std::fs::write(path, spoilt.collect::<String>()).expect("written");
+        let output = run(&["probe", "--host", path]);
+        assert_eq!(status(&output), 2);
+        assert!(stderr(&output).contains(answer), "{}", stderr(&output));
     }
 }
 

@@ -319,6 +319,13 @@ pub struct BadProfile {
 const MAX_WINDOW_ENTRIES: u64 = 1 << 37;
 
 impl Profile {
+    /// The name of the form of a description in a file, as the field `schema` of the file may give it.
+    pub const SCHEMA: &str = "dmaspace/host";
+
+    /// The newest version of that form, as the field `version` of the file may give it. It is raised when a field goes
+    /// or changes its meaning.
+    pub const VERSION: u32 = 1;
+
     /// Returns the profile of a host on which no window can be created, because its firmware is old or the kernel
     /// cannot ask it: SET_IOMMU refuses v2 with `EINVAL`, although CHECK_EXTENSION reports it (linux:
     /// drivers/vfio/vfio_iommu_spapr_tce.c, tce_iommu_attach_group).

@@ -13,6 +13,7 @@ use crate::program::failure::{Failure, Status};
 use crate::program::host::Place;
 use crate::program::machine::{Machine, Unseen};
 use crate::program::root::Root;
+use crate::program::schema::Form;
 use crate::program::stage;
 
 pub(crate) use described::is_held;
@@ -100,8 +101,7 @@ pub(crate) fn probe(machine: &Machine) -> Found {
 }
 
 fn written(arguments: &Probe, profile: &Profile, tables: impl FnOnce() -> String) -> Result<(String, Status), Failure> {
-    let mut file = serde_json::to_string_pretty(profile).map_err(|error| Failure::host(&error))?;
-    file.push('\n');
+    let file = Form::Probe.page(profile)?;
     if let Some(path) = &arguments.host_file {
         std::fs::write(path, &file).map_err(|error| stage::unwritable(path, &error))?;
     }

@@ -3,6 +3,7 @@
 //! A version is raised when a field goes or changes its meaning; a new field leaves it.
 
 use clap::{Args, ValueEnum};
+use dmaspace_soft::Profile;
 use serde::Serialize;
 
 use crate::program::failure::Failure;
@@ -37,6 +38,8 @@ pub(crate) enum Form {
     Plan,
     /// The findings on a device.
     Doctor,
+    /// A host, as a host file.
+    Probe,
     /// The pages of findings.
     Explain,
 }
@@ -48,6 +51,7 @@ impl Form {
             Self::Survey => "dmaspace/survey",
             Self::Plan => "dmaspace/plan",
             Self::Doctor => "dmaspace/doctor",
+            Self::Probe => Profile::SCHEMA,
             Self::Explain => "dmaspace/explain",
         }
     }
@@ -55,6 +59,7 @@ impl Form {
     fn version(self) -> u32 {
         match self {
             Self::Replay | Self::Survey | Self::Plan | Self::Doctor | Self::Explain => 1,
+            Self::Probe => Profile::VERSION,
         }
     }
 
@@ -64,6 +69,7 @@ impl Form {
             Self::Survey => include_str!("schemas/survey.json"),
             Self::Plan => include_str!("schemas/plan.json"),
             Self::Doctor => include_str!("schemas/doctor.json"),
+            Self::Probe => include_str!("schemas/probe.json"),
             Self::Explain => include_str!("schemas/explain.json"),
         }
     }
@@ -73,9 +79,21 @@ impl Form {
     /// # Errors
     /// When the result cannot be written as JSON.
     pub(crate) fn line(self, result: &impl Serialize) -> Result<String, Failure> {
-        let object = Versioned { schema: self.name(), version: self.version(), result };
-        let line = serde_json::to_string(&object).map_err(|error| Failure::host(&error))?;
+        let line = serde_json::to_string(&self.versioned(result)).map_err(|error| Failure::host(&error))?;
         Ok(printable::shown_json(&line) + "\n")
+    }
+
+    /// A result as an object of this form, on many lines, for a file that a person edits.
+    ///
+    /// # Errors
+    /// When the result cannot be written as JSON.
+    pub(crate) fn page(self, result: &impl Serialize) -> Result<String, Failure> {
+        let page = serde_json::to_string_pretty(&self.versioned(result)).map_err(|error| Failure::host(&error))?;
+        Ok(page + "\n")
+    }
+
+    fn versioned<T>(self, result: &T) -> Versioned<'_, T> {
+        Versioned { schema: self.name(), version: self.version(), result }
     }
 }
 

@@ -62,8 +62,8 @@ pub(crate) fn sys_tar(bytes: &[u8]) {
         let diagnosis = doctor::diagnose(&machine, *device, Some(1 << 33));
         debug_assert_eq!(diagnosis.device, *device);
     }
-    let written = serde_json::to_vec(&found.profile).unwrap_or_default();
-    let read = host::file::parse("host", &written);
+    let written = Form::Probe.page(&found.profile).unwrap_or_default();
+    let read = host::file::parse("host", written.as_bytes());
     debug_assert_eq!(read.as_ref(), Ok(&found.profile), "a host file that is read as another");
     try_host(found.profile);
 }

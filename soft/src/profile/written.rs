@@ -20,6 +20,10 @@ struct Number(#[serde(with = "hex")] u64);
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "expected an object that describes a host")]
 pub(super) struct WrittenProfile {
+    #[serde(rename = "schema")]
+    _schema: Option<FormName>,
+    #[serde(rename = "version")]
+    _version: Option<FormVersion>,
     name: Option<String>,
     architecture: Option<Architecture>,
     kernel: Option<KernelVersion>,
@@ -30,6 +34,40 @@ pub(super) struct WrittenProfile {
     #[serde(default)]
     limits: WrittenLimits,
     groups: Option<Vec<WrittenGroup>>,
+}
+
+/// The name of the form, which is the only one a host's description has.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct FormName;
+
+impl TryFrom<String> for FormName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if name == Profile::SCHEMA {
+            return Ok(Self);
+        }
+        Err(format!("the file is of the form `{name}`, and a host file of `{}`", Profile::SCHEMA))
+    }
+}
+
+/// A version of the form that this library reads.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "u64")]
+struct FormVersion;
+
+impl TryFrom<u64> for FormVersion {
+    type Error = String;
+
+    fn try_from(version: u64) -> Result<Self, String> {
+        let known = Profile::VERSION;
+        match version {
+            0 => Err("version 0 of a host file does not exist".to_owned()),
+            _ if version <= u64::from(known) => Ok(Self),
+            _ => Err(format!("version {version} of a host file is newer than {known}, the newest this program reads")),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -40,6 +40,22 @@ fn numbers_that_are_not_hexadecimal_are_read() {
     assert_eq!(read(&text), Ok(Profile::vtd()));
 }
 
+#[test]
+fn a_file_may_name_its_form_and_version() {
+    let marked = |mark: &str| read(&written(&Profile::vtd()).replacen('{', &format!("{{{mark},"), 1));
+    for known in ["\"version\": 1", "\"schema\": \"dmaspace/host\"", "\"schema\": \"dmaspace/host\", \"version\": 1"] {
+        assert_eq!(marked(known), Ok(Profile::vtd()), "{known}");
+    }
+    for (unknown, part) in [
+        ("\"version\": 2", "version 2 of a host file is newer than 1"),
+        ("\"version\": 0", "version 0 of a host file does not exist"),
+        ("\"schema\": \"dmaspace/plan\"", "of the form `dmaspace/plan`, and a host file of `dmaspace/host`"),
+    ] {
+        let refusal = marked(unknown).expect_err("it is unknown");
+        assert!(refusal.contains(part), "`{part}` in `{refusal}`");
+    }
+}
+
 /// Asserts that a file with `to` in place of `from` is refused, and that the refusal contains `part`.
 fn assert_refused(from: &str, to: &str, part: &str) {
     let vtd = written(&Profile::vtd());
