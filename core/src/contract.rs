@@ -26,7 +26,8 @@ mod windows;
 
 pub use attachable::{AttachPlace, AttachPoint, Attachable, DeviceId, ObjectId};
 pub use capabilities::{Capabilities, LiveUpdateSupport, MappingModel};
-pub use mapping::{MapRequest, Mapping, Swap, Unit};
+pub(crate) use mapping::BatchPart;
+pub use mapping::{MapBatch, MapRequest, Mapping, Swap, Unit};
 pub use pin_sharing::PinSharing;
 // By glob: a new power is declared in its file alone.
 pub use powers::*;

@@ -27,6 +27,7 @@
 //! devices, never wait for a kernel call.
 
 mod attachments;
+mod batches;
 mod blocks;
 mod deferred;
 mod fences;

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
+use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
-use dmaspace_listener::{CommitError, EntryError, TranslatedWindow, Update};
+use dmaspace_listener::{CommitError, EntryError, EntryRun, TranslatedWindow, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 use dmaspace_tests::soft::{self, host, memory, range};
@@ -195,7 +196,9 @@ fn a_verb_that_fails_on_the_second_space_is_taken_back_on_the_first() {
             BackendKind::Iommufd => ("IOMMU_IOAS_MAP", "IOMMU_IOAS_UNMAP"),
             _ => ("VFIO_IOMMU_MAP_DMA", "VFIO_IOMMU_UNMAP_DMA"),
         };
-        let verbs: [(&str, Verb<'_>); 3] = [
+        let apart = [run(MIB, DIMM - PAGE, 1), run(MIB + PAGE, 0, 1), run(3 * MIB, DIMM, 1)];
+        let verbs: [(&str, Verb<'_>); 4] = [
+            (map, &|| handle.put_many(&apart)),
             (map, &|| handle.put_run(Iova::new(MIB), SystemAddress::new(DIMM - PAGE), 2 * PAGE, Access::READ)),
             (map, &|| handle.replace(Iova::new(0), SystemAddress::new(DIMM), PAGE, Access::READ_WRITE).map(drop)),
             // However often it is asked.
@@ -210,5 +213,48 @@ fn a_verb_that_fails_on_the_second_space_is_taken_back_on_the_first() {
             assert!(matches!(error, EntryError::Space(_)), "{error}");
             assert_eq!(early.space.space().mappings(IovaRange::all()), before, "{backend}: {error}");
         }
+    }
+}
+
+fn run(at: u64, target: u64, pages: u64) -> EntryRun {
+    EntryRun { range: range(at, pages * PAGE), target: SystemAddress::new(target), access: Access::READ }
+}
+
+#[test]
+fn runs_are_put_together_or_not_at_all() {
+    for (preset, backend) in HOSTS {
+        let (soft, opened) = open(preset, backend);
+        let listener = listener_for(&[&opened]);
+        let handle = listener.translated(Iova::new(0)).expect("it is in force");
+        let space = opened.space.space();
+        handle.put(Iova::new(9 * PAGE), SystemAddress::new(0), Access::READ).expect("RAM is there");
+        let before = space.mappings(IovaRange::all());
+        let good = [run(0, 8 * PAGE, 1), run(PAGE, 9 * PAGE, 2), run(5 * PAGE, DIMM - PAGE, 2)];
+        for (bad, kind) in [
+            (run(9 * PAGE, 0, 1), Kind::Overlap(range(9 * PAGE, PAGE))),
+            (run(2 * PAGE, 0, 1), Kind::Overlap(range(0, 3 * PAGE))),
+        ] {
+            let error = handle.put_many(&[good[0], good[1], good[2], bad]).expect_err("it overlaps");
+            assert!(matches!(&error, EntryError::Space(error) if error.kind() == kind), "{backend}: {error}");
+            assert_eq!(space.mappings(IovaRange::all()), before);
+        }
+        let no_ram = handle.put_many(&[good[0], run(20 * PAGE, 2 * DIMM - PAGE, 2)]);
+        assert_eq!(no_ram, Err(EntryError::NotRam(SystemAddress::new(2 * DIMM))));
+        let outside = handle.put_many(&[good[0], run(WINDOW, 0, 1)]);
+        assert_eq!(outside, Err(EntryError::OutsideWindow(range(WINDOW, PAGE), range(0, WINDOW))));
+        for failing in 1..=3 {
+            let call = if backend == BackendKind::Iommufd { "IOMMU_IOAS_MAP" } else { "VFIO_IOMMU_MAP_DMA" };
+            soft.plan_faults(&[FaultPlan::nth(failing, FaultMode::FailAfter).of(call)]);
+            handle.put_many(&good).expect_err("a call fails");
+            soft.plan_faults(&[]);
+            assert_eq!(space.mappings(IovaRange::all()), before);
+        }
+        handle.put_many(&good).expect("RAM is there");
+        let page = |at: u64| handle.lookup(Iova::new(at)).expect("in force").map(|mapping| mapping.range);
+        assert_eq!(page(0), Some(range(0, 3 * PAGE)));
+        // Two pieces of memory that continue each other.
+        assert_eq!(page(6 * PAGE), Some(range(5 * PAGE, 2 * PAGE)));
+        assert_eq!(handle.clear(range(0, WINDOW)), Ok(6 * PAGE));
+        handle.put_many(&[]).expect("nothing is asked for");
     }
 }

@@ -19,7 +19,6 @@ use dmaspace_core::words::page::PageSize;
 pub(crate) use entry::Targets;
 pub use entry::{EntryError, EntryRun};
 pub use kernel_owned::KernelEntries;
-use putting::Wanted;
 pub(crate) use shared::{Paused, Shared, Spaces};
 
 /// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb
@@ -61,8 +60,8 @@ impl TranslatedWindow {
     /// Any [`EntryError`]; nothing changed then. A live entry is an overlap: use [`TranslatedWindow::replace`].
     pub fn put(&self, at: Iova, target: SystemAddress, access: Access) -> Result<(), EntryError> {
         let shared = self.shared()?;
-        let len = shared.page().bytes();
-        shared.put_run(Wanted { at, target, len, access })
+        let range = IovaRange::with_len(at, shared.page().bytes())?;
+        shared.put_runs(&[EntryRun { range, target, access }])
     }
 
     /// Puts entries for `len` bytes that continue each other on the bus and in system memory: one kernel call where the
@@ -72,7 +71,18 @@ impl TranslatedWindow {
     /// # Errors
     /// Any [`EntryError`]; nothing changed then, except for ranges named as fenced.
     pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
-        self.shared()?.put_run(Wanted { at, target, len, access })
+        let shared = self.shared()?;
+        let range = IovaRange::with_len(at, len)?;
+        shared.put_runs(&[EntryRun { range, target, access }])
+    }
+
+    /// Puts the entries of several runs, or none of them, in one pass through each space. Runs that continue each other
+    /// on the bus and in system memory are one; a host that can clear parts of a map gets one call for each.
+    ///
+    /// # Errors
+    /// Any [`EntryError`], of the first run that has one; nothing changed then, except for ranges named as fenced.
+    pub fn put_many(&self, runs: &[EntryRun]) -> Result<(), EntryError> {
+        self.shared()?.put_runs(runs)
     }
 
     /// Swaps live entries for others, and returns whether devices could miss them meanwhile.

@@ -1,7 +1,7 @@
 //! Mappings: memory that devices find at bus addresses.
 
 use crate::words::access::Access;
-use crate::words::address::{Iova, IovaRange};
+use crate::words::address::{BadRange, Iova, IovaRange};
 use crate::words::memory::HostMemory;
 use crate::words::page::PageSize;
 
@@ -81,6 +81,101 @@ impl<'a> MapRequest<'a> {
     }
 }
 
+/// Requests to map parts of memory at several places, ascending: [`PciAddressSpace::map_batch`] maps all of them or
+/// none.
+///
+/// [`PciAddressSpace::map_batch`]: crate::contract::PciAddressSpace::map_batch
+#[derive(Clone, Debug)]
+pub struct MapBatch {
+    unit: Unit,
+    memory: Vec<HostMemory>,
+    parts: Vec<BatchPart>,
+}
+
+/// One request of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchPart {
+    pub(crate) range: IovaRange,
+    /// The place of the memory in the batch's list, and the part's first byte in it.
+    pub(crate) memory: usize,
+    pub(crate) offset: u64,
+    pub(crate) access: Access,
+}
+
+impl MapBatch {
+    /// An empty batch, whose mappings can be unmapped in parts of `unit`.
+    pub fn new(unit: Unit) -> Self {
+        Self { unit, memory: Vec::new(), parts: Vec::new() }
+    }
+
+    /// Sets the memory of which the parts that are added next are.
+    pub fn set_memory(&mut self, memory: &HostMemory) {
+        self.memory.push(memory.clone());
+    }
+
+    /// Asks for the bytes of the memory from `offset` on at `range`. A part that continues the part before on the bus
+    /// and in the memory, with the same access, is one with it.
+    ///
+    /// # Errors
+    /// [`BadRange::Empty`] before a memory was set, [`BadRange::Overflow`] when the memory has less bytes. The batch is
+    /// as before then.
+    pub fn add(&mut self, range: IovaRange, offset: u64, access: Access) -> Result<(), BadRange> {
+        let memory = self.memory.len().checked_sub(1).ok_or(BadRange::Empty)?;
+        let len = self.memory.last().map_or(0, |memory| memory.len().get());
+        let reach = range.last().get() - range.first().get();
+        if offset.checked_add(reach).is_none_or(|last| last >= len) {
+            return Err(BadRange::Overflow);
+        }
+        let part = BatchPart { range, memory, offset, access };
+        match self.parts.last_mut() {
+            Some(last) if last.continues_to(&part) => last.range = last.range.hull(range),
+            Some(last) if range.first() < last.range.first() => {
+                let place = self.parts.partition_point(|known| known.range.first() <= range.first());
+                self.parts.insert(place, part);
+            }
+            _ => self.parts.push(part),
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// The ranges that are asked for, ascending, those that continue each other in the memory as one.
+    pub fn ranges(&self) -> impl DoubleEndedIterator<Item = IovaRange> {
+        self.parts.iter().map(|part| part.range)
+    }
+
+    /// The smallest range around all parts.
+    pub(crate) fn hull(&self) -> Option<IovaRange> {
+        // Parts may overlap, until the batch is refused for it.
+        self.ranges().reduce(IovaRange::hull)
+    }
+
+    pub(crate) fn unit(&self) -> Unit {
+        self.unit
+    }
+
+    pub(crate) fn memory(&self) -> &[HostMemory] {
+        &self.memory
+    }
+
+    pub(crate) fn parts(&self) -> &[BatchPart] {
+        &self.parts
+    }
+}
+
+impl BatchPart {
+    fn continues_to(&self, next: &Self) -> bool {
+        self.memory == next.memory
+            && self.access == next.access
+            && self.range.touches(next.range)
+            && self.offset.checked_add(next.range.first().get() - self.range.first().get()) == Some(next.offset)
+    }
+}
+
 /// Tells whether devices could miss a mapping while it was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -89,4 +184,48 @@ pub enum Swap {
     Seamless,
     /// The old memory was unmapped before the new memory was mapped: for a moment devices found nothing.
     WithGap,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::words::address::HostAddress;
+
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(Iova::new(first), Iova::new(last)).expect("a range of the test")
+    }
+
+    fn batch() -> MapBatch {
+        let len = NonZeroU64::new(0x4000).expect("not zero");
+        let memory = HostMemory::unbacked(HostAddress::new(0x7000_0000), len).expect("no wrap");
+        let mut batch = MapBatch::new(Unit::Pages(PageSize::K4));
+        batch.set_memory(&memory);
+        batch
+    }
+
+    #[test]
+    fn parts_that_continue_each_other_are_one_and_others_are_in_order() {
+        let mut batch = batch();
+        batch.add(range(0x5000, 0x5fff), 0, Access::READ).expect("inside");
+        batch.add(range(0x6000, 0x6fff), 0x1000, Access::READ).expect("inside");
+        batch.add(range(0x7000, 0x7fff), 0x2000, Access::READ_WRITE).expect("inside");
+        batch.add(range(0x1000, 0x1fff), 0x3000, Access::READ).expect("inside");
+        let ranges: Vec<_> = batch.ranges().collect();
+        assert_eq!(ranges, [range(0x1000, 0x1fff), range(0x5000, 0x6fff), range(0x7000, 0x7fff)]);
+        assert_eq!(batch.hull(), Some(range(0x1000, 0x7fff)));
+    }
+
+    #[test]
+    fn parts_of_no_memory_or_past_its_end_are_refused() {
+        let mut none = MapBatch::new(Unit::Whole);
+        assert_eq!(none.add(range(0, 0xfff), 0, Access::READ), Err(BadRange::Empty));
+        let mut batch = batch();
+        assert_eq!(batch.add(range(0, 0xfff), 0x3001, Access::READ), Err(BadRange::Overflow));
+        assert_eq!(batch.add(range(0, 0xfff), u64::MAX, Access::READ), Err(BadRange::Overflow));
+        assert_eq!(batch.add(IovaRange::all(), 0, Access::READ), Err(BadRange::Overflow));
+        assert!(batch.is_empty());
+        assert_eq!(batch.add(range(0, 0x3fff), 0, Access::READ), Ok(()));
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::contract::{Attachable, Capabilities, MapRequest, Mapping, Powers, Snapshot, Swap, WindowChange};
+use crate::contract::{Attachable, Capabilities, MapBatch, MapRequest, Mapping, Powers, Snapshot, Swap, WindowChange};
 use crate::door::Failure;
 use crate::error::Error;
 use crate::words::address::{Iova, IovaRange};
@@ -95,6 +95,15 @@ pub trait PciAddressSpace: ForListeners + Send + Sync + fmt::Debug {
     /// [`Kind::NoMappingSlot`]: crate::error::Kind::NoMappingSlot
     /// [`Kind::Refused`]: crate::error::Kind::Refused
     fn map(&self, request: MapRequest<'_>) -> Result<(), Error>;
+
+    /// Maps all parts of a batch, or none: as one [`PciAddressSpace::map`] for each part, ascending, but every part is
+    /// checked before the kernel is asked for the first, and the index is searched and changed once. A failure undoes
+    /// the parts before it.
+    ///
+    /// # Errors
+    /// The errors of [`PciAddressSpace::map`], of the first part that has one;
+    /// [`Kind::Overlap`](crate::error::Kind::Overlap) also where two parts share a byte.
+    fn map_batch(&self, batch: &MapBatch) -> Result<(), Error>;
 
     /// Replaces the memory behind live units with the request's memory: sPAPR in one call, others by unmapping and
     /// mapping. Returns which.

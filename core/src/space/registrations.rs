@@ -84,10 +84,15 @@ impl Registrations {
         range: IovaRange,
         memory: &HostMemory,
     ) -> Result<(), Error> {
-        if backend.calls().registration.is_none() || self.blocks.cover(memory) {
+        if self.cover(backend, memory) {
             return Ok(());
         }
         Err(Error::new(operation, range, Kind::NotRegistered))
+    }
+
+    /// Returns whether all of `memory` is registered, or the backend wants no registration.
+    pub(super) fn cover(&self, backend: &impl Backend, memory: &HostMemory) -> bool {
+        backend.calls().registration.is_none() || self.blocks.cover(memory)
     }
 
     /// Forgets all registrations, which the kernel has ended by itself.

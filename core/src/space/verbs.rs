@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use crate::backend::Backend;
 use crate::contract::{
-    Attachable, Description, ForListeners, MapRequest, Mapping, MappingModel, PciAddressSpace, Powers, Snapshot, Swap,
-    WindowChange, sealed,
+    Attachable, Description, ForListeners, MapBatch, MapRequest, Mapping, MappingModel, PciAddressSpace, Powers,
+    Snapshot, Swap, WindowChange, sealed,
 };
 use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
@@ -22,7 +22,12 @@ use crate::words::memory::HostMemory;
 impl<B: Backend> Space<B> {
     /// Unmaps a range of several windows. A kernel that keeps entries unmaps window by window; after a failure the
     /// windows before are mapped again.
-    fn unmap_windows(&self, slots: &[&Slot], range: IovaRange, deferred: &mut Deferred) -> Result<u64, Error> {
+    pub(super) fn unmap_windows(
+        &self,
+        slots: &[&Slot],
+        range: IovaRange,
+        deferred: &mut Deferred,
+    ) -> Result<u64, Error> {
         let mapper = Mapper::of(self, Operation::Unmap);
         if self.keeps == MappingModel::Mappings {
             return mapper.unmap(slots, range, deferred);
@@ -116,6 +121,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         Mapper::of(self, operation).establish(placed, &mut deferred)?;
         slot.record(placed);
         Ok(())
+    }
+
+    fn map_batch(&self, batch: &MapBatch) -> Result<(), Error> {
+        self.map_parts(batch)
     }
 
     fn replace(&self, request: MapRequest<'_>) -> Result<Swap, Error> {

@@ -376,6 +376,15 @@ impl HostMemory {
         Self { base, len, ..self.clone() }
     }
 
+    /// Moves this, which is a clone of `whole` or of a part of it, to the `len` bytes of `whole` from `offset`, without
+    /// a new clone of the owner.
+    pub(crate) fn move_in(&mut self, whole: &Self, offset: u64, len: NonZeroU64) {
+        debug_assert!(self.is_of_a_kind(whole), "{self} is no part of {whole}");
+        debug_assert!(offset.checked_add(len.get()).is_some_and(|end| end <= whole.len.get()), "past the end");
+        self.base = whole.base.wrapping_add(usize::try_from(offset).unwrap_or(usize::MAX));
+        self.len = len;
+    }
+
     /// Returns `true` if its owner vouched for all of it and for nothing around it, so that only its kind and its
     /// address are to be known.
     pub(crate) fn is_plain(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Entries of translated windows: the guest puts, replaces and clears them.
 
 use dmaspace_core::contract::Swap;
-use dmaspace_core::{Iova, IovaRange, PageSize, SystemAddress, Window};
-use dmaspace_listener::Section;
+use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress, Window};
+use dmaspace_listener::{EntryRun, Section};
 use dmaspace_tests::model::{ModelHost, Stretch, page_of_entries};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -20,6 +20,21 @@ struct Asked {
     len: u64,
 }
 
+impl Asked {
+    /// A run for each page that is asked for, the last page first.
+    fn pages(&self, access: Access) -> Vec<EntryRun> {
+        let step = self.page.bytes();
+        let run = |offset: u64| {
+            let first = Iova::new(self.at.get().checked_add(offset)?);
+            let range = IovaRange::with_len(first, step.min(self.len - offset)).ok()?;
+            let target = SystemAddress::new(self.target.get().checked_add(offset)?);
+            Some(EntryRun { range, target, access })
+        };
+        let pages = (0..self.len.div_ceil(step)).rev().map(|n| run(n * step));
+        pages.collect::<Option<Vec<_>>>().unwrap_or_default()
+    }
+}
+
 impl World {
     /// Puts entries, or replaces those there are.
     pub(crate) fn put(&mut self, entries: &Entries, replaces: bool, fault: Option<Fault>) -> TestCaseResult {
@@ -29,11 +44,14 @@ impl World {
         let scarce = self.served().any(|place| place.is_scarce(&self.guest));
         let seamless = self.served().all(|place| place.host_under_test.spec.kind.is_power());
         let before = self.before();
+        let runs = asked.pages(entries.access);
         let Asked { window, at, target, len, .. } = asked;
         let (result, fired) = self.disturbed(fault, |listener| {
             let handle = listener.translated(window.range().first()).expect("the window is in force");
             match replaces {
                 true => handle.replace(at, target, len, entries.access).map(Some),
+                // Page by page, from the last one: it must be the same.
+                false if entries.at % 2 == 0 && !runs.is_empty() => handle.put_many(&runs).map(|()| None),
                 false => handle.put_run(at, target, len, entries.access).map(|()| None),
             }
         });

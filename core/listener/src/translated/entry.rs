@@ -1,8 +1,9 @@
 //! The entries of translated windows: runs of them, the memory they point to, and the answers a guest gets.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use dmaspace_core::contract::{Mapping, Unit};
+use dmaspace_core::contract::{MapBatch, Mapping, Unit};
 use dmaspace_core::error::Error;
 use dmaspace_core::sync::RwLock;
 use dmaspace_core::words::access::Access;
@@ -59,6 +60,51 @@ pub struct EntryRun {
     pub target: SystemAddress,
     /// The accesses allowed to devices.
     pub access: Access,
+}
+
+impl EntryRun {
+    /// The number of bytes; zero for all 2^64, which no window has.
+    pub(crate) fn len(&self) -> u64 {
+        self.range.len().map_or(0, NonZeroU64::get)
+    }
+}
+
+/// Returns the maps that put `runs` in a window of such pages, each in as few pieces as possible.
+pub(crate) fn batch_of(
+    targets: &Pieces<SystemAddress, TargetMemory>,
+    runs: &[EntryRun],
+    page: PageSize,
+) -> Result<MapBatch, EntryError> {
+    let mut batch = MapBatch::new(Unit::Pages(page));
+    // Most runs lie in the piece of the run before.
+    let mut piece: Option<&TargetMemory> = None;
+    for run in runs {
+        let mut rest = Some((run.range, SystemRange::with_len(run.target, run.len())?));
+        while let Some((range, target)) = rest {
+            let known = piece.filter(|piece| piece.range().contains(target.first()));
+            let around = known.or_else(|| targets.within(target).next().filter(|piece| starts_in(target, piece)));
+            let around = around.ok_or(EntryError::NotRam(target.first()))?;
+            if known.is_none() {
+                batch.set_memory(around.memory());
+                piece = Some(around);
+            }
+            let offset = around.range().offset_of(target.first());
+            let above = target.without(around.range()).1;
+            let Some(border) = above.and_then(|above| range.first().get().checked_add(target.offset_of(above.first())))
+            else {
+                batch.add(range, offset, run.access)?;
+                break;
+            };
+            let (head, tail) = range.split_before(Iova::new(border)).ok_or(EntryError::NotRam(target.first()))?;
+            batch.add(head, offset, run.access)?;
+            rest = above.map(|above| (tail, above));
+        }
+    }
+    Ok(batch)
+}
+
+fn starts_in(target: SystemRange, piece: &TargetMemory) -> bool {
+    piece.range().contains(target.first())
 }
 
 /// Returns the host memory behind a range of system memory that lies in one piece of target memory, as most do.

@@ -4,26 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
-use dmaspace_core::words::access::Access;
-use dmaspace_core::words::address::{Iova, SystemAddress};
 
-use super::entry::{EntryError, placed};
+use super::entry::{EntryError, EntryRun};
 use super::shared::{Paused, Shared};
 use crate::apply::create_again_empty;
-use crate::journal::{Done, Journal, map};
+use crate::journal::{Done, Journal};
 use crate::page_size_fallback::SmallerPages;
 
-/// A run of entries to put.
-#[derive(Clone, Copy)]
-pub(super) struct Wanted {
-    pub(super) at: Iova,
-    pub(super) target: SystemAddress,
-    pub(super) len: u64,
-    pub(super) access: Access,
-}
-
-/// A run that was not put: the reason, the space that refused it, and the number of windows created again when it was
-/// tried.
+/// Runs that were not put: the reason, the space that refused them, and the number of windows created again when they
+/// were tried.
 struct Refused {
     error: EntryError,
     by: Option<Arc<dyn PciAddressSpace>>,
@@ -40,18 +29,20 @@ impl From<EntryError> for Refused {
 type Remade = Vec<(Arc<dyn PciAddressSpace>, Journal)>;
 
 impl Shared {
-    /// Puts a run, in windows of smaller pages where that helps.
-    pub(super) fn put_run(&self, wanted: Wanted) -> Result<(), EntryError> {
+    /// Puts all of `runs` or none, in windows of smaller pages where that helps.
+    pub(super) fn put_runs(&self, runs: &[EntryRun]) -> Result<(), EntryError> {
         // Dropped after the locks: a step that is undone may hold the last owner of memory.
         let mut spent = Vec::new();
-        self.check(wanted.at, wanted.len, wanted.target)?;
-        let refused =
-            match self.open().map_err(Refused::from).and_then(|spaces| self.put_on(&spaces, wanted, &mut spent)) {
-                Ok(()) => return Ok(()),
-                Err(refused) => refused,
-            };
+        for run in runs {
+            self.check(run.range, run.target)?;
+        }
+        let refused = match self.open().map_err(Refused::from).and_then(|spaces| self.put_on(&spaces, runs, &mut spent))
+        {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
         if self.may_fit_after_all(&refused) {
-            self.pause().put_in_smaller_pages(wanted, refused, &mut spent)
+            self.pause().put_in_smaller_pages(runs, refused, &mut spent)
         } else {
             Err(refused.error)
         }
@@ -60,14 +51,15 @@ impl Shared {
     fn put_on(
         &self,
         spaces: &[Arc<dyn PciAddressSpace>],
-        wanted: Wanted,
+        runs: &[EntryRun],
         spent: &mut Vec<Journal>,
     ) -> Result<(), Refused> {
         let made_again = self.made_again.load(Ordering::Relaxed);
         // The common case needs neither lists nor a journal: a map that fails leaves nothing.
-        if let [space] = spaces {
-            if let Some(memory) = self.resolve_in_one(wanted.target, wanted.len) {
-                let request = MapRequest::new(wanted.at, &memory, wanted.access).with_unit(Unit::Pages(self.page()));
+        if let ([space], [run]) = (spaces, runs) {
+            if let Some(memory) = self.resolve_in_one(run.target, run.len()) {
+                let unit = Unit::Pages(self.page());
+                let request = MapRequest::new(run.range.first(), &memory, run.access).with_unit(unit);
                 return space.map(request).map_err(|error| Refused {
                     error: error.into(),
                     by: Some(space.clone()),
@@ -75,21 +67,22 @@ impl Shared {
                 });
             }
         }
-        let memory = self.resolve(wanted.target, wanted.len)?;
-        let pieces = placed(wanted.at, memory, wanted.access, self.page());
+        let batch = self.batch_of(runs)?;
         let mut last = None;
         let put = self.on_every_space(spaces, spent, |space, journal| {
             last = Some(space);
-            for piece in &pieces {
-                map(space.as_ref(), piece)?;
-                journal.enter(Done::Mapped(piece.range));
+            space.map_batch(&batch)?;
+            if spaces.len() > 1 {
+                for range in batch.ranges() {
+                    journal.enter(Done::Mapped(range));
+                }
             }
             Ok(())
         });
         put.map_err(|error| Refused { error, by: last.cloned(), made_again })
     }
 
-    /// Returns whether the page size of the space that refused a run may be the reason, or was the reason and is
+    /// Returns whether the page size of the space that refused runs may be the reason, or was the reason and is
     /// smaller now.
     fn may_fit_after_all(&self, refused: &Refused) -> bool {
         let Refused { error: EntryError::Space(error), by: Some(space), made_again } = refused else { return false };
@@ -99,10 +92,10 @@ impl Shared {
 }
 
 impl Paused<'_> {
-    /// Puts a run after the empty windows of spaces that refuse it were created again.
+    /// Puts runs after the empty windows of spaces that refuse them were created again.
     fn put_in_smaller_pages(
         &self,
-        wanted: Wanted,
+        runs: &[EntryRun],
         mut refused: Refused,
         spent: &mut Vec<Journal>,
     ) -> Result<(), EntryError> {
@@ -114,7 +107,7 @@ impl Paused<'_> {
                     break Err(restore(&remade, error));
                 }
             }
-            match self.put_on(&self.spaces(), wanted, spent) {
+            match self.put_on(&self.spaces(), runs, spent) {
                 Ok(()) => break Ok(()),
                 Err(next) => refused = next,
             }
@@ -123,7 +116,7 @@ impl Paused<'_> {
         result
     }
 
-    /// Creates the window of the space that refused a run again, with smaller pages.
+    /// Creates the window of the space that refused runs again, with smaller pages.
     ///
     /// # Errors
     /// The refusal where smaller pages cannot help, or the space's error.

@@ -4,14 +4,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use dmaspace_core::contract::{MapRequest, Mapping, PciAddressSpace, Swap, Unit};
+use dmaspace_core::contract::{MapBatch, MapRequest, Mapping, PciAddressSpace, Swap, Unit};
 use dmaspace_core::sync::{Mutex, Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use dmaspace_core::words::access::Access;
 use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-use super::entry::{EntryError, EntryRun, Targets, placed, resolve, resolve_in_one};
+use super::entry::{EntryError, EntryRun, Targets, batch_of, placed, resolve, resolve_in_one};
 use super::kernel_owned::KernelOwned;
 use crate::journal::{Done, Journal};
 use crate::plan::rest_of;
@@ -120,14 +120,13 @@ impl Shared {
 
     /// The mappings that make `run` in a space.
     pub(crate) fn mappings_of(&self, run: &EntryRun) -> Result<Vec<Mapping>, EntryError> {
-        let len = run.range.len().map_or(0, |len| len.get());
-        self.check(run.range.first(), len, run.target)?;
-        Ok(placed(run.range.first(), self.resolve(run.target, len)?, run.access, self.page))
+        self.check(run.range, run.target)?;
+        Ok(placed(run.range.first(), self.resolve(run.target, run.len())?, run.access, self.page))
     }
 
     /// Checks that a run of entries lies in the window, in whole pages.
-    pub(super) fn check(&self, at: Iova, len: u64, target: SystemAddress) -> Result<(), EntryError> {
-        self.check_range(IovaRange::with_len(at, len)?)?;
+    pub(super) fn check(&self, range: IovaRange, target: SystemAddress) -> Result<(), EntryError> {
+        self.check_range(range)?;
         if self.page.divides(target.get()) { Ok(()) } else { Err(EntryError::Misaligned(self.page)) }
     }
 
@@ -148,6 +147,11 @@ impl Shared {
         resolve_in_one(&self.targets.read(), target, len)
     }
 
+    /// The maps that put `runs`.
+    pub(super) fn batch_of(&self, runs: &[EntryRun]) -> Result<MapBatch, EntryError> {
+        batch_of(&self.targets.read(), runs, self.page)
+    }
+
     /// Swaps live entries for others, in every space or in none.
     pub(super) fn replace(
         &self,
@@ -158,7 +162,7 @@ impl Shared {
     ) -> Result<Swap, EntryError> {
         // Dropped after the locks: old memory may lose its last owner.
         let mut spent = Vec::new();
-        self.check(at, len, target)?;
+        self.check(IovaRange::with_len(at, len)?, target)?;
         let spaces = self.open()?;
         if let [space] = &*spaces {
             if let Some(memory) = self.resolve_in_one(target, len) {

@@ -1,9 +1,9 @@
 //! Translated windows.
 
 use dmaspace_core::{Access, Iova, PageSize, SystemAddress};
-use dmaspace_listener::Section;
 use dmaspace_listener::Update;
 use dmaspace_listener::section::{FrontEnd, TargetMemory};
+use dmaspace_listener::{EntryRun, Section};
 
 use crate::guest::{
     DIMM, K4, K64, MIB, RAM, RW, half, high, high_window, low_window, put_some, range, target, translated,
@@ -118,6 +118,21 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         arrange: with_entries,
         operate: |world| {
             world.window(0).put_run(Iova::new(5 * MIB), SystemAddress::new(0x5000), 6 * K4, RW)?;
+            done()
+        },
+    },
+    Sequence {
+        name: "put_runs_that_lie_apart",
+        on: EVERYWHERE,
+        arrange: with_entries,
+        operate: |world| {
+            let run = |at: u64, target: u64| EntryRun {
+                range: range(at, 2 * K4),
+                target: SystemAddress::new(target),
+                access: RW,
+            };
+            let runs = [run(5 * MIB, 0x5000), run(5 * MIB + 2 * K4, 0x9000), run(6 * MIB, 0x2000)];
+            world.window(0).put_many(&runs)?;
             done()
         },
     },
