@@ -6,11 +6,13 @@
 //! ```text
 //! ci/bench            measures, prints the table, and writes it to docs/costs.md
 //! ci/bench --check    measures the gates, and fails where docs/costs.md has other figures
+//! ci/bench hosts      compares the library with raw calls in emulated hosts (dmaspace-bench-on-host)
 //! ```
 
 mod callgrind;
 mod host;
 mod measure;
+mod on_hosts;
 mod rows;
 mod table;
 mod work;
@@ -28,8 +30,9 @@ fn main() -> ExitCode {
         [] => table::write(),
         ["--only", word] => table::print(word),
         ["--gates"] => table::print_gates(),
+        ["--hosts"] => table::finish(on_hosts::write(std::io::stdin().lock())),
         _ => {
-            eprintln!("dmaspace-bench: only --check and --only WORD are understood");
+            eprintln!("dmaspace-bench: only --check, --gates, --hosts and --only WORD are understood");
             ExitCode::FAILURE
         }
     }

@@ -116,7 +116,8 @@ fn machine() -> Result<String, Box<dyn Error>> {
     Ok(format!("{} on {}", compiler.trim(), model.map_or("an unknown processor", |(_, name)| name)))
 }
 
-fn finish(result: Result<(), Box<dyn Error>>) -> ExitCode {
+/// Prints an error, and returns the exit status.
+pub(crate) fn finish(result: Result<(), Box<dyn Error>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,0 +1,39 @@
+//! One comparison: raw calls and the library in turns.
+
+use std::error::Error;
+use std::time::Instant;
+
+pub(crate) type Tried<T = ()> = Result<T, Box<dyn Error>>;
+
+/// The nanoseconds by which the time of an emulated host advances with each instruction (ci/src/qemu.rs).
+const INSTRUCTION: f64 = 8.0;
+/// The rounds of short works; the best of each side counts, because the kernel's timer interrupts some of them.
+const ROUNDS: usize = 5;
+/// The repetitions from which interrupts are levelled out: one round is enough.
+const LONG: u64 = 10_000;
+
+/// Measures both in turns, each with [`instructions`] of `n` repetitions, and prints the best of one repetition.
+pub(crate) fn compare(
+    work: &str,
+    n: u64,
+    mut raw: impl FnMut() -> Tried<f64>,
+    mut ours: impl FnMut() -> Tried<f64>,
+) -> Tried {
+    let (mut of_raw, mut of_ours) = (f64::INFINITY, f64::INFINITY);
+    let rounds = if n < LONG { ROUNDS } else { 1 };
+    for _ in 0..rounds {
+        of_raw = of_raw.min(raw()?);
+        of_ours = of_ours.min(ours()?);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "counts of a short run")]
+    let n = n as f64;
+    println!("cost\t{work}\t{:.0}\t{:.0}", of_raw / n, of_ours / n);
+    Ok(())
+}
+
+/// The instructions of this host for a piece of work, its kernel's included.
+pub(crate) fn instructions(work: impl FnOnce() -> Tried) -> Tried<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64() * 1e9 / INSTRUCTION)
+}
