@@ -5,30 +5,33 @@
 //! [`HostMemory::vouch_for`] or [`HostMemory::held_by`], and everything after that is safe.
 //!
 //! Devices and guests write the bytes behind a [`HostMemory`] at any time. No Rust reference into it is ever made;
-//! copies are atomic, byte by byte.
+//! copies are atomic, word by word ([`copy`]).
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
+mod copy;
 mod file;
 
 use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
 use std::fs::File;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use file::MemoryFile;
 pub(crate) use file::OpenedFile;
 
 use crate::words::address::HostAddress;
 use crate::words::page::PageSize;
+use copy::{Vouched, Words};
 #[cfg(feature = "vm-memory")]
 use vm_memory::{GuestRegionMmap, mmap::NewBitmap};
+
+/// The bits of an address inside a word of a copy.
+const WORD_MASK: u64 = size_of::<u64>() as u64 - 1;
 
 /// A span of this process's memory that devices may be given.
 ///
@@ -39,6 +42,7 @@ pub struct HostMemory {
     len: NonZeroU64,
     origin: Origin,
     traits: Traits,
+    edges: Edges,
     /// Shared, to keep the many copies of this small.
     mapped: Option<Arc<Mapped>>,
     /// The parts that the owner vouched for, where the span was rounded to whole pages; `None` where it was not.
@@ -102,6 +106,15 @@ impl Drop for Allocation {
     }
 }
 
+/// The words of 8 bytes that a span begins and ends in, as far as they reach out of the span.
+#[derive(Clone, Copy, Default)]
+struct Edges {
+    /// The bytes of the first word below the span are the owner's memory, too.
+    below: bool,
+    /// The bytes of the last word above the span are the owner's memory, too.
+    above: bool,
+}
+
 /// The owner's statements about the memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Traits {
@@ -143,7 +156,8 @@ impl HostMemory {
     /// Until the last mapping and the last clone of the result are gone, the span must stay mapped in this process, and
     /// no Rust reference may point into it while a device can write it. Copies are atomic accesses, so `base` must be a
     /// pointer that the language allows writes through, even if the pages are [`HostMemory::host_read_only`]: the
-    /// result of `mmap`, for example, and never a pointer made of a shared reference to plain bytes.
+    /// result of `mmap`, for example, and never a pointer made of a shared reference to plain bytes. Spans that share
+    /// bytes or touch must begin and end at multiples of 8, or no two threads may copy through them at once.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
         Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
     }
@@ -223,7 +237,7 @@ impl HostMemory {
         // An index of single pages keeps addresses ([`HostMemory::like_this_at`]).
         (base.expose_provenance() as u64).checked_add(len.get() - 1)?;
         let traits = Traits { page: None, host_read_only: false, device_memory: false };
-        Some(Self { base, len, origin, traits, mapped: None, vouched: None })
+        Some(Self { base, len, origin, traits, edges: Edges::default(), mapped: None, vouched: None })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -311,12 +325,15 @@ impl HostMemory {
 
     /// Returns `true` if the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
     pub fn is_rounded(&self) -> bool {
-        !self.is_vouched_for(self.begin(), self.last_byte())
+        self.vouched_around(self.begin(), self.last_byte()).is_none()
     }
 
-    fn is_vouched_for(&self, first: u64, last: u64) -> bool {
-        let Some(parts) = &self.vouched else { return true };
-        parts.iter().any(|part| part.first <= first && last <= part.last)
+    /// The bounds of the owner's memory around these bytes of the span; `None` if the owner did not vouch for all of
+    /// the bytes.
+    fn vouched_around(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let Some(parts) = &self.vouched else { return Some(self.owned()) };
+        let part = parts.iter().find(|part| part.first <= first && last <= part.last)?;
+        Some((part.first, part.last))
     }
 
     /// The parts that the owner vouched for, ascending.
@@ -360,7 +377,22 @@ impl HostMemory {
             return None;
         }
         let base = self.base.wrapping_add(usize::try_from(offset).ok()?);
-        Some(Self { base, len, ..self.clone() })
+        Some(Self { base, len, edges: self.edges_of(offset, len), ..self.clone() })
+    }
+
+    /// The edges of the `len` bytes from `offset` on, which are all inside.
+    fn edges_of(&self, offset: u64, len: NonZeroU64) -> Edges {
+        let (below, above) = self.owned();
+        let first = self.begin() + offset;
+        let last = first + (len.get() - 1);
+        Edges { below: below <= first & !WORD_MASK, above: last | WORD_MASK <= above }
+    }
+
+    /// The first and the last byte of the owner's memory that is known: the span, with the words at its edges.
+    fn owned(&self) -> (u64, u64) {
+        let below = if self.edges.below { self.begin() & !WORD_MASK } else { self.begin() };
+        let above = if self.edges.above { self.last_byte() | WORD_MASK } else { self.last_byte() };
+        (below, above)
     }
 
     /// The `len` bytes from `address` on, of a kind with this memory. They must lie in memory that this process keeps
@@ -373,7 +405,7 @@ impl HostMemory {
         } else {
             ptr::with_exposed_provenance_mut(address)
         };
-        Self { base, len, ..self.clone() }
+        Self { base, len, edges: Edges::default(), ..self.clone() }
     }
 
     /// Moves this, which is a clone of `whole` or of a part of it, to the `len` bytes of `whole` from `offset`, without
@@ -405,7 +437,7 @@ impl HostMemory {
     pub fn joined_with(&self, next: &Self) -> Option<Self> {
         let touches = self.last_byte().checked_add(1) == Some(next.begin());
         let len = self.len.checked_add(next.len.get())?;
-        (touches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
+        (touches && self.is_of_a_kind(next)).then(|| self.grown_by(next, len))
     }
 
     /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.
@@ -413,7 +445,14 @@ impl HostMemory {
         let reaches = self.begin() <= next.begin() && next.begin() <= self.last_byte().saturating_add(1);
         let last = self.last_byte().max(next.last_byte());
         let len = NonZeroU64::new((last - self.begin()).checked_add(1)?)?;
-        (reaches && self.is_of_a_kind(next)).then(|| Self { len, vouched: self.parts_with(next), ..self.clone() })
+        (reaches && self.is_of_a_kind(next)).then(|| self.grown_by(next, len))
+    }
+
+    /// This memory and `next`, of `len` bytes together.
+    fn grown_by(&self, next: &Self, len: NonZeroU64) -> Self {
+        let last = if next.last_byte() >= self.last_byte() { next } else { self };
+        let edges = Edges { below: self.edges.below, above: last.edges.above };
+        Self { len, edges, vouched: self.parts_with(next), ..self.clone() }
     }
 
     /// The parts of this memory below and above `hole`, by address.
@@ -435,7 +474,7 @@ impl HostMemory {
             None if len == self.len => None,
             _ => Some(self.parts().into()),
         };
-        Some(Self { base, len, vouched, ..self.clone() })
+        Some(Self { base, len, edges: Edges::default(), vouched, ..self.clone() })
     }
 
     /// Copies bytes out, as a device's read would.
@@ -443,10 +482,7 @@ impl HostMemory {
     /// # Errors
     /// [`CopyError`]; nothing was copied then.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CopyError> {
-        let from = self.at(offset, into.len())?;
-        for (n, byte) in into.iter_mut().enumerate() {
-            *byte = cell(from, n).load(Ordering::Relaxed);
-        }
+        self.at(offset, into.len())?.read(into);
         Ok(())
     }
 
@@ -459,9 +495,7 @@ impl HostMemory {
         if self.traits.host_read_only {
             return Err(CopyError::HostReadOnly);
         }
-        for (n, byte) in from.iter().enumerate() {
-            cell(into, n).store(*byte, Ordering::Relaxed);
-        }
+        into.write(from);
         Ok(())
     }
 
@@ -474,32 +508,17 @@ impl HostMemory {
             return Err(CopyError::Unbacked);
         }
         let first = self.begin().saturating_add(offset);
-        if len > 0 && !self.is_vouched_for(first, first.saturating_add(len as u64 - 1)) {
-            return Err(CopyError::Rounded);
-        }
+        let last = first.saturating_add((len as u64).saturating_sub(1));
+        let words = match self.vouched_around(first, last) {
+            Some(_) if self.traits.device_memory => Words::None,
+            Some((low, high)) => Words::Within(low, high),
+            None if len == 0 => Words::None,
+            None => return Err(CopyError::Rounded),
+        };
         let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
-        Ok(Vouched { first: self.base.wrapping_add(offset), len, memory: PhantomData })
+        // SAFETY: the bytes are inside, there is memory behind them, and the words are those that the owner vouched for.
+        Ok(unsafe { Vouched::of(self, self.base.wrapping_add(offset), len, words) })
     }
-}
-
-/// Bytes inside a span that its owner keeps mapped.
-#[derive(Clone, Copy)]
-struct Vouched<'m> {
-    first: *mut u8,
-    len: usize,
-    memory: PhantomData<&'m HostMemory>,
-}
-
-/// The byte at `n` of `bytes`.
-///
-/// All copies are of single bytes: by the language's rules, atomic accesses of different sizes to the same memory are a
-/// data race as accesses that are not atomic are, and two callers may choose any offsets.
-fn cell(bytes: Vouched<'_>, n: usize) -> &AtomicU8 {
-    debug_assert!(n < bytes.len, "a byte past the end of the copy");
-    // SAFETY: the bytes lie inside a span that its owner keeps mapped while the memory is borrowed, and no reference
-    // points into the span. Memory that may only be read is only loaded from, which is allowed for relaxed loads of a
-    // byte.
-    unsafe { AtomicU8::from_ptr(bytes.first.wrapping_add(n)) }
 }
 
 /// Returns `true` if it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
@@ -545,6 +564,8 @@ impl fmt::Debug for HostMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU8;
+
     use super::*;
 
     fn unbacked(address: u64, len: u64) -> HostMemory {
@@ -613,19 +634,59 @@ mod tests {
         assert_eq!(unbacked(0x1000, 8).read(0, &mut out), Err(CopyError::Unbacked));
     }
 
+    /// The bytes from 0 on of `len` bytes, each another.
+    fn counted(len: u8) -> Vec<u8> {
+        (0..len).collect()
+    }
+
+    #[test]
+    fn a_copy_of_any_bytes_leaves_the_others() {
+        for begin in 0..9 {
+            let bytes = bytes(0);
+            let memory = held(&bytes).slice(begin, 20).expect("inside");
+            for (offset, len) in (0..20_u8).flat_map(|offset| (0..=20 - offset).map(move |len| (offset, len))) {
+                memory.write(0, &[0xff; 20]).expect("inside");
+                memory.write(offset.into(), &counted(len)).expect("inside");
+                let mut expected = [0xff; 20];
+                expected[usize::from(offset)..usize::from(offset + len)].copy_from_slice(&counted(len));
+                let (mut all, mut part) = ([0; 20], vec![0; len.into()]);
+                memory.read(0, &mut all).expect("inside");
+                memory.read(offset.into(), &mut part).expect("inside");
+                assert_eq!((all, part), (expected, counted(len)), "{begin}, {offset}, {len}");
+            }
+            let mut around = [0; 32];
+            held(&bytes).read(0, &mut around).expect("inside");
+            let begin = usize::try_from(begin).expect("small");
+            assert!(around[..begin].iter().chain(&around[begin + 20..]).all(|byte| *byte == 0), "{begin}: {around:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_s_memory_is_copied_byte_by_byte() {
+        let memory = held(&bytes(7)).device_memory();
+        memory.write(1, &counted(20)).expect("inside");
+        let mut out = [0; 22];
+        memory.read(0, &mut out).expect("inside");
+        assert_eq!((out[0], &out[1..21], out[21]), (7, &counted(20)[..], 7));
+    }
+
+    /// Miri sees to it that no two copies are a data race: of whatever bytes, and through whatever slices.
     #[test]
     fn two_threads_may_copy_the_same_bytes() {
         let memory = HostMemory::zeroed(NonZeroUsize::new(0x40).expect("not zero"), PageSize::K4).expect("64 bytes");
+        let slice = memory.slice(3, 0x30).expect("inside");
         std::thread::scope(|scope| {
             for byte in [1_u8, 2] {
-                let memory = &memory;
+                let (memory, slice) = (&memory, &slice);
                 scope.spawn(move || memory.write(u64::from(byte), &[byte; 0x20]).expect("inside"));
                 scope.spawn(move || memory.read(0, &mut [0; 0x40]).expect("inside"));
+                scope.spawn(move || slice.write(0, &[byte; 0x30]).expect("inside"));
+                scope.spawn(move || slice.slice(2, 2).expect("inside").read(0, &mut [0; 2]).expect("inside"));
             }
         });
         let mut out = [0];
         memory.read(1, &mut out).expect("inside");
-        assert_eq!(out, [1]);
+        assert!([1, 2].contains(&out[0]));
     }
 
     #[test]
