@@ -516,7 +516,7 @@ impl HostMemory {
             None => return Err(CopyError::Rounded),
         };
         let offset = usize::try_from(offset).map_err(|_| CopyError::PastTheEnd)?;
-        // SAFETY: the bytes are inside, there is memory behind them, and the words are those that the owner vouched for.
+        // SAFETY: the bytes are inside, there is memory behind them, and the owner vouched for the words.
         Ok(unsafe { Vouched::of(self, self.base.wrapping_add(offset), len, words) })
     }
 }
@@ -641,10 +641,12 @@ mod tests {
 
     #[test]
     fn a_copy_of_any_bytes_leaves_the_others() {
-        for begin in 0..9 {
+        let step = if cfg!(miri) { 7 } else { 1 };
+        for begin in (0..9).step_by(step) {
             let bytes = bytes(0);
             let memory = held(&bytes).slice(begin, 20).expect("inside");
-            for (offset, len) in (0..20_u8).flat_map(|offset| (0..=20 - offset).map(move |len| (offset, len))) {
+            let copies = (0..20_u8).flat_map(|offset| (0..=20 - offset).map(move |len| (offset, len)));
+            for (offset, len) in copies.step_by(step) {
                 memory.write(0, &[0xff; 20]).expect("inside");
                 memory.write(offset.into(), &counted(len)).expect("inside");
                 let mut expected = [0xff; 20];
