@@ -3,14 +3,14 @@
 //! A host gets one call for each run, so a run goes on for as long as bus and system address do, and the rights and the
 //! kind of change stay the same. Entries that are written as they were are no change: no host gets a call for them.
 
-use dmaspace_core::{Iova, IovaRange, PageSize, SystemAddress};
+use dmaspace_core::{IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::EntryRun;
 
 use crate::entry::Tce;
 
 /// One change for devices. The changes of one hypercall lie apart, in ascending order.
 ///
-/// Exhaustive: a caller must make each change
+/// Exhaustive: a caller must make each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryChange {
     /// Live entries where there were none.
@@ -62,87 +62,54 @@ fn target_of(run: &EntryRun, range: IovaRange) -> Option<SystemAddress> {
     run.target.get().checked_add(run.range.offset_of(range.first())).map(SystemAddress::new)
 }
 
-/// The range of `count` pages, `skipped` pages from `first` on.
-fn pages_of(page: PageSize, first: Iova, skipped: usize, count: usize) -> Option<IovaRange> {
-    let start = first.get().checked_add((skipped as u64) << page.shift())?;
-    let pages = IovaRange::with_len(Iova::new(start), (count as u64) << page.shift()).ok();
-    debug_assert!(pages.is_some(), "entries outside of a window");
-    pages
-}
-
 /// The changes of entries that are noted in the order of their bus addresses, without a gap.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub(crate) struct Changes<'a> {
     page: PageSize,
-    done: Vec<EntryChange>,
+    done: &'a mut Vec<EntryChange>,
     /// The range cleared since the last put, and whether that had a live entry.
     clearing: Option<(IovaRange, bool)>,
 }
 
-impl Changes {
-    pub(crate) fn new(page: PageSize) -> Self {
-        Self { page, done: Vec::new(), clearing: None }
+impl<'a> Changes<'a> {
+    pub(crate) fn new(page: PageSize, done: &'a mut Vec<EntryChange>) -> Self {
+        Self { page, done, clearing: None }
     }
 
     /// Notes that the entry at `range` was `old` and becomes `new`.
     pub(crate) fn note(&mut self, range: IovaRange, old: Tce, new: Tce) {
         if !new.is_live() {
-            let (before, clears) = self.clearing.unwrap_or((range, false));
-            self.clearing = Some((before.hull(range), clears || old.is_live()));
-            return;
-        }
-        self.end_clearing();
-        let run = run_of(range, new, self.page);
-        if !old.is_live() {
-            self.put(run);
-        } else if run != run_of(range, old, self.page) {
-            self.replace(run);
-        }
-    }
-
-    /// Notes that the entries of consecutive pages from `first` on were `old` and become `new`: as many as there are of
-    /// both.
-    pub(crate) fn note_list(&mut self, first: Iova, old: &[Tce], new: &[Tce]) {
-        let mut next = 0;
-        while let (Some(before), Some(after)) = (old.get(next), new.get(next)) {
-            let Some(range) = pages_of(self.page, first, next, 1) else { return };
-            self.note(range, *before, *after);
-            let more = if after.is_live() && !before.is_live() {
-                let (old, new) = (old.get(next + 1..), new.get(next..));
-                self.continuing_puts(old.unwrap_or_default(), new.unwrap_or_default())
-            } else {
-                0
-            };
-            if more > 0 {
-                let (Some(EntryChange::Put(run)), Some(rest)) =
-                    (self.done.last_mut(), pages_of(self.page, first, next, more + 1))
-                else {
-                    return;
-                };
-                run.range = run.range.hull(rest);
+            self.clear(range, old.is_live());
+        } else if !old.is_live() {
+            self.put(range, &[new]);
+        } else {
+            self.end_clearing();
+            let run = run_of(range, new, self.page);
+            if run != run_of(range, old, self.page) {
+                self.replace(run);
             }
-            next += more + 1;
         }
     }
 
-    /// The number of entries behind the first of `new` that continue it, where none was live.
-    fn continuing_puts(&self, old: &[Tce], new: &[Tce]) -> usize {
-        let step = self.page.bytes();
-        let pairs = new.iter().zip(new.get(1..).unwrap_or_default()).zip(old);
-        // Neighbours with the same bits below the page: the rights are the same.
-        pairs.take_while(|((one, next), old)| one.get().checked_add(step) == Some(next.get()) && !old.is_live()).count()
+    /// Notes that no entry in `range` has a right any more, and whether one of them had.
+    pub(crate) fn clear(&mut self, range: IovaRange, had_live: bool) {
+        let (before, clears) = self.clearing.unwrap_or((range, false));
+        self.clearing = Some((before.hull(range), clears || had_live));
     }
 
-    pub(crate) fn finish(mut self) -> Vec<EntryChange> {
+    /// Notes that the entries in `range`, none of which had a right, become those of `stretch`, which have.
+    pub(crate) fn put(&mut self, range: IovaRange, stretch: &[Tce]) {
         self.end_clearing();
-        self.done
-    }
-
-    fn put(&mut self, run: EntryRun) {
+        let Some(first) = stretch.first() else { return };
+        let run = run_of(range, *first, self.page);
         match self.done.last_mut() {
             Some(EntryChange::Put(last)) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
             _ => self.done.push(EntryChange::Put(run)),
         }
+    }
+
+    pub(crate) fn finish(mut self) {
+        self.end_clearing();
     }
 
     fn replace(&mut self, run: EntryRun) {

@@ -9,6 +9,14 @@ use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
 use crate::change::{EntryChange, part_of};
 
+/// The host behind a table.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) window: TranslatedWindow,
+    /// The changes of the hypercall under way. Kept, so that the next one allocates nothing.
+    pub(crate) changes: Vec<EntryChange>,
+}
+
 /// A change that a host refused.
 #[derive(Debug)]
 pub(crate) struct Incomplete {
@@ -21,31 +29,33 @@ pub(crate) struct Incomplete {
 /// The live entries of a range as they were before any change.
 type Before<'a> = &'a dyn Fn(IovaRange) -> Vec<EntryRun>;
 
-/// Makes `changes` in `window`, one call each where the kernel can. A failure undoes the changes made before it, with
-/// the entries that `before` reads.
-pub(crate) fn make_all(
-    window: &TranslatedWindow,
-    changes: &[EntryChange],
-    before: Before<'_>,
-) -> Result<(), Incomplete> {
-    for (made, change) in changes.iter().enumerate() {
-        if let Err(error) = make(window, change) {
-            let mut remaining = Vec::new();
-            for change in changes.iter().take(made).rev() {
-                undo(window, change, before, &mut remaining);
-            }
-            return Err(Incomplete { error, remaining });
-        }
+impl Host {
+    pub(crate) fn new(window: TranslatedWindow) -> Self {
+        Self { window, changes: Vec::new() }
     }
-    Ok(())
-}
 
-/// Makes one change.
-pub(crate) fn make(window: &TranslatedWindow, change: &EntryChange) -> Result<(), EntryError> {
-    match change {
-        EntryChange::Put(run) => put(window, run),
-        EntryChange::Replace(run) => replace(window, run),
-        EntryChange::Clear(range) => clear(window, *range),
+    /// Makes `self.changes`, one call each where the kernel can. A failure undoes the changes made before it, with the
+    /// entries that `before` reads.
+    pub(crate) fn make_all(&self, before: Before<'_>) -> Result<(), Incomplete> {
+        for (made, change) in self.changes.iter().enumerate() {
+            if let Err(error) = self.make(change) {
+                let mut remaining = Vec::new();
+                for change in self.changes.iter().take(made).rev() {
+                    undo(&self.window, change, before, &mut remaining);
+                }
+                return Err(Incomplete { error, remaining });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one change.
+    pub(crate) fn make(&self, change: &EntryChange) -> Result<(), EntryError> {
+        match change {
+            EntryChange::Put(run) => put(&self.window, run),
+            EntryChange::Replace(run) => replace(&self.window, run),
+            EntryChange::Clear(range) => clear(&self.window, *range),
+        }
     }
 }
 

@@ -12,15 +12,16 @@
 #[cfg(test)]
 mod conformance;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, PageSize, SystemAddress};
 
-use crate::entry::Tce;
+use crate::entry::{Tce, stretches};
 use crate::liobn::Liobn;
 use crate::refusal::Refusal;
-use crate::table::{Entries, TceTable};
+use crate::table::{Entries, Geometry};
 use crate::tables::{NamedTable, TceTables};
 
 /// The token of H_GET_TCE (linux: arch/powerpc/include/asm/hvcall.h, here and below).
@@ -42,6 +43,18 @@ pub const MOST_ENTRIES: u64 = 512;
 
 /// The bytes of an entry in a list.
 const ENTRY: usize = size_of::<u64>();
+
+/// The longest list: as it is in the guest's memory, and in this machine's byte order.
+struct List {
+    bytes: [u8; ENTRY * MOST_ENTRIES as usize],
+    entries: [Tce; MOST_ENTRIES as usize],
+}
+
+thread_local! {
+    /// Room for the list of a call, one for each processor of the guest that has made one: clearing new room for each
+    /// call would cost more than all else that is done with the list.
+    static ROOM: Cell<Option<Box<List>>> = const { Cell::new(None) };
+}
 
 /// The guest's memory, as hypercalls and RTAS calls use it. Called without any lock of this crate's.
 pub trait SystemMemory {
@@ -94,9 +107,8 @@ impl TceTables {
     /// [`Refusal::NoSuchTable`], [`Refusal::MisalignedAddress`], [`Refusal::OutsideTable`].
     pub fn h_get_tce(&self, liobn: Liobn, ioba: Iova) -> Result<Tce, Refusal> {
         let named = self.named_by(liobn)?;
-        let table = named.table();
-        check_alignment(&table, ioba)?;
-        Ok(table.get(ioba)?)
+        check_alignment(&named.geometry, ioba)?;
+        Ok(named.table().get(ioba)?)
     }
 
     /// H_PUT_TCE: writes an entry. An entry without a right clears; one over a live entry replaces it.
@@ -105,9 +117,9 @@ impl TceTables {
     /// As [`TceTables::h_get_tce`], then [`Refusal::MisalignedEntry`], [`Refusal::NotMemory`], [`Refusal::Host`].
     pub fn h_put_tce(&self, memory: &dyn SystemMemory, liobn: Liobn, ioba: Iova, tce: Tce) -> Result<(), Refusal> {
         let named = self.named_by(liobn)?;
-        let page = page_of(&named, ioba, 1)?;
-        check_entry(memory, page, tce)?;
-        named.write(ioba, Entries::List(&[tce]))
+        check_place(&named.geometry, ioba, 1)?;
+        check_entry(memory, named.geometry.page, tce)?;
+        named.write_one(ioba, tce)
     }
 
     /// H_PUT_TCE_INDIRECT: writes `count` entries from the page at `list`, where they are big-endian.
@@ -130,10 +142,14 @@ impl TceTables {
             return Err(Refusal::MisalignedList(list));
         }
         let named = self.named_by(liobn)?;
-        let page = page_of(&named, ioba, count)?;
-        let entries = read_list(memory, list, count)?;
-        check_entries(memory, page, &entries)?;
-        named.write(ioba, Entries::List(&entries))
+        check_place(&named.geometry, ioba, count)?;
+        let mut room = ROOM.take().unwrap_or_default();
+        let written = room.read(memory, list, count).and_then(|entries| {
+            check_entries(memory, named.geometry.page, entries)?;
+            named.write(ioba, Entries::List(entries))
+        });
+        ROOM.set(Some(room));
+        written
     }
 
     /// H_STUFF_TCE: writes one entry to `count` consecutive pages.
@@ -149,13 +165,13 @@ impl TceTables {
         count: u64,
     ) -> Result<(), Refusal> {
         let named = self.named_by(liobn)?;
-        let page = page_of(&named, ioba, 0)?;
-        let inside = named.table().check(ioba, count);
+        check_place(&named.geometry, ioba, 0)?;
+        let inside = named.geometry.check(ioba, count);
         if count > MOST_ENTRIES && (tce != Tce::NONE || inside.is_err()) {
             return Err(Refusal::LongStuff(count));
         }
         inside?;
-        check_entry(memory, page, tce)?;
+        check_entry(memory, named.geometry.page, tce)?;
         named.write(ioba, Entries::Same(tce, count))
     }
 
@@ -164,19 +180,17 @@ impl TceTables {
     }
 }
 
-/// The page size of a table, which must have `count` entries from `ioba` on. The table is unlocked again: checks of the
-/// guest's memory are the VMM's code.
-fn page_of(named: &NamedTable, ioba: Iova, count: u64) -> Result<PageSize, Refusal> {
-    let table = named.table();
-    check_alignment(&table, ioba)?;
-    table.check(ioba, count)?;
-    Ok(table.page())
+/// Refuses a bus address unless a page begins there from which on there are `count` entries.
+fn check_place(geometry: &Geometry, ioba: Iova, count: u64) -> Result<(), Refusal> {
+    check_alignment(geometry, ioba)?;
+    Ok(geometry.check(ioba, count)?)
 }
 
 /// PAPR does not define the bits below the page. KVM refuses them (linux: arch/powerpc/kernel/iommu.c,
 /// iommu_tce_check_ioba), QEMU ignores them.
-fn check_alignment(table: &TceTable, ioba: Iova) -> Result<(), Refusal> {
-    if table.page().divides(ioba.get()) { Ok(()) } else { Err(Refusal::MisalignedAddress(ioba, table.page())) }
+fn check_alignment(geometry: &Geometry, ioba: Iova) -> Result<(), Refusal> {
+    let page = geometry.page;
+    if page.divides(ioba.get()) { Ok(()) } else { Err(Refusal::MisalignedAddress(ioba, page)) }
 }
 
 /// Refuses an entry with a right unless it maps a page of the guest's memory.
@@ -194,34 +208,42 @@ fn check_entry(memory: &dyn SystemMemory, page: PageSize, tce: Tce) -> Result<()
 /// Refuses a list in which an entry would be refused. Entries that continue each other are looked up as one range; if
 /// that is not all memory, each is looked up by itself, so that the first bad one is named.
 fn check_entries(memory: &dyn SystemMemory, page: PageSize, entries: &[Tce]) -> Result<(), Refusal> {
-    let mut rest = entries;
-    while let Some(first) = rest.first() {
-        let pairs = rest.iter().zip(rest.get(1..).unwrap_or_default());
-        let more = pairs.take_while(|(one, next)| one.get().checked_add(page.bytes()) == Some(next.get())).count();
-        let (run, behind) = rest.split_at_checked(more + 1).unwrap_or((rest, &[]));
-        if more == 0 || !(first.is_live() && first.is_aligned_to(page) && holds_run(memory, page, *first, run.len())) {
-            for tce in run {
+    for stretch in stretches(entries, page) {
+        if !is_good(memory, page, stretch) {
+            for tce in stretch {
                 check_entry(memory, page, *tce)?;
             }
         }
-        rest = behind;
     }
     Ok(())
 }
 
-fn holds_run(memory: &dyn SystemMemory, page: PageSize, first: Tce, count: usize) -> bool {
-    let range = SystemRange::with_len(first.target(page), (count as u64) << page.shift());
-    range.is_ok_and(|range| memory.holds(range))
+/// Returns true if all entries of a stretch would be taken, as one look shows.
+fn is_good(memory: &dyn SystemMemory, page: PageSize, stretch: &[Tce]) -> bool {
+    let Some(first) = stretch.first().filter(|tce| tce.is_live()) else { return true };
+    let range = SystemRange::with_len(first.target(page), (stretch.len() as u64) << page.shift());
+    first.is_aligned_to(page) && range.is_ok_and(|range| memory.holds(range))
 }
 
-/// Reads the list once. A list without entries must be in memory, too: PAPR copies its page before it looks at the
-/// number.
-fn read_list(memory: &dyn SystemMemory, list: SystemAddress, count: u64) -> Result<Vec<Tce>, Refusal> {
-    let count = usize::try_from(count).map_err(|_| Refusal::LongList(count))?;
-    let mut bytes = vec![0; ENTRY * count.max(1)];
-    if !memory.read(list, &mut bytes) {
-        return Err(Refusal::NoList(list));
+impl Default for List {
+    fn default() -> Self {
+        Self { bytes: [0; ENTRY * MOST_ENTRIES as usize], entries: [Tce::NONE; MOST_ENTRIES as usize] }
     }
-    let entries = bytes.chunks_exact(ENTRY).take(count).filter_map(|entry| entry.try_into().ok());
-    Ok(entries.map(|entry| Tce::new(u64::from_be_bytes(entry))).collect())
+}
+
+impl List {
+    /// Reads the `count` entries at `list` once. A list without entries must be in memory, too: PAPR copies its page
+    /// before it looks at the number.
+    fn read(&mut self, memory: &dyn SystemMemory, list: SystemAddress, count: u64) -> Result<&[Tce], Refusal> {
+        let count = usize::try_from(count).map_err(|_| Refusal::LongList(count))?;
+        let bytes = self.bytes.get_mut(..ENTRY * count.max(1)).ok_or(Refusal::LongList(count as u64))?;
+        if !memory.read(list, bytes) {
+            return Err(Refusal::NoList(list));
+        }
+        let entries = self.entries.get_mut(..count).ok_or(Refusal::LongList(count as u64))?;
+        for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(ENTRY)) {
+            *entry = Tce::new(bytes.try_into().map_or(0, u64::from_be_bytes));
+        }
+        Ok(entries)
+    }
 }

@@ -5,7 +5,7 @@ use dmaspace_core::{Iova, PageSize, SystemAddress};
 use dmaspace_listener::EntryError;
 
 use crate::entry::Tce;
-use crate::table::OutsideTable;
+use crate::table::{NoRoom, OutsideTable};
 
 /// The return code of a hypercall, in R3 (LoPAR: ch_lpar_option.xml, "hcall() Return Code Values"; linux:
 /// arch/powerpc/include/asm/hvcall.h).
@@ -23,7 +23,7 @@ pub enum ReturnCode {
     Function,
     /// `H_Parameter`: an argument is out of range.
     Parameter,
-    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more (LoPAR: ch_lpar_option.xml, return codes with the CMO
+    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more, or the tables may take no more memory (LoPAR: ch_lpar_option.xml, return codes with the CMO
     /// option). A Linux guest fails a mapping for this code alone; it logs other codes, and its driver goes on (linux:
     /// arch/powerpc/platforms/pseries/iommu.c, tce_build_pSeriesLP, tce_buildmulti_pSeriesLP).
     NotEnoughResources,
@@ -85,6 +85,10 @@ pub enum Refusal {
     /// An entry points outside the guest's memory.
     #[error("{0:?} points to no memory of the guest")]
     NotMemory(Tce),
+    /// The entries would take more memory than the VMM allows to the guest's tables
+    /// ([`TceTables::with_most_bytes`](crate::TceTables::with_most_bytes)).
+    #[error("the guest's TCE tables may take {0} bytes, and the entries would take more")]
+    NoRoom(u64),
     /// KVM fills the table, and passed this call to the VMM: the memory that its entries point to is not registered, or
     /// is in no memory slot of KVM.
     #[error("KVM fills the table and refused the call: its memory is not registered, or in no memory slot")]
@@ -96,6 +100,12 @@ pub enum Refusal {
     Host(#[from] EntryError),
 }
 
+impl From<NoRoom> for Refusal {
+    fn from(NoRoom(most): NoRoom) -> Self {
+        Self::NoRoom(most)
+    }
+}
+
 impl Refusal {
     /// The code for the guest.
     pub fn code(&self) -> ReturnCode {
@@ -103,6 +113,7 @@ impl Refusal {
             Self::SeveralTables(_) => ReturnCode::Function,
             Self::LongStuff(_) => ReturnCode::P4,
             Self::LeftToKernel => ReturnCode::Hardware,
+            Self::NoRoom(_) => ReturnCode::NotEnoughResources,
             Self::Host(error) => host_code(error),
             _ => ReturnCode::Parameter,
         }

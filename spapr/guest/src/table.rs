@@ -1,10 +1,16 @@
 //! A TCE table: the entries of one DMA window.
 //!
-//! A window may span terabytes of which the guest uses little, so entries are kept in chunks. A chunk is allocated for
-//! its first entry and freed with its last: no cost here grows with the size of the window.
+//! A window may span terabytes of which the guest uses little, so entries are kept in a tree whose nodes are allocated
+//! for their first entry and freed with their last ([`sparse`]): no cost here grows with the size of the window. The
+//! memory of all nodes is counted ([`account`]).
+//!
+//! A host's address space keeps an entry, too, where there is a host: the host address and the rights, but not the
+//! guest's address, its encoding, nor entries without a right, all of which the guest may read back. So both keep 8
+//! bytes for an entry, and neither can serve for the other.
 
-use std::collections::BTreeMap;
-use std::mem;
+mod account;
+mod sparse;
+
 use std::sync::Arc;
 
 use dmaspace_core::words::address::BadRange;
@@ -12,18 +18,15 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
 use dmaspace_listener::EntryRun;
 
-use crate::change::{Changes, EntryChange, change_of, part_of, push_joined, run_of};
-use crate::entry::Tce;
+use crate::change::{Changes, EntryChange, part_of, push_joined, run_of};
+use crate::entry::{Tce, stretches};
 use crate::kernel_table::InKernelTable;
+use account::Account;
+pub(crate) use account::{Allowance, NoRoom};
+use sparse::{FANOUT, NODE, Sparse, place};
 
 #[cfg(test)]
 mod tests;
-
-/// The entries of a chunk: 4 KiB of them.
-const CHUNK: u64 = NO_ENTRIES.len() as u64;
-
-/// The entries of a chunk that is not there.
-const NO_ENTRIES: [Tce; 512] = [Tce::NONE; 512];
 
 /// The page sizes of tables, as powers of two: KVM's (linux: arch/powerpc/kvm/book3s_64_vio.c,
 /// kvm_vm_ioctl_create_spapr_tce).
@@ -84,29 +87,21 @@ pub enum Entries<'a> {
     Same(Tce, u64),
 }
 
+/// The place of a table on the bus: that of its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) range: IovaRange,
+    pub(crate) page: PageSize,
+}
+
 /// The TCE table of one window.
 #[derive(Clone, Debug)]
 pub struct TceTable {
-    range: IovaRange,
-    page: PageSize,
-    chunks: BTreeMap<u64, Chunk>,
-    /// An empty chunk, for the next first entry: a guest that fills and clears the same place allocates nothing.
-    spare: Option<Chunk>,
-    /// The kernel's table, which has the entries in place of the chunks.
+    geometry: Geometry,
+    entries: Sparse,
+    account: Account,
+    /// The kernel's table, which has the entries in place of `entries`.
     kernel: Option<Arc<dyn InKernelTable>>,
-}
-
-#[derive(Clone, Debug)]
-struct Chunk {
-    entries: Box<[Tce]>,
-    /// The number of entries other than [`Tce::NONE`].
-    used: u64,
-}
-
-impl Default for Chunk {
-    fn default() -> Self {
-        Self { entries: (0..CHUNK).map(|_| Tce::NONE).collect(), used: 0 }
-    }
 }
 
 impl TceTable {
@@ -122,19 +117,23 @@ impl TceTable {
             return Err(BadTable::Misaligned(first, page));
         }
         let len = entries.checked_mul(page.bytes()).ok_or(BadRange::Overflow)?;
-        Ok(Self { range: IovaRange::with_len(first, len)?, page, chunks: BTreeMap::new(), spare: None, kernel: None })
+        Ok(Self::of(Geometry { range: IovaRange::with_len(first, len)?, page }, Account::default()))
     }
 
-    /// An empty table for the same window.
+    fn of(geometry: Geometry, account: Account) -> Self {
+        Self { geometry, entries: Sparse::up_to(geometry.last_index()), account, kernel: None }
+    }
+
+    /// An empty table for the same window, on the same allowance.
     pub(crate) fn emptied(&self) -> Self {
-        Self { range: self.range, page: self.page, chunks: BTreeMap::new(), spare: None, kernel: None }
+        Self::of(self.geometry, self.account.another())
     }
 
     /// Hands the table, which is empty, to the kernel: entries are read there from now on, and the kernel alone writes
     /// them.
     pub(crate) fn hand_to(&mut self, kernel: Arc<dyn InKernelTable>) {
-        debug_assert!(self.chunks.is_empty(), "entries that the kernel would not know of");
-        self.chunks.clear();
+        debug_assert!(self.entries.nodes() == 0, "entries that the kernel would not know of");
+        self.clear(0, self.geometry.last_index());
         self.kernel = Some(kernel);
     }
 
@@ -148,25 +147,49 @@ impl TceTable {
     #[must_use = "the kernel's table is dropped without the lock of this one"]
     pub(crate) fn reclaim(&mut self) -> Option<Arc<dyn InKernelTable>> {
         let kernel = self.kernel.take()?;
-        for index in 0..=self.unchecked_index(self.range.last()) {
-            self.set(index, kernel.entry(index));
+        for index in 0..=self.geometry.last_index() {
+            self.entries.set(index, kernel.entry(index));
         }
+        self.settle();
         Some(kernel)
+    }
+
+    /// Has `allowance` count the memory of the entries from now on.
+    pub(crate) fn count_on(&mut self, allowance: Option<Arc<Allowance>>) {
+        self.account = Account::on(allowance);
+        self.settle();
+    }
+
+    /// Counts the memory that a write of entries takes, before it is made, beside that of the entries that are there.
+    ///
+    /// # Errors
+    /// [`NoRoom`] if that would be more than the allowance.
+    pub(crate) fn reserve(&mut self, nodes: u64) -> Result<(), NoRoom> {
+        self.account.reserve(nodes * NODE)
+    }
+
+    /// Counts the memory of the entries that are there, and none beside it.
+    pub(crate) fn settle(&mut self) {
+        self.account.settle(self.entries.nodes() * NODE);
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The table's window.
     pub fn range(&self) -> IovaRange {
-        self.range
+        self.geometry.range
     }
 
     /// The page size of the entries.
     pub fn page(&self) -> PageSize {
-        self.page
+        self.geometry.page
     }
 
     /// The bytes allocated for entries.
     pub fn allocated(&self) -> u64 {
-        self.chunks.values().map(|chunk| mem::size_of_val(chunk.entries.as_ref()) as u64).sum()
+        self.entries.nodes() * NODE
     }
 
     /// The entry for the page that `at` lies in.
@@ -174,8 +197,7 @@ impl TceTable {
     /// # Errors
     /// [`OutsideTable`].
     pub fn get(&self, at: Iova) -> Result<Tce, OutsideTable> {
-        let index = self.index_of(at).ok_or(OutsideTable { at, count: 1, window: self.range })?;
-        Ok(self.entry(index))
+        Ok(self.entry(self.geometry.index_of(at)?))
     }
 
     /// The system address that a device reaches at `at` with `access`, and all rights it has there. Valid up to the end
@@ -184,7 +206,7 @@ impl TceTable {
     /// # Errors
     /// [`Fault`], as its variants say.
     pub fn translate(&self, at: Iova, access: Access) -> Result<(SystemAddress, Access), Fault> {
-        let tce = self.get(at).map_err(|_| Fault::OutsideWindow(at, self.range))?;
+        let tce = self.get(at).map_err(|_| Fault::OutsideWindow(at, self.range()))?;
         if !tce.is_live() {
             return Err(Fault::NotMapped(at));
         }
@@ -192,14 +214,9 @@ impl TceTable {
             return Err(Fault::NotAllowed(at, tce.access()));
         }
         // The page divides its address, so nothing carries.
-        let offset = at.get() - self.page.round_down(at.get());
-        Ok((SystemAddress::new(tce.target(self.page).get() | offset), tce.access()))
-    }
-
-    /// Returns an error unless `count` entries from `at` on all lie inside; without entries, unless `at` does.
-    pub(crate) fn check(&self, at: Iova, count: u64) -> Result<(), OutsideTable> {
-        self.place(at, count)?;
-        Ok(())
+        let page = self.page();
+        let offset = at.get() - page.round_down(at.get());
+        Ok((SystemAddress::new(tce.target(page).get() | offset), tce.access()))
     }
 
     /// The changes that writing `entries` from `at` on would make for devices.
@@ -207,36 +224,66 @@ impl TceTable {
     /// # Errors
     /// [`OutsideTable`] when not all of them lie inside.
     pub fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<EntryChange>, OutsideTable> {
-        let Some((first, last)) = self.place(at, entries.len())? else { return Ok(Vec::new()) };
-        let mut changes = Changes::new(self.page);
-        match entries {
-            Entries::Same(tce, _) if !tce.is_live() => return Ok(self.clear_of(first, last).into_iter().collect()),
-            Entries::Same(tce, _) => self.note_all(&mut changes, (first..=last).map(|index| (index, tce))),
-            Entries::List(list) if self.kernel.is_some() => {
-                self.note_all(&mut changes, (first..=last).zip(list.iter().copied()));
-            }
-            Entries::List(list) => self.note_list(&mut changes, first, list),
-        }
-        Ok(changes.finish())
+        let mut changes = Vec::new();
+        self.note(at, entries, &mut changes)?;
+        Ok(changes)
     }
 
-    /// The change that writing one entry at `at` would make for devices.
-    ///
-    /// # Errors
-    /// [`OutsideTable`].
-    pub(crate) fn change(&self, at: Iova, tce: Tce) -> Result<Option<EntryChange>, OutsideTable> {
-        let old = self.get(at)?;
-        let index = self.unchecked_index(at);
-        Ok(self.pages(index, index).and_then(|pages| change_of(pages, old, tce, self.page)))
+    /// Puts the changes that writing `entries` from `at` on would make for devices into `changes`. Returns the most
+    /// nodes that it would add.
+    pub(crate) fn note(
+        &self,
+        at: Iova,
+        entries: Entries<'_>,
+        changes: &mut Vec<EntryChange>,
+    ) -> Result<u64, OutsideTable> {
+        changes.clear();
+        let Some((first, last)) = self.geometry.place(at, entries.len())? else { return Ok(0) };
+        match entries {
+            Entries::Same(tce, _) if !tce.is_live() => changes.extend(self.clear_of(first, last)),
+            Entries::Same(tce, _) => {
+                let mut changes = Changes::new(self.page(), changes);
+                for index in first..=last {
+                    self.note_list(&mut changes, index, &[tce]);
+                }
+                changes.finish();
+            }
+            Entries::List(list) => {
+                let mut changes = Changes::new(self.page(), changes);
+                self.note_list(&mut changes, first, list);
+                changes.finish();
+            }
+        }
+        Ok(self.missing_for(first, last, entries))
+    }
+
+    /// The most nodes that writing `entries` from `first` to `last` would add.
+    fn missing_for(&self, first: u64, last: u64, entries: Entries<'_>) -> u64 {
+        match entries {
+            Entries::Same(Tce::NONE, _) => 0,
+            Entries::Same(..) => (first / FANOUT..=last / FANOUT).map(|leaf| self.entries.missing(leaf * FANOUT)).sum(),
+            Entries::List(list) => {
+                let filled = by_leaf(first, list).filter(|(_, part)| part.iter().any(|tce| *tce != Tce::NONE));
+                filled.map(|(index, _)| self.entries.missing(index)).sum()
+            }
+        }
+    }
+
+    /// The entry at `index`, and the number of nodes that another one in its place would add.
+    pub(crate) fn look(&self, index: u64) -> (Tce, u64) {
+        match self.entries.leaf(index) {
+            Some(leaf) => (leaf.get(place(index)), 0),
+            None => (Tce::NONE, self.entries.missing(index)),
+        }
     }
 
     /// The change that clearing these entries makes, if one of them is live.
     fn clear_of(&self, first: u64, last: u64) -> Option<EntryChange> {
-        if self.within(first, last).any(|(_, tce)| tce.is_live()) {
-            self.pages(first, last).map(EntryChange::Clear)
-        } else {
-            None
-        }
+        let has_live = match &self.kernel {
+            Some(kernel) => (first..=last).any(|index| kernel.entry(index).is_live()),
+            None => self.entries.has_live(first, last),
+        };
+        if has_live { self.geometry.pages(first, last).map(EntryChange::Clear) } else { None }
     }
 
     /// Writes `entries` from `at` on.
@@ -244,36 +291,50 @@ impl TceTable {
     /// # Errors
     /// [`OutsideTable`] when not all of them lie inside; nothing is written then.
     pub fn write(&mut self, at: Iova, entries: Entries<'_>) -> Result<(), OutsideTable> {
-        let Some((first, last)) = self.place(at, entries.len())? else { return Ok(()) };
+        let Some((first, last)) = self.geometry.place(at, entries.len())? else { return Ok(()) };
         match entries {
-            Entries::Same(Tce::NONE, _) => self.wipe(first, last),
+            Entries::Same(Tce::NONE, _) => self.entries.clear(first, last),
             Entries::Same(tce, _) => {
                 for index in first..=last {
-                    self.set(index, tce);
+                    self.entries.set(index, tce);
                 }
             }
-            Entries::List([tce]) => self.set(first, *tce),
             Entries::List(list) => {
-                for (index, part) in by_chunk(first, list) {
-                    self.set_in_chunk(index, part);
+                for (index, part) in by_leaf(first, list) {
+                    self.entries.write(index, part, self.geometry.page);
                 }
             }
         }
+        self.settle();
         Ok(())
+    }
+
+    /// Writes the entry at `index`, which lies inside.
+    pub(crate) fn set(&mut self, index: u64, tce: Tce) {
+        self.entries.set(index, tce);
+        self.settle();
     }
 
     /// The live entries in `range`, ascending, joined to runs. The cost grows with the chunks in use there; where the
     /// kernel has the entries, with the pages of the range.
     pub fn live(&self, range: IovaRange) -> Vec<EntryRun> {
         let mut runs = Vec::new();
-        let Some(shared) = self.range.intersection(range) else { return runs };
-        let (first, last) = (self.unchecked_index(shared.first()), self.unchecked_index(shared.last()));
-        for (index, tce) in self.within(first, last).filter(|(_, tce)| tce.is_live()) {
-            if let Some(pages) = self.pages(index, index) {
-                push_joined(&mut runs, run_of(pages, tce, self.page));
+        let Some(shared) = self.range().intersection(range) else { return runs };
+        let (first, last) =
+            (self.geometry.unchecked_index(shared.first()), self.geometry.unchecked_index(shared.last()));
+        for (index, tce) in self.live_within(first, last) {
+            if let Some(pages) = self.geometry.pages(index, index) {
+                push_joined(&mut runs, run_of(pages, tce, self.page()));
             }
         }
         runs
+    }
+
+    /// The live entries, or the kernel's, with their indices, ascending.
+    fn live_within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
+        let in_kernel =
+            self.kernel.iter().flat_map(move |kernel| (first..=last).map(|index| (index, kernel.entry(index))));
+        self.entries.live(first, last).chain(in_kernel.filter(|(_, tce)| tce.is_live()))
     }
 
     /// Writes the entries that `change` left on the host. The guest's own encoding of them is lost: only address and
@@ -283,45 +344,80 @@ impl TceTable {
             EntryChange::Put(run) | EntryChange::Replace(run) => (run.range, Some(run)),
             EntryChange::Clear(range) => (*range, None),
         };
-        let Some(shared) = self.range.intersection(range) else { return };
-        let (first, last) = (self.unchecked_index(shared.first()), self.unchecked_index(shared.last()));
-        let Some(run) = run else { return self.wipe(first, last) };
+        let Some(shared) = self.range().intersection(range) else { return };
+        let (first, last) =
+            (self.geometry.unchecked_index(shared.first()), self.geometry.unchecked_index(shared.last()));
+        let Some(run) = run else { return self.clear(first, last) };
         for index in first..=last {
-            if let Some(part) = self.pages(index, index).and_then(|pages| part_of(run, pages)) {
-                self.set(index, Tce::to(part.target, part.access));
+            if let Some(part) = self.geometry.pages(index, index).and_then(|pages| part_of(run, pages)) {
+                self.entries.set(index, Tce::to(part.target, part.access));
+            }
+        }
+        self.settle();
+    }
+
+    /// Notes the entries of `list` from `first` on, leaf by leaf.
+    fn note_list(&self, changes: &mut Changes<'_>, first: u64, list: &[Tce]) {
+        for (index, part) in by_leaf(first, list) {
+            let leaf = self.entries.leaf(index);
+            let mut next = index;
+            for stretch in stretches(part, self.page()) {
+                let Some(pages) = self.geometry.pages(next, next + (stretch.len() as u64 - 1)) else { return };
+                let is_live = stretch.first().is_some_and(|tce| tce.is_live());
+                let was_live = leaf.is_some_and(|leaf| leaf.has_live(next, stretch.len()));
+                match (is_live, was_live) {
+                    _ if self.kernel.is_some() => self.note_each(changes, next, stretch),
+                    (false, _) => changes.clear(pages, was_live),
+                    (true, false) => changes.put(pages, stretch),
+                    (true, true) => self.note_each(changes, next, stretch),
+                }
+                next += stretch.len() as u64;
             }
         }
     }
 
-    fn note_all(&self, changes: &mut Changes, entries: impl Iterator<Item = (u64, Tce)>) {
-        for (index, tce) in entries {
-            if let Some(pages) = self.pages(index, index) {
-                changes.note(pages, self.entry(index), tce);
+    fn note_each(&self, changes: &mut Changes<'_>, first: u64, entries: &[Tce]) {
+        for (index, tce) in (first..).zip(entries) {
+            if let Some(pages) = self.geometry.pages(index, index) {
+                changes.note(pages, self.entry(index), *tce);
             }
         }
     }
 
-    /// Notes the entries of `list` from `first` on, chunk by chunk.
-    fn note_list(&self, changes: &mut Changes, first: u64, list: &[Tce]) {
-        for (index, new) in by_chunk(first, list) {
-            let Some(pages) = self.pages(index, index) else { return };
-            let chunk = self.chunks.get(&(index / CHUNK));
-            let old = chunk.map_or(&NO_ENTRIES[..], |chunk| &chunk.entries);
-            changes.note_list(pages.first(), old.get(place_in_chunk(index)..).unwrap_or_default(), new);
-        }
+    fn entry(&self, index: u64) -> Tce {
+        self.kernel.as_ref().map_or_else(|| self.entries.get(index), |kernel| kernel.entry(index))
+    }
+
+    /// Clears these entries.
+    fn clear(&mut self, first: u64, last: u64) {
+        self.entries.clear(first, last);
+        self.settle();
+    }
+}
+
+impl Geometry {
+    /// Returns an error unless `count` entries from `at` on all lie inside; without entries, unless `at` does.
+    pub(crate) fn check(&self, at: Iova, count: u64) -> Result<(), OutsideTable> {
+        self.place(at, count)?;
+        Ok(())
     }
 
     /// The first and the last index of `count` entries from `at` on; `None` for none.
     fn place(&self, at: Iova, count: u64) -> Result<Option<(u64, u64)>, OutsideTable> {
         let outside = OutsideTable { at, count, window: self.range };
-        let first = self.index_of(at).ok_or(outside)?;
+        let first = self.index_of(at).map_err(|_| outside)?;
         let Some(more) = count.checked_sub(1) else { return Ok(None) };
-        let last = first.checked_add(more).filter(|last| *last <= self.unchecked_index(self.range.last()));
+        let last = first.checked_add(more).filter(|last| *last <= self.last_index());
         last.map(|last| Some((first, last))).ok_or(outside)
     }
 
-    fn index_of(&self, at: Iova) -> Option<u64> {
-        self.range.contains(at).then(|| self.unchecked_index(at))
+    /// The index of the page of `at`.
+    pub(crate) fn index_of(&self, at: Iova) -> Result<u64, OutsideTable> {
+        if self.range.contains(at) {
+            Ok(self.unchecked_index(at))
+        } else {
+            Err(OutsideTable { at, count: 1, window: self.range })
+        }
     }
 
     /// The index of the page of `at`, which lies inside the window.
@@ -330,102 +426,25 @@ impl TceTable {
         self.range.offset_of(at) >> self.page.shift()
     }
 
+    fn last_index(&self) -> u64 {
+        self.unchecked_index(self.range.last())
+    }
+
     /// The range of these entries, which lie inside the window.
-    fn pages(&self, first: u64, last: u64) -> Option<IovaRange> {
+    pub(crate) fn pages(&self, first: u64, last: u64) -> Option<IovaRange> {
         let start = self.range.first().get().checked_add(first << self.page.shift());
         let len = (last - first + 1) << self.page.shift();
         let pages = start.and_then(|start| IovaRange::with_len(Iova::new(start), len).ok());
         debug_assert!(pages.is_some(), "the entries {first}..={last} lie outside the window {}", self.range);
         pages
     }
-
-    fn entry(&self, index: u64) -> Tce {
-        if let Some(kernel) = &self.kernel {
-            return kernel.entry(index);
-        }
-        let chunk = self.chunks.get(&(index / CHUNK));
-        chunk.and_then(|chunk| chunk.entries.get(place_in_chunk(index))).copied().unwrap_or(Tce::NONE)
-    }
-
-    /// The entries in allocated chunks, or the kernel's, with their indices, ascending.
-    fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
-        let chunks = self.chunks.range(first / CHUNK..=last / CHUNK);
-        let allocated = chunks.flat_map(|(number, chunk)| (number * CHUNK..).zip(chunk.entries.iter().copied()));
-        let in_kernel =
-            self.kernel.iter().flat_map(move |kernel| (first..=last).map(|index| (index, kernel.entry(index))));
-        allocated.filter(move |(index, _)| (first..=last).contains(index)).chain(in_kernel)
-    }
-
-    fn set(&mut self, index: u64, tce: Tce) {
-        let number = index / CHUNK;
-        if tce == Tce::NONE && !self.chunks.contains_key(&number) {
-            return;
-        }
-        let chunk = self.chunks.entry(number).or_insert_with(|| self.spare.take().unwrap_or_default());
-        if let Some(entry) = chunk.entries.get_mut(place_in_chunk(index)) {
-            let old = mem::replace(entry, tce);
-            chunk.used += u64::from(tce != Tce::NONE);
-            chunk.used -= u64::from(old != Tce::NONE);
-        }
-        if chunk.used == 0 {
-            self.spare = self.chunks.remove(&number);
-        }
-    }
-
-    /// Writes entries that all lie in the chunk of `index`, from there on.
-    fn set_in_chunk(&mut self, index: u64, new: &[Tce]) {
-        let number = index / CHUNK;
-        let coming = used(new);
-        if coming == 0 && !self.chunks.contains_key(&number) {
-            return;
-        }
-        let chunk = self.chunks.entry(number).or_insert_with(|| self.spare.take().unwrap_or_default());
-        let place = place_in_chunk(index);
-        if let Some(entries) = chunk.entries.get_mut(place..place + new.len()) {
-            chunk.used = chunk.used + coming - used(entries);
-            entries.copy_from_slice(new);
-        }
-        if chunk.used == 0 {
-            self.spare = self.chunks.remove(&number);
-        }
-    }
-
-    /// Clears these entries.
-    fn wipe(&mut self, first: u64, last: u64) {
-        let touched: Vec<u64> = self.chunks.range(first / CHUNK..=last / CHUNK).map(|(number, _)| *number).collect();
-        for number in touched {
-            let (from, to) = (number * CHUNK, number * CHUNK + (CHUNK - 1));
-            if first <= from && to <= last {
-                if let Some(mut chunk) = self.chunks.remove(&number).filter(|_| self.spare.is_none()) {
-                    chunk.empty();
-                    self.spare = Some(chunk);
-                }
-            } else {
-                let (from, to) = (first.max(from), last.min(to));
-                let none = NO_ENTRIES.get(..=place_in_chunk(to - from)).unwrap_or_default();
-                self.set_in_chunk(from, none);
-            }
-        }
-    }
 }
 
-impl Chunk {
-    fn empty(&mut self) {
-        self.entries.fill(Tce::NONE);
-        self.used = 0;
-    }
-}
-
-/// The number of entries other than [`Tce::NONE`].
-fn used(entries: &[Tce]) -> u64 {
-    entries.iter().map(|tce| u64::from(*tce != Tce::NONE)).sum()
-}
-
-/// The parts of a list of entries from `first` on that lie in one chunk each, with the index of the first entry.
-fn by_chunk(first: u64, list: &[Tce]) -> impl Iterator<Item = (u64, &[Tce])> {
+/// The parts of a list of entries from `first` on that lie in one leaf each, with the index of the first entry.
+fn by_leaf(first: u64, list: &[Tce]) -> impl Iterator<Item = (u64, &[Tce])> {
     let (mut index, mut rest) = (first, list);
     std::iter::from_fn(move || {
-        let room = NO_ENTRIES.len() - place_in_chunk(index);
+        let room = place(FANOUT - 1) + 1 - place(index);
         let (part, behind) = rest.split_at_checked(room).unwrap_or((rest, &[]));
         if part.is_empty() {
             return None;
@@ -437,14 +456,6 @@ fn by_chunk(first: u64, list: &[Tce]) -> impl Iterator<Item = (u64, &[Tce])> {
 }
 
 impl Entries<'_> {
-    /// The only entry, if it is one.
-    pub(crate) fn only(&self) -> Option<Tce> {
-        match self {
-            Self::List([tce]) | Self::Same(tce, 1) => Some(*tce),
-            Self::List(_) | Self::Same(..) => None,
-        }
-    }
-
     /// The number of pages.
     fn len(&self) -> u64 {
         match self {
@@ -452,10 +463,4 @@ impl Entries<'_> {
             Self::Same(_, count) => *count,
         }
     }
-}
-
-/// The place of an entry in its chunk: below 512, so the cast is exact.
-#[allow(clippy::cast_possible_truncation)]
-fn place_in_chunk(index: u64) -> usize {
-    (index % CHUNK) as usize
 }

@@ -12,11 +12,15 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
 use crate::change::EntryChange;
-use crate::host::make_all;
+use crate::host::Host;
 use crate::liobn::Liobn;
-use crate::table::{Fault, TceTable};
+use crate::table::{Allowance, Fault, TceTable};
 use named::Connection;
 pub(crate) use named::{NamedTable, SharedTable};
+
+/// The most memory that the tables of a guest take, unless the VMM says otherwise: 1 GiB, in which a guest can map 8 TiB
+/// in pages of 64 KiB, or 512 GiB in pages of 4 KiB.
+pub const MOST_BYTES: u64 = 1 << 30;
 
 /// A table already has the LIOBN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,16 +54,21 @@ pub enum ConnectError {
 /// device never waits for a host. A processor and a VMM that takes a host away wait for each other no longer than a
 /// call takes.
 ///
+/// Entries cost memory of the VMM's, also where there is no host whose limits they meet, and entries without a right
+/// as those with one. All tables together take no more than the VMM allows ([`TceTables::with_most_bytes`]); a
+/// hypercall that would take more is refused ([`Refusal::NoRoom`](crate::Refusal::NoRoom)).
+///
 /// Its lock is [`Rank::GuestTables`] in the order of all locks ([`dmaspace_core::sync`]).
 #[derive(Debug)]
 pub struct TceTables {
     tables: RwLock<BTreeMap<Liobn, Arc<NamedTable>>>,
     next_serial: AtomicU64,
+    allowance: Arc<Allowance>,
 }
 
 impl Default for TceTables {
     fn default() -> Self {
-        Self { tables: RwLock::new(Rank::GuestTables, BTreeMap::new()), next_serial: AtomicU64::default() }
+        Self::with_most_bytes(MOST_BYTES)
     }
 }
 
@@ -79,6 +88,22 @@ impl TceTables {
         Self::default()
     }
 
+    /// No tables, which may take so many bytes for their entries.
+    ///
+    /// Entries that a kernel put are never lost: those of a table that is reclaimed from it count, but are not refused.
+    pub fn with_most_bytes(most: u64) -> Self {
+        Self {
+            tables: RwLock::new(Rank::GuestTables, BTreeMap::new()),
+            next_serial: AtomicU64::default(),
+            allowance: Arc::new(Allowance::of(most)),
+        }
+    }
+
+    /// The bytes that the tables take for their entries.
+    pub fn allocated(&self) -> u64 {
+        self.allowance.taken()
+    }
+
     /// Adds a table, without a host.
     ///
     /// # Errors
@@ -92,12 +117,13 @@ impl TceTables {
     pub fn remove(&self, liobn: Liobn) -> Option<TceTable> {
         let removed = self.tables.write().remove(&liobn)?;
         *removed.connection.lock() = Connection::Removed;
-        let (table, kernel) = {
+        let (mut table, kernel) = {
             let mut table = removed.table_mut();
             let kernel = table.reclaim();
             let empty = table.emptied();
             (mem::replace(&mut *table, empty), kernel)
         };
+        table.count_on(None);
         // Its drop makes calls, so it comes after the lock.
         drop(kernel);
         Some(table)
@@ -117,9 +143,10 @@ impl TceTables {
             Connection::Removed => return Err(ConnectError::NoSuchTable(liobn)),
         }
         let (range, page) = (window.range()?, window.page()?);
-        let puts = puts_for(&named, range, page)?;
-        make_all(&window, &puts, &|range| named.table().live(range)).map_err(|incomplete| incomplete.error)?;
-        *connection = Connection::Window(window);
+        let host = Host { changes: puts_for(&named, range, page)?, ..Host::new(window) };
+        host.make_all(&|range| named.table().live(range)).map_err(|incomplete| incomplete.error)?;
+        // Not the same one: its list may be long.
+        *connection = Connection::Window(Host::new(host.window));
         Ok(())
     }
 
@@ -222,7 +249,8 @@ impl TceTables {
         Ok(())
     }
 
-    fn named(&self, liobn: Liobn, table: TceTable) -> Arc<NamedTable> {
+    fn named(&self, liobn: Liobn, mut table: TceTable) -> Arc<NamedTable> {
+        table.count_on(Some(self.allowance.clone()));
         let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
         Arc::new(NamedTable::new(liobn, serial, table))
     }
@@ -272,7 +300,9 @@ fn connect_all(
     for (liobn, window) in windows {
         let place = tables.iter().position(|named| named.liobn == liobn);
         match place.and_then(|place| connections.get_mut(place)) {
-            Some(connection) if matches!(**connection, Connection::None) => **connection = Connection::Window(window),
+            Some(connection) if matches!(**connection, Connection::None) => {
+                **connection = Connection::Window(Host::new(window))
+            }
             _ => debug_assert!(false, "a window for LIOBN {liobn}, which needs none"),
         }
     }

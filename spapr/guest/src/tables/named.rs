@@ -7,12 +7,12 @@ use dmaspace_core::Iova;
 use dmaspace_core::sync::{Mutex, Rank, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use dmaspace_listener::TranslatedWindow;
 
-use crate::change::EntryChange;
+use crate::change::change_of;
 use crate::entry::Tce;
-use crate::host::{make, make_all};
+use crate::host::Host;
 use crate::liobn::Liobn;
 use crate::refusal::Refusal;
-use crate::table::{Entries, TceTable};
+use crate::table::{Entries, Geometry, TceTable};
 
 /// A table's entries. The listener and its spaces look into those of a table that the kernel fills.
 pub(crate) type SharedTable = Arc<RwLock<TceTable>>;
@@ -26,6 +26,8 @@ pub(crate) struct NamedTable {
     pub(crate) liobn: Liobn,
     /// The place of the connection among those of its rank: connections are locked in ascending order of it.
     pub(crate) serial: u64,
+    /// The table's, which never changes: to be read without a lock.
+    pub(crate) geometry: Geometry,
     /// Locked while a hypercall writes, and while the table's host is exchanged.
     pub(crate) connection: Mutex<Connection>,
     /// Written in one go, after the host agreed.
@@ -39,7 +41,7 @@ pub(crate) enum Connection {
     #[default]
     None,
     /// A window of the listener's.
-    Window(TranslatedWindow),
+    Window(Host),
     /// The table was removed: the guest has it no longer.
     Removed,
 }
@@ -49,7 +51,7 @@ impl Connection {
     pub(crate) fn disconnect(&mut self) -> Option<TranslatedWindow> {
         match self {
             Self::Window(_) => match mem::take(self) {
-                Self::Window(window) => Some(window),
+                Self::Window(host) => Some(host.window),
                 Self::None | Self::Removed => None,
             },
             Self::None | Self::Removed => None,
@@ -62,6 +64,7 @@ impl NamedTable {
         Self {
             liobn,
             serial,
+            geometry: table.geometry(),
             connection: Mutex::keyed(Rank::GuestConnection, serial, Connection::None),
             entries: Arc::new(RwLock::new(Rank::GuestTable, table)),
         }
@@ -75,51 +78,80 @@ impl NamedTable {
         self.entries.write()
     }
 
+    /// Writes one entry: to the host first and then, if it agreed, to the table.
+    pub(crate) fn write_one(&self, at: Iova, tce: Tce) -> Result<(), Refusal> {
+        let index = self.geometry.index_of(at)?;
+        let connection = self.connection.lock();
+        let host = self.host_of(&connection)?;
+        let (old, missing) = {
+            let table = self.table();
+            check_is_ours(&table)?;
+            table.look(index)
+        };
+        if tce == old {
+            return Ok(());
+        }
+        if missing > 0 && tce != Tce::NONE {
+            self.table_mut().reserve(missing)?;
+        }
+        let pages = self.geometry.pages(index, index);
+        let change = pages.and_then(|pages| change_of(pages, old, tce, self.geometry.page));
+        if let (Some(host), Some(change)) = (host, change) {
+            // Nothing of one change remains if the host refuses it.
+            host.make(&change).inspect_err(|_| self.table_mut().settle())?;
+        }
+        self.table_mut().set(index, tce);
+        Ok(())
+    }
+
     /// Writes entries: to the host first and then, if it agreed, to the table.
     pub(crate) fn write(&self, at: Iova, entries: Entries<'_>) -> Result<(), Refusal> {
-        let connection = self.connection.lock();
-        match &*connection {
-            Connection::None => {}
-            Connection::Window(window) => self.write_to_host(window, at, entries)?,
-            Connection::Removed => return Err(Refusal::NoSuchTable(self.liobn.get().into())),
+        let mut connection = self.connection.lock();
+        self.host_of(&connection)?;
+        let mut unmade = Vec::new();
+        let changes = match &mut *connection {
+            Connection::Window(host) => &mut host.changes,
+            Connection::None | Connection::Removed => &mut unmade,
+        };
+        let missing = {
+            let table = self.table();
+            check_is_ours(&table)?;
+            table.note(at, entries, changes)?
+        };
+        if missing > 0 {
+            self.table_mut().reserve(missing)?;
+        }
+        if let Connection::Window(host) = &mut *connection {
+            self.make_noted(host)?;
         }
         Ok(self.table_mut().write(at, entries)?)
     }
 
-    /// Makes the changes on the host. The table adopts changes that a failure left there.
-    fn write_to_host(&self, window: &TranslatedWindow, at: Iova, entries: Entries<'_>) -> Result<(), Refusal> {
-        if let Some(tce) = entries.only() {
-            // Nothing of one change remains if the host refuses it.
-            let change = self.unlocked_change(at, tce)?;
-            return Ok(change.map_or(Ok(()), |change| make(window, &change))?);
+    /// The host behind the table, if it has one.
+    fn host_of<'a>(&self, connection: &'a Connection) -> Result<Option<&'a Host>, Refusal> {
+        match connection {
+            Connection::None => Ok(None),
+            Connection::Window(host) => Ok(Some(host)),
+            Connection::Removed => Err(Refusal::NoSuchTable(self.liobn.get().into())),
         }
-        let changes = self.changes(at, entries)?;
-        let made = make_all(window, &changes, &|range| self.table().live(range));
+    }
+
+    /// Makes the changes on the host that were noted. The table adopts changes that a failure left there.
+    fn make_noted(&self, host: &mut Host) -> Result<(), Refusal> {
+        let made = host.make_all(&|range| self.table().live(range));
         made.map_err(|incomplete| {
             let mut table = self.table_mut();
+            table.settle();
             for change in &incomplete.remaining {
                 table.adopt(change);
             }
             incomplete.error.into()
         })
     }
+}
 
-    /// The change that writing one entry would make, as [`NamedTable::changes`] says.
-    fn unlocked_change(&self, at: Iova, tce: Tce) -> Result<Option<EntryChange>, Refusal> {
-        let table = self.table();
-        if table.kernel().is_some() {
-            return Err(Refusal::LeftToKernel);
-        }
-        Ok(table.change(at, tce)?)
-    }
-
-    /// The changes that writing entries would make for devices. The kernel alone writes a table that it fills. A table
-    /// is handed to the kernel only under the lock of its connection, which the caller holds.
-    fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<EntryChange>, Refusal> {
-        let table = self.table();
-        if table.kernel().is_some() {
-            return Err(Refusal::LeftToKernel);
-        }
-        Ok(table.changes(at, entries)?)
-    }
+/// Refuses to write a table that the kernel fills: it alone writes that. A table is handed to the kernel only under the
+/// lock of its connection.
+fn check_is_ours(table: &TceTable) -> Result<(), Refusal> {
+    if table.kernel().is_some() { Err(Refusal::LeftToKernel) } else { Ok(()) }
 }
