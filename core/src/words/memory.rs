@@ -415,6 +415,7 @@ impl HostMemory {
         debug_assert!(offset.checked_add(len.get()).is_some_and(|end| end <= whole.len.get()), "past the end");
         self.base = whole.base.wrapping_add(usize::try_from(offset).unwrap_or(usize::MAX));
         self.len = len;
+        self.edges = whole.edges_of(offset, len);
     }
 
     /// Returns `true` if its owner vouched for all of it and for nothing around it, so that only its kind and its

@@ -7,6 +7,7 @@ use dmaspace_core::{IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::EntryRun;
 
 use crate::entry::Tce;
+use crate::stretch::Stretch;
 
 /// One change for devices. The changes of one hypercall lie apart, in ascending order.
 ///
@@ -21,21 +22,49 @@ pub enum EntryChange {
     Clear(IovaRange),
 }
 
-/// The run of one entry.
-pub(crate) fn run_of(range: IovaRange, tce: Tce, page: PageSize) -> EntryRun {
-    EntryRun { range, target: tce.target(page), access: tce.access() }
+/// A change in terms of a table: by index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) first: u64,
+    pub(crate) kind: ChangeKind,
+    /// The entries from then on; of a clear, the number of them.
+    pub(crate) stretch: Stretch,
 }
 
-/// The change for devices where the entry at `range` was `old` and becomes `new`.
-pub(crate) fn change_of(range: IovaRange, old: Tce, new: Tce, page: PageSize) -> Option<EntryChange> {
-    let (run, before) = (run_of(range, new, page), run_of(range, old, page));
-    match (old.is_live(), new.is_live()) {
-        (false, false) => None,
-        (false, true) => Some(EntryChange::Put(run)),
-        (true, false) => Some(EntryChange::Clear(range)),
-        (true, true) if run == before => None,
-        (true, true) => Some(EntryChange::Replace(run)),
+/// The kinds of an [`EntryChange`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    Put,
+    Replace,
+    Clear,
+}
+
+impl Change {
+    fn end(&self) -> u64 {
+        self.first + self.stretch.count
     }
+}
+
+/// The change for devices where the entry at `index` of a table of `page` was `old` and becomes `new`.
+pub(crate) fn change_of(index: u64, old: Tce, new: Tce, page: PageSize) -> Option<Change> {
+    let kind = match (old.is_live(), new.is_live()) {
+        (false, false) => return None,
+        (false, true) => ChangeKind::Put,
+        (true, false) => ChangeKind::Clear,
+        (true, true) if is_alike(old, new, page) => return None,
+        (true, true) => ChangeKind::Replace,
+    };
+    Some(Change { first: index, kind, stretch: Stretch::one(new) })
+}
+
+/// Returns true if devices find the same memory by both entries, with the same rights.
+fn is_alike(one: Tce, other: Tce, page: PageSize) -> bool {
+    (one.target(page), one.access()) == (other.target(page), other.access())
+}
+
+/// The run of one entry, or of a stretch.
+pub(crate) fn run_of(range: IovaRange, first: Tce, page: PageSize) -> EntryRun {
+    EntryRun { range, target: first.target(page), access: first.access() }
 }
 
 /// The part of `run` in `range`, which lies inside.
@@ -62,66 +91,66 @@ fn target_of(run: &EntryRun, range: IovaRange) -> Option<SystemAddress> {
     run.target.get().checked_add(run.range.offset_of(range.first())).map(SystemAddress::new)
 }
 
-/// The changes of entries that are noted in the order of their bus addresses, without a gap.
+/// The changes of entries that are noted in the order of their indices, without a gap.
 #[derive(Debug)]
 pub(crate) struct Changes<'a> {
     page: PageSize,
-    done: &'a mut Vec<EntryChange>,
-    /// The range cleared since the last put, and whether that had a live entry.
-    clearing: Option<(IovaRange, bool)>,
+    done: &'a mut Vec<Change>,
+    /// The entries cleared since the last put, the first and the last, and whether one of them was live.
+    clearing: Option<(u64, u64, bool)>,
 }
 
 impl<'a> Changes<'a> {
-    pub(crate) fn new(page: PageSize, done: &'a mut Vec<EntryChange>) -> Self {
+    pub(crate) fn new(page: PageSize, done: &'a mut Vec<Change>) -> Self {
         Self { page, done, clearing: None }
     }
 
-    /// Notes that the entry at `range` was `old` and becomes `new`.
-    pub(crate) fn note(&mut self, range: IovaRange, old: Tce, new: Tce) {
-        if !new.is_live() {
-            self.clear(range, old.is_live());
-        } else if !old.is_live() {
-            self.put(range, &[new]);
-        } else {
+    /// Notes that the entry at `index` was `old` and becomes `new`, which has a right.
+    pub(crate) fn note(&mut self, index: u64, old: Tce, new: Tce) {
+        if !old.is_live() {
+            self.put(index, Stretch::one(new));
+        } else if is_alike(old, new, self.page) {
             self.end_clearing();
-            let run = run_of(range, new, self.page);
-            if run != run_of(range, old, self.page) {
-                self.replace(run);
-            }
+        } else {
+            self.add(Change { first: index, kind: ChangeKind::Replace, stretch: Stretch::one(new) });
         }
     }
 
-    /// Notes that no entry in `range` has a right any more, and whether one of them had.
-    pub(crate) fn clear(&mut self, range: IovaRange, had_live: bool) {
-        let (before, clears) = self.clearing.unwrap_or((range, false));
-        self.clearing = Some((before.hull(range), clears || had_live));
+    /// Notes that no entry from `first` to `last` has a right any more, and whether one of them had.
+    pub(crate) fn clear(&mut self, first: u64, last: u64, had_live: bool) {
+        let (start, _, clears) = self.clearing.unwrap_or((first, last, false));
+        self.clearing = Some((start, last, clears || had_live));
     }
 
-    /// Notes that the entries in `range`, none of which had a right, become those of `stretch`, which have.
-    pub(crate) fn put(&mut self, range: IovaRange, stretch: &[Tce]) {
-        self.end_clearing();
-        let Some(first) = stretch.first() else { return };
-        let run = run_of(range, *first, self.page);
-        match self.done.last_mut() {
-            Some(EntryChange::Put(last)) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
-            _ => self.done.push(EntryChange::Put(run)),
-        }
+    /// Notes that the entries from `first` on, none of which had a right, become those of `stretch`, which have.
+    pub(crate) fn put(&mut self, first: u64, stretch: Stretch) {
+        self.add(Change { first, kind: ChangeKind::Put, stretch });
     }
 
     pub(crate) fn finish(mut self) {
         self.end_clearing();
     }
 
-    fn replace(&mut self, run: EntryRun) {
+    /// Adds a change of live entries to the last one, if it continues that, or to the list.
+    fn add(&mut self, change: Change) {
+        self.end_clearing();
+        let page = self.page;
         match self.done.last_mut() {
-            Some(EntryChange::Replace(last)) if is_continued_by(last, &run) => last.range = last.range.hull(run.range),
-            _ => self.done.push(EntryChange::Replace(run)),
+            Some(last)
+                if last.kind == change.kind
+                    && last.end() == change.first
+                    && last.stretch.next(page) == Some(change.stretch.first) =>
+            {
+                last.stretch.count += change.stretch.count;
+            }
+            _ => self.done.push(change),
         }
     }
 
     fn end_clearing(&mut self) {
-        if let Some((range, true)) = self.clearing.take() {
-            self.done.push(EntryChange::Clear(range));
+        if let Some((first, last, true)) = self.clearing.take() {
+            let stretch = Stretch { first: Tce::NONE, count: last - first + 1 };
+            self.done.push(Change { first, kind: ChangeKind::Clear, stretch });
         }
     }
 }

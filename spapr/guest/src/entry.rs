@@ -68,40 +68,6 @@ impl Tce {
     }
 }
 
-/// Cuts consecutive entries into stretches, each of entries with the same rights that continue each other in system
-/// memory, or of entries without a right.
-pub(crate) fn stretches(entries: &[Tce], page: PageSize) -> impl Iterator<Item = &[Tce]> {
-    let mut rest = entries;
-    std::iter::from_fn(move || {
-        let first = rest.first()?;
-        let len = if first.is_live() { continuing(rest, page) } else { without_rights(rest) };
-        let (stretch, behind) = rest.split_at_checked(len)?;
-        rest = behind;
-        Some(stretch)
-    })
-}
-
-/// The number of entries at the beginning of `entries` that continue the first one: all bits but the page's number are
-/// the same, the rights among them.
-fn continuing(entries: &[Tce], page: PageSize) -> usize {
-    let first = entries.first().map_or(0, |first| first.0);
-    let up_to_the_top = usize::try_from((u64::MAX - first) >> page.shift()).unwrap_or(usize::MAX);
-    let within = entries.get(..=up_to_the_top).unwrap_or(entries);
-    let mut expected = first;
-    for (n, tce) in within.iter().enumerate() {
-        if tce.0 != expected {
-            return n;
-        }
-        expected = expected.wrapping_add(page.bytes());
-    }
-    within.len()
-}
-
-/// The number of entries at the beginning of `entries` that have no right.
-fn without_rights(entries: &[Tce]) -> usize {
-    entries.iter().position(|tce| tce.is_live()).unwrap_or(entries.len())
-}
-
 impl fmt::Debug for Tce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tce({:#x})", self.0)

@@ -7,14 +7,17 @@
 use dmaspace_core::IovaRange;
 use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
-use crate::change::{EntryChange, part_of};
+use crate::change::{Change, ChangeKind, EntryChange, part_of};
+use crate::table::Geometry;
 
 /// The host behind a table.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) window: TranslatedWindow,
-    /// The changes of the hypercall under way. Kept, so that the next one allocates nothing.
-    pub(crate) changes: Vec<EntryChange>,
+    /// The changes of the hypercall under way, and the runs of those that are made together. Kept, so that the next one
+    /// allocates nothing.
+    pub(crate) changes: Vec<Change>,
+    pub(crate) runs: Vec<EntryRun>,
 }
 
 /// A change that a host refused.
@@ -31,22 +34,37 @@ type Before<'a> = &'a dyn Fn(IovaRange) -> Vec<EntryRun>;
 
 impl Host {
     pub(crate) fn new(window: TranslatedWindow) -> Self {
-        Self { window, changes: Vec::new() }
+        Self { window, changes: Vec::new(), runs: Vec::new() }
     }
 
-    /// Makes `self.changes`, one call each where the kernel can. A failure undoes the changes made before it, with the
-    /// entries that `before` reads.
-    pub(crate) fn make_all(&self, before: Before<'_>) -> Result<(), Incomplete> {
-        for (made, change) in self.changes.iter().enumerate() {
-            if let Err(error) = self.make(change) {
-                let mut remaining = Vec::new();
-                for change in self.changes.iter().take(made).rev() {
-                    undo(&self.window, change, before, &mut remaining);
-                }
-                return Err(Incomplete { error, remaining });
+    /// Makes `self.changes` of a table, in one pass and one call each where the kernel can. A failure undoes the changes
+    /// made before it, with the entries that `before` reads.
+    pub(crate) fn make_all(&mut self, table: &Geometry, before: Before<'_>) -> Result<(), Incomplete> {
+        let mut made = 0;
+        while let Some(change) = self.changes.get(made) {
+            self.runs.clear();
+            let puts = self.changes.iter().skip(made).take_while(|change| change.kind == ChangeKind::Put);
+            self.runs.extend(puts.filter_map(|put| table.run(put)));
+            let result = match (&self.runs[..], table.change(change)) {
+                ([_, _, ..], _) => self.window.put_many(&self.runs),
+                (_, Some(change)) => self.make(&change),
+                (_, None) => Ok(()),
+            };
+            if let Err(error) = result {
+                return Err(Incomplete { error, remaining: self.undo_first(made, table, before) });
             }
+            made += self.runs.len().max(1);
         }
         Ok(())
+    }
+
+    /// Undoes the first `made` changes. Returns those, or parts of them, that could not be undone.
+    fn undo_first(&self, made: usize, table: &Geometry, before: Before<'_>) -> Vec<EntryChange> {
+        let mut remaining = Vec::new();
+        for change in self.changes.iter().take(made).rev().filter_map(|change| table.change(change)) {
+            undo(&self.window, &change, before, &mut remaining);
+        }
+        remaining
     }
 
     /// Makes one change.

@@ -11,6 +11,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod limits;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -18,10 +20,11 @@ use std::sync::Arc;
 use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Iova, PageSize, SystemAddress};
 
-use crate::entry::{Tce, stretches};
+use crate::entry::Tce;
 use crate::liobn::Liobn;
 use crate::refusal::Refusal;
-use crate::table::{Entries, Geometry};
+use crate::stretch::{Stretch, cut};
+use crate::table::{Geometry, same_entries};
 use crate::tables::{NamedTable, TceTables};
 
 /// The token of H_GET_TCE (linux: arch/powerpc/include/asm/hvcall.h, here and below).
@@ -44,16 +47,17 @@ pub const MOST_ENTRIES: u64 = 512;
 /// The bytes of an entry in a list.
 const ENTRY: usize = size_of::<u64>();
 
-/// The longest list: as it is in the guest's memory, and in this machine's byte order.
-struct List {
+/// Room for the entries of a call: a list as it is in the guest's memory, and stretches.
+#[derive(Debug)]
+struct Room {
     bytes: [u8; ENTRY * MOST_ENTRIES as usize],
-    entries: [Tce; MOST_ENTRIES as usize],
+    stretches: Vec<Stretch>,
 }
 
 thread_local! {
-    /// Room for the list of a call, one for each processor of the guest that has made one: clearing new room for each
-    /// call would cost more than all else that is done with the list.
-    static ROOM: Cell<Option<Box<List>>> = const { Cell::new(None) };
+    /// The room for a call, one for each processor of the guest that has made one: to clear other room for each call
+    /// would cost more than all else that is done with a list.
+    static ROOM: Cell<Option<Box<Room>>> = const { Cell::new(None) };
 }
 
 /// The guest's memory, as hypercalls and RTAS calls use it. Called without any lock of this crate's.
@@ -143,13 +147,11 @@ impl TceTables {
         }
         let named = self.named_by(liobn)?;
         check_place(&named.geometry, ioba, count)?;
-        let mut room = ROOM.take().unwrap_or_default();
-        let written = room.read(memory, list, count).and_then(|entries| {
-            check_entries(memory, named.geometry.page, entries)?;
-            named.write(ioba, Entries::List(entries))
-        });
-        ROOM.set(Some(room));
-        written
+        with_room(|room| {
+            room.read(memory, list, count, named.geometry.page)?;
+            check_entries(memory, named.geometry.page, &room.stretches)?;
+            named.write(ioba, &room.stretches)
+        })
     }
 
     /// H_STUFF_TCE: writes one entry to `count` consecutive pages.
@@ -172,7 +174,11 @@ impl TceTables {
         }
         inside?;
         check_entry(memory, named.geometry.page, tce)?;
-        named.write(ioba, Entries::Same(tce, count))
+        with_room(|room| {
+            room.stretches.clear();
+            room.stretches.extend(same_entries(tce, count));
+            named.write(ioba, &room.stretches)
+        })
     }
 
     fn named_by(&self, liobn: Liobn) -> Result<Arc<NamedTable>, Refusal> {
@@ -205,13 +211,13 @@ fn check_entry(memory: &dyn SystemMemory, page: PageSize, tce: Tce) -> Result<()
     if range.is_ok_and(|range| memory.holds(range)) { Ok(()) } else { Err(Refusal::NotMemory(tce)) }
 }
 
-/// Refuses a list in which an entry would be refused. Entries that continue each other are looked up as one range; if
-/// that is not all memory, each is looked up by itself, so that the first bad one is named.
-fn check_entries(memory: &dyn SystemMemory, page: PageSize, entries: &[Tce]) -> Result<(), Refusal> {
-    for stretch in stretches(entries, page) {
-        if !is_good(memory, page, stretch) {
-            for tce in stretch {
-                check_entry(memory, page, *tce)?;
+/// Refuses a list in which an entry would be refused. The memory of a stretch is looked up as one range; if that is not
+/// all memory, each entry is looked up by itself, so that the first bad one is named.
+fn check_entries(memory: &dyn SystemMemory, page: PageSize, stretches: &[Stretch]) -> Result<(), Refusal> {
+    for stretch in stretches {
+        if !is_good(memory, page, *stretch) {
+            for tce in stretch.entries(page) {
+                check_entry(memory, page, tce)?;
             }
         }
     }
@@ -219,31 +225,47 @@ fn check_entries(memory: &dyn SystemMemory, page: PageSize, entries: &[Tce]) -> 
 }
 
 /// Returns true if all entries of a stretch would be taken, as one look shows.
-fn is_good(memory: &dyn SystemMemory, page: PageSize, stretch: &[Tce]) -> bool {
-    let Some(first) = stretch.first().filter(|tce| tce.is_live()) else { return true };
-    let range = SystemRange::with_len(first.target(page), (stretch.len() as u64) << page.shift());
+fn is_good(memory: &dyn SystemMemory, page: PageSize, Stretch { first, count }: Stretch) -> bool {
+    if !first.is_live() {
+        return true;
+    }
+    let range = SystemRange::with_len(first.target(page), count << page.shift());
     first.is_aligned_to(page) && range.is_ok_and(|range| memory.holds(range))
 }
 
-impl Default for List {
+/// Does `work` in this thread's room.
+fn with_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
+    let mut room = ROOM.take().unwrap_or_default();
+    let done = work(&mut room);
+    ROOM.set(Some(room));
+    done
+}
+
+impl Default for Room {
     fn default() -> Self {
-        Self { bytes: [0; ENTRY * MOST_ENTRIES as usize], entries: [Tce::NONE; MOST_ENTRIES as usize] }
+        Self { bytes: [0; ENTRY * MOST_ENTRIES as usize], stretches: Vec::new() }
     }
 }
 
-impl List {
-    /// Reads the `count` entries at `list` once. A list without entries must be in memory, too: PAPR copies its page
-    /// before it looks at the number.
-    fn read(&mut self, memory: &dyn SystemMemory, list: SystemAddress, count: u64) -> Result<&[Tce], Refusal> {
-        let count = usize::try_from(count).map_err(|_| Refusal::LongList(count))?;
-        let bytes = self.bytes.get_mut(..ENTRY * count.max(1)).ok_or(Refusal::LongList(count as u64))?;
+impl Room {
+    /// Reads the `count` entries at `list` once, and cuts them into stretches for a table of `page`. A list without
+    /// entries must be in memory, too: PAPR copies its page before it looks at the number.
+    fn read(
+        &mut self,
+        memory: &dyn SystemMemory,
+        list: SystemAddress,
+        count: u64,
+        page: PageSize,
+    ) -> Result<(), Refusal> {
+        let len = usize::try_from(count).ok().and_then(|count| count.checked_mul(ENTRY));
+        let bytes = len.and_then(|len| self.bytes.get_mut(..len.max(ENTRY))).ok_or(Refusal::LongList(count))?;
         if !memory.read(list, bytes) {
             return Err(Refusal::NoList(list));
         }
-        let entries = self.entries.get_mut(..count).ok_or(Refusal::LongList(count as u64))?;
-        for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(ENTRY)) {
-            *entry = Tce::new(bytes.try_into().map_or(0, u64::from_be_bytes));
-        }
-        Ok(entries)
+        let entries = bytes.get(..len.unwrap_or(0)).unwrap_or_default().chunks_exact(ENTRY);
+        let entries = entries.map(|bytes| Tce::new(bytes.try_into().map_or(0, u64::from_be_bytes)));
+        self.stretches.clear();
+        self.stretches.extend(cut(entries, page));
+        Ok(())
     }
 }

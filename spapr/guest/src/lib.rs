@@ -122,6 +122,7 @@ pub mod kernel_table;
 pub mod liobn;
 pub mod refusal;
 pub mod rtas;
+mod stretch;
 pub mod table;
 pub mod tables;
 

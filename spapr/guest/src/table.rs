@@ -18,12 +18,13 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
 use dmaspace_listener::EntryRun;
 
-use crate::change::{Changes, EntryChange, part_of, push_joined, run_of};
-use crate::entry::{Tce, stretches};
+use crate::change::{Change, ChangeKind, Changes, EntryChange, part_of, push_joined, run_of};
+use crate::entry::Tce;
 use crate::kernel_table::InKernelTable;
+use crate::stretch::{Stretch, cut};
 use account::Account;
 pub(crate) use account::{Allowance, NoRoom};
-use sparse::{FANOUT, NODE, Sparse, place};
+use sparse::{FANOUT, Leaf, NODE, Sparse, by_leaf, place};
 
 #[cfg(test)]
 mod tests;
@@ -148,7 +149,7 @@ impl TceTable {
     pub(crate) fn reclaim(&mut self) -> Option<Arc<dyn InKernelTable>> {
         let kernel = self.kernel.take()?;
         for index in 0..=self.geometry.last_index() {
-            self.entries.set(index, kernel.entry(index));
+            self.entries.write(index, Stretch::one(kernel.entry(index)), self.geometry.page);
         }
         self.settle();
         Some(kernel)
@@ -224,49 +225,71 @@ impl TceTable {
     /// # Errors
     /// [`OutsideTable`] when not all of them lie inside.
     pub fn changes(&self, at: Iova, entries: Entries<'_>) -> Result<Vec<EntryChange>, OutsideTable> {
+        let Some((first, _)) = self.geometry.place(at, entries.len())? else { return Ok(Vec::new()) };
         let mut changes = Vec::new();
-        self.note(at, entries, &mut changes)?;
-        Ok(changes)
+        self.note(first, entries.stretches(self.page()), &mut changes);
+        Ok(changes.iter().filter_map(|change| self.geometry.change(change)).collect())
     }
 
-    /// Puts the changes that writing `entries` from `at` on would make for devices into `changes`. Returns the most
-    /// nodes that it would add.
+    /// Puts the changes that writing entries from `first` on would make for devices into `changes`. Returns the most
+    /// nodes that it would add. All entries lie inside.
     pub(crate) fn note(
         &self,
-        at: Iova,
-        entries: Entries<'_>,
-        changes: &mut Vec<EntryChange>,
-    ) -> Result<u64, OutsideTable> {
+        first: u64,
+        stretches: impl IntoIterator<Item = Stretch>,
+        changes: &mut Vec<Change>,
+    ) -> u64 {
         changes.clear();
-        let Some((first, last)) = self.geometry.place(at, entries.len())? else { return Ok(0) };
-        match entries {
-            Entries::Same(tce, _) if !tce.is_live() => changes.extend(self.clear_of(first, last)),
-            Entries::Same(tce, _) => {
-                let mut changes = Changes::new(self.page(), changes);
-                for index in first..=last {
-                    self.note_list(&mut changes, index, &[tce]);
-                }
-                changes.finish();
+        let mut changes = Changes::new(self.page(), changes);
+        let (mut index, mut missing) = (first, 0);
+        let mut known = Known { number: u64::MAX, leaf: None, missing: 0 };
+        for stretch in stretches {
+            if stretch.first.is_live() {
+                missing += self.note_live(&mut changes, index, stretch, &mut known);
+            } else {
+                let last = index + (stretch.count - 1);
+                changes.clear(index, last, self.has_live(index, last));
+                missing += self.missing_for(index, stretch);
             }
-            Entries::List(list) => {
-                let mut changes = Changes::new(self.page(), changes);
-                self.note_list(&mut changes, first, list);
-                changes.finish();
-            }
+            index += stretch.count;
         }
-        Ok(self.missing_for(first, last, entries))
+        changes.finish();
+        missing
     }
 
-    /// The most nodes that writing `entries` from `first` to `last` would add.
-    fn missing_for(&self, first: u64, last: u64, entries: Entries<'_>) -> u64 {
-        match entries {
-            Entries::Same(Tce::NONE, _) => 0,
-            Entries::Same(..) => (first / FANOUT..=last / FANOUT).map(|leaf| self.entries.missing(leaf * FANOUT)).sum(),
-            Entries::List(list) => {
-                let filled = by_leaf(first, list).filter(|(_, part)| part.iter().any(|tce| *tce != Tce::NONE));
-                filled.map(|(index, _)| self.entries.missing(index)).sum()
+    /// Notes a stretch of entries with rights, leaf by leaf. Returns the most nodes that it would add.
+    fn note_live<'a>(&'a self, changes: &mut Changes<'_>, first: u64, stretch: Stretch, known: &mut Known<'a>) -> u64 {
+        let mut missing = 0;
+        for (index, part) in by_leaf(first, stretch, self.page()) {
+            if known.number != index / FANOUT {
+                *known = self.known(index);
+                missing += known.missing;
+            }
+            let was_live = known.leaf.is_some_and(|leaf| leaf.has_live(index, part.count));
+            if was_live || self.kernel.is_some() {
+                for (index, tce) in (index..).zip(part.entries(self.page())) {
+                    changes.note(index, self.entry(index), tce);
+                }
+            } else {
+                changes.put(index, part);
             }
         }
+        missing
+    }
+
+    /// The leaf of `index`.
+    fn known(&self, index: u64) -> Known<'_> {
+        let leaf = self.entries.leaf(index);
+        let missing = if leaf.is_some() { 0 } else { self.entries.missing(index) };
+        Known { number: index / FANOUT, leaf, missing }
+    }
+
+    /// The most nodes that writing a stretch of entries without a right would add.
+    fn missing_for(&self, first: u64, stretch: Stretch) -> u64 {
+        if stretch.first == Tce::NONE {
+            return 0;
+        }
+        by_leaf(first, stretch, self.page()).map(|(index, _)| self.entries.missing(index)).sum()
     }
 
     /// The entry at `index`, and the number of nodes that another one in its place would add.
@@ -277,13 +300,12 @@ impl TceTable {
         }
     }
 
-    /// The change that clearing these entries makes, if one of them is live.
-    fn clear_of(&self, first: u64, last: u64) -> Option<EntryChange> {
-        let has_live = match &self.kernel {
+    /// Returns true if one of these entries is live.
+    fn has_live(&self, first: u64, last: u64) -> bool {
+        match &self.kernel {
             Some(kernel) => (first..=last).any(|index| kernel.entry(index).is_live()),
             None => self.entries.has_live(first, last),
-        };
-        if has_live { self.geometry.pages(first, last).map(EntryChange::Clear) } else { None }
+        }
     }
 
     /// Writes `entries` from `at` on.
@@ -291,27 +313,19 @@ impl TceTable {
     /// # Errors
     /// [`OutsideTable`] when not all of them lie inside; nothing is written then.
     pub fn write(&mut self, at: Iova, entries: Entries<'_>) -> Result<(), OutsideTable> {
-        let Some((first, last)) = self.geometry.place(at, entries.len())? else { return Ok(()) };
-        match entries {
-            Entries::Same(Tce::NONE, _) => self.entries.clear(first, last),
-            Entries::Same(tce, _) => {
-                for index in first..=last {
-                    self.entries.set(index, tce);
-                }
-            }
-            Entries::List(list) => {
-                for (index, part) in by_leaf(first, list) {
-                    self.entries.write(index, part, self.geometry.page);
-                }
-            }
+        if let Some((first, _)) = self.geometry.place(at, entries.len())? {
+            self.fill(first, entries.stretches(self.page()));
         }
-        self.settle();
         Ok(())
     }
 
-    /// Writes the entry at `index`, which lies inside.
-    pub(crate) fn set(&mut self, index: u64, tce: Tce) {
-        self.entries.set(index, tce);
+    /// Writes entries from `first` on, all of which lie inside.
+    pub(crate) fn fill(&mut self, first: u64, stretches: impl IntoIterator<Item = Stretch>) {
+        let mut index = first;
+        for stretch in stretches {
+            self.entries.write(index, stretch, self.geometry.page);
+            index += stretch.count;
+        }
         self.settle();
     }
 
@@ -350,38 +364,11 @@ impl TceTable {
         let Some(run) = run else { return self.clear(first, last) };
         for index in first..=last {
             if let Some(part) = self.geometry.pages(index, index).and_then(|pages| part_of(run, pages)) {
-                self.entries.set(index, Tce::to(part.target, part.access));
+                let tce = Tce::to(part.target, part.access);
+                self.entries.write(index, Stretch::one(tce), self.geometry.page);
             }
         }
         self.settle();
-    }
-
-    /// Notes the entries of `list` from `first` on, leaf by leaf.
-    fn note_list(&self, changes: &mut Changes<'_>, first: u64, list: &[Tce]) {
-        for (index, part) in by_leaf(first, list) {
-            let leaf = self.entries.leaf(index);
-            let mut next = index;
-            for stretch in stretches(part, self.page()) {
-                let Some(pages) = self.geometry.pages(next, next + (stretch.len() as u64 - 1)) else { return };
-                let is_live = stretch.first().is_some_and(|tce| tce.is_live());
-                let was_live = leaf.is_some_and(|leaf| leaf.has_live(next, stretch.len()));
-                match (is_live, was_live) {
-                    _ if self.kernel.is_some() => self.note_each(changes, next, stretch),
-                    (false, _) => changes.clear(pages, was_live),
-                    (true, false) => changes.put(pages, stretch),
-                    (true, true) => self.note_each(changes, next, stretch),
-                }
-                next += stretch.len() as u64;
-            }
-        }
-    }
-
-    fn note_each(&self, changes: &mut Changes<'_>, first: u64, entries: &[Tce]) {
-        for (index, tce) in (first..).zip(entries) {
-            if let Some(pages) = self.geometry.pages(index, index) {
-                changes.note(pages, self.entry(index), *tce);
-            }
-        }
     }
 
     fn entry(&self, index: u64) -> Tce {
@@ -430,6 +417,21 @@ impl Geometry {
         self.unchecked_index(self.range.last())
     }
 
+    /// The change in terms of the bus.
+    pub(crate) fn change(&self, change: &Change) -> Option<EntryChange> {
+        let run = self.run(change)?;
+        Some(match change.kind {
+            ChangeKind::Put => EntryChange::Put(run),
+            ChangeKind::Replace => EntryChange::Replace(run),
+            ChangeKind::Clear => EntryChange::Clear(run.range),
+        })
+    }
+
+    /// The run of a change's entries.
+    pub(crate) fn run(&self, Change { first, stretch, .. }: &Change) -> Option<EntryRun> {
+        Some(run_of(self.pages(*first, first + (stretch.count - 1))?, stretch.first, self.page))
+    }
+
     /// The range of these entries, which lie inside the window.
     pub(crate) fn pages(&self, first: u64, last: u64) -> Option<IovaRange> {
         let start = self.range.first().get().checked_add(first << self.page.shift());
@@ -440,19 +442,13 @@ impl Geometry {
     }
 }
 
-/// The parts of a list of entries from `first` on that lie in one leaf each, with the index of the first entry.
-fn by_leaf(first: u64, list: &[Tce]) -> impl Iterator<Item = (u64, &[Tce])> {
-    let (mut index, mut rest) = (first, list);
-    std::iter::from_fn(move || {
-        let room = place(FANOUT - 1) + 1 - place(index);
-        let (part, behind) = rest.split_at_checked(room).unwrap_or((rest, &[]));
-        if part.is_empty() {
-            return None;
-        }
-        let start = index;
-        (index, rest) = (start + part.len() as u64, behind);
-        Some((start, part))
-    })
+/// A leaf that was looked up.
+struct Known<'a> {
+    /// The number of leaves before it.
+    number: u64,
+    leaf: Option<&'a Leaf>,
+    /// The nodes that its first entry would add.
+    missing: u64,
 }
 
 impl Entries<'_> {
@@ -463,4 +459,19 @@ impl Entries<'_> {
             Self::Same(_, count) => *count,
         }
     }
+
+    /// The entries for a table of `page`, in stretches.
+    fn stretches(&self, page: PageSize) -> impl Iterator<Item = Stretch> {
+        let (list, same) = match *self {
+            Self::List(list) => (list, None),
+            Self::Same(tce, count) => (&[][..], Some((tce, count))),
+        };
+        cut(list.iter().copied(), page).chain(same.into_iter().flat_map(|(tce, count)| same_entries(tce, count)))
+    }
+}
+
+/// The stretches of equal entries. Those with rights do not continue each other.
+pub(crate) fn same_entries(tce: Tce, count: u64) -> impl Iterator<Item = Stretch> {
+    let (stretches, each) = if tce.is_live() { (count, 1) } else { (count.min(1), count) };
+    (0..stretches).map(move |_| Stretch { first: tce, count: each })
 }

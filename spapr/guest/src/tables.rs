@@ -11,7 +11,6 @@ use dmaspace_core::sync::{MutexGuard, Rank, RwLock};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
-use crate::change::EntryChange;
 use crate::host::Host;
 use crate::liobn::Liobn;
 use crate::table::{Allowance, Fault, TceTable};
@@ -143,10 +142,9 @@ impl TceTables {
             Connection::Removed => return Err(ConnectError::NoSuchTable(liobn)),
         }
         let (range, page) = (window.range()?, window.page()?);
-        let host = Host { changes: puts_for(&named, range, page)?, ..Host::new(window) };
-        host.make_all(&|range| named.table().live(range)).map_err(|incomplete| incomplete.error)?;
-        // Not the same one: its list may be long.
-        *connection = Connection::Window(Host::new(host.window));
+        let runs = runs_for(&named, range, page)?;
+        window.put_many(&runs)?;
+        *connection = Connection::Window(Host::new(window));
         Ok(())
     }
 
@@ -273,13 +271,13 @@ impl TceTables {
     }
 }
 
-/// The changes that put a table's entries in an empty window, which must be the table's.
-fn puts_for(named: &NamedTable, range: IovaRange, page: PageSize) -> Result<Vec<EntryChange>, ConnectError> {
+/// The entries to put in an empty window, which must be the table's.
+fn runs_for(named: &NamedTable, range: IovaRange, page: PageSize) -> Result<Vec<EntryRun>, ConnectError> {
     let table = named.table();
     if (range, page) != (table.range(), table.page()) {
         return Err(ConnectError::OtherWindow(table.range(), table.page(), range, page));
     }
-    Ok(table.live(range).into_iter().map(EntryChange::Put).collect())
+    Ok(table.live(range))
 }
 
 fn quiet(named: &NamedTable) -> QuietTable {

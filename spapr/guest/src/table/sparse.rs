@@ -10,7 +10,8 @@
 
 use dmaspace_core::PageSize;
 
-use crate::entry::{Tce, stretches};
+use crate::entry::Tce;
+use crate::stretch::Stretch;
 
 /// The entries of a leaf and the children of a branch: as many as a word has bits.
 pub(super) const FANOUT: u64 = u64::BITS as u64;
@@ -107,25 +108,15 @@ impl Sparse {
         if next.is_some() { 0 } else { u64::from(level) + 1 }
     }
 
-    /// Writes the entry at `index`.
-    pub(super) fn set(&mut self, index: u64, tce: Tce) {
-        if tce == Tce::NONE {
-            self.clear(index, index);
-        } else if let Some(leaf) = self.leaf_to_fill(index) {
-            leaf.set(place(index), tce);
+    /// Writes the entries of a stretch from `first` on, in a table of `page`.
+    pub(super) fn write(&mut self, first: u64, stretch: Stretch, page: PageSize) {
+        if stretch.first == Tce::NONE {
+            return self.clear(first, first + (stretch.count - 1));
         }
-    }
-
-    /// Writes entries of a table of `page`, all of which lie in one leaf, from `index` on.
-    pub(super) fn write(&mut self, index: u64, entries: &[Tce], page: PageSize) {
-        if entries.iter().all(|tce| *tce == Tce::NONE) {
-            return self.clear(index, index + (entries.len() as u64).saturating_sub(1));
-        }
-        let Some(leaf) = self.leaf_to_fill(index) else { return };
-        let mut place = place(index);
-        for stretch in stretches(entries, page) {
-            leaf.write(place, stretch);
-            place += stretch.len();
+        for (index, part) in by_leaf(first, stretch, page) {
+            if let Some(leaf) = self.leaf_to_fill(index) {
+                leaf.write(place(index), part, page);
+            }
         }
     }
 
@@ -273,33 +264,19 @@ impl Leaf {
     }
 
     /// Returns true if one of `count` entries from `index` on, all of which lie in the leaf, has a right.
-    pub(super) fn has_live(&self, index: u64, count: usize) -> bool {
+    pub(super) fn has_live(&self, index: u64, count: u64) -> bool {
         self.live & bits(place(index), count) != 0
     }
 
-    fn set(&mut self, place: usize, tce: Tce) {
-        debug_assert!(tce != Tce::NONE, "an entry is cleared by `clear`");
-        if let Some(entry) = self.entries.get_mut(place) {
-            *entry = tce;
-            self.used |= 1 << place;
-            self.live = (self.live & !(1 << place)) | (u64::from(tce.is_live()) << place);
-        }
-    }
-
-    /// Writes a stretch from `place` on.
-    fn write(&mut self, place: usize, stretch: &[Tce]) {
-        let bits = bits(place, stretch.len());
-        self.clear(bits);
-        if stretch.first().is_some_and(|tce| tce.is_live()) {
-            self.used |= bits;
-            self.live |= bits;
-        } else {
-            for (n, tce) in stretch.iter().enumerate() {
-                self.used |= u64::from(*tce != Tce::NONE) << (place + n);
-            }
-        }
-        if let Some(places) = self.entries.get_mut(place..place + stretch.len()) {
-            places.copy_from_slice(stretch);
+    /// Writes a stretch of entries other than [`Tce::NONE`] from `place` on.
+    fn write(&mut self, place: usize, stretch: Stretch, page: PageSize) {
+        let bits = bits(place, stretch.count);
+        self.used |= bits;
+        self.live = if stretch.first.is_live() { self.live | bits } else { self.live & !bits };
+        let (mut raw, step) = (stretch.first.get(), stretch.step(page));
+        for entry in self.entries.iter_mut().skip(place).take(count(stretch)) {
+            *entry = Tce::new(raw);
+            raw = raw.wrapping_add(step);
         }
     }
 
@@ -333,8 +310,29 @@ fn slot(index: u64, level: u32) -> usize {
     place(index >> (SHIFT * level))
 }
 
+/// The parts of a stretch from `first` on that lie in one leaf each, with the index of the first entry.
+pub(super) fn by_leaf(first: u64, stretch: Stretch, page: PageSize) -> impl Iterator<Item = (u64, Stretch)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let index = first + done;
+        let count = (FANOUT - index % FANOUT).min(stretch.count - done);
+        if count == 0 {
+            return None;
+        }
+        let part = stretch.part(done, count, page);
+        done += count;
+        Some((index, part))
+    })
+}
+
+/// The number of entries of a stretch that lies in one leaf.
+#[expect(clippy::cast_possible_truncation, reason = "64 at most")]
+fn count(stretch: Stretch) -> usize {
+    stretch.count.min(FANOUT) as usize
+}
+
 /// The bits of `count` places from `place` on.
-fn bits(place: usize, count: usize) -> u64 {
+fn bits(place: usize, count: u64) -> u64 {
     let count = u32::try_from(count).unwrap_or(u64::BITS);
     1_u64.checked_shl(count).map_or(u64::MAX, |end| end - 1) << place
 }
@@ -362,41 +360,34 @@ mod tests {
         prop_oneof![0_u64..200, 4_000_u64..4_200, (0_u64..52).prop_map(|shift| 1 << shift), Just(LAST)]
     }
 
-    /// Entries with rights and without, of which many continue each other.
-    fn entry() -> impl Strategy<Value = Tce> {
-        prop_oneof![Just(0), Just(0x5000), 1_u64..4, (0_u64..9).prop_map(|page| (page << 12) | 3)].prop_map(Tce::new)
+    /// Entries with rights and without.
+    fn stretch() -> impl Strategy<Value = Stretch> {
+        let first = prop_oneof![Just(0), Just(0x5000), 1_u64..4, (0_u64..9).prop_map(|page| (page << 12) | 3)];
+        let count = prop_oneof![Just(1), 1_u64..200];
+        (first, count).prop_map(|(first, count)| Stretch { first: Tce::new(first), count })
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Set(u64, Tce),
-        Write(u64, Vec<Tce>),
+        Write(u64, Stretch),
         Clear(u64, u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            3 => (index(), entry()).prop_map(|(index, tce)| Step::Set(index, tce)),
-            3 => (index(), prop::collection::vec(entry(), 1..64)).prop_map(|(index, list)| Step::Write(index, list)),
+            5 => (index(), stretch()).prop_map(|(index, stretch)| {
+                Step::Write(index, Stretch { count: stretch.count.min(LAST - index + 1), ..stretch })
+            }),
             1 => (index(), 0_u64..300).prop_map(|(first, more)| Step::Clear(first, first.saturating_add(more).min(LAST))),
             1 => (index(), index()).prop_map(|(a, b)| Step::Clear(a.min(b), a.max(b))),
         ]
     }
 
-    /// The part of a list that lies in the leaf of its first entry.
-    fn part(index: u64, list: &[Tce]) -> &[Tce] {
-        &list[..list.len().min(64 - place(index)).min(usize::try_from(LAST - index).unwrap_or(64) + 1)]
-    }
-
     fn take_step(table: &mut Sparse, model: &mut BTreeMap<u64, Tce>, step: Step) {
         match step {
-            Step::Set(index, tce) => {
-                table.set(index, tce);
-                model.insert(index, tce);
-            }
-            Step::Write(index, list) => {
-                table.write(index, part(index, &list), PageSize::K4);
-                model.extend((index..).zip(part(index, &list).iter().copied()));
+            Step::Write(index, stretch) => {
+                table.write(index, stretch, PageSize::K4);
+                model.extend((index..).zip(stretch.entries(PageSize::K4)));
             }
             Step::Clear(first, last) => {
                 table.clear(first, last);
@@ -425,7 +416,7 @@ mod tests {
                 let missing = table.missing(from);
                 let before = table.nodes();
                 let mut with_one_more = table.clone();
-                with_one_more.set(from, Tce::new(7));
+                with_one_more.write(from, Stretch::one(Tce::new(7)), PageSize::K4);
                 prop_assert_eq!(with_one_more.nodes(), before + missing);
                 take_step(&mut table, &mut model, step);
                 prop_assert_eq!(table.nodes() as usize, nodes(&table, &model));
@@ -441,9 +432,9 @@ mod tests {
     #[test]
     fn a_table_of_one_entry_is_one_leaf() {
         let mut table = Sparse::up_to(0);
-        table.set(0, Tce::new(3));
+        table.write(0, Stretch::one(Tce::new(3)), PageSize::K4);
         assert_eq!((table.nodes(), table.get(0), table.leaf_from(64).is_none()), (1, Tce::new(3), true));
-        table.set(0, Tce::NONE);
+        table.write(0, Stretch::one(Tce::NONE), PageSize::K4);
         assert_eq!(table.nodes(), 0);
     }
 }

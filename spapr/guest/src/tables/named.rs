@@ -12,7 +12,8 @@ use crate::entry::Tce;
 use crate::host::Host;
 use crate::liobn::Liobn;
 use crate::refusal::Refusal;
-use crate::table::{Entries, Geometry, TceTable};
+use crate::stretch::Stretch;
+use crate::table::{Geometry, TceTable};
 
 /// A table's entries. The listener and its spaces look into those of a table that the kernel fills.
 pub(crate) type SharedTable = Arc<RwLock<TceTable>>;
@@ -94,18 +95,18 @@ impl NamedTable {
         if missing > 0 && tce != Tce::NONE {
             self.table_mut().reserve(missing)?;
         }
-        let pages = self.geometry.pages(index, index);
-        let change = pages.and_then(|pages| change_of(pages, old, tce, self.geometry.page));
+        let change = change_of(index, old, tce, self.geometry.page).and_then(|change| self.geometry.change(&change));
         if let (Some(host), Some(change)) = (host, change) {
             // Nothing of one change remains if the host refuses it.
             host.make(&change).inspect_err(|_| self.table_mut().settle())?;
         }
-        self.table_mut().set(index, tce);
+        self.table_mut().fill(index, [Stretch::one(tce)]);
         Ok(())
     }
 
-    /// Writes entries: to the host first and then, if it agreed, to the table.
-    pub(crate) fn write(&self, at: Iova, entries: Entries<'_>) -> Result<(), Refusal> {
+    /// Writes the entries of stretches: to the host first and then, if it agreed, to the table.
+    pub(crate) fn write(&self, at: Iova, stretches: &[Stretch]) -> Result<(), Refusal> {
+        let first = self.geometry.index_of(at)?;
         let mut connection = self.connection.lock();
         self.host_of(&connection)?;
         let mut unmade = Vec::new();
@@ -116,7 +117,7 @@ impl NamedTable {
         let missing = {
             let table = self.table();
             check_is_ours(&table)?;
-            table.note(at, entries, changes)?
+            table.note(first, stretches.iter().copied(), changes)
         };
         if missing > 0 {
             self.table_mut().reserve(missing)?;
@@ -124,7 +125,8 @@ impl NamedTable {
         if let Connection::Window(host) = &mut *connection {
             self.make_noted(host)?;
         }
-        Ok(self.table_mut().write(at, entries)?)
+        self.table_mut().fill(first, stretches.iter().copied());
+        Ok(())
     }
 
     /// The host behind the table, if it has one.
@@ -138,7 +140,7 @@ impl NamedTable {
 
     /// Makes the changes on the host that were noted. The table adopts changes that a failure left there.
     fn make_noted(&self, host: &mut Host) -> Result<(), Refusal> {
-        let made = host.make_all(&|range| self.table().live(range));
+        let made = host.make_all(&self.geometry, &|range| self.table().live(range));
         made.map_err(|incomplete| {
             let mut table = self.table_mut();
             table.settle();
