@@ -34,10 +34,9 @@ impl Tce {
 
     /// The rights of devices.
     pub fn access(self) -> Access {
-        let mut access = Access::empty();
-        access.set(Access::READ, self.0 & READ != 0);
-        access.set(Access::WRITE, self.0 & WRITE != 0);
-        access
+        let read = if self.0 & READ == 0 { Access::empty() } else { Access::READ };
+        let write = if self.0 & WRITE == 0 { Access::empty() } else { Access::WRITE };
+        read.union(write)
     }
 
     /// Returns true if devices have a right.
@@ -65,6 +64,13 @@ impl Tce {
     /// All bits but the rights.
     const fn address(self) -> u64 {
         self.0 & !(READ | WRITE)
+    }
+}
+
+/// The entry as it is in a list in the guest's memory: big-endian.
+impl From<[u8; size_of::<u64>()]> for Tce {
+    fn from(bytes: [u8; size_of::<u64>()]) -> Self {
+        Self(u64::from_be_bytes(bytes))
     }
 }
 

@@ -5,6 +5,7 @@
 //! not change meanwhile, since the table's connection is locked.
 
 use dmaspace_core::IovaRange;
+use dmaspace_core::error::Subject;
 use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
 use crate::change::{Change, ChangeKind, EntryChange, part_of};
@@ -51,7 +52,9 @@ impl Host {
                 (_, None) => Ok(()),
             };
             if let Err(error) = result {
-                return Err(Incomplete { error, remaining: self.undo_first(made, table, before) });
+                let mut remaining = left_of(&self.runs, &error);
+                remaining.extend(self.undo_first(made, table, before));
+                return Err(Incomplete { error, remaining });
             }
             made += self.runs.len().max(1);
         }
@@ -75,6 +78,22 @@ impl Host {
             EntryChange::Clear(range) => clear(&self.window, *range),
         }
     }
+}
+
+/// The puts of several runs, or parts of them, that stay after a failure: those that could not be undone, which are
+/// fenced. Nothing of the run that was refused stays, as of one that is put by itself.
+fn left_of(runs: &[EntryRun], error: &EntryError) -> Vec<EntryChange> {
+    let (EntryError::Space(error) | EntryError::PagesTooLarge(error, _)) = error else { return Vec::new() };
+    let refused = match error.subject() {
+        Subject::Range(range) => Some(*range),
+        _ => None,
+    };
+    let mut left = Vec::new();
+    for run in runs.iter().filter(|run| runs.len() > 1 && !refused.is_some_and(|range| range.overlaps(run.range))) {
+        let fenced = error.fenced().iter().filter_map(|fence| fence.intersection(run.range));
+        left.extend(fenced.filter_map(|range| part_of(run, range)).map(EntryChange::Put));
+    }
+    left
 }
 
 /// Undoes `change`, and adds the parts that could not be undone to `remaining`.

@@ -50,7 +50,7 @@ const ENTRY: usize = size_of::<u64>();
 /// Room for the entries of a call: a list as it is in the guest's memory, and stretches.
 #[derive(Debug)]
 struct Room {
-    bytes: [u8; ENTRY * MOST_ENTRIES as usize],
+    list: [[u8; ENTRY]; MOST_ENTRIES as usize],
     stretches: Vec<Stretch>,
 }
 
@@ -243,7 +243,7 @@ fn with_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
 
 impl Default for Room {
     fn default() -> Self {
-        Self { bytes: [0; ENTRY * MOST_ENTRIES as usize], stretches: Vec::new() }
+        Self { list: [[0; ENTRY]; MOST_ENTRIES as usize], stretches: Vec::new() }
     }
 }
 
@@ -257,15 +257,13 @@ impl Room {
         count: u64,
         page: PageSize,
     ) -> Result<(), Refusal> {
-        let len = usize::try_from(count).ok().and_then(|count| count.checked_mul(ENTRY));
-        let bytes = len.and_then(|len| self.bytes.get_mut(..len.max(ENTRY))).ok_or(Refusal::LongList(count))?;
-        if !memory.read(list, bytes) {
+        let count = usize::try_from(count).map_err(|_| Refusal::LongList(count))?;
+        let entries = self.list.get_mut(..count.max(1)).ok_or(Refusal::LongList(count as u64))?;
+        if !memory.read(list, entries.as_flattened_mut()) {
             return Err(Refusal::NoList(list));
         }
-        let entries = bytes.get(..len.unwrap_or(0)).unwrap_or_default().chunks_exact(ENTRY);
-        let entries = entries.map(|bytes| Tce::new(bytes.try_into().map_or(0, u64::from_be_bytes)));
         self.stretches.clear();
-        self.stretches.extend(cut(entries, page));
+        self.stretches.extend(cut(entries.get(..count).unwrap_or_default(), page));
         Ok(())
     }
 }

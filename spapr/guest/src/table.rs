@@ -21,10 +21,10 @@ use dmaspace_listener::EntryRun;
 use crate::change::{Change, ChangeKind, Changes, EntryChange, part_of, push_joined, run_of};
 use crate::entry::Tce;
 use crate::kernel_table::InKernelTable;
-use crate::stretch::{Stretch, cut};
+use crate::stretch::{LEAF, Parts, Stretch, cut};
 use account::Account;
 pub(crate) use account::{Allowance, NoRoom};
-use sparse::{FANOUT, Leaf, NODE, Sparse, by_leaf, place};
+use sparse::{Leaf, NODE, Sparse};
 
 #[cfg(test)]
 mod tests;
@@ -148,10 +148,8 @@ impl TceTable {
     #[must_use = "the kernel's table is dropped without the lock of this one"]
     pub(crate) fn reclaim(&mut self) -> Option<Arc<dyn InKernelTable>> {
         let kernel = self.kernel.take()?;
-        for index in 0..=self.geometry.last_index() {
-            self.entries.write(index, Stretch::one(kernel.entry(index)), self.geometry.page);
-        }
-        self.settle();
+        let entries = (0..=self.geometry.last_index()).map(|index| Stretch::one(kernel.entry(index)));
+        self.fill(0, entries);
         Some(kernel)
     }
 
@@ -240,64 +238,34 @@ impl TceTable {
         changes: &mut Vec<Change>,
     ) -> u64 {
         changes.clear();
-        let mut changes = Changes::new(self.page(), changes);
-        let (mut index, mut missing) = (first, 0);
-        let mut known = Known { number: u64::MAX, leaf: None, missing: 0 };
-        for stretch in stretches {
-            if stretch.first.is_live() {
-                missing += self.note_live(&mut changes, index, stretch, &mut known);
-            } else {
-                let last = index + (stretch.count - 1);
+        let page = self.page();
+        let mut changes = Changes::new(page, changes);
+        let mut known = Known { number: u64::MAX, leaf: None };
+        let mut all_missing = 0;
+        for (index, part) in Parts::of(first, stretches.into_iter(), page) {
+            if part.first != Tce::NONE && known.number != index / LEAF {
+                let leaf = self.entries.leaf(index);
+                all_missing += leaf.err().unwrap_or(0);
+                known = Known { number: index / LEAF, leaf: leaf.ok() };
+            }
+            if !part.first.is_live() {
+                let last = index + (part.count - 1);
                 changes.clear(index, last, self.has_live(index, last));
-                missing += self.missing_for(index, stretch);
-            }
-            index += stretch.count;
-        }
-        changes.finish();
-        missing
-    }
-
-    /// Notes a stretch of entries with rights, leaf by leaf. Returns the most nodes that it would add.
-    fn note_live<'a>(&'a self, changes: &mut Changes<'_>, first: u64, stretch: Stretch, known: &mut Known<'a>) -> u64 {
-        let mut missing = 0;
-        for (index, part) in by_leaf(first, stretch, self.page()) {
-            if known.number != index / FANOUT {
-                *known = self.known(index);
-                missing += known.missing;
-            }
-            let was_live = known.leaf.is_some_and(|leaf| leaf.has_live(index, part.count));
-            if was_live || self.kernel.is_some() {
-                for (index, tce) in (index..).zip(part.entries(self.page())) {
+            } else if self.kernel.is_none() && !known.leaf.is_some_and(|leaf| leaf.has_live(index, part.count)) {
+                changes.put(index, part);
+            } else {
+                for (index, tce) in (index..).zip(part.entries(page)) {
                     changes.note(index, self.entry(index), tce);
                 }
-            } else {
-                changes.put(index, part);
             }
         }
-        missing
-    }
-
-    /// The leaf of `index`.
-    fn known(&self, index: u64) -> Known<'_> {
-        let leaf = self.entries.leaf(index);
-        let missing = if leaf.is_some() { 0 } else { self.entries.missing(index) };
-        Known { number: index / FANOUT, leaf, missing }
-    }
-
-    /// The most nodes that writing a stretch of entries without a right would add.
-    fn missing_for(&self, first: u64, stretch: Stretch) -> u64 {
-        if stretch.first == Tce::NONE {
-            return 0;
-        }
-        by_leaf(first, stretch, self.page()).map(|(index, _)| self.entries.missing(index)).sum()
+        changes.finish();
+        all_missing
     }
 
     /// The entry at `index`, and the number of nodes that another one in its place would add.
     pub(crate) fn look(&self, index: u64) -> (Tce, u64) {
-        match self.entries.leaf(index) {
-            Some(leaf) => (leaf.get(place(index)), 0),
-            None => (Tce::NONE, self.entries.missing(index)),
-        }
+        self.entries.leaf(index).map_or_else(|missing| (Tce::NONE, missing), |leaf| (leaf.get(index), 0))
     }
 
     /// Returns true if one of these entries is live.
@@ -319,13 +287,15 @@ impl TceTable {
         Ok(())
     }
 
+    /// Writes the entry at `index`, which lies inside.
+    pub(crate) fn set(&mut self, index: u64, tce: Tce) {
+        self.entries.set(index, tce);
+        self.settle();
+    }
+
     /// Writes entries from `first` on, all of which lie inside.
     pub(crate) fn fill(&mut self, first: u64, stretches: impl IntoIterator<Item = Stretch>) {
-        let mut index = first;
-        for stretch in stretches {
-            self.entries.write(index, stretch, self.geometry.page);
-            index += stretch.count;
-        }
+        self.entries.write(Parts::of(first, stretches.into_iter(), self.geometry.page), self.geometry.page);
         self.settle();
     }
 
@@ -362,13 +332,8 @@ impl TceTable {
         let (first, last) =
             (self.geometry.unchecked_index(shared.first()), self.geometry.unchecked_index(shared.last()));
         let Some(run) = run else { return self.clear(first, last) };
-        for index in first..=last {
-            if let Some(part) = self.geometry.pages(index, index).and_then(|pages| part_of(run, pages)) {
-                let tce = Tce::to(part.target, part.access);
-                self.entries.write(index, Stretch::one(tce), self.geometry.page);
-            }
-        }
-        self.settle();
+        let Some(part) = part_of(run, shared) else { return };
+        self.fill(first, [Stretch { first: Tce::to(part.target, part.access), count: last - first + 1 }]);
     }
 
     fn entry(&self, index: u64) -> Tce {
@@ -447,8 +412,6 @@ struct Known<'a> {
     /// The number of leaves before it.
     number: u64,
     leaf: Option<&'a Leaf>,
-    /// The nodes that its first entry would add.
-    missing: u64,
 }
 
 impl Entries<'_> {
@@ -466,7 +429,7 @@ impl Entries<'_> {
             Self::List(list) => (list, None),
             Self::Same(tce, count) => (&[][..], Some((tce, count))),
         };
-        cut(list.iter().copied(), page).chain(same.into_iter().flat_map(|(tce, count)| same_entries(tce, count)))
+        cut(list, page).chain(same.into_iter().flat_map(|(tce, count)| same_entries(tce, count)))
     }
 }
 

@@ -11,10 +11,10 @@
 use dmaspace_core::PageSize;
 
 use crate::entry::Tce;
-use crate::stretch::Stretch;
+use crate::stretch::{LEAF, Parts, Stretch};
 
-/// The entries of a leaf and the children of a branch: as many as a word has bits.
-pub(super) const FANOUT: u64 = u64::BITS as u64;
+/// The children of a branch: as many as a leaf has entries, and as a word has bits.
+const FANOUT: u64 = LEAF;
 const SHIFT: u32 = FANOUT.ilog2();
 
 /// The bytes of a node.
@@ -81,42 +81,54 @@ impl Sparse {
 
     /// The entry at `index`.
     pub(super) fn get(&self, index: u64) -> Tce {
-        self.leaf(index).map_or(Tce::NONE, |leaf| leaf.get(place(index)))
+        self.leaf(index).map_or(Tce::NONE, |leaf| leaf.get(index))
     }
 
     /// The leaf of `index`.
-    pub(super) fn leaf(&self, index: u64) -> Option<&Leaf> {
-        let mut node = self.root.as_deref()?;
-        let mut level = self.height;
-        loop {
-            match node {
-                Node::Leaf(leaf) => return Some(leaf),
-                Node::Branch(branch) => node = branch.child(slot(index, level))?,
-            }
-            level -= 1;
-        }
-    }
-
-    /// The number of nodes that an entry at `index` would add.
-    pub(super) fn missing(&self, index: u64) -> u64 {
+    ///
+    /// # Errors
+    /// The number of nodes that an entry there would add.
+    pub(super) fn leaf(&self, index: u64) -> Result<&Leaf, u64> {
         let mut level = self.height;
         let mut next = self.root.as_deref();
-        while let Some(Node::Branch(branch)) = next {
-            next = branch.child(slot(index, level));
-            level -= 1;
+        loop {
+            match next {
+                Some(Node::Leaf(leaf)) => return Ok(leaf),
+                Some(Node::Branch(branch)) => next = branch.child(slot(index, level)),
+                None => return Err(u64::from(level) + 1),
+            }
+            level = level.wrapping_sub(1);
         }
-        if next.is_some() { 0 } else { u64::from(level) + 1 }
     }
 
-    /// Writes the entries of a stretch from `first` on, in a table of `page`.
-    pub(super) fn write(&mut self, first: u64, stretch: Stretch, page: PageSize) {
-        if stretch.first == Tce::NONE {
-            return self.clear(first, first + (stretch.count - 1));
-        }
-        for (index, part) in by_leaf(first, stretch, page) {
-            if let Some(leaf) = self.leaf_to_fill(index) {
-                leaf.write(place(index), part, page);
+    /// Writes entries, in a table of `page`.
+    pub(super) fn write(&mut self, parts: Parts<impl Iterator<Item = Stretch>>, page: PageSize) {
+        let mut parts = parts.peekable();
+        while let Some((index, part)) = parts.next() {
+            if part.first == Tce::NONE {
+                self.clear(index, index + (part.count - 1));
+                continue;
             }
+            let Some(leaf) = self.leaf_to_fill(index) else { continue };
+            leaf.write(index, part, page);
+            let in_leaf = |(next, part): &(u64, Stretch)| next / LEAF == index / LEAF && part.first != Tce::NONE;
+            while let Some((index, part)) = parts.next_if(in_leaf) {
+                leaf.write(index, part, page);
+            }
+        }
+    }
+
+    /// Writes one entry.
+    pub(super) fn set(&mut self, index: u64, tce: Tce) {
+        let bit = 1 << place(index);
+        if tce != Tce::NONE {
+            if let Some(leaf) = self.leaf_to_fill(index) {
+                leaf.set(index, tce);
+            }
+        } else if let Some(leaf) = self.leaf_mut(index).filter(|leaf| leaf.used & !bit != 0) {
+            leaf.clear(bit);
+        } else {
+            self.clear(index, index);
         }
     }
 
@@ -152,6 +164,18 @@ impl Sparse {
             Some((base, leaf))
         });
         leaves.flat_map(move |(base, leaf)| leaf.live_within(base, bits_within(base, first, last)))
+    }
+
+    fn leaf_mut(&mut self, index: u64) -> Option<&mut Leaf> {
+        let mut node = self.root.as_deref_mut()?;
+        let mut level = self.height;
+        loop {
+            match node {
+                Node::Leaf(leaf) => return Some(leaf),
+                Node::Branch(branch) => node = branch.children.get_mut(slot(index, level))?.as_deref_mut()?,
+            }
+            level -= 1;
+        }
     }
 
     /// The leaf of `index`, which is made where there is none. The caller sets an entry of it.
@@ -259,7 +283,8 @@ impl Branch {
 impl Leaf {
     const EMPTY: Self = Self { used: 0, live: 0, entries: [Tce::NONE; FANOUT as usize] };
 
-    pub(super) fn get(&self, place: usize) -> Tce {
+    pub(super) fn get(&self, index: u64) -> Tce {
+        let place = place(index);
         if self.used & (1 << place) == 0 { Tce::NONE } else { self.entries.get(place).copied().unwrap_or_default() }
     }
 
@@ -268,13 +293,27 @@ impl Leaf {
         self.live & bits(place(index), count) != 0
     }
 
-    /// Writes a stretch of entries other than [`Tce::NONE`] from `place` on.
-    fn write(&mut self, place: usize, stretch: Stretch, page: PageSize) {
-        let bits = bits(place, stretch.count);
+    /// Writes an entry other than [`Tce::NONE`].
+    fn set(&mut self, index: u64, tce: Tce) {
+        let (place, bit) = (place(index), 1 << place(index));
+        if let Some(entry) = self.entries.get_mut(place) {
+            *entry = tce;
+            self.used |= bit;
+            self.live = if tce.is_live() { self.live | bit } else { self.live & !bit };
+        }
+    }
+
+    /// Writes a stretch of entries other than [`Tce::NONE`] from `index` on.
+    fn write(&mut self, index: u64, stretch: Stretch, page: PageSize) {
+        if stretch.count == 1 {
+            return self.set(index, stretch.first);
+        }
+        let bits = bits(place(index), stretch.count);
         self.used |= bits;
         self.live = if stretch.first.is_live() { self.live | bits } else { self.live & !bits };
         let (mut raw, step) = (stretch.first.get(), stretch.step(page));
-        for entry in self.entries.iter_mut().skip(place).take(count(stretch)) {
+        let places = self.entries.get_mut(place(index)..place(index) + count(stretch)).unwrap_or_default();
+        for entry in places {
             *entry = Tce::new(raw);
             raw = raw.wrapping_add(step);
         }
@@ -301,28 +340,13 @@ impl Leaf {
 
 /// The place of `index` in its leaf.
 #[expect(clippy::cast_possible_truncation, reason = "below 64")]
-pub(super) fn place(index: u64) -> usize {
+fn place(index: u64) -> usize {
     (index % FANOUT) as usize
 }
 
 /// The place of the child towards `index` in a branch of `level`.
 fn slot(index: u64, level: u32) -> usize {
     place(index >> (SHIFT * level))
-}
-
-/// The parts of a stretch from `first` on that lie in one leaf each, with the index of the first entry.
-pub(super) fn by_leaf(first: u64, stretch: Stretch, page: PageSize) -> impl Iterator<Item = (u64, Stretch)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let index = first + done;
-        let count = (FANOUT - index % FANOUT).min(stretch.count - done);
-        if count == 0 {
-            return None;
-        }
-        let part = stretch.part(done, count, page);
-        done += count;
-        Some((index, part))
-    })
 }
 
 /// The number of entries of a stretch that lies in one leaf.
@@ -339,10 +363,9 @@ fn bits(place: usize, count: u64) -> u64 {
 
 /// The bits of the leaf at `base` for the indices from `first` to `last`, which is not below `base`.
 fn bits_within(base: u64, first: u64, last: u64) -> u64 {
-    let from = u32::try_from(first.saturating_sub(base)).unwrap_or(u64::BITS);
-    let end = u32::try_from((last - base).saturating_add(1)).unwrap_or(u64::BITS);
-    let below_end = 1_u64.checked_shl(end).map_or(u64::MAX, |end| end - 1);
-    u64::MAX.checked_shl(from).unwrap_or(0) & below_end
+    let (from, to) = (first.saturating_sub(base), last - base);
+    let from = if from < FANOUT { u64::MAX << from } else { 0 };
+    if to < FANOUT { from & (u64::MAX >> (FANOUT - 1 - to)) } else { from }
 }
 
 #[cfg(test)]
@@ -383,10 +406,14 @@ mod tests {
         ]
     }
 
+    fn write(table: &mut Sparse, index: u64, stretch: Stretch) {
+        table.write(Parts::of(index, [stretch].into_iter(), PageSize::K4), PageSize::K4);
+    }
+
     fn take_step(table: &mut Sparse, model: &mut BTreeMap<u64, Tce>, step: Step) {
         match step {
             Step::Write(index, stretch) => {
-                table.write(index, stretch, PageSize::K4);
+                write(table, index, stretch);
                 model.extend((index..).zip(stretch.entries(PageSize::K4)));
             }
             Step::Clear(first, last) => {
@@ -413,10 +440,10 @@ mod tests {
             let (mut table, mut model) = (Sparse::up_to(LAST), BTreeMap::new());
             let (first, last) = (from.min(to), from.max(to));
             for step in steps {
-                let missing = table.missing(from);
+                let missing = table.leaf(from).err().unwrap_or(0);
                 let before = table.nodes();
                 let mut with_one_more = table.clone();
-                with_one_more.write(from, Stretch::one(Tce::new(7)), PageSize::K4);
+                write(&mut with_one_more, from, Stretch::one(Tce::new(7)));
                 prop_assert_eq!(with_one_more.nodes(), before + missing);
                 take_step(&mut table, &mut model, step);
                 prop_assert_eq!(table.nodes() as usize, nodes(&table, &model));
@@ -432,9 +459,9 @@ mod tests {
     #[test]
     fn a_table_of_one_entry_is_one_leaf() {
         let mut table = Sparse::up_to(0);
-        table.write(0, Stretch::one(Tce::new(3)), PageSize::K4);
+        write(&mut table, 0, Stretch::one(Tce::new(3)));
         assert_eq!((table.nodes(), table.get(0), table.leaf_from(64).is_none()), (1, Tce::new(3), true));
-        table.write(0, Stretch::one(Tce::NONE), PageSize::K4);
+        write(&mut table, 0, Stretch::one(Tce::NONE));
         assert_eq!(table.nodes(), 0);
     }
 }

@@ -60,7 +60,7 @@ fn a_huge_window_with_three_entries_costs_three_leaves_and_the_way_to_them_and_f
 
 #[test]
 fn a_leaf_is_freed_with_its_last_entry() {
-    let mut table = TceTable::new(Iova::new(0), PageSize::K4, FANOUT).expect("a table of the test");
+    let mut table = TceTable::new(Iova::new(0), PageSize::K4, LEAF).expect("a table of the test");
     write(&mut table, 0, Entries::Same(Tce::new(0x7003), 2));
     write(&mut table, 0, Entries::List(&list([0])));
     assert_eq!(table.allocated(), NODE);

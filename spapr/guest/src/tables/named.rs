@@ -100,7 +100,7 @@ impl NamedTable {
             // Nothing of one change remains if the host refuses it.
             host.make(&change).inspect_err(|_| self.table_mut().settle())?;
         }
-        self.table_mut().fill(index, [Stretch::one(tce)]);
+        self.table_mut().set(index, tce);
         Ok(())
     }
 
