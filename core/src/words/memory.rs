@@ -5,7 +5,7 @@
 //! [`HostMemory::vouch_for`] or [`HostMemory::held_by`], and everything after that is safe.
 //!
 //! Devices and guests write the bytes behind a [`HostMemory`] at any time. No Rust reference into it is ever made;
-//! copies are atomic, word by word ([`copy`]).
+//! copies are atomic, word by word (`copy`).
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that turns a vouched-for address into bytes")]
 
 mod copy;

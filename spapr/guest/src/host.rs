@@ -15,8 +15,8 @@ use crate::table::Geometry;
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) window: TranslatedWindow,
-    /// The changes of the hypercall under way, and the runs of those that are made together. Kept, so that the next one
-    /// allocates nothing.
+    /// The changes of the hypercall under way, and the runs of puts that are made together. Kept, so that the next
+    /// hypercall allocates nothing.
     pub(crate) changes: Vec<Change>,
     pub(crate) runs: Vec<EntryRun>,
 }
@@ -38,8 +38,8 @@ impl Host {
         Self { window, changes: Vec::new(), runs: Vec::new() }
     }
 
-    /// Makes `self.changes` of a table, in one pass and one call each where the kernel can. A failure undoes the changes
-    /// made before it, with the entries that `before` reads.
+    /// Makes `self.changes` of a table, in one pass and one call each where the kernel can. A failure undoes the
+    /// changes made before it, with the entries that `before` reads.
     pub(crate) fn make_all(&mut self, table: &Geometry, before: Before<'_>) -> Result<(), Incomplete> {
         let mut made = 0;
         while let Some(change) = self.changes.get(made) {
@@ -61,7 +61,7 @@ impl Host {
         Ok(())
     }
 
-    /// Undoes the first `made` changes. Returns those, or parts of them, that could not be undone.
+    /// Undoes the first `made` changes. Returns the changes, or parts of them, that could not be undone.
     fn undo_first(&self, made: usize, table: &Geometry, before: Before<'_>) -> Vec<EntryChange> {
         let mut remaining = Vec::new();
         for change in self.changes.iter().take(made).rev().filter_map(|change| table.change(change)) {
@@ -80,8 +80,8 @@ impl Host {
     }
 }
 
-/// The puts of several runs, or parts of them, that stay after a failure: those that could not be undone, which are
-/// fenced. Nothing of the run that was refused stays, as of one that is put by itself.
+/// The puts of several runs that stay after a failure: the parts that are fenced, since they could not be undone.
+/// Nothing of the run that was refused stays, as of one that is put by itself.
 fn left_of(runs: &[EntryRun], error: &EntryError) -> Vec<EntryChange> {
     let (EntryError::Space(error) | EntryError::PagesTooLarge(error, _)) = error else { return Vec::new() };
     let refused = match error.subject() {

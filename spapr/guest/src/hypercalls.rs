@@ -47,10 +47,14 @@ pub const MOST_ENTRIES: u64 = 512;
 /// The bytes of an entry in a list.
 const ENTRY: usize = size_of::<u64>();
 
+/// The entries of the longest list.
+const LIST: usize = 512;
+const _: () = assert!(LIST as u64 == MOST_ENTRIES);
+
 /// Room for the entries of a call: a list as it is in the guest's memory, and stretches.
 #[derive(Debug)]
 struct Room {
-    list: [[u8; ENTRY]; MOST_ENTRIES as usize],
+    list: [[u8; ENTRY]; LIST],
     stretches: Vec<Stretch>,
 }
 
@@ -243,7 +247,7 @@ fn with_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
 
 impl Default for Room {
     fn default() -> Self {
-        Self { list: [[0; ENTRY]; MOST_ENTRIES as usize], stretches: Vec::new() }
+        Self { list: [[0; ENTRY]; LIST], stretches: Vec::new() }
     }
 }
 

@@ -23,9 +23,10 @@ pub enum ReturnCode {
     Function,
     /// `H_Parameter`: an argument is out of range.
     Parameter,
-    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more, or the tables may take no more memory (LoPAR: ch_lpar_option.xml, return codes with the CMO
-    /// option). A Linux guest fails a mapping for this code alone; it logs other codes, and its driver goes on (linux:
-    /// arch/powerpc/platforms/pseries/iommu.c, tce_build_pSeriesLP, tce_buildmulti_pSeriesLP).
+    /// `H_NOT_ENOUGH_RESOURCES`: the host can map no more, or the tables may take no more memory (LoPAR:
+    /// ch_lpar_option.xml, return codes with the CMO option). A Linux guest fails a mapping for this code alone; it
+    /// logs other codes, and its driver goes on (linux: arch/powerpc/platforms/pseries/iommu.c, tce_build_pSeriesLP,
+    /// tce_buildmulti_pSeriesLP).
     NotEnoughResources,
     /// `H_P4`: the fourth argument is wrong.
     P4,

@@ -92,8 +92,8 @@ fn continuing<E: Copy + Into<Tce>>(first: Tce, behind: &[E], page: PageSize) -> 
     count
 }
 
-/// Consecutive stretches, cut where a leaf of so many entries ends, with the index of the first entry of each. Stretches
-/// of nothing are not cut: they may be long, and need no leaf.
+/// Consecutive stretches, cut where a leaf ends, with the index of the first entry of each part. Stretches of
+/// [`Tce::NONE`] are not cut: they may be long, and need no leaf.
 pub(crate) struct Parts<I> {
     stretches: I,
     index: u64,

@@ -1,8 +1,8 @@
 //! A TCE table: the entries of one DMA window.
 //!
 //! A window may span terabytes of which the guest uses little, so entries are kept in a tree whose nodes are allocated
-//! for their first entry and freed with their last ([`sparse`]): no cost here grows with the size of the window. The
-//! memory of all nodes is counted ([`account`]).
+//! for their first entry and freed with their last (`sparse`): no cost here grows with the size of the window. The
+//! memory of all nodes is counted (`account`).
 //!
 //! A host's address space keeps an entry, too, where there is a host: the host address and the rights, but not the
 //! guest's address, its encoding, nor entries without a right, all of which the guest may read back. So both keep 8

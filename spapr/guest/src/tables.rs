@@ -17,8 +17,8 @@ use crate::table::{Allowance, Fault, TceTable};
 use named::Connection;
 pub(crate) use named::{NamedTable, SharedTable};
 
-/// The most memory that the tables of a guest take, unless the VMM says otherwise: 1 GiB, in which a guest can map 8 TiB
-/// in pages of 64 KiB, or 512 GiB in pages of 4 KiB.
+/// The most memory that the tables of a guest take, unless the VMM says otherwise: 1 GiB, in which a guest can map
+/// 7 TiB in pages of 64 KiB, or 450 GiB in pages of 4 KiB.
 pub const MOST_BYTES: u64 = 1 << 30;
 
 /// A table already has the LIOBN.

@@ -51,6 +51,9 @@ fn table() -> TceTable {
     TceTable::new(Iova::new(0), PageSize::K4, ENTRIES).expect("a table of the test")
 }
 
+/// A hypercall that writes one entry.
+type Call = fn(&TceTables, u64, Tce) -> Result<(), Refusal>;
+
 fn tables() -> TceTables {
     let tables = TceTables::with_most_bytes(ALLOWED);
     tables.add(name(), table()).expect("it is free");
@@ -71,7 +74,7 @@ fn until_refused(tables: &TceTables, call: impl Fn(&TceTables, u64) -> Result<()
 #[test]
 fn entries_of_any_kind_take_no_more_memory_than_the_vmm_allows() {
     for tce in [DEAD, LIVE] {
-        let calls: [fn(&TceTables, u64, Tce) -> Result<(), Refusal>; 3] = [
+        let calls: [Call; 3] = [
             put,
             |tables, index, tce| tables.h_stuff_tce(&Memory(tce), name(), at(index), tce, 1),
             |tables, index, tce| tables.h_put_tce_indirect(&Memory(tce), name(), at(index), SystemAddress::new(0), 1),
@@ -110,7 +113,7 @@ fn a_guest_at_its_limit_reads_replaces_and_clears_its_entries() {
 }
 
 #[test]
-fn tables_share_what_the_vmm_allows_and_return_it() {
+fn tables_share_the_memory_that_the_vmm_allows_and_return_it() {
     let tables = tables();
     let other = Liobn::new(1);
     let mut full = table();

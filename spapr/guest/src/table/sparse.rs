@@ -15,6 +15,7 @@ use crate::stretch::{LEAF, Parts, Stretch};
 
 /// The children of a branch: as many as a leaf has entries, and as a word has bits.
 const FANOUT: u64 = LEAF;
+const PLACES: usize = u64::BITS as usize;
 const SHIFT: u32 = FANOUT.ilog2();
 
 /// The bytes of a node.
@@ -34,7 +35,7 @@ pub(super) struct Sparse {
     pool: Pool,
 }
 
-/// The nodes that are not in the tree, and the number of those that are.
+/// Nodes that are not in the tree, and the number of the nodes in it.
 #[derive(Clone, Debug, Default)]
 struct Pool {
     // A box each, as in the tree.
@@ -58,13 +59,13 @@ pub(super) struct Leaf {
     used: u64,
     /// The entries with a right.
     live: u64,
-    entries: [Tce; FANOUT as usize],
+    entries: [Tce; PLACES],
 }
 
 #[derive(Clone, Debug)]
 struct Branch {
     used: u64,
-    children: [Option<Box<Node>>; FANOUT as usize],
+    children: [Option<Box<Node>>; PLACES],
 }
 
 impl Sparse {
@@ -197,8 +198,8 @@ impl Sparse {
     }
 }
 
-/// Clears entries below a node of `level`, and the node if it has none left. The bounds of the range are relative to the
-/// node's first index, and may lie behind its last one.
+/// Clears entries below a node of `level`, and the node if it has none left. The bounds of the range are relative to
+/// the node's first index, and may lie behind its last one.
 fn clear_below(node: &mut Option<Box<Node>>, level: u32, (first, last): (u64, u64), pool: &mut Pool) {
     let is_empty = match node.as_deref_mut() {
         None => return,
@@ -226,9 +227,8 @@ fn leaf_below(node: &Node, level: u32, from: u64) -> Option<(u64, &Leaf)> {
     }
     let next = above.trailing_zeros();
     let span = SHIFT * (level + 1);
-    let start = from.checked_shr(span).and_then(|high| high.checked_shl(span)).unwrap_or(0);
-    let start = start | (u64::from(next) << (SHIFT * level));
-    leaf_below(branch.child(next as usize)?, level - 1, start)
+    let base = from.checked_shr(span).and_then(|high| high.checked_shl(span)).unwrap_or(0);
+    leaf_below(branch.child(next as usize)?, level - 1, base | (u64::from(next) << (SHIFT * level)))
 }
 
 impl Pool {
@@ -256,7 +256,7 @@ impl Pool {
 }
 
 impl Branch {
-    const EMPTY: Self = Self { used: 0, children: [const { None }; FANOUT as usize] };
+    const EMPTY: Self = Self { used: 0, children: [const { None }; PLACES] };
 
     fn child(&self, slot: usize) -> Option<&Node> {
         self.children.get(slot)?.as_deref()
@@ -281,7 +281,7 @@ impl Branch {
 }
 
 impl Leaf {
-    const EMPTY: Self = Self { used: 0, live: 0, entries: [Tce::NONE; FANOUT as usize] };
+    const EMPTY: Self = Self { used: 0, live: 0, entries: [Tce::NONE; PLACES] };
 
     pub(super) fn get(&self, index: u64) -> Tce {
         let place = place(index);
@@ -339,7 +339,6 @@ impl Leaf {
 }
 
 /// The place of `index` in its leaf.
-#[expect(clippy::cast_possible_truncation, reason = "below 64")]
 fn place(index: u64) -> usize {
     (index % FANOUT) as usize
 }
@@ -350,7 +349,6 @@ fn slot(index: u64, level: u32) -> usize {
 }
 
 /// The number of entries of a stretch that lies in one leaf.
-#[expect(clippy::cast_possible_truncation, reason = "64 at most")]
 fn count(stretch: Stretch) -> usize {
     stretch.count.min(FANOUT) as usize
 }
@@ -401,7 +399,7 @@ mod tests {
             5 => (index(), stretch()).prop_map(|(index, stretch)| {
                 Step::Write(index, Stretch { count: stretch.count.min(LAST - index + 1), ..stretch })
             }),
-            1 => (index(), 0_u64..300).prop_map(|(first, more)| Step::Clear(first, first.saturating_add(more).min(LAST))),
+            1 => (index(), 0_u64..300).prop_map(|(first, more)| Step::Clear(first, (first + more).min(LAST))),
             1 => (index(), index()).prop_map(|(a, b)| Step::Clear(a.min(b), a.max(b))),
         ]
     }
@@ -446,7 +444,7 @@ mod tests {
                 write(&mut with_one_more, from, Stretch::one(Tce::new(7)));
                 prop_assert_eq!(with_one_more.nodes(), before + missing);
                 take_step(&mut table, &mut model, step);
-                prop_assert_eq!(table.nodes() as usize, nodes(&table, &model));
+                prop_assert_eq!(table.nodes(), nodes(&table, &model) as u64);
                 prop_assert_eq!(table.get(from), model.get(&from).copied().unwrap_or_default());
                 let live: Vec<_> = model.range(first..=last).filter(|(_, tce)| tce.is_live()).collect();
                 prop_assert_eq!(table.has_live(first, last), !live.is_empty());
