@@ -1,5 +1,7 @@
 //! Errors of the contract: the operation, its subject, the kind of error, the failed call, and advice.
 
+mod as_errno;
+
 use std::fmt;
 
 use crate::door::{Cause, Errno, Failure};
@@ -397,7 +399,7 @@ impl Error {
         &self.0.fenced
     }
 
-    /// The kernel's errno, if there is one.
+    /// The kernel's errno, if there is one. [`Error::as_errno`] has one for every error.
     pub fn errno(&self) -> Option<Errno> {
         self.0.failure.and_then(|failure| failure.errno())
     }

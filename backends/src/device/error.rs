@@ -31,6 +31,22 @@ impl DeviceError {
             DeviceProblem::Outside { .. } | DeviceProblem::Short(_) => None,
         }
     }
+
+    /// The errno that the kernel answered with; `EINVAL` for bytes outside the region, as vfio_pci_rw answers (linux:
+    /// drivers/vfio/pci/vfio_pci_core.c), and `EIO` without an errno.
+    pub fn as_errno(&self) -> Errno {
+        match self.problem {
+            DeviceProblem::Outside { .. } => Errno::EINVAL,
+            _ => self.errno().unwrap_or(Errno::EIO),
+        }
+    }
+}
+
+/// Has the [kind](std::io::ErrorKind) of [`DeviceError::as_errno`] and the text of the [`DeviceError`].
+impl From<DeviceError> for std::io::Error {
+    fn from(error: DeviceError) -> Self {
+        error.as_errno().with_text_of(error)
+    }
 }
 
 /// An action on a device. A number is the region's.

@@ -132,6 +132,22 @@ impl OpenError {
         }
     }
 
+    /// The errno of the kernel or of the registry; for a refusal before they were asked, the errno with which the kernel
+    /// refuses the same (linux: drivers/vfio/group.c, vfio_group_ioctl_set_container; drivers/vfio/container.c,
+    /// vfio_ioctl_set_iommu).
+    pub fn as_errno(&self) -> Errno {
+        match self {
+            Self::Node { errno, .. } | Self::Registry { errno, .. } => *errno,
+            Self::Refused { failure, .. } => failure.errno().unwrap_or(Errno::EIO),
+            Self::Attach { error } => error.as_errno(),
+            Self::NotUndone { cause, .. } => cause.as_errno(),
+            Self::NotViable { .. } => Errno::EPERM,
+            Self::NotInherited { .. } | Self::Version(_) | Self::NoChoice { .. } => Errno::EINVAL,
+            Self::NoBackend(_) | Self::ForeignBackend { .. } => Errno::ENODEV,
+            Self::Facts(_) => Errno::EIO,
+        }
+    }
+
     /// The likely remedy, if there is a usual one. The text of the error ends with it.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
@@ -165,13 +181,9 @@ impl From<Error> for OpenError {
     }
 }
 
-/// Keeps the kind of the errno. The text is that of the [`OpenError`].
+/// Has the [kind](std::io::ErrorKind) of [`OpenError::as_errno`] and the text of the [`OpenError`].
 impl From<OpenError> for std::io::Error {
     fn from(error: OpenError) -> Self {
-        let kind = match error.errno() {
-            Some(errno) => Self::from_raw_os_error(errno.0).kind(),
-            None => std::io::ErrorKind::Other,
-        };
-        Self::new(kind, error)
+        error.as_errno().with_text_of(error)
     }
 }

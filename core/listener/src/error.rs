@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use dmaspace_core::door::Errno;
 use dmaspace_core::error::Error;
 use dmaspace_core::words::address::IovaRange;
 
@@ -45,6 +46,29 @@ pub enum CommitError {
     NotAttached,
 }
 
+impl CommitError {
+    /// The errno of the failed call; for a refusal before the kernel was asked, the errno with which kernels refuse the
+    /// same ([`Error::as_errno`]): `EINVAL` for a section that a host cannot provide, `EEXIST` for an update with an
+    /// overlap, `EBUSY` for target memory that is in use.
+    pub fn as_errno(&self) -> Errno {
+        match self {
+            Self::Update(BadUpdate::NotThere(_)) => Errno::ENOENT,
+            Self::Update(BadUpdate::Overlap(..) | BadUpdate::SharesMemory(..)) => Errno::EEXIST,
+            Self::Refused(_) | Self::NotAttached => Errno::EINVAL,
+            Self::StillMapped { .. } => Errno::EBUSY,
+            Self::Step { error, .. } => error.as_errno(),
+            Self::Entry(error) => error.as_errno(),
+        }
+    }
+}
+
+/// Has the [kind](std::io::ErrorKind) of [`CommitError::as_errno`] and the text of the [`CommitError`].
+impl From<CommitError> for std::io::Error {
+    fn from(error: CommitError) -> Self {
+        error.as_errno().with_text_of(error)
+    }
+}
+
 /// The words for fenced ranges: the first few, and the number of the rest.
 struct Fenced<'a>(&'a [IovaRange]);
 
@@ -58,5 +82,25 @@ impl fmt::Display for Fenced<'_> {
             0 => Ok(()),
             more => write!(f, "; and so are {more} more ranges"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use dmaspace_core::words::address::BadRange;
+
+    use super::*;
+
+    #[test]
+    fn each_error_is_an_io_error_with_the_kind_of_its_errno_and_its_own_text() {
+        let overlap = || CommitError::from(BadUpdate::Overlap("a".to_owned(), "b".to_owned()));
+        let text = overlap().to_string();
+        let error = io::Error::from(overlap());
+        assert_eq!((error.kind(), error.to_string()), (io::ErrorKind::AlreadyExists, text));
+        let entry = EntryError::from(BadRange::Overflow);
+        assert_eq!((entry.as_errno(), CommitError::from(entry).as_errno()), (Errno::EOVERFLOW, Errno::EOVERFLOW));
+        assert_eq!(io::Error::from(EntryError::NoSuchWindow).raw_os_error(), None, "the text is not the kernel's");
     }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use dmaspace_core::contract::{MapBatch, Mapping, Unit};
+use dmaspace_core::door::Errno;
 use dmaspace_core::error::Error;
 use dmaspace_core::sync::RwLock;
 use dmaspace_core::words::access::Access;
@@ -47,6 +48,27 @@ pub enum EntryError {
          is"
     )]
     PagesTooLarge(Error, PageSize),
+}
+
+impl EntryError {
+    /// The errno of the failed call; for a refusal before the kernel was asked, the errno with which kernels refuse the
+    /// same ([`Error::as_errno`]).
+    pub fn as_errno(&self) -> Errno {
+        match self {
+            Self::NoSuchWindow => Errno::ENODEV,
+            Self::BadRange(BadRange::Overflow) => Errno::EOVERFLOW,
+            Self::OutsideWindow(..) | Self::BadRange(_) | Self::Misaligned(_) => Errno::EINVAL,
+            Self::NotRam(_) => Errno::EFAULT,
+            Self::Space(error) | Self::PagesTooLarge(error, _) => error.as_errno(),
+        }
+    }
+}
+
+/// Has the [kind](std::io::ErrorKind) of [`EntryError::as_errno`] and the text of the [`EntryError`].
+impl From<EntryError> for std::io::Error {
+    fn from(error: EntryError) -> Self {
+        error.as_errno().with_text_of(error)
+    }
 }
 
 /// Entries that continue each other on the bus and in system memory.
