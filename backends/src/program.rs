@@ -17,6 +17,8 @@
 
 mod answer;
 mod arguments;
+#[cfg(test)]
+mod bounds;
 mod cause;
 mod commit;
 mod costs;
@@ -61,6 +63,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dmaspace::PageSize;
 
 use arguments::{Arguments, Command};
 use course::Course;
@@ -73,8 +76,9 @@ use progress::Progress;
 use replay::Replay;
 use schema::Form;
 use stage::Setting;
-use surroundings::Text;
+use surroundings::{Line, Text};
 use survey::Surveyed;
+use trace::Traced;
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
@@ -122,13 +126,13 @@ fn survey_all(arguments: &arguments::Survey) -> Result<(), Failure> {
 }
 
 fn survey_file(path: &Path, progress: &Progress) -> Result<Surveyed, Failure> {
-    let (file, text) = read(path)?;
+    let (file, content) = content_of(path, None)?;
     let mut rows = Vec::new();
     for (host, backend) in survey::hosts() {
         progress.step();
         let (name, backend) = (Some(host.to_owned()), Some(backend));
         let on_host = arguments::Replay { host: name, backend, ..Default::default() };
-        let replayed = replay_text(&file, &text, &on_host)?;
+        let replayed = replay_content(&file, &content, &on_host)?;
         rows.extend(replayed.into_iter().map(|replay| (host, replay.outcome)));
     }
     let name = path.file_name().map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
@@ -156,8 +160,9 @@ fn replay_all(arguments: &arguments::Replay) -> Status {
 }
 
 fn replay_file(path: &Path, arguments: &arguments::Replay) -> Result<Status, Failure> {
-    let (file, text) = read(path)?;
-    let replays = replay_text(&file, &text, arguments)?;
+    let (file, content) = content_of(path, arguments.guest_page)?;
+    let replays = replay_content(&file, &content, arguments)?;
+    drop(content);
     let is_one_wanted = arguments.svg.is_some() || arguments.record.is_some();
     if is_one_wanted && replays.len() > 1 {
         let n = replays.len();
@@ -170,18 +175,50 @@ fn replay_file(path: &Path, arguments: &arguments::Replay) -> Result<Status, Fai
     Ok(replays.iter().map(Replay::status).max().unwrap_or_default())
 }
 
-/// Replays a text: one replay for each address space it tells of.
-fn replay_text(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
-    if is_recording(bytes) {
-        return replay_recording(file, bytes, arguments);
+/// The name of a file and its content. The text is gone before the replay begins.
+fn content_of(path: &Path, guest_page: Option<PageSize>) -> Result<(String, Content), Failure> {
+    let (file, text) = read(path)?;
+    let content = Content::of(&file, &text, guest_page)?;
+    Ok((file, content))
+}
+
+/// The content of a file.
+#[derive(Debug)]
+enum Content {
+    FlatViews(FlatViews),
+    Trace(Traced),
+    Recording(Course),
+}
+
+impl Content {
+    /// Reads the content of `file` out of its text.
+    ///
+    /// # Errors
+    /// The first line that does not have the expected form.
+    fn of(file: &str, bytes: &[u8], guest_page: Option<PageSize>) -> Result<Self, Failure> {
+        let _reading = Progress::of(format!("reading {file}"), 0);
+        if is_recording(bytes) {
+            return recording(file, bytes);
+        }
+        let text = Text::of(bytes);
+        match Kind::of(&text) {
+            Some(Kind::Trace) => traced(file, &text, guest_page),
+            None if bytes.trim_ascii_start().starts_with(b"{") => recording(file, bytes),
+            Some(Kind::FlatViews) | None => flat_views(file, &text),
+        }
     }
-    let text = Text::of(bytes);
-    match Kind::of(&text) {
-        Some(Kind::FlatViews) => replay_views(file, &text, arguments),
-        Some(Kind::Trace) => replay_trace(file, &text, arguments),
-        None if bytes.trim_ascii_start().starts_with(b"{") => replay_recording(file, bytes, arguments),
-        None => replay_views(file, &text, arguments),
-    }
+}
+
+fn recording(file: &str, bytes: &[u8]) -> Result<Content, Failure> {
+    Course::recorded(bytes).map(Content::Recording).map_err(|bad| Failure::input(file, bad.line, &bad.what))
+}
+
+fn traced(file: &str, text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Content, Failure> {
+    trace::parse(text, guest_page).map(Content::Trace).map_err(|bad| Failure::input(file, bad.line, &bad))
+}
+
+fn flat_views(file: &str, text: &Text<'_>) -> Result<Content, Failure> {
+    mtree::parse(text).map(Content::FlatViews).map_err(|bad| Failure::input(file, bad.line, &bad))
 }
 
 /// Returns whether a text begins as the lines of a recording do.
@@ -199,7 +236,7 @@ impl Kind {
     /// The kind of the first line that can be told. A log may hold a trace and a monitor's output; the one that comes
     /// first is meant.
     fn of(text: &Text<'_>) -> Option<Self> {
-        text.lines().find_map(|line| match line.text.as_ref() {
+        text.lines().filter(Line::may_be_known).find_map(|line| match line.text.as_ref() {
             line if mtree::is_heading(line) => Some(Self::FlatViews),
             line if trace::is_known(line) => Some(Self::Trace),
             _ => None,
@@ -207,26 +244,18 @@ impl Kind {
     }
 }
 
-fn replay_recording(file: &str, bytes: &[u8], arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
-    let course = Course::recorded(bytes).map_err(|bad| Failure::input(file, bad.line, &bad.what))?;
-    Ok(vec![replay_course(file, &course, &[], arguments)?])
-}
-
-fn replay_trace(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
-    let reading = Progress::of(format!("reading {file}"), 0);
-    let traced = trace::parse(text, arguments.guest_page).map_err(|bad| Failure::input(file, bad.line, &bad))?;
-    drop(reading);
-    // The findings are of the log as a whole, and told once.
-    let findings = std::iter::once(traced.findings.as_slice()).chain(std::iter::repeat(&[][..]));
-    let replays = traced.courses.iter().zip(findings);
-    replays.map(|(course, findings)| replay_course(file, course, findings, arguments)).collect()
-}
-
-fn replay_views(file: &str, text: &Text<'_>, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
-    let reading = Progress::of(format!("reading {file}"), 0);
-    let views = mtree::parse(text).map_err(|bad| Failure::input(file, bad.line, &bad))?;
-    drop(reading);
-    replay_flat_views(file, &views, arguments)
+/// Replays the content of `file`: one replay for each address space it tells of.
+fn replay_content(file: &str, content: &Content, arguments: &arguments::Replay) -> Result<Vec<Replay>, Failure> {
+    match content {
+        Content::FlatViews(views) => replay_flat_views(file, views, arguments),
+        Content::Recording(course) => Ok(vec![replay_course(file, course, &[], arguments)?]),
+        Content::Trace(Traced { courses, findings }) => {
+            // The findings are of the log as a whole, and told once.
+            let findings = std::iter::once(findings.as_slice()).chain(std::iter::repeat(&[][..]));
+            let replays = courses.iter().zip(findings);
+            replays.map(|(course, findings)| replay_course(file, course, findings, arguments)).collect()
+        }
+    }
 }
 
 /// Replays flat views, which `file` has or stands for.

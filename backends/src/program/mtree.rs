@@ -52,6 +52,17 @@ pub(crate) struct FlatView {
     pub(crate) is_empty: bool,
 }
 
+impl FlatView {
+    /// Adds a range. The list grows by a quarter, since it is the larger part of a long text.
+    fn push(&mut self, range: Range) {
+        const FEWEST: usize = 16;
+        if self.ranges.len() == self.ranges.capacity() {
+            self.ranges.reserve_exact((self.ranges.len() / 4).max(FEWEST));
+        }
+        self.ranges.push(range);
+    }
+}
+
 /// An address space by its two names. Several may share one: every function behind an emulated IOMMU has a `vtd-root`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AddressSpace {

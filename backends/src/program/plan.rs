@@ -28,7 +28,9 @@ use crate::program::outcome::{HostWindow, Judged};
 use crate::program::replay::Replay;
 use crate::program::schema::Form;
 use crate::program::units::exactly;
-use crate::program::{drawing, print, probe, read, replay_flat_views, replay_text, stage, tell_remarks};
+use crate::program::{
+    Content, content_of, drawing, print, probe, replay_content, replay_flat_views, stage, tell_remarks,
+};
 use arguments::{AmdHole, Machine};
 use budget::Budget;
 use machine::Shape;
@@ -125,13 +127,13 @@ enum Input {
     /// A machine of QEMU's.
     Machine(Guest, FlatViews),
     /// A file, and its content.
-    File(String, Vec<u8>),
+    File(String, Content),
 }
 
 impl Input {
     fn of(arguments: &Plan) -> Result<Self, Failure> {
         match &arguments.file {
-            Some(path) => read(path).map(|(file, bytes)| Self::File(file, bytes)),
+            Some(path) => content_of(path, arguments.guest_page).map(|(file, content)| Self::File(file, content)),
             None => {
                 let shape = shape(arguments)?;
                 let views = shape.views().map_err(|error| Failure::Input(error.to_string()))?;
@@ -223,14 +225,14 @@ fn host(arguments: &Plan, input: &Input) -> Result<Profile, Failure> {
     }
     let home = match input {
         Input::Machine(..) => arguments.machine.home(),
-        Input::File(file, bytes) => home_of_file(file, bytes, arguments)?,
+        Input::File(file, content) => home_of_file(file, content, arguments)?,
     };
     home.iter().find_map(|name| Profile::preset(name)).ok_or_else(|| Failure::Input("expected --host".to_owned()))
 }
 
 /// A file does not say which machine its guest is: a replay finds out.
-fn home_of_file(file: &str, bytes: &[u8], arguments: &Plan) -> Result<&'static [&'static str], Failure> {
-    let replays = replay_text(file, bytes, &wishes(arguments))?;
+fn home_of_file(file: &str, content: &Content, arguments: &Plan) -> Result<&'static [&'static str], Failure> {
+    let replays = replay_content(file, content, &wishes(arguments))?;
     let is_of_power = replays.iter().any(|replay| replay.outcome.backend.starts_with("spapr"));
     Ok(if is_of_power { Machine::Pseries } else { Machine::Q35 }.home())
 }
@@ -277,7 +279,7 @@ impl Planning<'_> {
         let wishes = crate::program::arguments::Replay { place, spaces: Some(spaces), ..wishes(self.arguments) };
         match input {
             Input::Machine(guest, views) => replay_flat_views(&guest.name, views, &wishes),
-            Input::File(file, bytes) => replay_text(file, bytes, &wishes),
+            Input::File(file, content) => replay_content(file, content, &wishes),
         }
     }
 

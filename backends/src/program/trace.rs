@@ -67,6 +67,10 @@ pub(crate) fn parse(text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Tra
     let mut tracer = Tracer { guest_page, ..Tracer::default() };
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
+        if !line.may_be_known() {
+            tracer.passed_over.pass(&line);
+            continue;
+        }
         match line::read(&line, &mut lines).map_err(|expected| bad(&line, expected))? {
             Read::Unknown => tracer.passed_over.pass(&line),
             Read::Said(said, continued) => {
@@ -82,7 +86,7 @@ pub(crate) fn parse(text: &Text<'_>, guest_page: Option<PageSize>) -> Result<Tra
 }
 
 fn bad(line: &Line<'_>, expected: String) -> BadLine {
-    BadLine { line: line.number, expected, found: Some(line.text.clone().into_owned()) }
+    BadLine { line: line.number, expected, found: Some(line.beginning()) }
 }
 
 /// The course followed so far.

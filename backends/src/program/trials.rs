@@ -20,7 +20,7 @@ use crate::program::schema::Form;
 use crate::program::stage::Setting;
 use crate::program::surroundings::Text;
 use crate::program::values::Backend;
-use crate::program::{doctor, drawing, mtree, printable, probe, replay, replay_text, replay_trace, text};
+use crate::program::{Content, doctor, drawing, mtree, printable, probe, replay, replay_content, text, traced};
 
 /// Any file that `dmaspace replay` may be given: flat views, a trace, a log, a recording, in any surroundings.
 pub(crate) fn whole_input(bytes: &[u8]) {
@@ -29,7 +29,13 @@ pub(crate) fn whole_input(bytes: &[u8]) {
 
 /// Error lines, and the events among them, even where the text looks like something else.
 pub(crate) fn error_lines(bytes: &[u8]) {
-    check(replay_trace("input", &Text::of(bytes), &arguments(bytes)));
+    let content = traced("input", &Text::of(bytes), None);
+    check(content.and_then(|content| replay_content("input", &content, &arguments(bytes))));
+}
+
+fn replay_text(file: &str, bytes: &[u8], arguments: &Arguments) -> Result<Vec<Replay>, Failure> {
+    let content = Content::of(file, bytes, arguments.guest_page)?;
+    replay_content(file, &content, arguments)
 }
 
 /// A file that describes a host, and a small guest on that host.

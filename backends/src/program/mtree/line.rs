@@ -40,6 +40,11 @@ impl<'a> Part<'a> {
     }
 
     fn of_words(line: &'a str) -> Self {
+        /// The fence of a forum.
+        const SHORTEST: usize = 3;
+        if line.len() < SHORTEST {
+            return Self::Other;
+        }
         if let Some((_, number)) = line.split_once(HEADING) {
             let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
             return if is_number { Self::Heading(None) } else { Self::Other };

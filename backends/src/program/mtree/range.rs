@@ -76,14 +76,23 @@ fn split_at_offset(text: &str) -> Option<(&str, u64, &str)> {
     let mut end = text.len();
     while let Some(at) = text.get(..end)?.rfind('@') {
         let (name, from_sign) = text.split_at_checked(at)?;
-        let rest = from_sign.get(1..)?;
-        let (digits, marks) = rest.split_once(' ').unwrap_or((rest, ""));
-        if let (true, Some(offset)) = (name.is_empty() || name.ends_with(' '), hexadecimal(digits)) {
-            return Some((name, offset, marks));
+        if name.is_empty() || name.ends_with(' ') {
+            if let Some((offset, marks)) = offset_in(from_sign.get(1..)?) {
+                return Some((name, offset, marks));
+            }
         }
         end = at;
     }
     None
+}
+
+/// The offset that a text begins with, and what follows.
+fn offset_in(text: &str) -> Option<(u64, &str)> {
+    /// The digits, and the blank behind them.
+    const LONGEST: usize = 17;
+    let len = text.bytes().take(LONGEST).position(|byte| byte == b' ').unwrap_or(text.len());
+    let (digits, marks) = text.split_at_checked(len)?;
+    Some((hexadecimal(digits)?, marks.strip_prefix(' ').unwrap_or(marks)))
 }
 
 /// The accelerators whose names QEMU appends to the ranges they know, once for each address space of the view (qemu:

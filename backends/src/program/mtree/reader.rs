@@ -1,6 +1,5 @@
 //! Reading flat views, line by line.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::line::Part;
@@ -20,10 +19,15 @@ pub(crate) fn parse(text: &Text<'_>) -> Result<FlatViews, BadLine> {
     let mut lines = text.lines();
     let mut reader = Reader::default();
     while let Some(line) = lines.next() {
-        reader.read(line, &mut lines)?;
+        reader.read(&line, &mut lines)?;
     }
     reader.finish(lines.number())
 }
+
+/// A guest has an address space for each PCI function, and for some functions a few more.
+const MOST_SPACES: usize = 1 << 18;
+/// A text may have the views of several commands.
+const MOST_VIEWS: usize = 1 << 18;
 
 /// The views read so far.
 #[derive(Default)]
@@ -32,6 +36,8 @@ struct Reader {
     /// The view that is being read, or was read last.
     view: Option<FlatView>,
     place: Place,
+    /// The number of address spaces so far.
+    spaces: usize,
     names: Names,
     /// Words behind offsets that are no accelerators known here.
     marks: BTreeSet<String>,
@@ -57,21 +63,23 @@ enum Place {
 }
 
 impl Reader {
-    fn read(&mut self, line: Line<'_>, lines: &mut Lines<'_>) -> Result<(), BadLine> {
+    fn read(&mut self, line: &Line<'_>, lines: &mut Lines<'_>) -> Result<(), BadLine> {
         match Part::of(&line.text) {
             Part::Heading(space) => {
-                self.begin(&line);
-                self.view().spaces.extend(space);
+                self.begin(line)?;
+                if let Some(space) = space {
+                    self.add_space(line, space)?;
+                }
             }
             Part::Space(space) => {
                 if self.place != Place::Spaces {
-                    self.begin(&line);
+                    self.begin(line)?;
                 }
-                self.view().spaces.push(space);
+                self.add_space(line, space)?;
             }
             Part::Root(root) => {
                 if self.place != Place::Spaces {
-                    self.begin(&line);
+                    self.begin(line)?;
                 }
                 self.place = Place::Ranges;
                 self.name_view(root);
@@ -80,14 +88,14 @@ impl Reader {
                 self.view().is_empty = true;
                 self.place = Place::Outside;
             }
-            Part::Range(range) if self.takes_ranges(range.is_ok()) => return self.read_range(line, lines),
+            Part::Range(range) if self.takes_ranges(range.is_ok()) => return self.read_range(line, range, lines),
             part => {
                 self.leave(&part);
-                self.pass(&line);
+                self.pass(line);
                 return Ok(());
             }
         }
-        self.passed_over.take(&line);
+        self.passed_over.take(line);
         Ok(())
     }
 
@@ -112,9 +120,22 @@ impl Reader {
         }
     }
 
-    fn begin(&mut self, line: &Line<'_>) {
+    fn begin(&mut self, line: &Line<'_>) -> Result<(), BadLine> {
+        if self.views.len() >= MOST_VIEWS {
+            return Err(bad(line, format!("no more than {MOST_VIEWS} flat views")));
+        }
         self.views.extend(self.view.replace(FlatView { line: line.number, ..FlatView::default() }));
         self.place = Place::Spaces;
+        Ok(())
+    }
+
+    fn add_space(&mut self, line: &Line<'_>, space: AddressSpace) -> Result<(), BadLine> {
+        self.spaces += 1;
+        if self.spaces > MOST_SPACES {
+            return Err(bad(line, format!("no more than {MOST_SPACES} address spaces")));
+        }
+        self.view().spaces.push(space);
+        Ok(())
     }
 
     fn view(&mut self) -> &mut FlatView {
@@ -130,30 +151,44 @@ impl Reader {
         }
     }
 
-    fn read_range(&mut self, line: Line<'_>, lines: &mut Lines<'_>) -> Result<(), BadLine> {
+    fn read_range(
+        &mut self,
+        line: &Line<'_>,
+        range: Result<RangeText<'_>, &'static str>,
+        lines: &mut Lines<'_>,
+    ) -> Result<(), BadLine> {
         if self.place == Place::Outside {
-            self.begin(&line);
+            self.begin(line)?;
         }
         self.place = Place::Ranges;
-        let whole = unfolded(&line, lines);
-        let text = match Part::of(&whole.text) {
-            Part::Range(Ok(text)) => text,
-            Part::Range(Err(expected)) => return Err(bad(&line, expected)),
-            _ => return Err(bad(&line, super::range::RANGE)),
-        };
+        match unfolded(line, range.is_ok(), lines) {
+            Some(Unfolded { text, continued }) => {
+                let whole = RangeText::of(&text).unwrap_or(Err(super::range::RANGE));
+                self.add_range(line, whole)?;
+                for _ in 0..continued {
+                    self.passed_over.extend_taken(lines.next());
+                }
+                Ok(())
+            }
+            None => self.add_range(line, range),
+        }
+    }
+
+    fn add_range(&mut self, line: &Line<'_>, text: Result<RangeText<'_>, &'static str>) -> Result<(), BadLine> {
+        let text = text.map_err(|expected| bad(line, expected))?;
         let before = self.view.as_ref().and_then(|view| view.ranges.last());
-        check(&text, before).map_err(|expected| bad(&line, expected))?;
+        check(&text, before).map_err(|expected| bad(line, expected))?;
         const MOST_MARKS: usize = 16;
         if self.marks.len() < MOST_MARKS {
             self.marks.extend(text.mark.map(str::to_owned));
         }
-        let RangeText { first, last, kind, offset, .. } = text;
-        let range = Range { line: line.number, first, last, kind, name: self.names.of(text.name), offset };
-        self.view().ranges.push(range);
-        self.passed_over.take(&line);
-        for _ in 0..whole.continued {
-            self.passed_over.extend_taken(lines.next());
+        let RangeText { first, last, mut kind, offset, .. } = text;
+        if let What::Other(word) = &mut kind.what {
+            *word = self.names.of(word);
         }
+        let range = Range { line: line.number, first, last, kind, name: self.names.of(text.name), offset };
+        self.view().push(range);
+        self.passed_over.take(line);
         Ok(())
     }
 
@@ -243,15 +278,15 @@ fn check(range: &RangeText<'_>, before: Option<&Range>) -> Result<(), String> {
 }
 
 fn bad(line: &Line<'_>, expected: impl Into<String>) -> BadLine {
-    BadLine { line: line.number, expected: expected.into(), found: Some(line.text.clone().into_owned()) }
+    BadLine { line: line.number, expected: expected.into(), found: Some(line.beginning()) }
 }
 
 /// As much of a name as is worth repeating.
 const LONGEST_NAME: usize = 60;
 
 /// A range with the lines that a mail program folded off it.
-struct Unfolded<'a> {
-    text: Cow<'a, str>,
+struct Unfolded {
+    text: String,
     continued: usize,
 }
 
@@ -259,30 +294,27 @@ struct Unfolded<'a> {
 const FOLD: usize = 72;
 const WIDEST_FOLD: usize = 80;
 
-fn unfolded<'a>(line: &'a Line<'_>, lines: &mut Lines<'_>) -> Unfolded<'a> {
+/// The range of which `line` is the beginning. `is_whole` is `true` if it is a good range already. Nothing where no
+/// fold explains the line: then it stays as it is, and so does the error.
+fn unfolded(line: &Line<'_>, mut is_whole: bool, lines: &mut Lines<'_>) -> Option<Unfolded> {
     const MOST_LINES: usize = 3;
-    let mut whole = Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 };
+    let mut whole: Option<Unfolded> = None;
     let mut cut_off: Option<Line<'_>> = None;
-    while whole.continued < MOST_LINES {
-        let is_whole = matches!(RangeText::of(&whole.text), Some(Ok(_)));
-        let Some(next) = lines.peek(whole.continued).filter(|next| line.may_go_on_in(next)) else { break };
+    for continued in 0..MOST_LINES {
+        let Some(next) = lines.peek(continued).filter(|next| line.may_go_on_in(next)) else { break };
         let last = cut_off.as_ref().unwrap_or(line);
-        let fold = Fold { is_whole, is_cut: last.is_cut, width: last.width, has_prefix: has_prefix(&line.text) };
+        let fold = Fold { is_whole, is_cut: last.is_cut, width: last.width, line: &line.text };
         if !fold.continues(&next.text) {
             break;
         }
-        let joint = if whole.text.ends_with('-') { "" } else { last.joint(next) };
+        let text = whole.as_ref().map_or(line.text.as_ref(), |whole| &whole.text);
+        let joint = if text.ends_with('-') { "" } else { last.joint(next) };
+        let text = format!("{text}{joint}{}", next.text);
+        is_whole = matches!(RangeText::of(&text), Some(Ok(_)));
+        whole = Some(Unfolded { text, continued: continued + 1 });
         cut_off = Some(next.clone());
-        whole = Unfolded {
-            text: Cow::Owned(format!("{}{joint}{}", whole.text, next.text)),
-            continued: whole.continued + 1,
-        };
     }
-    // A line that no fold explains stays as it is, and so does the error.
-    match RangeText::of(&whole.text) {
-        Some(Ok(_)) => whole,
-        _ => Unfolded { text: Cow::Borrowed(line.text.as_ref()), continued: 0 },
-    }
+    whole.filter(|_| is_whole)
 }
 
 /// Returns whether something stands before a range's addresses, as a log puts it there. No mail program folds a log.
@@ -291,28 +323,27 @@ fn has_prefix(line: &str) -> bool {
 }
 
 /// The end of a line that may have been folded.
-struct Fold {
+struct Fold<'a> {
     /// `true` if it is a good range already, so that only its name can go on.
     is_whole: bool,
     is_cut: bool,
     width: usize,
-    has_prefix: bool,
+    /// The line that the range begins with.
+    line: &'a str,
 }
 
-impl Fold {
+impl Fold<'_> {
     /// Returns whether a line was folded off.
     fn continues(&self, next: &str) -> bool {
         let first_word = next.split(' ').next().unwrap_or_default();
-        if Part::of(next) != Part::Other || is_field(first_word) {
-            return false;
-        }
         let is_offset = first_word.len() == 17 && first_word.starts_with('@');
-        !self.is_whole || is_offset || self.is_cut || self.is_folded_before(first_word, next)
+        let may_go_on = !self.is_whole || is_offset || self.is_cut || self.is_folded_before(first_word, next);
+        may_go_on && Part::of(next) == Part::Other && !is_field(first_word)
     }
 
     fn is_folded_before(&self, first_word: &str, next: &str) -> bool {
-        let has_no_room = self.width + 1 + first_word.chars().count() > FOLD;
-        self.width <= WIDEST_FOLD && has_no_room && next.len() < FOLD / 2 && !self.has_prefix
+        let may_be_folded = self.width <= WIDEST_FOLD && next.len() < FOLD / 2;
+        may_be_folded && self.width + 1 + first_word.chars().count() > FOLD && !has_prefix(self.line)
     }
 }
 

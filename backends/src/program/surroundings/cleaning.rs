@@ -33,6 +33,20 @@ pub(super) fn cleaned(line: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A line of its own, cleaned as by [`cleaned`].
+pub(super) fn cleaned_of(line: Cow<'_, str>) -> Cow<'_, str> {
+    match line {
+        Cow::Borrowed(line) => cleaned(line),
+        Cow::Owned(line) => {
+            let clean = match cleaned(&line) {
+                Cow::Owned(clean) => Some(clean),
+                Cow::Borrowed(_) => None,
+            };
+            Cow::Owned(clean.unwrap_or(line))
+        }
+    }
+}
+
 /// Letters without a shape: marks of direction and of width. They could show a line as another than it is.
 pub(crate) fn steers(letter: char) -> bool {
     matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')

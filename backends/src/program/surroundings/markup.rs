@@ -1,5 +1,7 @@
 //! Lines out of HTML, as browsers copy and forums and trackers store them.
 
+use std::borrow::Cow;
+
 /// The elements whose tags are taken off.
 const INSIDE: [&str; 14] =
     ["code", "span", "b", "i", "em", "strong", "font", "a", "tt", "kbd", "samp", "html", "body", "mark"];
@@ -17,39 +19,54 @@ pub(super) fn is_in(text: &str) -> bool {
     text.contains(['<', '&']) && SIGNS.iter().any(|sign| text.contains(sign))
 }
 
-/// The lines in a line of HTML, without tags and with plain letters. `None` for a line that has neither.
-pub(super) fn unmarked(line: &str) -> Option<Vec<String>> {
-    if !line.contains(['<', '&']) {
-        return None;
-    }
-    let mut lines = vec![String::with_capacity(line.len())];
-    let (mut rest, mut is_marked) = (line, false);
-    while let Some((before, marked)) = rest.find(['<', '&']).and_then(|at| rest.split_at_checked(at)) {
-        push(&mut lines, before);
-        rest = match Mark::of(marked) {
-            Some((mark, after)) => {
-                is_marked = true;
-                match mark {
-                    Mark::Letter(letter) => push(&mut lines, letter.encode_utf8(&mut [0; 4])),
-                    Mark::Break => lines.push(String::new()),
-                    Mark::Nothing => {}
-                }
-                after
-            }
-            None => {
-                let (sign, after) = marked.split_at_checked(1).unwrap_or((marked, ""));
-                push(&mut lines, sign);
-                after
-            }
-        };
-    }
-    push(&mut lines, rest);
-    is_marked.then_some(lines)
+/// The lines in a line that may be HTML, without tags and with plain letters.
+pub(super) struct Unmarked<'a> {
+    text: Cow<'a, str>,
+    /// The first byte that was not read; nothing at the end.
+    at: Option<usize>,
+    is_html: bool,
 }
 
-fn push(lines: &mut [String], text: &str) {
-    if let Some(last) = lines.last_mut() {
-        last.push_str(text);
+impl<'a> Unmarked<'a> {
+    pub(super) fn new(text: Cow<'a, str>, is_html: bool) -> Self {
+        Self { text, at: Some(0), is_html }
+    }
+
+    /// The line up to the next break.
+    fn line_from(&mut self, at: usize) -> String {
+        let mut line = String::new();
+        let mut rest = self.text.get(at..).unwrap_or_default();
+        while let Some((before, marked)) = rest.find(['<', '&']).and_then(|at| rest.split_at_checked(at)) {
+            line.push_str(before);
+            rest = match Mark::of(marked) {
+                Some((Mark::Break, after)) => {
+                    self.at = Some(self.text.len() - after.len());
+                    return line;
+                }
+                Some((Mark::Letter(letter), after)) => {
+                    line.push(letter);
+                    after
+                }
+                Some((Mark::Nothing, after)) => after,
+                None => {
+                    let (sign, after) = marked.split_at_checked(1).unwrap_or((marked, ""));
+                    line.push_str(sign);
+                    after
+                }
+            };
+        }
+        line.push_str(rest);
+        line
+    }
+}
+
+impl<'a> Iterator for Unmarked<'a> {
+    type Item = Cow<'a, str>;
+
+    fn next(&mut self) -> Option<Cow<'a, str>> {
+        let at = self.at.take()?;
+        let is_plain = !self.is_html || (at == 0 && !self.text.contains(['<', '&']));
+        Some(if is_plain { std::mem::take(&mut self.text) } else { Cow::Owned(self.line_from(at)) })
     }
 }
 
@@ -111,6 +128,10 @@ fn letter_of(number: &str) -> Option<char> {
 mod tests {
     use super::*;
 
+    fn unmarked(line: &str) -> Vec<Cow<'_, str>> {
+        Unmarked::new(Cow::Borrowed(line), true).collect()
+    }
+
     #[test]
     fn tags_and_entities_are_gone() {
         let cases = [
@@ -122,7 +143,7 @@ mod tests {
             ("<span id='1'>0000&#x2d;0fff&nbsp;</span>", &["0000-0fff "]),
         ];
         for (line, expected) in cases {
-            assert_eq!(unmarked(line).expect("it is marked"), expected, "{line}");
+            assert_eq!(unmarked(line), expected, "{line}");
         }
     }
 
@@ -137,7 +158,7 @@ mod tests {
         for line in
             ["<...>-1 [000]: a", "a & b", "a <b", "<bus> 1 < 2 > 0", "&amp", "<brk>", "&#7;", "&#xffffff;", "<", "&"]
         {
-            assert_eq!(unmarked(line), None, "{line}");
+            assert_eq!(unmarked(line), [line], "{line}");
         }
     }
 }

@@ -1,90 +1,171 @@
 //! Lines inside the strings of JSON and logfmt: a QMP reply, a log of libvirt, of a container, of journald.
 
+use std::borrow::Cow;
 use std::str::Chars;
 
-/// A log in a log in a log.
-const DEEPEST: usize = 3;
+use super::rows::Rows;
 
-/// A line inside a string.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Inner {
-    pub(super) text: String,
-    /// The number of its string, from 1, in the order of the file's line.
-    pub(super) string: usize,
+/// A line that holds others in strings, and the place up to which it was read. One line inside is made at a time, so
+/// that a reply of 100 MB takes no more memory than its longest line.
+pub(super) struct Wrapped<'a> {
+    text: Cow<'a, str>,
+    /// The first byte that was not read.
+    at: usize,
+    shape: Shape,
+    /// The end of the string that is being read.
+    open: Option<End>,
+    /// A piece of a string without its escapes, and the rows that were read of it.
+    piece: String,
+    rows: Option<Rows>,
 }
 
-/// The lines inside the strings of `line`, of a text that may be HTML. `None` where the line itself is the text.
-pub(super) fn inner_lines(line: &str, is_html: bool) -> Option<Vec<Inner>> {
-    let mut found = Found { is_html, ..Found::default() };
-    found.collect(line, DEEPEST).then_some(found.lines)
+/// The end of a string.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// This quotation mark.
+    Quote(u8),
+    /// The end of the text.
+    OfText,
 }
 
-/// The lines found so far.
-#[derive(Default)]
-struct Found {
-    lines: Vec<Inner>,
-    strings: usize,
-    is_html: bool,
-}
-
-impl Found {
-    /// Adds the lines inside the strings of `line`. Returns false where the line itself is the text.
-    fn collect(&mut self, line: &str, depth: usize) -> bool {
-        let shape = if depth == 0 { Shape::Plain } else { Shape::of(line) };
-        match shape {
-            Shape::Plain => return false,
-            Shape::Strings(from, quotes) => {
-                let (before, after) = line.split_at_checked(from).unwrap_or((line, ""));
-                self.push_around(before, after);
-                for string in (Strings { letters: after.chars(), quotes }) {
-                    self.push_all(&string, depth);
-                }
-            }
-            Shape::Fields => {
-                for field in fields_of_csv(line) {
-                    self.push_all(&field, depth);
-                }
-            }
-            Shape::Escaped => self.push_all(&unescaped(line), depth),
-        }
-        true
+impl<'a> Wrapped<'a> {
+    /// The wrapped line that `line` is, or else the line itself.
+    pub(super) fn of(line: Cow<'a, str>) -> Result<Self, Cow<'a, str>> {
+        let shape = Shape::of(&line);
+        let (at, text) = match shape {
+            Shape::Plain => return Err(line),
+            Shape::Strings(at, _) => (at, line),
+            Shape::Fields => (0, trimmed(line)),
+            Shape::Escaped => (0, line),
+        };
+        Ok(Self { text, at, shape, open: None, piece: String::new(), rows: None })
     }
 
-    /// Adds the text around the strings of a line: some logs have fields behind the text of an entry, and QEMU writes a
-    /// device's options before its error.
-    fn push_around(&mut self, before: &str, strings: &str) {
+    /// The text around the strings, if there is any: some logs have fields behind the text of an entry, and QEMU writes
+    /// a device's options before its error.
+    pub(super) fn around(&self) -> Option<String> {
+        let Shape::Strings(at, _) = self.shape else { return None };
+        let (before, strings) = self.text.split_at_checked(at)?;
         let after = strings.rsplit_once(['}', '"']).map_or("", |(_, after)| after);
-        if !before.trim().is_empty() {
-            self.strings += 1;
-            self.push(&[before, after].concat());
-        }
+        (!before.trim().is_empty()).then(|| [before, after].concat())
     }
 
-    /// Adds the lines of a string.
-    fn push_all(&mut self, text: &str, depth: usize) {
-        self.strings += 1;
-        let parts = text.split('\n').flat_map(|line| line.trim_end_matches('\r').split('\r'));
-        for line in parts {
-            if !self.collect(line, depth - 1) {
-                self.push(line);
+    /// The next line inside. `strings` counts the strings that were begun.
+    pub(super) fn next(&mut self, strings: &mut usize) -> Option<String> {
+        loop {
+            if let Some(row) = self.rows.as_mut().and_then(|rows| rows.next(&self.piece)) {
+                if row.text.len() < self.piece.len() {
+                    return Some(row.text.to_owned());
+                }
+                self.rows = None;
+                return Some(std::mem::take(&mut self.piece));
+            }
+            self.piece.clear();
+            self.rows = Some(Rows::new());
+            if !self.read(strings) {
+                self.rows = None;
+                return None;
             }
         }
     }
 
-    fn push(&mut self, line: &str) {
-        let clean = super::cleaning::cleaned(line);
-        let unmarked = if self.is_html { super::markup::unmarked(&clean) } else { None };
-        match unmarked {
-            Some(lines) => self.lines.extend(lines.into_iter().map(|text| Inner { text, string: self.strings })),
-            None => self.lines.push(Inner { text: clean.into_owned(), string: self.strings }),
+    /// Reads a piece. Returns false at the end.
+    fn read(&mut self, strings: &mut usize) -> bool {
+        if let Some(end) = self.open {
+            self.read_line(end);
+            return true;
         }
+        let is_any = match self.shape {
+            Shape::Strings(_, quotes) => self.begin_string(quotes),
+            Shape::Fields => self.read_field(),
+            Shape::Escaped if self.at == 0 => {
+                self.read_line(End::OfText);
+                true
+            }
+            Shape::Escaped | Shape::Plain => false,
+        };
+        *strings += usize::from(is_any);
+        is_any
+    }
+
+    fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    /// Reads the first line of the next string.
+    fn begin_string(&mut self, quotes: &[u8]) -> bool {
+        let begins = |byte: &u8| quotes.contains(byte) || *byte == b'[';
+        while let Some(at) = self.rest().bytes().position(|byte| begins(&byte)) {
+            let sign = self.rest().as_bytes().get(at).copied().unwrap_or_default();
+            self.at += at + 1;
+            if sign != b'[' {
+                self.read_line(End::Quote(sign));
+                return true;
+            }
+            if let Some((text, len)) = bytes_in(self.rest()) {
+                self.at += len;
+                self.piece = text;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Reads a string up to its end, or up to the end of a line in it.
+    fn read_line(&mut self, end: End) {
+        self.open = None;
+        let is_sign = |byte: u8| byte == b'\\' || End::Quote(byte) == end;
+        let mut piece = std::mem::take(&mut self.piece);
+        while let Some(at) = self.rest().bytes().position(is_sign) {
+            let (before, signed) = self.rest().split_at_checked(at).unwrap_or_default();
+            piece.push_str(before);
+            let mut letters = signed.chars();
+            let is_escape = letters.next() == Some('\\');
+            let letter = if is_escape { escape(&mut letters) } else { None };
+            let is_line = letter == Some('\n');
+            piece.extend(letter.filter(|_| !is_line));
+            self.at = self.text.len() - letters.as_str().len();
+            if is_line {
+                self.open = Some(end);
+            }
+            if is_line || !is_escape {
+                self.piece = piece;
+                return;
+            }
+        }
+        piece.push_str(self.rest());
+        self.at = self.text.len();
+        self.piece = piece;
+    }
+
+    /// Reads the next field in quotation marks of a row (RFC 4180).
+    fn read_field(&mut self) -> bool {
+        while let Some((before, quoted)) = self.rest().split_once('"') {
+            let is_field = before.is_empty() || before.ends_with(',');
+            let (field, rest) = field_of_csv(quoted);
+            self.at = self.text.len() - rest.len();
+            if is_field {
+                self.piece = field;
+                return true;
+            }
+        }
+        self.at = self.text.len();
+        false
+    }
+}
+
+fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
+        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
     }
 }
 
 /// The way a line holds others.
+#[derive(Clone, Copy)]
 enum Shape {
     /// In strings, from this place on, in these quotation marks.
-    Strings(usize, &'static [char]),
+    Strings(usize, &'static [u8]),
     /// In the fields of a table, in which quotation marks are doubled.
     Fields,
     /// As a whole, escaped: quotation marks, perhaps line ends.
@@ -93,8 +174,8 @@ enum Shape {
     Plain,
 }
 
-const OF_JSON: &[char] = &['"'];
-const OF_PYTHON: &[char] = &['"', '\''];
+const OF_JSON: &[u8] = b"\"";
+const OF_PYTHON: &[u8] = b"\"'";
 
 impl Shape {
     fn of(line: &str) -> Self {
@@ -130,29 +211,22 @@ fn is_of_csv(text: &str) -> bool {
     ends && !text.contains('\\') && (is_behind_another || has_doubled)
 }
 
-/// The fields in quotation marks of a row.
-fn fields_of_csv(line: &str) -> Vec<String> {
-    let mut fields = Vec::new();
-    let mut rest = line.trim();
-    while let Some((before, quoted)) = rest.split_once('"') {
-        let mut field = String::new();
-        rest = quoted;
-        while let Some((piece, after)) = rest.split_once('"') {
-            field.push_str(piece);
-            rest = after;
-            match after.strip_prefix('"') {
-                Some(more) => {
-                    field.push('"');
-                    rest = more;
-                }
-                None => break,
+/// The field whose quotation mark was read, and the text behind it.
+fn field_of_csv(quoted: &str) -> (String, &str) {
+    let mut field = String::new();
+    let mut rest = quoted;
+    while let Some((piece, after)) = rest.split_once('"') {
+        field.push_str(piece);
+        rest = after;
+        match after.strip_prefix('"') {
+            Some(more) => {
+                field.push('"');
+                rest = more;
             }
-        }
-        if before.is_empty() || before.ends_with(',') {
-            fields.push(field);
+            None => break,
         }
     }
-    fields
+    (field, rest)
 }
 
 /// The names logs have for the text of an entry (logrus, zap, zerolog, slog).
@@ -183,66 +257,17 @@ fn is_json(text: &str) -> bool {
     }
 }
 
-/// The strings in a text.
-struct Strings<'a> {
-    letters: Chars<'a>,
-    quotes: &'static [char],
-}
-
-impl Strings<'_> {
-    /// The rest of a string that began with `quote`.
-    fn rest_of_string(&mut self, quote: char) -> String {
-        let mut string = String::new();
-        while let Some(letter) = self.letters.next() {
-            match letter {
-                '\\' => string.extend(escape(&mut self.letters)),
-                letter if letter == quote => break,
-                letter => string.push(letter),
-            }
-        }
-        string
+/// The text of a list of bytes whose bracket was read, and the length of the list: journald prints so what is not all
+/// printable.
+fn bytes_in(list: &str) -> Option<(String, usize)> {
+    let is_of_list = |byte: u8| byte.is_ascii_digit() || b", ".contains(&byte);
+    let len = list.bytes().position(|byte| !is_of_list(byte))?;
+    let (numbers, after) = list.split_at_checked(len)?;
+    if !numbers.starts_with(|first: char| first.is_ascii_digit()) || !after.starts_with(']') {
+        return None;
     }
-
-    /// The text of a list of bytes, whose bracket was read: journald prints so what is not all printable.
-    fn bytes(&mut self) -> Option<String> {
-        let (list, rest) = self.letters.as_str().split_once(']')?;
-        if !list.bytes().all(|byte| byte.is_ascii_digit() || b", ".contains(&byte)) {
-            return None;
-        }
-        let bytes: Option<Vec<u8>> = list.split(',').map(|number| number.trim().parse().ok()).collect();
-        self.letters = rest.chars();
-        Some(String::from_utf8_lossy(&bytes?).into_owned())
-    }
-}
-
-impl Iterator for Strings<'_> {
-    type Item = String;
-
-    fn next(&mut self) -> Option<String> {
-        while let Some(letter) = self.letters.next() {
-            if self.quotes.contains(&letter) {
-                return Some(self.rest_of_string(letter));
-            }
-            if letter == '[' && self.letters.as_str().starts_with(|first: char| first.is_ascii_digit()) {
-                if let Some(text) = self.bytes() {
-                    return Some(text);
-                }
-            }
-        }
-        None
-    }
-}
-
-fn unescaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '\\' => out.extend(escape(&mut letters)),
-            letter => out.push(letter),
-        }
-    }
-    out
+    let bytes: Option<Vec<u8>> = numbers.split(',').map(|number| number.trim().parse().ok()).collect();
+    Some((String::from_utf8_lossy(&bytes?).into_owned(), len + 1))
 }
 
 /// The letter an escape stands for, whose backslash was read.
@@ -261,17 +286,35 @@ fn escape(letters: &mut Chars<'_>) -> Option<char> {
 }
 
 fn letter_by_number(letters: &mut Chars<'_>, digits: usize) -> char {
-    let digits: String = letters.by_ref().take(digits).collect();
-    u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32).unwrap_or('\u{fffd}')
+    let text = letters.as_str();
+    let end = text.char_indices().nth(digits).map_or(text.len(), |(end, _)| end);
+    let (digits, rest) = text.split_at_checked(end).unwrap_or_default();
+    *letters = rest.chars();
+    u32::from_str_radix(digits, 16).ok().and_then(char::from_u32).unwrap_or('\u{fffd}')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::surroundings::cleaning::cleaned;
+
+    /// The lines inside, each with the number of its string.
+    fn numbered(line: &str) -> Vec<(String, usize)> {
+        let Ok(mut wrapped) = Wrapped::of(Cow::Borrowed(line)) else { panic!("{line} has strings") };
+        let mut strings = 0;
+        let mut lines: Vec<_> = wrapped.around().map(|text| (text, 0)).into_iter().collect();
+        while let Some(text) = wrapped.next(&mut strings) {
+            lines.push((text, strings));
+        }
+        lines
+    }
 
     fn inner(line: &str) -> Vec<String> {
-        let lines = inner_lines(line, true).unwrap_or_else(|| panic!("{line} has strings"));
-        lines.into_iter().map(|line| line.text).collect()
+        let lines = numbered(line).into_iter().flat_map(|(line, _)| match Wrapped::of(Cow::Borrowed(line.as_str())) {
+            Ok(_) => inner(&line),
+            Err(_) => vec![cleaned(&line).into_owned()],
+        });
+        lines.collect()
     }
 
     #[test]
@@ -304,7 +347,7 @@ mod tests {
             "-device 'x'",
             "",
         ] {
-            assert_eq!(inner_lines(line, true), None, "{line}");
+            assert!(Wrapped::of(Cow::Borrowed(line)).is_err(), "{line}");
         }
     }
 
@@ -317,9 +360,8 @@ mod tests {
 
     #[test]
     fn every_string_has_its_number() {
-        let lines = inner_lines("{\"a\":\"b\\nc\"}", true).expect("strings");
-        let numbers: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.string)).collect();
-        assert_eq!(numbers, [("a", 1), ("b", 2), ("c", 2)]);
+        let numbers = numbered("{\"a\":\"b\\nc\"}");
+        assert_eq!(numbers, [("a", 1), ("b", 2), ("c", 2)].map(|(text, string)| (text.to_owned(), string)));
     }
 
     #[test]
