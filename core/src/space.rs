@@ -20,9 +20,10 @@
 //! ```
 //!
 //! # Locks
-//! The order of all locks is in [`crate::sync`]. The gate is shared by map, replace, unmap and sync, and exclusive
-//! for every change of windows, registrations, devices or ownership: a map and an unregistration never meet (linux:
-//! tce_iommu_build_v2 would stop half-way and return 0). Changes of one window follow each other. A fence is checked
+//! The order of all locks is in [`crate::sync`]. The gate is shared by map, replace, unmap, sync and register, and
+//! exclusive for every other change of windows, registrations, devices or ownership: a map and an unregistration never
+//! meet (linux: tce_iommu_build_v2 would stop half-way and return 0). Changes of one window follow each other, as
+//! registrations do, and wait for no call of another. A fence is checked
 //! under the lock that orders it against the change that puts it up. Look-ups, and the names and reserved ranges of
 //! devices, never wait for a kernel call.
 
@@ -173,8 +174,18 @@ impl<B: Backend> Space<B> {
         operation: Operation,
         subject: impl Into<Subject>,
     ) -> Result<RwLockWriteGuard<'_, Ownership>, Error> {
+        self.wait_for_calls();
         let gate = self.gate.write();
         if *gate == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+    }
+
+    /// Waits for the calls that are under way. An operation that then waits for the gate waits for no call, but for
+    /// one that begins at this moment: while it stands at the gate, the verbs of all windows stand behind it.
+    fn wait_for_calls(&self) {
+        for slot in &self.layout.get().slots {
+            drop(slot.operations.lock());
+        }
+        self.registrations.wait_for_call();
     }
 
     /// The checks of a map that need no lock.

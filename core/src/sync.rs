@@ -19,10 +19,11 @@
 //! | [`Rank::KernelOwned`] | the kernel's table of a translated window | moments |
 //! | [`Rank::Targets`] | the target memory of translated windows | moments |
 //! | [`Rank::Populated`] | the populated parts of a discardable section | moments |
-//! | [`Rank::Gate`] | a space: shared by map, replace and unmap, exclusive for every other change | kernel calls |
+//! | [`Rank::Gate`] | a space: shared by map, replace, unmap and register, exclusive for other changes | kernel calls |
+//! | [`Rank::Registering`] | the registrations that a space makes, in turn | kernel calls |
 //! | [`Rank::Operations`] | the changes of a window, in turn (key: its first byte) | kernel calls |
 //! | [`Rank::Tracking`] | a space's dirty tracking | kernel calls |
-//! | [`Rank::Bitmap`] | the bitmap that a kernel's dirty log is read into | kernel calls |
+//! | [`Rank::Bitmap`] | the bitmaps that a kernel's dirty log is read into, while none is in use | moments |
 //! | [`Rank::Layout`] | the windows of a space | moments |
 //! | [`Rank::Live`] | the index of one window | moments |
 //! | [`Rank::Attachments`] | the devices of a space | moments |
@@ -73,6 +74,7 @@ pub enum Rank {
     Targets,
     Populated,
     Gate,
+    Registering,
     Operations,
     Tracking,
     Bitmap,

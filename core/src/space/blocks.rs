@@ -9,7 +9,7 @@ use crate::words::address::HostAddress;
 use crate::words::memory::HostMemory;
 
 /// Blocks of host memory by their first byte: the registrations of a space, or the memory whose pins it shares. They
-/// change only under the space's gate, held exclusively. The lock is held for moments.
+/// change under the space's gate, and are removed only while that is held exclusively. The lock is held for moments.
 #[derive(Debug)]
 pub(super) struct Blocks {
     by_address: RwLock<BTreeMap<HostAddress, HostMemory>>,

@@ -87,7 +87,8 @@ impl<B: Backend> Space<B> {
 impl<B: Backend> MemoryRegistration for Space<B> {
     fn register(&self, memory: &HostMemory) -> Result<(), Error> {
         let calls = self.registration_calls(Operation::Register, memory)?;
-        let _gate = self.enter_alone(Operation::Register, memory.clone())?;
+        // Beside maps: they find the memory once it is registered, and not before.
+        let _gate = self.enter(Operation::Register, memory.clone())?;
         self.registrations.register(&self.backend, calls, memory)
     }
 

@@ -7,7 +7,7 @@ use crate::retry::{ATTEMPTS, Undone, until_gone};
 use crate::space::blocks::Blocks;
 use crate::space::deferred::Deferred;
 use crate::space::refused;
-use crate::sync::Rank;
+use crate::sync::{Mutex, Rank};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
@@ -15,28 +15,36 @@ use crate::words::memory::HostMemory;
 /// The registrations of a space. The process-wide list beside them is the door's
 /// ([`ProcessRegistrations`](crate::door::registrations::ProcessRegistrations)).
 ///
-/// Its lock is [`Rank::Registered`] in the order of all locks ([`crate::sync`]).
+/// Its locks are [`Rank::Registering`] and [`Rank::Registered`] in the order of all locks ([`crate::sync`]).
 #[derive(Debug)]
 pub(super) struct Registrations {
+    /// Held while memory is registered, which takes as long as its pages are many.
+    in_turn: Mutex<()>,
     blocks: Blocks,
 }
 
 impl Registrations {
     pub(super) fn new() -> Self {
-        Self { blocks: Blocks::new(Rank::Registered) }
+        Self { in_turn: Mutex::new(Rank::Registering, ()), blocks: Blocks::new(Rank::Registered) }
     }
 
     pub(super) fn all(&self) -> Vec<HostMemory> {
         self.blocks.all()
     }
 
-    /// Registers `memory`, which the gate is held exclusively for.
+    /// Waits for the registration that is under way.
+    pub(super) fn wait_for_call(&self) {
+        drop(self.in_turn.lock());
+    }
+
+    /// Registers `memory`. The gate is held.
     pub(super) fn register(
         &self,
         backend: &impl Backend,
         calls: &dyn RegistrationCalls,
         memory: &HostMemory,
     ) -> Result<(), Error> {
+        let _in_turn = self.in_turn.lock();
         let refusal = |kind| Error::new(Operation::Register, Subject::Memory(memory.clone()), kind);
         self.blocks.check_fits(backend, memory, Kind::AlreadyRegistered).map_err(refusal)?;
         if memory.is_host_read_only() {

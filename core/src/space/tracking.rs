@@ -43,8 +43,8 @@ struct Active {
     outbox: Arc<Outbox>,
     /// Set while the kernel logs. It cannot answer for mappings from before it began to.
     logging: bool,
-    /// Zero whenever no question is under way. [`Rank::Bitmap`] in the order of all locks ([`crate::sync`]).
-    bitmap: Mutex<Vec<u64>>,
+    /// Bitmaps for the next questions, all zero. [`Rank::Bitmap`] in the order of all locks ([`crate::sync`]).
+    bitmaps: Mutex<Vec<Vec<u64>>>,
 }
 
 /// The progress of a sync: the part of the range that is left, and the answers so far.
@@ -74,8 +74,8 @@ impl Tracking {
         }
         let logging = begin_to_log(backend, devices)
             .map_err(|failure| Error::from_kernel(Operation::TrackDirty, IovaRange::all(), failure))?;
-        let bitmap = Mutex::new(Rank::Bitmap, vec![0; WORDS + spare_words(backend)]);
-        let started = Active { outbox: Arc::new(Outbox::new(sink)), logging, bitmap };
+        let bitmaps = Mutex::new(Rank::Bitmap, Vec::new());
+        let started = Active { outbox: Arc::new(Outbox::new(sink)), logging, bitmaps };
         self.is_on.store(true, Ordering::Release);
         Ok(active.insert(started).precision(backend))
     }
@@ -149,7 +149,7 @@ impl Tracking {
         }
         let active = self.active.read();
         let Some(active) = &*active else { return unmap_all(bytes, || backend.unmap(hull)) };
-        let mut bitmap = active.bitmap.lock();
+        let mut bitmap = active.bitmap(backend);
         let log = active.log(backend);
         let mut room = log.as_ref().and_then(|log| Some((log, bitmap.get_mut(..words(hull, log.page))?)));
         let mut exact = false;
@@ -171,6 +171,7 @@ impl Tracking {
             // A call that failed may have set bits too.
             zero_again(&mut bitmap, words(hull, log.page).saturating_add(spare_words(backend)));
         }
+        active.keep(bitmap);
         unmapped
     }
 
@@ -188,7 +189,7 @@ impl Tracking {
         let mut asked = slot.window.range;
         let log = active.log(backend);
         if let (Some(rest), Some(log)) = (rest, &log) {
-            let mut bitmap = active.bitmap.lock();
+            let mut bitmap = active.bitmap(backend);
             let spare = spare_words(backend);
             let room = (bitmap.len().saturating_sub(spare) as u64).saturating_mul(64 << log.page.shift());
             let next = next_question(&slot.live.read(), rest, log, room);
@@ -203,6 +204,7 @@ impl Tracking {
                 progress.failure = progress.failure.or(fetched.err());
                 zero_again(&mut bitmap, words(question, log.page).saturating_add(spare));
             }
+            active.keep(bitmap);
         } else if let Some(rest) = rest {
             progress.add(active.report(deferred, |report| add_everything(report, &slot.live.read(), rest)));
         }
@@ -241,6 +243,17 @@ impl Active {
     fn log<'a>(&self, backend: &'a impl Backend) -> Option<Log<'a>> {
         let calls = backend.calls().dirty.filter(|_| self.logging)?;
         Some(Log { calls, page: calls.page()?, reach: calls.reach() })
+    }
+
+    /// A bitmap for one question, all zero: questions about two windows do not wait for each other.
+    fn bitmap(&self, backend: &impl Backend) -> Vec<u64> {
+        let kept = self.bitmaps.lock().pop();
+        kept.unwrap_or_else(|| vec![0; WORDS + spare_words(backend)])
+    }
+
+    /// Keeps a bitmap, all zero again, for the next question.
+    fn keep(&self, bitmap: Vec<u64>) {
+        self.bitmaps.lock().push(bitmap);
     }
 
     fn precision(&self, backend: &impl Backend) -> Precision {
