@@ -1,13 +1,13 @@
 //! An open device: its registers and its configuration space, as far as DMA needs them.
 //!
 //! The functions here bring a device up, access its registers and reach its BARs. Interrupts, migration and the rest
-//! of VFIO are left to the VMM, which borrows the descriptor ([`crate::linux::LinuxDoor::with_descriptor`]).
+//! of VFIO are left to the VMM, which borrows the descriptor ([`Device::descriptor`]).
 
 use std::fmt;
 use std::sync::Arc;
 
 use dmaspace_abi::device::{DEVICE_FEATURE, DEVICE_RESET, ExportRange, FEATURE_EXPORT, REGION_CONFIG};
-use dmaspace_core::door::{Command, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
+use dmaspace_core::door::{Command, Descriptor, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::{HostMemory, MemoryFile, PciAddressSpace};
 use dmaspace_iommufd::Cdev;
 use zerocopy::IntoBytes;
@@ -104,6 +104,14 @@ impl Device {
     /// The handle of the device.
     pub fn handle(&self) -> Handle {
         self.handle
+    }
+
+    /// The descriptor of the device, for calls that this library does not make.
+    ///
+    /// # Errors
+    /// `EBADF` on a soft host, which has no descriptors.
+    pub fn descriptor(&self) -> Result<Descriptor, Errno> {
+        self.door.descriptor(self.handle)
     }
 
     /// The group that the device was opened through. `None` for a device with a node of its own.

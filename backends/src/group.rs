@@ -23,7 +23,7 @@ use dmaspace_abi::vfio::{
 };
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{
-    Attached, Attachment, Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
+    Attached, Attachment, Command, Descriptor, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
 };
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
@@ -114,6 +114,14 @@ impl VfioGroup {
     /// Without one the group joins, but nothing is attached until one of its devices is opened.
     pub(crate) fn open_on_attach(&self, device: &str) {
         device.clone_into(&mut self.anchor.lock().name);
+    }
+
+    /// The descriptor of the group, for calls that this library does not make.
+    ///
+    /// # Errors
+    /// `EBADF` on a soft host, which has no descriptors.
+    pub fn descriptor(&self) -> Result<Descriptor, Errno> {
+        self.handle.descriptor()
     }
 
     /// The handle of the group.

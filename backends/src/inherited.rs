@@ -2,8 +2,8 @@
 //! process's part of a live update. [`dmaspace_core::contract::live_update`] describes the whole of it.
 //!
 //! Descriptors pass from process to process through exec(2), without close-on-exec, or through a socket
-//! (`SCM_RIGHTS`). The old process lends its descriptors with
-//! [`LinuxDoor::with_descriptor`](crate::LinuxDoor::with_descriptor), and the new one adopts them
+//! (`SCM_RIGHTS`). The old process lends its descriptors
+//! ([`Device::descriptor`](crate::Device::descriptor) and its neighbours), and the new one adopts them
 //! ([`OwnedHandle::adopt`]): the container, its groups, their devices, and the files behind the guest's memory. In this
 //! example both processes are in software, where descriptors have no numbers:
 #![cfg_attr(feature = "soft", doc = "```")]

@@ -24,7 +24,7 @@ cfg_if::cfg_if! {
         use std::os::fd::AsRawFd;
         use std::sync::Arc;
 
-        use dmaspace_core::door::{Errno, Handle};
+        use dmaspace_core::door::{Door as _, Errno, Handle};
         use kvm_bindings::{
             KVM_DEV_VFIO_FILE, KVM_DEV_VFIO_FILE_ADD, KVM_DEV_VFIO_FILE_DEL, kvm_create_device, kvm_device_attr,
             kvm_device_type_KVM_DEV_TYPE_VFIO,
@@ -65,7 +65,7 @@ cfg_if::cfg_if! {
 
             /// Sets an attribute whose value is the descriptor behind `handle`.
             fn set(&self, attribute: u32, handle: Handle) -> Result<(), Errno> {
-                self.door.with_descriptor(handle, |descriptor| self.set_to(attribute, descriptor.as_raw_fd()))?
+                self.set_to(attribute, self.door.descriptor(handle)?.as_raw_fd())
             }
 
             fn set_to(&self, attribute: u32, descriptor: i32) -> Result<(), Errno> {

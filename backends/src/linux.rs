@@ -14,7 +14,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -23,7 +23,7 @@ use std::sync::atomic::AtomicPtr;
 
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Attached, Attachment, Command, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{Argument, Attached, Attachment, Command, Descriptor, Door, Errno, Handle, HandleKind};
 use dmaspace_core::sync::{Rank, RwLock};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
@@ -55,17 +55,6 @@ impl LinuxDoor {
     /// A door with nothing open.
     pub fn new() -> Self {
         Self { open: RwLock::new(Rank::Door, Vec::new()), runs: ProcessRegistrations::default() }
-    }
-
-    /// Lends the descriptor behind `handle` for the VMM's own calls: to KVM, for interrupts and the like.
-    ///
-    /// It stays open until `borrow` returns, even if the handle is closed meanwhile.
-    ///
-    /// # Errors
-    /// `EBADF` when the handle is not open.
-    pub fn with_descriptor<T>(&self, handle: Handle, borrow: impl FnOnce(BorrowedFd<'_>) -> T) -> Result<T, Errno> {
-        let file = self.file(handle)?;
-        Ok(borrow(file.as_fd()))
     }
 
     fn keep(&self, file: File, kind: HandleKind) -> Handle {
@@ -254,6 +243,10 @@ unsafe impl Door for LinuxDoor {
         // owns it.
         let file = unsafe { File::from_raw_fd(descriptor) };
         Ok(self.keep(file, kind))
+    }
+
+    fn descriptor(&self, on: Handle) -> Result<Descriptor, Errno> {
+        self.file(on).map(Descriptor::new)
     }
 
     fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {

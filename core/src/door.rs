@@ -12,6 +12,7 @@
 //! registers memory takes a [`Lease`], a command that puts a group into a container takes an [`AttachPoint`], and only
 //! a [`Space`](crate::Space) makes them.
 
+mod descriptor;
 mod exported;
 mod failure;
 mod handle;
@@ -23,6 +24,7 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+pub use descriptor::Descriptor;
 pub use failure::{Answer, Cause, Errno, Failure};
 pub use handle::{Handle, HandleKind, OwnedHandle};
 pub use lease::Lease;
@@ -198,6 +200,14 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// # Errors
     /// The errno of mmap(2).
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno>;
+
+    /// The descriptor behind a handle, for a VMM's own calls.
+    ///
+    /// # Errors
+    /// `EBADF` for a handle that is not open, and from a door behind which there are no descriptors.
+    fn descriptor(&self, _on: Handle) -> Result<Descriptor, Errno> {
+        Err(Errno::EBADF)
+    }
 
     /// Closes a handle.
     ///

@@ -21,7 +21,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
-use dmaspace_core::door::{Handle, HandleKind};
+use dmaspace_core::door::{Door as _, Handle, HandleKind};
 use dmaspace_core::error::Kind;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
 use dmaspace_listener::Update;
@@ -161,17 +161,9 @@ impl Vmm {
         let [device, group] = self.names.clone();
         let message: HandoverMessage = (device, group, handover);
         let text = serde_json::to_vec(&message).expect("it can be written");
-        let [container, group, device] = self.handles;
-        self.door
-            .with_descriptor(container, |container| {
-                let sent = self.door.with_descriptor(group, |group| {
-                    self.door.with_descriptor(device, |device| {
-                        send(socket, &text, &[container, group, device, self.file.as_fd()]);
-                    })
-                });
-                sent.expect("it is open").expect("it is open");
-            })
-            .expect("it is open");
+        let lent = self.handles.map(|handle| self.door.descriptor(handle).expect("it is open"));
+        let [container, group, device] = lent.each_ref().map(|descriptor| descriptor.as_fd());
+        send(socket, &text, &[container, group, device, self.file.as_fd()]);
     }
 
     fn inherit((name, group, handover): HandoverMessage, descriptors: Vec<OwnedFd>) -> Self {

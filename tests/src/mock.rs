@@ -10,7 +10,7 @@ use dmaspace::linux::LinuxDoor;
 use dmaspace_abi::iommufd;
 use dmaspace_core::HostMemory;
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable, DeviceId};
-use dmaspace_core::door::{Command, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
+use dmaspace_core::door::{Command, Door as _, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request};
 use dmaspace_core::retry::Undone;
 use zerocopy::IntoBytes;
 
@@ -157,11 +157,10 @@ fn low(word: u64) -> u32 {
 fn make(door: &LinuxDoor, iommufd: Handle, op: u32, id: u32, words: [u64; 6]) -> Result<[u64; 6], Errno> {
     let size = u32::try_from(size_of::<TestCommand>()).expect("a small struct");
     let mut command = TestCommand { size, op, id, words, ..TestCommand::default() };
-    let called = door.with_descriptor(iommufd, |descriptor| {
-        // SAFETY: the struct is the kernel's, as long as it says; the callers' only addresses are of a bitmap that
-        // DIRTY reads, and that is there until the call returns, and of memory that CHECK_MAP looks up in page tables
-        // and does not touch.
-        unsafe { libc::ioctl(descriptor.as_raw_fd(), TEST.number.into(), &raw mut command) }
-    })?;
+    let descriptor = door.descriptor(iommufd)?;
+    // SAFETY: the struct is the kernel's, as long as it says; the callers' only addresses are of a bitmap that DIRTY
+    // reads, and that is there until the call returns, and of memory that CHECK_MAP looks up in page tables and does
+    // not touch.
+    let called = unsafe { libc::ioctl(descriptor.as_raw_fd(), TEST.number.into(), &raw mut command) };
     if called < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(command.words) }
 }

@@ -13,7 +13,7 @@ use dmaspace::facts::Facts;
 use dmaspace::linux::LinuxDoor;
 use dmaspace::open::Host;
 use dmaspace::pci::PciAddress;
-use dmaspace_core::door::{Errno, HandleKind};
+use dmaspace_core::door::{Door as _, Errno, HandleKind};
 use dmaspace_core::{Access, Iova};
 use dmaspace_iommufd::Iommufd;
 
@@ -66,8 +66,8 @@ pub fn another_process_is_charged_once_it_asks(device: PciAddress) -> Result<(),
     assert_eq!(pinned(), none + MIB);
 
     let iommufd = opened.space.handle().expect("an iommufd");
-    let copy = || door.with_descriptor(iommufd, |iommufd| iommufd.try_clone_to_owned());
-    let copy = || copy().expect("it is open").expect("one descriptor more");
+    let iommufd = door.descriptor(iommufd).expect("it is open");
+    let copy = || iommufd.as_fd().try_clone_to_owned().expect("one descriptor more");
     let another = Command::new("/proc/self/exe").env(ANOTHER, "1").stdin(Stdio::from(copy())).status();
     assert!(another.expect("this program starts again").success(), "the other says why, above");
     assert_eq!(pinned(), none, "the other was charged, and is gone");

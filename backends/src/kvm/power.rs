@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use dmaspace_core::door::{Errno, Failure, Handle, Request};
+use dmaspace_core::door::{Door as _, Errno, Failure, Handle, Request};
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::{IovaRange, PageSize};
 use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
@@ -102,7 +102,7 @@ struct Calls<'a> {
 impl Calls<'_> {
     /// Sets an attribute whose value is the descriptor of `group`.
     fn set_to_group(&self, attribute: u64, group: Handle) -> Result<(), Errno> {
-        self.shared.door.with_descriptor(group, |group| self.shared.set(attribute, &group.as_raw_fd()))?
+        self.shared.set(attribute, &self.shared.door.descriptor(group)?.as_raw_fd())
     }
 }
 
@@ -112,10 +112,9 @@ impl GroupCalls<Handle> for Calls<'_> {
     }
 
     fn set(&self, group: Handle) -> Result<(), Errno> {
-        self.shared.door.with_descriptor(group, |group| {
-            let pair = VfioSpaprTce { group: group.as_raw_fd(), table: self.table };
-            self.shared.set(abi::DEV_VFIO_GROUP_SET_SPAPR_TCE, &pair)
-        })?
+        let group = self.shared.door.descriptor(group)?;
+        let pair = VfioSpaprTce { group: group.as_raw_fd(), table: self.table };
+        self.shared.set(abi::DEV_VFIO_GROUP_SET_SPAPR_TCE, &pair)
     }
 
     fn delete(&self, group: Handle) -> Result<(), Errno> {

@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
 use dmaspace_abi::iommufd::{IOAS_MAP_FILE, IoasMapFile};
@@ -70,24 +71,23 @@ fn a_handle_spelt_with_another_kind_is_not_open() {
 }
 
 #[test]
-fn closing_closes_the_descriptor_but_not_under_a_borrower() {
+fn closing_closes_the_descriptor_once_it_is_no_longer_lent() {
     let (reader, writer) = UnixStream::pair().expect("a pair of sockets");
     let door = LinuxDoor::new();
     let handle = door.adopt(writer.into(), HandleKind::Device).expect("adopted");
-    let lent = door.with_descriptor(handle, |descriptor| {
-        door.close(handle).expect("it is open");
-        descriptor.try_clone_to_owned().map(drop).is_ok()
-    });
-    assert_eq!(lent, Ok(true));
+    let lent = door.descriptor(handle).expect("open");
+    door.close(handle).expect("it is open");
+    lent.as_fd().try_clone_to_owned().map(drop).expect("it is open still");
+    drop(lent);
     // With the other end closed there is nothing more to come.
     assert_eq!(io::read_to_string(reader).expect("readable"), "");
-    assert_eq!(door.with_descriptor(handle, |_| ()), Err(Errno::EBADF));
+    assert_eq!(door.descriptor(handle).err(), Some(Errno::EBADF));
 }
 
 #[test]
 fn descriptors_are_not_inherited() {
     let (door, handle) = door_with_null(HandleKind::Group);
-    let descriptor = door.with_descriptor(handle, |descriptor| descriptor.as_raw_fd()).expect("open");
+    let descriptor = door.descriptor(handle).expect("open").as_raw_fd();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).expect("it is ours");
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("every fdinfo has flags");
     let flags = i32::from_str_radix(flags.trim(), 8).expect("octal");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION};
 use dmaspace_core::contract::{Attachable, WindowChange};
-use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind, Kernel, OwnedHandle};
+use dmaspace_core::door::{Command, Descriptor, Door, Errno, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::words::reserved::Reserved;
 use dmaspace_core::{Backend, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
@@ -134,6 +134,15 @@ impl OpenSpace {
     /// another crate.
     pub fn handle(&self) -> Option<Handle> {
         self.opened.as_ref().map(|opened| opened.handle)
+    }
+
+    /// The descriptor of the container or iommufd, for calls that this library does not make.
+    ///
+    /// # Errors
+    /// `EBADF` on a soft host, which has no descriptors, and for a backend of another crate.
+    pub fn descriptor(&self) -> Result<Descriptor, Errno> {
+        let opened = self.opened.as_ref().ok_or(Errno::EBADF)?;
+        opened.door.descriptor(opened.handle)
     }
 
     /// The attached groups, in the order in which they were attached. Empty for backends that attach devices by their

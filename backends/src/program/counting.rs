@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use dmaspace::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
+use dmaspace::door::{Argument, Attached, Command, Descriptor, Door, Errno, Handle, HandleKind};
 use dmaspace::locked::LockedMemory;
 use dmaspace::registrations::ProcessRegistrations;
 use dmaspace::{Access, HostMemory, PageSize};
@@ -162,6 +162,10 @@ unsafe impl Door for CountingDoor {
 
     fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
         self.door.adopt(descriptor, kind)
+    }
+
+    fn descriptor(&self, on: Handle) -> Result<Descriptor, Errno> {
+        self.door.descriptor(on)
     }
 
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {

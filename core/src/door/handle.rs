@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::door::{Command, Door, Errno, Failure, Kernel};
+use crate::door::{Command, Descriptor, Door, Errno, Failure, Kernel};
 
 /// The type of an open descriptor. VFIO's ioctl numbers mean different things on different kinds (linux:
 /// include/uapi/linux/vfio.h: 0x3b71 is MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always has a
@@ -143,6 +143,14 @@ impl OwnedHandle {
     /// [`Failure`] with the errno.
     pub fn ask(&self, command: Command<'_>) -> Result<i32, Failure> {
         self.door.ask(self.handle, command)
+    }
+
+    /// The descriptor, for calls that this library does not make.
+    ///
+    /// # Errors
+    /// `EBADF` from a door behind which there are no descriptors.
+    pub fn descriptor(&self) -> Result<Descriptor, Errno> {
+        self.door.descriptor(self.handle)
     }
 
     /// The name of the handle.

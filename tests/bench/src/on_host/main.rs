@@ -41,8 +41,7 @@ impl Bench {
         let device = devices.split_whitespace().next().ok_or("the host names no device")?;
         let request = OpenRequest::device(device.parse()?).with_backend(backend);
         let opened = Host::new(door.clone(), facts).open(&request)?;
-        let handle = opened.space.handle().ok_or("a space of this crate has a descriptor")?;
-        let raw = Raw::of(door.with_descriptor(handle, |descriptor| descriptor.try_clone_to_owned())??, backend)?;
+        let raw = Raw::of(opened.space.descriptor()?, backend)?;
         let region: GuestRegionMmap<()> = GuestRegionMmap::from_range(GuestAddress(0), usize::try_from(RAM)?, None)?;
         let ram = HostMemory::of_region(&region).ok_or("the region is empty")?;
         let address = region.get_host_address(vm_memory::MemoryRegionAddress(0))?.addr() as u64;

@@ -2,12 +2,13 @@
 
 use std::error::Error;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use dmaspace::BackendKind;
 use dmaspace_abi::iommufd::{self, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP, IoasIovaRanges, IoasMap, IoasUnmap};
 use dmaspace_abi::vfio::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma};
 use dmaspace_core::Access;
+use dmaspace_core::door::Descriptor;
 
 /// The ids among which the address space of a new iommufd is looked for.
 const IDS: std::ops::Range<u32> = 1..64;
@@ -15,13 +16,13 @@ const IDS: std::ops::Range<u32> = 1..64;
 /// A container, or an address space of an iommufd.
 #[derive(Debug)]
 pub(crate) struct Raw {
-    descriptor: OwnedFd,
+    descriptor: Descriptor,
     ioas: Option<u32>,
 }
 
 impl Raw {
     /// The calls on a descriptor. A space of iommufd has one address space, which is found by asking.
-    pub(crate) fn of(descriptor: OwnedFd, backend: BackendKind) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn of(descriptor: Descriptor, backend: BackendKind) -> Result<Self, Box<dyn Error>> {
         let mut raw = Self { descriptor, ioas: None };
         if backend == BackendKind::Iommufd {
             let found = IDS.into_iter().find(|id| raw.is_address_space(*id));
