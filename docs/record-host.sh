@@ -35,6 +35,13 @@ copy "/lib/modules/$(uname -r)/modules.dep" "/lib/modules/$(uname -r)/modules.bu
 mkdir -p "$out/proc/self"
 grep -m 1 KernelPageSize /proc/self/smaps > "$out/proc/self/smaps" 2> /dev/null
 for folder in /sys/fs/cgroup/memory.max /sys/fs/cgroup/*/memory.max /sys/fs/cgroup/*/*/memory.max; do copy "$folder"; done
+# The disks that hold file systems, and the cards through which default routes go, without the routers' addresses.
+grep ' - [^ ]* /dev/' /proc/self/mountinfo > "$out/proc/self/mountinfo" 2> /dev/null
+mkdir -p "$out/proc/net"
+awk '$2 == "00000000" && $8 == "00000000" { $3 = "00000000"; print }' /proc/net/route > "$out/proc/net/route" 2> /dev/null
+awk '$1 ~ /^0+$/ && $2 == "00" { $5 = $1; print }' /proc/net/ipv6_route > "$out/proc/net/ipv6_route" 2> /dev/null
+link /sys/dev/block/* /sys/class/block/* /sys/class/net/*
+folder /sys/block/*/slaves/* /sys/devices/virtual/net/*/lower_*
 for node in /sys/class/misc/vfio /sys/class/misc/iommu /sys/class/misc/kvm /sys/class/vfio/* /sys/class/vfio-dev/*; do
     folder "$node"
 done

@@ -708,6 +708,28 @@ fn logs_hold_more_than_a_trace() {
 }
 
 #[test]
+fn a_long_trace_is_told_in_a_few_lines_and_json_has_every_step() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("long.trace");
+    let pairs = (0..1000_u64).map(|n| {
+        let (first, last) = (n * 0x1000, n * 0x1000 + 0xfff);
+        format!(
+            "1@1.1:vfio_listener_region_add_ram region_add [ram] {first:#x} - {last:#x} [0x7f0000000000]\n\
+             1@1.2:vfio_listener_region_del region_del {first:#x} - {last:#x}\n"
+        )
+    });
+    std::fs::write(&path, pairs.collect::<String>()).expect("written");
+    let file = path.to_str().expect("text");
+    let output = replay(&["--no-hints", file]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    let folded = "  6 to 1000: lines 10 to 1999; each is like one of the steps above\n     995 map, 995 unmap; pinned";
+    assert!(stdout(&output).contains(folded), "{}", stdout(&output));
+    assert!(stdout(&output).lines().count() < 50, "{}", stdout(&output));
+    let object = json(&replay(&["--no-hints", "--json", file]));
+    assert_eq!(object["steps"].as_array().map(Vec::len), Some(1001));
+}
+
+#[test]
 fn bad_traces_and_recordings_are_named_with_file_line_and_the_expected_form() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("input");

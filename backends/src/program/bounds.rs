@@ -109,7 +109,7 @@ fn trace_of_updates(len: usize) -> String {
             0 => {
                 format!("1@17.1:vfio_listener_region_add_ram region_add [ram] {first:#x} - {last:#x} [0x7f0000000000]")
             }
-            _ => format!("1@1700000000.1:vfio_listener_region_del region_del {first:#x} - {last:#x}"),
+            _ => format!("1@17.1:vfio_listener_region_del region_del {first:#x} - {last:#x}"),
         }
     })
 }
@@ -130,7 +130,8 @@ fn recording(len: usize) -> String {
                      \"access\":\"read-write\",\"host\":\"0x7f0000000000\",\"unit\":0}";
         let (removed, added) = if n % 2 == 0 { ("", piece) } else { (piece, "") };
         format!(
-            "{{\"event\":\"update\",\"removed\":[{removed}],\"added\":[{added}]}}\n{{\"event\":\"ended\",\"result\":\"ok\"}}"
+            "{{\"event\":\"update\",\"removed\":[{removed}],\"added\":[{added}]}}\n\
+             {{\"event\":\"ended\",\"result\":\"ok\"}}"
         )
     });
     begin.to_owned() + &updates

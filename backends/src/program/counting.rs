@@ -43,6 +43,18 @@ impl Calls {
             remove_window: self.remove_window - then.remove_window,
         }
     }
+
+    /// These calls and others.
+    pub(crate) fn and(self, more: Self) -> Self {
+        Self {
+            map: self.map + more.map,
+            unmap: self.unmap + more.unmap,
+            register: self.register + more.register,
+            unregister: self.unregister + more.unregister,
+            create_window: self.create_window + more.create_window,
+            remove_window: self.remove_window + more.remove_window,
+        }
+    }
 }
 
 /// A door with a counter at it. The counter's lock is [`Rank::DoorWrapper`] in the order of all locks

@@ -5,6 +5,7 @@ mod device;
 mod group;
 mod kernel;
 mod limits;
+mod own;
 mod remark;
 mod report;
 
@@ -94,6 +95,7 @@ pub(crate) fn diagnose(machine: &Machine, device: PciAddress, memory: Option<u64
         Some(found) => {
             kernel::examine(machine, found, &mut remarks);
             group::examine(machine, found, &mut remarks);
+            own::examine(machine, found, &mut remarks);
             device::examine(machine, found, &mut remarks, &mut unseen);
             limits::examine(machine, found, memory, &mut remarks);
         }

@@ -67,6 +67,8 @@ codes! {
     AcsOverride = "acs-override",
     FirmwareRegion = "firmware-region",
     FirmwareRegionRelaxable = "firmware-region-relaxable",
+    OwnDisk = "own-disk",
+    OwnNetwork = "own-network",
     DriverBound = "driver-bound",
     NoDriver = "no-driver",
     NoModule = "no-module",

@@ -1,5 +1,7 @@
 //! A replay as people read it, in a hundred columns.
 
+mod steps;
+
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
@@ -7,7 +9,7 @@ use crate::program::answer::{Answer, Cure};
 use crate::program::costs::Bytes;
 use crate::program::counting::Calls;
 use crate::program::folding::{self, Row};
-use crate::program::outcome::{AddressesOf, HostWindow, Input, Judged, Outcome, StepOutcome};
+use crate::program::outcome::{AddressesOf, HostWindow, Input, Judged, Outcome};
 use crate::program::printable;
 use crate::program::replay::Replay;
 use crate::program::units::{bytes, exactly};
@@ -22,7 +24,7 @@ pub(crate) fn replay(replay: &Replay) -> String {
     let is_map = !is_log(&replay.outcome);
     let parts = [
         paragraph("Failures where the log was written", findings(&replay.outcome.findings)),
-        paragraph("Step by step", steps(&replay.outcome)),
+        paragraph("Step by step", steps::of(&replay.outcome)),
         paragraph("The host's windows", window_table(windows)),
         paragraph("The PCI address space", section_table(sections_of(sections, AddressesOf::Pci))),
         paragraph(
@@ -125,49 +127,6 @@ pub(crate) fn below(text: &str) -> String {
 
 pub(crate) fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// Each step: its cost, and the pieces that went and came.
-fn steps(outcome: &Outcome) -> Option<String> {
-    let told = outcome.input.course.as_ref().filter(|told| !told.lines.is_empty())?;
-    let mut text = String::new();
-    for ((number, step), lines) in (1..).zip(outcome.steps.iter().flatten()).zip(&told.lines) {
-        let failed_there = told.failed_there.binary_search(&number).is_ok();
-        text += &one_step(number, *lines, step, failed_there);
-    }
-    Some(text)
-}
-
-fn one_step(number: usize, (first, last): (usize, usize), step: &StepOutcome, failed_there: bool) -> String {
-    let lines = if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
-    let ended = match (step.ok, failed_there) {
-        (true, false) => "",
-        (true, true) => "; failed where it was recorded, so it was taken back here",
-        (false, false) => "; refused, none of it is in force",
-        (false, true) => "; refused, as where it was recorded, none of it is in force",
-    };
-    let heading = format!("  {number}: {lines}{ended}\n");
-    let spent = format!(
-        "     {}; pinned {}, disturbed {}\n",
-        calls(&step.calls),
-        bytes(step.bytes.pinned.into()),
-        bytes(step.bytes.disturbed.into())
-    );
-    let gone = step.removed.iter().map(|gone| {
-        let (first, last) = (gone.first.to_string(), gone.last.to_string());
-        TableRow {
-            cells: ["-".to_owned(), first, last, gone.kind.to_string(), shown_name(&gone.name), String::new()],
-            reason: "",
-        }
-    });
-    let come = step.added.iter().map(|judged| {
-        let (first, last) = (judged.first.to_string(), judged.last.to_string());
-        let cells =
-            ["+".to_owned(), first, last, judged.kind.to_string(), shown_name(&judged.name), judged.fate.to_string()];
-        TableRow { cells, reason: if step.ok { "" } else { judged.reason.as_str() } }
-    });
-    let pieces = folded_table("   ", None, gone.chain(come).collect(), [0, 3, 5]);
-    heading + &spent + &pieces.concat()
 }
 
 /// A name as it fits into a table.
