@@ -52,7 +52,7 @@ pub struct DirtiedPages<'a> {
     pub offset: u64,
     /// The page size of the log.
     pub page: PageSize,
-    /// Bit n % 64 of word n / 64 is set if page n may have been written. At least one is, in each word.
+    /// Bit n % 64 of word n / 64 is set if page n may have been written. A word without a bit may stand between others.
     pub words: &'a [u64],
 }
 

@@ -6,7 +6,7 @@ use crate::door::Failure;
 use crate::space::index::{Index, Part, len_of};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
-use crate::words::ones::equal_words;
+use crate::words::ones::clean_words;
 use crate::words::page::PageSize;
 
 /// The number of words in the bitmap of a range.
@@ -33,7 +33,7 @@ impl Log<'_> {
             bitmap.resize(len, 0);
         }
         let zeroed = bitmap.get_mut(..len).unwrap_or_default();
-        debug_assert_eq!(equal_words(zeroed, 0), len, "a bitmap is zeroed after each question");
+        debug_assert_eq!(clean_words(zeroed), len, "a bitmap is zeroed after each question");
         self.calls.fetch(question, zeroed)
     }
 }

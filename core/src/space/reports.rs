@@ -84,9 +84,10 @@ impl Report {
                 dirty += full as u64 * 64;
                 next = number + full;
             } else {
-                let (count, pages) = self.push_mixed(bits, number);
+                let words = self.words.len();
+                let count = bits.copy_mixed(number, &mut self.words);
                 self.stretches.push(Stretch::Words(place, page, count));
-                dirty += pages;
+                dirty += self.words.iter().skip(words).map(|word| u64::from(word.count_ones())).sum::<u64>();
                 next = number + count;
             }
         }
@@ -94,18 +95,6 @@ impl Report {
             self.parts.push((memory.clone(), self.stretches.len()));
         }
         dirty << page.shift()
-    }
-
-    /// Adds the words from `number` on up to the first that is clean or full. Returns the numbers of words and of
-    /// pages.
-    fn push_mixed(&mut self, bits: Bits<'_>, number: usize) -> (usize, u64) {
-        let (mut count, mut pages) = (0, 0);
-        while let Some(word) = bits.word(number + count).filter(|word| !matches!(*word, 0 | u64::MAX)) {
-            self.words.push(word);
-            count += 1;
-            pages += u64::from(word.count_ones());
-        }
-        (count, pages)
     }
 
     fn mark_in(&self, sink: &dyn DirtySink) {

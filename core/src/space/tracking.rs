@@ -21,7 +21,7 @@ use crate::sync::{Mutex, Rank, RwLock};
 use crate::words::access::Access;
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
-use crate::words::ones::{Bits, equal_words};
+use crate::words::ones::{Bits, clean, clean_words};
 use crate::words::page::PageSize;
 
 /// The length of a bitmap at first: with pages of 4 KiB a question reaches 32 GiB.
@@ -160,16 +160,20 @@ impl Tracking {
             answer.unwrap_or_else(|| backend.unmap(hull))
         });
         let known = log.filter(|_| exact && unmapped.is_ok());
+        // A call that failed may have set bits too.
+        let len = active.log(backend).map_or(0, |log| words(hull, log.page).saturating_add(spare_words(backend)));
+        let filled = part_of(&mut bitmap, len);
+        let is_clean = clean_words(filled) == filled.len();
         for slot in slots {
             let live = slot.live.read();
             match &known {
-                Some(log) => active.report(deferred, |report| add_logged(report, &live, hull, log.page, &bitmap)),
+                Some(_) if is_clean => 0,
+                Some(log) => active.report(deferred, |report| add_logged(report, &live, hull, log.page, filled)),
                 None => active.report(deferred, |report| add_everything(report, &live, hull)),
             };
         }
-        if let Some(log) = active.log(backend) {
-            // A call that failed may have set bits too.
-            zero_again(&mut bitmap, words(hull, log.page).saturating_add(spare_words(backend)));
+        if !is_clean {
+            clean(filled);
         }
         active.keep(bitmap);
         unmapped
@@ -196,13 +200,18 @@ impl Tracking {
             if let Some(question) = next {
                 asked = question;
                 let fetched = log.fetch(question, &mut bitmap, spare);
+                let filled = part_of(&mut bitmap, words(question, log.page).saturating_add(spare));
+                let is_clean = clean_words(filled) == filled.len();
                 let live = slot.live.read();
                 progress.add(active.report(deferred, |report| match fetched {
-                    Ok(()) => add_logged(report, &live, question, log.page, &bitmap),
+                    Ok(()) if is_clean => 0,
+                    Ok(()) => add_logged(report, &live, question, log.page, filled),
                     Err(_) => add_everything(report, &live, question),
                 }));
                 progress.failure = progress.failure.or(fetched.err());
-                zero_again(&mut bitmap, words(question, log.page).saturating_add(spare));
+                if !is_clean {
+                    clean(filled);
+                }
             }
             active.keep(bitmap);
         } else if let Some(rest) = rest {
@@ -298,12 +307,10 @@ fn begin_to_log(backend: &impl Backend, devices: usize) -> Result<bool, Failure>
     Ok(true)
 }
 
-/// Zeroes the first `len` words of a bitmap. Most are zero, and most of the time all: reading them is cheaper.
-fn zero_again(bitmap: &mut [u64], len: usize) {
+/// The first `len` words of a bitmap, as far as it reaches.
+fn part_of(bitmap: &mut [u64], len: usize) -> &mut [u64] {
     let end = len.min(bitmap.len());
-    let used = bitmap.get_mut(..end).unwrap_or_default();
-    let zero = equal_words(used, 0);
-    used.get_mut(zero..).unwrap_or_default().fill(0);
+    bitmap.get_mut(..end).unwrap_or_default()
 }
 
 /// Adds all mappings that devices may write in `range`.
@@ -318,9 +325,6 @@ fn add_everything(report: &mut Report, live: &Index, range: IovaRange) -> u64 {
 /// Adds the pages that have a bit in a bitmap of `question`.
 fn add_logged(report: &mut Report, live: &Index, question: IovaRange, page: PageSize, bitmap: &[u64]) -> u64 {
     let asked = bitmap.get(..words(question, page)).unwrap_or(bitmap);
-    if equal_words(asked, 0) == asked.len() {
-        return 0;
-    }
     let mut bytes = 0_u64;
     for part in live.parts(question).filter(is_writable) {
         let first = question.offset_of(part.range.first()) >> page.shift();

@@ -62,7 +62,8 @@ impl<B: NewBitmap + Send + Sync> DirtySink for RegionBitmaps<B> {
         }
     }
 
-    /// Looks the region up once for all pages, if the memory of the mapping lies in one.
+    /// Looks the region up once for all pages, if the memory of the mapping lies in one. Marks run by run: vm-memory's
+    /// bitmaps take ranges of bytes only (vm-memory: `Bitmap::mark_dirty`).
     fn mark_pages(&self, pages: DirtiedPages<'_>) {
         let region = self.region_of(pages.memory.address());
         let whole = region.filter(|(begin, region)| pages.memory.last().get() - begin < region.len());
