@@ -20,12 +20,13 @@ use crate::error::CommitError;
 use crate::in_force::InForce;
 use crate::journal::Journal;
 use crate::merge_registrations::{mergeable, release, restore};
+use crate::pieces::Pieces;
 use crate::plan::{Plan, Populated, Scope};
 use crate::report::Report;
 use crate::section::{Backing, Section, TargetMemory};
 use crate::served_space::{SeenDevices, ServedSpace};
 use crate::translated::{Paused, Shared};
-use crate::update::{Pieces, Update};
+use crate::update::Update;
 
 impl InForce {
     /// Makes `update` true on every space, or changes nothing.

@@ -9,13 +9,14 @@ use dmaspace_core::words::address::Iova;
 
 use crate::discardable::Discardables;
 use crate::error::CommitError;
+use crate::pieces::Pieces;
 use crate::plan::{self, Host, Plan, Populated, Scope};
 use crate::report::Report;
 use crate::section::FrontEnd;
 use crate::served_space::ServedSpace;
 use crate::tracking::Tracking;
 use crate::translated::{EntryError, EntryRun, Shared, Spaces, Targets};
-use crate::update::{BadUpdate, Pieces, Update, View};
+use crate::update::{BadUpdate, Update, View};
 
 /// Everything in force. Commits change it in `commit.rs`, attaches and detaches in `membership.rs`.
 #[derive(Debug)]

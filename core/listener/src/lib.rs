@@ -14,7 +14,7 @@
 //! ([`TranslatedWindow`]), and blocks of discardable RAM ([`DiscardableRam`]).
 //!
 //! # A tour
-//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `diff`, [`bar`],
+//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `pieces` (the lists of a view), `diff`, [`bar`],
 //!   [`vm_memory`].
 //! - The front: `listener`; `recorder` and [`recording`] record its input.
 //! - Everything in force: `in_force`; changed by `commit` (the algorithm) and `membership` (attach and detach),
@@ -45,6 +45,7 @@ mod listener;
 mod membership;
 mod merge_registrations;
 mod page_size_fallback;
+mod pieces;
 mod plan;
 mod range_set;
 mod recorder;

@@ -73,8 +73,8 @@ impl Listener {
     /// The update that leads from the view in force to `sections` and `targets`, for front ends that know the whole
     /// list.
     pub fn update_to(&self, sections: &[Section], targets: &[TargetMemory]) -> Update {
-        let (removed, added) = difference(self.sections(), sections);
-        let (removed_targets, added_targets) = difference(self.targets(), targets);
+        let (removed, added) = difference(&self.in_force.view.sections, sections);
+        let (removed_targets, added_targets) = difference(&self.in_force.view.targets, targets);
         Update { removed, added, removed_targets, added_targets }
     }
 

@@ -61,22 +61,37 @@ pub enum Need {
     BestEffort,
 }
 
-/// A range of the PCI address space and its content.
+/// A range of the PCI address space and its content. A clone costs no more than an `Arc`'s, and is found equal at a
+/// glance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
+    facts: Arc<SectionFacts>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct SectionFacts {
     range: IovaRange,
     name: Arc<str>,
     backing: Backing,
 }
 
 impl Section {
+    fn new(range: IovaRange, name: &str, backing: Backing) -> Self {
+        Self { facts: Arc::new(SectionFacts { range, name: name.into(), backing }) }
+    }
+
+    /// Returns whether both are clones of one section.
+    pub(crate) fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.facts, &other.facts)
+    }
+
     /// RAM or ROM, all of `memory`, at `at`.
     ///
     /// # Errors
     /// [`BadRange::Overflow`] when it would end past 2^64-1.
     pub fn ram(name: &str, at: Iova, memory: HostMemory, access: Access) -> Result<Self, BadRange> {
         let range = IovaRange::with_len(at, memory.len().get())?;
-        Ok(Self { range, name: name.into(), backing: Backing::Ram { memory, access } })
+        Ok(Self::new(range, name, Backing::Ram { memory, access }))
     }
 
     /// RAM whose blocks of `granule` bytes are populated and discarded: nothing is mapped until a block is populated
@@ -95,7 +110,7 @@ impl Section {
         granule: PageSize,
     ) -> Result<Self, BadRange> {
         let range = IovaRange::with_len(at, memory.len().get())?;
-        Ok(Self { range, name: name.into(), backing: Backing::Discardable { memory, access, granule } })
+        Ok(Self::new(range, name, Backing::Discardable { memory, access, granule }))
     }
 
     /// Another device's memory, all of `memory`, at `at`. The name should say whose: warnings use it.
@@ -105,46 +120,46 @@ impl Section {
     pub fn device_memory(name: &str, at: Iova, memory: HostMemory, access: Access) -> Result<Self, BadRange> {
         let range = IovaRange::with_len(at, memory.len().get())?;
         let memory = memory.device_memory();
-        Ok(Self { range, name: name.into(), backing: Backing::DeviceMemory { memory, access } })
+        Ok(Self::new(range, name, Backing::DeviceMemory { memory, access }))
     }
 
     /// A window whose entries of `page` bytes the guest fills.
     pub fn translated(name: &str, range: IovaRange, page: PageSize) -> Self {
-        Self { range, name: name.into(), backing: Backing::Translated { page } }
+        Self::new(range, name, Backing::Translated { page })
     }
 
     /// A range where a write is an interrupt.
     pub fn msi(name: &str, range: IovaRange) -> Self {
-        Self { range, name: name.into(), backing: Backing::Msi }
+        Self::new(range, name, Backing::Msi)
     }
 
     /// A range that devices cannot reach.
     pub fn nothing(name: &str, range: IovaRange) -> Self {
-        Self { range, name: name.into(), backing: Backing::Nothing }
+        Self::new(range, name, Backing::Nothing)
     }
 
     /// The bus addresses.
     pub fn range(&self) -> IovaRange {
-        self.range
+        self.facts.range
     }
 
     /// The name, for reports and warnings.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.facts.name
     }
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
-        self.name.clone()
+        self.facts.name.clone()
     }
 
     /// The content.
     pub fn backing(&self) -> &Backing {
-        &self.backing
+        &self.facts.backing
     }
 
     /// The guest's need for the section. `None` for sections that are never mapped.
     pub fn need(&self) -> Option<Need> {
-        match self.backing {
+        match self.facts.backing {
             Backing::Ram { .. } | Backing::Discardable { .. } | Backing::Translated { .. } => Some(Need::Required),
             Backing::DeviceMemory { .. } => Some(Need::BestEffort),
             Backing::Msi | Backing::Nothing => None,
@@ -153,7 +168,7 @@ impl Section {
 
     /// The memory to map, and the accesses allowed, for sections that are mapped as a whole.
     pub fn direct(&self) -> Option<(&HostMemory, Access)> {
-        match &self.backing {
+        match &self.facts.backing {
             Backing::Ram { memory, access } | Backing::DeviceMemory { memory, access } => Some((memory, *access)),
             Backing::Discardable { .. } | Backing::Translated { .. } | Backing::Msi | Backing::Nothing => None,
         }
@@ -161,7 +176,7 @@ impl Section {
 
     /// The accesses allowed to devices, for sections with memory.
     pub fn access(&self) -> Option<Access> {
-        match &self.backing {
+        match &self.facts.backing {
             Backing::Ram { access, .. }
             | Backing::Discardable { access, .. }
             | Backing::DeviceMemory { access, .. } => Some(*access),
@@ -171,7 +186,7 @@ impl Section {
 
     /// The memory devices can reach in it, all at once or block by block.
     pub fn memory(&self) -> Option<&HostMemory> {
-        match &self.backing {
+        match &self.facts.backing {
             Backing::Ram { memory, .. }
             | Backing::Discardable { memory, .. }
             | Backing::DeviceMemory { memory, .. } => Some(memory),
@@ -196,13 +211,19 @@ pub(crate) fn blocks_of(memory: &HostMemory, granule: PageSize) -> Vec<HostMemor
 
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.range, self.name)
+        write!(f, "{} ({})", self.range(), self.name())
     }
 }
 
-/// RAM that devices reach only through translated windows.
+/// RAM that devices reach only through translated windows. A clone costs no more than an `Arc`'s, and is found equal at
+/// a glance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetMemory {
+    facts: Arc<TargetFacts>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct TargetFacts {
     range: SystemRange,
     name: Arc<str>,
     memory: HostMemory,
@@ -215,32 +236,37 @@ impl TargetMemory {
     /// [`BadRange::Overflow`] when it would end past 2^64-1.
     pub fn new(name: &str, at: SystemAddress, memory: HostMemory) -> Result<Self, BadRange> {
         let range = SystemRange::with_len(at, memory.len().get())?;
-        Ok(Self { range, name: name.into(), memory })
+        Ok(Self { facts: Arc::new(TargetFacts { range, name: name.into(), memory }) })
     }
 
     /// The system addresses at which the guest sees it.
     pub fn range(&self) -> SystemRange {
-        self.range
+        self.facts.range
     }
 
     /// The name, for reports and warnings.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.facts.name
+    }
+
+    /// Returns whether both are clones of one piece.
+    pub(crate) fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.facts, &other.facts)
     }
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
-        self.name.clone()
+        self.facts.name.clone()
     }
 
     /// The memory in this process.
     pub fn memory(&self) -> &HostMemory {
-        &self.memory
+        &self.facts.memory
     }
 }
 
 impl fmt::Display for TargetMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "target memory {} ({})", self.range, self.name)
+        write!(f, "target memory {} ({})", self.range(), self.name())
     }
 }
 

@@ -1,9 +1,8 @@
 //! Updates, and the view they change: the front end's description, checked as a whole before anything else happens.
 
-use std::collections::BTreeMap;
-
+use crate::pieces::Pieces;
 use crate::section::{Backing, Section, TargetMemory};
-use dmaspace_core::words::address::{Address, AddressRange, Iova, IovaRange, SystemAddress};
+use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 
 /// A transaction: sections and target memory that are removed and added. Nothing happens until it is committed.
@@ -127,133 +126,6 @@ pub enum BadUpdate {
     /// piece: a block that is discarded in the section would still be mapped, or pinned, by the piece.
     #[error("{0} is added, but shares memory with {1}, and discardable memory can be in one place only")]
     SharesMemory(String, String),
-}
-
-/// The pieces of one address space: disjoint, by first address.
-#[derive(Clone, Debug)]
-pub(super) struct Pieces<A, T> {
-    pieces: BTreeMap<A, T>,
-}
-
-/// A value with an address range.
-pub(super) trait Piece<A>: Clone + PartialEq + ToString {
-    fn range(&self) -> AddressRange<A>;
-}
-
-impl Piece<Iova> for Section {
-    fn range(&self) -> AddressRange<Iova> {
-        self.range()
-    }
-}
-
-impl Piece<SystemAddress> for TargetMemory {
-    fn range(&self) -> AddressRange<SystemAddress> {
-        self.range()
-    }
-}
-
-impl<A: Address, T> Default for Pieces<A, T> {
-    fn default() -> Self {
-        Self { pieces: BTreeMap::new() }
-    }
-}
-
-impl<A: Address, T: Piece<A>> Pieces<A, T> {
-    /// Takes `removed` out and puts `added` in, or changes nothing.
-    fn change(&mut self, removed: &[T], added: &[T]) -> Result<(), BadUpdate> {
-        let (mut gone, mut come) = (0, 0);
-        let result = self.try_to_change(removed, added, &mut gone, &mut come);
-        if result.is_err() {
-            self.revert(removed.iter().take(gone), added.iter().take(come));
-        }
-        result
-    }
-
-    /// Makes the changes one by one, and counts the pieces taken out and put in.
-    fn try_to_change(
-        &mut self,
-        removed: &[T],
-        added: &[T],
-        gone: &mut usize,
-        come: &mut usize,
-    ) -> Result<(), BadUpdate> {
-        for piece in removed {
-            self.take(piece)?;
-            *gone += 1;
-        }
-        for piece in added {
-            self.put(piece)?;
-            *come += 1;
-        }
-        Ok(())
-    }
-
-    /// Undoes a change that was made.
-    fn revert<'a>(&mut self, removed: impl Iterator<Item = &'a T>, added: impl Iterator<Item = &'a T>)
-    where
-        T: 'a,
-    {
-        for piece in added {
-            self.pieces.remove(&piece.range().first());
-        }
-        for piece in removed {
-            self.pieces.insert(piece.range().first(), piece.clone());
-        }
-    }
-
-    /// Takes out the pieces of `removed` that are there.
-    pub(super) fn remove_all(&mut self, removed: &[T]) {
-        for piece in removed {
-            self.pieces.remove(&piece.range().first());
-        }
-    }
-
-    fn take(&mut self, piece: &T) -> Result<(), BadUpdate> {
-        let first = piece.range().first();
-        if self.pieces.get(&first) != Some(piece) {
-            return Err(BadUpdate::NotThere(piece.to_string()));
-        }
-        self.pieces.remove(&first);
-        Ok(())
-    }
-
-    fn put(&mut self, piece: &T) -> Result<(), BadUpdate> {
-        if let Some(there) = self.within(piece.range()).next() {
-            return Err(BadUpdate::Overlap(piece.to_string(), there.to_string()));
-        }
-        self.pieces.insert(piece.range().first(), piece.clone());
-        Ok(())
-    }
-
-    /// The piece that has all of `range`.
-    pub(super) fn around(&self, range: AddressRange<A>) -> Option<&T> {
-        let (_, piece) = self.pieces.range(..=range.first()).next_back()?;
-        if piece.range().covers(range) { Some(piece) } else { None }
-    }
-
-    /// The pieces that share bytes with `range`, ascending.
-    pub(super) fn within(&self, range: AddressRange<A>) -> impl DoubleEndedIterator<Item = &T> {
-        let reaching_in = self.pieces.range(..range.first()).next_back().map(|(_, piece)| piece);
-        let reaching_in = reaching_in.filter(move |piece| piece.range().overlaps(range));
-        let inside = self.pieces.range(range.first()..=range.last()).map(|(_, piece)| piece);
-        reaching_in.into_iter().chain(inside)
-    }
-
-    /// All pieces, ascending.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
-        self.pieces.values()
-    }
-
-    /// The piece that ends right before `first`.
-    pub(super) fn ending_before(&self, first: A) -> Option<&T> {
-        let (_, piece) = self.pieces.range(..first).next_back()?;
-        (piece.range().end() == Some(first)).then_some(piece)
-    }
-
-    /// The piece that begins at `first`.
-    pub(super) fn beginning_at(&self, first: A) -> Option<&T> {
-        self.pieces.get(&first)
-    }
 }
 
 /// The front end's description of the guest so far.

@@ -13,7 +13,7 @@ use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
 use crate::section::TargetMemory;
-use crate::update::Pieces;
+use crate::pieces::Pieces;
 
 /// The memory that entries can point to, shared by the listener and its windows.
 pub(crate) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;
