@@ -111,7 +111,7 @@ fn a_bar_that_its_device_exported_is_mapped_and_any_other_is_skipped_with_the_re
     let report = listener.commit(listener.update_to(&sections, &[])).expect("best effort");
     let fates: Vec<_> = report.spaces[0].sections.iter().map(|verdict| (verdict.piece.name(), verdict.fate)).collect();
     assert_eq!(fates, [("exported", Fate::Mapped), ("mmapped", Fate::Skipped)]);
-    let reason = &report.spaces[0].sections[1].reason;
+    let reason = report.spaces[0].sections[1].reason.to_string();
     assert!(reason.contains("export"), "{reason}");
 
     let alone = memory(1 << 46, MIB).device_memory();

@@ -80,7 +80,7 @@ impl ReservedFixture {
         let report = listener.explain(&Update::new().adding(ram)).expect("a proper update");
         let verdict = &report.spaces[0].sections[0];
         assert_eq!(verdict.fate, Fate::Refused, "{verdict}");
-        verdict.reason.clone()
+        verdict.reason.to_string()
     }
 }
 

@@ -177,7 +177,7 @@ fn a_window_whose_pages_prove_too_large_is_created_again_before_the_first_entry(
     let sections = [huge(0, 1 << 45, 4 * MIB), huge(8 * MIB, 1 << 46, 4 * MIB)];
     let update = sections.iter().cloned().fold(Update::new(), Update::adding);
     let report = fixture.listener.commit(update).expect("smaller pages do");
-    let reasons: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.as_str()).collect();
+    let reasons: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.to_string()).collect();
     assert_eq!(reasons, ["read-write with 4K pages"; 2]);
     assert_eq!((report.spaces[0].pinned, report.spaces[0].disturbed), (8 * MIB, 0));
     assert_eq!(fixture.soft.calls().of(CREATE), 2);

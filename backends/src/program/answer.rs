@@ -183,7 +183,7 @@ fn fate_here(at: IovaRange, is_device: bool, name: Option<&str>, stage: &Stage) 
     };
     let report = stage.listener().explain(&Update::new().adding(section.ok()?)).ok()?;
     let verdict = report.spaces.into_iter().next()?.sections.into_iter().next()?;
-    Some((verdict.fate, verdict.reason))
+    Some((verdict.fate, verdict.reason.to_string()))
 }
 
 impl Answer {

@@ -41,8 +41,8 @@ fn only(report: Report) -> SpaceReport {
 fn refusals(report: &SpaceReport) -> Vec<String> {
     let sections = report.sections.iter().filter(|verdict| verdict.fate == Fate::Refused);
     let targets = report.targets.iter().filter(|verdict| verdict.fate == Fate::Refused);
-    let of_sections = sections.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
-    let of_targets = targets.map(|verdict| (verdict.reason.as_str(), verdict.to_string()));
+    let of_sections = sections.map(|verdict| (verdict.reason.to_string(), verdict.to_string()));
+    let of_targets = targets.map(|verdict| (verdict.reason.to_string(), verdict.to_string()));
     folding::told(of_sections.chain(of_targets))
 }
 
@@ -52,11 +52,11 @@ fn taken_back(mut report: SpaceReport, error: &CommitError) -> SpaceReport {
     for verdict in report.sections.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
         let required = verdict.piece.need() == Some(Need::Required);
         verdict.fate = if required { Fate::Refused } else { Fate::Skipped };
-        verdict.reason = failed.reason(Some(verdict.piece.range()), verdict.piece.memory());
+        verdict.reason = failed.reason(Some(verdict.piece.range()), verdict.piece.memory()).into();
     }
     for verdict in report.targets.iter_mut().filter(|verdict| was_promised(verdict.fate)) {
         verdict.fate = Fate::Refused;
-        verdict.reason = failed.reason(None, Some(verdict.piece.memory()));
+        verdict.reason = failed.reason(None, Some(verdict.piece.memory())).into();
     }
     report
 }

@@ -11,11 +11,11 @@ pub(crate) fn shared(reason: &str) -> &str {
 }
 
 /// The lines of `told`, each a reason and a line: of many with one reason the first ones, with the number of the rest.
-pub(crate) fn told<'a>(told: impl Iterator<Item = (&'a str, String)>) -> Vec<String> {
+pub(crate) fn told(told: impl Iterator<Item = (impl AsRef<str>, String)>) -> Vec<String> {
     let mut groups: BTreeMap<String, usize> = BTreeMap::new();
     let mut lines: Vec<(String, String)> = Vec::new();
     for (reason, line) in told {
-        let reason = shared(reason).to_owned();
+        let reason = shared(reason.as_ref()).to_owned();
         let met = groups.entry(reason.clone()).or_insert(0);
         *met += 1;
         if *met <= ONE_BY_ONE {

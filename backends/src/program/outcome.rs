@@ -254,13 +254,13 @@ impl Judged {
 
     /// The fate of a section in a listener's report.
     pub(crate) fn of_section_verdict(verdict: &Verdict<Section>) -> Self {
-        let judged = Self::of_section(&verdict.piece, verdict.fate, &verdict.reason);
+        let judged = Self::of_section(&verdict.piece, verdict.fate, &verdict.reason.to_string());
         Self { lost_head: verdict.lost_head, lost_tail: verdict.lost_tail, ..judged }
     }
 
     /// The fate of target memory in a listener's report.
     pub(crate) fn of_target_verdict(verdict: &Verdict<TargetMemory>) -> Self {
-        Self::of_target(&verdict.piece, verdict.fate, &verdict.reason)
+        Self::of_target(&verdict.piece, verdict.fate, &verdict.reason.to_string())
     }
 
     /// Its address space and first address.
@@ -269,8 +269,8 @@ impl Judged {
     }
 
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
-        let (fate, reason) = verdict.map_or((Fate::Skipped, ""), |verdict| (verdict.fate, &verdict.reason));
-        let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind.clone(), fate, reason);
+        let (fate, reason) = verdict.map_or((Fate::Skipped, String::new()), |verdict| (verdict.fate, verdict.reason.to_string()));
+        let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind.clone(), fate, &reason);
         let (lost_head, lost_tail) = verdict.map_or((0, 0), |verdict| (verdict.lost_head, verdict.lost_tail));
         Self { lost_head, lost_tail, ..whole }
     }

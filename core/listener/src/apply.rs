@@ -202,7 +202,7 @@ impl Work<'_> {
         let Err(error) = map(self.space, mapping) else { return Done::Mapped(mapping.range) };
         for verdict in self.report.sections.iter_mut().filter(|verdict| verdict.piece.range().overlaps(mapping.range)) {
             verdict.fate = Fate::Skipped;
-            verdict.reason = error.to_string();
+            verdict.reason = error.to_string().into();
             self.report.warnings.extend(Warning::of(verdict, ""));
         }
         Done::Fenced(error.fenced().to_vec())

@@ -68,7 +68,7 @@ pub use discardable::{BlockError, DiscardableRam};
 pub use error::CommitError;
 pub use listener::Listener;
 pub use recorder::Recorder;
-pub use report::{Fate, Report, SpaceReport, Verdict, Warning, WarningCause};
+pub use report::{Fate, Reason, Report, SpaceReport, Verdict, Warning, WarningCause};
 pub use section::{FrontEnd, Section};
 pub use served_space::{RecurringWarning, Totals};
 pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};

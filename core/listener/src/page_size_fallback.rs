@@ -86,9 +86,8 @@ impl SmallerPages {
 
     /// Corrects the pages that the report's reasons name.
     pub(super) fn note_in(self, report: &mut SpaceReport) {
-        let (planned, granted) = (format!("with {} pages", self.from), format!("with {} pages", self.to));
         for verdict in report.sections.iter_mut().filter(|verdict| self.window.covers(verdict.piece.range())) {
-            verdict.reason = verdict.reason.replace(&planned, &granted);
+            verdict.reason.correct_pages(self.from, self.to);
         }
     }
 }

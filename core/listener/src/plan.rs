@@ -152,9 +152,10 @@ impl<'a> Planner<'a> {
             let blocks = self.populated_blocks();
             (register, unregister) = registrations::registrations(self.view, self.host, registered, &blocks);
         } else {
-            let reason = format!("{} needs no registration", self.host.space.describe().backend);
-            let skipped = targets.iter().map(|target| Verdict::new(target.clone(), Fate::Skipped, &*reason));
-            self.plan.targets = skipped.collect();
+            for target in targets {
+                let reason = format!("{} needs no registration", self.host.space.describe().backend);
+                self.plan.targets.push(Verdict::new(target.clone(), Fate::Skipped, reason));
+            }
         }
         if let Some(shared) = &self.host.shared {
             self.plan.targets = targets.iter().map(pins::judge_target).collect();

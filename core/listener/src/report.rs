@@ -1,6 +1,10 @@
 //! The outcome of each section and why, as a plan foresees it and a commit reports it.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use dmaspace_core::words::access::Access;
+use dmaspace_core::words::page::PageSize;
 
 use crate::section::{Need, Section, TargetMemory};
 
@@ -41,6 +45,61 @@ impl fmt::Display for Fate {
     }
 }
 
+/// The reason for a fate: facts, which become words when they are displayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(Facts);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Facts {
+    /// In these words.
+    Told(Cow<'static, str>),
+    /// Mapped with this access, in pages of this size, but for so many bytes at the beginning and at the end.
+    Mapped(Access, PageSize, u64, u64),
+}
+
+impl Reason {
+    /// The reason for memory that is mapped in pages of `granule`, without so many bytes at its ends.
+    pub(super) fn mapped(access: Access, granule: PageSize, lost_head: u64, lost_tail: u64) -> Self {
+        Self(Facts::Mapped(access, granule, lost_head, lost_tail))
+    }
+
+    /// Corrects the size of pages after smaller ones were granted than planned. Bytes that were lost to the planned
+    /// pages stay lost.
+    pub(super) fn correct_pages(&mut self, planned: PageSize, granted: PageSize) {
+        match &mut self.0 {
+            Facts::Mapped(_, granule, 0, 0) if *granule == planned => *granule = granted,
+            Facts::Mapped(..) => {}
+            Facts::Told(words) => {
+                *words = words.replace(&format!("with {planned} pages"), &format!("with {granted} pages")).into();
+            }
+        }
+    }
+}
+
+impl From<&'static str> for Reason {
+    fn from(words: &'static str) -> Self {
+        Self(Facts::Told(words.into()))
+    }
+}
+
+impl From<String> for Reason {
+    fn from(words: String) -> Self {
+        Self(Facts::Told(words.into()))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Facts::Told(words) => f.write_str(words),
+            Facts::Mapped(access, granule, 0, 0) => write!(f, "{access} with {granule} pages"),
+            Facts::Mapped(access, granule, head, tail) => {
+                write!(f, "{access}, without {head} + {tail} bytes that are no whole page of {granule}")
+            }
+        }
+    }
+}
+
 /// A piece of the view and its fate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,8 +108,8 @@ pub struct Verdict<T> {
     pub piece: T,
     /// Its fate.
     pub fate: Fate,
-    /// The reason, in words.
-    pub reason: String,
+    /// The reason, which becomes words when it is displayed.
+    pub reason: Reason,
     /// Bytes at its beginning that are not reached, because a page began earlier.
     pub lost_head: u64,
     /// Bytes at its end that are not reached, because a page ends later.
@@ -58,7 +117,7 @@ pub struct Verdict<T> {
 }
 
 impl<T> Verdict<T> {
-    pub(super) fn new(piece: T, fate: Fate, reason: impl Into<String>) -> Self {
+    pub(super) fn new(piece: T, fate: Fate, reason: impl Into<Reason>) -> Self {
         Self { piece, fate, reason: reason.into(), lost_head: 0, lost_tail: 0 }
     }
 }

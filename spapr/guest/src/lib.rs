@@ -61,7 +61,7 @@
 //!
 //! // ibm,create-pe-dma-window, once its arguments are read from the guest's buffer: 2 GiB in pages of 64K.
 //! let (window, report) = bridge.create_window(&mut listener, 16, 31)?;
-//! let reason = &report.spaces[0].sections[0].reason;
+//! let reason = report.spaces[0].sections[0].reason.to_string();
 //! assert!(reason.ends_with("with 4K pages, which the memory behind it is made of; the guest's are 64K"));
 //!
 //! // H_PUT_TCE: devices may read and write the guest's memory at 0x70000.

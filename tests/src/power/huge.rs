@@ -69,7 +69,7 @@ fn windows_are(machine: &Machine, fixture: &mut Fixture, ram: &Ram, guest_s: Pag
     listener.attach(space.clone()).expect("an empty view fits");
     let report = listener.commit(listener.update_to(&sections, &[target])).expect("two windows fit");
 
-    let said: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.as_str()).collect();
+    let said: Vec<_> = report.spaces[0].sections.iter().map(|verdict| verdict.reason.to_string()).collect();
     let low = format!("the host's window {} with 4K pages, which are the guest's", range(0, LONG));
     let high = format!("the host's window {} with {page} pages, {why}", range(TOP, LONG));
     assert_eq!(said, [low, high]);

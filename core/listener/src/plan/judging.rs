@@ -1,7 +1,7 @@
 //! The fate of every section, with its window, the bytes lost at its ends, and the reason why a host cannot take it.
 
 use crate::plan::{Planner, Run};
-use crate::report::{Fate, Verdict, Warning};
+use crate::report::{Fate, Reason, Verdict, Warning};
 use crate::section::{Backing, Need, Section, Shrink};
 use crate::update::continues;
 use dmaspace_core::words::access::Access;
@@ -43,7 +43,7 @@ impl<'a> Planner<'a> {
     /// The run a section is by itself, or its fate if it is not mapped.
     fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
         if let Some(reason) = self.windows.refusal(section) {
-            return Err(Verdict::new(section.clone(), Fate::Refused, reason));
+            return Err(Verdict::new(section.clone(), Fate::Refused, reason.to_owned()));
         }
         let (need, unmet) = match section.need() {
             Some(Need::Required) => (Need::Required, Fate::Refused),
@@ -93,23 +93,24 @@ impl<'a> Planner<'a> {
 
     /// The fate of a translated section. Windows that are created fit exactly; of a section over fixed windows, the
     /// parts inside them are usable, unless their pages are too large for an entry.
-    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, String) {
+    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, Reason) {
         if let Some(window) = self.windows.after.overlapping(range).find(|window| window.granule() > page) {
             let why = format!("its entries are pages of {page}, and {} is the host's smallest", window.granule());
-            return (Fate::Refused, why);
+            return (Fate::Refused, why.into());
         }
         if let Some(window) = self.windows.after.covering(range) {
             let granule = window.granule();
             let why = self.windows.why_of_page(granule, page);
-            return (Fate::Window, format!("the host's window {} with {granule} pages{why}", window.range));
+            let reason = format!("the host's window {} with {granule} pages{why}", window.range);
+            return (Fate::Window, reason.into());
         }
         let shared = self.windows.after.overlapping(range).filter_map(|window| window.range.intersection(range));
         let usable = shared.filter_map(|shared| shared.trimmed_to(page));
         let words: Vec<_> = usable.map(|usable| usable.to_string()).collect();
         if words.is_empty() {
-            return (Fate::Refused, self.outside(range));
+            return (Fate::Refused, self.outside(range).into());
         }
-        (Fate::Window, format!("usable as far as the host's windows reach: {}", words.join(", ")))
+        (Fate::Window, format!("usable as far as the host's windows reach: {}", words.join(", ")).into())
     }
 
     /// The reason why `range` does not lie inside one window, and a place that would do.
@@ -216,14 +217,10 @@ impl<'a> Planner<'a> {
         let lost_head = shared.first().get() - range.first().get();
         let lost_tail = range.last().get() - shared.last().get();
         let (fate, reason) = match (lost_head, lost_tail) {
-            (0, 0) => (Fate::Mapped, format!("{} with {granule} pages", run.access)),
-            (head, tail) if refuses => {
-                (Fate::Refused, format!("{head} + {tail} bytes at its ends are no whole page of {granule}"))
+            (head, tail) if refuses && (head, tail) != (0, 0) => {
+                (Fate::Refused, format!("{head} + {tail} bytes at its ends are no whole page of {granule}").into())
             }
-            (head, tail) => (
-                Fate::Mapped,
-                format!("{}, without {head} + {tail} bytes that are no whole page of {granule}", run.access),
-            ),
+            (head, tail) => (Fate::Mapped, Reason::mapped(run.access, granule, head, tail)),
         };
         Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
     }

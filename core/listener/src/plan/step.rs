@@ -98,7 +98,7 @@ impl Plan {
         for verdict in &mut self.sections {
             if matches!(verdict.fate, Fate::Mapped | Fate::Discardable) {
                 verdict.fate = Fate::Refused;
-                verdict.reason = reason.to_string();
+                verdict.reason = reason.to_string().into();
             }
         }
     }
