@@ -31,9 +31,11 @@ use crate::update::Update;
 impl InForce {
     /// Makes `update` true on every space, or changes nothing.
     pub(crate) fn commit(&mut self, update: &Update) -> Result<Report, CommitError> {
-        let mut scope = Scope::of_removals(update, &self.view);
+        if update.is_empty() && self.served.iter().all(ServedSpace::is_current) {
+            return Ok(self.commit_of_nothing());
+        }
+        let scope = Scope::of(update);
         self.view.change(update)?;
-        scope.widen_by_additions(update, &self.view);
         let result = self.put_in_force(update, &scope);
         if result.is_err() {
             self.view.revert(update);
@@ -44,6 +46,11 @@ impl InForce {
             drop(old);
         }
         result
+    }
+
+    /// A commit that changes nothing, while each space is as the last commit left it.
+    fn commit_of_nothing(&mut self) -> Report {
+        Report { spaces: self.served.iter_mut().map(ServedSpace::remember_nothing).collect() }
     }
 
     fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {

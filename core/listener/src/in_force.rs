@@ -117,14 +117,12 @@ impl InForce {
     /// The report that a commit of `update` would end with, without doing any of it.
     pub(crate) fn explain(&self, update: &Update) -> Result<Report, BadUpdate> {
         if update.is_empty() {
-            return Ok(self.foresee(&self.view, &Scope::of_removals(update, &self.view)));
+            return Ok(self.foresee(&self.view, &Scope::of(update)));
         }
         let mut view = self.view.clone();
-        let mut scope = Scope::of_removals(update, &view);
         view.change(update)?;
         view.check_discardable_memory(update, self.discardables.keys())?;
-        scope.widen_by_additions(update, &view);
-        Ok(self.foresee(&view, &scope))
+        Ok(self.foresee(&view, &Scope::of(update)))
     }
 
     fn foresee(&self, view: &View, scope: &Scope) -> Report {

@@ -3,7 +3,8 @@
 //!
 //! Sections that continue each other on the bus and in the host are joined to runs, runs are trimmed inwards to their
 //! window's granule, and mappings that stay the same are left alone. Only the ranges an update touches are looked at,
-//! widened to whole runs.
+//! widened as far as the change reaches: to whole pages, and to whole mappings of a kernel that unmaps nothing less. A
+//! byte is mapped if all of its page lies in the run, so a change does not reach farther, however long the run is.
 
 mod cutting;
 mod host;
@@ -17,7 +18,7 @@ mod step;
 use std::collections::BTreeMap;
 
 use crate::report::{Fate, Verdict};
-use crate::section::{Backing, FrontEnd, Need, Section};
+use crate::section::{Backing, FrontEnd, Need};
 use crate::update::View;
 use crate::windows::{self, WindowPlan};
 use cutting::Cutting;
@@ -86,7 +87,7 @@ struct Planner<'a> {
 }
 
 /// Sections that continue each other, in one window.
-struct Run<'a> {
+struct Run {
     range: IovaRange,
     memory: HostMemory,
     access: Access,
@@ -94,7 +95,6 @@ struct Run<'a> {
     window: Window,
     /// The pages it must be mapped in, if it is unmapped page by page later.
     unit: Option<PageSize>,
-    sections: Vec<&'a Section>,
 }
 
 /// The live mappings of a range, sorted by their future.
@@ -124,10 +124,12 @@ impl<'a> Planner<'a> {
 
     fn plan(mut self) -> Plan {
         let mut maps = Vec::new();
-        for range in self.with_changed_windows() {
+        for range in self.reached() {
             let wanted = self.judge(range);
             self.change(range, &wanted, &mut maps);
         }
+        // A section that two ranges share is judged with each, alike.
+        self.plan.sections.dedup_by(|later, earlier| later.piece.range() == earlier.piece.range());
         let (unregister, stop_sharing) = self.prepare_windows_and_memory();
         let taken: u64 = maps.iter().map(|(mapping, _)| self.mappings_in(mapping.range, mapping.unit)).sum();
         self.plan.more_mappings = taken.saturating_sub(self.freed);
@@ -175,16 +177,38 @@ impl<'a> Planner<'a> {
         (unregister, stop_sharing)
     }
 
-    /// The ranges touched: a window that is removed or created touches everything in it.
-    fn with_changed_windows(&self) -> Vec<IovaRange> {
-        let mut touched = self.scope.touched.clone();
-        touched.extend(&self.windows.removed);
-        touched.extend(self.windows.created.iter().map(|request| request.range));
-        disjoint(touched)
+    /// The ranges that the changes reach, disjoint. A window that is removed or created is a change of everything in it.
+    fn reached(&self) -> Vec<IovaRange> {
+        let mut reached: Vec<_> = self.scope.touched.iter().map(|range| self.reach_of(*range)).collect();
+        reached.extend(&self.windows.removed);
+        reached.extend(self.windows.created.iter().map(|request| request.range));
+        disjoint(reached)
+    }
+
+    /// The range that a change of `range` reaches: the pages it lies in, and the mappings that are unmapped as a whole.
+    fn reach_of(&self, range: IovaRange) -> IovaRange {
+        let mut reach = range;
+        for at in [range.first(), range.last()] {
+            if let Some(window) = self.windows.after.containing(at) {
+                let pages = range.widened_to(window.granule()).intersection(window.range);
+                reach = reach.hull(pages.unwrap_or(range));
+            }
+        }
+        for at in [reach.first(), reach.last()] {
+            match self.host.space.lookup(at) {
+                Some(Mapping { range, unit: Unit::Whole, .. }) => reach = reach.hull(range),
+                Some(Mapping { range, unit: Unit::Pages(page), .. }) => {
+                    let units = reach.widened_to(page).intersection(range);
+                    reach = reach.hull(units.unwrap_or(reach));
+                }
+                None => {}
+            }
+        }
+        reach
     }
 
     /// Leaves mappings alone that stay, unmaps the rest, and maps missing memory.
-    fn change(&mut self, range: IovaRange, wanted: &[Run<'a>], maps: &mut Vec<(Mapping, Need)>) {
+    fn change(&mut self, range: IovaRange, wanted: &[Run], maps: &mut Vec<(Mapping, Need)>) {
         let Sorted { kept, mut going } = self.sort(range, wanted);
         going.retain(|range| self.survives(*range));
         // One unmap spans gaps, but neither mappings that stay nor a fence.
@@ -199,7 +223,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Sorts the live mappings of `range`, and counts the mappings that are freed and the bytes that are disturbed.
-    fn sort(&mut self, range: IovaRange, wanted: &[Run<'a>]) -> Sorted {
+    fn sort(&mut self, range: IovaRange, wanted: &[Run]) -> Sorted {
         let mut sorted = Sorted::default();
         for mapping in &self.host.space.mappings(range) {
             let near = overlapping(wanted, mapping.range, |run| run.range);
@@ -246,7 +270,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
-    fn pieces(&self, run: &Run<'_>, gap: IovaRange) -> Vec<Mapping> {
+    fn pieces(&self, run: &Run, gap: IovaRange) -> Vec<Mapping> {
         let granule = run.window.granule();
         let (unit, parts) = match (run.unit, self.host.powers.keeps) {
             (Some(page), _) => (Unit::Pages(page), vec![gap]),
@@ -264,7 +288,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-impl Run<'_> {
+impl Run {
     /// The part of a live mapping that this run would map just the same.
     fn same_as(&self, live: &Mapping) -> Option<IovaRange> {
         let shared = self.range.intersection(live.range)?;
@@ -274,16 +298,24 @@ impl Run<'_> {
         let is_same = here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory);
         if is_same && is_of_its_unit { Some(shared) } else { None }
     }
-}
 
-impl<'a> Run<'a> {
-    fn append(&mut self, next: Run<'a>) {
+    /// The part of this run in `range`.
+    fn clipped_to(self, range: IovaRange) -> Option<Self> {
+        if range.covers(self.range) {
+            return Some(self);
+        }
+        let range = self.range.intersection(range)?;
+        let memory = self.memory.slice(self.range.offset_of(range.first()), range.len()?.get());
+        debug_assert!(memory.is_some(), "a run is as long as its memory");
+        Some(Self { range, memory: memory?, ..self })
+    }
+
+    fn append(&mut self, next: &Self) {
         let joined = self.memory.joined_with(&next.memory);
         debug_assert!(joined.is_some(), "a run is appended only to one it continues");
         if let Some(memory) = joined {
             self.memory = memory;
             self.range = self.range.hull(next.range);
-            self.sections.extend(next.sections);
         }
     }
 }

@@ -13,6 +13,8 @@ use dmaspace_core::words::window::Windows;
 #[derive(Clone, Debug)]
 pub(super) struct ServedSpace {
     pub(super) space: Arc<dyn PciAddressSpace>,
+    /// The backend's name.
+    backend: &'static str,
     /// The devices' part of the space at the last commit. If it changed since (a device was attached or detached), the
     /// next commit plans the whole view anew.
     seen: SeenDevices,
@@ -72,7 +74,8 @@ pub struct Totals {
 impl ServedSpace {
     /// A space that joins, with the state before its first plan.
     pub(super) fn new(space: Arc<dyn PciAddressSpace>, seen: SeenDevices) -> Self {
-        Self { space, seen, warnings: BTreeMap::new(), totals: Totals::default() }
+        let backend = space.describe().backend;
+        Self { space, backend, seen, warnings: BTreeMap::new(), totals: Totals::default() }
     }
 
     /// Returns whether no device came or left since the last commit.
@@ -83,6 +86,13 @@ impl ServedSpace {
     /// Returns whether a device came or left since the last commit, and at least one is attached.
     pub(super) fn regained_device(&self) -> bool {
         !self.is_current() && !is_dormant(self.space.as_ref())
+    }
+
+    /// Remembers a commit of nothing, and returns the report of it.
+    pub(super) fn remember_nothing(&mut self) -> SpaceReport {
+        self.totals.commits += 1;
+        log::info!("{}: nothing to commit", self.backend);
+        SpaceReport { backend: self.backend, ..SpaceReport::default() }
     }
 
     /// Remembers a commit that was planned for `seen`. Afterwards `report` holds only the warnings that were not given

@@ -193,7 +193,7 @@ impl View {
 /// Returns whether `next` continues `section` on the bus and in the host, with the same rights.
 pub(super) fn continues(section: &Section, next: &Section) -> bool {
     let (Some((memory, access)), Some((more, same))) = (section.direct(), next.direct()) else { return false };
-    section.range().touches(next.range()) && access == same && memory.joined_with(more).is_some()
+    section.range().touches(next.range()) && access == same && memory.is_continued_by(more)
 }
 
 fn is_discardable(section: &Section) -> bool {

@@ -434,11 +434,15 @@ impl HostMemory {
         self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
     }
 
+    /// Returns `true` if `next` begins where this ends and both are of a kind.
+    pub fn is_continued_by(&self, next: &Self) -> bool {
+        self.last_byte().checked_add(1) == Some(next.begin()) && self.is_of_a_kind(next)
+    }
+
     /// This memory and `next` as one, when `next` begins where this ends and both are of a kind.
     pub fn joined_with(&self, next: &Self) -> Option<Self> {
-        let touches = self.last_byte().checked_add(1) == Some(next.begin());
         let len = self.len.checked_add(next.len.get())?;
-        (touches && self.is_of_a_kind(next)).then(|| self.grown_by(next, len))
+        self.is_continued_by(next).then(|| self.grown_by(next, len))
     }
 
     /// This memory and `next`, which begins inside it or where it ends, as one, when both are of a kind.

@@ -11,27 +11,29 @@ use dmaspace_core::words::page::PageSize;
 use dmaspace_core::words::window::Window;
 
 impl<'a> Planner<'a> {
-    /// Decides the fate of every section in `range` and returns the runs to be mapped, trimmed.
-    pub(super) fn judge(&mut self, range: IovaRange) -> Vec<Run<'a>> {
+    /// Decides the fate of every section in `range` and returns the runs to be mapped there, trimmed.
+    pub(super) fn judge(&mut self, range: IovaRange) -> Vec<Run> {
         let view = self.view;
         let judged = self.plan.sections.len();
-        let mut runs: Vec<Run<'a>> = Vec::new();
-        let mut populated: Vec<Run<'a>> = Vec::new();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut populated: Vec<Run> = Vec::new();
+        let mut before: Option<&Section> = None;
         for section in view.sections.within(range) {
+            let before = before.replace(section);
             if let Backing::Discardable { memory, access, granule } = section.backing() {
                 populated.extend(self.judge_discardable(section, memory, *access, *granule));
                 continue;
             }
             match self.place(section) {
-                Ok(run) => match runs.last_mut().filter(|last| continues_run(last, section, &run)) {
-                    Some(last) => last.append(run),
+                Ok(run) => match runs.last_mut().filter(|last| last.is_continued(before, section, &run)) {
+                    Some(last) => last.append(&run),
                     None => runs.push(run),
                 },
                 Err(verdict) => self.plan.sections.push(verdict),
             }
         }
-        let mut wanted: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)).collect();
-        wanted.extend(populated);
+        let mut wanted: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)?.clipped_to(range)).collect();
+        wanted.extend(populated.into_iter().filter_map(|run| run.clipped_to(range)));
         wanted.sort_by_key(|run| run.range);
         // Ranges are judged in ascending order; within one, fates are known in the order of runs.
         if let Some(new) = self.plan.sections.get_mut(judged..) {
@@ -41,7 +43,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The run a section is by itself, or its fate if it is not mapped.
-    fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
+    fn place(&self, section: &'a Section) -> Result<Run, Verdict<Section>> {
         if let Some(reason) = self.windows.refusal(section) {
             return Err(Verdict::new(section.clone(), Fate::Refused, reason.to_owned()));
         }
@@ -53,7 +55,7 @@ impl<'a> Planner<'a> {
         let window = self.window_for(section.range(), memory, access);
         let window = window.map_err(|reason| Verdict::new(section.clone(), unmet, reason))?;
         let (range, memory) = (section.range(), memory.clone());
-        Ok(Run { range, memory, access, need, window, unit: None, sections: vec![section] })
+        Ok(Run { range, memory, access, need, window, unit: None })
     }
 
     /// The window for memory that is mapped as a whole, or the reason why it cannot be mapped.
@@ -170,26 +172,44 @@ impl<'a> Planner<'a> {
     }
 
     /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.
-    fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
+    fn trim(&mut self, run: Run) -> Option<Run> {
         let granule = run.window.granule();
-        let trimmed = run.range.trimmed_to(granule);
+        let trimmed = self.with_rest_of_pages(&run).trimmed_to(granule);
         let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.memory.address().get()));
-        if trimmed.is_some() && !is_congruent {
-            let verdicts = run.sections.iter().map(|section| self.judge_incongruent(section, &run));
-            self.plan.sections.extend(verdicts.collect::<Vec<_>>());
-            return None;
+        let is_skipped = trimmed.is_some() && !is_congruent;
+        for section in self.view.sections.within(run.range) {
+            let verdict =
+                if is_skipped { self.judge_incongruent(section, &run) } else { self.judge_trimmed(section, trimmed, &run) };
+            self.plan.sections.push(verdict);
         }
-        for section in &run.sections {
-            self.plan.sections.push(self.judge_trimmed(section, trimmed, &run));
+        if is_skipped { None } else { run.clipped_to(trimmed?) }
+    }
+
+    /// The range of `run`, with the sections outside of the planned ranges that continue it in the pages at its ends.
+    fn with_rest_of_pages(&self, run: &Run) -> IovaRange {
+        let (granule, sections, mut range) = (run.window.granule(), &self.view.sections, run.range);
+        while !granule.divides(range.first().get()) {
+            let next = sections.beginning_at(range.first());
+            let before = sections.ending_before(range.first());
+            let Some((before, next)) = before.zip(next) else { break };
+            if !self.place(before).is_ok_and(|part| part.is_continued(Some(before), next, run)) {
+                break;
+            }
+            range = range.hull(before.range());
         }
-        let range = trimmed?;
-        let memory = run.memory.slice(run.range.offset_of(range.first()), range.len()?.get());
-        debug_assert!(memory.is_some(), "a run is as long as its memory");
-        Some(Run { range, memory: memory?, ..run })
+        while let Some(end) = range.end().filter(|end| !granule.divides(end.get())) {
+            let before = sections.within(range).next_back();
+            let Some(next) = sections.beginning_at(end) else { break };
+            if !self.place(next).is_ok_and(|part| run.is_continued(before, next, &part)) {
+                break;
+            }
+            range = range.hull(next.range());
+        }
+        range
     }
 
     /// The fate of a section no page of which is a page in the host.
-    fn judge_incongruent(&self, section: &Section, run: &Run<'_>) -> Verdict<Section> {
+    fn judge_incongruent(&self, section: &Section, run: &Run) -> Verdict<Section> {
         let granule = run.window.granule();
         let fate = if self.refuses(run) { Fate::Refused } else { Fate::Skipped };
         let reason = format!("its bus and host addresses lie differently in pages of {granule}");
@@ -201,11 +221,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether a run must be mapped to its last byte.
-    fn refuses(&self, run: &Run<'_>) -> bool {
+    fn refuses(&self, run: &Run) -> bool {
         run.need == Need::Required && self.front.shrink == Shrink::Refuse
     }
 
-    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
+    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run) -> Verdict<Section> {
         let (range, granule) = (section.range(), run.window.granule());
         let refuses = self.refuses(run);
         let Some(shared) = trimmed.and_then(|trimmed| trimmed.intersection(range)) else {
@@ -243,8 +263,11 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn continues_run(last: &Run<'_>, section: &Section, next: &Run<'_>) -> bool {
-    last.sections.last().is_some_and(|before| continues(before, section))
-        && last.window == next.window
-        && last.need == next.need
+impl Run {
+    /// Returns whether `next`, which begins with `section`, continues this run, which ends with `before`.
+    fn is_continued(&self, before: Option<&Section>, section: &Section, next: &Self) -> bool {
+        before.is_some_and(|before| continues(before, section))
+            && self.window == next.window
+            && self.need == next.need
+    }
 }

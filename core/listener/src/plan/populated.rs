@@ -25,7 +25,7 @@ impl<'a> Planner<'a> {
         memory: &HostMemory,
         access: Access,
         granule: PageSize,
-    ) -> Vec<Run<'a>> {
+    ) -> Vec<Run> {
         let populated = self.populated_of(section);
         let window = match self.window_for_blocks(section, memory, access, granule, populated) {
             Ok(window) => window,
@@ -43,8 +43,8 @@ impl<'a> Planner<'a> {
         for range in populated.iter().copied() {
             let part = range.len().and_then(|len| memory.slice(section.range().offset_of(range.first()), len.get()));
             debug_assert!(part.is_some(), "populated blocks lie inside their section");
-            let (need, unit, sections) = (Need::Required, Some(granule), vec![section]);
-            runs.extend(part.map(|memory| Run { range, memory, access, need, window, unit, sections }));
+            let (need, unit) = (Need::Required, Some(granule));
+            runs.extend(part.map(|memory| Run { range, memory, access, need, window, unit }));
         }
         runs
     }
