@@ -14,7 +14,7 @@ use dmaspace_core::words::window::Windows;
 
 use crate::discardable;
 use crate::in_force::InForce;
-use crate::plan::{Scope, Step};
+use crate::plan::{Scope, Step, near};
 use crate::report::WarningCause;
 use crate::section::Need;
 use crate::served_space::ServedSpace;
@@ -107,7 +107,7 @@ fn checks_of(mapping: &Mapping, windows: &Windows, fences: &[Fence]) -> [(bool, 
 /// Returns whether registrations, which are ascending, cover all of `memory`.
 fn is_covered(memory: &HostMemory, registered: &[HostMemory]) -> bool {
     let mut next = Some(memory.address());
-    for known in registered.iter().filter(|known| known.last() >= memory.address()) {
+    for known in near(registered, memory) {
         match next {
             Some(at) if at <= memory.last() && known.address() <= at => {
                 next = known.last().get().checked_add(1).map(HostAddress::new)

@@ -67,12 +67,11 @@ struct Place {
     index: usize,
 }
 
-/// Consecutive pieces: the rest of one chunk, whole chunks, and the beginning of another one.
+/// The pieces from a place on: the rest of a chunk, and the chunks behind it.
 #[derive(Clone, Debug)]
-pub(crate) struct Run<'a, A, T> {
-    front: slice::Iter<'a, T>,
+pub(crate) struct Ascending<'a, A, T> {
+    pieces: slice::Iter<'a, T>,
     chunks: slice::Iter<'a, Chunk<A, T>>,
-    back: slice::Iter<'a, T>,
 }
 
 impl<A, T> Default for Pieces<A, T> {
@@ -187,13 +186,6 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
         Place { chunk, index: pieces.partition_point(|piece| piece.range().last() < address) }
     }
 
-    /// The place before the first piece that begins after `address`.
-    fn beyond(&self, address: A) -> Place {
-        let chunk = self.chunks.partition_point(|chunk| chunk.first <= address).saturating_sub(1);
-        let pieces = self.chunk(chunk);
-        Place { chunk, index: pieces.partition_point(|piece| piece.range().first() <= address) }
-    }
-
     fn chunk(&self, chunk: usize) -> &[T] {
         self.chunks.get(chunk).map(|chunk| &chunk.pieces[..]).unwrap_or_default()
     }
@@ -209,21 +201,25 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
     }
 
     /// The pieces that share bytes with `range`, ascending.
-    pub(crate) fn within(&self, range: AddressRange<A>) -> Run<'_, A, T> {
-        let (from, to) = (self.reaching(range.first()), self.beyond(range.last()));
-        if from.chunk == to.chunk {
-            let front = self.chunk(from.chunk).get(from.index..to.index).unwrap_or_default();
-            return Run { front: front.iter(), chunks: [].iter(), back: [].iter() };
-        }
-        let front = self.chunk(from.chunk).get(from.index..).unwrap_or_default();
-        let chunks = self.chunks.get(from.chunk + 1..to.chunk).unwrap_or_default();
-        let back = self.chunk(to.chunk).get(..to.index).unwrap_or_default();
-        Run { front: front.iter(), chunks: chunks.iter(), back: back.iter() }
+    pub(crate) fn within(&self, range: AddressRange<A>) -> impl Iterator<Item = &T> {
+        let from = self.reaching(range.first());
+        let pieces = self.chunk(from.chunk).get(from.index..).unwrap_or_default();
+        let chunks = self.chunks.get(from.chunk + 1..).unwrap_or_default();
+        let all = Ascending { pieces: pieces.iter(), chunks: chunks.iter() };
+        all.take_while(move |piece| piece.range().first() <= range.last())
+    }
+
+    /// The last piece that shares bytes with `range`.
+    pub(crate) fn last_within(&self, range: AddressRange<A>) -> Option<&T> {
+        let chunk = self.chunks.partition_point(|chunk| chunk.first <= range.last()).checked_sub(1)?;
+        let pieces = self.chunk(chunk);
+        let last = pieces.partition_point(|piece| piece.range().first() <= range.last()).checked_sub(1)?;
+        pieces.get(last).filter(|piece| piece.range().overlaps(range))
     }
 
     /// All pieces, ascending.
-    pub(crate) fn iter(&self) -> Run<'_, A, T> {
-        Run { front: [].iter(), chunks: self.chunks.iter(), back: [].iter() }
+    pub(crate) fn iter(&self) -> Ascending<'_, A, T> {
+        Ascending { pieces: [].iter(), chunks: self.chunks.iter() }
     }
 
     /// All pieces, ascending, as slices.
@@ -243,34 +239,21 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
     }
 }
 
-impl<'a, A, T> Iterator for Run<'a, A, T> {
+impl<'a, A, T> Iterator for Ascending<'a, A, T> {
     type Item = &'a T;
 
     fn next(&mut self) -> Option<&'a T> {
         loop {
-            if let Some(piece) = self.front.next() {
+            if let Some(piece) = self.pieces.next() {
                 return Some(piece);
             }
-            let Some(chunk) = self.chunks.next() else { return self.back.next() };
-            self.front = chunk.pieces.iter();
+            self.pieces = self.chunks.next()?.pieces.iter();
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let known = self.front.len() + self.back.len();
+        let known = self.pieces.len();
         (known + self.chunks.len(), Some(known + self.chunks.len() * MOST))
-    }
-}
-
-impl<'a, A, T> DoubleEndedIterator for Run<'a, A, T> {
-    fn next_back(&mut self) -> Option<&'a T> {
-        loop {
-            if let Some(piece) = self.back.next_back() {
-                return Some(piece);
-            }
-            let Some(chunk) = self.chunks.next_back() else { return self.front.next_back() };
-            self.back = chunk.pieces.iter();
-        }
     }
 }
 
@@ -326,7 +309,7 @@ mod tests {
     }
 
     fn check(pieces: &Pieces<Iova, Section>, model: &Model) {
-        assert!(pieces.iter().eq(model.values()) && pieces.iter().rev().eq(model.values().rev()));
+        assert!(pieces.iter().eq(model.values()));
         assert!(pieces.chunks.iter().all(|chunk| (1..=MOST).contains(&chunk.pieces.len())), "invariant 1");
         assert!(pieces.chunks.iter().all(|chunk| chunk.first == chunk.pieces[0].range().first()), "invariant 3");
         let together = pieces.chunks.windows(2).map(|pair| pair[0].pieces.len() + pair[1].pieces.len());
@@ -334,6 +317,8 @@ mod tests {
         for (first, len) in [(0, 1), (3, 9), (100, 700), (1590, 100), (0, u64::MAX)] {
             let asked = range(first, len);
             assert!(pieces.within(asked).eq(model.values().filter(|section| section.range().overlaps(asked))));
+            let last = model.values().rfind(|section| section.range().overlaps(asked));
+            assert_eq!(pieces.last_within(asked), last);
             assert_eq!(pieces.around(asked), model.values().find(|section| section.range().covers(asked)));
             let before = model.values().find(|section| section.range().end() == Some(asked.first()));
             assert_eq!(pieces.ending_before(asked.first()), before);

@@ -211,21 +211,33 @@ impl<'a> Planner<'a> {
     fn change(&mut self, range: IovaRange, wanted: &[Run], maps: &mut Vec<(Mapping, Need)>) {
         let Sorted { kept, mut going } = self.sort(range, wanted);
         going.retain(|range| self.survives(*range));
-        // One unmap spans gaps, but neither mappings that stay nor a fence.
-        let fences = self.host.fences.iter().map(|fence| fence.range);
-        let obstacles = disjoint(kept.iter().copied().chain(fences).collect());
-        self.plan.steps.extend(merged(going, &obstacles).into_iter().map(Step::Unmap));
+        if !going.is_empty() {
+            // One unmap spans gaps, but neither mappings that stay nor a fence.
+            let fences = self.host.fences.iter().map(|fence| fence.range);
+            let obstacles = disjoint(kept.iter().copied().chain(fences).collect());
+            self.plan.steps.extend(merged(going, &obstacles).into_iter().map(Step::Unmap));
+        }
+        let mut kept = &kept[..];
         for run in wanted {
-            for gap in rest_of(run.range, &kept) {
+            kept = reaching(kept, run.range, |kept| *kept);
+            if kept.first().is_some_and(|kept| kept.covers(run.range)) {
+                continue;
+            }
+            for gap in rest_of(run.range, kept) {
                 maps.extend(self.pieces(run, gap).into_iter().map(|mapping| (mapping, run.need)));
             }
         }
     }
 
     /// Sorts the live mappings of `range`, and counts the mappings that are freed and the bytes that are disturbed.
-    fn sort(&mut self, range: IovaRange, wanted: &[Run]) -> Sorted {
+    fn sort(&mut self, range: IovaRange, mut wanted: &[Run]) -> Sorted {
         let mut sorted = Sorted::default();
         for mapping in &self.host.space.mappings(range) {
+            wanted = reaching(wanted, mapping.range, |run| run.range);
+            if self.is_wanted(mapping, wanted.first()) {
+                sorted.kept.push(mapping.range);
+                continue;
+            }
             let near = overlapping(wanted, mapping.range, |run| run.range);
             let same: Vec<_> = near.iter().filter_map(|run| run.same_as(mapping)).collect();
             let is_whole = same.first() == Some(&mapping.range);
@@ -243,6 +255,12 @@ impl<'a> Planner<'a> {
             }
         }
         sorted
+    }
+
+    /// Returns whether all of a mapping stays, as part of `run`.
+    fn is_wanted(&self, mapping: &Mapping, run: Option<&Run>) -> bool {
+        let same = run.and_then(|run| run.same_as(mapping));
+        same == Some(mapping.range) && self.survives(mapping.range)
     }
 
     fn can_be_split(&self, mapping: &Mapping) -> bool {
@@ -318,6 +336,13 @@ impl Run {
             self.range = self.range.hull(next.range);
         }
     }
+}
+
+/// The items of `pieces`, which are ascending and disjoint, from the first one on that does not end before `range`. The
+/// cost is proportional to the items before it.
+fn reaching<T>(pieces: &[T], range: IovaRange, place: impl Fn(&T) -> IovaRange) -> &[T] {
+    let passed = pieces.iter().take_while(|piece| place(piece).last() < range.first()).count();
+    pieces.get(passed..).unwrap_or_default()
 }
 
 /// The items of `pieces`, which are ascending and disjoint, that share bytes with `range`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::discardable;
 use crate::in_force::InForce;
+use crate::plan::near;
 use crate::section::{Section, TargetMemory};
 use crate::served_space::{RecurringWarning, ServedSpace, Totals};
 use crate::translated;
@@ -139,17 +140,13 @@ impl DiscardableState {
 impl SpaceState {
     fn of(member: &ServedSpace, view: &View) -> Self {
         let space: &dyn PciAddressSpace = member.space.as_ref();
-        let mappings = space.mappings(IovaRange::all()).into_iter().map(|mapping| LiveMapping {
-            owners: view.sections.within(mapping.range).map(Section::shared_name).collect(),
-            mapping,
-        });
         let registered = space.powers().registration.map(|registration| registration.registered());
         let shared = space.powers().pin_sharing.map(|sharing| sharing.shared());
         Self {
             backend: space.describe().backend,
             devices: space.describe().devices,
             windows: space.windows().windows.iter().copied().collect(),
-            mappings: mappings.collect(),
+            mappings: owned_mappings(space.mappings(IovaRange::all()), view),
             registrations: owned(registered, view),
             shared_pins: owned(shared, view),
             fences: space.describe().fences,
@@ -165,23 +162,43 @@ impl SpaceState {
     }
 }
 
-fn owned(memory: Option<Vec<HostMemory>>, view: &View) -> Vec<Registration> {
-    let spans = memory.unwrap_or_default();
-    spans.into_iter().map(|memory| Registration { owners: owners(&memory, view), memory }).collect()
-}
-
-/// The names of the pieces whose memory shares bytes with `memory`.
-fn owners(memory: &HostMemory, view: &View) -> Vec<Arc<str>> {
-    let mut owners = Vec::new();
-    for target in view.targets.iter().filter(|target| target.memory().overlaps(memory)) {
-        owners.push(target.shared_name());
-    }
-    for section in view.sections.iter() {
-        if section.memory().is_some_and(|shown| shown.overlaps(memory)) {
+/// Mappings, which are ascending, and the sections that each is there for: one walk along both.
+fn owned_mappings(mappings: Vec<Mapping>, view: &View) -> Vec<LiveMapping> {
+    let mut live = Vec::with_capacity(mappings.len());
+    let mut sections = view.sections.iter().peekable();
+    for mapping in mappings {
+        while sections.next_if(|section| section.range().last() < mapping.range.first()).is_some() {}
+        let mut owners = Vec::with_capacity(1);
+        for section in sections.clone().take_while(|section| section.range().first() <= mapping.range.last()) {
             owners.push(section.shared_name());
         }
+        live.push(LiveMapping { mapping, owners });
     }
-    owners
+    live
+}
+
+/// Memory, which is ascending, and the pieces whose memory shares bytes with each span.
+fn owned(memory: Option<Vec<HostMemory>>, view: &View) -> Vec<Registration> {
+    let spans = memory.unwrap_or_default();
+    let mut owners = vec![Vec::new(); spans.len()];
+    for target in view.targets.iter() {
+        add_owner(&spans, &mut owners, target.memory(), &target.shared_name());
+    }
+    for section in view.sections.iter() {
+        if let Some(shown) = section.memory() {
+            add_owner(&spans, &mut owners, shown, &section.shared_name());
+        }
+    }
+    let owned = spans.into_iter().zip(owners);
+    owned.map(|(memory, owners)| Registration { memory, owners }).collect()
+}
+
+/// Adds the name of a piece that shows `memory` to the owners of each of the spans that it shares bytes with.
+fn add_owner(spans: &[HostMemory], owners: &mut [Vec<Arc<str>>], memory: &HostMemory, name: &Arc<str>) {
+    let first = spans.partition_point(|span| span.last() < memory.address());
+    for owners in owners.iter_mut().skip(first).take(near(spans, memory).len()) {
+        owners.push(name.clone());
+    }
 }
 
 impl fmt::Display for State {

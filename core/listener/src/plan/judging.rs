@@ -158,7 +158,7 @@ impl<'a> Planner<'a> {
         for _ in 0..OBSTACLES {
             let place = IovaRange::with_len(Iova::new(at), len).ok()?;
             let beyond = if windows.covering(place).is_some() {
-                let section = self.view.sections.within(place).next_back().map(Section::range);
+                let section = self.view.sections.last_within(place).map(Section::range);
                 let fences = self.host.fences.iter().map(|fence| fence.range).filter(|fence| fence.overlaps(place));
                 let taken = section.into_iter().chain(fences).map(IovaRange::last).max();
                 let Some(taken) = taken else { return Some(place) };
@@ -198,7 +198,7 @@ impl<'a> Planner<'a> {
             range = range.hull(before.range());
         }
         while let Some(end) = range.end().filter(|end| !granule.divides(end.get())) {
-            let before = sections.within(range).next_back();
+            let before = sections.last_within(range);
             let Some(next) = sections.beginning_at(end) else { break };
             if !self.place(next).is_ok_and(|part| run.is_continued(before, next, &part)) {
                 break;
