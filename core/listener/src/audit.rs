@@ -7,14 +7,12 @@
 use dmaspace_core::HostAddress;
 use std::fmt;
 
-use dmaspace_core::contract::{Fence, Mapping, PciAddressSpace};
 use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::memory::HostMemory;
-use dmaspace_core::words::window::Windows;
 
 use crate::discardable;
 use crate::in_force::InForce;
-use crate::plan::{Scope, Step, near};
+use crate::plan::{Host, Scope, Step, near};
 use crate::report::WarningCause;
 use crate::section::Need;
 use crate::served_space::ServedSpace;
@@ -51,12 +49,14 @@ fn audit_of(all: &InForce, member: &ServedSpace) -> Vec<String> {
     if !member.is_current() {
         return vec!["its windows changed since the last commit".into()];
     }
-    let plan = all.plan(&all.view, member, &Scope::all(&all.view), &all.populated());
+    let scope = Scope::all_steps(&all.view);
+    let host = Host::of(member.space.as_ref(), &scope);
+    let plan = all.plan_for(&all.view, &host, &all.populated(), &scope);
     let mut found = Vec::new();
     for step in plan.steps.iter().filter(|step| !is_given_up(all, member, step)) {
         found.push(format!("it is not in step with the guest: it would have to {step}"));
     }
-    found.extend(contradictions(member.space.as_ref()));
+    found.extend(contradictions(&host));
     found
 }
 
@@ -70,38 +70,30 @@ fn is_given_up(all: &InForce, member: &ServedSpace, step: &Step) -> bool {
 }
 
 /// The contradictions between a space's index and its windows, fences and registrations.
-fn contradictions(space: &dyn PciAddressSpace) -> Vec<String> {
-    let (windows, fences) = (space.windows().windows, space.describe().fences);
-    let registered = space.powers().registration.map(|registration| registration.registered());
+fn contradictions(host: &Host<'_>) -> Vec<String> {
+    let Host { windows, fences, registered, live, .. } = host;
     let mut below: Option<IovaRange> = None;
     let mut found = Vec::new();
-    for mapping in space.mappings(IovaRange::all()) {
+    for mapping in live.iter().flatten() {
         let range = mapping.range;
         let is_above = below.is_none_or(|below| below.last() < range.first());
         let is_registered = registered.as_ref().is_none_or(|known| is_covered(&mapping.memory, known));
-        let checks =
-            [(is_above, "overlaps the mapping below it"), (is_registered, "leans on memory that is not registered")];
-        for (holds, what) in checks.into_iter().chain(checks_of(&mapping, &windows, &fences)) {
-            if !holds {
-                found.push(format!("the mapping {range} {what}"));
-            }
+        let window = windows.covering(range);
+        let checks = [
+            (is_above, "overlaps the mapping below it"),
+            (is_registered, "leans on memory that is not registered"),
+            (window.is_some(), "lies outside the windows"),
+            (range.bytes() == u128::from(mapping.memory.len().get()), "is not as long as its memory"),
+            (window.is_none_or(|window| range.is_aligned_to(window.granule())), "is not made of whole pages"),
+            (!fences.iter().any(|fence| fence.range.overlaps(range)), "lies behind a fence"),
+        ];
+        if checks.iter().any(|(holds, _)| !holds) {
+            let broken = checks.iter().filter(|(holds, _)| !holds);
+            found.extend(broken.map(|(_, what)| format!("the mapping {range} {what}")));
         }
         below = Some(range);
     }
     found
-}
-
-/// Conditions that a mapping must meet by itself, with the words for one that it does not meet.
-fn checks_of(mapping: &Mapping, windows: &Windows, fences: &[Fence]) -> [(bool, &'static str); 4] {
-    let range = mapping.range;
-    let window = windows.covering(range);
-    let is_whole = window.is_none_or(|window| range.is_aligned_to(window.granule()));
-    [
-        (window.is_some(), "lies outside the windows"),
-        (range.bytes() == u128::from(mapping.memory.len().get()), "is not as long as its memory"),
-        (is_whole, "is not made of whole pages"),
-        (!fences.iter().any(|fence| fence.range.overlaps(range)), "lies behind a fence"),
-    ]
 }
 
 /// Returns whether registrations, which are ascending, cover all of `memory`.

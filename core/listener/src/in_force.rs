@@ -93,7 +93,12 @@ impl InForce {
             of_everything = scope.of_everything(view);
             &of_everything
         };
-        plan::plan(view, &self.front, &Host::of(member.space.as_ref(), scope), populated, scope)
+        self.plan_for(view, &Host::of(member.space.as_ref(), scope), populated, scope)
+    }
+
+    /// Plans `scope` of `view` for the space of `host`.
+    pub(crate) fn plan_for(&self, view: &View, host: &Host<'_>, populated: &Populated, scope: &Scope) -> Plan {
+        plan::plan(view, &self.front, host, populated, scope)
     }
 
     /// Plans for `members`, in their order.

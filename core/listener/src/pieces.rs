@@ -222,6 +222,11 @@ impl<A: Address, T: Piece<A>> Pieces<A, T> {
         Ascending { pieces: [].iter(), chunks: self.chunks.iter() }
     }
 
+    /// The number of pieces.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.pieces.len()).sum()
+    }
+
     /// All pieces, ascending, as slices.
     pub(crate) fn slices(&self) -> impl Iterator<Item = &[T]> {
         self.chunks.iter().map(|chunk| &chunk.pieces[..])
@@ -309,7 +314,7 @@ mod tests {
     }
 
     fn check(pieces: &Pieces<Iova, Section>, model: &Model) {
-        assert!(pieces.iter().eq(model.values()));
+        assert!(pieces.iter().eq(model.values()) && pieces.len() == model.len());
         assert!(pieces.chunks.iter().all(|chunk| (1..=MOST).contains(&chunk.pieces.len())), "invariant 1");
         assert!(pieces.chunks.iter().all(|chunk| chunk.first == chunk.pieces[0].range().first()), "invariant 3");
         let together = pieces.chunks.windows(2).map(|pair| pair[0].pieces.len() + pair[1].pieces.len());

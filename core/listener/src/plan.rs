@@ -87,9 +87,13 @@ struct Planner<'a> {
 }
 
 /// Sections that continue each other, in one window.
-struct Run {
+#[derive(Clone, Copy)]
+struct Run<'a> {
     range: IovaRange,
-    memory: HostMemory,
+    /// The address of the first byte in this process.
+    address: u64,
+    /// The memory of one of the sections: all of the run is of a kind with it.
+    memory: &'a HostMemory,
     access: Access,
     need: Need,
     window: Window,
@@ -98,7 +102,6 @@ struct Run {
 }
 
 /// The live mappings of a range, sorted by their future.
-#[derive(Default)]
 struct Sorted {
     kept: Vec<IovaRange>,
     going: Vec<IovaRange>,
@@ -208,7 +211,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Leaves mappings alone that stay, unmaps the rest, and maps missing memory.
-    fn change(&mut self, range: IovaRange, wanted: &[Run], maps: &mut Vec<(Mapping, Need)>) {
+    fn change(&mut self, range: IovaRange, wanted: &[Run<'a>], maps: &mut Vec<(Mapping, Need)>) {
         let Sorted { kept, mut going } = self.sort(range, wanted);
         going.retain(|range| self.survives(*range));
         if !going.is_empty() {
@@ -230,9 +233,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Sorts the live mappings of `range`, and counts the mappings that are freed and the bytes that are disturbed.
-    fn sort(&mut self, range: IovaRange, mut wanted: &[Run]) -> Sorted {
-        let mut sorted = Sorted::default();
-        for mapping in &self.host.space.mappings(range) {
+    fn sort(&mut self, range: IovaRange, mut wanted: &[Run<'a>]) -> Sorted {
+        let live = self.host.live_in(range);
+        let mut sorted = Sorted { kept: Vec::with_capacity(live.len()), going: Vec::new() };
+        for mapping in live.iter() {
             wanted = reaching(wanted, mapping.range, |run| run.range);
             if self.is_wanted(mapping, wanted.first()) {
                 sorted.kept.push(mapping.range);
@@ -258,7 +262,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns whether all of a mapping stays, as part of `run`.
-    fn is_wanted(&self, mapping: &Mapping, run: Option<&Run>) -> bool {
+    fn is_wanted(&self, mapping: &Mapping, run: Option<&Run<'_>>) -> bool {
         let same = run.and_then(|run| run.same_as(mapping));
         same == Some(mapping.range) && self.survives(mapping.range)
     }
@@ -288,7 +292,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A missing part of a run, cut where later changes are expected. Table entries need no cuts.
-    fn pieces(&self, run: &Run, gap: IovaRange) -> Vec<Mapping> {
+    fn pieces(&self, run: &Run<'_>, gap: IovaRange) -> Vec<Mapping> {
         let granule = run.window.granule();
         let (unit, parts) = match (run.unit, self.host.powers.keeps) {
             (Some(page), _) => (Unit::Pages(page), vec![gap]),
@@ -297,20 +301,34 @@ impl<'a> Planner<'a> {
         };
         let mut pieces = Vec::with_capacity(parts.len());
         for range in parts {
-            let memory = range.len().and_then(|len| run.memory.slice(run.range.offset_of(range.first()), len.get()));
-            debug_assert!(memory.is_some(), "a run is as long as its memory");
+            let memory = self.memory_in(range);
+            debug_assert!(memory.is_some(), "the sections of a run cover it, and their memory is one piece");
             let access = run.access;
             pieces.extend(memory.map(|memory| Mapping::new(range, memory, access, unit)));
         }
         pieces
     }
+
+    /// The memory that the sections in `range` show there, where it is one piece.
+    fn memory_in(&self, range: IovaRange) -> Option<HostMemory> {
+        let mut joined: Option<HostMemory> = None;
+        for section in self.view.sections.within(range) {
+            let shared = section.range().intersection(range)?;
+            let part = section.memory()?.slice(section.range().offset_of(shared.first()), shared.len()?.get())?;
+            joined = Some(match joined {
+                None => part,
+                Some(below) => below.joined_with(&part)?,
+            });
+        }
+        joined
+    }
 }
 
-impl Run {
+impl Run<'_> {
     /// The part of a live mapping that this run would map just the same.
     fn same_as(&self, live: &Mapping) -> Option<IovaRange> {
         let shared = self.range.intersection(live.range)?;
-        let here = self.memory.address().get().wrapping_add(self.range.offset_of(shared.first()));
+        let here = self.address.wrapping_add(self.range.offset_of(shared.first()));
         let there = live.memory.address().get().wrapping_add(live.range.offset_of(shared.first()));
         let is_of_its_unit = self.unit.is_none_or(|page| live.unit == Unit::Pages(page));
         let is_same = here == there && self.access == live.access && self.memory.is_of_a_kind(&live.memory);
@@ -323,18 +341,8 @@ impl Run {
             return Some(self);
         }
         let range = self.range.intersection(range)?;
-        let memory = self.memory.slice(self.range.offset_of(range.first()), range.len()?.get());
-        debug_assert!(memory.is_some(), "a run is as long as its memory");
-        Some(Self { range, memory: memory?, ..self })
-    }
-
-    fn append(&mut self, next: &Self) {
-        let joined = self.memory.joined_with(&next.memory);
-        debug_assert!(joined.is_some(), "a run is appended only to one it continues");
-        if let Some(memory) = joined {
-            self.memory = memory;
-            self.range = self.range.hull(next.range);
-        }
+        let address = self.address.wrapping_add(self.range.offset_of(range.first()));
+        Some(Self { range, address, ..self })
     }
 }
 

@@ -181,7 +181,7 @@ impl Index {
 
     /// Removes everything, and returns it.
     pub(super) fn drain(&mut self) -> Vec<Mapping> {
-        let all = self.within(IovaRange::all()).collect();
+        let all = self.all();
         *self = Self::new(self.pages.first);
         all
     }
@@ -204,6 +204,16 @@ impl Index {
             }
             run.part(shared).map(Run::into_mapping)
         })
+    }
+
+    /// All live mappings, ascending.
+    pub(super) fn all(&self) -> Vec<Mapping> {
+        if self.pages.words.is_empty() {
+            return self.runs.values().cloned().map(Run::into_mapping).collect();
+        }
+        let mut all = Vec::with_capacity(self.runs.len());
+        all.extend(self.within(IovaRange::all()));
+        all
     }
 
     /// The parts of runs that lie in `range`, ascending, without a copy of the memory of long runs.

@@ -218,7 +218,16 @@ impl WindowSet {
 
     /// The live mappings in `range`, ascending, clipped to it.
     pub(super) fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
-        self.overlapping(range).flat_map(|slot| slot.mappings(range)).collect()
+        let mut all = Vec::new();
+        for slot in self.overlapping(range) {
+            let mut live = slot.mappings(range);
+            if all.is_empty() {
+                all = live;
+            } else {
+                all.append(&mut live);
+            }
+        }
+        all
     }
 
     /// The first live mapping that shares bytes with `range`, in windows whose entries the space writes.
@@ -272,7 +281,10 @@ impl Slot {
 
     /// The live mappings in `range`, ascending, clipped to it.
     pub(super) fn mappings(&self, range: IovaRange) -> Vec<Mapping> {
-        let Some(writer) = &self.writer else { return self.live.read().within(range).collect() };
+        let Some(writer) = &self.writer else {
+            let live = self.live.read();
+            return if range.covers(self.window.range) { live.all() } else { live.within(range).collect() };
+        };
         let Some(shared) = self.window.range.intersection(range) else { return Vec::new() };
         writer.mappings(shared).into_iter().filter_map(|mapping| clipped(mapping, range)).collect()
     }

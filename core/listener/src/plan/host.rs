@@ -1,8 +1,11 @@
 //! The facts of a space that a plan needs, read once.
 
+use std::borrow::Cow;
+
 use crate::plan::Scope;
-use dmaspace_core::contract::{Capabilities, Description, Fence, PciAddressSpace, WindowOffer};
+use dmaspace_core::contract::{Capabilities, Description, Fence, Mapping, PciAddressSpace, WindowOffer};
 use dmaspace_core::door::registrations::ProcessRegistrations;
+use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::window::Windows;
 
@@ -10,14 +13,16 @@ use dmaspace_core::words::window::Windows;
 pub(crate) struct Host<'a> {
     pub(super) space: &'a dyn PciAddressSpace,
     pub(super) powers: Capabilities,
-    pub(super) windows: Windows,
+    pub(crate) windows: Windows,
     pub(super) offer: Option<WindowOffer>,
-    pub(super) registered: Option<Vec<HostMemory>>,
+    pub(crate) registered: Option<Vec<HostMemory>>,
     /// The registrations of the process, through any space.
     pub(super) runs: Vec<HostMemory>,
     /// The memory whose pins the space shares, where spaces share pins.
     pub(super) shared: Option<Vec<HostMemory>>,
-    pub(super) fences: Vec<Fence>,
+    pub(crate) fences: Vec<Fence>,
+    /// All live mappings, for a plan of everything.
+    pub(crate) live: Option<Vec<Mapping>>,
 }
 
 impl<'a> Host<'a> {
@@ -38,13 +43,22 @@ impl<'a> Host<'a> {
             runs: runs.map(ProcessRegistrations::all).unwrap_or_default(),
             shared: space.powers().pin_sharing.map(|sharing| sharing.shared()),
             fences,
+            live: scope.is_everything().then(|| space.mappings(IovaRange::all())),
+        }
+    }
+
+    /// The live mappings in `range`.
+    pub(super) fn live_in(&self, range: IovaRange) -> Cow<'_, [Mapping]> {
+        match &self.live {
+            Some(live) if range == IovaRange::all() => live.into(),
+            _ => self.space.mappings(range).into(),
         }
     }
 
     /// The facts for a plan in which nothing is mapped, registered or created.
     fn with_windows_alone(space: &'a dyn PciAddressSpace, powers: Capabilities, fences: Vec<Fence>) -> Self {
         let windows = space.windows().windows.as_ref().clone();
-        Self { space, powers, windows, offer: None, registered: None, runs: Vec::new(), shared: None, fences }
+        Self { space, powers, windows, offer: None, registered: None, runs: Vec::new(), shared: None, fences, live: None }
     }
 }
 

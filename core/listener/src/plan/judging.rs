@@ -12,11 +12,13 @@ use dmaspace_core::words::window::Window;
 
 impl<'a> Planner<'a> {
     /// Decides the fate of every section in `range` and returns the runs to be mapped there, trimmed.
-    pub(super) fn judge(&mut self, range: IovaRange) -> Vec<Run> {
+    pub(super) fn judge(&mut self, range: IovaRange) -> Vec<Run<'a>> {
         let view = self.view;
         let judged = self.plan.sections.len();
-        let mut runs: Vec<Run> = Vec::new();
-        let mut populated: Vec<Run> = Vec::new();
+        let expected = if range == IovaRange::all() { view.sections.len() } else { 0 };
+        self.plan.sections.reserve(expected);
+        let mut runs: Vec<Run<'a>> = Vec::with_capacity(expected);
+        let mut populated: Vec<Run<'a>> = Vec::new();
         let mut before: Option<&Section> = None;
         for section in view.sections.within(range) {
             let before = before.replace(section);
@@ -26,15 +28,17 @@ impl<'a> Planner<'a> {
             }
             match self.place(section) {
                 Ok(run) => match runs.last_mut().filter(|last| last.is_continued(before, section, &run)) {
-                    Some(last) => last.append(&run),
+                    Some(last) => last.range = last.range.hull(run.range),
                     None => runs.push(run),
                 },
                 Err(verdict) => self.plan.sections.push(verdict),
             }
         }
         let mut wanted: Vec<_> = runs.into_iter().filter_map(|run| self.trim(run)?.clipped_to(range)).collect();
-        wanted.extend(populated.into_iter().filter_map(|run| run.clipped_to(range)));
-        wanted.sort_by_key(|run| run.range);
+        if !populated.is_empty() {
+            wanted.extend(populated.into_iter().filter_map(|run| run.clipped_to(range)));
+            wanted.sort_by_key(|run| run.range);
+        }
         // Ranges are judged in ascending order; within one, fates are known in the order of runs.
         if let Some(new) = self.plan.sections.get_mut(judged..) {
             new.sort_by_key(|verdict| verdict.piece.range());
@@ -43,7 +47,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The run a section is by itself, or its fate if it is not mapped.
-    fn place(&self, section: &'a Section) -> Result<Run, Verdict<Section>> {
+    fn place(&self, section: &'a Section) -> Result<Run<'a>, Verdict<Section>> {
         if let Some(reason) = self.windows.refusal(section) {
             return Err(Verdict::new(section.clone(), Fate::Refused, reason.to_owned()));
         }
@@ -54,8 +58,8 @@ impl<'a> Planner<'a> {
         let Some((memory, access)) = section.direct() else { return Err(self.judge_indirect(section)) };
         let window = self.window_for(section.range(), memory, access);
         let window = window.map_err(|reason| Verdict::new(section.clone(), unmet, reason))?;
-        let (range, memory) = (section.range(), memory.clone());
-        Ok(Run { range, memory, access, need, window, unit: None })
+        let (range, address) = (section.range(), memory.address().get());
+        Ok(Run { range, address, memory, access, need, window, unit: None })
     }
 
     /// The window for memory that is mapped as a whole, or the reason why it cannot be mapped.
@@ -172,22 +176,28 @@ impl<'a> Planner<'a> {
     }
 
     /// Trims a run to whole pages and decides the fate of its sections. `None` when nothing of it is mapped.
-    fn trim(&mut self, run: Run) -> Option<Run> {
+    fn trim(&mut self, run: Run<'a>) -> Option<Run<'a>> {
         let granule = run.window.granule();
         let trimmed = self.with_rest_of_pages(&run).trimmed_to(granule);
-        let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.memory.address().get()));
+        let is_congruent = granule.divides(run.range.first().get().wrapping_sub(run.address));
         let is_skipped = trimmed.is_some() && !is_congruent;
-        for section in self.view.sections.within(run.range) {
-            let verdict =
-                if is_skipped { self.judge_incongruent(section, &run) } else { self.judge_trimmed(section, trimmed, &run) };
-            self.plan.sections.push(verdict);
+        if !self.scope.is_of_steps_alone {
+            for section in self.view.sections.within(run.range) {
+                self.plan.sections.push(match is_skipped {
+                    true => self.judge_incongruent(section, &run),
+                    false => self.judge_trimmed(section, trimmed, &run),
+                });
+            }
         }
         if is_skipped { None } else { run.clipped_to(trimmed?) }
     }
 
     /// The range of `run`, with the sections outside of the planned ranges that continue it in the pages at its ends.
-    fn with_rest_of_pages(&self, run: &Run) -> IovaRange {
+    fn with_rest_of_pages(&self, run: &Run<'_>) -> IovaRange {
         let (granule, sections, mut range) = (run.window.granule(), &self.view.sections, run.range);
+        if range.is_aligned_to(granule) {
+            return range;
+        }
         while !granule.divides(range.first().get()) {
             let next = sections.beginning_at(range.first());
             let before = sections.ending_before(range.first());
@@ -209,7 +219,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The fate of a section no page of which is a page in the host.
-    fn judge_incongruent(&self, section: &Section, run: &Run) -> Verdict<Section> {
+    fn judge_incongruent(&self, section: &Section, run: &Run<'_>) -> Verdict<Section> {
         let granule = run.window.granule();
         let fate = if self.refuses(run) { Fate::Refused } else { Fate::Skipped };
         let reason = format!("its bus and host addresses lie differently in pages of {granule}");
@@ -221,11 +231,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether a run must be mapped to its last byte.
-    fn refuses(&self, run: &Run) -> bool {
+    fn refuses(&self, run: &Run<'_>) -> bool {
         run.need == Need::Required && self.front.shrink == Shrink::Refuse
     }
 
-    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run) -> Verdict<Section> {
+    fn judge_trimmed(&self, section: &Section, trimmed: Option<IovaRange>, run: &Run<'_>) -> Verdict<Section> {
         let (range, granule) = (section.range(), run.window.granule());
         let refuses = self.refuses(run);
         let Some(shared) = trimmed.and_then(|trimmed| trimmed.intersection(range)) else {
@@ -263,7 +273,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-impl Run {
+impl Run<'_> {
     /// Returns whether `next`, which begins with `section`, continues this run, which ends with `before`.
     fn is_continued(&self, before: Option<&Section>, section: &Section, next: &Self) -> bool {
         before.is_some_and(|before| continues(before, section))

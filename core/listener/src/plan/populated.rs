@@ -22,10 +22,10 @@ impl<'a> Planner<'a> {
     pub(super) fn judge_discardable(
         &mut self,
         section: &'a Section,
-        memory: &HostMemory,
+        memory: &'a HostMemory,
         access: Access,
         granule: PageSize,
-    ) -> Vec<Run> {
+    ) -> Vec<Run<'a>> {
         let populated = self.populated_of(section);
         let window = match self.window_for_blocks(section, memory, access, granule, populated) {
             Ok(window) => window,
@@ -41,10 +41,9 @@ impl<'a> Planner<'a> {
         self.plan.sections.push(verdict);
         let mut runs = Vec::with_capacity(populated.len());
         for range in populated.iter().copied() {
-            let part = range.len().and_then(|len| memory.slice(section.range().offset_of(range.first()), len.get()));
-            debug_assert!(part.is_some(), "populated blocks lie inside their section");
-            let (need, unit) = (Need::Required, Some(granule));
-            runs.extend(part.map(|memory| Run { range, memory, access, need, window, unit }));
+            debug_assert!(section.range().covers(range), "populated blocks lie inside their section");
+            let address = memory.address().get().wrapping_add(section.range().offset_of(range.first()));
+            runs.push(Run { range, address, memory, access, need: Need::Required, window, unit: Some(granule) });
         }
         runs
     }

@@ -15,6 +15,8 @@ pub(crate) struct Scope {
     pub(super) targets: Vec<TargetMemory>,
     /// True if anything is removed.
     pub(super) withdraws: bool,
+    /// True if the steps alone are asked for, and not the fates.
+    pub(super) is_of_steps_alone: bool,
     /// True if nothing is looked at that is mapped or registered: windows and registrations stay as they are.
     pub(super) is_of_emulated_sections: bool,
 }
@@ -28,8 +30,19 @@ impl Scope {
             removed: Vec::new(),
             targets,
             withdraws: true,
+            is_of_steps_alone: false,
             is_of_emulated_sections: false,
         }
+    }
+
+    /// The steps that everything in `view` takes, whatever the fate of each section.
+    pub(crate) fn all_steps(view: &View) -> Self {
+        Self { is_of_steps_alone: true, ..Self::all(view) }
+    }
+
+    /// Returns whether all of the PCI address space may change.
+    pub(super) fn is_everything(&self) -> bool {
+        self.touched == [IovaRange::all()]
     }
 
     /// The sections and the target memory that `update` removes and adds.
@@ -43,6 +56,7 @@ impl Scope {
             removed,
             targets: update.added_targets.clone(),
             withdraws,
+            is_of_steps_alone: false,
             is_of_emulated_sections: update.is_of_emulated_sections(),
         }
     }
