@@ -6,7 +6,7 @@ use dmaspace_core::contract::PciAddressSpace;
 use dmaspace_core::contract::dirty::{DirtySink, Precision, Synced};
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::error::Error;
-use dmaspace_core::words::address::Iova;
+use dmaspace_core::words::address::{Iova, IovaRange};
 use dmaspace_core::words::memory::HostMemory;
 
 use crate::audit::{self, Finding};
@@ -48,6 +48,12 @@ impl Listener {
     /// The sections in force, ascending.
     pub fn sections(&self) -> impl Iterator<Item = &Section> {
         self.in_force.view.sections.iter()
+    }
+
+    /// The section in force that includes `at`.
+    pub fn section_at(&self, at: Iova) -> Option<&Section> {
+        let at = IovaRange::new(at, at).ok()?;
+        self.in_force.view.sections.around(at)
     }
 
     /// The target memory in force, ascending.

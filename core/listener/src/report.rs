@@ -134,7 +134,8 @@ impl<T: fmt::Display> fmt::Display for Verdict<T> {
 pub struct SpaceReport {
     /// The backend's name.
     pub backend: &'static str,
-    /// The sections whose fate this commit decides, ascending.
+    /// The sections whose fate this commit decides, ascending: those added, and those in whose pages or mappings
+    /// something changes. The other sections of a long run are not among them.
     pub sections: Vec<Verdict<Section>>,
     /// The target memory whose fate this commit decides, ascending.
     pub targets: Vec<Verdict<TargetMemory>>,

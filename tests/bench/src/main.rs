@@ -6,10 +6,12 @@
 //! ```text
 //! ci/bench            measures, prints the table, and writes it to docs/costs.md
 //! ci/bench --check    measures the gates, and fails where docs/costs.md has other figures
+//! ci/bench --curves   measures the growth of the costs, and writes it to docs/costs-by-size.md and drawings
 //! ci/bench hosts      compares the library with raw calls in emulated hosts (dmaspace-bench-on-host)
 //! ```
 
 mod callgrind;
+mod curves;
 mod host;
 mod measure;
 mod on_hosts;
@@ -29,10 +31,11 @@ fn main() -> ExitCode {
         ["--check"] => table::check(),
         [] => table::write(),
         ["--only", word] => table::print(word),
+        ["--curves"] => table::finish(curves::write()),
         ["--gates"] => table::print_gates(),
         ["--hosts"] => table::finish(on_hosts::write(std::io::stdin().lock())),
         _ => {
-            eprintln!("dmaspace-bench: only --check, --gates, --hosts and --only WORD are understood");
+            eprintln!("dmaspace-bench: only --check, --curves, --gates, --hosts and --only WORD are understood");
             ExitCode::FAILURE
         }
     }
@@ -49,6 +52,10 @@ fn count(names: &[&str]) -> ExitCode {
             }
             Kind::Bytes(bytes) => println!("{name}\t0\t0\t{:.2}", bytes()),
         }
+    }
+    for point in curves::points().filter(|point| names.contains(&point.name.as_str())) {
+        let allocated = measure::run(&mut *point.work(), point.repetitions);
+        println!("{}\t{}\t{:.3}\t{:.1}", point.name, point.repetitions, allocated.count, allocated.bytes);
     }
     ExitCode::SUCCESS
 }

@@ -86,6 +86,30 @@ pub(crate) fn explain(count: u64) -> Box<dyn Work> {
     })
 }
 
+/// Explaining an update that removes a section.
+pub(crate) fn explain_removal(count: u64) -> Box<dyn Work> {
+    let sections = sections(count, true);
+    let listener = listener(&sections);
+    let update = Update::new().removing(sections[sections.len() / 2].clone());
+    Box::new(move |n| {
+        for _ in 0..n {
+            assert!(listener.explain(&update).is_ok(), "it is there");
+        }
+    })
+}
+
+/// Looking up the section at an address.
+pub(crate) fn lookups(count: u64) -> Box<dyn Work> {
+    let listener = listener(&sections(count, true));
+    Box::new(move |n| {
+        for step in 0..n {
+            // Far from the section before, and every section in turn.
+            let number = step * 61 % count;
+            assert!(listener.section_at(Iova::new(number * (LEN + GAP) + 1)).is_some(), "each is there");
+        }
+    })
+}
+
 /// Audits: for each section.
 pub(crate) fn audits(count: u64) -> Box<dyn Work> {
     let listener = listener(&sections(count, true));
