@@ -269,7 +269,8 @@ impl Judged {
     }
 
     fn of<T>(space: AddressesOf, range: &Range, verdict: Option<&Verdict<T>>) -> Self {
-        let (fate, reason) = verdict.map_or((Fate::Skipped, String::new()), |verdict| (verdict.fate, verdict.reason.to_string()));
+        let (fate, reason) =
+            verdict.map_or((Fate::Skipped, String::new()), |verdict| (verdict.fate, verdict.reason.to_string()));
         let whole = Self::whole(space, (range.first, range.last), &range.name, range.kind.clone(), fate, &reason);
         let (lost_head, lost_tail) = verdict.map_or((0, 0), |verdict| (verdict.lost_head, verdict.lost_tail));
         Self { lost_head, lost_tail, ..whole }

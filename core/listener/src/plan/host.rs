@@ -58,7 +58,17 @@ impl<'a> Host<'a> {
     /// The facts for a plan in which nothing is mapped, registered or created.
     fn with_windows_alone(space: &'a dyn PciAddressSpace, powers: Capabilities, fences: Vec<Fence>) -> Self {
         let windows = space.windows().windows.as_ref().clone();
-        Self { space, powers, windows, offer: None, registered: None, runs: Vec::new(), shared: None, fences, live: None }
+        Self {
+            space,
+            powers,
+            windows,
+            offer: None,
+            registered: None,
+            runs: Vec::new(),
+            shared: None,
+            fences,
+            live: None,
+        }
     }
 }
 

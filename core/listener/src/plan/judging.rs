@@ -276,8 +276,6 @@ impl<'a> Planner<'a> {
 impl Run<'_> {
     /// Returns whether `next`, which begins with `section`, continues this run, which ends with `before`.
     fn is_continued(&self, before: Option<&Section>, section: &Section, next: &Self) -> bool {
-        before.is_some_and(|before| continues(before, section))
-            && self.window == next.window
-            && self.need == next.need
+        before.is_some_and(|before| continues(before, section)) && self.window == next.window && self.need == next.need
     }
 }

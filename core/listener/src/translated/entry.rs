@@ -12,8 +12,8 @@ use dmaspace_core::words::address::{BadRange, Iova, IovaRange, SystemAddress, Sy
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-use crate::section::TargetMemory;
 use crate::pieces::Pieces;
+use crate::section::TargetMemory;
 
 /// The memory that entries can point to, shared by the listener and its windows.
 pub(crate) type Targets = Arc<RwLock<Pieces<SystemAddress, TargetMemory>>>;

@@ -15,8 +15,7 @@ const BOTTOM: f64 = 420.0;
 /// The height of a line of text.
 const LINE: f64 = 15.0;
 const FONT: &str = "font-family: sans-serif; font-size: 12px";
-const COLOURS: [&str; 8] =
-    ["#4053d3", "#b51d14", "#00813c", "#b86e00", "#7a3fb0", "#00798c", "#c2388e", "#555555"];
+const COLOURS: [&str; 8] = ["#4053d3", "#b51d14", "#00813c", "#b86e00", "#7a3fb0", "#00798c", "#c2388e", "#555555"];
 
 /// A logarithmic axis: powers of ten, at places of the drawing.
 #[derive(Clone, Copy)]
@@ -63,9 +62,9 @@ pub(super) fn of(family: &Family, measured: &[Measured]) -> Document {
         .add(grid(x, y, family.counted));
     let labels = places_of_labels(measured.iter().map(|curve| y.place(*curve.instructions.last().unwrap_or(&1.0))));
     for ((curve, label), colour) in measured.iter().zip(labels).zip(COLOURS.iter().cycle()) {
-        drawing = drawing.add(line(curve, &sizes, (x, y), colour)).add(
-            text(RIGHT + 12.0, label + 4.0, "start", curve.name).set("fill", *colour),
-        );
+        drawing = drawing
+            .add(line(curve, &sizes, (x, y), colour))
+            .add(text(RIGHT + 12.0, label + 4.0, "start", curve.name).set("fill", *colour));
     }
     drawing
 }
@@ -102,7 +101,9 @@ fn line(curve: &Measured, sizes: &[f64], (x, y): (Axis, Axis), colour: &str) -> 
     let line = Polyline::new().set("points", corners.join(" ")).set("fill", "none").set("stroke", colour);
     let mut group = Group::new().add(line.set("stroke-width", 2));
     for (x, y) in places {
-        group = group.add(Circle::new().set("cx", format!("{x:.1}")).set("cy", format!("{y:.1}")).set("r", 3).set("fill", colour));
+        group = group.add(
+            Circle::new().set("cx", format!("{x:.1}")).set("cy", format!("{y:.1}")).set("r", 3).set("fill", colour),
+        );
     }
     group
 }
