@@ -14,8 +14,8 @@
 //! ([`TranslatedWindow`]), and blocks of discardable RAM ([`DiscardableRam`]).
 //!
 //! # A tour
-//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `pieces` (the lists of a view), `diff`, [`bar`],
-//!   [`vm_memory`].
+//! - The words: `section` (sections, target memory, the front end), `update` (updates and the view), `pieces` (the
+//!   lists of a view), `diff`, [`bar`], [`vm_memory`].
 //! - The front: `listener`; `recorder` and [`recording`] record its input.
 //! - Everything in force: `in_force`; changed by `commit` (the algorithm) and `membership` (attach and detach),
 //!   remembered for each space by `served_space`.
@@ -68,7 +68,7 @@ pub use discardable::{BlockError, DiscardableRam};
 pub use error::CommitError;
 pub use listener::Listener;
 pub use recorder::Recorder;
-pub use report::{Fate, Reason, Report, SpaceReport, Verdict, Warning, WarningCause};
+pub use report::{Fate, FateReason, Report, SpaceReport, Verdict, Warning, WarningCause};
 pub use section::{FrontEnd, Section};
 pub use served_space::{RecurringWarning, Totals};
 pub use state::{DiscardableState, LiveMapping, Registration, SpaceState, State, TranslatedState};

@@ -180,7 +180,7 @@ impl<'a> Planner<'a> {
         (unregister, stop_sharing)
     }
 
-    /// The ranges that the changes reach, disjoint. A window that is removed or created is a change of everything in it.
+    /// The ranges that the changes reach, disjoint. A window that is removed or created is a change of all it holds.
     fn reached(&self) -> Vec<IovaRange> {
         let mut reached: Vec<_> = self.scope.touched.iter().map(|range| self.reach_of(*range)).collect();
         reached.extend(&self.windows.removed);
@@ -220,13 +220,13 @@ impl<'a> Planner<'a> {
             let obstacles = disjoint(kept.iter().copied().chain(fences).collect());
             self.plan.steps.extend(merged(going, &obstacles).into_iter().map(Step::Unmap));
         }
-        let mut kept = &kept[..];
+        let mut ahead = &kept[..];
         for run in wanted {
-            kept = reaching(kept, run.range, |kept| *kept);
-            if kept.first().is_some_and(|kept| kept.covers(run.range)) {
+            ahead = reaching(ahead, run.range, |kept| *kept);
+            if ahead.first().is_some_and(|kept| kept.covers(run.range)) {
                 continue;
             }
-            for gap in rest_of(run.range, kept) {
+            for gap in rest_of(run.range, ahead) {
                 maps.extend(self.pieces(run, gap).into_iter().map(|mapping| (mapping, run.need)));
             }
         }

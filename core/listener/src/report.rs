@@ -47,7 +47,7 @@ impl fmt::Display for Fate {
 
 /// The reason for a fate: facts, which become words when they are displayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason(Facts);
+pub struct FateReason(Facts);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Facts {
@@ -57,7 +57,7 @@ enum Facts {
     Mapped(Access, PageSize, u64, u64),
 }
 
-impl Reason {
+impl FateReason {
     /// The reason for memory that is mapped in pages of `granule`, without so many bytes at its ends.
     pub(super) fn mapped(access: Access, granule: PageSize, lost_head: u64, lost_tail: u64) -> Self {
         Self(Facts::Mapped(access, granule, lost_head, lost_tail))
@@ -76,19 +76,19 @@ impl Reason {
     }
 }
 
-impl From<&'static str> for Reason {
+impl From<&'static str> for FateReason {
     fn from(words: &'static str) -> Self {
         Self(Facts::Told(words.into()))
     }
 }
 
-impl From<String> for Reason {
+impl From<String> for FateReason {
     fn from(words: String) -> Self {
         Self(Facts::Told(words.into()))
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for FateReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Facts::Told(words) => f.write_str(words),
@@ -109,7 +109,7 @@ pub struct Verdict<T> {
     /// Its fate.
     pub fate: Fate,
     /// The reason, which becomes words when it is displayed.
-    pub reason: Reason,
+    pub reason: FateReason,
     /// Bytes at its beginning that are not reached, because a page began earlier.
     pub lost_head: u64,
     /// Bytes at its end that are not reached, because a page ends later.
@@ -117,7 +117,7 @@ pub struct Verdict<T> {
 }
 
 impl<T> Verdict<T> {
-    pub(super) fn new(piece: T, fate: Fate, reason: impl Into<Reason>) -> Self {
+    pub(super) fn new(piece: T, fate: Fate, reason: impl Into<FateReason>) -> Self {
         Self { piece, fate, reason: reason.into(), lost_head: 0, lost_tail: 0 }
     }
 }

@@ -1,6 +1,6 @@
 //! Updates, and the view they change: the front end's description, checked as a whole before anything else happens.
 
-use crate::pieces::Pieces;
+use crate::pieces::{Conflict, Pieces};
 use crate::section::{Backing, Section, TargetMemory};
 use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
@@ -128,6 +128,15 @@ pub enum BadUpdate {
     SharesMemory(String, String),
 }
 
+impl From<Conflict> for BadUpdate {
+    fn from(conflict: Conflict) -> Self {
+        match conflict {
+            Conflict::NotThere(piece) => Self::NotThere(piece),
+            Conflict::Overlap(piece, there) => Self::Overlap(piece, there),
+        }
+    }
+}
+
 /// The front end's description of the guest so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
@@ -143,7 +152,7 @@ impl View {
         if targets.is_err() {
             self.sections.revert(update.removed.iter(), update.added.iter());
         }
-        targets
+        Ok(targets?)
     }
 
     /// Checks that all discardable sections have their memory to themselves after the update, whose changes are made.

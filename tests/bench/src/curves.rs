@@ -79,7 +79,7 @@ const FAMILIES: &[Family] = &[
 const HEAD: &str = "# Costs by size\n\n\
     The growth of the costs in [costs.md](costs.md): instructions of one repetition, on a host that answers at once.\n\
     `ci/bench --curves` measures and writes this page and its drawings. The last column is the exponent of the growth\n\
-    from the smallest size to the largest: 0 for a cost that does not grow, 1 for one that is proportional to the size.\n";
+    from the smallest size to the largest: 0 for a cost that does not grow, 1 for one that is proportional to it.\n";
 
 impl Point {
     /// The work to be measured.

@@ -1,7 +1,7 @@
 //! The fate of every section, with its window, the bytes lost at its ends, and the reason why a host cannot take it.
 
 use crate::plan::{Planner, Run};
-use crate::report::{Fate, Reason, Verdict, Warning};
+use crate::report::{Fate, FateReason, Verdict, Warning};
 use crate::section::{Backing, Need, Section, Shrink};
 use crate::update::continues;
 use dmaspace_core::words::access::Access;
@@ -99,7 +99,7 @@ impl<'a> Planner<'a> {
 
     /// The fate of a translated section. Windows that are created fit exactly; of a section over fixed windows, the
     /// parts inside them are usable, unless their pages are too large for an entry.
-    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, Reason) {
+    fn judge_translated(&self, range: IovaRange, page: PageSize) -> (Fate, FateReason) {
         if let Some(window) = self.windows.after.overlapping(range).find(|window| window.granule() > page) {
             let why = format!("its entries are pages of {page}, and {} is the host's smallest", window.granule());
             return (Fate::Refused, why.into());
@@ -250,7 +250,7 @@ impl<'a> Planner<'a> {
             (head, tail) if refuses && (head, tail) != (0, 0) => {
                 (Fate::Refused, format!("{head} + {tail} bytes at its ends are no whole page of {granule}").into())
             }
-            (head, tail) => (Fate::Mapped, Reason::mapped(run.access, granule, head, tail)),
+            (head, tail) => (Fate::Mapped, FateReason::mapped(run.access, granule, head, tail)),
         };
         Verdict { piece: section.clone(), fate, reason, lost_head, lost_tail }
     }
