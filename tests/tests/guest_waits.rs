@@ -1,8 +1,8 @@
 //! A processor of the guest that puts or clears an entry waits for no call of another window or space: not for memory
 //! that is registered, a device that is attached, or a dirty log that is read.
 //!
-//! A door holds one call until the test lets it go. No test sleeps: hypercalls end while the call is held, or a watchdog
-//! fails the test.
+//! A door holds one call until the test lets it go. No test sleeps: hypercalls end while the call is held, or a
+//! watchdog fails the test.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;

@@ -51,6 +51,7 @@ pub(crate) const ROWS: &[Row] = &[
     large("put + clear of an entry, 1M live", 600.0, K, || guest::puts(M)),
     gate("H_PUT_TCE, twice: an entry and none, 1 live", 900.0, K, || guest::put_tces(1)),
     large("H_PUT_TCE, twice: an entry and none, 1M live", 900.0, K, || guest::put_tces(M)),
+    gate("H_PUT_TCE, twice: an entry and none, no host", 500.0, K, guest::put_tces_without_a_host),
     gate("H_PUT_TCE of the entry that is there", 300.0, K, guest::same_tces),
     gate("H_PUT_TCE_INDIRECT of 512 + H_STUFF_TCE, scattered, an entry", 300.0, 4 * 512, || guest::lists(true)),
     gate("H_PUT_TCE_INDIRECT of 512 + H_STUFF_TCE, contiguous, an entry", 20.0, 16 * 512, || guest::lists(false)),

@@ -130,7 +130,17 @@ pub(crate) fn puts(live: u64) -> Box<dyn Work> {
 
 /// H_PUT_TCE, and H_PUT_TCE of nothing, beside live entries.
 pub(crate) fn put_tces(live: u64) -> Box<dyn Work> {
-    let guest = Guest::connected(live);
+    put_tces_of(Guest::connected(live), live)
+}
+
+/// H_PUT_TCE, and H_PUT_TCE of nothing, on a table without a host: the share of the guest's side.
+pub(crate) fn put_tces_without_a_host() -> Box<dyn Work> {
+    let guest = Guest::new();
+    guest.put_tce(0, target(0).get() | READ_WRITE);
+    put_tces_of(guest, 1)
+}
+
+fn put_tces_of(guest: Guest, live: u64) -> Box<dyn Work> {
     Box::new(move |n| {
         for k in 0..n {
             let free = 2 * (k * 7919 % live.max(1)) + 1;
