@@ -43,6 +43,7 @@ mod radix;
 mod registrations;
 mod reports;
 mod shared_pins;
+mod straight;
 mod tracking;
 mod unmap_all;
 mod verbs;
@@ -65,7 +66,7 @@ use crate::words::window::Windows;
 use attachments::{Attached, Attachments};
 use deferred::Deferred;
 use fences::Fences;
-use layout::{Layout, Slot, hull_over};
+use layout::{Layout, Slot, WindowSet, hull_over};
 use mapper::Mapper;
 use registrations::Registrations;
 use shared_pins::SharedPins;
@@ -77,7 +78,7 @@ use unmap_all::unmap_all;
 /// Its lock is [`Rank::Gate`] in the order of all locks ([`crate::sync`]).
 #[derive(Debug)]
 pub struct Space<B: Backend> {
-    gate: RwLock<Ownership>,
+    gate: RwLock<Gate>,
     layout: Layout,
     registrations: Registrations,
     shared_pins: SharedPins,
@@ -91,6 +92,26 @@ pub struct Space<B: Backend> {
     fences: Fences,
     /// Last: its handles are closed after everything above is dropped.
     backend: B,
+}
+
+/// The facts that every verb needs, under the gate.
+#[derive(Debug)]
+struct Gate {
+    owner: Ownership,
+    /// The windows in force, as [`Layout`] has them: they do not change while the gate is held.
+    in_force: Arc<WindowSet>,
+}
+
+/// The gate, held exclusively. When it opens, verbs find the windows that are in force then.
+struct Alone<'a> {
+    gate: RwLockWriteGuard<'a, Gate>,
+    layout: &'a Layout,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.gate.in_force = self.layout.get();
+    }
 }
 
 /// The process that owns a space.
@@ -132,9 +153,10 @@ impl<B: Backend> Space<B> {
     }
 
     fn with_parts(owner: Ownership, backend: B, devices: Vec<Arc<dyn Attachable>>, windows: Windows) -> Self {
+        let layout = Layout::new(windows);
         Self {
-            gate: RwLock::new(Rank::Gate, owner),
-            layout: Layout::new(windows),
+            gate: RwLock::new(Rank::Gate, Gate { owner, in_force: layout.get() }),
+            layout,
             registrations: Registrations::new(),
             shared_pins: SharedPins::new(),
             tracking: Tracking::new(),
@@ -159,24 +181,26 @@ impl<B: Backend> Space<B> {
     }
 
     /// Takes the gate beside other operations, for an operation on a space that this process owns.
-    fn enter(
-        &self,
-        operation: Operation,
-        subject: impl Into<Subject>,
-    ) -> Result<RwLockReadGuard<'_, Ownership>, Error> {
+    fn enter(&self, operation: Operation, subject: impl Into<Subject>) -> Result<RwLockReadGuard<'_, Gate>, Error> {
         let gate = self.gate.read();
-        if *gate == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+        debug_assert!(Arc::ptr_eq(&gate.in_force, &self.layout.get()), "the windows changed without the gate");
+        if gate.owner == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
     }
 
     /// Takes the gate exclusively, for an operation on a space that this process owns.
-    fn enter_alone(
-        &self,
-        operation: Operation,
-        subject: impl Into<Subject>,
-    ) -> Result<RwLockWriteGuard<'_, Ownership>, Error> {
+    fn enter_alone(&self, operation: Operation, subject: impl Into<Subject>) -> Result<Alone<'_>, Error> {
         self.wait_for_calls();
-        let gate = self.gate.write();
-        if *gate == Ownership::Here { Ok(gate) } else { Err(Error::new(operation, subject, Kind::HandedOver)) }
+        let alone = self.alone();
+        if alone.gate.owner == Ownership::Here {
+            Ok(alone)
+        } else {
+            Err(Error::new(operation, subject, Kind::HandedOver))
+        }
+    }
+
+    /// Takes the gate exclusively, whoever owns the space.
+    fn alone(&self) -> Alone<'_> {
+        Alone { gate: self.gate.write(), layout: &self.layout }
     }
 
     /// Waits for the calls that are under way. An operation that then waits for the gate waits for no call, but for
@@ -433,7 +457,7 @@ impl<B: Backend> Drop for Space<B> {
     /// memory behind a fence is: devices reach it until the successor unmaps it, which may be later, or in this
     /// process. A file outlives this process's mapping of it, and so does a device's own memory: both are released.
     fn drop(&mut self) {
-        if *self.gate.get_mut() == Ownership::Here {
+        if self.gate.get_mut().owner == Ownership::Here {
             self.empty();
             return;
         }

@@ -102,6 +102,7 @@ pub enum Rank {
 /// A lock is poisoned when a thread panics while it holds it. Data under the locks of this project is changed in
 /// single steps, each right by itself, and losing track of the memory that devices can reach would be worse than any
 /// half-done bookkeeping.
+#[inline]
 pub fn past_poison<G>(locked: LockResult<G>) -> G {
     locked.unwrap_or_else(PoisonError::into_inner)
 }
@@ -138,6 +139,7 @@ impl<T> Mutex<T> {
 
 impl<T> Mutex<T> {
     /// Waits for the lock and takes it.
+    #[inline]
     #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let held = self.order.enter();
@@ -153,12 +155,14 @@ impl<T> Mutex<T> {
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.inner
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inner
     }
@@ -216,6 +220,7 @@ impl<T> RwLock<T> {
 
 impl<T> RwLock<T> {
     /// Waits for the lock and takes it, beside other readers.
+    #[inline]
     #[track_caller]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         let held = self.order.enter();
@@ -223,6 +228,7 @@ impl<T> RwLock<T> {
     }
 
     /// Waits for the lock and takes it alone.
+    #[inline]
     #[track_caller]
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         let held = self.order.enter();
@@ -238,6 +244,7 @@ impl<T> RwLock<T> {
 impl<T> Deref for RwLockReadGuard<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.inner
     }
@@ -246,12 +253,14 @@ impl<T> Deref for RwLockReadGuard<'_, T> {
 impl<T> Deref for RwLockWriteGuard<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.inner
     }
 }
 
 impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inner
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::contract::{Attachable, Capabilities, MapBatch, MapRequest, Mapping, Powers, Snapshot, Swap, WindowChange};
 use crate::door::Failure;
 use crate::error::Error;
-use crate::words::address::{Iova, IovaRange};
+use crate::words::access::Access;
+use crate::words::address::{HostAddress, Iova, IovaRange};
 use crate::words::memory::HostMemory;
 use crate::words::reserved::Reserved;
 
@@ -125,6 +126,10 @@ pub trait PciAddressSpace: ForListeners + Send + Sync + fmt::Debug {
     /// The live mapping at `at`; in a window whose entries the kernel writes, the entry there. Does not wait for a
     /// kernel call.
     fn lookup(&self, at: Iova) -> Option<Mapping>;
+
+    /// The host address behind `at` and the access that devices have to it, as [`PciAddressSpace::lookup`] finds them. The
+    /// memory is not kept: it may be unmapped and freed at any time. Does not wait for a kernel call.
+    fn translate(&self, at: Iova) -> Option<(HostAddress, Access)>;
 
     /// The live mappings that share bytes with `range`, ascending, units that continue each other joined. The cost is
     /// proportional to the number of mappings there.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use crate::backend::Backend;
-use crate::contract::{BatchPart, MapBatch};
+use crate::contract::{BatchPart, MapBatch, Unit};
 use crate::error::{Error, Kind, Operation};
 use crate::space::Space;
 use crate::space::deferred::Deferred;
@@ -46,23 +46,28 @@ impl<B: Backend> Space<B> {
         let Some(hull) = batch.hull() else { return Ok(()) };
         let mut deferred = Deferred::default();
         let mut parts = Parts::of(batch);
-        for placed in batch.parts() {
-            let Some(Placed { range, memory, access, .. }) = parts.placed(placed) else { continue };
-            self.check_request(OPERATION, range, memory, access)?;
+        let mut checked = None;
+        for part in batch.parts() {
+            // Alike for all parts of one memory with one access.
+            if checked != Some((part.memory, part.access)) {
+                let Some(Placed { range, memory, access, .. }) = parts.placed(part) else { continue };
+                self.check_request(OPERATION, range, memory, access)?;
+                checked = Some((part.memory, part.access));
+            }
         }
-        let _gate = self.enter(OPERATION, hull)?;
-        let set = self.layout.get();
+        let gate = self.enter(OPERATION, hull)?;
+        let set = &gate.in_force;
         let slots: Vec<&Slot> = set.overlapping(hull).collect();
         let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
-        self.check_parts(&set, &slots, hull, batch)?;
+        self.check_parts(set, &slots, hull, batch)?;
         let mapper = Mapper::of(self, OPERATION);
         for (made, part) in batch.parts().iter().enumerate() {
             let Some(placed) = parts.placed(part) else { continue };
             if let Err(error) = mapper.establish(placed, &mut deferred) {
-                return Err(self.undo_parts(&set, &slots, batch, made, error, &mut deferred));
+                return Err(self.undo_parts(set, &slots, batch, made, error, &mut deferred));
             }
         }
-        record(&set, batch, batch.parts());
+        record(set, batch, batch.parts());
         Ok(())
     }
 
@@ -70,22 +75,39 @@ impl<B: Backend> Space<B> {
     fn check_parts(&self, set: &WindowSet, slots: &[&Slot], hull: IovaRange, batch: &MapBatch) -> Result<(), Error> {
         let is_empty = slots.iter().all(|slot| slot.live.read().overlap(hull).is_none());
         let is_covered = batch.memory().iter().all(|memory| self.registrations.cover(&self.backend, memory));
+        let has_fences = self.fences.any();
         let mut before: Option<IovaRange> = None;
         let mut parts = Parts::of(batch);
         for part in batch.parts() {
-            let Some(Placed { range, memory, unit, .. }) = parts.placed(part) else { continue };
-            self.fences.check(OPERATION, range)?;
-            let slot = set.slot_for(OPERATION, range, memory, unit)?;
-            let live = if is_empty { None } else { slot.live.read().overlap(range) };
-            if let Some(there) = live.or(before.filter(|before| before.overlaps(range))) {
-                return Err(Error::new(OPERATION, range, Kind::Overlap(there)));
+            let is_apart = before.is_none_or(|before| !before.overlaps(part.range));
+            let is_fine = is_empty && is_covered && !has_fences && is_apart && self.fits_one(slots, batch, part);
+            if !is_fine {
+                self.check_part(set, before, parts.placed(part))?;
             }
-            if !is_covered {
-                self.registrations.check_cover(&self.backend, OPERATION, range, memory)?;
-            }
-            before = Some(range);
+            before = Some(part.range);
         }
         Ok(())
+    }
+
+    /// Returns `true` if a part lies in the one window of the batch, aligned as the window wants it.
+    fn fits_one(&self, slots: &[&Slot], batch: &MapBatch, part: &BatchPart) -> bool {
+        let ([slot], Unit::Pages(page)) = (slots, batch.unit()) else { return false };
+        let memory = batch.memory().get(part.memory).map_or(0, |memory| memory.address().get());
+        slot.window.range.covers(part.range)
+            && slot.takes_pages(page, part.range.first(), memory.wrapping_add(part.offset))
+            && part.range.is_aligned_to(page)
+    }
+
+    /// Checks one part by itself. `before` is the part before.
+    fn check_part(&self, set: &WindowSet, before: Option<IovaRange>, placed: Option<Placed<'_>>) -> Result<(), Error> {
+        let Some(Placed { range, memory, unit, .. }) = placed else { return Ok(()) };
+        self.fences.check(OPERATION, range)?;
+        let slot = set.slot_for(OPERATION, range, memory, unit)?;
+        let live = slot.live.read().overlap(range);
+        if let Some(there) = live.or(before.filter(|before| before.overlaps(range))) {
+            return Err(Error::new(OPERATION, range, Kind::Overlap(there)));
+        }
+        self.registrations.check_cover(&self.backend, OPERATION, range, memory)
     }
 
     /// Unmaps the first `made` parts after the next has failed with `error`: those that touch each other in one call.

@@ -1,6 +1,7 @@
 //! Disjoint blocks of host memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::Backend;
 use crate::error::Kind;
@@ -13,11 +14,21 @@ use crate::words::memory::HostMemory;
 #[derive(Debug)]
 pub(super) struct Blocks {
     by_address: RwLock<BTreeMap<HostAddress, HostMemory>>,
+    /// The number of changes. Read under the gate.
+    changes: AtomicU64,
+}
+
+/// Memory that one block covered, as of a number of changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Covered {
+    first: u64,
+    last: u64,
+    changes: u64,
 }
 
 impl Blocks {
     pub(super) fn new(rank: Rank) -> Self {
-        Self { by_address: RwLock::new(rank, BTreeMap::new()) }
+        Self { by_address: RwLock::new(rank, BTreeMap::new()), changes: AtomicU64::new(1) }
     }
 
     /// Checks that `memory` can be a block beside the blocks there are. `already` is the refusal of memory that
@@ -62,21 +73,41 @@ impl Blocks {
         true
     }
 
+    /// Returns whether every byte of `memory` lies in a block, which is looked up only where `known` does not have it.
+    /// The gate is held.
+    pub(super) fn cover_again(&self, memory: &HostMemory, known: &mut Covered) -> bool {
+        let (first, last) = (memory.address(), memory.last());
+        let changes = self.changes.load(Ordering::Relaxed);
+        if known.changes == changes && known.first <= first.get() && last.get() <= known.last {
+            return true;
+        }
+        let blocks = self.by_address.read();
+        if let Some((_, block)) = blocks.range(..=first).next_back().filter(|(_, block)| block.last() >= last) {
+            *known = Covered { first: block.address().get(), last: block.last().get(), changes };
+            return true;
+        }
+        drop(blocks);
+        self.cover(memory)
+    }
+
     pub(super) fn all(&self) -> Vec<HostMemory> {
         self.by_address.read().values().cloned().collect()
     }
 
     pub(super) fn add(&self, memory: &HostMemory) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         let before = self.by_address.write().insert(memory.address(), memory.clone());
         debug_assert!(before.is_none(), "a block was added where one is");
     }
 
     /// Takes a block out. The caller drops it once the locks of the space are released.
     pub(super) fn remove(&self, memory: &HostMemory) -> Option<HostMemory> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         self.by_address.write().remove(&memory.address())
     }
 
     pub(super) fn take_all(&self) -> Vec<HostMemory> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         std::mem::take(&mut *self.by_address.write()).into_values().collect()
     }
 }
@@ -100,6 +131,21 @@ mod tests {
         assert!(blocks.cover(&memory(0x1800, 0x1000)));
         assert!(!blocks.cover(&memory(0x1000, 0x4000)));
         assert!(!blocks.cover(&memory(0, 0x2000)));
+    }
+
+    #[test]
+    fn a_block_that_is_gone_covers_nothing_any_more() {
+        let blocks = Blocks::new(Rank::Registered);
+        let mut known = Covered::default();
+        assert!(!blocks.cover_again(&memory(0, 0x1000), &mut known));
+        blocks.add(&memory(0x1000, 0x2000));
+        assert!(blocks.cover_again(&memory(0x1000, 0x1000), &mut known));
+        assert!(blocks.cover_again(&memory(0x2000, 0x1000), &mut known));
+        assert!(!blocks.cover_again(&memory(0x2000, 0x1001), &mut known));
+        blocks.add(&memory(0x3000, 0x1000));
+        assert!(blocks.cover_again(&memory(0x2000, 0x2000), &mut known));
+        blocks.remove(&memory(0x1000, 0x2000));
+        assert!(!blocks.cover_again(&memory(0x2000, 0x1000), &mut known));
     }
 
     #[test]

@@ -21,6 +21,18 @@ pub(super) struct Deferred {
     more: Option<Box<More>>,
 }
 
+/// The one owner that a verb for a single page may release, which is dropped as those of [`Deferred`] are.
+#[derive(Debug, Default)]
+pub(super) struct LastOwner(pub(super) Option<HostMemory>);
+
+impl Drop for LastOwner {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            sync::assert_none_held_from(Rank::Gate, "an owner of memory");
+        }
+    }
+}
+
 /// The owners and the reports beside the first ones.
 #[derive(Debug, Default)]
 struct More {
@@ -53,19 +65,30 @@ impl Deferred {
         }
     }
 
+    #[inline]
     fn is_empty(&self) -> bool {
         self.first.is_none() && self.first_report.is_none() && self.more.is_none()
     }
 }
 
 impl Drop for Deferred {
+    #[inline]
     fn drop(&mut self) {
-        if self.is_empty() {
-            return;
+        if !self.is_empty() {
+            self.settle();
         }
+    }
+}
+
+impl Deferred {
+    #[inline(never)]
+    fn settle(&mut self) {
         sync::assert_none_held_from(Rank::Gate, "an owner of memory, a device or a dirty sink");
         let more = self.more.as_mut().map(|more| std::mem::take(&mut more.reports)).unwrap_or_default();
-        for (outbox, report) in self.first_report.take().into_iter().chain(more) {
+        if let Some((outbox, report)) = self.first_report.take() {
+            outbox.deliver(report);
+        }
+        for (outbox, report) in more {
             outbox.deliver(report);
         }
     }

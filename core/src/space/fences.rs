@@ -44,9 +44,14 @@ impl Fences {
         self.any.store(true, Ordering::Release);
     }
 
+    /// Returns `true` if there is a fence anywhere.
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// Refuses an operation on a range that overlaps a fence.
     pub(super) fn check(&self, operation: Operation, range: IovaRange) -> Result<(), Error> {
-        if !self.any.load(Ordering::Acquire) {
+        if !self.any() {
             return Ok(());
         }
         let list = self.list.read();

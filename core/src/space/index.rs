@@ -12,7 +12,11 @@
 //! - runs are disjoint, in the tree and in the table together; none is empty;
 //! - two runs of pages that could be one run are one: in the tree if it is longer than [`SHORT`] pages, otherwise in
 //!   the table if its pages are the table's and its memory can be told by a word;
-//! - a kind has a memory exactly while pages of it are in the table; their addresses lie in its bounds.
+//! - a kind has a memory exactly while pages of it are in the table; their addresses lie in its bounds;
+//! - no run of the tree shares bytes with `quiet` or touches it, so a page there concerns the table alone.
+//!
+//! A page is found once and then changed where it was found ([`Place`]): the space's verbs do that around a kernel
+//! call. Everything else about a page is as for runs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,9 +25,9 @@ use std::num::NonZeroU64;
 
 use crate::contract::{Mapping, Unit};
 use crate::space::deferred::Deferred;
-use crate::space::radix::{Ascending, Words};
+use crate::space::radix::{Ascending, LeafHint, Words};
 use crate::words::access::Access;
-use crate::words::address::{Iova, IovaRange};
+use crate::words::address::{HostAddress, Iova, IovaRange};
 use crate::words::memory::{HostMemory, UnplugUnit};
 use crate::words::page::PageSize;
 
@@ -42,7 +46,18 @@ const KINDS: usize = 1 << 10;
 pub(super) struct Index {
     /// Whole mappings, long runs, and all that a word cannot tell, by first byte.
     runs: BTreeMap<Iova, Run>,
+    /// A range without runs of the tree, as large as it can be around the last page; `None` where that is not known.
+    quiet: Option<IovaRange>,
     pages: Pages,
+}
+
+/// A page of the table, or the place for one, as it was found. It is good until the index is changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    index: u64,
+    /// Zero without a page.
+    word: u64,
+    hint: LeafHint,
 }
 
 /// Single pages and short runs.
@@ -114,12 +129,64 @@ impl Index {
     /// The empty index of a window that begins at `first`.
     pub(super) fn new(first: Iova) -> Self {
         let pages = Pages { first, page: None, words: Words::default(), kinds: Kinds::default() };
-        Self { runs: BTreeMap::new(), pages }
+        Self { runs: BTreeMap::new(), quiet: Some(IovaRange::all()), pages }
+    }
+
+    /// The place of a page, if `range` is one that is the table's alone.
+    pub(super) fn place_of(&self, range: IovaRange) -> Option<Place> {
+        if self.quiet.is_some_and(|quiet| quiet.covers(range)) { self.pages.place_of(range) } else { None }
+    }
+
+    /// Adds a page of memory where there is none. Returns `false` if a word cannot tell it; nothing changed then.
+    pub(super) fn insert_page(&mut self, place: Place, memory: &HostMemory, access: Access) -> bool {
+        debug_assert!(!place.is_live(), "a page is put where one is");
+        let pages = &mut self.pages;
+        let Some(word) = pages.word_for(memory, access) else { return false };
+        let step = pages.page.map_or(0, PageSize::bytes);
+        // A word is never as small as a page: it has rights.
+        if pages.words.insert_near(place.hint, place.index, word, step) {
+            if let Some(long) = self.pages.take_long_run(place.index, place.index) {
+                self.insert_long(long);
+            }
+        }
+        true
+    }
+
+    /// Removes a page. Returns its memory if it was the last of its kind.
+    pub(super) fn remove_page(&mut self, place: Place) -> Option<HostMemory> {
+        debug_assert!(place.is_live(), "no page is taken");
+        let word = self.pages.words.remove_near(place.hint, place.index);
+        if word == 0 { None } else { self.pages.kinds.leave(word, 1) }
     }
 
     /// Adds a mapping. The caller checked that its range is free.
     pub(super) fn insert(&mut self, placed: Placed<'_>) {
         debug_assert!(self.overlap(placed.range).is_none(), "{} is mapped twice", placed.range);
+        if self.pages.page.map(Unit::Pages) == Some(placed.unit) {
+            if let Some(place) = self.place_of(placed.range) {
+                if self.insert_page(place, placed.memory, placed.access) {
+                    return;
+                }
+            }
+        }
+        self.insert_run(placed);
+        self.look_around(placed.range);
+    }
+
+    /// Sets the range without runs of the tree around a page.
+    fn look_around(&mut self, page: IovaRange) {
+        if self.quiet.is_some_and(|quiet| quiet.covers(page)) {
+            return;
+        }
+        let below = self.runs.range(..=page.first()).next_back().map(|(_, run)| run.range.last());
+        let above = self.runs.range(page.first()..).next().map(|(first, _)| *first);
+        // One byte apart from both.
+        let first = below.map_or(Some(0), |last| last.get().checked_add(2));
+        let last = above.map_or(Some(u64::MAX), |first| first.get().checked_sub(2));
+        self.quiet = first.zip(last).and_then(|(first, last)| IovaRange::new(Iova::new(first), Iova::new(last)).ok());
+    }
+
+    fn insert_run(&mut self, placed: Placed<'_>) {
         if !self.continues_a_long_run(placed) {
             if let Some((first, last)) = self.pages.insert(placed) {
                 if let Some(long) = self.pages.take_long_run(first, last) {
@@ -159,6 +226,7 @@ impl Index {
             self.runs.remove(&border);
             run = joined;
         }
+        self.quiet = None;
         self.runs.insert(run.range.first(), run);
     }
 
@@ -168,6 +236,7 @@ impl Index {
         if self.runs.is_empty() {
             return;
         }
+        self.quiet = None;
         while let Some(run) = self.take_one_touching(range) {
             let (below, above) = run.range.without(range);
             for rest in [below, above].into_iter().flatten() {
@@ -177,6 +246,7 @@ impl Index {
             }
             deferred.release(run.memory);
         }
+        self.look_around(range);
     }
 
     /// Removes everything, and returns it.
@@ -188,11 +258,31 @@ impl Index {
 
     /// The live mapping at `at`, with everything that continues it.
     pub(super) fn at(&self, at: Iova) -> Option<Mapping> {
+        let (word, is_longer) = self.pages.word_at(at);
+        if word != 0 && !is_longer {
+            return self.pages.page_at(at, word);
+        }
         if let Some(run) = self.pages.run_around(at) {
             return Some(run.into_mapping());
         }
+        if self.runs.is_empty() {
+            return None;
+        }
         let (_, run) = self.runs.range(..=at).next_back()?;
         if run.range.contains(at) { Some(run.clone().into_mapping()) } else { None }
+    }
+
+    /// The host address behind `at`, and the access to it, without a clone of the memory.
+    pub(super) fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
+        if let Some(found) = self.pages.translate(at) {
+            return Some(found);
+        }
+        if self.runs.is_empty() {
+            return None;
+        }
+        let (_, run) = self.runs.range(..=at).next_back().filter(|(_, run)| run.range.contains(at))?;
+        let address = run.memory.address().get().checked_add(run.range.offset_of(at))?;
+        Some((HostAddress::new(address), run.access))
     }
 
     /// The live mappings in `range`, ascending, clipped to it.
@@ -319,7 +409,35 @@ impl Index {
     }
 }
 
+impl Place {
+    /// Returns `true` if there is a page.
+    pub(super) fn is_live(self) -> bool {
+        self.word != 0
+    }
+}
+
 impl Pages {
+    fn place_of(&self, range: IovaRange) -> Option<Place> {
+        let page = self.page?;
+        let is_page = range.last().get() - range.first().get() == page.bytes() - 1 && page.divides(range.first().get());
+        if !is_page {
+            return None;
+        }
+        let index = self.index_of(range.first())?;
+        let (word, hint) = self.words.find(index);
+        Some(Place { index, word, hint })
+    }
+
+    /// The word of a page, which is counted. `None` if a word cannot tell it.
+    fn word_for(&mut self, memory: &HostMemory, access: Access) -> Option<u64> {
+        let address = memory.address().get();
+        if !(memory.is_plain() && address & !ADDRESS == 0 && self.page? >= PageSize::K4) {
+            return None;
+        }
+        let kind = self.kinds.enter(memory, 1)?;
+        Some(address | (u64::from(kind) << KIND_SHIFT) | u64::from(access.bits()))
+    }
+
     /// Adds a run, if a word can tell each of its pages. Returns the indices of its first and last page.
     fn insert(&mut self, run: Placed<'_>) -> Option<(u64, u64)> {
         let Unit::Pages(page) = run.unit else { return None };
@@ -376,19 +494,31 @@ impl Pages {
         let kinds = &mut self.kinds;
         self.words.remove(first, last, |word| {
             // The run keeps the owner.
-            drop(kinds.leave(word));
+            drop(kinds.leave(word, 1));
         });
         Some(run)
     }
 
     fn remove(&mut self, range: IovaRange, deferred: &mut Deferred) {
         let Some((first, last)) = self.indices(range) else { return };
-        let kinds = &mut self.kinds;
-        self.words.remove(first, last, |word| {
-            if let Some(memory) = kinds.leave(word) {
+        if self.words.are_many_and_all_in(first, last) {
+            self.words = Words::default();
+            for memory in self.kinds.drain() {
                 deferred.release(memory);
             }
+            return;
+        }
+        let kinds = &mut self.kinds;
+        // Most neighbours are of one kind: they are counted together.
+        let (mut known, mut pages) = (0, 0);
+        self.words.remove(first, last, |word| {
+            if number_of(known) != number_of(word) {
+                kinds.release(known, pages, deferred);
+                pages = 0;
+            }
+            (known, pages) = (word, pages + 1);
         });
+        kinds.release(known, pages, deferred);
     }
 
     /// The runs that share bytes with `range`, ascending, with the pages of them that do.
@@ -446,6 +576,32 @@ impl Pages {
         }
         let (first, last) = self.widened(index, index);
         self.run_of(first, last, self.words.get(first))
+    }
+
+    /// The word of the page around `at`, or zero, and `true` if the page is a part of a longer run.
+    fn word_at(&self, at: Iova) -> (u64, bool) {
+        let Some((page, index)) = self.page.zip(self.index_of(at)) else { return (0, false) };
+        self.words.word_near(index, page.bytes())
+    }
+
+    /// The page around `at`, whose word this is.
+    fn page_at(&self, at: Iova, word: u64) -> Option<Mapping> {
+        let page = self.page?;
+        let first = page.round_down(at.get());
+        let range = IovaRange::new(Iova::new(first), Iova::new(first | (page.bytes() - 1))).ok()?;
+        let memory = self.kinds.memory(word)?.like_this_at(word & ADDRESS, NonZeroU64::new(page.bytes())?);
+        Some(Mapping { range, memory, access: rights_of(word), unit: Unit::Pages(page) })
+    }
+
+    /// The host address of the byte at `at`, and the rights to it.
+    fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
+        let page = self.page?;
+        let word = self.words.get(self.index_of(at)?);
+        if word == 0 {
+            return None;
+        }
+        let offset = at.get() & (page.bytes() - 1);
+        Some((HostAddress::new((word & ADDRESS) + offset), rights_of(word)))
     }
 
     /// The run of the pages `first` to `last`, of which `word` is the first.
@@ -517,31 +673,36 @@ impl Pages {
     }
 }
 
+impl Kind {
+    fn is_of(&self, memory: &HostMemory) -> bool {
+        self.memory.as_ref().is_some_and(|known| known.is_of_a_kind(memory))
+    }
+
+    fn count(&mut self, memory: &HostMemory, pages: u64) {
+        self.live += pages;
+        self.lowest = self.lowest.min(memory.address().get());
+        self.highest = self.highest.max(memory.last().get());
+    }
+}
+
 impl Kinds {
     /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
     fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
-        let number = self.number_of(memory).or_else(|| self.add(memory))?;
-        let kind = self.by_number.get_mut(usize::from(number))?;
-        kind.live += pages;
-        kind.lowest = kind.lowest.min(memory.address().get());
-        kind.highest = kind.highest.max(memory.last().get());
-        self.last = number;
-        Some(number)
+        if let Some(kind) = self.by_number.get_mut(usize::from(self.last)).filter(|kind| kind.is_of(memory)) {
+            kind.count(memory, pages);
+            return Some(self.last);
+        }
+        self.last = self.number_of(memory).or_else(|| self.add(memory))?;
+        self.by_number.get_mut(usize::from(self.last))?.count(memory, pages);
+        Some(self.last)
     }
 
     fn number_of(&self, memory: &HostMemory) -> Option<u16> {
-        if self.is_of(self.last, memory) {
-            return Some(self.last);
-        }
         let unit = memory.unit();
         let first = self.by_unit.partition_point(|(known, _)| *known < unit);
         let of_unit = self.by_unit.get(first..)?.iter().take_while(|(known, _)| *known == unit);
-        of_unit.map(|(_, number)| *number).find(|number| self.is_of(*number, memory))
-    }
-
-    fn is_of(&self, number: u16, memory: &HostMemory) -> bool {
-        let kind = self.by_number.get(usize::from(number)).and_then(|kind| kind.memory.as_ref());
-        kind.is_some_and(|known| known.is_of_a_kind(memory))
+        let is_of = |number: &u16| self.by_number.get(usize::from(*number)).is_some_and(|kind| kind.is_of(memory));
+        of_unit.map(|(_, number)| *number).find(is_of)
     }
 
     fn add(&mut self, memory: &HostMemory) -> Option<u16> {
@@ -562,15 +723,32 @@ impl Kinds {
         Some(number)
     }
 
-    /// Counts one page of a kind less. Returns the kind's memory if that was the last.
-    fn leave(&mut self, word: u64) -> Option<HostMemory> {
+    /// Counts `pages` of the kind of `word` less. Returns the kind's memory if these were the last.
+    fn leave(&mut self, word: u64, pages: u64) -> Option<HostMemory> {
         let number = number_of(word);
         let kind = self.by_number.get_mut(usize::from(number))?;
-        debug_assert!(kind.live > 0, "a page of a kind without pages");
-        kind.live -= 1;
-        if kind.live > 0 {
-            return None;
+        debug_assert!(kind.live >= pages, "a page of a kind without pages");
+        kind.live = kind.live.saturating_sub(pages);
+        if kind.live > 0 { None } else { self.retire(number) }
+    }
+
+    /// [`Kinds::leave`] of any number of pages, with the memory dropped later.
+    fn release(&mut self, word: u64, pages: u64, deferred: &mut Deferred) {
+        if pages > 0 {
+            if let Some(memory) = self.leave(word, pages) {
+                deferred.release(memory);
+            }
         }
+    }
+
+    /// Forgets all kinds, and returns their memory.
+    fn drain(&mut self) -> impl Iterator<Item = HostMemory> {
+        std::mem::take(self).by_number.into_iter().filter_map(|kind| kind.memory)
+    }
+
+    /// Takes the memory of a kind without pages out.
+    fn retire(&mut self, number: u16) -> Option<HostMemory> {
+        let kind = self.by_number.get_mut(usize::from(number))?;
         let memory = kind.memory.take()?;
         self.unused.push(number);
         if let Ok(place) = self.by_unit.binary_search(&(memory.unit(), number)) {
@@ -672,7 +850,6 @@ fn page_around(page: PageSize, border: Iova) -> Option<IovaRange> {
 
 #[cfg(test)]
 mod tests {
-    use crate::words::address::HostAddress;
     use std::num::NonZeroU64;
 
     use super::*;
@@ -850,7 +1027,10 @@ mod tests {
                 }
                 Step::Unmap { at, pages } => {
                     let pages = pages.min(PAGES - at);
-                    index.remove(page_range(at, pages), &mut Deferred::default());
+                    match index.place_of(page_range(at, pages)).filter(|place| place.is_live()) {
+                        Some(place) => drop(index.remove_page(place)),
+                        None => index.remove(page_range(at, pages), &mut Deferred::default()),
+                    }
                     model.retain(|page, _| !(at..at + pages).contains(page));
                 }
             }
@@ -867,11 +1047,19 @@ mod tests {
             assert_eq!(index.gap_in(range).is_none(), inside.len() as u64 == pages);
             let around = expected.iter().find(|run| run.range.contains(range.first()));
             assert_eq!(index.at(range.first()).as_ref(), around);
+            let host = around.map(|run| run.memory.address().get() + run.range.offset_of(range.first()));
+            let reached = around.zip(host).map(|(run, host)| (HostAddress::new(host), run.access));
+            assert_eq!(index.translate(range.first()), reached);
             let over = expected.iter().find(|run| run.range.overlaps(range)).map(|run| run.range);
             assert_eq!(index.overlap(range), over);
             let memory = memory_at(Unmerged { host: 0x7000_0000 + at * 0x1000, unit: 0, access: Access::READ }, pages);
             let onto = expected.iter().any(|run| run.memory.overlaps(&memory));
             assert_eq!(index.onto(&memory, IovaRange::all()).is_some(), onto);
+            if let Some(quiet) = index.quiet {
+                let near =
+                    |run: &Run| run.range.overlaps(quiet) || run.range.touches(quiet) || quiet.touches(run.range);
+                assert!(!index.runs.values().any(near), "a run near {quiet}");
+            }
             let live: u64 = index.pages.kinds.by_number.iter().map(|kind| kind.live).sum();
             let words = index.pages.words.extent(0, u64::MAX).map_or(0, |(.., count)| count);
             assert_eq!(live, words, "each page is counted once");

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use crate::contract::kernel_tables::KernelWriter;
 use crate::contract::{Mapping, Snapshot, Unit, WindowChange};
 use crate::error::{Error, Kind, Operation};
+use crate::space::blocks::Covered;
 use crate::space::deferred::Deferred;
 use crate::space::index::{Index, Placed};
 use crate::sync::{Mutex, Rank, RwLock, RwLockReadGuard};
-use crate::words::address::{Iova, IovaRange};
+use crate::words::access::Access;
+use crate::words::address::{HostAddress, Iova, IovaRange};
 use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
 use crate::words::window::{Window, Windows};
 
 /// The windows of a space. They change only under the space's gate, held exclusively; a reader takes the set that is
@@ -39,12 +42,19 @@ pub(super) struct Slot {
     pub(super) window: Window,
     /// Held by each change of the window, during its kernel calls: changes of one window follow each other, and
     /// windows do not wait for one another.
-    pub(super) operations: Mutex<()>,
+    pub(super) operations: Mutex<Turn>,
     /// Never held during a kernel call, so a look-up never waits for one. Empty while the kernel writes the window's
     /// entries.
     pub(super) live: RwLock<Index>,
     /// The writer of the window's entries while the kernel owns the window.
     pub(super) writer: Option<Arc<dyn KernelWriter>>,
+}
+
+/// The facts that one change of a window leaves for the next.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// Memory that was found registered.
+    pub(super) registered: Covered,
 }
 
 impl Layout {
@@ -177,6 +187,10 @@ impl WindowSet {
 
     /// The slot of the window around `at`.
     pub(super) fn slot_at(&self, at: Iova) -> Option<&Arc<Slot>> {
+        // Hosts have one to three windows.
+        if let [only] = self.slots.as_slice() {
+            return if only.window.range.contains(at) { Some(only) } else { None };
+        }
         let after = self.slots.partition_point(|slot| slot.window.range.first() <= at);
         self.slots.get(after.checked_sub(1)?).filter(|slot| slot.window.range.contains(at))
     }
@@ -261,7 +275,7 @@ impl Slot {
         let key = window.range.first().get();
         Self {
             window,
-            operations: Mutex::keyed(Rank::Operations, key, ()),
+            operations: Mutex::keyed(Rank::Operations, key, Turn::default()),
             live: RwLock::new(Rank::Live, Index::new(window.range.first())),
             writer: None,
         }
@@ -299,6 +313,16 @@ impl Slot {
         self.mappings(entry).pop()
     }
 
+    /// The host address behind `at`, and the access to it.
+    pub(super) fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
+        if self.writer.is_none() {
+            return self.live.read().translate(at);
+        }
+        let entry = self.lookup(at)?;
+        let address = entry.memory.address().get().checked_add(entry.range.offset_of(at))?;
+        Some((HostAddress::new(address), entry.access))
+    }
+
     fn onto(&self, memory: &HostMemory, range: IovaRange) -> Option<IovaRange> {
         let Some(writer) = &self.writer else { return self.live.read().onto(memory, range) };
         let shared = self.window.range.intersection(range)?;
@@ -312,6 +336,16 @@ impl Slot {
             return Err(Error::new(operation, range, Kind::KernelOwned(self.window.range)));
         }
         Ok(())
+    }
+
+    /// Returns `true` if the space writes the window's entries, and pages of `page` at `first` and at `memory` are as the
+    /// window wants them.
+    #[inline]
+    pub(super) fn takes_pages(&self, page: PageSize, first: Iova, memory: u64) -> bool {
+        let mask = self.window.page_sizes.mask();
+        let granule = mask & mask.wrapping_neg();
+        let unaligned = (first.get() | memory) & (granule - 1);
+        self.writer.is_none() && page.bytes() >= granule && unaligned == 0 && page.divides(first.get())
     }
 
     /// Refuses to unmap a range that cuts a unit, or that the kernel owns. Returns the smallest range that holds all

@@ -68,6 +68,14 @@ impl<'a, B: Backend> Mapper<'a, B> {
         Ok(())
     }
 
+    /// The error of the one map call of `wanted`, which failed.
+    #[cold]
+    pub(super) fn undo_one_map(&self, wanted: Placed<'_>, failure: Failure, deferred: &mut Deferred) -> Error {
+        let error = self.undo_map(wanted, wanted.range, wanted.range, failure);
+        self.tracking.report_mapping(wanted.memory, wanted.access, deferred);
+        error
+    }
+
     /// Unmaps everything that the map calls over `made` left, the last of which, over `part`, failed. Returns the
     /// error of the map.
     fn undo_map(&self, placed: Placed<'_>, made: IovaRange, part: IovaRange, failure: Failure) -> Error {
@@ -113,6 +121,18 @@ impl<'a, B: Backend> Mapper<'a, B> {
         deferred: &mut Deferred,
     ) -> Result<u64, Error> {
         let unmapped = self.tracking.unmap(self.backend, slots, hull, bytes, deferred);
+        self.settle_unmap(slots, range, (hull, bytes), unmapped, deferred)
+    }
+
+    /// Removes the mappings of `hull` from the index after the calls that unmapped them, which may have failed.
+    pub(super) fn settle_unmap(
+        &self,
+        slots: &[&Slot],
+        range: IovaRange,
+        (hull, bytes): (IovaRange, u64),
+        unmapped: Result<(), Failure>,
+        deferred: &mut Deferred,
+    ) -> Result<u64, Error> {
         if let Err(failure) = unmapped {
             let live = slots.iter().flat_map(|slot| slot.mappings(hull));
             self.fence(hull, failure, live.map(|mapping| mapping.memory).collect());

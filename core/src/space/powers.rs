@@ -272,12 +272,13 @@ impl<B: Backend> DirtyTracking for Space<B> {
 )]
 impl<B: Backend> LiveUpdate for Space<B> {
     fn is_handed_over(&self) -> bool {
-        *self.gate.read() != Ownership::Here
+        self.gate.read().owner != Ownership::Here
     }
 
     fn hand_over(&self, memory: &NamedMemory) -> Result<Handover, Error> {
         let operation = Operation::HandOver;
-        let mut owner = self.gate.write();
+        let mut alone = self.alone();
+        let owner = &mut alone.gate.owner;
         match *owner {
             Ownership::Inherited => return Err(Error::new(operation, IovaRange::all(), Kind::HandedOver)),
             Ownership::HandedOver => return describe(self, memory),
@@ -296,7 +297,8 @@ impl<B: Backend> LiveUpdate for Space<B> {
 
     fn take_back(&self) -> Result<(), Error> {
         let operation = Operation::TakeBack;
-        let mut owner = self.gate.write();
+        let mut alone = self.alone();
+        let owner = &mut alone.gate.owner;
         if *owner != Ownership::HandedOver {
             return Err(Error::new(operation, IovaRange::all(), Kind::NotHandedOver));
         }
@@ -309,7 +311,8 @@ impl<B: Backend> LiveUpdate for Space<B> {
     unsafe fn adopt(&self, handover: &Handover, memory: &NamedMemory) -> Result<(), Error> {
         let operation = Operation::Adopt;
         let mut deferred = Deferred::default();
-        let mut owner = self.gate.write();
+        let mut alone = self.alone();
+        let owner = &mut alone.gate.owner;
         if *owner == Ownership::Here {
             return Err(Error::new(operation, IovaRange::all(), Kind::NotHandedOver));
         }

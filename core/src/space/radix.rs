@@ -1,11 +1,12 @@
 //! A table of 64-bit words by index, for tables that are dense in some places and empty in most: a radix tree.
 //!
 //! A leaf has 64 words, a branch has 64 children, and there are as many levels as the greatest index needs. A word
-//! costs 8 bytes and an eighth of a byte more where its neighbours are in use, and a look-up one step for each level:
-//! four for 64 GiB of pages of 4 KiB.
+//! costs 8 bytes and a quarter of a byte more where its neighbours are in use, and a look-up one step for each level:
+//! four for 64 GiB of pages of 4 KiB. A leaf that was found once is found again by its number ([`LeafHint`]).
 //!
 //! Invariants: no leaf and no branch is empty; a bit of `live` is set exactly where a word is not zero, or a child is
-//! there; leaves and branches that are not in use are kept for the next insertion, but for those of an empty table.
+//! there; a child that is not there is [`NONE`], the number of no leaf or branch; `base` of a leaf in use is the first index of it, of any other [`UNUSED`]; leaves and branches that are not in
+//! use are kept for the next insertion, but for those of an empty table.
 
 /// The words of a leaf and the children of a branch: as many as `live` has bits.
 const FANOUT: usize = 64;
@@ -14,9 +15,13 @@ const SHIFT: u32 = 6;
 const LEVELS: usize = 11;
 /// The number of unused leaves that an empty table keeps.
 const SPARE: usize = 4;
+/// No first index of a leaf.
+const UNUSED: u64 = u64::MAX;
+/// The number of no leaf and no branch: a vector of so many would not fit into memory.
+const NONE: u32 = u32::MAX;
 
 /// Words by index. A word that is zero is not there.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Words {
     // A box each, since a vector that grows copies all it has.
     #[expect(clippy::vec_box, reason = "leaves stay where they are while the list of them grows")]
@@ -26,13 +31,20 @@ pub(super) struct Words {
     unused_branches: Vec<u32>,
     /// A leaf if there is one level, a branch if there are more.
     root: u32,
-    /// 0 without any word.
+    /// 0 without any word; the root is [`NONE`] then.
     levels: u32,
+    /// The greatest index that so many levels reach.
+    reach: u64,
     count: u64,
 }
 
+/// The number of the leaf that an index was found in. It is checked where it is used, so it may be out of date.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LeafHint(u32);
+
 #[derive(Debug)]
 struct Leaf {
+    base: u64,
     live: u64,
     words: [u64; FANOUT],
 }
@@ -54,11 +66,26 @@ pub(super) struct Ascending<'a> {
 }
 
 impl Leaf {
-    const EMPTY: Self = Self { live: 0, words: [0; FANOUT] };
+    const EMPTY: Self = Self { base: UNUSED, live: 0, words: [0; FANOUT] };
 }
 
 impl Branch {
-    const EMPTY: Self = Self { live: 0, children: [0; FANOUT] };
+    const EMPTY: Self = Self { live: 0, children: [NONE; FANOUT] };
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self {
+            leaves: Vec::new(),
+            branches: Vec::new(),
+            unused_leaves: Vec::new(),
+            unused_branches: Vec::new(),
+            root: NONE,
+            levels: 0,
+            reach: 0,
+            count: 0,
+        }
+    }
 }
 
 impl Words {
@@ -69,8 +96,67 @@ impl Words {
 
     /// The word at `index`; zero where there is none.
     pub(super) fn get(&self, index: u64) -> u64 {
-        let leaf = self.leaf_of(index).and_then(|leaf| self.leaves.get(leaf as usize));
-        leaf.and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0)
+        self.leaf(index).and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0)
+    }
+
+    /// The word at `index`, or zero, and a hint for the next access to it.
+    pub(super) fn find(&self, index: u64) -> (u64, LeafHint) {
+        let number = self.leaf_of(index);
+        let leaf = self.leaves.get(number as usize);
+        (leaf.and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0), LeafHint(number))
+    }
+
+    /// [`Words::insert`]. Returns `true` if `word` is `step` more than the word below it, or less than the word above.
+    pub(super) fn insert_near(&mut self, hint: LeafHint, index: u64, word: u64, step: u64) -> bool {
+        let place = place(index);
+        let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
+        let Some(leaf) = leaf.filter(|leaf| leaf.live & (1 << place) == 0) else {
+            self.insert(index, word);
+            return self.continues(index, word, step);
+        };
+        leaf.live |= 1 << place;
+        self.count += 1;
+        if let Some(slot) = leaf.words.get_mut(place) {
+            *slot = word;
+        }
+        match leaf.words.get(place.wrapping_sub(1)..place + 2) {
+            Some([below, _, above]) => below.wrapping_add(step) == word || word.wrapping_add(step) == *above,
+            _ => self.continues(index, word, step),
+        }
+    }
+
+    fn continues(&self, index: u64, word: u64, step: u64) -> bool {
+        let (below, above) = self.neighbours(index);
+        below.wrapping_add(step) == word || word.wrapping_add(step) == above
+    }
+
+    /// The word at `index`, and `true` if it is `step` more than the word below it, or less than the word above.
+    pub(super) fn word_near(&self, index: u64, step: u64) -> (u64, bool) {
+        let place = place(index);
+        let Some(leaf) = self.leaf(index) else { return (0, false) };
+        match leaf.words.get(place.wrapping_sub(1)..place + 2) {
+            Some([below, word, above]) => {
+                (*word, below.wrapping_add(step) == *word || word.wrapping_add(step) == *above)
+            }
+            _ => {
+                let word = leaf.words.get(place).copied().unwrap_or(0);
+                (word, self.continues(index, word, step))
+            }
+        }
+    }
+
+    /// Takes the word at `index` out; zero where there is none.
+    pub(super) fn remove_near(&mut self, hint: LeafHint, index: u64) -> u64 {
+        let bit = 1 << place(index);
+        let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
+        let Some(leaf) = leaf.filter(|leaf| leaf.live & bit != 0 && leaf.live != bit) else {
+            let mut taken = 0;
+            self.remove(index, index, |word| taken = word);
+            return taken;
+        };
+        leaf.live &= !bit;
+        self.count -= 1;
+        leaf.words.get_mut(place(index)).map_or(0, std::mem::take)
     }
 
     /// Puts `word`, which is not zero, at `index`, where there is none.
@@ -123,8 +209,7 @@ impl Words {
         let mut found: Option<(u64, u64, u64)> = None;
         let mut next = Some(first);
         while let Some(base) = next.and_then(|next| self.leaf_from(next)).filter(|base| *base <= last) {
-            let leaf = self.leaf_of(base).and_then(|leaf| self.leaves.get(leaf as usize));
-            let live = leaf.map_or(0, |leaf| leaf.live) & bits_from(base, first) & bits_to(base, last);
+            let live = self.leaf(base).map_or(0, |leaf| leaf.live) & bits_from(base, first) & bits_to(base, last);
             if live != 0 {
                 let (from, to) = (base + u64::from(live.trailing_zeros()), base + 63 - u64::from(live.leading_zeros()));
                 let (start, _, count) = found.unwrap_or((from, to, 0));
@@ -135,11 +220,32 @@ impl Words {
         found
     }
 
+    /// Returns `true` if the table is no small one and there is no word below `first` or above `last`.
+    pub(super) fn are_many_and_all_in(&self, first: u64, last: u64) -> bool {
+        self.leaves.len() > SPARE
+            && self.end(u64::trailing_zeros).is_some_and(|lowest| lowest >= first)
+            && self.end(|live| 63 - live.leading_zeros()).is_some_and(|highest| highest <= last)
+    }
+
+    /// The first or the last index with a word: `side` is the place of the outermost bit of a node.
+    fn end(&self, side: fn(u64) -> u32) -> Option<u64> {
+        let mut node = self.root;
+        for _ in 1..self.levels {
+            let branch = self.branches.get(node as usize)?;
+            node = branch.children.get(side(branch.live) as usize).copied()?;
+        }
+        let leaf = self.leaves.get(node as usize)?;
+        Some(leaf.base + u64::from(side(leaf.live)))
+    }
+
     /// Adds levels until the tree reaches `index`.
     fn grow_to(&mut self, index: u64) {
         if self.levels == 0 {
-            self.root = self.unused_leaf();
-            self.levels = 1;
+            while !self.reaches(index) || self.levels == 0 {
+                self.add_level();
+            }
+            self.root = if self.levels == 1 { self.unused_leaf(0) } else { self.unused_branch() };
+            return;
         }
         while !self.reaches(index) {
             let above = self.unused_branch();
@@ -148,32 +254,41 @@ impl Words {
                 branch.children[0] = self.root;
             }
             self.root = above;
-            self.levels += 1;
+            self.add_level();
         }
+    }
+
+    fn add_level(&mut self) {
+        self.levels += 1;
+        self.reach = 1_u64.checked_shl(SHIFT * self.levels).map_or(u64::MAX, |end| end - 1);
     }
 
     fn reaches(&self, index: u64) -> bool {
-        self.levels as usize == LEVELS || index >> (SHIFT * self.levels) == 0
+        index <= self.reach
     }
 
-    /// The leaf that `index` lies in.
-    fn leaf_of(&self, index: u64) -> Option<u32> {
-        if self.levels == 0 || !self.reaches(index) {
-            return None;
+    /// The number of the leaf that `index` lies in; [`NONE`] or another number without a leaf where there is none.
+    fn leaf_of(&self, index: u64) -> u32 {
+        if index > self.reach {
+            return NONE;
         }
         let mut node = self.root;
-        let mut shift = SHIFT * (self.levels - 1);
+        let mut shift = SHIFT * self.levels.saturating_sub(1);
         while shift > 0 {
-            node = self.branches.get(node as usize)?.child(place(index >> shift))?;
+            let Some(branch) = self.branches.get(node as usize) else { return NONE };
+            node = branch.children.get(place(index >> shift)).copied().unwrap_or(NONE);
             shift -= SHIFT;
         }
-        Some(node)
+        node
+    }
+
+    fn leaf(&self, index: u64) -> Option<&Leaf> {
+        self.leaves.get(self.leaf_of(index) as usize).map(AsRef::as_ref)
     }
 
     /// The words right below `index` and right above it; zero where there is none.
     pub(super) fn neighbours(&self, index: u64) -> (u64, u64) {
-        let leaf = self.leaf_of(index).and_then(|leaf| self.leaves.get(leaf as usize));
-        let (Some(leaf), place @ 1..63) = (leaf, place(index)) else {
+        let (Some(leaf), place @ 1..63) = (self.leaf(index), place(index)) else {
             let below = index.checked_sub(1).map_or(0, |below| self.get(below));
             return (below, index.checked_add(1).map_or(0, |above| self.get(above)));
         };
@@ -187,7 +302,7 @@ impl Words {
         if let Some(child) = self.branches.get(node as usize).and_then(|branch| branch.child(slot)) {
             return child;
         }
-        let child = if level == 1 { self.unused_leaf() } else { self.unused_branch() };
+        let child = if level == 1 { self.unused_leaf(leaf_base(index)) } else { self.unused_branch() };
         if let Some(branch) = self.branches.get_mut(node as usize) {
             branch.live |= 1 << slot;
             if let Some(place) = branch.children.get_mut(slot) {
@@ -252,6 +367,7 @@ impl Words {
             going &= going - 1;
         }
         if leaf.live == 0 {
+            leaf.base = UNUSED;
             self.unused_leaves.push(node);
             self.cut(base, &path);
         }
@@ -263,19 +379,26 @@ impl Words {
             let node = path.get(level as usize).copied().unwrap_or_default();
             let Some(branch) = self.branches.get_mut(node as usize) else { return };
             branch.live &= !(1 << slot(base, level));
+            if let Some(child) = branch.children.get_mut(slot(base, level)) {
+                *child = NONE;
+            }
             if branch.live != 0 {
                 return;
             }
             self.unused_branches.push(node);
         }
-        self.levels = 0;
+        (self.root, self.levels, self.reach) = (NONE, 0, 0);
     }
 
-    fn unused_leaf(&mut self) -> u32 {
-        self.unused_leaves.pop().unwrap_or_else(|| {
-            self.leaves.push(Box::new(Leaf::EMPTY));
-            number(self.leaves.len() - 1)
-        })
+    fn unused_leaf(&mut self, base: u64) -> u32 {
+        let Some(known) = self.unused_leaves.pop() else {
+            self.leaves.push(Box::new(Leaf { base, ..Leaf::EMPTY }));
+            return number(self.leaves.len() - 1);
+        };
+        if let Some(leaf) = self.leaves.get_mut(known as usize) {
+            leaf.base = base;
+        }
+        known
     }
 
     fn unused_branch(&mut self) -> u32 {
@@ -296,8 +419,7 @@ impl Ascending<'_> {
     /// Goes to the first leaf that has indices from `from` on.
     fn enter(&mut self, from: u64) {
         let base = self.table.leaf_from(from).filter(|base| *base <= self.last);
-        let leaf = base.and_then(|base| self.table.leaf_of(base));
-        self.leaf = leaf.and_then(|leaf| self.table.leaves.get(leaf as usize)).map(AsRef::as_ref);
+        self.leaf = base.and_then(|base| self.table.leaf(base));
         self.base = base.unwrap_or_default();
         let bits = bits_from(self.base, from) & bits_to(self.base, self.last);
         self.live = self.leaf.map_or(0, |leaf| leaf.live & bits);
@@ -389,17 +511,35 @@ mod tests {
         let extent = all.first().zip(all.last()).map(|(first, last)| (first.0, last.0, all.len() as u64));
         assert_eq!(table.extent(0, u64::MAX), extent);
         assert_eq!(table.is_empty(), all.is_empty());
+        let ends = table.end(u64::trailing_zeros).zip(table.end(|live| 63 - live.leading_zeros()));
+        assert_eq!(ends, all.first().zip(all.last()).map(|(first, last)| (first.0, last.0)));
     }
 
     proptest! {
         #[test]
         fn words_are_those_of_a_map(steps in prop::collection::vec(step(), 1..60), from in index(), to in index()) {
             let (mut table, mut model) = (Words::default(), BTreeMap::new());
+            let mut stale = LeafHint(0);
             for step in steps {
                 match step {
+                    Step::Remove(first, last) if last - first < 100 && model.contains_key(&first) => {
+                        let (word, hint) = table.find(first);
+                        let hint = if first % 2 == 0 { hint } else { stale };
+                        prop_assert_eq!(Some(word), model.remove(&first));
+                        prop_assert_eq!(table.remove_near(hint, first), word);
+                    }
                     Step::Insert(index, word) if table.get(index) == 0 => {
-                        table.insert(index, word);
+                        let below = index.checked_sub(1).and_then(|below| model.get(&below)).copied().unwrap_or(0);
+                        let above = model.get(&(index + 1)).copied().unwrap_or(0);
+                        let continues = below + 1 == word || word + 1 == above;
+                        let (nothing, hint) = table.find(index);
+                        // A hint out of date is worth nothing, and does no harm.
+                        let hint = if word % 2 == 0 { hint } else { stale };
+                        prop_assert_eq!(nothing, 0);
+                        prop_assert_eq!(table.insert_near(hint, index, word, 1), continues);
+                        prop_assert_eq!(table.word_near(index, 1), (word, continues));
                         model.insert(index, word);
+                        stale = hint;
                     }
                     Step::Insert(index, _) => prop_assert_eq!(table.get(index), model[&index]),
                     Step::Remove(first, last) => {

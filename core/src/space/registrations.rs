@@ -4,7 +4,7 @@ use crate::backend::{Backend, RegistrationCalls};
 use crate::door::{Failure, Lease};
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::retry::{ATTEMPTS, Undone, until_gone};
-use crate::space::blocks::Blocks;
+use crate::space::blocks::{Blocks, Covered};
 use crate::space::deferred::Deferred;
 use crate::space::refused;
 use crate::sync::{Mutex, Rank};
@@ -101,6 +101,11 @@ impl Registrations {
     /// Returns whether all of `memory` is registered, or the backend wants no registration.
     pub(super) fn cover(&self, backend: &impl Backend, memory: &HostMemory) -> bool {
         backend.calls().registration.is_none() || self.blocks.cover(memory)
+    }
+
+    /// [`Registrations::cover`], with a note of the last change of the same window.
+    pub(super) fn cover_again(&self, backend: &impl Backend, memory: &HostMemory, known: &mut Covered) -> bool {
+        backend.calls().registration.is_none() || self.blocks.cover_again(memory, known)
     }
 
     /// Forgets all registrations, which the kernel has ended by itself.

@@ -61,6 +61,11 @@ impl Tracking {
         Self { active: RwLock::new(Rank::Tracking, None), is_on: AtomicBool::new(false) }
     }
 
+    /// Returns `true` while tracking is on. The gate is held.
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::Acquire)
+    }
+
     /// Turns tracking on.
     pub(super) fn start(
         &self,
@@ -144,7 +149,7 @@ impl Tracking {
         bytes: u64,
         deferred: &mut Deferred,
     ) -> Result<(), Failure> {
-        if !self.is_on.load(Ordering::Acquire) {
+        if !self.is_on() {
             return unmap_all(bytes, || backend.unmap(hull));
         }
         let active = self.active.read();
@@ -160,8 +165,8 @@ impl Tracking {
             answer.unwrap_or_else(|| backend.unmap(hull))
         });
         let known = log.filter(|_| exact && unmapped.is_ok());
-        // A call that failed may have set bits too.
-        let len = active.log(backend).map_or(0, |log| words(hull, log.page).saturating_add(spare_words(backend)));
+        // A call that failed may have set bits too, in the words that it was given.
+        let len = active.log(backend).map_or(0, |log| words(hull, log.page));
         let filled = part_of(&mut bitmap, len);
         let is_clean = clean_words(filled) == filled.len();
         for slot in slots {

@@ -16,10 +16,55 @@ use crate::space::deferred::Deferred;
 use crate::space::index::Placed;
 use crate::space::layout::Slot;
 use crate::space::mapper::Mapper;
-use crate::words::address::{Iova, IovaRange};
+use crate::words::access::Access;
+use crate::words::address::{HostAddress, Iova, IovaRange};
 use crate::words::memory::HostMemory;
 
 impl<B: Backend> Space<B> {
+    /// Maps any memory.
+    fn map_any(&self, request: MapRequest<'_>) -> Result<(), Error> {
+        let operation = Operation::Map;
+        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
+        let range = range_of(operation, at, memory)?;
+        self.check_request(operation, range, memory, access)?;
+        let mut deferred = Deferred::default();
+        let gate = self.enter(operation, range)?;
+        self.fences.check(operation, range)?;
+        let slot = gate.in_force.slot_for(operation, range, memory, unit)?;
+        let _in_turn = slot.operations.lock();
+        // Once more under the lock: the operation that held it before may have put up a fence.
+        self.fences.check(operation, range)?;
+        if let Some(live) = slot.live.read().overlap(range) {
+            return Err(Error::new(operation, range, Kind::Overlap(live)));
+        }
+        self.registrations.check_cover(&self.backend, operation, range, memory)?;
+        let placed = Placed { range, memory, access, unit };
+        Mapper::of(self, operation).establish(placed, &mut deferred)?;
+        slot.record(placed);
+        Ok(())
+    }
+
+    /// Unmaps any range.
+    fn unmap_any(&self, range: IovaRange) -> Result<u64, Error> {
+        let operation = Operation::Unmap;
+        let mut deferred = Deferred::default();
+        let gate = self.enter(operation, range)?;
+        let set = &gate.in_force;
+        if let Some(slot) = set.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
+            let _in_turn = slot.operations.lock();
+            self.fences.check(operation, range)?;
+            let Some(found) = slot.check_unmap(range)? else { return Ok(0) };
+            return Mapper::of(self, operation).unmap_hull(&[slot], range, found, &mut deferred);
+        }
+        let slots: Vec<&Slot> = set.overlapping(range).collect();
+        let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
+        self.fences.check(operation, range)?;
+        for slot in &slots {
+            slot.check_unmap(range)?;
+        }
+        self.unmap_windows(&slots, range, &mut deferred)
+    }
+
     /// Unmaps a range of several windows. A kernel that keeps entries unmaps window by window; after a failure the
     /// windows before are mapped again.
     pub(super) fn unmap_windows(
@@ -101,26 +146,10 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn map(&self, request: MapRequest<'_>) -> Result<(), Error> {
-        let operation = Operation::Map;
-        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
-        let range = range_of(operation, at, memory)?;
-        self.check_request(operation, range, memory, access)?;
-        let mut deferred = Deferred::default();
-        let _gate = self.enter(operation, range)?;
-        self.fences.check(operation, range)?;
-        let set = self.layout.get();
-        let slot = set.slot_for(operation, range, memory, unit)?;
-        let _in_turn = slot.operations.lock();
-        // Once more under the lock: the operation that held it before may have put up a fence.
-        self.fences.check(operation, range)?;
-        if let Some(live) = slot.live.read().overlap(range) {
-            return Err(Error::new(operation, range, Kind::Overlap(live)));
+        match self.map_page(&request) {
+            Some(mapped) => mapped,
+            None => self.map_any(request),
         }
-        self.registrations.check_cover(&self.backend, operation, range, memory)?;
-        let placed = Placed { range, memory, access, unit };
-        Mapper::of(self, operation).establish(placed, &mut deferred)?;
-        slot.record(placed);
-        Ok(())
     }
 
     fn map_batch(&self, batch: &MapBatch) -> Result<(), Error> {
@@ -133,10 +162,9 @@ impl<B: Backend> PciAddressSpace for Space<B> {
         let range = range_of(operation, at, memory)?;
         self.check_request(operation, range, memory, access)?;
         let mut deferred = Deferred::default();
-        let _gate = self.enter(operation, range)?;
+        let gate = self.enter(operation, range)?;
         self.fences.check(operation, range)?;
-        let set = self.layout.get();
-        let slot = set.slot_for(operation, range, memory, unit)?;
+        let slot = gate.in_force.slot_for(operation, range, memory, unit)?;
         let _in_turn = slot.operations.lock();
         self.fences.check(operation, range)?;
         let gap = slot.live.read().gap_in(range);
@@ -152,27 +180,18 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
-        let operation = Operation::Unmap;
-        let mut deferred = Deferred::default();
-        let _gate = self.enter(operation, range)?;
-        let set = self.layout.get();
-        if let Some(slot) = set.slot_at(range.first()).filter(|slot| slot.window.range.covers(range)) {
-            let _in_turn = slot.operations.lock();
-            self.fences.check(operation, range)?;
-            let Some(found) = slot.check_unmap(range)? else { return Ok(0) };
-            return Mapper::of(self, operation).unmap_hull(&[slot], range, found, &mut deferred);
+        match self.unmap_page(range) {
+            Some(unmapped) => unmapped,
+            None => self.unmap_any(range),
         }
-        let slots: Vec<&Slot> = set.overlapping(range).collect();
-        let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
-        self.fences.check(operation, range)?;
-        for slot in &slots {
-            slot.check_unmap(range)?;
-        }
-        self.unmap_windows(&slots, range, &mut deferred)
     }
 
     fn lookup(&self, at: Iova) -> Option<Mapping> {
         self.layout.read().slot_at(at)?.lookup(at)
+    }
+
+    fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
+        self.layout.read().slot_at(at)?.translate(at)
     }
 
     fn mappings(&self, range: IovaRange) -> Vec<Mapping> {

@@ -115,12 +115,32 @@ struct Edges {
     above: bool,
 }
 
-/// The owner's statements about the memory.
+/// The owner's statements about the memory, in one word: an index compares them for each page.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Traits {
-    page: Option<PageSize>,
-    host_read_only: bool,
-    device_memory: bool,
+struct Traits(u16);
+
+impl Traits {
+    const NONE: Self = Self(0);
+    const HOST_READ_ONLY: Self = Self(1 << 8);
+    const DEVICE_MEMORY: Self = Self(1 << 9);
+    /// The shift of the backing page, and one more; zero where the owner did not say.
+    const PAGE: u16 = 0xff;
+
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn with_page(self, page: PageSize) -> Self {
+        Self((self.0 & !Self::PAGE) | u16::try_from(page.shift() + 1).unwrap_or_default())
+    }
+
+    fn page(self) -> Option<PageSize> {
+        PageSize::from_shift(u32::from(self.0 & Self::PAGE).checked_sub(1)?)
+    }
 }
 
 /// The reason for which bytes could not be copied.
@@ -236,8 +256,7 @@ impl HostMemory {
     fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
         // An index of single pages keeps addresses ([`HostMemory::like_this_at`]).
         (base.expose_provenance() as u64).checked_add(len.get() - 1)?;
-        let traits = Traits { page: None, host_read_only: false, device_memory: false };
-        Some(Self { base, len, origin, traits, edges: Edges::default(), mapped: None, vouched: None })
+        Some(Self { base, len, origin, traits: Traits::NONE, edges: Edges::default(), mapped: None, vouched: None })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -245,7 +264,7 @@ impl HostMemory {
     /// arch/powerpc/mm/book3s64/iommu_api.c).
     #[must_use]
     pub fn backed_by(mut self, page: PageSize) -> Self {
-        self.traits.page = Some(page);
+        self.traits = self.traits.with_page(page);
         self
     }
 
@@ -253,14 +272,14 @@ impl HostMemory {
     /// reads, and POWER, which pins for writing always, refuses it.
     #[must_use]
     pub fn host_read_only(mut self) -> Self {
-        self.traits.host_read_only = true;
+        self.traits = self.traits.with(Traits::HOST_READ_ONLY);
         self
     }
 
     /// Says that this is another device's memory, an mmapped BAR. Not every kernel can map that.
     #[must_use]
     pub fn device_memory(mut self) -> Self {
-        self.traits.device_memory = true;
+        self.traits = self.traits.with(Traits::DEVICE_MEMORY);
         self
     }
 
@@ -305,17 +324,17 @@ impl HostMemory {
 
     /// The size of the pages that back the memory, if the owner set it.
     pub fn backing_page(&self) -> Option<PageSize> {
-        self.traits.page
+        self.traits.page()
     }
 
     /// Returns `true` if this process may only read the memory.
     pub fn is_host_read_only(&self) -> bool {
-        self.traits.host_read_only
+        self.traits.has(Traits::HOST_READ_ONLY)
     }
 
     /// Returns `true` if it is another device's memory.
     pub fn is_device_memory(&self) -> bool {
-        self.traits.device_memory
+        self.traits.has(Traits::DEVICE_MEMORY)
     }
 
     /// Returns `true` if there is only an address and no memory.
@@ -424,14 +443,33 @@ impl HostMemory {
         self.vouched.is_none()
     }
 
+    /// Returns `true` if nothing about it asks for a check: this process may write it, it is no device's, and nothing
+    /// around it is included.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        !self.traits.has(Traits::HOST_READ_ONLY.with(Traits::DEVICE_MEMORY)) && self.is_plain()
+    }
+
     /// Returns `true` if both share bytes of this process's address space.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.begin() <= other.last_byte() && other.begin() <= self.last_byte()
     }
 
     /// Returns `true` if both are of one unplug unit and described alike, so that they may share one kernel mapping.
+    #[inline]
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
-        self.unit() == other.unit() && self.traits == other.traits && self.mapped == other.mapped
+        let is_of_the_unit = match (&self.origin, &other.origin) {
+            (Origin::Held(owner), Origin::Held(same)) => ptr::addr_eq(Arc::as_ptr(owner), Arc::as_ptr(same)),
+            (Origin::Vouched, Origin::Vouched) => true,
+            (Origin::Unbacked(unit), Origin::Unbacked(same)) => unit == same,
+            _ => false,
+        };
+        is_of_the_unit && self.traits == other.traits && self.is_of_the_file(other)
+    }
+
+    #[inline]
+    fn is_of_the_file(&self, other: &Self) -> bool {
+        let (mapped, same) = (&self.mapped, &other.mapped);
+        (mapped.is_none() && same.is_none()) || mapped == same
     }
 
     /// Returns `true` if `next` begins where this ends and both are of a kind.
@@ -497,7 +535,7 @@ impl HostMemory {
     /// [`CopyError`]; nothing was copied then.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), CopyError> {
         let into = self.at(offset, from.len())?;
-        if self.traits.host_read_only {
+        if self.traits.has(Traits::HOST_READ_ONLY) {
             return Err(CopyError::HostReadOnly);
         }
         into.write(from);
@@ -614,6 +652,17 @@ mod tests {
         assert_eq!(low.joined_with(&high.clone().device_memory()), None);
         assert_eq!(low.joined_with(&high.clone().in_unit(1)), None);
         assert!(low.in_unit(1).joined_with(&high.in_unit(1)).is_some());
+    }
+
+    #[test]
+    fn traits_are_kept_beside_each_other() {
+        let page = PageSize::from_shift(63).expect("the largest page");
+        let memory = unbacked(0x1000, 0x1000);
+        assert_eq!(memory.backing_page(), None);
+        let memory = memory.device_memory().backed_by(PageSize::G1).backed_by(page);
+        assert_eq!((memory.backing_page(), memory.is_device_memory()), (Some(page), true));
+        assert!(!memory.is_host_read_only() && memory.host_read_only().is_host_read_only());
+        assert!(!unbacked(0, 1).backed_by(PageSize::K4).is_of_a_kind(&unbacked(0, 1).backed_by(PageSize::K64)));
     }
 
     #[test]

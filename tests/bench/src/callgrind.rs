@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
+use crate::locked;
 use crate::measure::slope;
+use crate::rows::{Kind, ROWS};
 
 /// The figures of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Figures {
     pub(crate) name: String,
-    /// The instructions of one repetition; `None` for a row of bytes.
+    /// The instructions of one repetition, all or the locked ones; `None` for a row of bytes.
     pub(crate) instructions: Option<f64>,
     pub(crate) allocations: f64,
     pub(crate) bytes: f64,
@@ -31,6 +33,9 @@ fn measure_in(folder: &Path, names: &[&str]) -> Result<Vec<Figures>, Box<dyn Err
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--quiet", "--dump-after=dmaspace_bench::measure::measured"]);
     valgrind.arg("--toggle-collect=dmaspace_bench::measure::measured");
+    if names.iter().any(|name| is_locked(name)) {
+        valgrind.args(["--dump-instr=yes", "--compress-strings=no", "--compress-pos=no"]);
+    }
     valgrind.arg(format!("--callgrind-out-file={}", out.display()));
     valgrind.arg(env::current_exe()?).arg("--count").args(names);
     let output = valgrind.stderr(Stdio::inherit()).output()?;
@@ -47,14 +52,19 @@ fn measure_in(folder: &Path, names: &[&str]) -> Result<Vec<Figures>, Box<dyn Err
         let instructions = if n == 0 {
             None
         } else {
-            let once = dumps.next().map(|dump| total(&dump)).ok_or("no dump")??;
-            let twice = dumps.next().map(|dump| total(&dump)).ok_or("no dump")??;
+            let count = if is_locked(name) { locked::total } else { total };
+            let once = count(&dumps.next().ok_or("no dump")?)?;
+            let twice = count(&dumps.next().ok_or("no dump")?)?;
             Some(slope(once, twice, n))
         };
         let (allocations, bytes) = (allocations.parse()?, bytes.parse()?);
         figures.push(Figures { name: name.to_owned(), instructions, allocations, bytes });
     }
     Ok(figures)
+}
+
+fn is_locked(name: &str) -> bool {
+    ROWS.iter().any(|row| row.name == name && matches!(row.kind, Kind::Locked(..)))
 }
 
 /// The instructions of one dump.

@@ -12,7 +12,9 @@
 
 mod callgrind;
 mod curves;
+mod door;
 mod host;
+mod locked;
 mod measure;
 mod on_hosts;
 mod rows;
@@ -46,7 +48,7 @@ fn count(names: &[&str]) -> ExitCode {
     for row in ROWS.iter().filter(|row| names.contains(&row.name)) {
         let Row { name, kind, .. } = row;
         match kind {
-            Kind::Slope(n, work) => {
+            Kind::Slope(n, work) | Kind::Locked(n, work) => {
                 let allocated = measure::run(&mut *work(), *n);
                 println!("{name}\t{n}\t{:.3}\t{:.1}", allocated.count, allocated.bytes);
             }

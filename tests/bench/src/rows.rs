@@ -1,5 +1,6 @@
 //! The rows of the table.
 
+use crate::door::Real;
 use crate::measure::Work;
 use crate::work::{commits, dirty, guest, space};
 
@@ -17,6 +18,8 @@ pub(crate) struct Row {
 pub(crate) enum Kind {
     /// The instructions of one repetition, from n and 2n repetitions.
     Slope(u64, fn() -> Box<dyn Work>),
+    /// The locked instructions of one repetition, likewise.
+    Locked(u64, fn() -> Box<dyn Work>),
     /// The bytes that one live page takes.
     Bytes(fn() -> f64),
 }
@@ -33,6 +36,10 @@ const fn bytes(name: &'static str, goal: f64, bytes: fn() -> f64) -> Row {
     Row { name, goal, kind: Kind::Bytes(bytes), gates: true }
 }
 
+const fn locked(name: &'static str, goal: f64, n: u64, work: fn() -> Box<dyn Work>) -> Row {
+    Row { name, goal, kind: Kind::Locked(n, work), gates: true }
+}
+
 const K: u64 = 1_000;
 const M: u64 = 1_000_000;
 
@@ -42,8 +49,18 @@ pub(crate) const ROWS: &[Row] = &[
     gate("unmap + map of a page, 1k live, scattered", 500.0, K, || space::pairs(K, 2)),
     large("unmap + map of a page, 1M live, scattered", 500.0, K, || space::pairs(M, 2)),
     large("unmap + map of a page, 1M live, dense", 500.0, K, || space::pairs(M, 1)),
+    gate("type1: map + unmap of a page, empty", 536.0, K, || space::real_pairs(Real::Type1, 0)),
+    gate("type1: unmap + map of a page, 1k live", 636.0, K, || space::real_pairs(Real::Type1, K)),
+    gate("iommufd: map + unmap of a page, empty", 584.0, K, || space::real_pairs(Real::Iommufd, 0)),
+    gate("iommufd: unmap + map of a page, 1k live", 684.0, K, || space::real_pairs(Real::Iommufd, K)),
+    gate("sPAPR: map + unmap of a page, empty", 216.0, K, || space::real_pairs(Real::Spapr, 0)),
+    gate("sPAPR: unmap + map of a page, 1k live", 316.0, K, || space::real_pairs(Real::Spapr, K)),
+    locked("locked instructions of unmap + map, type1, 1k live", 16.0, K, || space::real_pairs(Real::Type1, K)),
+    locked("locked instructions of put + clear of an entry", 32.0, K, || guest::puts(K)),
     gate("look-up, 1k live", 100.0, K, || space::lookups(K)),
     large("look-up, 1M live", 100.0, K, || space::lookups(M)),
+    gate("look-up of the host address alone, 1k live", 100.0, K, || space::translations(K)),
+    large("look-up of the host address alone, 1M live", 100.0, K, || space::translations(M)),
     bytes("bytes of a live page, scattered", 24.0, || space::bytes_of_a_page(100 * K, 2)),
     bytes("bytes of a live page, dense", 9.0, || space::bytes_of_a_page(100 * K, 1)),
     bytes("bytes of a live page, in runs", 0.2, || space::bytes_of_a_page(100 * K, 0)),

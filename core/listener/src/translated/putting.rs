@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
+use dmaspace_core::error::Error;
 
 use super::entry::{EntryError, EntryRun};
 use super::shared::{Paused, Shared};
@@ -19,9 +20,9 @@ struct Refused {
     made_again: usize,
 }
 
-impl From<EntryError> for Refused {
+impl From<EntryError> for Box<Refused> {
     fn from(error: EntryError) -> Self {
-        Self { error, by: None, made_again: 0 }
+        Self::new(Refused { error, by: None, made_again: 0 })
     }
 }
 
@@ -36,8 +37,7 @@ impl Shared {
         for run in runs {
             self.check(run.range, run.target)?;
         }
-        let refused = match self.open().map_err(Refused::from).and_then(|spaces| self.put_on(&spaces, runs, &mut spent))
-        {
+        let refused = match self.open().map_err(Box::from).and_then(|spaces| self.put_on(&spaces, runs, &mut spent)) {
             Ok(()) => return Ok(()),
             Err(refused) => refused,
         };
@@ -53,18 +53,15 @@ impl Shared {
         spaces: &[Arc<dyn PciAddressSpace>],
         runs: &[EntryRun],
         spent: &mut Vec<Journal>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Box<Refused>> {
         let made_again = self.made_again.load(Ordering::Relaxed);
         // The common case needs neither lists nor a journal: a map that fails leaves nothing.
         if let ([space], [run]) = (spaces, runs) {
             if let Some(memory) = self.resolve_in_one(run.target, run.len()) {
                 let unit = Unit::Pages(self.page());
                 let request = MapRequest::new(run.range.first(), &memory, run.access).with_unit(unit);
-                return space.map(request).map_err(|error| Refused {
-                    error: error.into(),
-                    by: Some(space.clone()),
-                    made_again,
-                });
+                let refused = |error: Error| Refused { error: error.into(), by: Some(space.clone()), made_again };
+                return space.map(request).map_err(|error| Box::new(refused(error)));
             }
         }
         let batch = self.batch_of(runs)?;
@@ -79,7 +76,7 @@ impl Shared {
             }
             Ok(())
         });
-        put.map_err(|error| Refused { error, by: last.cloned(), made_again })
+        put.map_err(|error| Box::new(Refused { error, by: last.cloned(), made_again }))
     }
 
     /// Returns whether the page size of the space that refused runs may be the reason, or was the reason and is
@@ -96,7 +93,7 @@ impl Paused<'_> {
     fn put_in_smaller_pages(
         &self,
         runs: &[EntryRun],
-        mut refused: Refused,
+        mut refused: Box<Refused>,
         spent: &mut Vec<Journal>,
     ) -> Result<(), EntryError> {
         let mut remade = Remade::new();
@@ -120,8 +117,8 @@ impl Paused<'_> {
     ///
     /// # Errors
     /// The refusal where smaller pages cannot help, or the space's error.
-    fn make_again(&self, refused: Refused, remade: &mut Remade) -> Result<(), EntryError> {
-        let Refused { error: EntryError::Space(error), by: Some(space), .. } = refused else {
+    fn make_again(&self, refused: Box<Refused>, remade: &mut Remade) -> Result<(), EntryError> {
+        let Refused { error: EntryError::Space(error), by: Some(space), .. } = *refused else {
             return Err(refused.error);
         };
         let Some(smaller) = SmallerPages::after(&error, space.as_ref(), self.range()) else { return Err(error.into()) };

@@ -31,9 +31,11 @@ pub(crate) struct Shared {
     targets: Targets,
     /// The target memory as of the last commit, used to resolve entries in kernel-owned windows.
     pub(super) settled: Targets,
-    /// Shared by verbs under way; exclusive while no verb may begin. Lookups do not take it.
-    gate: RwLock<()>,
-    /// Changed behind the exclusive gate, and for a moment only.
+    /// Shared by verbs under way; exclusive while no verb may begin. It has the spaces that verbs work on. Lookups do not
+    /// take it.
+    gate: RwLock<Spaces>,
+    /// The spaces in force, for lookups. Changed behind the exclusive gate, and for a moment only; the gate has them when
+    /// it opens.
     spaces: RwLock<Spaces>,
     /// Gives several spaces the verbs in one order.
     in_order: Mutex<()>,
@@ -56,7 +58,7 @@ impl Shared {
             page,
             targets,
             settled,
-            gate: RwLock::keyed(Rank::TranslatedGate, range.first().get(), ()),
+            gate: RwLock::keyed(Rank::TranslatedGate, range.first().get(), spaces.clone()),
             spaces: RwLock::new(Rank::TranslatedSpaces, spaces),
             in_order: Mutex::new(Rank::TranslatedOrder, ()),
             made_again: AtomicUsize::default(),
@@ -74,14 +76,13 @@ impl Shared {
 
     /// Waits for verbs under way, and lets none begin until the result is dropped.
     pub(crate) fn pause(&self) -> Paused<'_> {
-        Paused { window: self, _gate: self.gate.write() }
+        Paused { window: self, gate: self.gate.write() }
     }
 
     /// Returns the spaces a verb works on. The window stays, and its spaces do not change, until the result is dropped.
     pub(super) fn open(&self) -> Result<Open<'_>, EntryError> {
-        let gate = self.gate.read();
-        let spaces = self.spaces.read();
-        if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(Open { spaces, _gate: gate }) }
+        let spaces = self.gate.read();
+        if spaces.is_empty() { Err(EntryError::NoSuchWindow) } else { Ok(Open { spaces }) }
     }
 
     pub(super) fn spaces(&self) -> RwLockReadGuard<'_, Spaces> {
@@ -272,7 +273,7 @@ fn part_of(entry: &Mapping, range: IovaRange) -> Option<Mapping> {
 /// A window in which no verb begins until this is dropped.
 pub(crate) struct Paused<'a> {
     pub(super) window: &'a Shared,
-    _gate: RwLockWriteGuard<'a, ()>,
+    gate: RwLockWriteGuard<'a, Spaces>,
 }
 
 impl Paused<'_> {
@@ -287,6 +288,18 @@ impl Paused<'_> {
     }
 }
 
+impl Drop for Paused<'_> {
+    /// When the gate opens, verbs find the spaces that serve the window then.
+    fn drop(&mut self) {
+        let serving = self.window.spaces.read();
+        let is_known = self.gate.len() == serving.len()
+            && self.gate.iter().zip(&*serving).all(|(known, space)| Arc::ptr_eq(known, space));
+        if !is_known {
+            self.gate.clone_from(&serving);
+        }
+    }
+}
+
 impl Deref for Paused<'_> {
     type Target = Shared;
 
@@ -298,7 +311,6 @@ impl Deref for Paused<'_> {
 /// The spaces a verb works on, which stay as they are until this is dropped.
 pub(super) struct Open<'a> {
     spaces: RwLockReadGuard<'a, Spaces>,
-    _gate: RwLockReadGuard<'a, ()>,
 }
 
 impl Deref for Open<'_> {

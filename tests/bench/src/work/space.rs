@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, Space};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 
-use crate::host::{self, Kind, NullHost};
+use crate::door::{self, Real};
+use crate::host::{self, Kind};
 use crate::measure::Work;
 
 const PAGE: u64 = 0x1000;
 
 /// A space in which pages of one piece of memory are live.
 pub(crate) struct Pages {
-    space: Arc<Space<NullHost>>,
+    space: Arc<dyn PciAddressSpace>,
     /// One page, mapped everywhere: no two mappings continue each other.
     page: HostMemory,
     live: u64,
@@ -23,7 +24,11 @@ pub(crate) struct Pages {
 impl Pages {
     /// `live` pages, `stride` pages apart.
     pub(crate) fn new(live: u64, stride: u64) -> Self {
-        let pages = Self { space: host::space(Kind::Mappings), page: host::ram(PAGE), live, stride, state: 1 };
+        Self::on(host::space(Kind::Mappings), host::ram(PAGE), live, stride)
+    }
+
+    fn on(space: Arc<dyn PciAddressSpace>, page: HostMemory, live: u64, stride: u64) -> Self {
+        let pages = Self { space, page, live, stride, state: 1 };
         for n in 0..live {
             pages.map(n);
         }
@@ -53,7 +58,16 @@ impl Pages {
 
 /// Unmapping and mapping any page; mapping and unmapping one in an empty space.
 pub(crate) fn pairs(live: u64, stride: u64) -> Box<dyn Work> {
-    let mut pages = Pages::new(live, stride);
+    repeat_pairs(Pages::new(live, stride))
+}
+
+/// The same pairs through a real backend, over a door that answers at once.
+pub(crate) fn real_pairs(real: Real, live: u64) -> Box<dyn Work> {
+    let page = host::ram(PAGE);
+    repeat_pairs(Pages::on(door::space(real, &page), page, live, 2))
+}
+
+fn repeat_pairs(mut pages: Pages) -> Box<dyn Work> {
     Box::new(move |n| {
         for _ in 0..n {
             let page = pages.next();
@@ -75,6 +89,17 @@ pub(crate) fn lookups(live: u64) -> Box<dyn Work> {
         for _ in 0..n {
             let page = pages.next();
             assert!(pages.space.lookup(pages.at(page)).is_some(), "the page is live");
+        }
+    })
+}
+
+/// Looking up the host address behind any live page.
+pub(crate) fn translations(live: u64) -> Box<dyn Work> {
+    let mut pages = Pages::new(live, 2);
+    Box::new(move |n| {
+        for _ in 0..n {
+            let page = pages.next();
+            assert!(pages.space.translate(pages.at(page)).is_some(), "the page is live");
         }
     })
 }

@@ -1,0 +1,99 @@
+//! The straight path: one page that is mapped or unmapped where nothing is unusual.
+//!
+//! It gives the result of the general path ([`super::verbs`]), which explains the rules, because each of its conditions
+//! decides some of them:
+//!
+//! | condition | decides |
+//! |---|---|
+//! | the space is this process's, no fence is anywhere, the kernel does not write the window's entries | all refusals but those below |
+//! | the memory is ordinary, some access is asked for | the checks of the request |
+//! | the range is one page of the unit, in one window, aligned to the granule as the memory is | bounds, unit, one call |
+//! | the page is the table's alone ([`Index::place_of`](super::index::Index::place_of)) | overlap, cut units, the hull of an unmap |
+//! | all of the memory is registered, where the backend wants that | the registration |
+//! | an unmap is not tracked | the log |
+//!
+//! Where one of them does not hold nothing was done, and the general path is taken. A failed call goes on in the
+//! general path's undo ([`Mapper`]). The model of `tests` compares both paths by what devices reach, and this file's
+//! own test by their answers.
+
+use crate::backend::Backend;
+use crate::contract::{MapRequest, Unit};
+use crate::door::Lease;
+use crate::error::{Error, Operation};
+use crate::space::deferred::{Deferred, LastOwner};
+use crate::space::index::Placed;
+use crate::space::mapper::Mapper;
+use crate::space::unmap_all::unmap_all;
+use crate::space::{Ownership, Space};
+use crate::words::address::IovaRange;
+use crate::words::memory::HostMemory;
+
+impl<B: Backend> Space<B> {
+    /// Maps one page. `None` where a condition does not hold; nothing was done then.
+    pub(super) fn map_page(&self, request: &MapRequest<'_>) -> Option<Result<(), Error>> {
+        let (memory, access, unit) = (request.memory(), request.access(), request.unit());
+        let Unit::Pages(page) = unit else { return None };
+        if memory.len().get() != page.bytes() || access.is_empty() || !self.is_ordinary(memory) {
+            return None;
+        }
+        let range = IovaRange::with_len(request.at(), page.bytes()).ok()?;
+        // For a failure; dropped after the guards.
+        let mut deferred: Option<Deferred> = None;
+        let gate = self.gate.read();
+        let slot = gate.in_force.slot_at(range.first())?;
+        let is_taken = gate.owner == Ownership::Here
+            && slot.window.range.covers(range)
+            && slot.takes_pages(page, range.first(), memory.address().get());
+        if !is_taken {
+            return None;
+        }
+        let mut turn = slot.operations.lock();
+        if self.fences.any() {
+            return None;
+        }
+        let place = slot.live.read().place_of(range).filter(|place| !place.is_live())?;
+        if !self.registrations.cover_again(&self.backend, memory, &mut turn.registered) {
+            return None;
+        }
+        let placed = Placed { range, memory, access, unit };
+        if let Err(failure) = self.backend.map(range, &Lease::kept_by_space(memory), access) {
+            let mapper = Mapper::of(self, Operation::Map);
+            return Some(Err(mapper.undo_one_map(placed, failure, deferred.get_or_insert_default())));
+        }
+        let mut live = slot.live.write();
+        if !live.insert_page(place, memory, access) {
+            live.insert(placed);
+        }
+        Some(Ok(()))
+    }
+
+    /// Unmaps one page. `None` where a condition does not hold; nothing was done then.
+    pub(super) fn unmap_page(&self, range: IovaRange) -> Option<Result<u64, Error>> {
+        // Dropped after the guards; the first is for a failure.
+        let (mut deferred, mut owner) = (None::<Deferred>, LastOwner::default());
+        let gate = self.gate.read();
+        let slot = gate.in_force.slot_at(range.first())?;
+        let is_ours = gate.owner == Ownership::Here && slot.window.range.covers(range) && slot.writer.is_none();
+        if !is_ours {
+            return None;
+        }
+        let _in_turn = slot.operations.lock();
+        if self.fences.any() || self.tracking.is_on() {
+            return None;
+        }
+        let place = slot.live.read().place_of(range).filter(|place| place.is_live())?;
+        let bytes = range.len()?.get();
+        let unmapped = unmap_all(bytes, || self.backend.unmap(range));
+        if unmapped.is_err() {
+            let mapper = Mapper::of(self, Operation::Unmap);
+            let deferred = deferred.get_or_insert_default();
+            return Some(mapper.settle_unmap(&[slot], range, (range, bytes), unmapped, deferred));
+        }
+        owner.0 = slot.live.write().remove_page(place);
+        Some(Ok(bytes))
+    }
+
+    fn is_ordinary(&self, memory: &HostMemory) -> bool {
+        memory.is_ordinary() && !(memory.is_unbacked() && self.backend.is_real())
+    }
+}

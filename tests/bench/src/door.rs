@@ -1,0 +1,166 @@
+//! A door that answers every call at once, for the real backends.
+
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dmaspace_abi::iommufd::{IOAS_ALLOC, IOAS_IOVA_RANGES, IoasAlloc, IoasIovaRanges};
+use dmaspace_abi::spapr::{self, DdwInfo, TCE_GET_INFO, TceInfo};
+use dmaspace_abi::type1::{GET_INFO, INFO_PAGE_SIZES, Info};
+use dmaspace_abi::vfio::{MAP_DMA, UNMAP_DMA};
+use dmaspace_abi::{IovaSpan, iommufd};
+use dmaspace_core::contract::{AttachPoint, Attachable, WindowRequest};
+use dmaspace_core::door::registrations::ProcessRegistrations;
+use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Failure, Handle, HandleKind, OwnedHandle};
+use dmaspace_core::retry::Undone;
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space};
+use dmaspace_iommufd::Ioas;
+use dmaspace_spapr::Spapr;
+use dmaspace_type1::Type1;
+use zerocopy::FromBytes;
+
+/// The length of the windows, and of sPAPR's registered memory.
+const WINDOW: u64 = 1 << 36;
+
+/// The backend behind a door that answers at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Real {
+    /// A type1 container.
+    Type1,
+    /// An address space of an iommufd.
+    Iommufd,
+    /// An sPAPR v2 container.
+    Spapr,
+}
+
+/// A space on a real backend, with a device and a window from address 0, where `memory` is registered if need be.
+pub(crate) fn space(real: Real, memory: &HostMemory) -> Arc<dyn PciAddressSpace> {
+    let door: Arc<dyn Door> = Arc::new(NullDoor::default());
+    let opened = |kind| OwnedHandle::open(door.clone(), Path::new("/"), kind).expect("every node opens");
+    let space: Arc<dyn PciAddressSpace> = match real {
+        Real::Type1 => Arc::new(Space::new(Type1::new(opened(HandleKind::Container))).expect("answered")),
+        Real::Iommufd => {
+            let ioas = Ioas::new(opened(HandleKind::Iommufd)).expect("answered");
+            Arc::new(Space::new(ioas).expect("answered"))
+        }
+        Real::Spapr => Arc::new(Space::new(Spapr::new(opened(HandleKind::Container))).expect("answered")),
+    };
+    space.attach(Arc::new(NullDevice)).expect("answered");
+    if let Some(control) = space.powers().window_control {
+        let range = IovaRange::with_len(Iova::new(0), WINDOW).expect("a range");
+        control.create_window(WindowRequest::new(range, PageSize::K4)).expect("answered");
+    }
+    if let Some(registration) = space.powers().registration {
+        registration.register(memory).expect("answered");
+    }
+    space
+}
+
+/// A door behind which every call succeeds.
+#[derive(Debug, Default)]
+struct NullDoor {
+    opened: AtomicU64,
+    runs: ProcessRegistrations,
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: no device reaches memory through a door that does nothing")]
+// SAFETY: there is no kernel behind it, and no device; numbers are counted up.
+unsafe impl Door for NullDoor {
+    fn open(&self, _: &Path, kind: HandleKind) -> Result<Handle, Errno> {
+        Ok(Handle::new(self.opened.fetch_add(1, Ordering::Relaxed), kind))
+    }
+
+    fn adopt(&self, _: OwnedFd, _: HandleKind) -> Result<Handle, Errno> {
+        Err(Errno::EBADF)
+    }
+
+    /// An unmap leaves the length in the argument: all of it was mapped.
+    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
+        let request = command.request;
+        if ![MAP_DMA, UNMAP_DMA, iommufd::IOAS_MAP, iommufd::IOAS_UNMAP].contains(&request) {
+            describe(on, command);
+        }
+        Ok(0)
+    }
+
+    fn ioctl_opening(&self, _: Handle, _: &mut Command<'_>, _: HandleKind) -> Result<Handle, Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    fn pread(&self, _: Handle, _: u64, _: &mut [u8]) -> Result<usize, Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    fn pwrite(&self, _: Handle, _: u64, _: &[u8]) -> Result<usize, Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    fn mmap(&self, _: Handle, _: u64, _: NonZeroU64, _: Access) -> Result<HostMemory, Errno> {
+        Err(Errno::ENODEV)
+    }
+
+    fn close(&self, _: Handle) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn host_page(&self) -> PageSize {
+        PageSize::K4
+    }
+
+    fn runs(&self) -> &ProcessRegistrations {
+        &self.runs
+    }
+
+    fn is_real(&self) -> bool {
+        false
+    }
+}
+
+/// Fills in the answers about the host.
+fn describe(on: Handle, command: &mut Command<'_>) {
+    let Argument::Bytes(bytes) = &mut command.argument else { return };
+    // type1 and sPAPR have the same number for different structs, on containers of different drivers; their sizes differ.
+    match command.request {
+        IOAS_ALLOC => IoasAlloc::mut_from_bytes(bytes).expect("the struct").out_ioas_id = 1,
+        IOAS_IOVA_RANGES => {
+            let reply = IoasIovaRanges::mut_from_bytes(bytes).expect("the struct");
+            (reply.num_iovas, reply.out_iova_alignment) = (1, PageSize::K4.bytes());
+            if let Some(Attached::Buffer(spans)) = command.attachments.first_mut().map(|field| &mut field.what) {
+                let (span, _) = IovaSpan::mut_from_prefix(spans).expect("room for a span");
+                (span.start, span.last) = (0, WINDOW - 1);
+            }
+        }
+        GET_INFO => {
+            let (info, _) = Info::mut_from_prefix(bytes).expect("the struct");
+            (info.flags, info.iova_pgsizes) = (INFO_PAGE_SIZES, PageSize::K4.bytes());
+        }
+        TCE_GET_INFO => {
+            let info = TceInfo::mut_from_bytes(bytes).expect("the struct");
+            (info.flags, info.dma32_window_size) = (spapr::INFO_DDW, 0x8000_0000);
+            info.ddw = DdwInfo { pgsizes: 0x1000, max_dynamic_windows_supported: 2, levels: 5 };
+        }
+        _ => debug_assert!(on.id() < 2, "one node is opened"),
+    }
+}
+
+/// A device that is attached without a call.
+#[derive(Debug)]
+struct NullDevice;
+
+#[expect(unsafe_code, reason = "UNSAFETY: there is no device")]
+// SAFETY: no device reaches memory.
+unsafe impl Attachable for NullDevice {
+    fn name(&self) -> String {
+        "null".into()
+    }
+
+    fn attach_to(&self, _: AttachPoint<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn detach_from(&self, _: AttachPoint<'_>) -> Result<Undone, Failure> {
+        Ok(Undone::Done(()))
+    }
+}
