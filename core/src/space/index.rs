@@ -65,8 +65,8 @@ pub(super) struct Place {
 struct Pages {
     /// The first byte of the window.
     first: Iova,
-    /// The pages' size. It changes only while the table is empty.
-    page: Option<PageSize>,
+    /// The pages' size: the window's granule at first. It changes only while the table is empty.
+    page: PageSize,
     /// By the number of pages between `first`, rounded down to a page, and the page.
     words: Words,
     kinds: Kinds,
@@ -126,9 +126,9 @@ struct Run {
 }
 
 impl Index {
-    /// The empty index of a window that begins at `first`.
-    pub(super) fn new(first: Iova) -> Self {
-        let pages = Pages { first, page: None, words: Words::default(), kinds: Kinds::default() };
+    /// The empty index of a window that begins at `first` and has such a granule.
+    pub(super) fn new(first: Iova, page: PageSize) -> Self {
+        let pages = Pages { first, page, words: Words::default(), kinds: Kinds::default() };
         Self { runs: BTreeMap::new(), quiet: Some(IovaRange::all()), pages }
     }
 
@@ -142,7 +142,7 @@ impl Index {
         debug_assert!(!place.is_live(), "a page is put where one is");
         let pages = &mut self.pages;
         let Some(word) = pages.word_for(memory, access) else { return false };
-        let step = pages.page.map_or(0, PageSize::bytes);
+        let step = pages.page.bytes();
         // A word is never as small as a page: it has rights.
         if pages.words.insert_near(place.hint, place.index, word, step) {
             if let Some(long) = self.pages.take_long_run(place.index, place.index) {
@@ -162,7 +162,7 @@ impl Index {
     /// Adds a mapping. The caller checked that its range is free.
     pub(super) fn insert(&mut self, placed: Placed<'_>) {
         debug_assert!(self.overlap(placed.range).is_none(), "{} is mapped twice", placed.range);
-        if self.pages.page.map(Unit::Pages) == Some(placed.unit) {
+        if placed.unit == Unit::Pages(self.pages.page) {
             if let Some(place) = self.place_of(placed.range) {
                 if self.insert_page(place, placed.memory, placed.access) {
                     return;
@@ -252,7 +252,7 @@ impl Index {
     /// Removes everything, and returns it.
     pub(super) fn drain(&mut self) -> Vec<Mapping> {
         let all = self.all();
-        *self = Self::new(self.pages.first);
+        *self = Self::new(self.pages.first, self.pages.page);
         all
     }
 
@@ -418,7 +418,7 @@ impl Place {
 
 impl Pages {
     fn place_of(&self, range: IovaRange) -> Option<Place> {
-        let page = self.page?;
+        let page = self.page;
         let is_page = range.last().get() - range.first().get() == page.bytes() - 1 && page.divides(range.first().get());
         if !is_page {
             return None;
@@ -431,7 +431,7 @@ impl Pages {
     /// The word of a page, which is counted. `None` if a word cannot tell it.
     fn word_for(&mut self, memory: &HostMemory, access: Access) -> Option<u64> {
         let address = memory.address().get();
-        if !(memory.is_plain() && address & !ADDRESS == 0 && self.page? >= PageSize::K4) {
+        if !(memory.is_plain() && address & !ADDRESS == 0 && self.page >= PageSize::K4) {
             return None;
         }
         let kind = self.kinds.enter(memory, 1)?;
@@ -442,10 +442,10 @@ impl Pages {
     fn insert(&mut self, run: Placed<'_>) -> Option<(u64, u64)> {
         let Unit::Pages(page) = run.unit else { return None };
         if self.words.is_empty() {
-            self.page = Some(page);
+            self.page = page;
         }
         let pages = u64::try_from(run.range.bytes() >> page.shift()).ok()?;
-        let is_told = self.page == Some(page)
+        let is_told = self.page == page
             && page >= PageSize::K4
             && pages <= SHORT
             && run.range.is_aligned_to(page)
@@ -474,7 +474,7 @@ impl Pages {
 
     /// Takes the runs right below and right above `run` out that continue it.
     fn take_neighbours(&mut self, run: &Run) -> [Option<Run>; 2] {
-        if self.words.is_empty() || self.page.map(Unit::Pages) != Some(run.unit) {
+        if self.words.is_empty() || run.unit != Unit::Pages(self.page) {
             return [None, None];
         }
         let before = run.range.first().get().checked_sub(1).map(Iova::new);
@@ -538,7 +538,7 @@ impl Pages {
 
     /// The next words that continue each other: the indices of the first and the last.
     fn next_run(&self, words: &mut Peekable<Ascending<'_>>) -> Option<(u64, u64)> {
-        let step = self.page?.bytes();
+        let step = self.page.bytes();
         let (first, mut word) = words.next()?;
         let mut last = first;
         while let Some((_, next)) =
@@ -551,7 +551,7 @@ impl Pages {
 
     /// The pages `first` to `last`, which are of one run, with all others of the run.
     fn widened(&self, mut first: u64, mut last: u64) -> (u64, u64) {
-        let Some(step) = self.page.map(PageSize::bytes) else { return (first, last) };
+        let step = self.page.bytes();
         let (mut lowest, mut highest) = (self.words.get(first), self.words.get(last));
         while let Some(below) = first.checked_sub(1) {
             let word = self.words.get(below);
@@ -580,13 +580,13 @@ impl Pages {
 
     /// The word of the page around `at`, or zero, and `true` if the page is a part of a longer run.
     fn word_at(&self, at: Iova) -> (u64, bool) {
-        let Some((page, index)) = self.page.zip(self.index_of(at)) else { return (0, false) };
-        self.words.word_near(index, page.bytes())
+        let Some(index) = self.index_of(at) else { return (0, false) };
+        self.words.word_near(index, self.page.bytes())
     }
 
     /// The page around `at`, whose word this is.
     fn page_at(&self, at: Iova, word: u64) -> Option<Mapping> {
-        let page = self.page?;
+        let page = self.page;
         let first = page.round_down(at.get());
         let range = IovaRange::new(Iova::new(first), Iova::new(first | (page.bytes() - 1))).ok()?;
         let memory = self.kinds.memory(word)?.like_this_at(word & ADDRESS, NonZeroU64::new(page.bytes())?);
@@ -595,7 +595,7 @@ impl Pages {
 
     /// The host address of the byte at `at`, and the rights to it.
     fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
-        let page = self.page?;
+        let page = self.page;
         let word = self.words.get(self.index_of(at)?);
         if word == 0 {
             return None;
@@ -606,7 +606,7 @@ impl Pages {
 
     /// The run of the pages `first` to `last`, of which `word` is the first.
     fn run_of(&self, first: u64, last: u64, word: u64) -> Option<Run> {
-        let page = self.page?;
+        let page = self.page;
         let start = page.round_down(self.first.get()).checked_add(first << page.shift())?;
         let len = NonZeroU64::new((last - first + 1) << page.shift())?;
         let range = IovaRange::with_len(Iova::new(start), len.get()).ok()?;
@@ -615,7 +615,7 @@ impl Pages {
     }
 
     fn hull(&self, range: IovaRange) -> Option<(IovaRange, u64)> {
-        let (page, (first, last)) = (self.page?, self.indices(range)?);
+        let (page, (first, last)) = (self.page, self.indices(range)?);
         let (first, last, count) = self.words.extent(first, last)?;
         let pages = self.range_of(first, last)?.intersection(range)?;
         Some((pages, count << page.shift()))
@@ -631,7 +631,8 @@ impl Pages {
 
     /// Returns whether all of `range` is pages of the table.
     fn cover(&self, range: IovaRange) -> bool {
-        let (Some(page), Some((first, last))) = (self.page, self.indices(range)) else { return false };
+        let Some((first, last)) = self.indices(range) else { return false };
+        let page = self.page;
         let reaches = self.range_of(first, last).is_some_and(|pages| pages.covers(range));
         let wanted = (last - first).saturating_add(1);
         debug_assert!(range.bytes() <= u128::from(wanted) << page.shift(), "the pages of a range cover it");
@@ -639,7 +640,10 @@ impl Pages {
     }
 
     fn cut_before(&self, border: Iova) -> Option<IovaRange> {
-        let page = self.page.filter(|page| !page.divides(border.get()))?;
+        let page = self.page;
+        if page.divides(border.get()) {
+            return None;
+        }
         let index = self.index_of(border).filter(|index| self.words.get(*index) != 0);
         index.and_then(|_| page_around(page, border))
     }
@@ -653,7 +657,7 @@ impl Pages {
 
     /// The index of the page that `at` lies in.
     fn index_of(&self, at: Iova) -> Option<u64> {
-        let page = self.page?;
+        let page = self.page;
         Some(at.get().checked_sub(page.round_down(self.first.get()))? >> page.shift())
     }
 
@@ -666,7 +670,7 @@ impl Pages {
     }
 
     fn range_of(&self, first: u64, last: u64) -> Option<IovaRange> {
-        let page = self.page?;
+        let page = self.page;
         let base = page.round_down(self.first.get());
         let end = base.checked_add(last << page.shift())?.checked_add(page.bytes() - 1)?;
         IovaRange::new(Iova::new(base.checked_add(first << page.shift())?), Iova::new(end)).ok()
@@ -868,7 +872,7 @@ mod tests {
     }
 
     fn index(mappings: impl IntoIterator<Item = Mapping>) -> Index {
-        let mut index = Index::new(Iova::new(0));
+        let mut index = Index::new(Iova::new(0), PageSize::K4);
         for mapping in mappings {
             index.insert(Placed::of(&mapping));
         }
@@ -1072,7 +1076,7 @@ mod tests {
             fn the_index_is_as_a_list_of_pages(
                 steps in prop::collection::vec(step(), 1..80), at in 0..PAGES - 40, pages in 1_u64..40,
             ) {
-                let (mut index, mut model) = (Index::new(Iova::new(FIRST)), BTreeMap::new());
+                let (mut index, mut model) = (Index::new(Iova::new(FIRST), PageSize::K4), BTreeMap::new());
                 for step in steps {
                     apply(&mut index, &mut model, &step);
                     check(&index, &model, at, pages);

@@ -14,6 +14,7 @@ use crate::space::fences::Fences;
 use crate::space::index::{Index, Placed};
 use crate::space::layout::{Layout, Slot};
 use crate::words::address::{Iova, IovaRange};
+use crate::words::page::PageSize;
 
 /// The kernel-owned windows of a layout. All of it is called with the gate held exclusively.
 impl Layout {
@@ -163,7 +164,7 @@ fn has_same_entries(slot: &Slot, writer: &dyn KernelWriter) -> bool {
 
 /// Mappings as an index has them, so that two lists can be compared.
 fn joined(mappings: Vec<Mapping>) -> Vec<Mapping> {
-    let mut index = Index::new(Iova::new(0));
+    let mut index = Index::new(Iova::new(0), PageSize::K4);
     for mapping in &mappings {
         index.insert(Placed::of(mapping));
     }

@@ -276,7 +276,7 @@ impl Slot {
         Self {
             window,
             operations: Mutex::keyed(Rank::Operations, key, Turn::default()),
-            live: RwLock::new(Rank::Live, Index::new(window.range.first())),
+            live: RwLock::new(Rank::Live, Index::new(window.range.first(), window.granule())),
             writer: None,
         }
     }
