@@ -553,7 +553,7 @@ impl HostMemory {
         let first = self.begin().saturating_add(offset);
         let last = first.saturating_add((len as u64).saturating_sub(1));
         let words = match self.vouched_around(first, last) {
-            Some(_) if self.traits.device_memory => Words::None,
+            Some(_) if self.traits.has(Traits::DEVICE_MEMORY) => Words::None,
             Some((low, high)) => Words::Within(low, high),
             None if len == 0 => Words::None,
             None => return Err(CopyError::Rounded),

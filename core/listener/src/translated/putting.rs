@@ -42,7 +42,7 @@ impl Shared {
             Err(refused) => refused,
         };
         if self.may_fit_after_all(&refused) {
-            self.pause().put_in_smaller_pages(runs, refused, &mut spent)
+            self.pause().put_in_smaller_pages(runs, *refused, &mut spent)
         } else {
             Err(refused.error)
         }
@@ -93,7 +93,7 @@ impl Paused<'_> {
     fn put_in_smaller_pages(
         &self,
         runs: &[EntryRun],
-        mut refused: Box<Refused>,
+        mut refused: Refused,
         spent: &mut Vec<Journal>,
     ) -> Result<(), EntryError> {
         let mut remade = Remade::new();
@@ -106,7 +106,7 @@ impl Paused<'_> {
             }
             match self.put_on(&self.spaces(), runs, spent) {
                 Ok(()) => break Ok(()),
-                Err(next) => refused = next,
+                Err(next) => refused = *next,
             }
         };
         spent.extend(remade.into_iter().map(|(_, journal)| journal));
@@ -117,8 +117,8 @@ impl Paused<'_> {
     ///
     /// # Errors
     /// The refusal where smaller pages cannot help, or the space's error.
-    fn make_again(&self, refused: Box<Refused>, remade: &mut Remade) -> Result<(), EntryError> {
-        let Refused { error: EntryError::Space(error), by: Some(space), .. } = *refused else {
+    fn make_again(&self, refused: Refused, remade: &mut Remade) -> Result<(), EntryError> {
+        let Refused { error: EntryError::Space(error), by: Some(space), .. } = refused else {
             return Err(refused.error);
         };
         let Some(smaller) = SmallerPages::after(&error, space.as_ref(), self.range()) else { return Err(error.into()) };
