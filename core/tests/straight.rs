@@ -1,7 +1,7 @@
 //! One page on its straight path and on the general one: the same answers, the same calls, the same index.
 //!
-//! A fence anywhere in a space has every verb take the general path (`core/src/space/straight.rs`), so one of two spaces
-//! has one, far away.
+//! A fence anywhere in a space has every verb take the general path (`core/src/space/straight.rs`), so one of two
+//! spaces has one, far away.
 #![cfg(not(dmaspace_loom))]
 #![allow(clippy::expect_used, clippy::panic, reason = "tests arrange and report with them")]
 

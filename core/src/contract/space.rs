@@ -127,8 +127,8 @@ pub trait PciAddressSpace: ForListeners + Send + Sync + fmt::Debug {
     /// kernel call.
     fn lookup(&self, at: Iova) -> Option<Mapping>;
 
-    /// The host address behind `at` and the access that devices have to it, as [`PciAddressSpace::lookup`] finds them. The
-    /// memory is not kept: it may be unmapped and freed at any time. Does not wait for a kernel call.
+    /// The host address behind `at` and the access that devices have to it, as [`PciAddressSpace::lookup`] finds them.
+    /// The memory is not kept: it may be unmapped and freed at any time. Does not wait for a kernel call.
     fn translate(&self, at: Iova) -> Option<(HostAddress, Access)>;
 
     /// The live mappings that share bytes with `range`, ascending, units that continue each other joined. The cost is

@@ -338,8 +338,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Returns `true` if the space writes the window's entries, and pages of `page` at `first` and at `memory` are as the
-    /// window wants them.
+    /// Returns `true` if the space writes the window's entries, and pages of `page` at `first` and at `memory` are as
+    /// the window wants them.
     #[inline]
     pub(super) fn takes_pages(&self, page: PageSize, first: Iova, memory: u64) -> bool {
         let mask = self.window.page_sizes.mask();

@@ -5,8 +5,9 @@
 //! four for 64 GiB of pages of 4 KiB. A leaf that was found once is found again by its number ([`LeafHint`]).
 //!
 //! Invariants: no leaf and no branch is empty; a bit of `live` is set exactly where a word is not zero, or a child is
-//! there; a child that is not there is [`NONE`], the number of no leaf or branch; `base` of a leaf in use is the first index of it, of any other [`UNUSED`]; leaves and branches that are not in
-//! use are kept for the next insertion, but for those of an empty table.
+//! there; a child that is not there is [`NONE`], the number of no leaf or branch; `base` of a leaf in use is the
+//! first index of it, of any other [`UNUSED`]; leaves and branches that are not in use are kept for the next
+//! insertion, but for those of an empty table.
 
 /// The words of a leaf and the children of a branch: as many as `live` has bits.
 const FANOUT: usize = 64;

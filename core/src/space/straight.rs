@@ -5,16 +5,16 @@
 //!
 //! | condition | decides |
 //! |---|---|
-//! | the space is this process's, no fence is anywhere, the kernel does not write the window's entries | all refusals but those below |
+//! | this process owns the space, there is no fence, the kernel does not write the window's entries | fences, owners |
 //! | the memory is ordinary, some access is asked for | the checks of the request |
-//! | the range is one page of the unit, in one window, aligned to the granule as the memory is | bounds, unit, one call |
-//! | the page is the table's alone ([`Index::place_of`](super::index::Index::place_of)) | overlap, cut units, the hull of an unmap |
+//! | the range is one page of the unit, in one window, aligned as the window wants it | bounds, unit, one call |
+//! | the page is the table's alone ([`place_of`](super::index::Index::place_of)) | overlap, cut units, hull |
 //! | all of the memory is registered, where the backend wants that | the registration |
 //! | an unmap is not tracked | the log |
 //!
 //! Where one of them does not hold nothing was done, and the general path is taken. A failed call goes on in the
-//! general path's undo ([`Mapper`]). The model of `tests` compares both paths by what devices reach, and this file's
-//! own test by their answers.
+//! general path's undo ([`Mapper`]). The test `core/tests/straight.rs` compares the answers, the calls and
+//! the index of both paths.
 
 use crate::backend::Backend;
 use crate::contract::{MapRequest, Unit};

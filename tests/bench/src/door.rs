@@ -121,7 +121,6 @@ unsafe impl Door for NullDoor {
 /// Fills in the answers about the host.
 fn describe(on: Handle, command: &mut Command<'_>) {
     let Argument::Bytes(bytes) = &mut command.argument else { return };
-    // type1 and sPAPR have the same number for different structs, on containers of different drivers; their sizes differ.
     match command.request {
         IOAS_ALLOC => IoasAlloc::mut_from_bytes(bytes).expect("the struct").out_ioas_id = 1,
         IOAS_IOVA_RANGES => {

@@ -1,8 +1,8 @@
 //! Locked instructions in a dump of callgrind: each of them has a cache line for its processor alone.
 //!
 //! The dump has the address of every instruction that was executed, and its count; the program and its libraries have
-//! the bytes there. Locked are the instructions of x86-64 with the prefix `lock`, and an exchange with memory, which has
-//! no need of it.
+//! the bytes there. Locked are the instructions of x86-64 with the prefix `lock`, and an exchange with memory, which
+//! has no need of it.
 
 use std::collections::BTreeMap;
 use std::error::Error;

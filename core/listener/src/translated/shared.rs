@@ -31,11 +31,11 @@ pub(crate) struct Shared {
     targets: Targets,
     /// The target memory as of the last commit, used to resolve entries in kernel-owned windows.
     pub(super) settled: Targets,
-    /// Shared by verbs under way; exclusive while no verb may begin. It has the spaces that verbs work on. Lookups do not
-    /// take it.
+    /// Shared by verbs under way; exclusive while no verb may begin. It has the spaces that verbs work on. Lookups do
+    /// not take it.
     gate: RwLock<Spaces>,
-    /// The spaces in force, for lookups. Changed behind the exclusive gate, and for a moment only; the gate has them when
-    /// it opens.
+    /// The spaces in force, for lookups. Changed behind the exclusive gate, and for a moment only; the gate has them
+    /// when it opens.
     spaces: RwLock<Spaces>,
     /// Gives several spaces the verbs in one order.
     in_order: Mutex<()>,
