@@ -1,18 +1,19 @@
 //! The listener on the soft host: what no kernel has to decide.
 
-use dmaspace_core::contract::MapRequest;
 use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
+use dmaspace_core::contract::MapRequest;
+use dmaspace_core::door::Errno;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::vm_memory::sections as vm_memory_sections;
 use dmaspace_listener::{CommitError, Fate, Update};
 use dmaspace_listener::{FrontEnd, Listener, Section};
 use dmaspace_soft::profile::{Reason, ReservedProfile};
-use dmaspace_soft::{Profile, SoftHost};
+use dmaspace_soft::{FaultMode, FaultPlan, Profile, SoftHost};
 use dmaspace_tests::soft::{host, memory, open, ram, range};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
@@ -222,6 +223,20 @@ fn a_bar_that_cannot_be_mapped_is_warned_of_once_however_often_it_moves() {
     assert_eq!(report.spaces[0].warnings, []);
     let standing = &listener.state().spaces[0].warnings;
     assert_eq!(standing.iter().map(|standing| standing.times).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_bar_that_the_host_refused_is_tried_again_by_a_sync_and_by_no_other_commit() {
+    let (soft, opened, mut listener) = type1();
+    let refused = FaultPlan::nth(0, FaultMode::FailBefore).of("VFIO_IOMMU_MAP_DMA").with(Errno::EFAULT);
+    soft.plan_faults(&(0..8).map(|n| refused.later(n)).collect::<Vec<_>>());
+    listener.commit(adding([bar(GIB)])).expect("best effort");
+    soft.plan_faults(&[]);
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 0);
+    listener.commit(adding([ram(0, 1 << 45, MIB)])).expect("it fits");
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 1);
+    let report = listener.sync().expect("the host takes it now");
+    assert_eq!(opened.space.space().mappings(IovaRange::all()).len(), 2, "{report:?}");
 }
 
 #[test]

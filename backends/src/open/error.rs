@@ -132,8 +132,8 @@ impl OpenError {
         }
     }
 
-    /// The errno of the kernel or of the registry; for a refusal before they were asked, the errno with which the kernel
-    /// refuses the same (linux: drivers/vfio/group.c, vfio_group_ioctl_set_container; drivers/vfio/container.c,
+    /// The errno of the kernel or of the registry; for a refusal before they were asked, the errno with which the
+    /// kernel refuses the same (linux: drivers/vfio/group.c, vfio_group_ioctl_set_container; drivers/vfio/container.c,
     /// vfio_ioctl_set_iommu).
     pub fn as_errno(&self) -> Errno {
         match self {

@@ -48,6 +48,12 @@ impl InForce {
         result
     }
 
+    /// Looks at everything in force on every space, and does what is missing there.
+    pub(crate) fn sync(&mut self) -> Result<Report, CommitError> {
+        let scope = Scope::all(&self.view);
+        self.put_in_force(&Update::new(), &scope)
+    }
+
     /// A commit that changes nothing, while each space is as the last commit left it.
     fn commit_of_nothing(&mut self) -> Report {
         Report { spaces: self.served.iter_mut().map(ServedSpace::remember_nothing).collect() }

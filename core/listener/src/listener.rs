@@ -93,7 +93,8 @@ impl Listener {
         self.in_force.explain(update)
     }
 
-    /// Makes `update` true on every space, or on none. A space without a device has no windows: it gets everything at
+    /// Makes `update` true on every space, or on none. It looks at what the update reaches; [`Listener::sync`] looks at
+    /// everything. A space without a device has no windows: it gets everything at
     /// the first commit after it has a device.
     ///
     /// # Errors
@@ -109,15 +110,22 @@ impl Listener {
         result
     }
 
-    /// Brings every space up to date again after a device was attached or detached. A space that lost its last device,
-    /// and thereby its entries of translated windows, gets them from another space that has them, with the entries put
+    /// Brings every space up to date again after a device was attached or detached, and tries again what the last
+    /// commits could not do: best-effort sections that a host refused, registrations that could not be removed.
+    ///
+    /// A space that lost its last device, and thereby its entries of translated windows, gets them from another space that has them, with the entries put
     /// there meanwhile; entries that the only space lost must be put again by the guest. Until this call, entries that
     /// were there before the device returned cannot be replaced ([`TranslatedWindow::replace`]).
     ///
     /// # Errors
     /// As [`Listener::commit`].
     pub fn sync(&mut self) -> Result<Report, CommitError> {
-        self.commit(Update::new())
+        if let Some(recorder) = self.recording.recorder() {
+            recorder.commits(&Update::new());
+        }
+        let result = self.in_force.sync();
+        self.recording.ended(&result);
+        result
     }
 
     /// Serves one more space: everything in force is mapped there, populated blocks and live entries included.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 const HEAD: &str = "# Costs on real kernels\n\n\
     The library beside a loop of raw calls on the same descriptor, in turns, in the same run of an emulated host: the\n\
-    instructions of one repetition, the kernel's included, counted by QEMU (`-icount`). The raw loop fills a struct and\n\
-    makes an ioctl for each page, keeps no record and checks nothing. `ci/bench hosts` measures and writes this table.\n\
+    instructions of one repetition, the kernel's included, counted by QEMU (`-icount`). The raw loop fills a struct\n\
+    and makes an ioctl for each page, keeps no record and checks nothing. `ci/bench hosts` measures and writes this\n\
+    table.\n\n\
     Where one call of the library does the work of many raw ones, the work says so: a range, a list, a window.\n\n\
     | host | work | raw loop | dmaspace | ratio |\n|---|---|---:|---:|---:|\n";
 

@@ -1,5 +1,5 @@
-//! The costs of dmaspace beside those of the kernel: a loop of raw calls and the same work through the library, in turns,
-//! in an emulated host, whose time advances by 8 ns with each instruction (`-icount`). `ci/bench hosts` runs it.
+//! The costs of dmaspace beside those of the kernel: a loop of raw calls and the same work through the library, in
+//! turns, in an emulated host, whose time advances by 8 ns with each instruction (`-icount`). `ci/bench hosts` runs it.
 //!
 //! It prints a line for each comparison: `cost`, the work, and the instructions of one repetition, of the raw calls and
 //! of the library, separated by tabs.

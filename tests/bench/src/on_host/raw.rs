@@ -11,7 +11,7 @@ use dmaspace_core::Access;
 use dmaspace_core::door::Descriptor;
 
 /// The ids among which the address space of a new iommufd is looked for.
-const IDS: std::ops::Range<u32> = 1..64;
+const IDS: std::ops::RangeInclusive<u32> = 1..=63;
 
 /// A container, or an address space of an iommufd.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Raw {
     pub(crate) fn of(descriptor: Descriptor, backend: BackendKind) -> Result<Self, Box<dyn Error>> {
         let mut raw = Self { descriptor, ioas: None };
         if backend == BackendKind::Iommufd {
-            let found = IDS.into_iter().find(|id| raw.is_address_space(*id));
+            let found = IDS.clone().find(|id| raw.is_address_space(*id));
             raw.ioas = Some(found.ok_or("the iommufd has no address space")?);
         }
         Ok(raw)
