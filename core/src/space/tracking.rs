@@ -79,7 +79,8 @@ impl Tracking {
         }
         let logging = begin_to_log(backend, devices)
             .map_err(|failure| Error::from_kernel(Operation::TrackDirty, IovaRange::all(), failure))?;
-        let bitmaps = Mutex::new(Rank::Bitmap, Vec::new());
+        // The first is made here, so that a question allocates nothing unless others are under way.
+        let bitmaps = Mutex::new(Rank::Bitmap, vec![new_bitmap(backend)]);
         let started = Active { outbox: Arc::new(Outbox::new(sink)), logging, bitmaps };
         self.is_on.store(true, Ordering::Release);
         Ok(active.insert(started).precision(backend))
@@ -262,7 +263,7 @@ impl Active {
     /// A bitmap for one question, all zero: questions about two windows do not wait for each other.
     fn bitmap(&self, backend: &impl Backend) -> Vec<u64> {
         let kept = self.bitmaps.lock().pop();
-        kept.unwrap_or_else(|| vec![0; WORDS + spare_words(backend)])
+        kept.unwrap_or_else(|| new_bitmap(backend))
     }
 
     /// Keeps a bitmap, all zero again, for the next question.
@@ -282,6 +283,10 @@ impl Active {
         }
         bytes
     }
+}
+
+fn new_bitmap(backend: &impl Backend) -> Vec<u64> {
+    vec![0; WORDS + spare_words(backend)]
 }
 
 fn not_tracking(operation: Operation) -> Error {

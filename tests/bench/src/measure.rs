@@ -47,8 +47,8 @@ pub(crate) fn run(work: &mut dyn Work, n: u64) -> Allocated {
     }
 }
 
-/// The growth from n to 2n repetitions, for one repetition.
+/// The growth from n to 2n repetitions, for one repetition; 0 if room that is kept for later made it less.
 #[expect(clippy::cast_precision_loss, reason = "counts of a short run")]
 pub(crate) fn slope(once: u64, twice: u64, n: u64) -> f64 {
-    (twice as f64 - once as f64) / n as f64
+    ((twice as f64 - once as f64) / n as f64).max(0.0)
 }
