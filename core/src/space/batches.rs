@@ -40,7 +40,16 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl<B: Backend> Space<B> {
+/// The mapping of batches in a space.
+pub(super) struct BatchMapper<'a, B: Backend> {
+    space: &'a Space<B>,
+}
+
+impl<'a, B: Backend> BatchMapper<'a, B> {
+    pub(super) fn of(space: &'a Space<B>) -> Self {
+        Self { space }
+    }
+
     /// Maps all parts of a batch, or none.
     pub(super) fn map_parts(&self, batch: &MapBatch) -> Result<(), Error> {
         let Some(hull) = batch.hull() else { return Ok(()) };
@@ -51,16 +60,16 @@ impl<B: Backend> Space<B> {
             // Alike for all parts of one memory with one access.
             if checked != Some((part.memory, part.access)) {
                 let Some(Placed { range, memory, access, .. }) = parts.placed(part) else { continue };
-                self.check_request(OPERATION, range, memory, access)?;
+                self.space.check_request(OPERATION, range, memory, access)?;
                 checked = Some((part.memory, part.access));
             }
         }
-        let gate = self.enter(OPERATION, hull)?;
+        let gate = self.space.enter(OPERATION, hull)?;
         let set = &gate.in_force;
         let slots: Vec<&Slot> = set.overlapping(hull).collect();
         let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
         self.check_parts(set, &slots, hull, batch)?;
-        let mapper = Mapper::of(self, OPERATION);
+        let mapper = Mapper::of(self.space, OPERATION);
         for (made, part) in batch.parts().iter().enumerate() {
             let Some(placed) = parts.placed(part) else { continue };
             if let Err(error) = mapper.establish(placed, &mut deferred) {
@@ -74,8 +83,9 @@ impl<B: Backend> Space<B> {
     /// Checks all parts, with the operations of their windows held.
     fn check_parts(&self, set: &WindowSet, slots: &[&Slot], hull: IovaRange, batch: &MapBatch) -> Result<(), Error> {
         let is_empty = slots.iter().all(|slot| slot.live.read().overlap(hull).is_none());
-        let is_covered = batch.memory().iter().all(|memory| self.registrations.cover(&self.backend, memory));
-        let has_fences = self.fences.any();
+        let is_covered =
+            batch.memory().iter().all(|memory| self.space.registrations.cover(&self.space.backend, memory));
+        let has_fences = self.space.fences.any();
         let mut before: Option<IovaRange> = None;
         let mut parts = Parts::of(batch);
         for part in batch.parts() {
@@ -101,13 +111,13 @@ impl<B: Backend> Space<B> {
     /// Checks one part by itself. `before` is the part before.
     fn check_part(&self, set: &WindowSet, before: Option<IovaRange>, placed: Option<Placed<'_>>) -> Result<(), Error> {
         let Some(Placed { range, memory, unit, .. }) = placed else { return Ok(()) };
-        self.fences.check(OPERATION, range)?;
+        self.space.fences.check(OPERATION, range)?;
         let slot = set.slot_for(OPERATION, range, memory, unit)?;
         let live = slot.live.read().overlap(range);
         if let Some(there) = live.or(before.filter(|before| before.overlaps(range))) {
             return Err(Error::new(OPERATION, range, Kind::Overlap(there)));
         }
-        self.registrations.check_cover(&self.backend, OPERATION, range, memory)
+        self.space.registrations.check_cover(&self.space.backend, OPERATION, range, memory)
     }
 
     /// Unmaps the first `made` parts after the next has failed with `error`: those that touch each other in one call.
@@ -127,7 +137,7 @@ impl<B: Backend> Space<B> {
             let (Some(first), Some(last)) = (stretch.first(), stretch.last()) else { continue };
             let range = first.range.hull(last.range);
             let touched: Vec<&Slot> = slots.iter().copied().filter(|slot| slot.window.range.overlaps(range)).collect();
-            if let Err(error) = self.unmap_windows(&touched, range, deferred) {
+            if let Err(error) = self.space.unmap_windows(&touched, range, deferred) {
                 lost.extend_from_slice(error.fenced());
             }
         }

@@ -28,7 +28,16 @@ use crate::space::{Ownership, Space};
 use crate::words::address::IovaRange;
 use crate::words::memory::HostMemory;
 
-impl<B: Backend> Space<B> {
+/// The straight path of a space.
+pub(super) struct Straight<'a, B: Backend> {
+    space: &'a Space<B>,
+}
+
+impl<'a, B: Backend> Straight<'a, B> {
+    pub(super) fn of(space: &'a Space<B>) -> Self {
+        Self { space }
+    }
+
     /// Maps one page. `None` where a condition does not hold; nothing was done then.
     pub(super) fn map_page(&self, request: &MapRequest<'_>) -> Option<Result<(), Error>> {
         let (memory, access, unit) = (request.memory(), request.access(), request.unit());
@@ -39,7 +48,7 @@ impl<B: Backend> Space<B> {
         let range = IovaRange::with_len(request.at(), page.bytes()).ok()?;
         // For a failure; dropped after the guards.
         let mut deferred: Option<Deferred> = None;
-        let gate = self.gate.read();
+        let gate = self.space.gate.read();
         let slot = gate.in_force.slot_at(range.first())?;
         let is_taken = gate.owner == Ownership::Here
             && slot.window.range.covers(range)
@@ -48,16 +57,16 @@ impl<B: Backend> Space<B> {
             return None;
         }
         let mut turn = slot.operations.lock();
-        if self.fences.any() {
+        if self.space.fences.any() {
             return None;
         }
         let place = slot.live.read().place_of(range).filter(|place| !place.is_live())?;
-        if !self.registrations.cover_again(&self.backend, memory, &mut turn.registered) {
+        if !self.space.registrations.cover_again(&self.space.backend, memory, &mut turn.registered) {
             return None;
         }
         let placed = Placed { range, memory, access, unit };
-        if let Err(failure) = self.backend.map(range, &Lease::kept_by_space(memory), access) {
-            let mapper = Mapper::of(self, Operation::Map);
+        if let Err(failure) = self.space.backend.map(range, &Lease::kept_by_space(memory), access) {
+            let mapper = Mapper::of(self.space, Operation::Map);
             return Some(Err(mapper.undo_one_map(placed, failure, deferred.get_or_insert_default())));
         }
         let mut live = slot.live.write();
@@ -71,21 +80,21 @@ impl<B: Backend> Space<B> {
     pub(super) fn unmap_page(&self, range: IovaRange) -> Option<Result<u64, Error>> {
         // Dropped after the guards; the first is for a failure.
         let (mut deferred, mut owner) = (None::<Deferred>, LastOwner::default());
-        let gate = self.gate.read();
+        let gate = self.space.gate.read();
         let slot = gate.in_force.slot_at(range.first())?;
         let is_ours = gate.owner == Ownership::Here && slot.window.range.covers(range) && slot.writer.is_none();
         if !is_ours {
             return None;
         }
         let _in_turn = slot.operations.lock();
-        if self.fences.any() || self.tracking.is_on() {
+        if self.space.fences.any() || self.space.tracking.is_on() {
             return None;
         }
         let place = slot.live.read().place_of(range).filter(|place| place.is_live())?;
         let bytes = range.len()?.get();
-        let unmapped = unmap_all(bytes, || self.backend.unmap(range));
+        let unmapped = unmap_all(bytes, || self.space.backend.unmap(range));
         if unmapped.is_err() {
-            let mapper = Mapper::of(self, Operation::Unmap);
+            let mapper = Mapper::of(self.space, Operation::Unmap);
             let deferred = deferred.get_or_insert_default();
             return Some(mapper.settle_unmap(&[slot], range, (range, bytes), unmapped, deferred));
         }
@@ -94,6 +103,6 @@ impl<B: Backend> Space<B> {
     }
 
     fn is_ordinary(&self, memory: &HostMemory) -> bool {
-        memory.is_ordinary() && !(memory.is_unbacked() && self.backend.is_real())
+        memory.is_ordinary() && !(memory.is_unbacked() && self.space.backend.is_real())
     }
 }

@@ -12,10 +12,12 @@ use crate::door::Failure;
 use crate::error::{Error, Kind, Operation, Subject};
 use crate::space::Space;
 use crate::space::attachments::Attached;
+use crate::space::batches::BatchMapper;
 use crate::space::deferred::Deferred;
 use crate::space::index::Placed;
 use crate::space::layout::Slot;
 use crate::space::mapper::Mapper;
+use crate::space::straight::Straight;
 use crate::words::access::Access;
 use crate::words::address::{HostAddress, Iova, IovaRange};
 use crate::words::memory::HostMemory;
@@ -146,14 +148,14 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn map(&self, request: MapRequest<'_>) -> Result<(), Error> {
-        match self.map_page(&request) {
+        match Straight::of(self).map_page(&request) {
             Some(mapped) => mapped,
             None => self.map_any(request),
         }
     }
 
     fn map_batch(&self, batch: &MapBatch) -> Result<(), Error> {
-        self.map_parts(batch)
+        BatchMapper::of(self).map_parts(batch)
     }
 
     fn replace(&self, request: MapRequest<'_>) -> Result<Swap, Error> {
@@ -180,7 +182,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
     }
 
     fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
-        match self.unmap_page(range) {
+        match Straight::of(self).unmap_page(range) {
             Some(unmapped) => unmapped,
             None => self.unmap_any(range),
         }
