@@ -86,8 +86,10 @@ fn after_a_commit_that_failed_the_next_one_looks_at_its_own_sections_only() {
     let beyond = Update::new().adding(ram(2 * MIB, 1 << 46, MIB));
     fixture.listener.commit(beyond.clone()).expect_err("the larger window was made in vain");
     assert_eq!(fixture.space().mappings(IovaRange::all()).len(), 1);
-    let report = fixture.listener.sync().expect("nothing to do");
+    let report = fixture.listener.commit(Update::new()).expect("nothing to do");
     assert!(report.spaces[0].sections.is_empty(), "{report:?}");
+    let report = fixture.listener.sync().expect("nothing to do");
+    assert_eq!(report.spaces[0].sections.len(), 1, "a sync looks at everything");
     fixture.listener.commit(beyond).expect("it fits now");
 }
 
