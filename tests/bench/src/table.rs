@@ -22,10 +22,10 @@ const HEAD: &str = "# Costs\n\n\
 /// The reasons for the goals that are not reached, as measured by function.
 const NOTES: &str = "\n\
     ## Pairs above their goals\n\n\
-    A pair is two verbs with 16 locked instructions. Each verb takes the gate (owner, windows and\n\
-    devices stay, and no registration is ended), the turn of its window (changes follow each other, and nothing is\n\
-    mapped behind a fence), the index for reading and, after the kernel's call, for writing (a look-up never\n\
-    waits for a call, and finds no mapping that the kernel does not have yet). With the code around them these are 190\n\
+    A pair is two verbs with 16 locked instructions. Each verb takes the gate (owner, windows and devices stay,\n\
+    and no registration is ended), the turn of its window (changes follow each other, and nothing is mapped\n\
+    behind a fence), the index for reading and, after the kernel's call, for writing (a look-up never waits for\n\
+    a call, and finds no mapping that the kernel does not have yet). With the code around them these are 190\n\
     instructions. Of the others in a pair beside 1,000 pages, 893 in all, the two searches of the table take\n\
     140, the change of a word 140, the kind of the memory 120 (its owner is compared, counted, and released with\n\
     its last page), the checks of both verbs 250, and the bench itself 54. In an empty space each pair clones\n\
