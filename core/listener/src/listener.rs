@@ -114,8 +114,9 @@ impl Listener {
     /// commits could not do: best-effort sections that a host refused, registrations that could not be removed.
     ///
     /// A space that lost its last device, and thereby its entries of translated windows, gets them from another space
-    /// that has them, with the entries put there meanwhile; entries that the only space lost must be put again by the guest. Until this call, entries that
-    /// were there before the device returned cannot be replaced ([`TranslatedWindow::replace`]).
+    /// that has them, with the entries put there meanwhile; entries that the only space lost must be put again by the
+    /// guest. Until this call, entries that were there before the device returned cannot be replaced
+    /// ([`TranslatedWindow::replace`]).
     ///
     /// # Errors
     /// As [`Listener::commit`].
