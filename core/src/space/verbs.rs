@@ -26,9 +26,8 @@ impl<B: Backend> Space<B> {
     /// Maps any memory.
     fn map_any(&self, request: MapRequest<'_>) -> Result<(), Error> {
         let operation = Operation::Map;
-        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
-        let range = range_of(operation, at, memory)?;
-        self.check_request(operation, range, memory, access)?;
+        let placed = self.placed(operation, &request)?;
+        let Placed { range, memory, unit, .. } = placed;
         let mut deferred = Deferred::default();
         let gate = self.enter(operation, range)?;
         self.fences.check(operation, range)?;
@@ -40,10 +39,17 @@ impl<B: Backend> Space<B> {
             return Err(Error::new(operation, range, Kind::Overlap(live)));
         }
         self.registrations.check_cover(&self.backend, operation, range, memory)?;
-        let placed = Placed { range, memory, access, unit };
         Mapper::of(self, operation).establish(placed, &mut deferred)?;
         slot.record(placed);
         Ok(())
+    }
+
+    /// The place of a request's memory, if the request makes sense by itself.
+    fn placed<'r>(&self, operation: Operation, request: &MapRequest<'r>) -> Result<Placed<'r>, Error> {
+        let (memory, access, unit) = (request.memory(), request.access(), request.unit());
+        let range = range_of(operation, request.at(), memory)?;
+        self.check_request(operation, range, memory, access)?;
+        Ok(Placed { range, memory, access, unit })
     }
 
     /// Unmaps any range.
@@ -160,9 +166,8 @@ impl<B: Backend> PciAddressSpace for Space<B> {
 
     fn replace(&self, request: MapRequest<'_>) -> Result<Swap, Error> {
         let operation = Operation::Replace;
-        let (at, memory, access, unit) = (request.at(), request.memory(), request.access(), request.unit());
-        let range = range_of(operation, at, memory)?;
-        self.check_request(operation, range, memory, access)?;
+        let placed = self.placed(operation, &request)?;
+        let Placed { range, memory, unit, .. } = placed;
         let mut deferred = Deferred::default();
         let gate = self.enter(operation, range)?;
         self.fences.check(operation, range)?;
@@ -178,7 +183,7 @@ impl<B: Backend> PciAddressSpace for Space<B> {
             return Err(Error::new(operation, range, Kind::CutsUnit(cut)));
         }
         self.registrations.check_cover(&self.backend, operation, range, memory)?;
-        Mapper::of(self, operation).swap(slot, Placed { range, memory, access, unit }, &mut deferred)
+        Mapper::of(self, operation).swap(slot, placed, &mut deferred)
     }
 
     fn unmap(&self, range: IovaRange) -> Result<u64, Error> {
