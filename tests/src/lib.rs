@@ -31,3 +31,4 @@ pub mod soft;
 pub mod spapr_guest;
 pub mod subject;
 pub mod suite;
+pub mod watched_door;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
-use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, SystemAddress, Windows};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener};
@@ -13,8 +12,7 @@ use dmaspace_listener::{Report, Update};
 use dmaspace_soft::{SoftDevice, SoftHost};
 use dmaspace_spapr_guest::hypercalls::{H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
 use dmaspace_spapr_guest::{
-    GuestWindow, InKernelTables, Layout, PciHostBridge, ReturnCode, RtasAnswer, RtasError, SystemMemory, TceTables,
-    Tokens,
+    GuestWindow, InKernelTables, Layout, PciHostBridge, ReturnCode, RtasAnswer, RtasError, TceTables, Tokens,
 };
 
 use crate::soft::open;
@@ -37,33 +35,13 @@ pub const FIRST: u64 = 0x8000_0000;
 /// The second one's.
 pub const SECOND: u64 = 0x8000_0001;
 
-/// The guest's memory.
-#[derive(Debug)]
-pub struct GuestBytes {
-    ram: HostMemory,
-}
-
-impl SystemMemory for GuestBytes {
-    fn holds(&self, range: SystemRange) -> bool {
-        range.last().get() < self.ram.len().get()
-    }
-
-    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
-        self.ram.read(at.get(), into).is_ok()
-    }
-
-    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
-        self.ram.write(at.get(), from).is_ok()
-    }
-}
-
 /// The guest. Its bridge's first reset is its own.
 #[derive(Debug)]
 pub struct SpaprGuest {
     /// Its one bridge, and the listener of that.
     pub bridges: Vec<(PciHostBridge, Listener)>,
     /// Its memory.
-    pub memory: GuestBytes,
+    pub memory: HostMemory,
 }
 
 /// The reach of devices: bus address, offset in the guest's memory, access.
@@ -83,7 +61,7 @@ impl SpaprGuest {
         let mut listener = Listener::new(FrontEnd::default());
         let target = TargetMemory::new("spapr.ram", SystemAddress::new(0), ram.clone()).expect("a proper range");
         listener.commit(Update::new().adding_target(target)).expect("no space that could refuse");
-        Self { bridges: vec![(bridge, listener)], memory: GuestBytes { ram } }
+        Self { bridges: vec![(bridge, listener)], memory: ram }
     }
 
     /// A guest on a space of the host's, before its first reset. The host's windows bound the layout.
@@ -114,7 +92,7 @@ impl SpaprGuest {
 
     /// Its memory.
     pub fn ram(&self) -> &HostMemory {
-        &self.memory.ram
+        &self.memory
     }
 
     /// Its windows.
@@ -136,11 +114,11 @@ impl SpaprGuest {
         let counts = [token, arguments.len() as u32, results as u32];
         let cells = counts.iter().chain(arguments);
         let bytes: Vec<u8> = cells.flat_map(|cell| cell.to_be_bytes()).collect();
-        assert!(self.memory.write(SystemAddress::new(BUFFER), &bytes));
+        self.memory.write(BUFFER, &bytes).expect("inside its RAM");
         let answer = Tokens::default().call(&mut self.bridges, &self.memory, SystemAddress::new(BUFFER));
         let Ok(RtasAnswer::Called(result)) = answer else { panic!("not one of the four calls: {answer:?}") };
         let mut bytes = vec![0; 4 * results];
-        assert!(self.memory.read(SystemAddress::new(BUFFER + 12 + 4 * arguments.len() as u64), &mut bytes));
+        self.memory.read(BUFFER + 12 + 4 * arguments.len() as u64, &mut bytes).expect("inside its RAM");
         let cells = bytes.chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("a cell")));
         (cells.collect(), result)
     }
@@ -187,7 +165,7 @@ impl SpaprGuest {
     /// Writes a list of entries.
     pub fn write_list(&self, at: u64, list: &[u64]) {
         let bytes: Vec<u8> = list.iter().flat_map(|tce| tce.to_be_bytes()).collect();
-        assert!(self.memory.write(SystemAddress::new(at), &bytes));
+        self.memory.write(at, &bytes).expect("inside its RAM");
     }
 
     /// H_PUT_TCE_INDIRECT, the list being written to `at` first: the return code.
@@ -211,7 +189,7 @@ impl SpaprGuest {
 
     /// The mappings of a host.
     pub fn has(&self, space: &dyn PciAddressSpace) -> Vec<Entry> {
-        let base = self.memory.ram.address();
+        let base = self.memory.address();
         let mappings = space.mappings(IovaRange::all()).into_iter();
         mappings.map(|live| (live.range, live.memory.address().get() - base.get(), live.access)).collect()
     }
@@ -224,7 +202,7 @@ impl SpaprGuest {
         match self.bridge().tables().translate(liobn, Iova::new(ioba), Access::READ) {
             Some(Ok((at, _))) => {
                 let mut there = [0; 8];
-                assert!(self.memory.read(at, &mut there));
+                self.memory.read(at.get(), &mut there).expect("inside its RAM");
                 assert_eq!((read, found), (Ok(()), there), "{ioba:#x}");
             }
             _ => assert!(read.is_err(), "{ioba:#x}"),
@@ -234,7 +212,7 @@ impl SpaprGuest {
     /// Every page of its memory begins with its number.
     pub fn stamp_memory(&self) {
         for page in 0..(RAM - 0x2000) / 0x1000 {
-            assert!(self.memory.write(SystemAddress::new(page * 0x1000), &(page + 1).to_be_bytes()));
+            self.memory.write(page * 0x1000, &(page + 1).to_be_bytes()).expect("inside its RAM");
         }
     }
 }

@@ -12,36 +12,18 @@ use std::time::Duration;
 
 use dmaspace::choose::BackendKind;
 use dmaspace::open::Opened;
-use dmaspace_core::words::address::SystemRange;
-use dmaspace_core::{Iova, PciAddressSpace, SystemAddress};
+use dmaspace_core::{Iova, PciAddressSpace};
 use dmaspace_listener::Listener;
 use dmaspace_soft::SoftHost;
-use dmaspace_spapr_guest::{Layout, Liobn, PciHostBridge, SystemMemory, Tce, TceTables};
+use dmaspace_spapr_guest::{Layout, Liobn, PciHostBridge, Tce, TceTables};
 use dmaspace_tests::kernel::SoftKvm;
-use dmaspace_tests::soft::{host, open, range};
+use dmaspace_tests::soft::{host, memory, open, range};
 use dmaspace_tests::spapr_guest::{FIRST, RAM, SpaprGuest};
 
 const PROCESSORS: u64 = 2;
 
 /// A round takes milliseconds, and a busy machine may stop for a while.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Guest memory without lists and without buffers.
-struct Ram;
-
-impl SystemMemory for Ram {
-    fn holds(&self, range: SystemRange) -> bool {
-        range.last().get() < RAM
-    }
-
-    fn read(&self, _: SystemAddress, _: &mut [u8]) -> bool {
-        false
-    }
-
-    fn write(&self, _: SystemAddress, _: &[u8]) -> bool {
-        false
-    }
-}
 
 /// A guest whose window KVM has filled until its host lost its last device: hypercalls are the VMM's again.
 struct Round {
@@ -99,10 +81,11 @@ fn beside_processors(tables: Arc<TceTables>, vmm: impl FnOnce()) {
         thread::spawn(move || {
             begin.wait();
             let (ioba, tce) = (Iova::new(number << 12), Tce::new(0x5003));
+            let ram = memory(0x7f00_0000_0000, RAM);
             while !has_ended.load(Ordering::Relaxed) {
                 // A host without a window refuses, which is no fault.
-                let _ = tables.h_put_tce(&Ram, liobn(), ioba, tce);
-                let _ = tables.h_stuff_tce(&Ram, liobn(), ioba, Tce::NONE, 1);
+                let _ = tables.h_put_tce(&ram, liobn(), ioba, tce);
+                let _ = tables.h_stuff_tce(&ram, liobn(), ioba, Tce::NONE, 1);
                 let _ = tables.h_get_tce(liobn(), ioba);
             }
         })

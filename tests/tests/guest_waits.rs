@@ -4,9 +4,6 @@
 //! A door holds one call until the test lets it go. No test sleeps: hypercalls end while the call is held, or a
 //! watchdog fails the test.
 
-use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -16,16 +13,14 @@ use dmaspace::facts::Facts;
 use dmaspace::open::{Host, Opened};
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::dirty::{Dirtied, DirtySink};
-use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::words::address::SystemRange;
-use dmaspace_core::words::locked::LockedMemory;
-use dmaspace_core::{Access, HostMemory, Iova, PageSize, SystemAddress};
+use dmaspace_core::door::Command;
+use dmaspace_core::{Iova, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section, Update};
 use dmaspace_soft::SoftHost;
-use dmaspace_spapr_guest::{Liobn, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_spapr_guest::{Liobn, Tce, TceTable, TceTables};
 use dmaspace_tests::soft::{host, memory, range};
+use dmaspace_tests::watched_door::{WatchedDoor, Watcher};
 
 const GIB: u64 = 1 << 30;
 const PAGE: u64 = 0x1000;
@@ -34,10 +29,12 @@ const RAM: u64 = 1 << 24;
 /// A busy machine may stop for a while.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A door to a host in software that holds one call.
+/// A door that holds one call.
+type HoldingDoor = WatchedDoor<Holder>;
+
+/// The watcher that holds a call.
 #[derive(Debug)]
-struct HoldingDoor {
-    soft: Arc<SoftHost>,
+struct Holder {
     held: Mutex<Held>,
     moved: Condvar,
 }
@@ -53,11 +50,7 @@ enum Held {
     Now,
 }
 
-impl HoldingDoor {
-    fn new(soft: Arc<SoftHost>) -> Arc<Self> {
-        Arc::new(Self { soft, held: Mutex::new(Held::None), moved: Condvar::new() })
-    }
-
+impl Holder {
     fn hold_next(&self, name: &'static str) {
         *self.held.lock().expect("no panic under it") = Held::Next(name);
     }
@@ -72,11 +65,13 @@ impl HoldingDoor {
         *self.held.lock().expect("no panic under it") = Held::None;
         self.moved.notify_all();
     }
+}
 
-    /// Waits while a call of this name is held.
-    fn pass(&self, name: &str) {
+impl Watcher for Holder {
+    /// Waits while this call is held.
+    fn command(&self, command: &Command<'_>) {
         let mut held = self.held.lock().expect("no panic under it");
-        if *held == Held::Next(NAMES.into_iter().find(|known| *known == name).unwrap_or_default()) {
+        if *held == Held::Next(command.request.name) {
             *held = Held::Now;
             self.moved.notify_all();
             drop(self.moved.wait_while(held, |held| *held == Held::Now).expect("no panic under it"));
@@ -88,77 +83,6 @@ const REGISTER: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY";
 const ATTACH: &str = "VFIO_GROUP_SET_CONTAINER";
 const LOG: &str = "VFIO_IOMMU_DIRTY_PAGES";
 const MAP: &str = "VFIO_IOMMU_MAP_DMA";
-const NAMES: [&str; 4] = [REGISTER, ATTACH, LOG, MAP];
-
-#[expect(unsafe_code, reason = "UNSAFETY: passes everything on")]
-// SAFETY: each command is passed on to a host in software.
-unsafe impl Door for HoldingDoor {
-    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
-        self.soft.open(path, kind)
-    }
-
-    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
-        self.soft.adopt(descriptor, kind)
-    }
-
-    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        self.pass(command.request.name);
-        self.soft.ioctl(on, command)
-    }
-
-    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
-        self.soft.ioctl_opening(on, command, kind)
-    }
-
-    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.soft.pread(on, offset, into)
-    }
-
-    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.soft.pwrite(on, offset, from)
-    }
-
-    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        self.soft.mmap(on, offset, len, access)
-    }
-
-    fn close(&self, handle: Handle) -> Result<(), Errno> {
-        self.soft.close(handle)
-    }
-
-    fn host_page(&self) -> PageSize {
-        self.soft.host_page()
-    }
-
-    fn locked_memory(&self) -> Option<LockedMemory> {
-        self.soft.locked_memory()
-    }
-
-    fn runs(&self) -> &ProcessRegistrations {
-        self.soft.runs()
-    }
-
-    fn is_real(&self) -> bool {
-        self.soft.is_real()
-    }
-}
-
-/// Guest memory without lists.
-struct Ram;
-
-impl SystemMemory for Ram {
-    fn holds(&self, range: SystemRange) -> bool {
-        range.last().get() < RAM
-    }
-
-    fn read(&self, _: SystemAddress, _: &mut [u8]) -> bool {
-        false
-    }
-
-    fn write(&self, _: SystemAddress, _: &[u8]) -> bool {
-        false
-    }
-}
 
 /// A sink that forgets.
 struct Forgetful;
@@ -188,7 +112,9 @@ impl Window {
     fn put_and_clear(&self) {
         for page in 10..200 {
             self.put(page);
-            self.tables.h_stuff_tce(&Ram, self.liobn, self.at(page), Tce::NONE, 1).expect("a good call");
+            self.tables
+                .h_stuff_tce(&memory(0x7f00_0000_0000, RAM), self.liobn, self.at(page), Tce::NONE, 1)
+                .expect("a good call");
         }
     }
 
@@ -199,7 +125,7 @@ impl Window {
     /// Puts an entry, which stays.
     fn put(&self, page: u64) {
         let tce = Tce::new((page * PAGE) | 3);
-        self.tables.h_put_tce(&Ram, self.liobn, self.at(page), tce).expect("a good call");
+        self.tables.h_put_tce(&memory(0x7f00_0000_0000, RAM), self.liobn, self.at(page), tce).expect("a good call");
     }
 }
 
@@ -214,7 +140,10 @@ impl Guest {
     /// The second windows of its bridges begin at `high`.
     fn on(preset: &str, backend: BackendKind, high: u64) -> Self {
         let soft = host(preset);
-        let door = HoldingDoor::new(soft.clone());
+        let door = Arc::new(WatchedDoor {
+            soft: soft.clone(),
+            watcher: Holder { held: Mutex::new(Held::None), moved: Condvar::new() },
+        });
         let host = Host::new(door.clone(), Facts::of_soft(soft.profile()));
         let tables = Arc::new(TceTables::new());
         let bridge = |number: usize| Bridge::new(&host, &soft, backend, &tables, number, high);
@@ -263,7 +192,7 @@ impl Bridge {
 fn beside<T: Send>(door: &HoldingDoor, slow: impl FnOnce() -> T + Send, windows: &[&Window]) -> T {
     thread::scope(|scope| {
         let slow = scope.spawn(slow);
-        door.wait_until_held();
+        door.watcher.wait_until_held();
         let (end, ended) = mpsc::channel();
         for window in windows {
             let (window, end) = (Window::clone(window), end.clone());
@@ -273,7 +202,7 @@ fn beside<T: Send>(door: &HoldingDoor, slow: impl FnOnce() -> T + Send, windows:
             });
         }
         let end: Vec<_> = windows.iter().map_while(|_| ended.recv_timeout(PATIENCE).ok()).collect();
-        door.let_go();
+        door.watcher.let_go();
         assert_eq!(end.len(), windows.len(), "only {end:?} did not wait");
         slow.join().expect("no panic")
     })
@@ -283,7 +212,7 @@ fn beside<T: Send>(door: &HoldingDoor, slow: impl FnOnce() -> T + Send, windows:
 fn hypercalls_do_not_wait_for_memory_that_is_registered() {
     let Guest { door, bridges: [mut first, second], .. } = Guest::on("powernv9", BackendKind::Spapr, 1 << 59);
     let dimm = TargetMemory::new("dimm", SystemAddress::new(RAM), memory(0x7e00_0000_0000, RAM)).expect("a range");
-    door.hold_next(REGISTER);
+    door.watcher.hold_next(REGISTER);
     let windows = [&first.low.clone(), &first.high.clone(), &second.low, &second.high];
     let commit = beside(&door, || first.listener.commit(Update::new().adding_target(dimm)), &windows);
     commit.expect("nothing fails");
@@ -292,7 +221,7 @@ fn hypercalls_do_not_wait_for_memory_that_is_registered() {
 #[test]
 fn hypercalls_do_not_wait_for_a_device_of_another_space_that_is_attached() {
     let Guest { door, host, bridges: [mut first, second] } = Guest::on("powernv9", BackendKind::Spapr, 1 << 59);
-    door.hold_next(ATTACH);
+    door.watcher.hold_next(ATTACH);
     let windows = [&second.low, &second.high];
     let added = beside(&door, || first.opened.space.add(&host, address(&door.soft, 2)), &windows);
     added.expect("the soft host attaches it");
@@ -303,10 +232,10 @@ fn hypercalls_do_not_wait_for_a_device_that_waits_for_another_window() {
     let Guest { door, host, bridges: [mut first, second] } = Guest::on("powernv9", BackendKind::Spapr, 1 << 59);
     let (low, high) = (first.low.clone(), first.high.clone());
     let third = address(&door.soft, 2);
-    door.hold_next(MAP);
+    door.watcher.hold_next(MAP);
     thread::scope(|scope| {
         let slow = scope.spawn(|| low.put(9));
-        door.wait_until_held();
+        door.watcher.wait_until_held();
         // It comes to stand behind the map while the hypercalls of the windows are made.
         let adding = scope.spawn(|| first.opened.space.add(&host, third));
         beside(&door, || {}, &[&high, &second.low]);
@@ -322,7 +251,7 @@ fn hypercalls_do_not_wait_for_a_dirty_log_that_is_read() {
     first.listener.track_dirty(Arc::new(Forgetful)).expect("it tracks");
     first.low.put(9);
     first.high.put(9);
-    door.hold_next(LOG);
+    door.watcher.hold_next(LOG);
     let windows = [&first.high.clone(), &second.low, &second.high];
     beside(door, || first.listener.sync_dirty(), &windows).expect("nothing fails");
 }

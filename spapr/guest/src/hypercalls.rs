@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use dmaspace_core::words::address::SystemRange;
-use dmaspace_core::{Iova, PageSize, SystemAddress};
+use dmaspace_core::{HostMemory, Iova, PageSize, SystemAddress};
 
 use crate::entry::Tce;
 use crate::liobn::Liobn;
@@ -75,6 +75,21 @@ pub trait SystemMemory {
     /// Writes all of `from` at `at`. Returns false, and must have written nothing, if there is no writable memory. Only
     /// RTAS calls write, to their buffers.
     fn write(&self, at: SystemAddress, from: &[u8]) -> bool;
+}
+
+/// A guest's RAM in one piece, from system address 0 on.
+impl SystemMemory for HostMemory {
+    fn holds(&self, range: SystemRange) -> bool {
+        range.last().get() < self.len().get()
+    }
+
+    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
+        HostMemory::read(self, at.get(), into).is_ok()
+    }
+
+    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
+        HostMemory::write(self, at.get(), from).is_ok()
+    }
 }
 
 impl TceTables {

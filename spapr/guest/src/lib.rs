@@ -26,33 +26,21 @@
 //! use std::sync::Arc;
 //!
 //! use dmaspace::{Facts, Host, OpenRequest};
-//! use dmaspace_core::words::address::SystemRange;
 //! use dmaspace_core::{HostAddress, HostMemory, SystemAddress};
 //! use dmaspace_listener::section::TargetMemory;
 //! use dmaspace_listener::{Listener, Update};
 //! use dmaspace_soft::{Profile, SoftHost};
-//! use dmaspace_spapr_guest::{Layout, PciHostBridge, SystemMemory, Tce, TceTables};
-//!
-//! // 256 MiB of guest memory. This guest has no lists of entries and no RTAS buffers in it.
-//! struct Ram;
-//!
-//! impl SystemMemory for Ram {
-//!     fn holds(&self, range: SystemRange) -> bool {
-//!         range.last().get() < 256 << 20
-//!     }
-//! #   fn read(&self, _: SystemAddress, _: &mut [u8]) -> bool { false }
-//! #   fn write(&self, _: SystemAddress, _: &[u8]) -> bool { false }
-//! }
+//! use dmaspace_spapr_guest::{Layout, PciHostBridge, Tce, TceTables};
 //!
 //! let machine = SoftHost::new(Profile::powernv9())?;
 //! let host = Host::new(machine.clone(), Facts::of_soft(machine.profile()));
 //! let opened = host.open(&OpenRequest::device("0000:01:00.0".parse()?))?;
 //! let space = opened.space.space();
 //!
-//! // The guest may map all of its RAM, and has mapped none of it.
+//! // The guest may map all of its RAM, 256 MiB, and has mapped none of it.
 //! let ram = HostMemory::unbacked(HostAddress::new(0x7f00_0000_0000), (256 << 20).try_into()?).ok_or("it wraps")?;
 //! let mut listener = Listener::default();
-//! listener.commit(Update::new().adding_target(TargetMemory::new("ram", SystemAddress::new(0), ram)?))?;
+//! listener.commit(Update::new().adding_target(TargetMemory::new("ram", SystemAddress::new(0), ram.clone())?))?;
 //!
 //! let layout = Layout::pseries(0).placed_on([space]).ok_or("the host has no room for two windows")?;
 //! let mut bridge = PciHostBridge::new(layout, Arc::new(TceTables::new()))?;
@@ -66,7 +54,7 @@
 //!
 //! // H_PUT_TCE: devices may read and write the guest's memory at 0x70000.
 //! let at = window.range.first();
-//! bridge.tables().h_put_tce(&Ram, window.liobn, at, Tce::new(0x7_0003))?;
+//! bridge.tables().h_put_tce(&ram, window.liobn, at, Tce::new(0x7_0003))?;
 //! assert_eq!(space.lookup(at).map(|entry| entry.memory.address()), Some(HostAddress::new(0x7f00_0007_0000)));
 //! # Ok(())
 //! # }

@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
-use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::dirty::{Told, page_of};
+use crate::watched_door::{WatchedDoor, Watcher};
 use dmaspace::choose::{BackendKind, OpenRequest};
 use dmaspace::facts::Facts;
 use dmaspace::open::{Host, OpenError, Opened};
@@ -17,11 +15,10 @@ use dmaspace::options::OpenOptions;
 use dmaspace::pci::PciAddress;
 use dmaspace_core::contract::live_update::{Handover, NamedMemory};
 use dmaspace_core::contract::{Attachable, MemoryRegistration, PinSharing, WindowControl};
-use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Answer, Argument, Command, Door, Errno, Failure, Handle, HandleKind};
+use dmaspace_core::door::{Answer, Argument, Command, Failure};
 use dmaspace_core::error::Kind;
-use dmaspace_core::words::locked::{AccountingMode, LockedMemory};
-use dmaspace_core::{Access, Error, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace};
+use dmaspace_core::words::locked::AccountingMode;
+use dmaspace_core::{Error, HostMemory, Iova, IovaRange, PciAddressSpace};
 use dmaspace_iommufd::Pool;
 use dmaspace_listener::Listener;
 use dmaspace_listener::section::{Backing, FrontEnd};
@@ -224,85 +221,32 @@ pub(super) struct Call {
     pub(super) bytes: u64,
 }
 
-/// A door that listens to what goes through it.
-#[derive(Debug)]
-struct Listening {
-    soft: Arc<SoftHost>,
-    heard: Mutex<Vec<Call>>,
-}
+/// The calls that went through a door.
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<Call>>);
 
-impl Listening {
-    fn hear(&self, name: &'static str, bytes: u64) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(Call { name, bytes });
+impl Heard {
+    fn add(&self, name: &'static str, bytes: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Call { name, bytes });
     }
 
-    fn hear_command(&self, command: &Command<'_>) {
+    fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Watcher for Heard {
+    fn command(&self, command: &Command<'_>) {
         // struct vfio_iommu_type1_dma_map: argsz, flags, vaddr, iova, size.
         let bytes = match (&command.argument, command.request.name) {
             (Argument::Bytes(bytes), "VFIO_IOMMU_MAP_DMA") => bytes.get(24..32).and_then(|size| size.try_into().ok()),
             _ => None,
         };
-        self.hear(command.request.name, bytes.map_or(0, u64::from_ne_bytes));
-    }
-}
-
-/// A close cannot be made to fail, so its result is not used.
-#[expect(unsafe_code, reason = "UNSAFETY: passes everything on")]
-// SAFETY: each command is passed on to a host in software.
-unsafe impl Door for Listening {
-    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
-        self.hear("open", 0);
-        self.soft.open(path, kind)
+        self.add(command.request.name, bytes.map_or(0, u64::from_ne_bytes));
     }
 
-    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
-        self.hear("adopt", 0);
-        self.soft.adopt(descriptor, kind)
-    }
-
-    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        self.hear_command(command);
-        self.soft.ioctl(on, command)
-    }
-
-    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
-        self.hear_command(command);
-        self.soft.ioctl_opening(on, command, kind)
-    }
-
-    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.hear("pread", 0);
-        self.soft.pread(on, offset, into)
-    }
-
-    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.hear("pwrite", 0);
-        self.soft.pwrite(on, offset, from)
-    }
-
-    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        self.hear("mmap", 0);
-        self.soft.mmap(on, offset, len, access)
-    }
-
-    fn close(&self, handle: Handle) -> Result<(), Errno> {
-        self.soft.close(handle)
-    }
-
-    fn host_page(&self) -> PageSize {
-        self.soft.host_page()
-    }
-
-    fn locked_memory(&self) -> Option<LockedMemory> {
-        self.soft.locked_memory()
-    }
-
-    fn runs(&self) -> &ProcessRegistrations {
-        self.soft.runs()
-    }
-
-    fn is_real(&self) -> bool {
-        self.soft.is_real()
+    fn call(&self, name: &'static str) {
+        self.add(name, 0);
     }
 }
 
@@ -326,7 +270,7 @@ pub struct SweptHost {
     /// Pages a device wrote, by their number in this process.
     written: BTreeSet<u64>,
     host: Host,
-    door: Arc<Listening>,
+    door: Arc<WatchedDoor<Heard>>,
     pub(super) soft: Arc<SoftHost>,
     config: HostConfig,
 }
@@ -334,7 +278,7 @@ pub struct SweptHost {
 impl SweptHost {
     pub(super) fn new(config: HostConfig) -> Self {
         let soft = SoftHost::new(config.profile()).expect("presets make sense");
-        let door = Arc::new(Listening { soft: soft.clone(), heard: Mutex::default() });
+        let door = Arc::new(WatchedDoor { soft: soft.clone(), watcher: Heard::default() });
         Self {
             listener: Listener::new(FrontEnd::default()),
             bridge: None,
@@ -601,7 +545,7 @@ impl SweptHost {
 
     /// The calls since the last time, one after the other.
     pub(super) fn take_calls(&self) -> Vec<Call> {
-        std::mem::take(&mut *self.door.heard.lock().unwrap_or_else(PoisonError::into_inner))
+        self.door.watcher.take()
     }
 
     /// A device whose DMA goes through a space.

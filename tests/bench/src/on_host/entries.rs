@@ -1,10 +1,10 @@
 //! Entries of a TCE table: sPAPR.
 
 use dmaspace_core::contract::MapRequest;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress, SystemRange};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section, Update};
-use dmaspace_spapr_guest::{Liobn, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_spapr_guest::{Liobn, Tce, TceTable, TceTables};
 
 use crate::compare::{Tried, compare, instructions};
 use crate::{Bench, PAGE};
@@ -26,24 +26,7 @@ struct Guest<'a> {
     bench: &'a Bench,
     listener: Listener,
     tables: TceTables,
-    ram: Ram,
-}
-
-/// The guest's memory, as its hypercalls read it.
-struct Ram(HostMemory);
-
-impl SystemMemory for Ram {
-    fn holds(&self, range: SystemRange) -> bool {
-        range.last().get() < self.0.len().get()
-    }
-
-    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
-        self.0.read(at.get(), into).is_ok()
-    }
-
-    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
-        self.0.write(at.get(), from).is_ok()
-    }
+    ram: HostMemory,
 }
 
 /// All comparisons.
@@ -74,7 +57,7 @@ impl<'a> Guest<'a> {
         let tables = TceTables::new();
         tables.add(LIOBN, TceTable::new(Iova::new(0), PageSize::K4, WINDOW / PAGE)?)?;
         tables.connect(LIOBN, window)?;
-        Ok(Self { bench, listener, tables, ram: Ram(bench.ram.clone()) })
+        Ok(Self { bench, listener, tables, ram: bench.ram.clone() })
     }
 
     fn put(&self, n: u64, target: u64) -> Tried {
@@ -124,7 +107,7 @@ impl<'a> Guest<'a> {
     fn lists(&self, work: &str, scattered: bool) -> Tried {
         for n in 0..LIST {
             let target = if scattered { crate::offset(n) } else { TARGET + n * PAGE };
-            self.ram.0.write(LIST_AT + 8 * n, &(target | READ_WRITE).to_be_bytes())?;
+            self.ram.write(LIST_AT + 8 * n, &(target | READ_WRITE).to_be_bytes())?;
         }
         let raw = || {
             for n in 0..LIST {

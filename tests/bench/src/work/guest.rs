@@ -1,9 +1,9 @@
 //! Entries of a translated window: through the handle, and through the guest's hypercalls.
 
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress, SystemRange};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section, TranslatedWindow, Update};
-use dmaspace_spapr_guest::{Liobn, SystemMemory, Tce, TceTable, TceTables};
+use dmaspace_spapr_guest::{Liobn, Tce, TceTable, TceTables};
 
 use crate::host::{self, HIGH, Kind};
 use crate::measure::Work;
@@ -24,24 +24,7 @@ struct Guest {
     listener: Listener,
     window: TranslatedWindow,
     tables: TceTables,
-    ram: Ram,
-}
-
-/// The guest's memory, as its hypercalls read it.
-struct Ram(HostMemory);
-
-impl SystemMemory for Ram {
-    fn holds(&self, range: SystemRange) -> bool {
-        range.last().get() < self.0.len().get()
-    }
-
-    fn read(&self, at: SystemAddress, into: &mut [u8]) -> bool {
-        self.0.read(at.get(), into).is_ok()
-    }
-
-    fn write(&self, at: SystemAddress, from: &[u8]) -> bool {
-        self.0.write(at.get(), from).is_ok()
-    }
+    ram: HostMemory,
 }
 
 fn at(n: u64) -> Iova {
@@ -70,7 +53,7 @@ impl Guest {
         let tables = TceTables::new();
         let table = TceTable::new(at(0), PageSize::K4, ENTRIES).expect("a table");
         tables.add(LIOBN, table).expect("the first table");
-        Self { listener, window, tables, ram: Ram(memory) }
+        Self { listener, window, tables, ram: memory }
     }
 
     /// A guest with `live` entries, two pages apart, put through the handle.
@@ -102,7 +85,7 @@ impl Guest {
     fn write_list(&self, targets: impl Fn(u64) -> SystemAddress) {
         for n in 0..512 {
             let tce = (targets(n).get() | READ_WRITE).to_be_bytes();
-            self.ram.0.write(LIST + 8 * n, &tce).expect("inside");
+            self.ram.write(LIST + 8 * n, &tce).expect("inside");
         }
     }
 
