@@ -439,7 +439,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_are_those_of_a_map(steps in prop::collection::vec(step(), 1..STEPS), from in index(), to in index()) {
+        fn entries_are_those_of_a_map(
+            steps in prop::collection::vec(step(), 1..STEPS),
+            from in index(),
+            to in index(),
+        ) {
             let (mut table, mut model) = (Sparse::up_to(LAST), BTreeMap::new());
             let (first, last) = (from.min(to), from.max(to));
             for step in steps {
