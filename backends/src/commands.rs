@@ -18,7 +18,7 @@ use std::mem::offset_of;
 use dmaspace_abi::{IovaSpan, device, iommufd, spapr, type1, vfio};
 use dmaspace_core::HostMemory;
 use dmaspace_core::contract::AttachPlace;
-use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, HandleKind, Request};
+use dmaspace_core::door::{Argument, Attached, Attachment, Command, Errno, Handle, HandleKind, Request};
 
 use crate::host_page::host_page;
 
@@ -60,6 +60,11 @@ enum Shape {
     Container(&'static [HandleKind]),
     /// A struct.
     Struct(Layout),
+    /// A struct with two fields that the door fills in, the second of them as described.
+    Two(Layout, Field),
+    /// A struct that reads or sets a feature of a device, with exactly these flags: other features have pointers in
+    /// other fields.
+    Feature(u32, Layout),
 }
 
 /// The form of a struct. Its first word is the number of bytes that the kernel touches, its second holds flags.
@@ -71,7 +76,7 @@ struct Layout {
     field: Option<Field>,
 }
 
-/// The field that the door fills in. No struct has two.
+/// The field that the door fills in.
 #[derive(Debug)]
 struct Field {
     at: usize,
@@ -94,6 +99,16 @@ enum Holds {
     Log { length_at: usize, page_at: usize },
     /// A descriptor of one of these kinds.
     Descriptor(&'static [HandleKind]),
+    /// As many descriptors of one of these kinds as the u32 at `count_at` says.
+    Descriptors { count_at: usize, kinds: &'static [HandleKind] },
+    /// As many descriptors of eventfds as the u32 at `count_at` says.
+    Eventfds { count_at: usize },
+    /// A descriptor of this kind that the kernel returns.
+    Opens(HandleKind),
+    /// The token of a virtual function, of 16 bytes.
+    Token,
+    /// Zero: the number of descriptors that follow.
+    Zero,
     /// The descriptor of a container of one of these kinds, which a space lets a group join.
     Container(&'static [HandleKind]),
     /// The length of memory that is mapped elsewhere and that a space lets the call map once more.
@@ -211,7 +226,37 @@ const GROUP: &[Rule] = &[
 const DEVICE: &[Rule] = &[
     Rule::new(device::DEVICE_GET_INFO, reply(16).shape()),
     Rule::new(device::DEVICE_GET_REGION_INFO, reply(device::RegionInfo::SIZE).shape()),
+    Rule::new(device::DEVICE_GET_IRQ_INFO, reply(device::IrqInfo::SIZE).shape()),
+    // The kernel reads a byte for each interrupt at most, and none behind argsz.
+    Rule::new(device::DEVICE_SET_IRQS, irqs(device::IRQ_DATA_NONE | device::IRQ_DATA_BOOL).shape()),
+    Rule::new(device::DEVICE_SET_IRQS, irqs_of_eventfds().shape()),
     Rule::new(device::DEVICE_RESET, Shape::Nothing),
+    Rule::new(device::DEVICE_GET_PCI_HOT_RESET_INFO, reply(device::HotResetInfo::SIZE).shape()),
+    // The kernel reads the descriptors whatever argsz says.
+    Rule::new(
+        device::DEVICE_PCI_HOT_RESET,
+        exactly(device::HotReset::SIZE).with(offset_of!(device::HotReset, count), Holds::Zero).shape(),
+    ),
+    Rule::new(device::DEVICE_PCI_HOT_RESET, hot_reset_of_groups().shape()),
+    Rule::new(device::DEVICE_FEATURE, feature(SET, device::FEATURE_VF_TOKEN, exactly(device::FeatureToken::SIZE))),
+    Rule::new(device::DEVICE_FEATURE, feature(GET, device::FEATURE_MIGRATION, exactly(device::FeatureMigration::SIZE))),
+    Rule::new(device::DEVICE_FEATURE, feature(GET, device::FEATURE_MIG_STATE, exactly(device::FeatureMigState::SIZE))),
+    Rule::new(
+        device::DEVICE_FEATURE,
+        feature(
+            SET,
+            device::FEATURE_MIG_STATE,
+            exactly(device::FeatureMigState::SIZE)
+                .with(offset_of!(device::FeatureMigState, data_fd), Holds::Opens(HandleKind::Migration)),
+        ),
+    ),
+    Rule::new(
+        device::DEVICE_FEATURE,
+        feature(GET, device::FEATURE_MIG_DATA_SIZE, exactly(device::FeatureMigDataSize::SIZE)),
+    ),
+    Rule::new(device::DEVICE_FEATURE, feature(SET, device::FEATURE_LOGGING_START, logged_ranges())),
+    Rule::new(device::DEVICE_FEATURE, feature(SET, device::FEATURE_LOGGING_STOP, exactly(device::FeatureHead::SIZE))),
+    Rule::new(device::DEVICE_FEATURE, feature(GET, device::FEATURE_LOGGING_REPORT, logged_pages())),
     Rule::new(
         device::DEVICE_FEATURE,
         exactly(device::ExportRange::SIZE)
@@ -220,16 +265,68 @@ const DEVICE: &[Rule] = &[
             .shape(),
     )
     .opening(HandleKind::Export),
+    // Without its flag the kernel ignores the token's address.
+    Rule::new(device::DEVICE_BIND_IOMMUFD, bind(0).shape()),
     Rule::new(
         device::DEVICE_BIND_IOMMUFD,
-        // Without its flag the kernel ignores the token's address.
-        exactly(device::BindIommufd::SIZE)
-            .with(offset_of!(device::BindIommufd, iommufd), Holds::Descriptor(&[HandleKind::Iommufd]))
-            .shape(),
+        Shape::Two(
+            bind(device::BIND_TOKEN),
+            Field { at: offset_of!(device::BindIommufd, token_uuid_ptr), holds: Holds::Token },
+        ),
     ),
     Rule::new(device::DEVICE_ATTACH_IOMMUFD_PT, exactly(device::AttachIommufdPt::SIZE).shape()),
     Rule::new(device::DEVICE_DETACH_IOMMUFD_PT, exactly(device::DetachIommufdPt::SIZE).shape()),
 ];
+
+const GET: u32 = device::FEATURE_GET;
+const SET: u32 = device::FEATURE_SET;
+
+const fn feature(access: u32, number: u32, layout: Layout) -> Shape {
+    Shape::Feature(access | number, layout.allowing(ANY_FLAGS))
+}
+
+/// The struct of SET_IRQS with this kind of data.
+const fn irqs(data: u32) -> Layout {
+    Layout { least: device::IrqSet::SIZE, ..reply(0) }.allowing(data | device::IRQ_ACTIONS)
+}
+
+/// The struct of SET_IRQS with an eventfd or more.
+const fn irqs_of_eventfds() -> Layout {
+    let count_at = offset_of!(device::IrqSet, count);
+    Layout { least: device::IrqSet::SIZE + 4, ..irqs(device::IRQ_DATA_EVENTFD) }
+        .with(size_of::<device::IrqSet>(), Holds::Eventfds { count_at })
+}
+
+/// The struct of PCI_HOT_RESET with a group or more.
+const fn hot_reset_of_groups() -> Layout {
+    let count_at = offset_of!(device::HotReset, count);
+    Layout { least: device::HotReset::SIZE + 4, ..reply(0) }
+        .allowing(0)
+        .with(size_of::<device::HotReset>(), Holds::Descriptors { count_at, kinds: &[HandleKind::Group] })
+}
+
+const fn logged_ranges() -> Layout {
+    let count_at = offset_of!(device::FeatureLoggingStart, num_ranges);
+    let each = size_of::<device::LoggingRange>() as u64;
+    exactly(device::FeatureLoggingStart::SIZE)
+        .with(offset_of!(device::FeatureLoggingStart, ranges), Holds::Array { count_at, each })
+}
+
+const fn logged_pages() -> Layout {
+    let length_at = offset_of!(device::FeatureLoggingReport, length);
+    let page_at = offset_of!(device::FeatureLoggingReport, page_size);
+    exactly(device::FeatureLoggingReport::SIZE)
+        .with(offset_of!(device::FeatureLoggingReport, bitmap), Holds::Log { length_at, page_at })
+}
+
+const fn bind(flags: u32) -> Layout {
+    exactly(device::BindIommufd::SIZE)
+        .allowing(flags)
+        .with(offset_of!(device::BindIommufd, iommufd), Holds::Descriptor(&[HandleKind::Iommufd]))
+}
+
+/// The commands of the stream of a device's migration.
+const MIGRATION: &[Rule] = &[Rule::new(device::MIG_GET_PRECOPY_INFO, reply(device::PrecopyInfo::SIZE).shape())];
 
 /// The commands of `/dev/iommu`, which understands those of a type1 container too (linux:
 /// drivers/iommu/iommufd/vfio_compat.c).
@@ -333,6 +430,7 @@ const fn rules(kind: HandleKind) -> &'static [Rule] {
         HandleKind::Group => GROUP,
         HandleKind::Device => DEVICE,
         HandleKind::Iommufd => IOMMUFD,
+        HandleKind::Migration => MIGRATION,
         _ => &[],
     }
 }
@@ -381,6 +479,7 @@ impl Rule {
         let attached = match &*command.attachments {
             [] => None,
             [one] => Some(one),
+            [one, two] => return self.shape.fits_two(&command.argument, one, two).map(|()| self),
             _ => return Err(Errno::EINVAL),
         };
         self.shape.fits(&command.argument, attached).map(|()| self)
@@ -398,8 +497,19 @@ impl Shape {
             }
             (Self::Nothing, Argument::None, None) | (Self::Value, Argument::Value(_), None) => Ok(()),
             (Self::Text, Argument::Bytes(bytes), None) => demand(bytes.contains(&0)),
+            (Self::Feature(flags, layout), Argument::Bytes(bytes), _) => {
+                demand(u32_at(bytes, 4) == Some(*flags))?;
+                layout.fits(bytes, attached)
+            }
             _ => Err(Errno::EINVAL),
         }
+    }
+
+    #[cold]
+    fn fits_two(&self, argument: &Argument<'_>, one: &Attachment<'_>, two: &Attachment<'_>) -> Result<(), Errno> {
+        let (Self::Two(layout, second), Argument::Bytes(bytes)) = (self, argument) else { return Err(Errno::EINVAL) };
+        layout.fits(bytes, Some(one))?;
+        second.fits(bytes, Some(two))
     }
 }
 
@@ -436,6 +546,15 @@ impl Field {
                 }
                 _ => Err(Errno::EINVAL),
             },
+            Some(Attached::Handles(handles)) => self.fits_handles(bytes, handles),
+            Some(Attached::Eventfds(eventfds)) => {
+                let Holds::Eventfds { count_at } = &self.holds else { return Err(Errno::EINVAL) };
+                self.fits_descriptors(bytes, *count_at, eventfds.len())
+            }
+            Some(Attached::Opened { kind, .. }) => {
+                demand(matches!(&self.holds, Holds::Opens(known) if known == kind))?;
+                demand(u32_at(bytes, self.at) == Some(0))
+            }
             None => self.fits_nothing(bytes),
         }
     }
@@ -473,6 +592,7 @@ impl Field {
                 demand(needed.is_some_and(|needed| needed <= buffer.len() as u64))
             }
             Holds::Buffer { len_at } => demand(u64_at(bytes, *len_at).is_some_and(|len| len <= buffer.len() as u64)),
+            Holds::Token => demand(buffer.len() >= TOKEN),
             Holds::Log { length_at, page_at } => {
                 let (length, page) = (u64_at(bytes, *length_at), u64_at(bytes, *page_at).filter(|page| *page > 0));
                 let needed = length.zip(page).map(|(length, page)| length.div_ceil(page).div_ceil(64) * 8);
@@ -487,9 +607,26 @@ impl Field {
         demand(u32_at(bytes, self.at) == Some(0) && kinds.contains(&kind))
     }
 
+    #[cold]
+    fn fits_handles(&self, bytes: &[u8], handles: &[Handle]) -> Result<(), Errno> {
+        let Holds::Descriptors { count_at, kinds } = &self.holds else { return Err(Errno::EINVAL) };
+        demand(handles.iter().all(|handle| kinds.contains(&handle.kind())))?;
+        self.fits_descriptors(bytes, *count_at, handles.len())
+    }
+
+    /// Checks that the struct ends with room for exactly `count` descriptors, as it claims to.
+    #[cold]
+    fn fits_descriptors(&self, bytes: &[u8], count_at: usize, count: usize) -> Result<(), Errno> {
+        demand(u32_at(bytes, count_at).is_some_and(|claimed| claimed as usize == count))?;
+        let end = count.checked_mul(DESCRIPTOR).and_then(|len| self.at.checked_add(len)).ok_or(Errno::EINVAL)?;
+        let room = bytes.get(self.at..end).ok_or(Errno::EINVAL)?;
+        demand(u32_at(bytes, 0).is_some_and(|argsz| argsz as usize == end) && room.iter().all(|byte| *byte == 0))
+    }
+
     #[inline(always)]
     fn fits_nothing(&self, bytes: &[u8]) -> Result<(), Errno> {
         match &self.holds {
+            Holds::Zero => demand(u32_at(bytes, self.at) == Some(0)),
             Holds::Array { count_at, .. } => {
                 demand(u64_at(bytes, self.at) == Some(0) && u32_at(bytes, *count_at) == Some(0))
             }
@@ -518,6 +655,8 @@ fn holds_pages_of(buffer: &[u8], needed: u64) -> bool {
 
 /// The size of a descriptor.
 const DESCRIPTOR: usize = size_of::<i32>();
+/// The size of the token of a virtual function.
+const TOKEN: usize = 16;
 
 #[inline(always)]
 fn demand(condition: bool) -> Result<(), Errno> {

@@ -12,9 +12,9 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -94,6 +94,7 @@ impl LinuxDoor {
             (Argument::Bytes(bytes), [Attachment { offset, what }]) => {
                 self.make_filled(&file, number, bytes, *offset, what)
             }
+            (Argument::Bytes(bytes), [one, two]) => self.make_filled_twice(&file, number, bytes, one, two),
             (Argument::Bytes(bytes), _) => ioctl(&file, number, bytes.as_mut_ptr().cast()),
         }
     }
@@ -126,6 +127,31 @@ impl LinuxDoor {
                 let lent = self.file(container)?;
                 filled(bytes, at, lent.as_raw_fd().to_ne_bytes(), |argument| ioctl(file, number, argument))
             }
+            Attached::Handles(handles) => {
+                // Keeps the files open during the call.
+                let lent = handles.iter().map(|handle| self.file(*handle)).collect::<Result<Vec<_>, _>>()?;
+                let field: Vec<u8> = lent.iter().flat_map(|file| file.as_raw_fd().to_ne_bytes()).collect();
+                filled_with(bytes, at, &field, |argument| ioctl(file, number, argument))
+            }
+            Attached::Eventfds(eventfds) => {
+                filled_with(bytes, at, &descriptors_of(eventfds), |argument| ioctl(file, number, argument))
+            }
+            Attached::Opened { kind, handle } => {
+                **handle = None;
+                // The field stays -1 unless the kernel opens a descriptor.
+                put(bytes, at, NO_DESCRIPTOR.to_ne_bytes())?;
+                let result = ioctl(file, number, bytes.as_mut_ptr().cast());
+                let opened =
+                    bytes.get(at..).and_then(|from| from.first_chunk()).map(|field| i32::from_ne_bytes(*field));
+                put(bytes, at, [0; 4])?;
+                if let (Ok(_), Some(descriptor @ 0..)) = (result, opened) {
+                    // SAFETY: the kernel just opened this descriptor for us: the rule says that it returns one in this
+                    // field, which held none before. So nothing else owns it.
+                    let opened = unsafe { File::from_raw_fd(descriptor) };
+                    **handle = Some(self.keep(opened, *kind));
+                }
+                result
+            }
             // The caller fills in the field.
             Attached::Copied(_) => ioctl(file, number, bytes.as_mut_ptr().cast()),
             Attached::FileOf(memory) => {
@@ -136,6 +162,53 @@ impl LinuxDoor {
             }
         }
     }
+}
+
+impl LinuxDoor {
+    /// Makes a command with two attachments, a handle and a buffer, filled in.
+    #[cold]
+    fn make_filled_twice(
+        &self,
+        file: &File,
+        number: u32,
+        bytes: &mut [u8],
+        one: &Attachment<'_>,
+        two: &mut Attachment<'_>,
+    ) -> Result<i32, Errno> {
+        let (Attached::Handle(handle), Attached::Buffer(buffer)) = (&one.what, &mut two.what) else {
+            return Err(Errno::EINVAL);
+        };
+        let lent = self.file(*handle)?;
+        put(bytes, one.offset, lent.as_raw_fd().to_ne_bytes())?;
+        let address = buffer.as_mut_ptr().expose_provenance() as u64;
+        let result = filled(bytes, two.offset, address.to_ne_bytes(), |argument| ioctl(file, number, argument));
+        put(bytes, one.offset, [0; 4])?;
+        result
+    }
+}
+
+/// The number that stands for no descriptor.
+const NO_DESCRIPTOR: i32 = -1;
+
+/// The descriptors of eventfds, as an array.
+fn descriptors_of(eventfds: &[Option<BorrowedFd<'_>>]) -> Vec<u8> {
+    let numbers = eventfds.iter().map(|eventfd| eventfd.map_or(NO_DESCRIPTOR, |eventfd| eventfd.as_raw_fd()));
+    numbers.flat_map(i32::to_ne_bytes).collect()
+}
+
+/// Makes `call` with `field` filled in, and writes zeros over it afterwards.
+#[cold]
+fn filled_with(
+    bytes: &mut [u8],
+    at: usize,
+    field: &[u8],
+    call: impl FnOnce(*mut c_void) -> Result<i32, Errno>,
+) -> Result<i32, Errno> {
+    let end = at.checked_add(field.len()).ok_or(Errno::EINVAL)?;
+    bytes.get_mut(at..end).ok_or(Errno::EINVAL)?.copy_from_slice(field);
+    let result = call(bytes.as_mut_ptr().cast());
+    bytes.get_mut(at..end).ok_or(Errno::EINVAL)?.fill(0);
+    result
 }
 
 /// Makes `call` with `field` filled in, and writes zeros over it afterwards.
@@ -255,6 +328,14 @@ unsafe impl Door for LinuxDoor {
 
     fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
         Ok(self.file(on)?.write_at(from, offset)?)
+    }
+
+    fn read(&self, on: Handle, into: &mut [u8]) -> Result<usize, Errno> {
+        Ok((&*self.file(on)?).read(into)?)
+    }
+
+    fn write(&self, on: Handle, from: &[u8]) -> Result<usize, Errno> {
+        Ok((&*self.file(on)?).write(from)?)
     }
 
     /// Maps a part of a file. A part of a device becomes [`HostMemory::device_memory`].

@@ -21,7 +21,7 @@ pub mod registrations;
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 pub use descriptor::Descriptor;
@@ -100,6 +100,19 @@ pub enum Attached<'a> {
     Memory(&'a Lease<'a>),
     /// Another handle of the same door; the field is its 32-bit descriptor.
     Handle(Handle),
+    /// Other handles of the same door; the field is an array of their 32-bit descriptors.
+    Handles(&'a [Handle]),
+    /// Eventfds of the caller's, which the kernel keeps; the field is an array of their 32-bit descriptors, -1 for
+    /// `None`.
+    Eventfds(&'a [Option<BorrowedFd<'a>>]),
+    /// The descriptor that the kernel opens during the call and returns in a 32-bit field, which the door keeps; `None`
+    /// where the kernel returns -1.
+    Opened {
+        /// The type of the descriptor.
+        kind: HandleKind,
+        /// The handle that the door gave it.
+        handle: &'a mut Option<Handle>,
+    },
     /// The container that a group joins; the field is its 32-bit descriptor.
     Container(AttachPoint<'a>),
     /// The file this memory is mapped from ([`HostMemory::file`]); the field is the file's 32-bit descriptor. Both
@@ -194,6 +207,22 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// # Errors
     /// The errno of pwrite(2).
     fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno>;
+
+    /// Reads the next bytes of a stream and returns their number; 0 at its end.
+    ///
+    /// # Errors
+    /// The errno of read(2); `EBADF` from a door behind which there are no streams.
+    fn read(&self, _on: Handle, _into: &mut [u8]) -> Result<usize, Errno> {
+        Err(Errno::EBADF)
+    }
+
+    /// Writes the next bytes of a stream and returns their number.
+    ///
+    /// # Errors
+    /// The errno of write(2); `EBADF` from a door behind which there are no streams.
+    fn write(&self, _on: Handle, _from: &[u8]) -> Result<usize, Errno> {
+        Err(Errno::EBADF)
+    }
 
     /// Maps `len` bytes at `offset`, shared. The mapping lives as long as the result and its clones.
     ///

@@ -64,6 +64,16 @@ unsafe impl<W: Watcher> Door for WatchedDoor<W> {
         self.soft.pwrite(on, offset, from)
     }
 
+    fn read(&self, on: Handle, into: &mut [u8]) -> Result<usize, Errno> {
+        self.watcher.call("read");
+        self.soft.read(on, into)
+    }
+
+    fn write(&self, on: Handle, from: &[u8]) -> Result<usize, Errno> {
+        self.watcher.call("write");
+        self.soft.write(on, from)
+    }
+
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
         self.watcher.call("mmap");
         self.soft.mmap(on, offset, len, access)

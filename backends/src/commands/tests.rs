@@ -5,8 +5,14 @@ use zerocopy::IntoBytes;
 use super::*;
 use crate::linux::tests::{anonymous_memory, lease as lease_of, point};
 
-const KINDS: [HandleKind; 5] =
-    [HandleKind::Container, HandleKind::Group, HandleKind::Device, HandleKind::Iommufd, HandleKind::Export];
+const KINDS: [HandleKind; 6] = [
+    HandleKind::Container,
+    HandleKind::Group,
+    HandleKind::Device,
+    HandleKind::Iommufd,
+    HandleKind::Export,
+    HandleKind::Migration,
+];
 
 fn map_dma(size: u64) -> vfio::MapDma {
     vfio::MapDma { argsz: vfio::MapDma::SIZE, flags: vfio::MAP_READ, size, ..Default::default() }
@@ -40,11 +46,42 @@ fn refusal_of_one(
 #[test]
 fn no_number_is_listed_twice_with_one_size_for_a_kind() {
     for kind in KINDS {
-        let size = |rule: &Rule| if let Shape::Struct(layout) = &rule.shape { layout.least } else { 0 };
-        let mut listed: Vec<_> = rules(kind).iter().map(|rule| (rule.request.number, size(rule))).collect();
+        let mut listed: Vec<_> = rules(kind).iter().map(|rule| (rule.request.number, distinction(rule))).collect();
         listed.sort_unstable();
         listed.dedup();
         assert_eq!(listed.len(), rules(kind).len(), "{kind:?}");
+    }
+}
+
+/// The flags of a feature and the size of a struct, by which commands of one number differ. A command with two
+/// attachments differs by them.
+fn distinction(rule: &Rule) -> (u32, u32) {
+    match &rule.shape {
+        Shape::Struct(layout) => (0, layout.least),
+        Shape::Feature(flags, layout) => (*flags, layout.least),
+        _ => (0, 0),
+    }
+}
+
+/// The struct of a rule, if it has one.
+fn layout_of(rule: &Rule) -> Option<&Layout> {
+    match &rule.shape {
+        Shape::Struct(layout) | Shape::Two(layout, _) | Shape::Feature(_, layout) => Some(layout),
+        _ => None,
+    }
+}
+
+/// The size of a field.
+fn width(holds: &Holds) -> usize {
+    match holds {
+        Holds::Descriptor(_)
+        | Holds::Descriptors { .. }
+        | Holds::Eventfds { .. }
+        | Holds::Opens(_)
+        | Holds::Zero
+        | Holds::File { .. }
+        | Holds::OneRangeToExport => 4,
+        _ => 8,
     }
 }
 
@@ -108,9 +145,11 @@ fn no_driver_of_an_iommu_writes_where_a_caller_says() {
 #[test]
 fn every_field_lies_inside_its_struct_at_its_least() {
     for rule in KINDS.into_iter().flat_map(rules) {
-        let Shape::Struct(Layout { least, field: Some(field), .. }) = &rule.shape else { continue };
-        let width = if matches!(field.holds, Holds::Descriptor(_)) { 4 } else { 8 };
-        assert!(field.at + width <= *least as usize, "{}", rule.request.name);
+        let Some(layout) = layout_of(rule) else { continue };
+        let second = if let Shape::Two(_, second) = &rule.shape { Some(second) } else { None };
+        for field in layout.field.iter().chain(second) {
+            assert!(field.at + width(&field.holds) <= layout.least as usize, "{}", rule.request.name);
+        }
     }
 }
 
@@ -118,7 +157,7 @@ fn every_field_lies_inside_its_struct_at_its_least() {
 fn a_number_is_known_on_its_own_kind_of_handle_only() {
     for (kind, request) in [
         (HandleKind::Group, vfio::MAP_DMA),
-        (HandleKind::Device, vfio::MAP_DMA),
+        (HandleKind::Device, vfio::UNMAP_DMA),
         (HandleKind::Container, iommufd::IOAS_MAP),
         (HandleKind::Iommufd, spapr::ENABLE),
         (
@@ -248,7 +287,7 @@ fn an_iommufd_changes_process_by_a_request_or_is_asked_by_half_of_one() {
 }
 
 #[test]
-fn of_a_devices_features_only_the_export_of_one_range_is_asked_for() {
+fn of_exports_only_the_one_of_one_range_is_asked_for() {
     let refused = |change: fn(&mut device::ExportRange)| {
         let (argsz, flags) = (device::ExportRange::SIZE, device::FEATURE_EXPORT);
         let mut export = device::ExportRange { argsz, flags, nr_ranges: 1, length: 0x1000, ..Default::default() };
@@ -366,4 +405,138 @@ fn only_opening_a_device_and_exporting_a_bar_opens_anything() {
     let openers = KINDS.into_iter().flat_map(rules).filter_map(|rule| Some((rule.request, rule.opens()?)));
     let expected = [(vfio::GROUP_GET_DEVICE_FD, HandleKind::Device), (device::DEVICE_FEATURE, HandleKind::Export)];
     assert_eq!(openers.collect::<Vec<_>>(), expected);
+}
+
+/// A SET_IRQS of `count` interrupts with `data` behind the head.
+fn set_irqs(argsz: u32, flags: u32, count: u32, data: usize) -> Vec<u8> {
+    let head = device::IrqSet { argsz, flags, index: 2, start: 0, count };
+    let mut bytes = head.as_bytes().to_vec();
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+#[test]
+fn eventfds_are_as_many_as_the_struct_claims() {
+    let null = std::fs::File::open("/dev/null").expect("it is there");
+    let eventfd = Some(std::os::fd::AsFd::as_fd(&null));
+    let flags = device::IRQ_DATA_EVENTFD | device::IRQ_TRIGGER;
+    let refused = |argsz, flags, count, data, eventfds: &[Option<std::os::fd::BorrowedFd<'_>>]| {
+        let attached = Attached::Eventfds(eventfds);
+        let mut bytes = set_irqs(argsz, flags, count, data);
+        refusal_of_one(HandleKind::Device, device::DEVICE_SET_IRQS, &mut bytes, 20, attached)
+    };
+    assert_eq!(refused(28, flags, 2, 8, &[eventfd, None]), None);
+    assert_eq!(refused(28, flags, 2, 8, &[eventfd]), Some(Errno::EINVAL));
+    assert_eq!(refused(28, flags, 1, 8, &[eventfd]), Some(Errno::EINVAL), "argsz says 2");
+    assert_eq!(refused(28, flags, 2, 4, &[eventfd, None]), Some(Errno::EINVAL), "no room");
+    assert_eq!(refused(20, flags, 0, 0, &[]), Some(Errno::EINVAL), "no eventfd");
+    let not_of_eventfds = device::IRQ_DATA_BOOL | device::IRQ_TRIGGER;
+    assert_eq!(refused(28, not_of_eventfds, 2, 8, &[eventfd, None]), Some(Errno::EINVAL));
+    let mut unattached = set_irqs(24, flags, 1, 4);
+    assert_eq!(
+        refusal(HandleKind::Device, device::DEVICE_SET_IRQS, &mut unattached, &mut []),
+        Some(Errno::EINVAL),
+        "a descriptor that the caller wrote"
+    );
+}
+
+#[test]
+fn interrupts_are_set_without_eventfds_and_within_argsz() {
+    let refused = |argsz, flags, data| {
+        let mut bytes = set_irqs(argsz, flags, 3, data);
+        refusal(HandleKind::Device, device::DEVICE_SET_IRQS, &mut bytes, &mut [])
+    };
+    assert_eq!(refused(20, device::IRQ_DATA_NONE | device::IRQ_TRIGGER, 0), None);
+    assert_eq!(refused(23, device::IRQ_DATA_BOOL | device::IRQ_MASK, 3), None);
+    assert_eq!(refused(24, device::IRQ_DATA_BOOL | device::IRQ_MASK, 3), Some(Errno::EINVAL));
+    assert_eq!(refused(19, device::IRQ_DATA_NONE | device::IRQ_MASK, 3), Some(Errno::EINVAL));
+    assert_eq!(refused(20, 1 << 6, 0), Some(Errno::EINVAL), "a later kernel may give it a meaning");
+}
+
+#[test]
+fn a_hot_reset_names_groups_as_handles_or_none() {
+    let reset = |argsz, count, data: usize| {
+        let head = device::HotReset { argsz, flags: 0, count };
+        let mut bytes = head.as_bytes().to_vec();
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let request = device::DEVICE_PCI_HOT_RESET;
+    let group = Handle::new(1, HandleKind::Group);
+    for (argsz, count, handles, refused) in [
+        (16, 1, &[group][..], None),
+        (20, 2, &[group, group], None),
+        (16, 2, &[group, group], Some(Errno::EINVAL)),
+        (20, 1, &[group], Some(Errno::EINVAL)),
+        (16, 1, &[Handle::new(1, HandleKind::Device)], Some(Errno::EINVAL)),
+    ] {
+        let attached = Attached::Handles(handles);
+        let said = refusal_of_one(HandleKind::Device, request, &mut reset(argsz, count, 8), 12, attached);
+        assert_eq!(said, refused, "{argsz} {count}");
+    }
+    assert_eq!(refusal(HandleKind::Device, request, &mut reset(12, 0, 0), &mut []), None);
+    assert_eq!(refusal(HandleKind::Device, request, &mut reset(12, 1, 8), &mut []), Some(Errno::EINVAL));
+    assert_eq!(refusal(HandleKind::Device, request, &mut reset(16, 1, 4), &mut []), Some(Errno::EINVAL));
+}
+
+#[test]
+fn a_feature_is_read_or_set_with_its_own_struct() {
+    let refused = |flags, size: u32| {
+        let mut bytes = vec![0; size as usize];
+        bytes[..4].copy_from_slice(&size.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&flags_of(flags));
+        refusal(HandleKind::Device, device::DEVICE_FEATURE, &mut bytes, &mut [])
+    };
+    assert_eq!(refused(GET | device::FEATURE_MIGRATION, 16), None);
+    assert_eq!(refused(GET | device::FEATURE_MIG_STATE, 16), None);
+    assert_eq!(refused(GET | device::FEATURE_MIG_DATA_SIZE, 16), None);
+    assert_eq!(refused(SET | device::FEATURE_LOGGING_STOP, 8), None);
+    assert_eq!(refused(SET | device::FEATURE_VF_TOKEN, 24), None);
+    assert_eq!(refused(SET | device::FEATURE_MIG_STATE, 16), Some(Errno::EINVAL), "it would leak a descriptor");
+    assert_eq!(refused(SET | device::FEATURE_LOGGING_START, 32), None, "no range, hence no pointer");
+    assert_eq!(refused(GET | device::FEATURE_LOGGING_REPORT, 40), Some(Errno::EINVAL), "it holds a pointer");
+    assert_eq!(refused(GET | device::FEATURE_MIGRATION, 24), Some(Errno::EINVAL));
+    assert_eq!(refused(GET | 200, 16), Some(Errno::EINVAL), "a feature of tomorrow");
+}
+
+fn flags_of(flags: u32) -> [u8; 4] {
+    flags.to_ne_bytes()
+}
+
+#[test]
+fn a_migration_opens_a_stream_and_nothing_else() {
+    let refused = |kind, flags| {
+        let head = device::FeatureHead { argsz: device::FeatureMigState::SIZE, flags };
+        let mut state = device::FeatureMigState { head, ..Default::default() };
+        let mut opened = None;
+        let attached = Attached::Opened { kind, handle: &mut opened };
+        refusal_of_one(HandleKind::Device, device::DEVICE_FEATURE, state.as_mut_bytes(), 12, attached)
+    };
+    assert_eq!(refused(HandleKind::Migration, SET | device::FEATURE_MIG_STATE), None);
+    assert_eq!(refused(HandleKind::Container, SET | device::FEATURE_MIG_STATE), Some(Errno::EINVAL));
+    assert_eq!(refused(HandleKind::Migration, GET | device::FEATURE_MIG_STATE), Some(Errno::EINVAL));
+}
+
+#[test]
+fn a_device_is_bound_with_a_token_if_both_are_attached() {
+    let iommufd = Handle::new(1, HandleKind::Iommufd);
+    let refused = |flags, token: &mut [u8]| {
+        let mut bind = device::BindIommufd { argsz: device::BindIommufd::SIZE, flags, ..Default::default() };
+        let mut attached = [
+            Attachment { offset: 8, what: Attached::Handle(iommufd) },
+            Attachment { offset: 16, what: Attached::Buffer(token) },
+        ];
+        judge(
+            HandleKind::Device,
+            &Command::with_bytes(device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes()).attaching(&mut attached),
+        )
+        .err()
+    };
+    assert_eq!(refused(device::BIND_TOKEN, &mut [0; 16]), None);
+    assert_eq!(refused(device::BIND_TOKEN, &mut [0; 15]), Some(Errno::EINVAL));
+    let size = device::BindIommufd::SIZE;
+    let mut bind = device::BindIommufd { argsz: size, flags: device::BIND_TOKEN, ..Default::default() };
+    let attached = Attached::Handle(iommufd);
+    let said = refusal_of_one(HandleKind::Device, device::DEVICE_BIND_IOMMUFD, bind.as_mut_bytes(), 8, attached);
+    assert_eq!(said, Some(Errno::EINVAL), "a token that is not there");
 }

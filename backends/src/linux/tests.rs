@@ -152,6 +152,43 @@ fn an_attached_handle_must_be_open() {
 }
 
 #[test]
+fn eventfds_are_taken_out_of_the_bytes_again() {
+    let (door, device) = door_with_null(HandleKind::Device);
+    let null = std::fs::File::open(NULL).expect("opens");
+    let head = dmaspace_abi::device::IrqSet { argsz: 28, flags: 0x24, index: 2, start: 0, count: 2 };
+    let mut bytes = [head.as_bytes(), &[0; 8]].concat();
+    let eventfds = [Some(null.as_fd()), None];
+    let mut attached = [Attachment { offset: 20, what: Attached::Eventfds(&eventfds) }];
+    let mut command = Command::with_bytes(dmaspace_abi::device::DEVICE_SET_IRQS, &mut bytes).attaching(&mut attached);
+    assert_eq!(door.ioctl(device, &mut command), Err(Errno::ENOTTY));
+    assert_eq!(bytes[20..], [0; 8]);
+    assert_eq!(descriptors_of(&[None, None]), [0xff; 8]);
+}
+
+#[test]
+fn a_descriptor_that_the_kernel_did_not_open_is_none() {
+    let (door, device) = door_with_null(HandleKind::Device);
+    let head = dmaspace_abi::device::FeatureHead { argsz: 16, flags: (2 << 16) | 2 };
+    let mut state = dmaspace_abi::device::FeatureMigState { head, ..Default::default() };
+    let mut opened = Some(device);
+    let mut attached =
+        [Attachment { offset: 12, what: Attached::Opened { kind: HandleKind::Migration, handle: &mut opened } }];
+    let command = Command::with_bytes(dmaspace_abi::device::DEVICE_FEATURE, state.as_mut_bytes());
+    assert_eq!(door.ioctl(device, &mut command.attaching(&mut attached)), Err(Errno::ENOTTY));
+    assert_eq!((state.data_fd, opened), (0, None));
+}
+
+#[test]
+fn streams_are_read_and_written_where_they_are() {
+    let door = LinuxDoor::new();
+    let file = door.adopt(file_of(16).into(), HandleKind::Migration).expect("adopted");
+    assert_eq!(door.write(file, b"migration"), Ok(9));
+    let mut bytes = [0; 16];
+    // The file of the tests begins with 3 bytes that were written before.
+    assert_eq!(door.read(file, &mut bytes), Ok(4));
+}
+
+#[test]
 fn pointers_are_filled_in_for_the_call_only() {
     let mut bytes = [1; 16];
     let result = filled(&mut bytes, 4, [7; 8], |argument| {

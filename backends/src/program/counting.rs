@@ -202,6 +202,14 @@ unsafe impl Door for CountingDoor {
         self.door.pwrite(on, offset, from)
     }
 
+    fn read(&self, on: Handle, into: &mut [u8]) -> Result<usize, Errno> {
+        self.door.read(on, into)
+    }
+
+    fn write(&self, on: Handle, from: &[u8]) -> Result<usize, Errno> {
+        self.door.write(on, from)
+    }
+
     fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
         self.door.mmap(on, offset, len, access)
     }

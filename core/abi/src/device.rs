@@ -1,10 +1,33 @@
-//! VFIO devices (linux: include/uapi/linux/vfio.h): regions and reset, export of BARs, and attaching to an iommufd.
+//! VFIO devices (linux: include/uapi/linux/vfio.h): regions, interrupts, reset, features, export of BARs, and attaching
+//! to an iommufd.
+
+mod feature;
+mod irq;
+mod reset;
 
 use std::mem::offset_of;
 
 use dmaspace_core::door::Request;
 use vfio_bindings::bindings::vfio as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use feature::{
+    FEATURE_GET, FEATURE_LOGGING_REPORT, FEATURE_LOGGING_START, FEATURE_LOGGING_STOP, FEATURE_MASK,
+    FEATURE_MIG_DATA_SIZE, FEATURE_MIG_STATE, FEATURE_MIGRATION, FEATURE_PROBE, FEATURE_SET, FEATURE_VF_TOKEN,
+    FeatureHead, FeatureLoggingReport, FeatureLoggingStart, FeatureMigDataSize, FeatureMigState, FeatureMigration,
+    FeatureToken, LoggingRange, MIG_GET_PRECOPY_INFO, MIGRATION_P2P, MIGRATION_PRE_COPY, MIGRATION_STOP_COPY,
+    PrecopyInfo, STATE_ERROR, STATE_PRE_COPY, STATE_PRE_COPY_P2P, STATE_RESUMING, STATE_RUNNING, STATE_RUNNING_P2P,
+    STATE_STOP, STATE_STOP_COPY,
+};
+pub use irq::{
+    DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS, IRQ_ACTIONS, IRQ_AUTOMASKED, IRQ_DATA_BOOL, IRQ_DATA_EVENTFD, IRQ_DATA_NONE,
+    IRQ_DATA_TYPES, IRQ_ERROR, IRQ_EVENTFD, IRQ_INTX, IRQ_MASK, IRQ_MASKABLE, IRQ_MSI, IRQ_MSIX, IRQ_NORESIZE,
+    IRQ_REQUEST, IRQ_TRIGGER, IRQ_UNMASK, IrqInfo, IrqSet, PCI_IRQS,
+};
+pub use reset::{
+    DEV_ID_NOT_OWNED, DEV_ID_OWNED, DEVICE_GET_PCI_HOT_RESET_INFO, DEVICE_PCI_HOT_RESET, DependentDevice,
+    HOT_RESET_DEV_ID, HOT_RESET_DEV_ID_OWNED, HotReset, HotResetInfo,
+};
 
 use crate::vfio::{BASE, CapabilityHeader};
 
@@ -14,7 +37,7 @@ pub const DEVICE_GET_INFO: Request = Request::vfio(BASE + 7, "VFIO_DEVICE_GET_IN
 pub const DEVICE_GET_REGION_INFO: Request = Request::vfio(BASE + 8, "VFIO_DEVICE_GET_REGION_INFO");
 /// Device: resets it; no argument.
 pub const DEVICE_RESET: Request = Request::vfio(BASE + 11, "VFIO_DEVICE_RESET");
-/// Device: reads or sets one of its features; used here for [`ExportRange`] alone.
+/// Device: reads or sets one of its features: [`ExportRange`], and the structs that begin with [`FeatureHead`].
 pub const DEVICE_FEATURE: Request = Request::vfio(BASE + 17, "VFIO_DEVICE_FEATURE");
 /// Device: binds it to an iommufd, for as long as the device's descriptor is open ([`BindIommufd`]).
 pub const DEVICE_BIND_IOMMUFD: Request = Request::vfio(BASE + 18, "VFIO_DEVICE_BIND_IOMMUFD");
@@ -39,7 +62,9 @@ const _: () = {
 pub struct DeviceInfo {
     /// The size of the buffer; on return the size the kernel needs.
     pub argsz: u32,
-    /// [`DEVICE_HAS_RESET`], [`DEVICE_IS_PCI`], and flags that are not used here.
+    /// [`DEVICE_HAS_RESET`], [`DEVICE_HAS_CAPABILITIES`], and the kind of the device: [`DEVICE_IS_PCI`],
+    /// [`DEVICE_IS_PLATFORM`], [`DEVICE_IS_AMBA`], [`DEVICE_IS_CCW`], [`DEVICE_IS_AP`], [`DEVICE_IS_FSL_MC`],
+    /// [`DEVICE_IS_CDX`].
     pub flags: u32,
     /// The number of regions.
     pub num_regions: u32,
@@ -55,6 +80,37 @@ pub struct DeviceInfo {
 pub const DEVICE_HAS_RESET: u32 = kernel::VFIO_DEVICE_FLAGS_RESET;
 /// The device is a PCI device.
 pub const DEVICE_IS_PCI: u32 = kernel::VFIO_DEVICE_FLAGS_PCI;
+/// The device is a platform device.
+pub const DEVICE_IS_PLATFORM: u32 = kernel::VFIO_DEVICE_FLAGS_PLATFORM;
+/// The device is on an AMBA bus (Arm).
+pub const DEVICE_IS_AMBA: u32 = kernel::VFIO_DEVICE_FLAGS_AMBA;
+/// The device is a channel I/O device (s390).
+pub const DEVICE_IS_CCW: u32 = kernel::VFIO_DEVICE_FLAGS_CCW;
+/// The device is an adjunct processor (s390).
+pub const DEVICE_IS_AP: u32 = kernel::VFIO_DEVICE_FLAGS_AP;
+/// The device is on a Freescale management complex bus.
+pub const DEVICE_IS_FSL_MC: u32 = kernel::VFIO_DEVICE_FLAGS_FSL_MC;
+/// The device is on a CDX bus (AMD).
+pub const DEVICE_IS_CDX: u32 = kernel::VFIO_DEVICE_FLAGS_CDX;
+/// There is a chain of capabilities.
+pub const DEVICE_HAS_CAPABILITIES: u32 = kernel::VFIO_DEVICE_FLAGS_CAPS;
+
+/// The capability of a device with the atomic operations that its root port completes: [`AtomicCompletion`].
+pub const DEVICE_CAP_ATOMIC_COMPLETION: u16 = 5;
+
+const _: () = assert!(DEVICE_CAP_ATOMIC_COMPLETION as u32 == kernel::VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP);
+
+/// The [`DEVICE_CAP_ATOMIC_COMPLETION`] capability.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AtomicCompletion {
+    /// The head that every capability has.
+    pub header: CapabilityHeader,
+    /// 1: of 32 bits, 2: of 64 bits, 4: of 128 bits.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
 
 /// The argument of and reply to [`DEVICE_GET_REGION_INFO`].
 #[repr(C)]
@@ -83,15 +139,76 @@ pub const REGION_MMAP: u32 = kernel::VFIO_REGION_INFO_FLAG_MMAP;
 /// There is a chain of capabilities.
 pub const REGION_HAS_CAPABILITIES: u32 = kernel::VFIO_REGION_INFO_FLAG_CAPS;
 
+/// The index of a PCI device's expansion ROM.
+pub const REGION_ROM: u32 = 6;
 /// The index of a PCI device's configuration space.
 pub const REGION_CONFIG: u32 = 7;
+/// The index of the legacy VGA ranges, which only graphics cards have.
+pub const REGION_VGA: u32 = 8;
+/// The number of regions that every PCI device has. Regions of a device's own have higher indices.
+pub const PCI_REGIONS: u32 = 9;
 
-const _: () = assert!(REGION_CONFIG == kernel::VFIO_PCI_CONFIG_REGION_INDEX);
+const _: () = {
+    assert!(REGION_ROM == kernel::VFIO_PCI_ROM_REGION_INDEX);
+    assert!(REGION_CONFIG == kernel::VFIO_PCI_CONFIG_REGION_INDEX);
+    assert!(REGION_VGA == kernel::VFIO_PCI_VGA_REGION_INDEX);
+    assert!(PCI_REGIONS == kernel::VFIO_PCI_NUM_REGIONS);
+};
 
 /// The capability of a region only parts of which can be mapped: [`SparseMmap`], then its [`SparseArea`]s.
 pub const REGION_CAP_SPARSE_MMAP: u16 = 1;
 
 const _: () = assert!(REGION_CAP_SPARSE_MMAP as u32 == kernel::VFIO_REGION_INFO_CAP_SPARSE_MMAP);
+
+/// The capability of a region of a device's own: [`RegionType`].
+pub const REGION_CAP_TYPE: u16 = 2;
+/// The capability of a BAR whose MSI-X table can be mapped into the process. It has a header only.
+pub const REGION_CAP_MSIX_MAPPABLE: u16 = 3;
+/// The capability of a region of NVLink2 memory: [`Nvlink2Ssatgt`].
+pub const REGION_CAP_NVLINK2_SSATGT: u16 = 4;
+/// The capability of a region of an NVLink2 bridge: [`Nvlink2LinkSpeed`].
+pub const REGION_CAP_NVLINK2_LINK_SPEED: u16 = 5;
+
+const _: () = {
+    assert!(REGION_CAP_TYPE as u32 == kernel::VFIO_REGION_INFO_CAP_TYPE);
+    assert!(REGION_CAP_MSIX_MAPPABLE as u32 == kernel::VFIO_REGION_INFO_CAP_MSIX_MAPPABLE);
+    assert!(REGION_CAP_NVLINK2_SSATGT as u32 == kernel::VFIO_REGION_INFO_CAP_NVLINK2_SSATGT);
+    assert!(REGION_CAP_NVLINK2_LINK_SPEED as u32 == kernel::VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD);
+};
+
+/// The [`REGION_CAP_TYPE`] capability.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RegionType {
+    /// The head that every capability has.
+    pub header: CapabilityHeader,
+    /// The type, or a bit and a PCI vendor.
+    pub kind: u32,
+    /// The subtype, which the type or the vendor defines.
+    pub subtype: u32,
+}
+
+/// The [`REGION_CAP_NVLINK2_SSATGT`] capability.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Nvlink2Ssatgt {
+    /// The head that every capability has.
+    pub header: CapabilityHeader,
+    /// The address of the memory as the processor's NVLink knows it.
+    pub tgt: u64,
+}
+
+/// The [`REGION_CAP_NVLINK2_LINK_SPEED`] capability.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Nvlink2LinkSpeed {
+    /// The head that every capability has.
+    pub header: CapabilityHeader,
+    /// The speed of the link.
+    pub link_speed: u32,
+    /// Zero.
+    pub pad: u32,
+}
 
 /// The head of the [`REGION_CAP_SPARSE_MMAP`] capability.
 #[repr(C)]
@@ -170,15 +287,18 @@ const _: () = {
 pub struct BindIommufd {
     /// [`BindIommufd::SIZE`].
     pub argsz: u32,
-    /// Zero, unless there is a token.
+    /// Zero, or [`BIND_TOKEN`].
     pub flags: u32,
     /// The iommufd's descriptor: attached, left zero.
     pub iommufd: i32,
     /// On return the device's id in the iommufd.
     pub out_devid: u32,
-    /// The address of a virtual function's token.
+    /// The address of a virtual function's token: attached, left zero.
     pub token_uuid_ptr: u64,
 }
+
+/// There is a token. Kernels that know no tokens here answer `EINVAL`.
+pub const BIND_TOKEN: u32 = kernel::VFIO_DEVICE_BIND_FLAG_TOKEN;
 
 /// The argument of and reply to [`DEVICE_ATTACH_IOMMUFD_PT`].
 #[repr(C)]
@@ -208,6 +328,10 @@ pub struct DetachIommufdPt {
 
 laid_out_as!(DeviceInfo, kernel::vfio_device_info { argsz, flags, num_regions, num_irqs, cap_offset, pad });
 laid_out_as!(RegionInfo, kernel::vfio_region_info { argsz, flags, index, cap_offset, size, offset });
+laid_out_as!(AtomicCompletion, kernel::vfio_device_info_cap_pci_atomic_comp { header, flags, reserved });
+laid_out_as!(RegionType, kernel::vfio_region_info_cap_type { header, kind as type_, subtype });
+laid_out_as!(Nvlink2Ssatgt, kernel::vfio_region_info_cap_nvlink2_ssatgt { header, tgt });
+laid_out_as!(Nvlink2LinkSpeed, kernel::vfio_region_info_cap_nvlink2_lnkspd { header, link_speed, pad as __pad });
 laid_out_as!(SparseMmap, kernel::vfio_region_info_cap_sparse_mmap { header, nr_areas, reserved });
 laid_out_as!(SparseArea, kernel::vfio_region_sparse_mmap_area { offset, size });
 laid_out_as!(BindIommufd, kernel::vfio_device_bind_iommufd { argsz, flags, iommufd, out_devid, token_uuid_ptr });

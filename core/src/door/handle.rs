@@ -23,6 +23,8 @@ pub enum HandleKind {
     Iommufd,
     /// A part of a BAR that its device exported, as a dma-buf.
     Export,
+    /// The state of a device during a migration, as a stream of bytes.
+    Migration,
 }
 
 /// The name of an open descriptor: the number that its door gave it. A door never uses a number twice.
