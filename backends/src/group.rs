@@ -146,6 +146,11 @@ impl VfioGroup {
         Ok(self.status()? & GROUP_CONTAINER_SET != 0)
     }
 
+    /// Returns `true` if a device of the group is open, apart from the anchor device.
+    pub(crate) fn has_open_devices(&self) -> bool {
+        self.open_devices.load(Ordering::Relaxed) > 0
+    }
+
     /// Counts a device of the group that was opened.
     pub(crate) fn note_opened(&self) {
         self.open_devices.fetch_add(1, Ordering::Relaxed);
@@ -225,7 +230,7 @@ impl VfioGroup {
 
     /// Leaves an iommufd, which would release the group even while devices are open.
     fn leave_iommufd(&self) -> Result<Undone, Failure> {
-        if self.open_devices.load(Ordering::Relaxed) > 0 {
+        if self.has_open_devices() {
             return Err(refusal(GROUP_UNSET_CONTAINER, Errno::EBUSY));
         }
         let left = self.leave()?;

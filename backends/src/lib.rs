@@ -46,6 +46,7 @@
 //!   and their remedies.
 //! - [`open`]: from PCI addresses, from descriptors or from another crate's backend to a space with its devices
 //!   attached. [`group`] and [`device`] are the open groups and devices; [`options`] are the options of opening.
+//! - [`domain`]: all of the above and a listener in one value, for all threads of a VMM.
 //! - [`Pool`]: several spaces over one guest that pin its memory once ([`Host::open_pool`], [`Host::open_in`]).
 //! - [`registry`] and [`kvm`]: telling KVM of groups and devices.
 //! - [`inherited`]: taking over the descriptors of a VMM that is being replaced, with devices at work; [`live_update`]
@@ -93,6 +94,7 @@ mod backend_kind;
 pub mod choose;
 mod commands;
 pub mod device;
+pub mod domain;
 pub mod facts;
 pub mod group;
 mod host_page;
@@ -113,6 +115,7 @@ mod soft_facts;
 
 pub use choose::{BackendKind, Choice, OpenRequest};
 pub use device::Device;
+pub use domain::Domain;
 pub use facts::Facts;
 pub use linux::LinuxDoor;
 pub use open::{Host, OpenError, OpenSpace, Opened};

@@ -10,6 +10,7 @@
 //!
 //! | rank | lock | held during |
 //! |---|---|---|
+//! | [`Rank::Domain`] | the spaces and the listener of a domain of the façade crate | kernel calls |
 //! | [`Rank::GuestConnection`] | the host windows behind one TCE table (key: the table) | kernel calls |
 //! | [`Rank::GuestTables`] | the guest's map of logical bus numbers to TCE tables | moments |
 //! | [`Rank::Discardable`] | the spaces of a discardable section (key: its first byte) | kernel calls |
@@ -43,10 +44,10 @@
 //! | [`Rank::Door`] | a door's descriptors, or the host in software | moments, or all of a call in software |
 //!
 //! # Code of a caller
-//! An owner's `Drop`, a `DirtySink` and a `Recorder` run without any lock of a space: [`assert_none_held_from`] says
-//! so where they are called. A backend, an `Attachable` and a `KernelWriter` are called under the locks above; they
-//! must not call the space they are called by, and a debug build fails where they do, since the space's locks have a
-//! lower rank than theirs.
+//! An owner's `Drop`, a `DirtySink` and a `Recorder` run without any lock of a space: [`assert_none_held_from`] says so
+//! where they are called. They may run under the lock of a domain, which they must not call. A backend, an `Attachable`
+//! and a `KernelWriter` are called under the locks above; they must not call the space they are called by, and a debug
+//! build fails where they do, since the space's locks have a lower rank than theirs.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -64,6 +65,7 @@ use loom::sync as imp;
 #[allow(missing_docs, reason = "the module's table explains each")]
 #[non_exhaustive]
 pub enum Rank {
+    Domain,
     GuestConnection,
     GuestTables,
     Discardable,

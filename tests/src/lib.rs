@@ -5,6 +5,7 @@ pub mod boot;
 pub mod conformance;
 pub mod device;
 pub mod dirty;
+pub mod domain;
 pub mod edu;
 pub mod faults;
 pub mod files;

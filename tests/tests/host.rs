@@ -17,6 +17,7 @@ use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Leaves, Row};
 use dmaspace_soft::profile::TceManager;
 use dmaspace_tests::conformance;
+use dmaspace_tests::domain::{Drive, Stage, from_the_first_device_to_the_last};
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::fixture::Fixture;
 use dmaspace_tests::ledger::{OfThisProcess, ProcessLedger, have_locked_memory_counted};
@@ -126,6 +127,7 @@ fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
     if has_kvm(host) {
         trials.push(kvm_trial(backend));
     }
+    trials.push(domain_trial(backend));
     match backend {
         BackendKind::Type1 => trials.push(live_update_trial()),
         BackendKind::Iommufd => trials.extend(iommufd_trials()),
@@ -168,6 +170,17 @@ fn locked_memory_trial(backend: BackendKind) -> Trial {
     Trial::test(format!("{backend}::locked_memory_is_counted_and_given_back"), move || {
         let before = ProcessLedger::now();
         on_fixture(backend, |fixture| locks_memory(fixture, &before))
+    })
+}
+
+fn domain_trial(backend: BackendKind) -> Trial {
+    Trial::test(format!("{backend}::a_domain_serves_its_devices_from_the_first_to_the_last"), move || {
+        leaving_nothing(|| {
+            let devices = [device(0)?, device(1)?];
+            let drive: Drive = Box::new(|device| Box::new(Edu::new(device)));
+            let stage = Stage { host: Host::this()?, backend, devices, drive, lock_limit: Box::new(OfThisProcess) };
+            Ok(from_the_first_device_to_the_last(stage)?)
+        })
     })
 }
 

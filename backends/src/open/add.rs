@@ -45,6 +45,7 @@ impl OpenSpace {
         let name = device.address.to_string();
         let group_name = format!("group {}", group.number);
         if let Some(group) = self.group(&group_name) {
+            self.keep_no_longer(&group_name);
             return self.open_device(&group, &name);
         }
         let node = open_node(self.door()?, &group.path(), HandleKind::Group)?;

@@ -6,7 +6,7 @@ use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION};
 use dmaspace_core::contract::{Attachable, WindowChange};
 use dmaspace_core::door::{Command, Descriptor, Door, Errno, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::words::reserved::Reserved;
-use dmaspace_core::{Backend, PciAddressSpace, Space};
+use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
 use dmaspace_iommufd::{Cdev, Ioas};
 use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
@@ -151,8 +151,9 @@ impl OpenSpace {
         &self.groups
     }
 
-    /// The devices and groups that stay attached although adding them failed, because the kernel refused to detach them
-    /// as well. Each reaches what is mapped until it is detached ([`OpenSpace::detach`]), at the latest with the space.
+    /// The devices and groups that stay attached although adding them failed, or although their last device was
+    /// [removed](OpenSpace::remove), because the kernel refused to detach them. Each reaches what is mapped until it is
+    /// detached ([`OpenSpace::detach`]), at the latest with the space.
     pub fn left_attached(&self) -> Vec<Arc<dyn Attachable>> {
         let attached = self.space.describe().devices;
         self.left_attached.iter().filter(|device| attached.contains(&device.name())).cloned().collect()
@@ -275,19 +276,28 @@ impl OpenSpace {
     /// one, is still open.
     ///
     /// # Errors
-    /// [`OpenError::Attach`]. A device or group that is still attached then is detached with the space.
+    /// [`OpenError::Attach`]. A device or group that is still attached then is closed as far as possible, and [left
+    /// attached](OpenSpace::left_attached).
     pub fn remove(&mut self, device: Device) -> Result<Option<WindowChange>, OpenError> {
         if let Some(cdev) = device.cdev() {
             let attached: Arc<dyn Attachable> = cdev.clone();
-            return Ok(Some(self.space.detach(&attached)?));
+            return match self.space.detach(&attached) {
+                Ok(change) => Ok(Some(change)),
+                Err(error) => Err(self.keep_attached(attached, error)),
+            };
         }
         let Some(group) = device.group().cloned() else { return Ok(None) };
         drop(device);
         let attached: Arc<dyn Attachable> = group.clone();
         match self.space.detach(&attached) {
             // Only the kernel knows everything that is open.
-            Err(error) if error.errno() == Some(Errno::EBUSY) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                if !group.has_open_devices() {
+                    self.keep_attached(attached, error);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(self.keep_attached(attached, error)),
             Ok(change) => {
                 self.forget(&group);
                 Ok(Some(change))
@@ -295,14 +305,40 @@ impl OpenSpace {
         }
     }
 
+    /// Tries again to detach the devices and groups that are [left attached](OpenSpace::left_attached).
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`] with the first failure, after all were tried.
+    pub fn detach_left(&mut self) -> Result<(), OpenError> {
+        let mut detached = Ok(());
+        for device in self.left_attached() {
+            match self.space.detach(&device) {
+                Ok(_) => self.groups.retain(|group| group.name() != device.name()),
+                Err(error) => detached = detached.and(Err(error)),
+            }
+        }
+        self.left_attached = self.left_attached();
+        Ok(detached?)
+    }
+
     /// Attaches a device that this process opened, and keeps it if it stays attached although that failed.
     fn attach_added(&mut self, device: Arc<dyn Attachable>) -> Result<(), OpenError> {
-        let attached = self.space.attach(device.clone());
-        if attached.is_err() {
-            self.left_attached.push(device);
-            self.left_attached = self.left_attached();
+        match self.space.attach(device.clone()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.keep_attached(device, error)),
         }
-        Ok(attached.map(drop)?)
+    }
+
+    /// Keeps a device that an error may have left attached.
+    fn keep_attached(&mut self, device: Arc<dyn Attachable>, error: Error) -> OpenError {
+        self.left_attached.push(device);
+        self.left_attached = self.left_attached();
+        error.into()
+    }
+
+    /// Notes that a group that was left attached has a device again.
+    pub(super) fn keep_no_longer(&mut self, name: &str) {
+        self.left_attached.retain(|device| device.name() != name);
     }
 
     pub(super) fn door(&self) -> Result<&Arc<dyn Door>, OpenError> {

@@ -56,7 +56,8 @@ impl InForce {
 
     /// A commit that changes nothing, while each space is as the last commit left it.
     fn commit_of_nothing(&mut self) -> Report {
-        Report { spaces: self.served.iter_mut().map(ServedSpace::remember_nothing).collect() }
+        let spaces = self.served.iter_mut().map(ServedSpace::remember_nothing).collect();
+        Report { spaces, ..Report::default() }
     }
 
     fn put_in_force(&mut self, update: &Update, scope: &Scope) -> Result<Report, CommitError> {
@@ -71,7 +72,7 @@ impl InForce {
         let applied = Commit { all: self, scope, populated: self.populated(), windows: &windows }.run(&mut spent)?;
         self.close_sections(&update.removed, &windows.closing, blocks);
         self.open_sections(&update.added);
-        let mut report = Report::default();
+        let mut report = Report { unserved: self.unserved(&self.view, scope), ..Report::default() };
         for ((applied, member), seen) in applied.into_iter().zip(&mut self.served).zip(seen) {
             report.spaces.push(applied.remembered_by(member, seen));
         }

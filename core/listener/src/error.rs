@@ -54,7 +54,7 @@ impl CommitError {
         match self {
             Self::Update(BadUpdate::NotThere(_)) => Errno::ENOENT,
             Self::Update(BadUpdate::Overlap(..) | BadUpdate::SharesMemory(..)) => Errno::EEXIST,
-            Self::Refused(_) | Self::NotAttached => Errno::EINVAL,
+            Self::Update(BadUpdate::Cut(..)) | Self::Refused(_) | Self::NotAttached => Errno::EINVAL,
             Self::StillMapped { .. } => Errno::EBUSY,
             Self::Step { error, .. } => error.as_errno(),
             Self::Entry(error) => error.as_errno(),

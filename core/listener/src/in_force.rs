@@ -11,8 +11,8 @@ use crate::discardable::Discardables;
 use crate::error::CommitError;
 use crate::pieces::Pieces;
 use crate::plan::{self, Host, Plan, Populated, Scope};
-use crate::report::Report;
-use crate::section::FrontEnd;
+use crate::report::{Report, SpaceReport, Verdict};
+use crate::section::{FrontEnd, Section};
 use crate::served_space::ServedSpace;
 use crate::tracking::Tracking;
 use crate::translated::{EntryError, EntryRun, Shared, Spaces, Targets};
@@ -114,7 +114,7 @@ impl InForce {
     ) -> Result<Vec<Plan>, CommitError> {
         let plans: Vec<_> = members.iter().map(|member| self.plan(view, member, scope, populated)).collect();
         if plans.iter().any(Plan::is_refused) {
-            return Err(CommitError::Refused(foreseen(plans, members)));
+            return Err(CommitError::Refused(Report { spaces: foreseen(plans, members), ..Report::default() }));
         }
         Ok(plans)
     }
@@ -133,7 +133,12 @@ impl InForce {
     fn foresee(&self, view: &View, scope: &Scope) -> Report {
         let populated = self.populated();
         let plans = self.served.iter().map(|member| self.plan(view, member, scope, &populated)).collect();
-        foreseen(plans, &self.served)
+        Report { spaces: foreseen(plans, &self.served), unserved: self.unserved(view, scope) }
+    }
+
+    /// The fates of the sections in `scope` while no space is served.
+    pub(crate) fn unserved(&self, view: &View, scope: &Scope) -> Vec<Verdict<Section>> {
+        if self.served.is_empty() { Plan::without_device(view, scope).sections } else { Vec::new() }
     }
 }
 
@@ -149,9 +154,8 @@ impl Drop for InForce {
     }
 }
 
-/// The report of plans before anything is done.
-fn foreseen(plans: Vec<Plan>, members: &[ServedSpace]) -> Report {
+/// The reports of plans before anything is done.
+fn foreseen(plans: Vec<Plan>, members: &[ServedSpace]) -> Vec<SpaceReport> {
     debug_assert_eq!(plans.len(), members.len(), "there is a plan for each space");
-    let spaces = plans.into_iter().zip(members).map(|(plan, member)| plan.into_report(member.space.as_ref()));
-    Report { spaces: spaces.collect() }
+    plans.into_iter().zip(members).map(|(plan, member)| plan.into_report(member.space.as_ref())).collect()
 }

@@ -56,6 +56,11 @@ impl Listener {
         self.in_force.view.sections.around(at)
     }
 
+    /// The sections in force that lie in `range`, wholly or in part, ascending.
+    pub fn sections_in(&self, range: IovaRange) -> impl Iterator<Item = &Section> {
+        self.in_force.view.sections.within(range)
+    }
+
     /// The target memory in force, ascending.
     pub fn targets(&self) -> impl Iterator<Item = &TargetMemory> {
         self.in_force.view.targets.iter()
@@ -94,8 +99,8 @@ impl Listener {
     }
 
     /// Makes `update` true on every space, or on none. It looks at what the update reaches; [`Listener::sync`] looks at
-    /// everything. A space without a device has no windows: it gets everything at
-    /// the first commit after it has a device.
+    /// everything. A space without a device has no windows: required sections are
+    /// [pending](Report::pending) there, and it gets everything at the first commit after it has a device.
     ///
     /// # Errors
     /// Any [`CommitError`] but [`CommitError::NotAttached`]; everything is as before then, except for ranges named as
@@ -288,5 +293,24 @@ impl Listener {
     /// mappings, plus one kernel call for each space whose kernel counts mappings.
     pub fn state(&self) -> State {
         State::of(&self.in_force)
+    }
+}
+
+impl Update {
+    /// Removes all sections that lie in `range`, as `listener` has them; addresses without a section are skipped. A
+    /// section that this update removes already is removed once.
+    ///
+    /// # Errors
+    /// [`BadUpdate::Cut`] for a section that lies in `range` only in part.
+    pub fn removing_range(mut self, listener: &Listener, range: IovaRange) -> Result<Self, BadUpdate> {
+        for section in listener.sections_in(range) {
+            if section.range().intersection(range) != Some(section.range()) {
+                return Err(BadUpdate::Cut(section.to_string(), range));
+            }
+            if !self.removes(section.range()) {
+                self.removed.push(section.clone());
+            }
+        }
+        Ok(self)
     }
 }

@@ -50,7 +50,7 @@ impl InForce {
                 let report = applied.remembered_by(member, seen);
                 self.served.extend(joining);
                 self.serve_with_all(&windows, blocks);
-                Ok(Report { spaces: vec![report] })
+                Ok(Report { spaces: vec![report], ..Report::default() })
             }
         }
     }

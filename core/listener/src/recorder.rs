@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::section::FrontEnd;
 use crate::{CommitError, Update};
 use dmaspace_core::contract::PciAddressSpace;
-use dmaspace_core::sync::{self, past_poison};
+use dmaspace_core::sync::{self, Rank, past_poison};
 
 /// Records a listener's input: everything that changes the view or the spaces served, *before* it is done, so that an
 /// update that ends the VMM is on record too, and then the outcome.
@@ -74,10 +74,10 @@ impl Recording {
         Some(past_poison(self.recorder.take()?.into_inner()))
     }
 
-    /// The recorder, to be called now: no lock of the listener or of a space may be held.
+    /// The recorder, to be called now: no lock may be held but that of an owner of the listener.
     pub(super) fn recorder(&mut self) -> Option<&mut dyn Recorder> {
         let recorder = past_poison(self.recorder.as_mut()?.get_mut());
-        sync::assert_none_held("the recorder of a listener");
+        sync::assert_none_held_from(Rank::GuestConnection, "the recorder of a listener");
         Some(recorder.as_mut())
     }
 

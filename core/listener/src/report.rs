@@ -24,6 +24,8 @@ pub enum Fate {
     Window,
     /// A write to it is an interrupt; it is never mapped.
     Msi,
+    /// No device is there yet to reach it; the guest needs it, so the first device gets it or is refused.
+    Pending,
     /// Devices do not reach it, and the guest can live with that.
     Skipped,
     /// Devices do not reach it, and the guest cannot live with that: the commit fails.
@@ -39,6 +41,7 @@ impl fmt::Display for Fate {
             Self::PinsShared => "pins shared",
             Self::Window => "window",
             Self::Msi => "msi",
+            Self::Pending => "pending",
             Self::Skipped => "skipped",
             Self::Refused => "refused",
         })
@@ -211,4 +214,15 @@ impl SpaceReport {
 pub struct Report {
     /// One for each space.
     pub spaces: Vec<SpaceReport>,
+    /// The sections that this commit adds while the listener serves no space, ascending. Empty if it serves one.
+    pub unserved: Vec<Verdict<Section>>,
+}
+
+impl Report {
+    /// The sections that the guest needs and that are not in force yet, for want of a device: those of spaces without
+    /// one, and those of a listener without a space. A device that is added gets them, or is refused.
+    pub fn pending(&self) -> impl Iterator<Item = &Verdict<Section>> {
+        let of_spaces = self.spaces.iter().flat_map(|space| &space.sections);
+        of_spaces.chain(&self.unserved).filter(|verdict| verdict.fate == Fate::Pending)
+    }
 }

@@ -126,6 +126,9 @@ pub enum BadUpdate {
     /// piece: a block that is discarded in the section would still be mapped, or pinned, by the piece.
     #[error("{0} is added, but shares memory with {1}, and discardable memory can be in one place only")]
     SharesMemory(String, String),
+    /// A range is removed that holds a part of a section: a section is removed whole.
+    #[error("{1} is removed, but holds only a part of {0}")]
+    Cut(String, IovaRange),
 }
 
 impl From<Conflict> for BadUpdate {

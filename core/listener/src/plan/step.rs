@@ -66,13 +66,14 @@ impl Plan {
         Self { steps, ..Self::default() }
     }
 
-    /// The plan for a space without a device.
-    pub(super) fn without_device(view: &View, scope: &Scope) -> Self {
+    /// The plan for a space without a device, or for no space.
+    pub(crate) fn without_device(view: &View, scope: &Scope) -> Self {
         const WHY: &str = "no device is attached yet";
         let mut plan = Self::default();
         for range in &scope.touched {
             for section in view.sections.within(*range) {
-                plan.sections.push(Verdict::new(section.clone(), Fate::Skipped, WHY));
+                let fate = if section.need() == Some(Need::Required) { Fate::Pending } else { Fate::Skipped };
+                plan.sections.push(Verdict::new(section.clone(), fate, WHY));
             }
         }
         for target in &scope.targets {
