@@ -4,6 +4,7 @@
 //! seconds to decompress them.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,29 @@ impl Initramfs {
             self.folders_down_to(folder)?;
         }
         self.entry(path, ModeFileType::Regular, content)
+    }
+
+    /// Adds all files below a folder, each by the rest of its path. A link becomes the file behind it.
+    pub(crate) fn tree(&mut self, folder: &Path) -> Result<()> {
+        self.part_of_tree(folder, Path::new("/"))
+    }
+
+    fn part_of_tree(&mut self, folder: &Path, place: &Path) -> Result<()> {
+        let read = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let mut entries = read.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (source, target) = (entry.path(), place.join(entry.file_name()));
+            let path = target.to_str().context("a path in the initramfs is not UTF-8")?;
+            if fs::metadata(&source)?.is_dir() {
+                self.folder(path)?;
+                self.part_of_tree(&source, &target)?;
+            } else {
+                let content = fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
+                self.file(path, &content)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the archive and returns its bytes.
@@ -97,6 +121,19 @@ mod tests {
             ("sys".to_owned(), 0o040_755),
         ];
         assert_eq!(names_and_modes(initramfs.finish()?)?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn the_files_of_a_folder_have_the_rest_of_their_paths() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        fs::create_dir(root.path().join("lib"))?;
+        fs::write(root.path().join("lib/libc.so"), "libc")?;
+        fs::write(root.path().join("init"), "#!/bin/sh")?;
+        let mut initramfs = Initramfs::default();
+        initramfs.tree(root.path())?;
+        let expected = [("init", 0o100_755), ("lib", 0o040_755), ("lib/libc.so", 0o100_755)];
+        assert_eq!(names_and_modes(initramfs.finish()?)?, expected.map(|(name, mode)| (name.to_owned(), mode)));
         Ok(())
     }
 

@@ -57,8 +57,8 @@ impl Kernel {
     }
 }
 
-/// The program of a busybox that needs no shared libraries.
-pub(crate) fn busybox(architecture: Architecture, cache: &Cache) -> Result<Vec<u8>> {
+/// The path of a busybox that needs no shared libraries.
+pub(crate) fn busybox(architecture: Architecture, cache: &Cache) -> Result<PathBuf> {
     let item = format!("busybox-{}", architecture.debian());
     let folder = cache.item(&item, &["busybox"], |folder| {
         let scratch = tempfile::tempdir_in(folder)?;
@@ -68,7 +68,7 @@ pub(crate) fn busybox(architecture: Architecture, cache: &Cache) -> Result<Vec<u
         fs::rename(unpacked, folder.join("busybox"))?;
         Ok(package.version)
     })?;
-    Ok(fs::read(folder.join("busybox"))?)
+    Ok(folder.join("busybox"))
 }
 
 fn debian(flavour: &str, host: &Host, cache: &Cache) -> Result<PathBuf> {

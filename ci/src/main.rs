@@ -9,6 +9,10 @@
 //! starts the [`host`]'s machine ([`qemu`]), forwards the test's output ([`console`]) and judges the end of the run
 //! ([`verdict`]). Kernels come from Debian's packages ([`apt`]) and are kept in a [`cache`].
 //!
+//! `emulated-host boot HOST FOLDER SCRIPT` runs a script with the files of a folder instead (`ci/vmm/run`). The host's
+//! clock is then this machine's, since the script runs guests: with the clock that counts instructions ([`qemu`]) a
+//! guest's boot of 10 s takes more than 14 minutes.
+//!
 //! # Environment
 //! - `EMULATED_HOST_TIMEOUT`: the time limit of a run, in seconds; 900 by default.
 //! - `EMULATED_HOST_PROGRAM`: a program that the binary runs, as `/dmaspace`. `ci/runner` builds it.
@@ -53,7 +57,11 @@ use crate::verdict::Verdict;
 
 const USAGE: &str = "usage: emulated-host run HOST BINARY [ARGUMENT]…
        emulated-host prepare [HOST]…
-       emulated-host list";
+       emulated-host list
+       emulated-host boot HOST FOLDER SCRIPT
+       emulated-host pack FOLDER FILE     writes an initramfs with the files of FOLDER
+       emulated-host image HOST           prints the path of the host's kernel; its modules are beside it
+       emulated-host busybox HOST         prints the path of the host's busybox";
 
 const INIT: &[u8] = include_bytes!("init.sh");
 
@@ -78,6 +86,10 @@ fn main() -> ExitCode {
             println!("{}", host::names().join("\n"));
             Ok(0)
         }
+        ["boot", host, folder, script] => boot_files(host, Path::new(folder), script),
+        ["pack", folder, file] => pack(Path::new(folder), Path::new(file)).map(|()| 0),
+        ["image", host] => print_path(image(host)).map(|()| 0),
+        ["busybox", host] => print_path(busybox(host)).map(|()| 0),
         _ => Err(anyhow::anyhow!(USAGE)),
     };
     match done {
@@ -102,18 +114,36 @@ fn prepare(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Writes an initramfs with the files of a folder, for a guest of a host.
+fn pack(folder: &Path, file: &Path) -> Result<()> {
+    let mut initramfs = Initramfs::default();
+    initramfs.tree(folder)?;
+    fs::write(file, initramfs.finish()?).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn image(host: &str) -> Result<PathBuf> {
+    Ok(Kernel::of(Host::named(host)?, &Cache::of_user()?)?.image())
+}
+
+fn busybox(host: &str) -> Result<PathBuf> {
+    kernel::busybox(Host::named(host)?.architecture, &Cache::of_user()?)
+}
+
+fn print_path(path: Result<PathBuf>) -> Result<()> {
+    println!("{}", path?.display());
+    Ok(())
+}
+
 /// Runs a binary in a host and returns the exit status of this program.
 fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
     let host = Host::named(host)?;
     let content = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
     check_architecture(host, &content)?;
-    let limit = time_limit()?;
-    let extras = extras_of_user();
 
     let cache = Cache::of_user()?;
     install_qemu(host)?;
     let kernel = Kernel::of(host, &cache)?;
-    let mut initramfs = base(host, &kernel, &kernel::busybox(host.architecture, &cache)?)?;
+    let mut initramfs = base(host, &kernel, &cache)?;
     initramfs.file("/binary", &content)?;
     initramfs.file("/run", command(arguments).as_bytes())?;
     let mut all_libraries: BTreeSet<PathBuf> = libraries(host, binary)?.into_iter().collect();
@@ -128,9 +158,27 @@ fn run(host: &str, binary: &Path, arguments: &[&str]) -> Result<u8> {
         initramfs.file(path, &fs::read(&library)?)?;
     }
 
+    boot(host, &kernel, initramfs, &extras_of_user())
+}
+
+/// Runs a script in a host that has the files of a folder, and returns the exit status of this program.
+fn boot_files(host: &str, folder: &Path, script: &str) -> Result<u8> {
+    let host = Host::named(host)?;
+    let cache = Cache::of_user()?;
+    install_qemu(host)?;
+    let kernel = Kernel::of(host, &cache)?;
+    let mut initramfs = base(host, &kernel, &cache)?;
+    initramfs.tree(folder)?;
+    initramfs.file("/run", format!("#!/bin/sh\nexec sh {}\n", quoted(script)).as_bytes())?;
+    boot(host, &kernel, initramfs, &Extras { has_real_time: true, ..extras_of_user() })
+}
+
+/// Boots a host that runs `/run`, and returns the exit status of this program.
+fn boot(host: &Host, kernel: &Kernel, initramfs: Initramfs, extras: &Extras) -> Result<u8> {
+    let limit = time_limit()?;
     progress!("booting {} (Linux {})", host.name, kernel.version());
     let start = Instant::now();
-    let machine = Machine::start(host, &kernel.image(), &initramfs.finish()?, &extras)?;
+    let machine = Machine::start(host, &kernel.image(), &initramfs.finish()?, extras)?;
     let mut console = Console::new(extras.shows_everything);
     let stop = machine.watch(limit, &mut console, &mut std::io::stdout())?;
     let verdict = Verdict::on(&console, stop);
@@ -174,12 +222,12 @@ fn check_architecture(host: &Host, binary: &[u8]) -> Result<()> {
 }
 
 /// The initramfs of a host without the binary and its libraries.
-fn base(host: &Host, kernel: &Kernel, busybox: &[u8]) -> Result<Initramfs> {
+fn base(host: &Host, kernel: &Kernel, cache: &Cache) -> Result<Initramfs> {
     let mut initramfs = Initramfs::default();
     for mount_point in ["/dev", "/proc", "/sys", "/tmp"] {
         initramfs.folder(mount_point)?;
     }
-    initramfs.file("/bin/busybox", busybox)?;
+    initramfs.file("/bin/busybox", &fs::read(kernel::busybox(host.architecture, cache)?)?)?;
     for module in host.modules {
         initramfs.file(&format!("/modules/{module}.ko"), &kernel.module(module)?)?;
     }
@@ -248,6 +296,7 @@ fn extras_of_user() -> Extras {
     Extras {
         qemu_arguments: variable("EMULATED_HOST_QEMU").split_whitespace().map(str::to_owned).collect(),
         kernel_arguments: variable("EMULATED_HOST_KERNEL"),
+        has_real_time: false,
         shows_everything: !variable("EMULATED_HOST_CONSOLE").is_empty(),
     }
 }

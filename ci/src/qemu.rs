@@ -39,6 +39,7 @@ pub(crate) struct Machine {
 pub(crate) struct Extras {
     pub(crate) qemu_arguments: Vec<String>,
     pub(crate) kernel_arguments: String,
+    pub(crate) has_real_time: bool,
     pub(crate) shows_everything: bool,
 }
 
@@ -50,7 +51,8 @@ impl Machine {
         // With setpriv, the kernel kills QEMU when this process ends, even if this process is killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]);
-        command.args(host.machine).args(["-m", host.memory]).args(PLAIN_MACHINE);
+        let clock = if extras.has_real_time { REAL_TIME } else { COUNTED_TIME };
+        command.args(host.machine).args(["-m", host.memory]).args(clock).args(PLAIN_MACHINE);
         command.arg("-kernel").arg(image).arg("-append").arg(kernel_arguments(host, extras));
         command.args(&extras.qemu_arguments);
         command.stdin(unlinked(initramfs)?).stdout(Stdio::piped()).stderr(complaints.try_clone()?);
@@ -103,19 +105,19 @@ impl Drop for Machine {
     }
 }
 
+/// The time in the host advances by 8 ns with each instruction, and jumps to the next timer when the processor is idle.
+/// The host's waits (100 ms for a DMA transfer, seconds for a bus reset) therefore cost nothing, and a busy machine
+/// makes no timer late. QEMU supports this only with one thread for the processor.
+const COUNTED_TIME: &[&str] = &["-accel", "tcg,thread=single", "-icount", "shift=3,sleep=off"];
+
+/// The time in the host is this machine's.
+const REAL_TIME: &[&str] = &["-accel", "tcg,thread=multi"];
+
 /// QEMU's arguments for every machine.
-///
-/// `-icount`: the time in the host advances by 8 ns with each instruction, and jumps to the next timer when the
-/// processor is idle. The host's waits (100 ms for a DMA transfer, seconds for a bus reset) therefore cost nothing, and
-/// a busy machine makes no timer late. QEMU supports this only with one thread for the processor.
 ///
 /// The console is a file chardev on `/dev/stdout`, since such a chardev never reads. The initramfs is an unlinked file
 /// on `/dev/stdin`, so that no file is left behind.
 const PLAIN_MACHINE: &[&str] = &[
-    "-accel",
-    "tcg,thread=single",
-    "-icount",
-    "shift=3,sleep=off",
     "-smp",
     "1",
     "-display",
