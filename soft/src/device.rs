@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dmaspace_core::words::memory::CopyError;
-use dmaspace_core::{Access, Iova, IovaRange};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
 
 use crate::dialect::iommufd::DeviceIndex;
 use crate::engine::Run;
@@ -51,6 +51,18 @@ pub enum DmaError {
     Memory(CopyError),
 }
 
+/// Memory that a device reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReachedMemory {
+    /// The bus addresses.
+    pub range: IovaRange,
+    /// The memory behind them, byte for byte.
+    pub memory: HostMemory,
+    /// The access that the map asked for.
+    pub access: Access,
+}
+
 impl SoftDevice {
     pub(crate) fn new(machine: Arc<Machine>, index: DeviceIndex, address: String) -> Self {
         Self { machine, index, address }
@@ -65,6 +77,16 @@ impl SoftDevice {
     /// EEH.
     pub fn freeze(&self) {
         self.machine.with(|state| state.kernel.freeze(self.index));
+    }
+
+    /// All memory that the device reaches: entries that a failed map left in the hardware first, then the mappings,
+    /// ascending. `None` if the device is not attached.
+    pub fn reached(&self) -> Option<Vec<ReachedMemory>> {
+        self.machine.with(|state| {
+            let table = state.kernel.table_of(self.index)?;
+            let reached = table.iter_with_left_behind().cloned();
+            Some(reached.map(|Run { range, memory, access, .. }| ReachedMemory { range, memory, access }).collect())
+        })
     }
 
     /// Reads bytes at a bus address, as the device would.

@@ -244,6 +244,11 @@ impl Kernel {
         }
     }
 
+    /// The translation that a device uses. `None` if the device is not attached.
+    pub(crate) fn table_of(&self, device: DeviceIndex) -> Option<&Table> {
+        Some(self.translation_of(device)?.0)
+    }
+
     /// The run that a device reaches at `at`, with the device's access. `None` if the device is not attached.
     pub(crate) fn translate(&self, device: DeviceIndex, at: Iova) -> Option<Option<(&Run, Access)>> {
         let (table, write_implies_read) = self.translation_of(device)?;

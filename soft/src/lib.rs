@@ -40,7 +40,7 @@ pub mod profile;
 mod scripted;
 
 pub use calls::{CallCount, CallCounts};
-pub use device::{DmaError, DmaFault, SoftDevice};
+pub use device::{DmaError, DmaFault, ReachedMemory, SoftDevice};
 pub use fault::{FaultMode, FaultPlan};
 pub use host::SoftHost;
 pub use ledger::Ledger;

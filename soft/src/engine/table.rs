@@ -91,6 +91,11 @@ impl Table {
         self.runs.values()
     }
 
+    /// All runs that a device reaches: those that were left behind, and then the others, ascending.
+    pub(crate) fn iter_with_left_behind(&self) -> impl Iterator<Item = &Run> {
+        self.left_behind.iter().chain(self.runs.values())
+    }
+
     /// The number of runs.
     pub(crate) fn len(&self) -> usize {
         self.runs.len()

@@ -312,6 +312,9 @@ fn a_second_attach_moves_the_device() {
 
     let page_table = raw::attach(host, node, other).expect("moved");
     assert_eq!(host.ledger().pinned, PAGE, "the old one is unpinned, the new one pinned");
+    let reached = opened.device().reached().expect("it is attached");
+    let [only] = reached.as_slice() else { panic!("one mapping: {reached:?}") };
+    assert_eq!((only.range.first(), only.memory.address(), only.access), (Iova::new(2 * MIB), there.address(), RW));
     assert_eq!((read_at(&opened, MIB), read_at(&opened, 2 * MIB)), (Err(DmaError::NotMapped), Ok(())));
     assert_eq!(raw::attach(host, node, page_table), Ok(page_table), "where it is already");
     assert_eq!(raw::attach(host, node, 77), Err(Errno::ENOENT));
@@ -336,6 +339,7 @@ fn detaching_a_bound_device_that_is_not_attached_succeeds() {
         device(&bare.host, 0).dma_read(Iova::new(0), &mut [0]).map_err(|fault| fault.why),
         Err(DmaError::NotAttached)
     );
+    assert_eq!(device(&bare.host, 0).reached(), None);
 }
 
 #[test]
