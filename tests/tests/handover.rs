@@ -339,3 +339,17 @@ fn a_description_is_written_and_read_again() {
     let error = serde_json::from_str::<Handover>(&text.replace("read-write", "rwx")).expect_err("no access");
     assert!(error.to_string().contains("rwx"), "{error}");
 }
+
+#[test]
+fn the_error_of_a_description_is_short_however_long_the_description_is() {
+    let text = serde_json::to_string(&Vmm::with_a_guest().hand_over()).expect("it can be written");
+    let long = "x".repeat(1 << 20);
+    let changes =
+        [("\"0x0\"", format!("\"{long}\"")), ("read-write", long.clone()), ("\"first\"", format!("\"{long}\""))];
+    for (what, instead) in changes {
+        let error = serde_json::from_str::<Handover>(&text.replacen(what, &instead, 1)).expect_err("it makes no sense");
+        assert!(error.to_string().len() < 300, "{what}: {error}");
+    }
+    let escape = serde_json::from_str::<Handover>(&text.replace("read-write", "\\u001b[2J")).expect_err("no access");
+    assert!(!escape.to_string().contains('\u{1b}'), "{escape:?}");
+}

@@ -1,5 +1,6 @@
 //! Forms of words that serde writes and reads (feature `serde`): addresses are `"0x…"`, sizes are numbers of bytes.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{self, Visitor};
@@ -7,6 +8,21 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::page::PageSize;
 use super::window;
+
+/// A text that may be an excerpt of input of any length: the middle of a long one is left out.
+pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
+    const HEAD: usize = 160;
+    // The place in the input, which serde_json puts at the end.
+    const TAIL: usize = 40;
+    let (head, tail) = (text.char_indices().nth(HEAD), text.char_indices().rev().nth(TAIL - 1));
+    match (head, tail) {
+        (Some((head, _)), Some((tail, _))) if head < tail => {
+            let (beginning, end) = (text.get(..head).unwrap_or_default(), text.get(tail..).unwrap_or_default());
+            format!("{beginning}…{end}").into()
+        }
+        _ => text.into(),
+    }
+}
 
 /// A host's window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,5 +85,20 @@ impl<'de> Deserialize<'de> for Hex {
         }
 
         deserializer.deserialize_str(Digits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_a_long_text_is_left_out() {
+        let short = "ä".repeat(200);
+        assert_eq!(shortened(&short), short);
+        let long = format!("{}{}at the end", "ä".repeat(160), "x".repeat(100_000));
+        let text = shortened(&long);
+        assert!(text.starts_with(&"ä".repeat(160)) && text.ends_with("xxat the end"), "{text}");
+        assert_eq!(text.chars().count(), 201);
     }
 }

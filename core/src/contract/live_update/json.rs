@@ -1,6 +1,8 @@
 //! A description in a form that serde can write and read. Addresses are `"0x…"`, sizes are numbers of bytes. The input
 //! comes from another program: no number in it is trusted.
 
+use std::borrow::Cow;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -8,7 +10,7 @@ use crate::contract::Unit;
 use crate::contract::live_update::{HandedMapping, Handover, Place};
 use crate::words::access::Access;
 use crate::words::address::{Iova, IovaRange};
-use crate::words::json::{Hex, JsonWindow};
+use crate::words::json::{Hex, JsonWindow, shortened};
 use crate::words::page::{PageSize, PageSizes};
 use crate::words::window;
 
@@ -57,7 +59,17 @@ impl Serialize for Handover {
 
 impl<'de> Deserialize<'de> for Handover {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Written::deserialize(deserializer)?.read().map_err(D::Error::custom)
+        let written = Written::deserialize(deserializer).map_err(brief)?;
+        written.read().map_err(|why| D::Error::custom(shortened(&why)))
+    }
+}
+
+/// The error without most of the input that it repeats: serde repeats a text or a name of any length.
+fn brief<E: serde::de::Error>(error: E) -> E {
+    let text = error.to_string();
+    match shortened(&text) {
+        Cow::Borrowed(_) => error,
+        Cow::Owned(short) => E::custom(short),
     }
 }
 
@@ -96,7 +108,7 @@ impl Mapping {
     fn read(self) -> Result<HandedMapping, String> {
         let known = [Access::READ_WRITE, Access::READ, Access::WRITE];
         let access = known.into_iter().find(|access| access.to_string() == self.access);
-        let access = access.ok_or_else(|| format!("expected the access of devices, found \"{}\"", self.access))?;
+        let access = access.ok_or_else(|| format!("expected the access of devices, found {:?}", self.access))?;
         let unit = match self.unit {
             None => Unit::Whole,
             Some(bytes) => Unit::Pages(page(bytes)?),
