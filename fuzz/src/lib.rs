@@ -1,4 +1,5 @@
-//! Fuzzing of everything that the program `dmaspace` reads.
+//! Fuzzing of everything that the program `dmaspace` reads, and of everything that a kernel or a guest may say to the
+//! library.
 //!
 //! A binary exports nothing, so the program's own source files are compiled into this crate, with
 //! `program/trials.rs`, which is left out otherwise. Run `fuzz/run` for an hour of each target.
@@ -29,4 +30,11 @@ pub fn host_file(bytes: &[u8]) {
 /// An archive of a machine's /sys and /proc.
 pub fn sys_tar(bytes: &[u8]) {
     program::trials::sys_tar(bytes);
+}
+
+/// Runs an attack on the library, whose memory is bounded.
+pub fn attack(attack: fn(&[u8]), bytes: &[u8]) {
+    const MOST_BYTES: u64 = 64 << 20;
+    let info = allocation_counter::measure(|| attack(bytes));
+    assert!(info.bytes_max <= MOST_BYTES, "{} bytes at once", info.bytes_max);
 }

@@ -1,6 +1,7 @@
 //! The tests that every backend must pass: scenarios and the contract, written once, for the soft host and for real
 //! kernels.
 
+pub mod attack;
 pub mod boot;
 pub mod conformance;
 pub mod device;
