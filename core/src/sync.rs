@@ -51,10 +51,11 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{LockResult, PoisonError};
 
 #[cfg(not(dmaspace_loom))]
-use std::sync as imp;
+use parking_lot as imp;
 
 #[cfg(dmaspace_loom)]
 use loom::sync as imp;
@@ -101,12 +102,25 @@ pub enum Rank {
 
 /// Reads past the poison of a lock.
 ///
-/// A lock is poisoned when a thread panics while it holds it. Data under the locks of this project is changed in
-/// single steps, each right by itself, and losing track of the memory that devices can reach would be worse than any
-/// half-done bookkeeping.
+/// A lock of the standard library is poisoned when a thread panics while it holds it; those of this module are not.
+/// Data under the locks of this project is changed in single steps, each right by itself, and losing track of the
+/// memory that devices can reach would be worse than any half-done bookkeeping.
 #[inline]
 pub fn past_poison<G>(locked: LockResult<G>) -> G {
     locked.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The guard or the data that a method of a lock returns.
+#[cfg(not(dmaspace_loom))]
+#[inline]
+fn taken<G>(locked: G) -> G {
+    locked
+}
+
+/// The guard or the data that a method of a lock of the model checker returns.
+#[cfg(dmaspace_loom)]
+fn taken<G>(locked: LockResult<G>) -> G {
+    past_poison(locked)
 }
 
 /// A mutual exclusion lock with a place in the order of all locks.
@@ -135,7 +149,7 @@ impl<T> Mutex<T> {
 
     /// The data, once the lock is not needed any more.
     pub fn into_inner(self) -> T {
-        past_poison(self.inner.into_inner())
+        taken(self.inner.into_inner())
     }
 }
 
@@ -145,12 +159,12 @@ impl<T> Mutex<T> {
     #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let held = self.order.enter();
-        MutexGuard { inner: past_poison(self.inner.lock()), _held: held }
+        MutexGuard { inner: taken(self.inner.lock()), _held: held }
     }
 
     /// The data, without locking: the caller has the lock for itself.
     pub fn get_mut(&mut self) -> &mut T {
-        past_poison(self.inner.get_mut())
+        taken(self.inner.get_mut())
     }
 }
 
@@ -169,6 +183,10 @@ impl<T> DerefMut for MutexGuard<'_, T> {
         &mut self.inner
     }
 }
+
+/// A panic under the lock leaves its data right ([`past_poison`]).
+impl<T> RefUnwindSafe for Mutex<T> {}
+impl<T> UnwindSafe for Mutex<T> {}
 
 impl<T: fmt::Debug> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,17 +234,17 @@ impl<T> RwLock<T> {
 
     /// The data, once the lock is not needed any more.
     pub fn into_inner(self) -> T {
-        past_poison(self.inner.into_inner())
+        taken(self.inner.into_inner())
     }
 }
 
 impl<T> RwLock<T> {
     /// Waits for the lock and takes it, beside other readers.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         let held = self.order.enter();
-        RwLockReadGuard { inner: past_poison(self.inner.read()), _held: held }
+        RwLockReadGuard { inner: taken(self.inner.read()), _held: held }
     }
 
     /// Waits for the lock and takes it alone.
@@ -234,12 +252,12 @@ impl<T> RwLock<T> {
     #[track_caller]
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         let held = self.order.enter();
-        RwLockWriteGuard { inner: past_poison(self.inner.write()), _held: held }
+        RwLockWriteGuard { inner: taken(self.inner.write()), _held: held }
     }
 
     /// The data, without locking: the caller has the lock for itself.
     pub fn get_mut(&mut self) -> &mut T {
-        past_poison(self.inner.get_mut())
+        taken(self.inner.get_mut())
     }
 }
 
@@ -267,6 +285,10 @@ impl<T> DerefMut for RwLockWriteGuard<'_, T> {
         &mut self.inner
     }
 }
+
+/// A panic under the lock leaves its data right ([`past_poison`]).
+impl<T> RefUnwindSafe for RwLock<T> {}
+impl<T> UnwindSafe for RwLock<T> {}
 
 impl<T: fmt::Debug> fmt::Debug for RwLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -387,6 +409,7 @@ mod order {
             Self
         }
 
+        #[inline]
         pub(super) fn enter(self) -> Held {
             Held
         }
@@ -493,7 +516,7 @@ mod tests {
     #[cfg(not(debug_assertions))]
     #[test]
     fn a_release_build_stores_no_rank() {
-        assert_eq!(size_of::<Mutex<u64>>(), size_of::<std::sync::Mutex<u64>>());
-        assert_eq!(size_of::<MutexGuard<'_, u64>>(), size_of::<std::sync::MutexGuard<'_, u64>>());
+        assert_eq!(size_of::<Mutex<u64>>(), size_of::<imp::Mutex<u64>>());
+        assert_eq!(size_of::<MutexGuard<'_, u64>>(), size_of::<imp::MutexGuard<'_, u64>>());
     }
 }
