@@ -12,7 +12,8 @@
 //! - runs are disjoint, in the tree and in the table together; none is empty;
 //! - two runs of pages that could be one run are one: in the tree if it is longer than [`SHORT`] pages, otherwise in
 //!   the table if its pages are the table's and its memory can be told by a word;
-//! - a kind has a memory exactly while pages of it are in the table; their addresses lie in its bounds;
+//! - a kind has a memory exactly while pages of it are in the table; their addresses lie in its bounds; one kind
+//!   without pages may be `idle`, which keeps its number for the next memory of its unplug unit, and no owner;
 //! - no run of the tree shares bytes with `quiet` or touches it, so a page there concerns the table alone.
 //!
 //! A page is found once and then changed where it was found ([`Place`]): the space's verbs do that around a kernel
@@ -79,6 +80,8 @@ struct Kinds {
     /// The numbers of the kinds in use, by unplug unit.
     by_unit: Vec<(UnplugUnit, u16)>,
     unused: Vec<u16>,
+    /// The kind that lost its pages last: it is in `by_unit` and not in `unused`.
+    idle: Option<(UnplugUnit, u16)>,
     /// The kind of the last insertion, which is the most likely one of the next.
     last: u16,
 }
@@ -133,6 +136,7 @@ impl Index {
     }
 
     /// The place of a page, if `range` is one that is the table's alone.
+    #[inline]
     pub(super) fn place_of(&self, range: IovaRange) -> Option<Place> {
         if self.quiet.is_some_and(|quiet| quiet.covers(range)) { self.pages.place_of(range) } else { None }
     }
@@ -145,11 +149,17 @@ impl Index {
         let step = pages.page.bytes();
         // A word is never as small as a page: it has rights.
         if pages.words.insert_near(place.hint, place.index, word, step) {
-            if let Some(long) = self.pages.take_long_run(place.index, place.index) {
-                self.insert_long(long);
-            }
+            self.join_around(place.index);
         }
         true
+    }
+
+    /// Moves the run around a page to the tree, if it is not short any more.
+    #[inline(never)]
+    fn join_around(&mut self, index: u64) {
+        if let Some(long) = self.pages.take_long_run(index, index) {
+            self.insert_long(long);
+        }
     }
 
     /// Removes a page. Returns its memory if it was the last of its kind.
@@ -678,6 +688,12 @@ impl Pages {
 }
 
 impl Kind {
+    /// The kind of `memory`, without pages.
+    fn of(memory: &HostMemory) -> Self {
+        Self { memory: Some(memory.clone()), live: 0, lowest: u64::MAX, highest: 0 }
+    }
+
+    #[inline]
     fn is_of(&self, memory: &HostMemory) -> bool {
         self.memory.as_ref().is_some_and(|known| known.is_of_a_kind(memory))
     }
@@ -691,14 +707,41 @@ impl Kind {
 
 impl Kinds {
     /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
+    #[inline]
     fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
         if let Some(kind) = self.by_number.get_mut(usize::from(self.last)).filter(|kind| kind.is_of(memory)) {
             kind.count(memory, pages);
             return Some(self.last);
         }
-        self.last = self.number_of(memory).or_else(|| self.add(memory))?;
+        self.enter_another(memory, pages)
+    }
+
+    /// [`Kinds::enter`] of a kind that is not that of the last insertion, or has no pages any more.
+    #[inline(never)]
+    fn enter_another(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
+        self.last = match self.revive(memory) {
+            Some(number) => number,
+            None => self.number_of(memory).or_else(|| self.add(memory))?,
+        };
         self.by_number.get_mut(usize::from(self.last))?.count(memory, pages);
         Some(self.last)
+    }
+
+    /// Gives the idle kind, if it is the only kind there is, the memory if that is of its unplug unit.
+    fn revive(&mut self, memory: &HostMemory) -> Option<u16> {
+        let (_, number) = self.idle.filter(|(unit, _)| self.by_unit.len() == 1 && *unit == memory.unit())?;
+        *self.by_number.get_mut(usize::from(number))? = Kind::of(memory);
+        self.idle = None;
+        Some(number)
+    }
+
+    /// The number of the idle kind, which is forgotten.
+    fn take_idle(&mut self) -> Option<u16> {
+        let idle = self.idle.take()?;
+        if let Ok(place) = self.by_unit.binary_search(&idle) {
+            self.by_unit.remove(place);
+        }
+        Some(idle.1)
     }
 
     fn number_of(&self, memory: &HostMemory) -> Option<u16> {
@@ -710,8 +753,8 @@ impl Kinds {
     }
 
     fn add(&mut self, memory: &HostMemory) -> Option<u16> {
-        let kind = Kind { memory: Some(memory.clone()), live: 0, lowest: u64::MAX, highest: 0 };
-        let number = match self.unused.pop() {
+        let kind = Kind::of(memory);
+        let number = match self.unused.pop().or_else(|| self.take_idle()) {
             Some(number) => {
                 *self.by_number.get_mut(usize::from(number))? = kind;
                 number
@@ -750,14 +793,13 @@ impl Kinds {
         std::mem::take(self).by_number.into_iter().filter_map(|kind| kind.memory)
     }
 
-    /// Takes the memory of a kind without pages out.
+    /// Takes the memory of a kind without pages out. The kind is idle then.
+    #[inline(never)]
     fn retire(&mut self, number: u16) -> Option<HostMemory> {
-        let kind = self.by_number.get_mut(usize::from(number))?;
-        let memory = kind.memory.take()?;
-        self.unused.push(number);
-        if let Ok(place) = self.by_unit.binary_search(&(memory.unit(), number)) {
-            self.by_unit.remove(place);
-        }
+        let before = self.take_idle();
+        self.unused.extend(before);
+        let memory = self.by_number.get_mut(usize::from(number))?.memory.take()?;
+        self.idle = Some((memory.unit(), number));
         Some(memory)
     }
 
@@ -1110,6 +1152,26 @@ mod tests {
         assert!(index.pages.kinds.by_number.iter().all(|kind| kind.memory.is_some()));
         index.remove(range(0x2000, 0x2fff), &mut Deferred::default());
         assert!(index.pages.kinds.by_number.iter().all(|kind| kind.memory.is_none()));
-        assert!(index.pages.kinds.by_unit.is_empty());
+        assert_eq!(index.pages.kinds.by_unit.len(), 1, "the idle kind keeps its number");
+    }
+
+    #[test]
+    fn an_idle_kind_serves_the_next_memory_of_any_unit() {
+        let page = |unit: u64, access: Access| {
+            let mut page = mapping(0, 1, 0x7000_0000, K4);
+            (page.memory, page.access) = (page.memory.in_unit(unit), access);
+            page
+        };
+        let mut index = index([]);
+        for (unit, access) in [(1, Access::READ), (1, Access::READ_WRITE), (2, Access::READ), (1, Access::READ)] {
+            let wanted = page(unit, access);
+            index.insert(Placed::of(&wanted));
+            assert_eq!(index.at(Iova::new(0)), Some(wanted));
+            index.remove(range(0, 0xfff), &mut Deferred::default());
+            let kinds = &index.pages.kinds;
+            assert!(kinds.by_number.iter().all(|kind| kind.memory.is_none()));
+            assert_eq!(kinds.by_unit.len() + kinds.unused.len(), kinds.by_number.len());
+        }
+        assert_eq!(index.pages.kinds.by_number.len(), 1, "the number is used again");
     }
 }

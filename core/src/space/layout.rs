@@ -340,7 +340,7 @@ impl Slot {
 
     /// Returns `true` if the space writes the window's entries, and pages of `page` at `first` and at `memory` are as
     /// the window wants them.
-    #[inline]
+    #[inline(always)]
     pub(super) fn takes_pages(&self, page: PageSize, first: Iova, memory: u64) -> bool {
         let mask = self.window.page_sizes.mask();
         let granule = mask & mask.wrapping_neg();

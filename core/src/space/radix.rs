@@ -4,10 +4,11 @@
 //! costs 8 bytes and a quarter of a byte more where its neighbours are in use, and a look-up one step for each level:
 //! four for 64 GiB of pages of 4 KiB. A leaf that was found once is found again by its number ([`LeafHint`]).
 //!
-//! Invariants: no leaf and no branch is empty; a bit of `live` is set exactly where a word is not zero, or a child is
-//! there; a child that is not there is [`NONE`], the number of no leaf or branch; `base` of a leaf in use is the
-//! first index of it, of any other [`UNUSED`]; leaves and branches that are not in use are kept for the next
-//! insertion, but for those of an empty table.
+//! Invariants: no branch is empty, and no leaf but one, which is `idle`: the leaf that lost its only word last stays in
+//! its place for the next word. A bit of `live` is set exactly where a word is not zero, or a child is there; a child
+//! that is not there is [`NONE`], the number of no leaf or branch; `base` of a leaf in the tree is the first index of
+//! it, of any other [`UNUSED`]; leaves and branches that are not in use are kept for the next insertion, but for those
+//! of an empty table.
 
 /// The words of a leaf and the children of a branch: as many as `live` has bits.
 const FANOUT: usize = 64;
@@ -32,11 +33,15 @@ pub(super) struct Words {
     unused_branches: Vec<u32>,
     /// A leaf if there is one level, a branch if there are more.
     root: u32,
-    /// 0 without any word; the root is [`NONE`] then.
+    /// 0 without any leaf; the root is [`NONE`] then.
     levels: u32,
+    /// The shift of an index to its place in the root.
+    root_shift: u32,
     /// The greatest index that so many levels reach.
     reach: u64,
     count: u64,
+    /// The leaf without a word that is in the tree, if there is one: the one of this number, if it has none.
+    idle: u32,
 }
 
 /// The number of the leaf that an index was found in. It is checked where it is used, so it may be out of date.
@@ -83,8 +88,10 @@ impl Default for Words {
             unused_branches: Vec::new(),
             root: NONE,
             levels: 0,
+            root_shift: 0,
             reach: 0,
             count: 0,
+            idle: NONE,
         }
     }
 }
@@ -150,14 +157,28 @@ impl Words {
     pub(super) fn remove_near(&mut self, hint: LeafHint, index: u64) -> u64 {
         let bit = 1 << place(index);
         let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
-        let Some(leaf) = leaf.filter(|leaf| leaf.live & bit != 0 && leaf.live != bit) else {
+        let Some(leaf) = leaf.filter(|leaf| leaf.live & bit != 0) else {
             let mut taken = 0;
             self.remove(index, index, |word| taken = word);
             return taken;
         };
         leaf.live &= !bit;
+        let word = leaf.words.get_mut(place(index)).map_or(0, std::mem::take);
         self.count -= 1;
-        leaf.words.get_mut(place(index)).map_or(0, std::mem::take)
+        if leaf.live == 0 && self.idle != hint.0 {
+            self.cut_idle();
+            self.idle = hint.0;
+        }
+        word
+    }
+
+    /// Takes the leaf without a word out of the tree, if there is one.
+    pub(super) fn cut_idle(&mut self) {
+        let idle = std::mem::replace(&mut self.idle, NONE);
+        let base = self.leaves.get(idle as usize).filter(|leaf| leaf.live == 0).map(|leaf| leaf.base);
+        if let Some(base) = base.filter(|base| *base != UNUSED) {
+            self.remove_in_leaf(base, 0, &mut |_| {});
+        }
     }
 
     /// Puts `word`, which is not zero, at `index`, where there is none.
@@ -222,13 +243,14 @@ impl Words {
     }
 
     /// Returns `true` if the table is no small one and there is no word below `first` or above `last`.
-    pub(super) fn are_many_and_all_in(&self, first: u64, last: u64) -> bool {
+    pub(super) fn are_many_and_all_in(&mut self, first: u64, last: u64) -> bool {
+        self.cut_idle();
         self.leaves.len() > SPARE
             && self.end(u64::trailing_zeros).is_some_and(|lowest| lowest >= first)
             && self.end(|live| 63 - live.leading_zeros()).is_some_and(|highest| highest <= last)
     }
 
-    /// The first or the last index with a word: `side` is the place of the outermost bit of a node.
+    /// The first or the last index with a word: `side` is the place of the outermost bit of a node. No leaf is idle.
     fn end(&self, side: fn(u64) -> u32) -> Option<u64> {
         let mut node = self.root;
         for _ in 1..self.levels {
@@ -261,6 +283,7 @@ impl Words {
 
     fn add_level(&mut self) {
         self.levels += 1;
+        self.root_shift = SHIFT * (self.levels - 1);
         self.reach = 1_u64.checked_shl(SHIFT * self.levels).map_or(u64::MAX, |end| end - 1);
     }
 
@@ -273,8 +296,7 @@ impl Words {
         if index > self.reach {
             return NONE;
         }
-        let mut node = self.root;
-        let mut shift = SHIFT * self.levels.saturating_sub(1);
+        let (mut node, mut shift) = (self.root, self.root_shift);
         while shift > 0 {
             let Some(branch) = self.branches.get(node as usize) else { return NONE };
             node = branch.children.get(place(index >> shift)).copied().unwrap_or(NONE);
@@ -388,7 +410,7 @@ impl Words {
             }
             self.unused_branches.push(node);
         }
-        (self.root, self.levels, self.reach) = (NONE, 0, 0);
+        (self.root, self.levels, self.root_shift, self.reach) = (NONE, 0, 0, 0);
     }
 
     fn unused_leaf(&mut self, base: u64) -> u32 {
@@ -512,6 +534,11 @@ mod tests {
         let extent = all.first().zip(all.last()).map(|(first, last)| (first.0, last.0, all.len() as u64));
         assert_eq!(table.extent(0, u64::MAX), extent);
         assert_eq!(table.is_empty(), all.is_empty());
+        let idle = table.leaves.iter().filter(|leaf| leaf.live == 0 && leaf.base != UNUSED).count();
+        assert!(idle <= 1, "{idle} leaves without a word are in the tree");
+        if idle > 0 {
+            return;
+        }
         let ends = table.end(u64::trailing_zeros).zip(table.end(|live| 63 - live.leading_zeros()));
         assert_eq!(ends, all.first().zip(all.last()).map(|(first, last)| (first.0, last.0)));
     }

@@ -40,7 +40,11 @@ const WORD_MASK: u64 = size_of::<u64>() as u64 - 1;
 pub struct HostMemory {
     base: *mut u8,
     len: NonZeroU64,
-    origin: Origin,
+    /// The number of the unplug unit: the owner's address, zero without an owner, or the number of an address without
+    /// memory.
+    unit: u64,
+    /// The owner that keeps the span mapped, where there is one.
+    owner: Option<Arc<dyn Any + Send + Sync>>,
     traits: Traits,
     edges: Edges,
     /// Shared, to keep the many copies of this small.
@@ -64,17 +68,6 @@ struct Mapped {
     begin: u64,
 }
 
-/// The owner that keeps the span mapped.
-#[derive(Clone)]
-enum Origin {
-    /// The caller of [`HostMemory::vouch_for`].
-    Vouched,
-    /// This owner, which is held.
-    Held(Arc<dyn Any + Send + Sync>),
-    /// No owner: there is no memory, only an address, and the number of the unit it stands for.
-    Unbacked(u64),
-}
-
 /// Memory that is unmapped together, an *unplug unit*. Two live spans have equal units exactly when neither can be
 /// unmapped without the other. Not meaningful after the memory is freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,7 +77,7 @@ pub struct UnplugUnit(OwnedBy);
 enum OwnedBy {
     Voucher,
     /// The owner at this address.
-    Owner(usize),
+    Owner(u64),
     Nobody(u64),
 }
 
@@ -115,7 +108,7 @@ struct Edges {
     above: bool,
 }
 
-/// The owner's statements about the memory, in one word: an index compares them for each page.
+/// The origin of the memory and the owner's statements about it, in one word: an index compares them for each page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Traits(u16);
 
@@ -123,6 +116,8 @@ impl Traits {
     const NONE: Self = Self(0);
     const HOST_READ_ONLY: Self = Self(1 << 8);
     const DEVICE_MEMORY: Self = Self(1 << 9);
+    /// There is no memory, only an address.
+    const UNBACKED: Self = Self(1 << 10);
     /// The shift of the backing page, and one more; zero where the owner did not say.
     const PAGE: u16 = 0xff;
 
@@ -179,7 +174,7 @@ impl HostMemory {
     /// result of `mmap`, for example, and never a pointer made of a shared reference to plain bytes. Spans that share
     /// bytes or touch must begin and end at multiples of 8, or no two threads may copy through them at once.
     pub unsafe fn vouch_for(base: NonNull<u8>, len: NonZeroUsize) -> Option<Self> {
-        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Vouched)
+        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Traits::NONE)
     }
 
     /// The memory of one region of a vm-memory map. It holds the region; regions come and go separately (an unplug unit
@@ -218,7 +213,8 @@ impl HostMemory {
     /// While `owner` lives the span must stay mapped in this process, and no Rust reference may point into it while a
     /// device can write it. For `base` the duty of [`HostMemory::vouch_for`] holds.
     pub unsafe fn held_by(base: NonNull<u8>, len: NonZeroUsize, owner: Arc<dyn Any + Send + Sync>) -> Option<Self> {
-        Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Origin::Held(owner))
+        let span = Self::span(base.as_ptr(), NonZeroU64::try_from(len).ok()?, Traits::NONE)?;
+        Some(Self { unit: Arc::as_ptr(&owner).addr() as u64, owner: Some(owner), ..span })
     }
 
     /// `len` zeroed bytes of this process, aligned to `page` and freed with the last clone: for tests, examples and
@@ -240,23 +236,23 @@ impl HostMemory {
     /// `None` when the span would wrap around the address space.
     pub fn unbacked(address: HostAddress, len: NonZeroU64) -> Option<Self> {
         let base = ptr::without_provenance_mut(usize::try_from(address.get()).ok()?);
-        Self::span(base, len, Origin::Unbacked(0))
+        Self::span(base, len, Traits::UNBACKED)
     }
 
     /// Sets the unplug unit of an address without memory: addresses of different units are not joined, as memory of
     /// different owners is not. Does nothing for memory that is there, whose owner is its unit.
     #[must_use]
     pub fn in_unit(mut self, number: u64) -> Self {
-        if let Origin::Unbacked(unit) = &mut self.origin {
-            *unit = number;
+        if self.is_unbacked() {
+            self.unit = number;
         }
         self
     }
 
-    fn span(base: *mut u8, len: NonZeroU64, origin: Origin) -> Option<Self> {
+    fn span(base: *mut u8, len: NonZeroU64, traits: Traits) -> Option<Self> {
         // An index of single pages keeps addresses ([`HostMemory::like_this_at`]).
         (base.expose_provenance() as u64).checked_add(len.get() - 1)?;
-        Some(Self { base, len, origin, traits: Traits::NONE, edges: Edges::default(), mapped: None, vouched: None })
+        Some(Self { base, len, unit: 0, owner: None, traits, edges: Edges::default(), mapped: None, vouched: None })
     }
 
     /// Says that pages of `page` back the memory (hugetlbfs): POWER can then use TCEs of that size.
@@ -339,7 +335,7 @@ impl HostMemory {
 
     /// Returns `true` if there is only an address and no memory.
     pub fn is_unbacked(&self) -> bool {
-        matches!(self.origin, Origin::Unbacked(_))
+        self.traits.has(Traits::UNBACKED)
     }
 
     /// Returns `true` if the span includes bytes around the memory, up to whole pages ([`HostMemory::widened_to`]).
@@ -382,10 +378,12 @@ impl HostMemory {
 
     /// The unplug unit.
     pub fn unit(&self) -> UnplugUnit {
-        UnplugUnit(match &self.origin {
-            Origin::Vouched => OwnedBy::Voucher,
-            Origin::Held(owner) => OwnedBy::Owner(Arc::as_ptr(owner).addr()),
-            Origin::Unbacked(number) => OwnedBy::Nobody(*number),
+        UnplugUnit(if self.is_unbacked() {
+            OwnedBy::Nobody(self.unit)
+        } else if self.owner.is_some() {
+            OwnedBy::Owner(self.unit)
+        } else {
+            OwnedBy::Voucher
         })
     }
 
@@ -401,9 +399,13 @@ impl HostMemory {
 
     /// The edges of the `len` bytes from `offset` on, which are all inside.
     fn edges_of(&self, offset: u64, len: NonZeroU64) -> Edges {
-        let (below, above) = self.owned();
         let first = self.begin() + offset;
         let last = first + (len.get() - 1);
+        // Whole words need nothing around them.
+        if first & WORD_MASK == 0 && last & WORD_MASK == WORD_MASK {
+            return Edges { below: true, above: true };
+        }
+        let (below, above) = self.owned();
         Edges { below: below <= first & !WORD_MASK, above: last | WORD_MASK <= above }
     }
 
@@ -457,13 +459,7 @@ impl HostMemory {
     /// Returns `true` if both are of one unplug unit and described alike, so that they may share one kernel mapping.
     #[inline]
     pub fn is_of_a_kind(&self, other: &Self) -> bool {
-        let is_of_the_unit = match (&self.origin, &other.origin) {
-            (Origin::Held(owner), Origin::Held(same)) => ptr::addr_eq(Arc::as_ptr(owner), Arc::as_ptr(same)),
-            (Origin::Vouched, Origin::Vouched) => true,
-            (Origin::Unbacked(unit), Origin::Unbacked(same)) => unit == same,
-            _ => false,
-        };
-        is_of_the_unit && self.traits == other.traits && self.is_of_the_file(other)
+        self.unit == other.unit && self.traits == other.traits && self.is_of_the_file(other)
     }
 
     #[inline]
@@ -595,10 +591,10 @@ impl fmt::Display for HostMemory {
 
 impl fmt::Debug for HostMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let origin = match self.origin {
-            Origin::Vouched => "vouched",
-            Origin::Held(_) => "held",
-            Origin::Unbacked(_) => "unbacked",
+        let origin = match self.unit().0 {
+            OwnedBy::Voucher => "vouched",
+            OwnedBy::Owner(_) => "held",
+            OwnedBy::Nobody(_) => "unbacked",
         };
         write!(f, "{self} ({origin})")?;
         self.file().map_or(Ok(()), |(file, offset)| write!(f, " at {offset:#x} of {file:?}"))
