@@ -7,11 +7,12 @@
 
 mod iotlb;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::Mutex;
 
 use dmaspace_core::contract::{ForListeners, MapBatch, MapRequest, MappingModel, Unit};
-use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, Space};
+use dmaspace_core::{Access, HostAddress, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space};
 use iotlb::{BROKEN, Call, Iotlb, PAGE, memory, page_at, range};
 use proptest::prelude::*;
 
@@ -76,6 +77,15 @@ impl Player {
                 }
                 format!("{:?}", self.space.map_batch(&batch))
             }
+            Step::Scattered(first, count) => {
+                let mut batch = MapBatch::new(Unit::Pages(PageSize::K4));
+                batch.set_memory(&pages_of_memory());
+                for n in 0..count {
+                    let access = if n < 3 { Access::READ_WRITE } else { Access::READ };
+                    batch.add(page_at(first + n * PAGE), n * 5 % PAGES * PAGE, access).expect("inside the memory");
+                }
+                format!("{:?}", self.space.map_batch(&batch))
+            }
         };
         let played = self.played.lock().expect("no panic under it");
         let mappings = self.space.mappings(IovaRange::all());
@@ -87,6 +97,12 @@ impl Player {
 
 const PAGES: u64 = 6;
 
+/// As much memory as there are pages, in one piece.
+fn pages_of_memory() -> HostMemory {
+    let len = NonZeroU64::new(PAGES * PAGE).expect("not zero");
+    HostMemory::unbacked(HostAddress::new(0x7000_0000), len).expect("no wrap")
+}
+
 fn page(n: u64) -> Iova {
     Iova::new(0x10_0000 + n * PAGE)
 }
@@ -97,6 +113,7 @@ enum Step {
     Map(Iova, u64, Access, bool),
     Unmap(IovaRange),
     Batch(u64, u64),
+    Scattered(u64, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -117,6 +134,7 @@ fn step() -> impl Strategy<Value = Step> {
             Step::Unmap(range(first, first + len - 1))
         }),
         1 => (0..PAGES, 0_u64..4).prop_map(|(n, count)| Step::Batch(page(n).get(), count)),
+        1 => (0..PAGES, 0_u64..6).prop_map(|(n, count)| Step::Scattered(page(n).get(), count)),
     ]
 }
 

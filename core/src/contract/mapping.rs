@@ -108,6 +108,13 @@ impl MapBatch {
         Self { unit, memory: Vec::new(), parts: Vec::new() }
     }
 
+    /// Empties the batch for other mappings, and keeps its room.
+    pub fn restart(&mut self, unit: Unit) {
+        self.unit = unit;
+        self.memory.clear();
+        self.parts.clear();
+    }
+
     /// Sets the memory of which the parts that are added next are.
     pub fn set_memory(&mut self, memory: &HostMemory) {
         self.memory.push(memory.clone());
@@ -120,13 +127,12 @@ impl MapBatch {
     /// [`BadRange::Empty`] before a memory was set, [`BadRange::Overflow`] when the memory has less bytes. The batch is
     /// as before then.
     pub fn add(&mut self, range: IovaRange, offset: u64, access: Access) -> Result<(), BadRange> {
-        let memory = self.memory.len().checked_sub(1).ok_or(BadRange::Empty)?;
-        let len = self.memory.last().map_or(0, |memory| memory.len().get());
+        let len = self.memory.last().ok_or(BadRange::Empty)?.len().get();
         let reach = range.last().get() - range.first().get();
-        if offset.checked_add(reach).is_none_or(|last| last >= len) {
+        if reach >= len || offset >= len - reach {
             return Err(BadRange::Overflow);
         }
-        let part = BatchPart { range, memory, offset, access };
+        let part = BatchPart { range, memory: self.memory.len() - 1, offset, access };
         match self.parts.last_mut() {
             Some(last) if last.continues_to(&part) => last.range = last.range.hull(range),
             Some(last) if range.first() < last.range.first() => {
@@ -169,10 +175,12 @@ impl MapBatch {
 
 impl BatchPart {
     fn continues_to(&self, next: &Self) -> bool {
-        self.memory == next.memory
-            && self.access == next.access
+        // The offset first, since it tells most parts apart.
+        let distance = next.range.first().get().wrapping_sub(self.range.first().get());
+        next.offset.wrapping_sub(self.offset) == distance
             && self.range.touches(next.range)
-            && self.offset.checked_add(next.range.first().get() - self.range.first().get()) == Some(next.offset)
+            && self.memory == next.memory
+            && self.access == next.access
     }
 }
 

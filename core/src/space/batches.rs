@@ -10,34 +10,19 @@ use crate::space::deferred::Deferred;
 use crate::space::index::Placed;
 use crate::space::layout::{Slot, WindowSet};
 use crate::space::mapper::Mapper;
-use crate::words::address::IovaRange;
+use crate::words::address::{Iova, IovaRange};
 use crate::words::memory::HostMemory;
+use crate::words::page::PageSize;
+use crate::words::window::Window;
 
 const OPERATION: Operation = Operation::Map;
 
-/// The parts of a batch, each with its memory. One clone of a memory serves all of its parts, one after the other.
-struct Parts<'a> {
-    batch: &'a MapBatch,
-    /// A clone of the memory that the batch has at this place, moved to the current part.
-    current: Option<(usize, HostMemory)>,
-}
-
-impl<'a> Parts<'a> {
-    fn of(batch: &'a MapBatch) -> Self {
-        Self { batch, current: None }
-    }
-
-    /// The part with its memory.
-    fn placed(&mut self, part: &BatchPart) -> Option<Placed<'_>> {
-        let whole = self.batch.memory().get(part.memory)?;
-        if self.current.as_ref().is_none_or(|(number, _)| *number != part.memory) {
-            self.current = Some((part.memory, whole.clone()));
-        }
-        let (_, memory) = self.current.as_mut()?;
-        // A part is as long as a part of memory, so it has a length.
-        memory.move_in(whole, part.offset, part.range.len().unwrap_or(NonZeroU64::MAX));
-        Some(Placed { range: part.range, memory, access: part.access, unit: self.batch.unit() })
-    }
+/// The windows of a batch, whose operations are held.
+struct Place<'a> {
+    set: &'a WindowSet,
+    /// The one that has all of the batch, if one has.
+    only: Option<&'a Slot>,
+    hull: IovaRange,
 }
 
 /// The mapping of batches in a space.
@@ -54,63 +39,78 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
     pub(super) fn map_parts(&self, batch: &MapBatch) -> Result<(), Error> {
         let Some(hull) = batch.hull() else { return Ok(()) };
         let mut deferred = Deferred::default();
-        let mut parts = Parts::of(batch);
-        let mut checked = None;
-        for part in batch.parts() {
-            // Alike for all parts of one memory with one access.
-            if checked != Some((part.memory, part.access)) {
-                let Some(Placed { range, memory, access, .. }) = parts.placed(part) else { continue };
-                self.space.check_request(OPERATION, range, memory, access)?;
-                checked = Some((part.memory, part.access));
-            }
+        // Checked once for all parts of one memory with one access.
+        for (memory, parts) in alike(batch, batch.parts()) {
+            let Some(first) = parts.first() else { continue };
+            self.space.check_request(OPERATION, first.range, memory, first.access)?;
         }
         let gate = self.space.enter(OPERATION, hull)?;
-        let set = &gate.in_force;
-        let slots: Vec<&Slot> = set.overlapping(hull).collect();
-        let _in_turn: Vec<_> = slots.iter().map(|slot| slot.operations.lock()).collect();
-        self.check_parts(set, &slots, hull, batch)?;
+        let set = &*gate.in_force;
+        match set.slot_at(hull.first()).filter(|slot| slot.window.range.covers(hull)) {
+            Some(slot) => {
+                let _in_turn = slot.operations.lock();
+                self.map_in(&Place { set, only: Some(slot), hull }, batch, &mut deferred)
+            }
+            None => {
+                let _in_turn: Vec<_> = set.overlapping(hull).map(|slot| slot.operations.lock()).collect();
+                self.map_in(&Place { set, only: None, hull }, batch, &mut deferred)
+            }
+        }
+    }
+
+    fn map_in(&self, place: &Place<'_>, batch: &MapBatch, deferred: &mut Deferred) -> Result<(), Error> {
+        self.check_parts(place, batch)?;
         let mapper = Mapper::of(self.space, OPERATION);
-        for (made, part) in batch.parts().iter().enumerate() {
-            let Some(placed) = parts.placed(part) else { continue };
-            if let Err(error) = mapper.establish(placed, &mut deferred) {
-                return Err(self.undo_parts(set, &slots, batch, made, error, &mut deferred));
+        let mut made = 0;
+        for (whole, parts) in alike(batch, batch.parts()) {
+            // One clone serves all of them, one after the other.
+            let mut memory = whole.clone();
+            for part in parts {
+                let placed = placed(batch, part, whole, &mut memory);
+                if let Err(error) = mapper.establish(placed, deferred) {
+                    return Err(self.undo_parts(place, batch, made, error, deferred));
+                }
+                made += 1;
             }
         }
-        record(set, batch, batch.parts());
+        record(place.set, batch, batch.parts());
         Ok(())
     }
 
-    /// Checks all parts, with the operations of their windows held.
-    fn check_parts(&self, set: &WindowSet, slots: &[&Slot], hull: IovaRange, batch: &MapBatch) -> Result<(), Error> {
-        let is_empty = slots.iter().all(|slot| slot.live.read().overlap(hull).is_none());
-        let is_covered =
-            batch.memory().iter().all(|memory| self.space.registrations.cover(&self.space.backend, memory));
-        let has_fences = self.space.fences.any();
+    /// Checks all parts.
+    fn check_parts(&self, place: &Place<'_>, batch: &MapBatch) -> Result<(), Error> {
+        let fitting = self.fitting(place, batch);
         let mut before: Option<IovaRange> = None;
-        let mut parts = Parts::of(batch);
-        for part in batch.parts() {
-            let is_apart = before.is_none_or(|before| !before.overlaps(part.range));
-            let is_fine = is_empty && is_covered && !has_fences && is_apart && self.fits_one(slots, batch, part);
-            if !is_fine {
-                self.check_part(set, before, parts.placed(part))?;
+        for (whole, parts) in alike(batch, batch.parts()) {
+            let mut memory = None;
+            for part in parts {
+                let is_apart = before.is_none_or(|before| before.last() < part.range.first());
+                let address = whole.address().get().wrapping_add(part.offset);
+                if !is_apart || !fitting.as_ref().is_some_and(|fitting| fitting.takes(part.range, address)) {
+                    let memory = memory.get_or_insert_with(|| whole.clone());
+                    self.check_part(place.set, before, placed(batch, part, whole, memory))?;
+                }
+                before = Some(part.range);
             }
-            before = Some(part.range);
         }
         Ok(())
     }
 
-    /// Returns `true` if a part lies in the one window of the batch, aligned as the window wants it.
-    fn fits_one(&self, slots: &[&Slot], batch: &MapBatch, part: &BatchPart) -> bool {
-        let ([slot], Unit::Pages(page)) = (slots, batch.unit()) else { return false };
-        let memory = batch.memory().get(part.memory).map_or(0, |memory| memory.address().get());
-        slot.window.range.covers(part.range)
-            && slot.takes_pages(page, part.range.first(), memory.wrapping_add(part.offset))
-            && part.range.is_aligned_to(page)
+    /// The condition under which a part of the batch needs no check by itself: everything is in one window that has
+    /// nothing there, registered, and not near a fence.
+    fn fitting(&self, place: &Place<'_>, batch: &MapBatch) -> Option<Fitting> {
+        let (Some(slot), Unit::Pages(page)) = (place.only, batch.unit()) else { return None };
+        let is_covered = |memory| self.space.registrations.cover(&self.space.backend, memory);
+        let is_free = !self.space.fences.any()
+            && slot.takes_pages(page, Iova::new(0), 0)
+            && slot.live.read().overlap(place.hull).is_none()
+            && batch.memory().iter().all(is_covered);
+        if is_free { Some(Fitting { window: slot.window, page }) } else { None }
     }
 
     /// Checks one part by itself. `before` is the part before.
-    fn check_part(&self, set: &WindowSet, before: Option<IovaRange>, placed: Option<Placed<'_>>) -> Result<(), Error> {
-        let Some(Placed { range, memory, unit, .. }) = placed else { return Ok(()) };
+    fn check_part(&self, set: &WindowSet, before: Option<IovaRange>, placed: Placed<'_>) -> Result<(), Error> {
+        let Placed { range, memory, unit, .. } = placed;
         self.space.fences.check(OPERATION, range)?;
         let slot = set.slot_for(OPERATION, range, memory, unit)?;
         let live = slot.live.read().overlap(range);
@@ -123,20 +123,19 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
     /// Unmaps the first `made` parts after the next has failed with `error`: those that touch each other in one call.
     fn undo_parts(
         &self,
-        set: &WindowSet,
-        slots: &[&Slot],
+        place: &Place<'_>,
         batch: &MapBatch,
         made: usize,
         error: Error,
         deferred: &mut Deferred,
     ) -> Error {
         let parts = batch.parts().get(..made).unwrap_or_default();
-        record(set, batch, parts);
+        record(place.set, batch, parts);
         let mut lost = Vec::new();
         for stretch in parts.chunk_by(|part, next| part.range.touches(next.range)).rev() {
             let (Some(first), Some(last)) = (stretch.first(), stretch.last()) else { continue };
             let range = first.range.hull(last.range);
-            let touched: Vec<&Slot> = slots.iter().copied().filter(|slot| slot.window.range.overlaps(range)).collect();
+            let touched: Vec<&Slot> = place.set.overlapping(range).collect();
             if let Err(error) = self.space.unmap_windows(&touched, range, deferred) {
                 lost.extend_from_slice(error.fenced());
             }
@@ -145,10 +144,35 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
     }
 }
 
+/// A window that takes pages of a batch.
+struct Fitting {
+    window: Window,
+    page: PageSize,
+}
+
+impl Fitting {
+    /// Returns `true` if the window takes pages at `range`, with memory at `address`.
+    fn takes(&self, range: IovaRange, address: u64) -> bool {
+        self.window.range.covers(range) && range.is_aligned_to(self.page) && self.window.granule().divides(address)
+    }
+}
+
+/// The parts in stretches that are of one memory and have one access, each with its memory.
+fn alike<'b>(batch: &'b MapBatch, parts: &'b [BatchPart]) -> impl Iterator<Item = (&'b HostMemory, &'b [BatchPart])> {
+    let stretches = parts.chunk_by(|part, next| part.memory == next.memory && part.access == next.access);
+    stretches.filter_map(|parts| Some((batch.memory().get(parts.first()?.memory)?, parts)))
+}
+
+/// A part with `memory`, which is a clone of `whole` and is moved to it.
+fn placed<'m>(batch: &MapBatch, part: &BatchPart, whole: &HostMemory, memory: &'m mut HostMemory) -> Placed<'m> {
+    // A part is as long as a part of memory, so it has a length.
+    memory.move_in(whole, part.offset, part.range.len().unwrap_or(NonZeroU64::MAX));
+    Placed { range: part.range, memory, access: part.access, unit: batch.unit() }
+}
+
 /// Records parts that are mapped: all of those in one window at once.
 fn record(set: &WindowSet, batch: &MapBatch, parts: &[BatchPart]) {
     let mut parts = parts;
-    let mut placing = Parts::of(batch);
     while let Some(slot) = parts.first().and_then(|part| set.slot_at(part.range.first())) {
         let end = parts.partition_point(|part| slot.window.range.covers(part.range));
         let (inside, rest) = parts.split_at(end);
@@ -157,9 +181,9 @@ fn record(set: &WindowSet, batch: &MapBatch, parts: &[BatchPart]) {
             return;
         }
         let mut live = slot.live.write();
-        for part in inside {
-            if let Some(placed) = placing.placed(part) {
-                live.insert(placed);
+        for (memory, parts) in alike(batch, inside) {
+            if let Some(first) = parts.first() {
+                live.insert_parts(memory, first.access, batch.unit(), parts);
             }
         }
         parts = rest;

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::num::NonZeroU64;
 
-use crate::contract::{Mapping, Unit};
+use crate::contract::{BatchPart, Mapping, Unit};
 use crate::space::deferred::Deferred;
 use crate::space::radix::{Ascending, LeafHint, Words};
 use crate::words::access::Access;
@@ -138,20 +138,60 @@ impl Index {
     /// The place of a page, if `range` is one that is the table's alone.
     #[inline]
     pub(super) fn place_of(&self, range: IovaRange) -> Option<Place> {
-        if self.quiet.is_some_and(|quiet| quiet.covers(range)) { self.pages.place_of(range) } else { None }
+        if self.is_quiet(range) { self.pages.place_of(range) } else { None }
     }
 
     /// Adds a page of memory where there is none. Returns `false` if a word cannot tell it; nothing changed then.
     pub(super) fn insert_page(&mut self, place: Place, memory: &HostMemory, access: Access) -> bool {
         debug_assert!(!place.is_live(), "a page is put where one is");
-        let pages = &mut self.pages;
-        let Some(word) = pages.word_for(memory, access) else { return false };
-        let step = pages.page.bytes();
+        let Some(word) = self.pages.word_for(memory, access) else { return false };
+        self.insert_word(place, word);
+        true
+    }
+
+    /// Puts the word of a page, which is counted, where there is none.
+    #[inline]
+    fn insert_word(&mut self, place: Place, word: u64) {
+        let step = self.pages.page.bytes();
         // A word is never as small as a page: it has rights.
-        if pages.words.insert_near(place.hint, place.index, word, step) {
+        if self.pages.words.insert_near(place.hint, place.index, word, step) {
             self.join_around(place.index);
         }
-        true
+    }
+
+    /// Adds parts of a batch, ascending, all of `memory` and with one access. The caller checked that their ranges are
+    /// free. The kind and the leaf of pages are looked up once for many.
+    pub(super) fn insert_parts(&mut self, memory: &HostMemory, access: Access, unit: Unit, parts: &[BatchPart]) {
+        let kind = if unit == Unit::Pages(self.pages.page) { self.pages.hold_kind(memory) } else { None };
+        let mut near = LeafHint::NOWHERE;
+        for part in parts {
+            let address = memory.address().get().wrapping_add(part.offset);
+            let place = if address & !ADDRESS == 0 { self.free_place(part.range, &mut near) } else { None };
+            if let (Some(kind), Some(place)) = (kind, place) {
+                self.pages.kinds.count(kind, (address, address + (self.pages.page.bytes() - 1)), 1);
+                self.insert_word(place, word_of(address, kind, access));
+            } else if let Some(memory) = memory.slice(part.offset, len_of(part.range)) {
+                self.insert(Placed { range: part.range, memory: &memory, access, unit });
+            }
+        }
+        if let Some(kind) = kind {
+            // The caller has the memory, too.
+            drop(self.pages.kinds.leave(word_of(0, kind, access), 1));
+        }
+    }
+
+    /// [`Index::place_of`] a page that is not there. `near` is the hint for the page before.
+    #[inline]
+    fn free_place(&self, range: IovaRange, near: &mut LeafHint) -> Option<Place> {
+        let index = self.pages.page_index(range).filter(|_| self.is_quiet(range))?;
+        *near = self.pages.words.hint_near(*near, index);
+        Some(Place { index, word: 0, hint: *near })
+    }
+
+    /// Returns whether no run of the tree concerns a page.
+    #[inline]
+    fn is_quiet(&self, page: IovaRange) -> bool {
+        self.quiet.is_some_and(|quiet| quiet.covers(page))
     }
 
     /// Moves the run around a page to the tree, if it is not short any more.
@@ -185,7 +225,7 @@ impl Index {
 
     /// Sets the range without runs of the tree around a page.
     fn look_around(&mut self, page: IovaRange) {
-        if self.quiet.is_some_and(|quiet| quiet.covers(page)) {
+        if self.is_quiet(page) {
             return;
         }
         let below = self.runs.range(..=page.first()).next_back().map(|(_, run)| run.range.last());
@@ -427,15 +467,30 @@ impl Place {
 }
 
 impl Pages {
+    #[inline]
     fn place_of(&self, range: IovaRange) -> Option<Place> {
-        let page = self.page;
-        let is_page = range.last().get() - range.first().get() == page.bytes() - 1 && page.divides(range.first().get());
-        if !is_page {
-            return None;
-        }
-        let index = self.index_of(range.first())?;
+        let index = self.page_index(range)?;
         let (word, hint) = self.words.find(index);
         Some(Place { index, word, hint })
+    }
+
+    /// The index of `range`, if that is one page of the table.
+    #[inline]
+    fn page_index(&self, range: IovaRange) -> Option<u64> {
+        let page = self.page;
+        let is_page = range.last().get() - range.first().get() == page.bytes() - 1 && page.divides(range.first().get());
+        if is_page { self.index_of(range.first()) } else { None }
+    }
+
+    /// The number of the kind of `memory`, if words can tell its pages. The kind has a page more until it is left once.
+    fn hold_kind(&mut self, memory: &HostMemory) -> Option<u16> {
+        if !memory.is_plain() || self.page < PageSize::K4 {
+            return None;
+        }
+        let kind = self.kinds.number_for(memory)?;
+        // No bounds: it is none of the memory's pages.
+        self.kinds.count(kind, (u64::MAX, 0), 1);
+        Some(kind)
     }
 
     /// The word of a page, which is counted. `None` if a word cannot tell it.
@@ -445,7 +500,7 @@ impl Pages {
             return None;
         }
         let kind = self.kinds.enter(memory, 1)?;
-        Some(address | (u64::from(kind) << KIND_SHIFT) | u64::from(access.bits()))
+        Some(word_of(address, kind, access))
     }
 
     /// Adds a run, if a word can tell each of its pages. Returns the indices of its first and last page.
@@ -466,7 +521,7 @@ impl Pages {
         }
         let first = self.index_of(run.range.first())?;
         let kind = self.kinds.enter(run.memory, pages)?;
-        let word = run.memory.address().get() | (u64::from(kind) << KIND_SHIFT) | u64::from(run.access.bits());
+        let word = word_of(run.memory.address().get(), kind, run.access);
         for n in 0..pages {
             self.words.insert(first + n, word + (n << page.shift()));
         }
@@ -698,10 +753,10 @@ impl Kind {
         self.memory.as_ref().is_some_and(|known| known.is_of_a_kind(memory))
     }
 
-    fn count(&mut self, memory: &HostMemory, pages: u64) {
+    fn count(&mut self, (first, last): (u64, u64), pages: u64) {
         self.live += pages;
-        self.lowest = self.lowest.min(memory.address().get());
-        self.highest = self.highest.max(memory.last().get());
+        self.lowest = self.lowest.min(first);
+        self.highest = self.highest.max(last);
     }
 }
 
@@ -709,21 +764,38 @@ impl Kinds {
     /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
     #[inline]
     fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
-        if let Some(kind) = self.by_number.get_mut(usize::from(self.last)).filter(|kind| kind.is_of(memory)) {
-            kind.count(memory, pages);
-            return Some(self.last);
-        }
-        self.enter_another(memory, pages)
+        let number = self.number_for(memory)?;
+        self.count(number, (memory.address().get(), memory.last().get()), pages);
+        Some(number)
     }
 
-    /// [`Kinds::enter`] of a kind that is not that of the last insertion, or has no pages any more.
+    /// Counts `pages` more of a kind, the first and the last byte of which are these.
+    #[inline]
+    fn count(&mut self, number: u16, bytes: (u64, u64), pages: u64) {
+        let kind = self.by_number.get_mut(usize::from(number));
+        debug_assert!(kind.is_some(), "a kind without a place");
+        if let Some(kind) = kind {
+            kind.count(bytes, pages);
+        }
+    }
+
+    /// The number of the kind of `memory`, which may be new. `None` if there are too many kinds.
+    #[inline]
+    fn number_for(&mut self, memory: &HostMemory) -> Option<u16> {
+        let last = self.last;
+        if self.by_number.get(usize::from(last)).is_some_and(|kind| kind.is_of(memory)) {
+            return Some(last);
+        }
+        self.another_number_for(memory)
+    }
+
+    /// [`Kinds::number_for`] of memory that is not of the kind of the last insertion, or of a kind without pages.
     #[inline(never)]
-    fn enter_another(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
+    fn another_number_for(&mut self, memory: &HostMemory) -> Option<u16> {
         self.last = match self.revive(memory) {
             Some(number) => number,
             None => self.number_of(memory).or_else(|| self.add(memory))?,
         };
-        self.by_number.get_mut(usize::from(self.last))?.count(memory, pages);
         Some(self.last)
     }
 
@@ -812,6 +884,11 @@ impl Kinds {
         let mut used = self.by_number.iter().filter(|kind| kind.live > 0);
         used.any(|kind| kind.lowest <= memory.last().get() && memory.address().get() <= kind.highest)
     }
+}
+
+/// The word of a page at a host address.
+fn word_of(address: u64, kind: u16, access: Access) -> u64 {
+    address | (u64::from(kind) << KIND_SHIFT) | u64::from(access.bits())
 }
 
 /// The number of the kind in a word.
@@ -1009,6 +1086,14 @@ mod tests {
                 unit: u64,
                 read_only: bool,
             },
+            /// The same in parts of so many pages, which continue each other in the memory or come in descending order.
+            MapParts {
+                at: u64,
+                parts: u64,
+                pages: u64,
+                unit: u64,
+                descending: bool,
+            },
             Unmap {
                 at: u64,
                 pages: u64,
@@ -1018,7 +1103,11 @@ mod tests {
         fn step() -> impl Strategy<Value = Step> {
             let pages = prop_oneof![6 => 1_u64..3, 2 => 3_u64..40, 1 => 30_u64..120];
             let map = (0..PAGES, pages.clone(), 0_u64..4, 0_u64..3, prop::bool::weighted(0.2));
+            let parts = (0..PAGES, 1_u64..80, 1_u64..3, 0_u64..3, any::<bool>());
             prop_oneof![
+                1 => parts.prop_map(|(at, parts, pages, unit, descending)| {
+                    Step::MapParts { at, parts, pages, unit, descending }
+                }),
                 3 => map.prop_map(|(at, pages, host, unit, read_only)| Step::Map { at, pages, host, unit, read_only }),
                 1 => (0..PAGES, pages).prop_map(|(at, pages)| Step::Unmap { at, pages }),
             ]
@@ -1069,6 +1158,27 @@ mod tests {
                     index.insert(Placed::of(&mapping));
                     for n in 0..pages {
                         model.insert(at + n, Unmerged { host: page.host + n * 0x1000, ..page });
+                    }
+                }
+                Step::MapParts { at, parts, pages, unit, descending } => {
+                    let count = parts.min((PAGES - at) / pages);
+                    if count == 0 || index.overlap(page_range(at, count * pages)).is_some() {
+                        return;
+                    }
+                    let access = Access::READ;
+                    let first = Unmerged { host: 0x7000_0000 + at * 0x1000, unit, access };
+                    let memory = memory_at(first, count * pages);
+                    let place = |n: u64| if descending { count - 1 - n } else { n } * pages;
+                    let part = |n: u64| BatchPart {
+                        range: page_range(at + n * pages, pages),
+                        memory: 0,
+                        offset: place(n) * 0x1000,
+                        access,
+                    };
+                    index.insert_parts(&memory, access, K4, &(0..count).map(part).collect::<Vec<_>>());
+                    for n in 0..count * pages {
+                        let host = first.host + (place(n / pages) + n % pages) * 0x1000;
+                        model.insert(at + n, Unmerged { host, ..first });
                     }
                 }
                 Step::Unmap { at, pages } => {

@@ -37,8 +37,23 @@ impl<'a, B: Backend> Mapper<'a, B> {
     }
 
     /// Makes the map calls of a mapping. After an error nothing of it is mapped, or its range is fenced.
+    #[inline]
     pub(super) fn establish(&self, wanted: Placed<'_>, deferred: &mut Deferred) -> Result<(), Error> {
-        let established = self.try_to_establish(wanted);
+        let Placed { range, memory, access, unit } = wanted;
+        match call_size(self.keeps, unit) {
+            // One unit is one call everywhere.
+            Some(page) if page.bytes() != memory.len().get() => self.establish_units(wanted, page, deferred),
+            _ => {
+                let mapped = self.backend.map(range, &Lease::kept_by_space(memory), access);
+                mapped.map_err(|failure| self.undo_one_map(wanted, failure, deferred))
+            }
+        }
+    }
+
+    /// Makes a map call for each unit of a mapping.
+    #[inline(never)]
+    fn establish_units(&self, wanted: Placed<'_>, page: PageSize, deferred: &mut Deferred) -> Result<(), Error> {
+        let established = self.map_units(wanted, page);
         if established.is_err() {
             // It may have been mapped for a moment.
             self.tracking.report_mapping(wanted.memory, wanted.access, deferred);
@@ -46,17 +61,8 @@ impl<'a, B: Backend> Mapper<'a, B> {
         established
     }
 
-    fn try_to_establish(&self, wanted: Placed<'_>) -> Result<(), Error> {
-        let Placed { range, memory, access, unit } = wanted;
-        let unit = match unit {
-            // One unit is one call everywhere.
-            Unit::Pages(page) if page.bytes() == memory.len().get() => Unit::Whole,
-            unit => unit,
-        };
-        let Some(page) = call_size(self.keeps, unit) else {
-            let mapped = self.backend.map(range, &Lease::kept_by_space(memory), access);
-            return mapped.map_err(|failure| self.undo_map(wanted, range, range, failure));
-        };
+    fn map_units(&self, wanted: Placed<'_>, page: PageSize) -> Result<(), Error> {
+        let Placed { range, memory, access, .. } = wanted;
         let mut made = None;
         for (part, piece) in units(range, memory, page) {
             let so_far = made.map_or(part, |made: IovaRange| made.hull(part));
@@ -72,6 +78,7 @@ impl<'a, B: Backend> Mapper<'a, B> {
     #[cold]
     pub(super) fn undo_one_map(&self, wanted: Placed<'_>, failure: Failure, deferred: &mut Deferred) -> Error {
         let error = self.undo_map(wanted, wanted.range, wanted.range, failure);
+        // It may have been mapped for a moment.
         self.tracking.report_mapping(wanted.memory, wanted.access, deferred);
         error
     }

@@ -71,6 +71,11 @@ pub(super) struct Ascending<'a> {
     last: u64,
 }
 
+impl LeafHint {
+    /// The hint that leads to no leaf.
+    pub(super) const NOWHERE: Self = Self(NONE);
+}
+
 impl Leaf {
     const EMPTY: Self = Self { base: UNUSED, live: 0, words: [0; FANOUT] };
 }
@@ -112,6 +117,13 @@ impl Words {
         let number = self.leaf_of(index);
         let leaf = self.leaves.get(number as usize);
         (leaf.and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0), LeafHint(number))
+    }
+
+    /// The hint for `index`: `known`, if that is the one, or another.
+    #[inline]
+    pub(super) fn hint_near(&self, known: LeafHint, index: u64) -> LeafHint {
+        let is_known = self.leaves.get(known.0 as usize).is_some_and(|leaf| leaf.base == leaf_base(index));
+        if is_known { known } else { self.find(index).1 }
     }
 
     /// [`Words::insert`]. Returns `true` if `word` is `step` more than the word below it, or less than the word above.
@@ -528,6 +540,10 @@ mod tests {
         ]
     }
 
+    fn base_of(table: &Words, hint: LeafHint) -> Option<u64> {
+        table.leaves.get(hint.0 as usize).map(|leaf| leaf.base)
+    }
+
     fn check(table: &Words, model: &BTreeMap<u64, u64>) {
         let all: Vec<_> = model.iter().map(|(index, word)| (*index, *word)).collect();
         assert_eq!(table.ascending(0, u64::MAX).collect::<Vec<_>>(), all);
@@ -561,6 +577,8 @@ mod tests {
                         let above = model.get(&(index + 1)).copied().unwrap_or(0);
                         let continues = below + 1 == word || word + 1 == above;
                         let (nothing, hint) = table.find(index);
+                        let near = table.hint_near(stale, index);
+                        prop_assert_eq!(base_of(&table, near), base_of(&table, hint));
                         // A hint out of date is worth nothing, and does no harm.
                         let hint = if word % 2 == 0 { hint } else { stale };
                         prop_assert_eq!(nothing, 0);

@@ -233,7 +233,8 @@ impl<A: Address> AddressRange<A> {
 
     /// Returns `true` if both ends lie on borders of `page`.
     pub fn is_aligned_to(self, page: PageSize) -> bool {
-        page.divides(self.first.get()) && self.end().is_none_or(|end| page.divides(end.get()))
+        // The end past 2^64-1 wraps around to 0, which every page divides.
+        page.divides(self.first.get() | self.last.get().wrapping_add(1))
     }
 
     /// How far `address` lies behind the first byte; zero when it lies before it.
