@@ -61,7 +61,7 @@ impl TranslatedWindow {
     pub fn put(&self, at: Iova, target: SystemAddress, access: Access) -> Result<(), EntryError> {
         let shared = self.shared()?;
         let range = IovaRange::with_len(at, shared.page().bytes())?;
-        shared.put_runs(&[EntryRun { range, target, access }])
+        shared.put_run(EntryRun { range, target, access })
     }
 
     /// Puts entries for `len` bytes that continue each other on the bus and in system memory: one kernel call where the
@@ -73,7 +73,7 @@ impl TranslatedWindow {
     pub fn put_run(&self, at: Iova, target: SystemAddress, len: u64, access: Access) -> Result<(), EntryError> {
         let shared = self.shared()?;
         let range = IovaRange::with_len(at, len)?;
-        shared.put_runs(&[EntryRun { range, target, access }])
+        shared.put_run(EntryRun { range, target, access })
     }
 
     /// Puts the entries of several runs, or none of them, in one pass through each space. Runs that continue each other

@@ -764,8 +764,13 @@ impl Kinds {
     /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
     #[inline]
     fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
-        let number = self.number_for(memory)?;
-        self.count(number, (memory.address().get(), memory.last().get()), pages);
+        let bytes = (memory.address().get(), memory.last().get());
+        if let Some(kind) = self.by_number.get_mut(usize::from(self.last)).filter(|kind| kind.is_of(memory)) {
+            kind.count(bytes, pages);
+            return Some(self.last);
+        }
+        let number = self.another_number_for(memory)?;
+        self.count(number, bytes, pages);
         Some(number)
     }
 
@@ -782,11 +787,10 @@ impl Kinds {
     /// The number of the kind of `memory`, which may be new. `None` if there are too many kinds.
     #[inline]
     fn number_for(&mut self, memory: &HostMemory) -> Option<u16> {
-        let last = self.last;
-        if self.by_number.get(usize::from(last)).is_some_and(|kind| kind.is_of(memory)) {
-            return Some(last);
+        match self.by_number.get(usize::from(self.last)) {
+            Some(kind) if kind.is_of(memory) => Some(self.last),
+            _ => self.another_number_for(memory),
         }
-        self.another_number_for(memory)
     }
 
     /// [`Kinds::number_for`] of memory that is not of the kind of the last insertion, or of a kind without pages.

@@ -127,12 +127,12 @@ impl Words {
     }
 
     /// [`Words::insert`]. Returns `true` if `word` is `step` more than the word below it, or less than the word above.
+    #[inline(always)]
     pub(super) fn insert_near(&mut self, hint: LeafHint, index: u64, word: u64, step: u64) -> bool {
         let place = place(index);
         let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
         let Some(leaf) = leaf.filter(|leaf| leaf.live & (1 << place) == 0) else {
-            self.insert(index, word);
-            return self.continues(index, word, step);
+            return self.insert_and_compare(index, word, step);
         };
         leaf.live |= 1 << place;
         self.count += 1;
@@ -145,6 +145,13 @@ impl Words {
         }
     }
 
+    #[inline(never)]
+    fn insert_and_compare(&mut self, index: u64, word: u64, step: u64) -> bool {
+        self.insert(index, word);
+        self.continues(index, word, step)
+    }
+
+    #[inline(never)]
     fn continues(&self, index: u64, word: u64, step: u64) -> bool {
         let (below, above) = self.neighbours(index);
         below.wrapping_add(step) == word || word.wrapping_add(step) == above

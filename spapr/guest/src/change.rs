@@ -132,8 +132,11 @@ impl<'a> Changes<'a> {
     }
 
     /// Adds a change of live entries to the last one, if it continues that, or to the list.
+    #[inline]
     fn add(&mut self, change: Change) {
-        self.end_clearing();
+        if self.clearing.is_some() {
+            self.end_clearing();
+        }
         let page = self.page;
         match self.done.last_mut() {
             Some(last)

@@ -71,6 +71,7 @@ impl Host {
     }
 
     /// Makes one change.
+    #[inline]
     pub(crate) fn make(&self, change: &EntryChange) -> Result<(), EntryError> {
         match change {
             EntryChange::Put(run) => put(&self.window, run),

@@ -112,16 +112,17 @@ impl<I: Iterator<Item = Stretch>> Iterator for Parts<I> {
     type Item = (u64, Stretch);
 
     fn next(&mut self) -> Option<(u64, Stretch)> {
-        if self.rest.count == 0 {
-            self.rest = self.stretches.next()?;
-        }
-        let Stretch { first, count } = self.rest;
-        let room = if first == Tce::NONE { count } else { LEAF - self.index % LEAF };
-        let part = Stretch { first, count: count.min(room) };
+        let whole = if self.rest.count == 0 { self.stretches.next()? } else { self.rest };
         let index = self.index;
-        self.index += part.count;
-        self.rest = self.rest.part(part.count, count - part.count, self.page);
-        Some((index, part))
+        let room = LEAF - index % LEAF;
+        if whole.count <= room || whole.first == Tce::NONE {
+            self.rest.count = 0;
+            self.index += whole.count;
+            return Some((index, whole));
+        }
+        self.rest = whole.part(room, whole.count - room, self.page);
+        self.index += room;
+        Some((index, Stretch { count: room, ..whole }))
     }
 }
 

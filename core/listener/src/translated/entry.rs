@@ -91,38 +91,53 @@ impl EntryRun {
     }
 }
 
-/// Returns the maps that put `runs` in a window of such pages, each in as few pieces as possible.
-pub(crate) fn batch_of(
+/// Adds the maps that put `runs` to a batch, each in as few pieces as possible.
+pub(crate) fn add_to(
+    batch: &mut MapBatch,
     targets: &Pieces<SystemAddress, TargetMemory>,
     runs: &[EntryRun],
-    page: PageSize,
-) -> Result<MapBatch, EntryError> {
-    let mut batch = MapBatch::new(Unit::Pages(page));
+) -> Result<(), EntryError> {
     // Most runs lie in the piece of the run before.
-    let mut piece: Option<&TargetMemory> = None;
+    let mut known: Option<&TargetMemory> = None;
     for run in runs {
-        let mut rest = Some((run.range, SystemRange::with_len(run.target, run.len())?));
-        while let Some((range, target)) = rest {
-            let known = piece.filter(|piece| piece.range().contains(target.first()));
-            let around = known.or_else(|| targets.within(target).next().filter(|piece| starts_in(target, piece)));
-            let around = around.ok_or(EntryError::NotRam(target.first()))?;
-            if known.is_none() {
-                batch.set_memory(around.memory());
-                piece = Some(around);
-            }
-            let offset = around.range().offset_of(target.first());
-            let above = target.without(around.range()).1;
-            let Some(border) = above.and_then(|above| range.first().get().checked_add(target.offset_of(above.first())))
-            else {
-                batch.add(range, offset, run.access)?;
-                break;
-            };
-            let (head, tail) = range.split_before(Iova::new(border)).ok_or(EntryError::NotRam(target.first()))?;
-            batch.add(head, offset, run.access)?;
-            rest = above.map(|above| (tail, above));
+        let target = SystemRange::with_len(run.target, run.len())?;
+        match known.map(TargetMemory::range).filter(|around| around.covers(target)) {
+            Some(around) => batch.add(run.range, around.offset_of(target.first()), run.access)?,
+            None => known = Some(add_pieces_to(batch, targets, known, run, target)?),
         }
     }
-    Ok(batch)
+    Ok(())
+}
+
+/// Adds the maps of a run that does not lie in the `known` piece, which is the batch's last. Returns the last piece.
+fn add_pieces_to<'t>(
+    batch: &mut MapBatch,
+    targets: &'t Pieces<SystemAddress, TargetMemory>,
+    known: Option<&'t TargetMemory>,
+    run: &EntryRun,
+    target: SystemRange,
+) -> Result<&'t TargetMemory, EntryError> {
+    let (mut piece, mut rest) = (known, (run.range, target));
+    loop {
+        let (range, target) = rest;
+        let known = piece.filter(|piece| starts_in(target, piece));
+        let around = known.or_else(|| targets.within(target).next().filter(|piece| starts_in(target, piece)));
+        let around = around.ok_or(EntryError::NotRam(target.first()))?;
+        if known.is_none() {
+            batch.set_memory(around.memory());
+            piece = Some(around);
+        }
+        let offset = around.range().offset_of(target.first());
+        let above = target.without(around.range()).1;
+        let border = above.and_then(|above| range.first().get().checked_add(target.offset_of(above.first())));
+        let Some((above, border)) = above.zip(border) else {
+            batch.add(range, offset, run.access)?;
+            return Ok(around);
+        };
+        let (head, tail) = range.split_before(Iova::new(border)).ok_or(EntryError::NotRam(target.first()))?;
+        batch.add(head, offset, run.access)?;
+        rest = (tail, above);
+    }
 }
 
 fn starts_in(target: SystemRange, piece: &TargetMemory) -> bool {

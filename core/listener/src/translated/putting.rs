@@ -1,13 +1,14 @@
 //! Putting entries, and the fallback for hosts whose pages prove too large for the memory behind them.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dmaspace_core::contract::{MapRequest, PciAddressSpace, Unit};
+use dmaspace_core::contract::{MapBatch, MapRequest, PciAddressSpace, Unit};
 use dmaspace_core::error::Error;
 
 use super::entry::{EntryError, EntryRun};
-use super::shared::{Paused, Shared};
+use super::shared::{Open, Paused, Shared};
 use crate::apply::create_again_empty;
 use crate::journal::{Done, Journal};
 use crate::page_size_fallback::SmallerPages;
@@ -20,6 +21,12 @@ struct Refused {
     made_again: usize,
 }
 
+impl Refused {
+    fn by(space: &Arc<dyn PciAddressSpace>, error: Error, made_again: usize) -> Box<Self> {
+        Box::new(Self { error: error.into(), by: Some(space.clone()), made_again })
+    }
+}
+
 impl From<EntryError> for Box<Refused> {
     fn from(error: EntryError) -> Self {
         Self::new(Refused { error, by: None, made_again: 0 })
@@ -29,23 +36,55 @@ impl From<EntryError> for Box<Refused> {
 /// The windows that were created again, with the journals that restore them.
 type Remade = Vec<(Arc<dyn PciAddressSpace>, Journal)>;
 
+/// The runs up to which the room of their batch is kept: as many as the longest list of a guest has.
+const KEPT: usize = 512;
+
+thread_local! {
+    /// The room for the maps of a list, one for each processor of the guest that has put one.
+    static BATCH: Cell<Option<MapBatch>> = const { Cell::new(None) };
+}
+
 impl Shared {
+    /// Puts one run.
+    pub(super) fn put_run(&self, run: EntryRun) -> Result<(), EntryError> {
+        self.check(run.range, run.target)?;
+        let spaces = self.open()?;
+        let put = if let [space] = &*spaces { self.map_in_one(space, &run) } else { None };
+        match put {
+            Some(Ok(())) => Ok(()),
+            Some(Err(refused)) => {
+                drop(spaces);
+                self.put_after(refused, &[run], &mut Vec::new())
+            }
+            None => self.put_with_batch(spaces, &[run]),
+        }
+    }
+
     /// Puts all of `runs` or none, in windows of smaller pages where that helps.
     pub(super) fn put_runs(&self, runs: &[EntryRun]) -> Result<(), EntryError> {
-        // Dropped after the locks: a step that is undone may hold the last owner of memory.
-        let mut spent = Vec::new();
         for run in runs {
             self.check(run.range, run.target)?;
         }
-        let refused = match self.open().map_err(Box::from).and_then(|spaces| self.put_on(&spaces, runs, &mut spent)) {
-            Ok(()) => return Ok(()),
-            Err(refused) => refused,
-        };
-        if self.may_fit_after_all(&refused) {
-            self.pause().put_in_smaller_pages(runs, *refused, &mut spent)
-        } else {
-            Err(refused.error)
-        }
+        self.put_with_batch(self.open()?, runs)
+    }
+
+    #[inline(never)]
+    fn put_with_batch(&self, spaces: Open<'_>, runs: &[EntryRun]) -> Result<(), EntryError> {
+        let mut spent = Vec::new();
+        let put = self.put_on(&spaces, runs, &mut spent);
+        // Before `spent`: a step that is undone may hold the last owner of memory, which is dropped after the locks.
+        drop(spaces);
+        put.or_else(|refused| self.put_after(refused, runs, &mut spent))
+    }
+
+    /// Maps a run in one space, if it lies in one piece of target memory. That needs neither a list nor a journal: a
+    /// map that fails leaves nothing.
+    #[inline]
+    fn map_in_one(&self, space: &Arc<dyn PciAddressSpace>, run: &EntryRun) -> Option<Result<(), Box<Refused>>> {
+        let made_again = self.made_again.load(Ordering::Relaxed);
+        let memory = self.resolve_in_one(run.target, run.len())?;
+        let request = MapRequest::new(run.range.first(), &memory, run.access).with_unit(Unit::Pages(self.page()));
+        Some(space.map(request).map_err(|error| Refused::by(space, error, made_again)))
     }
 
     fn put_on(
@@ -54,29 +93,57 @@ impl Shared {
         runs: &[EntryRun],
         spent: &mut Vec<Journal>,
     ) -> Result<(), Box<Refused>> {
-        let made_again = self.made_again.load(Ordering::Relaxed);
-        // The common case needs neither lists nor a journal: a map that fails leaves nothing.
         if let ([space], [run]) = (spaces, runs) {
-            if let Some(memory) = self.resolve_in_one(run.target, run.len()) {
-                let unit = Unit::Pages(self.page());
-                let request = MapRequest::new(run.range.first(), &memory, run.access).with_unit(unit);
-                let refused = |error: Error| Refused { error: error.into(), by: Some(space.clone()), made_again };
-                return space.map(request).map_err(|error| Box::new(refused(error)));
+            if let Some(put) = self.map_in_one(space, run) {
+                return put;
             }
         }
-        let batch = self.batch_of(runs)?;
+        let unit = Unit::Pages(self.page());
+        // A thread that ends has no room.
+        let room = BATCH.try_with(Cell::take).ok().flatten();
+        let mut batch = room.unwrap_or_else(|| MapBatch::new(unit));
+        batch.restart(unit);
+        let put = self.map_batch(spaces, runs, &mut batch, spent);
+        if runs.len() <= KEPT {
+            batch.restart(unit);
+            let _ = BATCH.try_with(|room| room.set(Some(batch)));
+        }
+        put
+    }
+
+    /// Puts runs on every space, by way of a batch.
+    fn map_batch(
+        &self,
+        spaces: &[Arc<dyn PciAddressSpace>],
+        runs: &[EntryRun],
+        batch: &mut MapBatch,
+        spent: &mut Vec<Journal>,
+    ) -> Result<(), Box<Refused>> {
+        let made_again = self.made_again.load(Ordering::Relaxed);
+        self.add_to(batch, runs)?;
+        if let [space] = spaces {
+            return space.map_batch(batch).map_err(|error| Refused::by(space, error, made_again));
+        }
         let mut last = None;
         let put = self.on_every_space(spaces, spent, |space, journal| {
             last = Some(space);
-            space.map_batch(&batch)?;
-            if spaces.len() > 1 {
-                for range in batch.ranges() {
-                    journal.enter(Done::Mapped(range));
-                }
+            space.map_batch(batch)?;
+            for range in batch.ranges() {
+                journal.enter(Done::Mapped(range));
             }
             Ok(())
         });
         put.map_err(|error| Box::new(Refused { error, by: last.cloned(), made_again }))
+    }
+
+    /// Puts runs that were refused in windows of smaller pages, if that may help.
+    #[cold]
+    fn put_after(&self, refused: Box<Refused>, runs: &[EntryRun], spent: &mut Vec<Journal>) -> Result<(), EntryError> {
+        if self.may_fit_after_all(&refused) {
+            self.pause().put_in_smaller_pages(runs, *refused, spent)
+        } else {
+            Err(refused.error)
+        }
     }
 
     /// Returns whether the page size of the space that refused runs may be the reason, or was the reason and is

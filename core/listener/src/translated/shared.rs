@@ -11,7 +11,7 @@ use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 use dmaspace_core::words::memory::HostMemory;
 use dmaspace_core::words::page::PageSize;
 
-use super::entry::{EntryError, EntryRun, Targets, batch_of, placed, resolve, resolve_in_one};
+use super::entry::{EntryError, EntryRun, Targets, add_to, placed, resolve, resolve_in_one};
 use super::kernel_owned::KernelOwned;
 use crate::journal::{Done, Journal};
 use crate::plan::rest_of;
@@ -144,13 +144,14 @@ impl Shared {
     }
 
     /// The host memory behind a range of system memory, if it is one piece.
+    #[inline]
     pub(super) fn resolve_in_one(&self, target: SystemAddress, len: u64) -> Option<HostMemory> {
         resolve_in_one(&self.targets.read(), target, len)
     }
 
-    /// The maps that put `runs`.
-    pub(super) fn batch_of(&self, runs: &[EntryRun]) -> Result<MapBatch, EntryError> {
-        batch_of(&self.targets.read(), runs, self.page)
+    /// Adds the maps that put `runs` to a batch.
+    pub(super) fn add_to(&self, batch: &mut MapBatch, runs: &[EntryRun]) -> Result<(), EntryError> {
+        add_to(batch, &self.targets.read(), runs)
     }
 
     /// Swaps live entries for others, in every space or in none.
@@ -191,15 +192,31 @@ impl Shared {
 
     /// Clears the entries that live in a range, in every space or in none.
     pub(super) fn clear(&self, range: IovaRange) -> Result<u64, EntryError> {
-        // Dropped after the locks: old memory may lose its last owner.
-        let mut spent = Vec::new();
         self.check_range(range)?;
         let spaces = self.open()?;
-        if let [space] = &*spaces {
-            return Ok(space.unmap(range)?);
+        match &*spaces {
+            [space] => Ok(space.unmap(range)?),
+            _ => self.clear_on_all(spaces, range),
         }
+    }
+
+    #[inline(never)]
+    fn clear_on_all(&self, spaces: Open<'_>, range: IovaRange) -> Result<u64, EntryError> {
+        let mut spent = Vec::new();
+        let cleared = self.clear_on(&spaces, range, &mut spent);
+        // Before `spent`: old memory may lose its last owner, which is dropped after the locks.
+        drop(spaces);
+        cleared
+    }
+
+    fn clear_on(
+        &self,
+        spaces: &[Arc<dyn PciAddressSpace>],
+        range: IovaRange,
+        spent: &mut Vec<Journal>,
+    ) -> Result<u64, EntryError> {
         let mut bytes = 0;
-        self.on_every_space(&spaces, &mut spent, |space, journal| {
+        self.on_every_space(spaces, spent, |space, journal| {
             let old = if spaces.len() > 1 { space.mappings(range) } else { Vec::new() };
             // A space whose device has just come back may lack some entries.
             bytes = bytes.max(space.unmap(range)?);

@@ -106,18 +106,24 @@ impl Sparse {
 
     /// Writes entries, in a table of `page`.
     pub(super) fn write(&mut self, parts: Parts<impl Iterator<Item = Stretch>>, page: PageSize) {
-        let mut parts = parts.peekable();
-        while let Some((index, part)) = parts.next() {
+        // The leaf of the part before, and its number.
+        let mut known: Option<(u64, &mut Leaf)> = None;
+        for (index, part) in parts {
             if part.first == Tce::NONE {
+                known = None;
                 self.clear(index, index + (part.count - 1));
                 continue;
             }
-            let Some(leaf) = self.leaf_to_fill(index) else { continue };
+            let leaf = match known {
+                Some((number, leaf)) if number == index / LEAF => leaf,
+                _ => {
+                    known = None;
+                    let Some(leaf) = self.leaf_to_fill(index) else { continue };
+                    leaf
+                }
+            };
             leaf.write(index, part, page);
-            let in_leaf = |(next, part): &(u64, Stretch)| next / LEAF == index / LEAF && part.first != Tce::NONE;
-            while let Some((index, part)) = parts.next_if(in_leaf) {
-                leaf.write(index, part, page);
-            }
+            known = Some((index / LEAF, leaf));
         }
     }
 

@@ -97,8 +97,11 @@ impl NamedTable {
         }
         let change = change_of(index, old, tce, self.geometry.page).and_then(|change| self.geometry.change(&change));
         if let (Some(host), Some(change)) = (host, change) {
-            // Nothing of one change remains if the host refuses it.
-            host.make(&change).inspect_err(|_| self.table_mut().settle())?;
+            if let Err(error) = host.make(&change) {
+                // Nothing of one change remains if the host refuses it.
+                self.table_mut().settle();
+                return Err(error.into());
+            }
         }
         self.table_mut().set(index, tce);
         Ok(())
