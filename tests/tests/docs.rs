@@ -1,4 +1,5 @@
-//! The docs list the tests of each host: these tests make docs/contract.md of the lists.
+//! The docs name tests: these tests make docs/contract.md of the lists of each host, and look for each test that
+//! SECURITY.md names.
 //!
 //! `UPDATE_DOCS=1 cargo test --package dmaspace-tests --test docs` writes it anew.
 
@@ -183,5 +184,35 @@ fn nothing_in_a_list_is_unknown() {
                 "{host}: {test}"
             );
         }
+    }
+}
+
+/// The tests that a text names, each with its file: names in backquotes, then their file in parentheses.
+fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let (mut named, mut names, mut before) = (Vec::new(), Vec::new(), "");
+    for (n, part) in text.split('`').enumerate() {
+        let is_quoted = n % 2 == 1;
+        if is_quoted && before.ends_with('(') {
+            named.extend(names.drain(..).map(|name| (part, name)));
+        } else if is_quoted {
+            names.push(part);
+        } else if part.contains(['|', ';']) {
+            names.clear();
+        }
+        before = part;
+    }
+    named
+}
+
+#[test]
+fn every_test_that_the_page_on_security_names_is_there() {
+    let text = std::fs::read_to_string(repository().join("SECURITY.md")).expect("the page is there");
+    let (_, promises) = text.split_once("| promise | tests |").expect("the page has a table of promises");
+    let (promises, _) = promises.split_once("\n\n").expect("the table ends");
+    let named = named_tests(promises);
+    assert!(named.len() >= 20, "{named:?}");
+    for (file, name) in named {
+        let code = std::fs::read_to_string(repository().join(file)).unwrap_or_default();
+        assert!(code.contains(&format!("fn {name}()")), "SECURITY.md: {file} has no test {name}");
     }
 }
