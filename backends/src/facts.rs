@@ -222,6 +222,43 @@ impl VfioDevice {
     }
 }
 
+/// A device that VFIO can open, known by its place in sysfs: a PCI function, a mediated device, a platform device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SysfsDevice {
+    /// The name that its group opens it by: the last part of the path.
+    pub name: String,
+    /// The number of its IOMMU group. `None` if it is behind no IOMMU.
+    pub group: Option<u32>,
+    /// The device as VFIO names it, while a VFIO driver is bound to it.
+    pub vfio: Option<VfioDevice>,
+}
+
+impl SysfsDevice {
+    /// Reads about the device at `path`: `/sys/bus/mdev/devices/<uuid>`, `/sys/bus/platform/devices/<name>`.
+    ///
+    /// # Errors
+    /// [`FactsError`] for a file that cannot be read or understood. A path without a device has neither a group nor a
+    /// VFIO device.
+    pub fn read(path: &Path) -> Result<Self, FactsError> {
+        Self::of_files(&Directory::new("/"), path)
+    }
+
+    /// Reads about the device at `path` of the host with these files.
+    ///
+    /// # Errors
+    /// As [`SysfsDevice::read`].
+    pub fn of_files(files: &dyn HostFiles, path: &Path) -> Result<Self, FactsError> {
+        sysfs::device_at(&Files { files }, path)
+    }
+}
+
+impl From<&PciDevice> for SysfsDevice {
+    fn from(device: &PciDevice) -> Self {
+        Self { name: device.address.to_string(), group: device.group, vfio: device.vfio.clone() }
+    }
+}
+
 impl Facts {
     /// The ranges where the devices of a group do not reach memory. `whose` names the group or device in reports and
     /// errors.

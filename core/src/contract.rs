@@ -24,7 +24,7 @@ mod registration;
 mod space;
 mod windows;
 
-pub use attachable::{AttachPlace, AttachPoint, Attachable, DeviceId, ObjectId};
+pub use attachable::{AttachPlace, AttachPoint, Attachable, AttachedElsewhere, DeviceId, ObjectId};
 pub use capabilities::{Capabilities, LiveUpdateSupport, MappingModel};
 pub(crate) use mapping::BatchPart;
 pub use mapping::{MapBatch, MapRequest, Mapping, Swap, Unit};

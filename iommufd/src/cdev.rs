@@ -45,6 +45,19 @@ impl Cdev {
         Self { device, name: name.into(), reserved: Vec::new(), place: Mutex::new(Rank::Device, Place::default()) }
     }
 
+    /// Takes over `device`, which is bound to `iommufd` already and has the id `id` there: a VMM may keep its bound
+    /// descriptors while it is replaced, and the kernel binds a descriptor once. Where the device is attached does not
+    /// matter: it is moved to the place where it is attached next.
+    ///
+    /// # Safety
+    /// `device` is bound to `iommufd`, with the id `id`. If it is attached to an address space, that is the one it is
+    /// attached to next, or memory there outlives the attachment.
+    #[expect(unsafe_code, reason = "UNSAFETY: ids of another iommufd name other address spaces")]
+    pub unsafe fn bound(device: OwnedHandle, name: impl Into<String>, iommufd: Handle, id: DeviceId) -> Self {
+        let place = Place { bound: Some((iommufd, id)), attached: None };
+        Self { device, name: name.into(), reserved: Vec::new(), place: Mutex::new(Rank::Device, place) }
+    }
+
     /// Adds the ranges in which the device cannot reach memory.
     #[must_use]
     pub fn reserving(mut self, reserved: Vec<Reserved>) -> Self {
@@ -204,6 +217,18 @@ mod tests {
         assert_eq!((calls[0].bytes.as_slice(), calls[0].attached.as_slice()), (bind.as_bytes(), &[8][..]));
         let attach = AttachIommufdPt { argsz: 16, flags: 0, pt_id: 8, pasid: 0 };
         assert_eq!((calls[3].bytes.as_slice(), calls[3].attached.len()), (attach.as_bytes(), 0));
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "UNSAFETY: no device is behind a scripted door")]
+    fn a_device_that_is_bound_already_is_not_bound_again() {
+        let door = ScriptedDoor::new(&[]);
+        let node = crate::fixture::device(&door, 2);
+        // SAFETY: no kernel is asked.
+        let device = unsafe { Cdev::bound(node, "0000:01:00.0", IOMMUFD, DeviceId::new(4)) };
+        assert_eq!(device.bind_to(IOMMUFD), Ok(Some(DeviceId::new(4))));
+        device.attach_to(at(FIRST)).expect("attached");
+        assert_eq!(door.names(), [ATTACH]);
     }
 
     #[test]

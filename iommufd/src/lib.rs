@@ -80,6 +80,22 @@ impl Ioas {
         Ok(Self { tables: PageTables::default(), object: Object::new_ioas(iommufd)?, pool: None })
     }
 
+    /// Takes over an address space that another user of the iommufd created, by its id. It is destroyed with the result
+    /// or, while a device is attached to it, with the iommufd.
+    ///
+    /// Devices that are attached to it already reach all that is mapped. A device that is attached anew with this
+    /// library may be one of them ([`Cdev::bound`]): the kernel moves it from the address space to the same address
+    /// space (linux: drivers/vfio/iommufd.c, vfio_iommufd_physical_attach_ioas).
+    ///
+    /// # Safety
+    /// `id` is an address space of `iommufd` in which nothing is mapped. From now on nothing but the result maps or
+    /// unmaps there. A device that the result does not know is detached before the result is dropped: memory that was
+    /// mapped may be reused then.
+    #[expect(unsafe_code, reason = "UNSAFETY: the index of a space must have every mapping of its address space")]
+    pub unsafe fn adopted(iommufd: Arc<Iommufd>, id: ObjectId) -> Self {
+        Self { tables: PageTables::default(), object: Object::adopted_ioas(iommufd, id), pool: None }
+    }
+
     /// Creates an address space that shares pins with the others of the pool, for memory whose pins are shared
     /// ([`dmaspace_core::contract::PinSharing`]), which a listener does.
     ///
@@ -235,6 +251,20 @@ mod tests {
         assert_eq!(door.names(), ["IOMMU_IOAS_ALLOC", DESTROY]);
         drop(second);
         assert_eq!(door.names(), [DESTROY, "close"]);
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "UNSAFETY: no kernel is behind a scripted door")]
+    fn an_adopted_address_space_is_used_by_its_id_and_destroyed() {
+        let door = ScriptedDoor::new(&[]);
+        let iommufd = Iommufd::new(crate::fixture::iommufd(&door));
+        // SAFETY: nothing is mapped behind a scripted door.
+        let ioas = unsafe { Ioas::adopted(iommufd, ObjectId::new(9)) };
+        assert_eq!(ioas.attach_place(), AttachPlace::Ioas { iommufd: IOMMUFD, ioas: ObjectId::new(9) });
+        drop(ioas);
+        let calls = door.take();
+        assert_eq!(calls.iter().map(|call| call.name).collect::<Vec<_>>(), [DESTROY, "close"]);
+        assert_eq!(Destroy::read_from_bytes(&calls[0].bytes), Ok(Destroy { size: 8, id: 9 }));
     }
 
     #[test]

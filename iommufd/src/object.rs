@@ -102,6 +102,11 @@ impl Object {
         }
     }
 
+    /// Takes over an address space that another user of the iommufd created.
+    pub(crate) fn adopted_ioas(iommufd: Arc<Iommufd>, id: ObjectId) -> Self {
+        Self { id, iommufd }
+    }
+
     /// Allocates a page table that maps an address space, fits a device and compatible ones, and logs their writes.
     ///
     /// `EOPNOTSUPP` means that the device's IOMMU cannot log, `EINVAL` that its driver refuses (linux:

@@ -114,7 +114,7 @@ pub(super) struct Files<'a> {
 }
 
 /// A path relative to the root.
-fn relative(path: &Path) -> &Path {
+pub(super) fn relative(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 

@@ -1,12 +1,13 @@
 //! The platform, the IOMMU groups and the PCI functions, from procfs and sysfs.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use dmaspace_core::{Iova, IovaRange};
 
-use super::files::{FactsError, Files};
+use super::files::{FactsError, Files, relative};
 use super::locked::field_of;
-use super::{IommuGroup, PciDevice, Platform, ReservedRegion, VfioDevice};
+use super::{IommuGroup, PciDevice, Platform, ReservedRegion, SysfsDevice, VfioDevice};
 use crate::pci::PciAddress;
 
 pub(super) fn platform(files: &Files<'_>) -> Result<Platform, FactsError> {
@@ -81,9 +82,20 @@ fn device(files: &Files<'_>, at: &str, address: PciAddress) -> Result<PciDevice,
         device: id_in(files, &format!("{at}/device"))?,
         class: class.unwrap_or_default(),
         driver: files.target(&format!("{at}/driver")),
-        group: files.target(&format!("{at}/iommu_group")).and_then(|group| group.parse().ok()),
+        group: group_of(files, at),
         vfio: vfio_device(files, at)?,
     })
+}
+
+/// The device at `path`, of any bus.
+pub(super) fn device_at(files: &Files<'_>, path: &Path) -> Result<SysfsDevice, FactsError> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let at = relative(path).to_string_lossy().into_owned();
+    Ok(SysfsDevice { name, group: group_of(files, &at), vfio: vfio_device(files, &at)? })
+}
+
+fn group_of(files: &Files<'_>, at: &str) -> Option<u32> {
+    files.target(&format!("{at}/iommu_group"))?.parse().ok()
 }
 
 fn hexadecimal_in(files: &Files<'_>, path: &str) -> Result<Option<u64>, FactsError> {

@@ -36,6 +36,14 @@ pub enum OpenError {
         /// The name of the backend.
         name: &'static str,
     },
+    /// The device has no node through which the backend could open it: it is not bound to a VFIO driver, it is behind
+    /// no IOMMU, or the facts are older than the device.
+    NoNode {
+        /// The device.
+        device: String,
+        /// The backend.
+        backend: BackendKind,
+    },
     /// A node could not be opened.
     Node {
         /// The node.
@@ -91,6 +99,7 @@ impl fmt::Display for OpenError {
             Self::NoBackend(choice) => write!(f, "{choice}")?,
             Self::NoChoice { backend, why } => write!(f, "{backend} {why}")?,
             Self::ForeignBackend { name } => write!(f, "{name} is a backend of another crate")?,
+            Self::NoNode { device, backend } => write!(f, "{device} has no node that {backend} could open")?,
             Self::Node { path, errno } => write!(f, "open {}: {errno}", path.display())?,
             Self::Version(found) => {
                 write!(f, "{CONTAINER_NODE} speaks version {found} of VFIO, and this library {API_VERSION}")?;
@@ -143,7 +152,7 @@ impl OpenError {
             Self::NotUndone { cause, .. } => cause.as_errno(),
             Self::NotViable { .. } => Errno::EPERM,
             Self::NotInherited { .. } | Self::Version(_) | Self::NoChoice { .. } => Errno::EINVAL,
-            Self::NoBackend(_) | Self::ForeignBackend { .. } => Errno::ENODEV,
+            Self::NoBackend(_) | Self::NoNode { .. } | Self::ForeignBackend { .. } => Errno::ENODEV,
             Self::Facts(_) => Errno::EIO,
         }
     }
@@ -156,6 +165,7 @@ impl OpenError {
             Self::ForeignBackend { .. } => {
                 Some("open it with that crate, and pass the space and its devices to OpenSpace::around and attach")
             }
+            Self::NoNode { .. } => Some("bind it to its VFIO driver, and read the facts of the host after that"),
             Self::Node { errno, .. } => node_advice(*errno),
             Self::Version(_) => Some("use a kernel and a version of this library that agree"),
             Self::NotViable { .. } => Some("bind all devices of the group to vfio-pci"),

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use dmaspace_abi::vfio::{API_VERSION, GET_API_VERSION};
-use dmaspace_core::contract::{Attachable, WindowChange};
+use dmaspace_core::contract::{Attachable, DeviceId, ObjectId, WindowChange};
 use dmaspace_core::door::{Command, Descriptor, Door, Errno, Handle, HandleKind, Kernel, OwnedHandle};
 use dmaspace_core::words::reserved::Reserved;
 use dmaspace_core::{Backend, Error, PciAddressSpace, Space};
-use dmaspace_iommufd::{Cdev, Ioas};
+use dmaspace_iommufd::{Cdev, Ioas, Iommufd};
 use dmaspace_spapr::{Spapr, SpaprV1};
 use dmaspace_type1::Type1;
 
@@ -29,6 +29,8 @@ use crate::registry::{Entry, Registry};
 ///   devices.
 /// - By descriptors of a VMM that is being replaced ([`Host::inherit`]): those of [`OwnedHandle::adopt`], and that the
 ///   memory is that of the old VMM ([`crate::inherited`]).
+/// - By an address space, or a bound device, of an iommufd that has other users ([`OpenSpace::of_ioas`],
+///   [`OpenSpace::add_bound_device`]): those of [`Ioas::adopted`] and [`Cdev::bound`].
 /// - By a backend and devices of another crate ([`OpenSpace::around`], [`OpenSpace::attach`]): those that this crate
 ///   asks for.
 ///
@@ -85,6 +87,21 @@ impl OpenSpace {
             BackendKind::Other(name) => return Err(OpenError::ForeignBackend { name }),
         };
         Ok(Self::at(door, backend, space, name))
+    }
+
+    /// Makes a space of an address space that another user of `iommufd` created, by its id.
+    ///
+    /// # Errors
+    /// [`OpenError::Attach`] if the address space cannot tell its windows.
+    ///
+    /// # Safety
+    /// The promises of [`Ioas::adopted`].
+    #[expect(unsafe_code, reason = "UNSAFETY: the index of a space must have every mapping of its address space")]
+    pub unsafe fn of_ioas(iommufd: Arc<Iommufd>, ioas: ObjectId) -> Result<Self, OpenError> {
+        let (door, handle) = (iommufd.door().clone(), iommufd.handle());
+        // SAFETY: the caller promises the same.
+        let ioas = unsafe { Ioas::adopted(iommufd, ioas) };
+        Ok(Self::at(door, BackendKind::Iommufd, Arc::new(Space::new(ioas)?), handle))
     }
 
     pub(crate) fn at(
@@ -240,21 +257,48 @@ impl OpenSpace {
         name: &str,
         reserved: Vec<Reserved>,
     ) -> Result<Device, OpenError> {
-        let door = self.door()?.clone();
-        let cdev = Arc::new(Cdev::new(device, name).reserving(reserved));
+        self.door()?;
+        self.add_cdev(Arc::new(Cdev::new(device, name).reserving(reserved)))
+    }
+
+    fn add_cdev(&mut self, cdev: Arc<Cdev>) -> Result<Device, OpenError> {
+        let (door, name) = (self.door()?.clone(), cdev.name());
         let entry = match &self.registry {
             Some(registry) => {
                 let entry = Entry::new(registry.clone(), cdev.device());
-                Some(entry.map_err(|errno| OpenError::Registry { subject: name.to_owned(), errno })?)
+                Some(entry.map_err(|errno| OpenError::Registry { subject: name.clone(), errno })?)
             }
             None => None,
         };
-        let device = Device::of_node(door, name, cdev.clone(), entry);
+        let device = Device::of_node(door, &name, cdev.clone(), entry);
         self.attach_added(cdev)?;
         Ok(device.with_space(self.space.clone()))
     }
 
-    /// Attaches a device that another crate opened, and returns the change of the windows.
+    /// Attaches an open device that is bound to this space's iommufd already, as the device `id`; it is closed with the
+    /// space or on failure. `name` stands for it in errors. A registry is told of the device, unless the caller has
+    /// told it.
+    ///
+    /// # Errors
+    /// [`OpenError::ForeignBackend`], [`OpenError::Registry`], [`OpenError::Attach`].
+    ///
+    /// # Safety
+    /// The promises of [`Cdev::bound`].
+    #[expect(unsafe_code, reason = "UNSAFETY: ids of another iommufd name other address spaces")]
+    pub unsafe fn add_bound_device(
+        &mut self,
+        device: OwnedHandle,
+        name: &str,
+        id: DeviceId,
+    ) -> Result<Device, OpenError> {
+        let iommufd = self.handle().ok_or(OpenError::ForeignBackend { name: self.backend.name() })?;
+        // SAFETY: the caller promises the same.
+        let cdev = unsafe { Cdev::bound(device, name, iommufd, id) };
+        self.add_cdev(Arc::new(cdev))
+    }
+
+    /// Attaches a device that another crate opened, or a group that is attached already
+    /// ([`AttachedElsewhere`](dmaspace_core::contract::AttachedElsewhere)), and returns the change of the windows.
     ///
     /// # Errors
     /// [`OpenError::Attach`].

@@ -145,3 +145,62 @@ pub unsafe trait Attachable: Send + Sync + fmt::Debug {
     /// The kernel's answer; the device is still attached then.
     fn detach_from(&self, point: AttachPoint<'_>) -> Result<Undone, Failure>;
 }
+
+/// A group or device that another owner attached to a space's container, and detaches from it: a process that passed
+/// the container on, another library in this process.
+///
+/// A container shows its windows once it has a device, so its space must know of one: attach this to it.
+pub struct AttachedElsewhere {
+    name: String,
+    group: Option<Handle>,
+    detach: Box<dyn Fn() -> Result<Undone, Failure> + Send + Sync>,
+}
+
+impl AttachedElsewhere {
+    /// A group or device of this name. `detach` has its owner detach it, or returns why it is still attached.
+    ///
+    /// # Safety
+    /// It is attached to the container or address space of the space that it is attached to next, until `detach`
+    /// returns success, and is not attached there any more after that. While it is attached when the space is dropped,
+    /// memory that was mapped is not reused.
+    #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when the last device says that it is detached")]
+    pub unsafe fn new(
+        name: impl Into<String>,
+        detach: impl Fn() -> Result<Undone, Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), group: None, detach: Box::new(detach) }
+    }
+
+    /// Sets the handle of the group, which KVM needs to link TCE tables.
+    #[must_use]
+    pub fn with_group(mut self, group: Handle) -> Self {
+        self.group = Some(group);
+        self
+    }
+}
+
+#[expect(unsafe_code, reason = "UNSAFETY: repeats a promise")]
+// SAFETY: the promise of `new`.
+unsafe impl Attachable for AttachedElsewhere {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn group(&self) -> Option<Handle> {
+        self.group
+    }
+
+    fn attach_to(&self, _point: AttachPoint<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn detach_from(&self, _point: AttachPoint<'_>) -> Result<Undone, Failure> {
+        (self.detach)()
+    }
+}
+
+impl fmt::Debug for AttachedElsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AttachedElsewhere({})", self.name)
+    }
+}

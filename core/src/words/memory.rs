@@ -563,15 +563,28 @@ impl HostMemory {
 /// Returns `true` if it is a file of tmpfs, as memfds are, or of hugetlbfs. Device nodes lie in a tmpfs, too.
 fn is_of_memory(descriptor: BorrowedFd<'_>) -> bool {
     let is_file = |file: File| file.metadata().is_ok_and(|about| about.is_file());
+    let lies_in_memory =
+        file_system_of(descriptor).is_some_and(|magic| [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&magic));
+    lies_in_memory && descriptor.try_clone_to_owned().is_ok_and(|cloned| is_file(cloned.into()))
+}
+
+/// Returns `true` if it is a dma-buf (linux: include/uapi/linux/magic.h, DMA_BUF_MAGIC).
+fn is_dma_buf(descriptor: BorrowedFd<'_>) -> bool {
+    const DMA_BUF_MAGIC: libc::c_long = 0x444d_4142;
+    file_system_of(descriptor) == Some(DMA_BUF_MAGIC)
+}
+
+/// The magic number of the file system in which a file lies.
+fn file_system_of(descriptor: BorrowedFd<'_>) -> Option<libc::c_long> {
     let mut told = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the descriptor is open, as it is borrowed, and the kernel writes a whole `statfs` and nothing else.
     let result = unsafe { libc::fstatfs(descriptor.as_raw_fd(), told.as_mut_ptr()) };
-    if result != 0 || !descriptor.try_clone_to_owned().is_ok_and(|cloned| is_file(cloned.into())) {
-        return false;
+    if result != 0 {
+        return None;
     }
     // SAFETY: the kernel filled it, as it says.
     let told = unsafe { told.assume_init() };
-    [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&told.f_type)
+    Some(told.f_type)
 }
 
 /// Compares place, length and kind: equal memory is the same memory for a kernel.

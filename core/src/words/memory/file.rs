@@ -8,7 +8,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::is_of_memory;
+use super::{is_dma_buf, is_of_memory};
 
 /// A file whose bytes are memory: a memfd, a file of tmpfs or hugetlbfs, a BAR that its device exported.
 ///
@@ -36,6 +36,15 @@ impl MemoryFile {
     /// mm/gup.c, memfd_pin_folios), and would refuse it when a device is attached, not when it is mapped.
     pub fn new(descriptor: Arc<dyn AsFd + Send + Sync>) -> Option<Self> {
         is_of_memory(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
+    }
+
+    /// A dma-buf that another driver or process exported, known by its descriptor.
+    ///
+    /// `None` for any other file. A kernel decides when the memory is mapped: Linux accepts a part of a BAR that
+    /// vfio-pci exported, since 6.19 (linux: drivers/iommu/iommufd/pages.c, iopt_alloc_dmabuf_pages). Memory of a BAR
+    /// is [`HostMemory::device_memory`](super::HostMemory::device_memory) too, in the file or not.
+    pub fn dma_buf(descriptor: Arc<dyn AsFd + Send + Sync>) -> Option<Self> {
+        is_dma_buf(descriptor.as_fd()).then_some(Self(Source::Descriptor(descriptor)))
     }
 
     /// A file that a door opened, closed with the last clone.
@@ -111,7 +120,9 @@ mod tests {
     #[cfg_attr(miri, ignore = "makes a system call: fstatfs")]
     fn a_file_that_is_not_made_of_memory_is_refused() {
         let null = File::open("/dev/null").expect("every user may open it");
-        assert!(MemoryFile::new(Arc::new(null)).is_none());
+        let null = Arc::new(null);
+        assert!(MemoryFile::new(null.clone()).is_none());
+        assert!(MemoryFile::dma_buf(null).is_none());
     }
 
     #[test]
