@@ -106,6 +106,7 @@ pub mod options;
 pub mod pci;
 mod pool;
 #[cfg(feature = "recording")]
+#[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod recording;
 pub mod registry;
 #[cfg(test)]
@@ -123,8 +124,9 @@ pub use options::OpenOptions;
 pub use pci::PciAddress;
 
 #[doc(no_inline)]
-pub use dmaspace_iommufd::{self as iommufd, Pool};
+pub use dmaspace_iommufd::{self as iommufd, Iommufd, Pool};
 #[cfg(feature = "soft")]
+#[cfg_attr(docsrs, doc(cfg(feature = "soft")))]
 #[doc(no_inline)]
 pub use dmaspace_soft as soft;
 #[doc(no_inline)]
@@ -134,6 +136,8 @@ pub use dmaspace_spapr_guest as spapr_guest;
 #[doc(no_inline)]
 pub use dmaspace_type1 as type1;
 
+#[doc(no_inline)]
+pub use dmaspace_core::backend::{self, Backend};
 #[doc(no_inline)]
 pub use dmaspace_core::contract::{self, dirty, eeh, live_update};
 #[doc(no_inline)]
@@ -147,11 +151,16 @@ pub use dmaspace_core::{
     Access, HostAddress, HostMemory, Iova, IovaRange, MemoryFile, PageSize, PageSizes, PciAddressSpace, Space,
     SystemAddress, SystemRange, Window, Windows,
 };
+#[doc(no_inline)]
+pub use dmaspace_core::{retry, space, sync};
 #[cfg(feature = "vm-memory")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 #[doc(no_inline)]
 pub use dmaspace_listener::vm_memory;
 #[doc(no_inline)]
-pub use dmaspace_listener::{self as listener, FrontEnd, Listener, Section, bar, section};
+pub use dmaspace_listener::{
+    self as listener, CommitError, FrontEnd, Listener, Report, Section, TranslatedWindow, Update, bar, section,
+};
 
 /// The README, whose code must compile.
 #[cfg(all(doctest, feature = "program"))]

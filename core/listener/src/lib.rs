@@ -29,6 +29,7 @@
 //! of all locks ([`dmaspace_core::sync`]): sections' and windows' locks come before those of a space, lower addresses
 //! first. A [`Recorder`] and the owner of memory that loses its last use run without any lock of a listener;
 //! [`KernelEntries`] and a sink of dirty pages may run under them and must not call back.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod apply;
 mod audit;
@@ -50,6 +51,7 @@ mod plan;
 mod range_set;
 mod recorder;
 #[cfg(feature = "serde")]
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 pub mod recording;
 mod report;
 pub mod section;
@@ -59,6 +61,7 @@ mod tracking;
 mod translated;
 mod update;
 #[cfg(feature = "vm-memory")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vm-memory")))]
 pub mod vm_memory;
 mod windows;
 

@@ -27,8 +27,11 @@
 mod bitmaps;
 
 pub use bitmaps::RegionBitmaps;
+// For a VMM that depends on no other crate: this version is the one of the functions here.
 use vm_memory::mmap::NewBitmap;
-use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+#[doc(no_inline)]
+pub use vm_memory::{self, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address as _, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::section::{Section, TargetMemory};
 use dmaspace_core::words::access::Access;
@@ -74,7 +77,7 @@ fn each<B: NewBitmap + Send + Sync + 'static, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     #[test]
     fn a_section_keeps_its_region_alive_and_shows_its_bytes() {
