@@ -20,6 +20,7 @@ use crate::plan::{Plan, Step};
 use crate::range_set::RangeSet;
 use crate::section::{self, Backing, Need, Section};
 use dmaspace_core::contract::{Mapping, MappingModel, PciAddressSpace, Unit};
+use dmaspace_core::door::Errno;
 use dmaspace_core::error::{Error, Kind, Operation};
 use dmaspace_core::sync::{Mutex, MutexGuard, Rank, RwLock};
 use dmaspace_core::words::access::Access;
@@ -66,6 +67,27 @@ pub enum BlockError {
     /// A host refused.
     #[error(transparent)]
     Space(#[from] Error),
+}
+
+impl BlockError {
+    /// The errno of the failed call; for a refusal before the kernel was asked, the errno with which kernels refuse the
+    /// same ([`Error::as_errno`]).
+    pub fn as_errno(&self) -> Errno {
+        match self {
+            Self::NoSuchSection => Errno::ENODEV,
+            Self::OutsideSection(..) | Self::Misaligned(..) => Errno::EINVAL,
+            Self::NoMappingSlots { .. } => Errno::ENOSPC,
+            Self::RegisteredAround { .. } => Errno::EBUSY,
+            Self::Space(error) => error.as_errno(),
+        }
+    }
+}
+
+/// Has the [kind](std::io::ErrorKind) of [`BlockError::as_errno`] and the text of the [`BlockError`].
+impl From<BlockError> for std::io::Error {
+    fn from(error: BlockError) -> Self {
+        error.as_errno().with_text_of(error)
+    }
 }
 
 /// A discardable section in force. Cheap to clone; holds the section weakly: once it is removed, every verb answers
