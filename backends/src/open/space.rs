@@ -276,8 +276,8 @@ impl OpenSpace {
     }
 
     /// Attaches an open device that is bound to this space's iommufd already, as the device `id`; it is closed with the
-    /// space or on failure. `name` stands for it in errors. A registry is told of the device, unless the caller has
-    /// told it.
+    /// space or on failure. `name` stands for it in errors. The registry of the space, if there
+    /// is one, is told of the device.
     ///
     /// # Errors
     /// [`OpenError::ForeignBackend`], [`OpenError::Registry`], [`OpenError::Attach`].
