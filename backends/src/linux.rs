@@ -3,18 +3,21 @@
 //! All unsafe code of this crate that makes calls is in this file, except for KVM's calls on POWER. A table
 //! (src/commands.rs) decides which commands are made at all, and checks that the kernel stays inside the bytes of the
 //! argument. This file fills in addresses and descriptors, makes the call, and takes them out again, so that no caller
-//! ever holds an address that it could use elsewhere.
+//! ever holds an address that it could use elsewhere. Map and unmap calls have a shorter way (`direct`): their struct is
+//! the door's own, and the descriptor that of the [`OwnedHandle`], which needs no look-up in the table of handles.
 //!
 //! The door does *not* keep memory alive: a mapping outlives the call that made it. [`dmaspace_core::Space`] keeps the
 //! [`HostMemory`] until the mapping is gone, and only a space makes the leases that such a call needs.
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that makes system calls std has no safe form of")]
+
+mod direct;
 
 use std::ffi::c_void;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
@@ -23,7 +26,10 @@ use std::sync::atomic::AtomicPtr;
 
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Attached, Attachment, Command, Descriptor, Door, Errno, Handle, HandleKind};
+use dmaspace_core::door::{
+    Argument, Attached, Attachment, Command, Descriptor, DirectMap, DirectUnmap, Door, Errno, Handle, HandleKind,
+    OwnedHandle,
+};
 use dmaspace_core::sync::{Rank, RwLock};
 use dmaspace_core::words::locked::LockedMemory;
 use dmaspace_core::{Access, HostMemory, PageSize};
@@ -78,7 +84,9 @@ impl LinuxDoor {
 
     /// Makes a command whose result is a descriptor of the kind `opens`, or none.
     fn make(&self, on: Handle, command: &mut Command<'_>, opens: Option<HandleKind>) -> Result<i32, Errno> {
-        let file = self.file(on)?;
+        // Keeps the file open during the call.
+        let open = self.file(on)?;
+        let file = open.as_raw_fd();
         let rule = commands::judge(on.kind(), command)?;
         // A descriptor must not be returned as a number, nor a number be taken for a descriptor.
         if rule.opens() != opens {
@@ -86,24 +94,23 @@ impl LinuxDoor {
         }
         let number = command.request.number;
         match (&mut command.argument, &mut *command.attachments) {
-            (Argument::None, _) => ioctl(&file, number, ptr::null_mut()),
+            (Argument::None, _) => ioctl(file, number, ptr::null_mut()),
             // Passed in the register a pointer would be in.
             (Argument::Value(value), _) => {
-                ioctl(&file, number, ptr::without_provenance_mut(usize::try_from(*value).map_err(|_| Errno::EINVAL)?))
+                ioctl(file, number, ptr::without_provenance_mut(usize::try_from(*value).map_err(|_| Errno::EINVAL)?))
             }
             (Argument::Bytes(bytes), [Attachment { offset, what }]) => {
-                self.make_filled(&file, number, bytes, *offset, what)
+                self.make_filled(file, number, bytes, *offset, what)
             }
-            (Argument::Bytes(bytes), [one, two]) => self.make_filled_twice(&file, number, bytes, one, two),
-            (Argument::Bytes(bytes), _) => ioctl(&file, number, bytes.as_mut_ptr().cast()),
+            (Argument::Bytes(bytes), [one, two]) => self.make_filled_twice(file, number, bytes, one, two),
+            (Argument::Bytes(bytes), _) => ioctl(file, number, bytes.as_mut_ptr().cast()),
         }
     }
 
     /// Makes a command with the attachment filled in, and takes it out again.
-    #[inline(always)]
     fn make_filled(
         &self,
-        file: &File,
+        file: RawFd,
         number: u32,
         bytes: &mut [u8],
         at: usize,
@@ -169,7 +176,7 @@ impl LinuxDoor {
     #[cold]
     fn make_filled_twice(
         &self,
-        file: &File,
+        file: RawFd,
         number: u32,
         bytes: &mut [u8],
         one: &Attachment<'_>,
@@ -231,14 +238,14 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) -> Result<()
     place.map(|place| *place = field).ok_or(Errno::EINVAL)
 }
 
-/// Makes the call. Only [`LinuxDoor::make`] may call this, with a command that was judged and filled in.
+/// Makes the call. Only [`LinuxDoor::make`] may call this, with a command that was judged and filled in, and [`direct`].
 #[inline]
-fn ioctl(file: &File, number: u32, argument: *mut c_void) -> Result<i32, Errno> {
-    // SAFETY: the command passed `commands::judge`. Its argument is nothing, a number, a string with its NUL, or a
+fn ioctl(on: RawFd, number: u32, argument: *mut c_void) -> Result<i32, Errno> {
+    // SAFETY: the command passed `commands::judge`, or `direct` laid it out. Its argument is nothing, a number, a string with its NUL, or a
     // struct of which the kernel touches no more than the bytes there, borrowed for the call; every pointer in it is
     // the address of a buffer of at least the length the struct claims, borrowed likewise, or of memory whose owner
     // vouched for it; descriptors are held open.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), number as libc::Ioctl, argument) };
+    let result = unsafe { libc::ioctl(on, number as libc::Ioctl, argument) };
     if result < 0 { Err(last_error()) } else { Ok(result) }
 }
 
@@ -308,6 +315,16 @@ unsafe impl Door for LinuxDoor {
 
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         self.make(on, command, None)
+    }
+
+    #[inline]
+    fn map_directly(&self, on: &OwnedHandle, map: &DirectMap<'_>) -> Option<Result<i32, Errno>> {
+        direct::map(on, map)
+    }
+
+    #[inline]
+    fn unmap_directly(&self, on: &OwnedHandle, unmap: &mut DirectUnmap) -> Option<Result<i32, Errno>> {
+        direct::unmap(on, unmap)
     }
 
     fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {

@@ -7,12 +7,16 @@
 //! descriptor, the command leaves the field zero and names its offset. Only the Linux door writes an address or a
 //! descriptor, just before the call; a host in software gets the memory itself.
 //!
+//! The map and unmap calls that a guest makes by the million have a second form, [`DirectMap`] and [`DirectUnmap`], of
+//! which the Linux door makes a struct of its own. A door that has no use for it gets the command.
+//!
 //! # Memory safety
 //! Safe code that has a door cannot make memory or devices known to a kernel past a space: a command that maps or
 //! registers memory takes a [`Lease`], a command that puts a group into a container takes an [`AttachPoint`], and only
 //! a [`Space`](crate::Space) makes them.
 
 mod descriptor;
+mod direct;
 mod exported;
 mod failure;
 mod handle;
@@ -25,6 +29,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 pub use descriptor::Descriptor;
+pub use direct::{DirectMap, DirectUnmap};
 pub use failure::{Answer, Cause, Errno, Failure};
 pub use handle::{Handle, HandleKind, OwnedHandle};
 pub use lease::Lease;
@@ -165,7 +170,7 @@ impl<'a> Command<'a> {
 ///
 /// # Safety
 /// A space keeps the memory of a mapping until the door has reported that the mapping is gone. So an implementation
-/// must pass each command to one kernel, unchanged, and return that kernel's answer; it must never give a number to two
+/// must pass each command and each direct call to one kernel, unchanged, and return that kernel's answer; it must never give a number to two
 /// handles; [`Door::is_real`] must be true if a device can reach memory through it; and such a door must refuse
 /// [`HostMemory::unbacked`] memory and each command that makes memory or devices known to the kernel without the
 /// [`Lease`] or the [`AttachPoint`] for it.
@@ -189,6 +194,24 @@ pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// The errno of ioctl(2); `EBADF` for a closed handle, own or attached; `ENOTTY` for a command the door does not
     /// know on this kind of handle; `EINVAL` for one whose argument is not shaped as the command's.
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno>;
+
+    /// Makes the map call of a container or an iommufd, and returns the kernel's result. `None` from a door that needs
+    /// the [`Command`]: nothing was done then.
+    ///
+    /// # Errors
+    /// As [`Door::ioctl`].
+    fn map_directly(&self, _on: &OwnedHandle, _map: &DirectMap<'_>) -> Option<Result<i32, Errno>> {
+        None
+    }
+
+    /// Makes the unmap call of a container or an iommufd, and returns the kernel's result. `None` as from
+    /// [`Door::map_directly`].
+    ///
+    /// # Errors
+    /// As [`Door::ioctl`].
+    fn unmap_directly(&self, _on: &OwnedHandle, _unmap: &mut DirectUnmap) -> Option<Result<i32, Errno>> {
+        None
+    }
 
     /// Makes an ioctl whose result is a new descriptor.
     ///

@@ -27,12 +27,17 @@ impl<T> Undone<T> {
     ///
     /// # Errors
     /// Every other failure of the call.
+    #[inline]
     pub fn unless_absent(result: Result<T, Failure>, absent: &[Errno]) -> Result<Self, Failure> {
         match result {
             Ok(done) => Ok(Self::Done(done)),
-            Err(failure) if failure.errno().is_some_and(|errno| absent.contains(&errno)) => Ok(Self::WasNotThere),
-            Err(failure) => Err(failure),
+            Err(failure) => Self::if_absent(failure, absent),
         }
+    }
+
+    #[cold]
+    fn if_absent(failure: Failure, absent: &[Errno]) -> Result<Self, Failure> {
+        if failure.errno().is_some_and(|errno| absent.contains(&errno)) { Ok(Self::WasNotThere) } else { Err(failure) }
     }
 
     /// The result of the call, or `None` where there was nothing to undo.

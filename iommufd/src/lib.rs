@@ -189,8 +189,13 @@ unsafe impl Backend for Ioas {
     }
 
     fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
-        let copied = self.pool.as_ref().and_then(|pool| pool.copy(&self.object, range.first(), memory, access));
-        copied.unwrap_or_else(|| self.object.map(range.first(), memory, access))
+        match &self.pool {
+            None => self.object.map(range.first(), memory, access),
+            Some(pool) => {
+                let copied = pool.copy(&self.object, range.first(), memory, access);
+                copied.unwrap_or_else(|| self.object.map(range.first(), memory, access))
+            }
+        }
     }
 
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_abi::iommufd::{self, Destroy, HwptAlloc, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap};
 use dmaspace_core::contract::{DeviceId, ObjectId};
-use dmaspace_core::door::{Attached, Attachment, Command, Door, Errno, Failure, Handle, Lease, OwnedHandle};
+use dmaspace_core::door::{
+    Attached, Attachment, Command, DirectMap, DirectUnmap, Door, Errno, Failure, Handle, Lease, OwnedHandle,
+};
 use dmaspace_core::retry::{Undone, until_gone};
 use dmaspace_core::words::locked::AccountingMode;
 use dmaspace_core::{Access, HostMemory, Iova};
@@ -125,16 +127,23 @@ impl Object {
 
     /// Maps memory, if the object is an address space: by its file if it has one and the kernel accepts it, else by its
     /// address.
+    #[inline]
     pub(crate) fn map(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
-        if let Some(start) = self.iommufd.place_in_file(memory) {
-            match self.map_file(at, memory, start, access) {
-                Err(refusal) if self.iommufd.may_go_by_address(memory, &refusal) => {
-                    log::debug!("iommufd: {memory} is mapped by its address, since by its file: {refusal}");
-                }
-                done => return done,
-            }
+        match self.iommufd.place_in_file(memory) {
+            Some(start) => self.map_file_or_address(at, memory, start, access),
+            None => self.map_address(at, memory, access),
         }
-        self.map_address(at, memory, access)
+    }
+
+    #[inline(never)]
+    fn map_file_or_address(&self, at: Iova, memory: &Lease<'_>, start: u64, access: Access) -> Result<(), Failure> {
+        match self.map_file(at, memory, start, access) {
+            Err(refusal) if self.iommufd.may_go_by_address(memory, &refusal) => {
+                log::debug!("iommufd: {memory} is mapped by its address, since by its file: {refusal}");
+                self.map_address(at, memory, access)
+            }
+            done => done,
+        }
     }
 
     fn map_file(&self, at: Iova, memory: &Lease<'_>, start: u64, access: Access) -> Result<(), Failure> {
@@ -151,7 +160,17 @@ impl Object {
         self.iommufd.call(Command::with_bytes(iommufd::IOAS_MAP_FILE, map.as_mut_bytes()).attaching(&mut file))
     }
 
+    #[inline]
     fn map_address(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
+        let direct = DirectMap { ioas: Some(self.id), at, memory, access };
+        match self.iommufd.handle.map_directly(iommufd::IOAS_MAP.name, &direct) {
+            Some(mapped) => mapped,
+            None => self.map_by_command(at, memory, access),
+        }
+    }
+
+    #[cold]
+    fn map_by_command(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
         let mut map = IoasMap {
             size: IoasMap::SIZE,
             flags: iommufd::fixed_map_flags(access),
@@ -165,7 +184,18 @@ impl Object {
     }
 
     /// Unmaps whole mappings, and returns their bytes.
+    #[inline]
     pub(crate) fn unmap(&self, iova: u64, length: u64) -> Result<u64, Failure> {
+        let mut direct = DirectUnmap { ioas: Some(self.id), first: Iova::new(iova), length };
+        match self.iommufd.handle.unmap_directly(iommufd::IOAS_UNMAP.name, &mut direct) {
+            Some(Ok(())) => Ok(direct.length),
+            Some(Err(failure)) => Err(failure),
+            None => self.unmap_by_command(iova, length),
+        }
+    }
+
+    #[cold]
+    fn unmap_by_command(&self, iova: u64, length: u64) -> Result<u64, Failure> {
         let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: self.id.get(), iova, length };
         self.iommufd.call(Command::with_bytes(iommufd::IOAS_UNMAP, unmap.as_mut_bytes()))?;
         Ok(unmap.length)

@@ -37,7 +37,7 @@ impl VaddrCalls for Type1 {
     fn update(&self, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
         // `EINVAL` for a mapping that is not there, or whose address was not invalidated (linux:
         // drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_map).
-        let moved = self.map_dma(type1::MAP_VADDR, range, memory);
+        let moved = vfio::map_with_flags(&self.container, type1::MAP_VADDR, range.first(), memory);
         moved.map_err(|failure| match failure.errno() {
             Some(Errno::EINVAL) => failure.caused_by(Cause::NotThere),
             _ => failure,

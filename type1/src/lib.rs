@@ -19,15 +19,14 @@ mod info;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dmaspace_abi::type1::{GET_INFO, UNMAP_ALL};
-use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
+use dmaspace_abi::vfio::{self, UnmapDma};
 use dmaspace_core::backend::Calls;
 use dmaspace_core::contract::{AttachPlace, Capabilities, LiveUpdateSupport, MappingBudget, MappingModel};
-use dmaspace_core::door::{Attached, Attachment, Command, Errno, Failure, HandleKind, Lease, OwnedHandle};
+use dmaspace_core::door::{Command, Errno, Failure, HandleKind, Lease, OwnedHandle};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::words::locked::{Allowance, LockedMemory};
-use dmaspace_core::{Access, Backend, IovaRange, Windows};
-use zerocopy::IntoBytes;
+use dmaspace_core::{Access, Backend, Iova, IovaRange, Windows};
 
 use dirty::DirtyLimits;
 use info::Offer;
@@ -63,14 +62,6 @@ impl Type1 {
 
     fn is_iommufd(&self) -> bool {
         self.container.kind() == HandleKind::Iommufd
-    }
-
-    fn map_dma(&self, flags: u32, range: IovaRange, memory: &Lease<'_>) -> Result<(), Failure> {
-        let (iova, size) = (range.first().get(), memory.len().get());
-        let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova, size };
-        let mut vaddr = [Attachment { offset: std::mem::offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
-        let command = Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr);
-        self.container.call(command)
     }
 
     fn offer(&self) -> Result<Offer, Failure> {
@@ -127,7 +118,7 @@ unsafe impl Backend for Type1 {
     }
 
     fn map(&self, range: IovaRange, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
-        self.map_dma(map_flags(access), range, memory)
+        vfio::map(&self.container, range.first(), memory, access)
     }
 
     /// A kernel that runs out of memory while it fills a page table leaves entries behind (measured: linux 6.12 on
@@ -143,9 +134,12 @@ unsafe impl Backend for Type1 {
 
     /// `ENOENT` is the answer of an iommufd in a container's place where nothing is mapped.
     fn unmap(&self, range: IovaRange) -> Result<Undone<Option<u64>>, Failure> {
-        let mut unmap = unmap_of(range);
-        let called = self.container.call(Command::with_bytes(UNMAP_DMA, unmap.as_mut_bytes()));
-        Undone::unless_absent(called.map(|()| Some(unmap.size)), &[Errno::ENOENT])
+        let called = match range.len() {
+            Some(len) => vfio::unmap(&self.container, range.first(), len.get()),
+            // All 2^64 bytes do not fit the field, so the kernel has a flag for them.
+            None => vfio::unmap_with_flags(&self.container, UNMAP_ALL, Iova::new(0), 0),
+        };
+        Undone::unless_absent(called.map(Some), &[Errno::ENOENT])
     }
 
     /// `EINVAL` is the answer of vfio_iommu_type1 (linux: vfio_iommu_resv_conflict), `EADDRINUSE` that of an iommufd in
@@ -188,7 +182,6 @@ fn unmap_of(range: IovaRange) -> UnmapDma {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dmaspace_core::Iova;
 
     #[test]
     fn an_unmap_of_everything_has_a_flag_and_no_length() {

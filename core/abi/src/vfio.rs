@@ -6,7 +6,9 @@ use dmaspace_core::door::Request;
 use vfio_bindings::bindings::vfio as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use dma::{MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma, map_flags};
+pub use dma::{
+    MAP_DMA, MAP_READ, MAP_WRITE, MapDma, UNMAP_DMA, UnmapDma, map, map_flags, map_with_flags, unmap, unmap_with_flags,
+};
 
 /// The first of VFIO's request numbers.
 pub(crate) const BASE: u8 = 100;

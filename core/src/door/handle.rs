@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::door::{Command, Descriptor, Door, Errno, Failure, Kernel};
+use crate::door::{Command, Descriptor, DirectMap, DirectUnmap, Door, Errno, Failure, Kernel};
 
 /// The type of an open descriptor. VFIO's ioctl numbers mean different things on different kinds (linux:
 /// include/uapi/linux/vfio.h: 0x3b71 is MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always has a
@@ -68,16 +68,23 @@ impl fmt::Debug for Handle {
 pub struct OwnedHandle {
     door: Arc<dyn Door>,
     handle: Handle,
+    /// The handle's descriptor, where the door has one: direct calls need no look-up.
+    descriptor: Option<Descriptor>,
 }
 
 impl OwnedHandle {
+    fn new(door: Arc<dyn Door>, handle: Handle) -> Self {
+        let descriptor = door.descriptor(handle).ok();
+        Self { door, handle, descriptor }
+    }
+
     /// Opens a node read-write and close-on-exec.
     ///
     /// # Errors
     /// The errno of open(2).
     pub fn open(door: Arc<dyn Door>, path: &Path, kind: HandleKind) -> Result<Self, Errno> {
         let handle = door.open(path, kind)?;
-        Ok(Self { door, handle })
+        Ok(Self::new(door, handle))
     }
 
     /// Makes an ioctl whose result is a new descriptor.
@@ -91,7 +98,7 @@ impl OwnedHandle {
         kind: HandleKind,
     ) -> Result<Self, Errno> {
         let handle = door.ioctl_opening(on, command, kind)?;
-        Ok(Self { door, handle })
+        Ok(Self::new(door, handle))
     }
 
     /// Takes over a descriptor that was opened elsewhere: a VMM in a jail receives its descriptors, and so does the
@@ -110,7 +117,7 @@ impl OwnedHandle {
     )]
     pub unsafe fn adopt(door: Arc<dyn Door>, descriptor: OwnedFd, kind: HandleKind) -> Result<Self, Errno> {
         let handle = door.adopt(descriptor, kind)?;
-        Ok(Self { door, handle })
+        Ok(Self::new(door, handle))
     }
 
     /// Takes over an open handle of `door`.
@@ -122,13 +129,13 @@ impl OwnedHandle {
         reason = "UNSAFETY: a second owner of a container could attach devices that the space does not know"
     )]
     pub unsafe fn claim(door: Arc<dyn Door>, handle: Handle) -> Self {
-        Self { door, handle }
+        Self::new(door, handle)
     }
 
     /// Takes over an open handle of a door in software. `None` for a real door, whose handles are opened, adopted or
     /// claimed.
     pub fn simulated(door: Arc<dyn Door>, handle: Handle) -> Option<Self> {
-        (!door.is_real()).then_some(Self { door, handle })
+        (!door.is_real()).then(|| Self::new(door, handle))
     }
 
     /// Makes an ioctl for which zero is the only success.
@@ -145,6 +152,31 @@ impl OwnedHandle {
     /// [`Failure`] with the errno.
     pub fn ask(&self, command: Command<'_>) -> Result<i32, Failure> {
         self.door.ask(self.handle, command)
+    }
+
+    /// Makes a map call for which zero is the only success. `None` where the door needs the [`Command`], or a signal
+    /// interrupted the call: nothing was done then.
+    ///
+    /// # Errors
+    /// [`Failure`] of `call` with the errno or the positive result.
+    #[inline]
+    pub fn map_directly(&self, call: &'static str, map: &DirectMap<'_>) -> Option<Result<(), Failure>> {
+        judged(call, self.door.map_directly(self, map))
+    }
+
+    /// Makes an unmap call, as [`OwnedHandle::map_directly`] makes a map call.
+    ///
+    /// # Errors
+    /// [`Failure`] of `call` with the errno or the positive result.
+    #[inline]
+    pub fn unmap_directly(&self, call: &'static str, unmap: &mut DirectUnmap) -> Option<Result<(), Failure>> {
+        judged(call, self.door.unmap_directly(self, unmap))
+    }
+
+    /// The descriptor, for the door's own calls. `None` behind a door without descriptors.
+    #[inline]
+    pub fn descriptor_held(&self) -> Option<&Descriptor> {
+        self.descriptor.as_ref()
     }
 
     /// The descriptor, for calls that this library does not make.
@@ -171,6 +203,21 @@ impl OwnedHandle {
     }
 }
 
+/// The outcome of a direct call. `None` for an interrupted one, which is made again as a command.
+#[inline]
+fn judged(call: &'static str, result: Option<Result<i32, Errno>>) -> Option<Result<(), Failure>> {
+    if result == Some(Ok(0)) { Some(Ok(())) } else { refused(call, result?).map(Err) }
+}
+
+#[cold]
+fn refused(call: &'static str, result: Result<i32, Errno>) -> Option<Failure> {
+    match result {
+        Ok(positive) => Some(Failure::positive(call, positive)),
+        Err(Errno::EINTR) => None,
+        Err(errno) => Some(Failure::from_errno(call, errno)),
+    }
+}
+
 impl Drop for OwnedHandle {
     fn drop(&mut self) {
         // Closed in any case.
@@ -183,5 +230,24 @@ impl Drop for OwnedHandle {
 impl fmt::Debug for OwnedHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.handle.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_the_only_success_of_a_direct_call_and_an_interrupted_one_is_made_as_a_command() {
+        const CALL: &str = "a call";
+        for (result, outcome) in [
+            (None, None),
+            (Some(Ok(0)), Some(Ok(()))),
+            (Some(Ok(1)), Some(Err(Failure::positive(CALL, 1)))),
+            (Some(Err(Errno::EINTR)), None),
+            (Some(Err(Errno::ENOMEM)), Some(Err(Failure::from_errno(CALL, Errno::ENOMEM)))),
+        ] {
+            assert_eq!(judged(CALL, result), outcome);
+        }
     }
 }

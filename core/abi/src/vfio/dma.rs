@@ -1,7 +1,11 @@
-//! Mapping and unmapping, with numbers and structs that type1 and sPAPR containers share. Their results differ.
+//! Mapping and unmapping, with numbers, structs and calls that type1 and sPAPR containers share. Their results differ.
 
-use dmaspace_core::Access;
-use dmaspace_core::door::Request;
+use std::mem::offset_of;
+
+use dmaspace_core::door::{
+    Attached, Attachment, Command, DirectMap, DirectUnmap, Failure, Lease, OwnedHandle, Request,
+};
+use dmaspace_core::{Access, Iova};
 use vfio_bindings::bindings::vfio as kernel;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -62,6 +66,56 @@ pub struct UnmapDma {
 
 laid_out_as!(MapDma, kernel::vfio_iommu_type1_dma_map { argsz, flags, vaddr, iova, size });
 laid_out_as!(UnmapDma, kernel::vfio_iommu_type1_dma_unmap { argsz, flags, iova, size });
+
+/// Maps all of `memory` from `at` on, in a container.
+///
+/// # Errors
+/// The kernel's failure.
+#[inline]
+pub fn map(container: &OwnedHandle, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
+    let map = DirectMap { ioas: None, at, memory, access };
+    match container.map_directly(MAP_DMA.name, &map) {
+        Some(mapped) => mapped,
+        None => map_with_flags(container, map_flags(access), at, memory),
+    }
+}
+
+/// Makes a [`MAP_DMA`] with these flags.
+///
+/// # Errors
+/// The kernel's failure.
+#[cold]
+pub fn map_with_flags(container: &OwnedHandle, flags: u32, at: Iova, memory: &Lease<'_>) -> Result<(), Failure> {
+    let mut map = MapDma { argsz: MapDma::SIZE, flags, vaddr: 0, iova: at.get(), size: memory.len().get() };
+    let mut vaddr = [Attachment { offset: offset_of!(MapDma, vaddr), what: Attached::Memory(memory) }];
+    container.call(Command::with_bytes(MAP_DMA, map.as_mut_bytes()).attaching(&mut vaddr))
+}
+
+/// Unmaps `length` bytes from `first` on, in a container. Returns the length that a type1 driver reports;
+/// sPAPR's reports none, and `length` is returned.
+///
+/// # Errors
+/// The kernel's failure.
+#[inline]
+pub fn unmap(container: &OwnedHandle, first: Iova, length: u64) -> Result<u64, Failure> {
+    let mut direct = DirectUnmap { ioas: None, first, length };
+    match container.unmap_directly(UNMAP_DMA.name, &mut direct) {
+        Some(Ok(())) => Ok(direct.length),
+        Some(Err(failure)) => Err(failure),
+        None => unmap_with_flags(container, 0, first, length),
+    }
+}
+
+/// Makes an [`UNMAP_DMA`] with these flags, and returns the length that the kernel leaves in the struct.
+///
+/// # Errors
+/// The kernel's failure.
+#[cold]
+pub fn unmap_with_flags(container: &OwnedHandle, flags: u32, first: Iova, length: u64) -> Result<u64, Failure> {
+    let mut unmap = UnmapDma { argsz: UnmapDma::SIZE, flags, iova: first.get(), size: length };
+    container.call(Command::with_bytes(UNMAP_DMA, unmap.as_mut_bytes()))?;
+    Ok(unmap.size)
+}
 
 #[cfg(test)]
 mod tests {
