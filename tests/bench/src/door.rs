@@ -1,4 +1,4 @@
-//! A door that answers every call at once, for the real backends.
+//! The real backends, above a door that answers at once and above the Linux door.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -6,23 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dmaspace_abi::iommufd::{IOAS_ALLOC, IOAS_IOVA_RANGES, IoasAlloc, IoasIovaRanges};
-use dmaspace_abi::spapr::{self, DdwInfo, TCE_GET_INFO, TceInfo};
-use dmaspace_abi::type1::{GET_INFO, INFO_PAGE_SIZES, Info};
-use dmaspace_abi::vfio::{MAP_DMA, UNMAP_DMA};
-use dmaspace_abi::{IovaSpan, iommufd};
+use dmaspace::LinuxDoor;
 use dmaspace_core::contract::{AttachPoint, Attachable, WindowRequest};
 use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Failure, Handle, HandleKind, OwnedHandle};
+use dmaspace_core::door::{
+    Argument, Attached, Command, DirectMap, DirectUnmap, Door, Errno, Failure, Handle, HandleKind, OwnedHandle,
+};
 use dmaspace_core::retry::Undone;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, PciAddressSpace, Space};
 use dmaspace_iommufd::Ioas;
 use dmaspace_spapr::Spapr;
 use dmaspace_type1::Type1;
-use zerocopy::FromBytes;
 
-/// The length of the windows, and of sPAPR's registered memory.
-const WINDOW: u64 = 1 << 36;
+use crate::kernel::{self, WINDOW};
 
 /// The backend behind a door that answers at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +31,19 @@ pub(crate) enum Real {
     Spapr,
 }
 
-/// A space on a real backend, with a device and a window from address 0, where `memory` is registered if need be.
+/// A space on a real backend above a door that answers at once.
 pub(crate) fn space(real: Real, memory: &HostMemory) -> Arc<dyn PciAddressSpace> {
-    let door: Arc<dyn Door> = Arc::new(NullDoor::default());
-    let opened = |kind| OwnedHandle::open(door.clone(), Path::new("/"), kind).expect("every node opens");
+    space_behind(Arc::new(NullDoor::default()), real, memory)
+}
+
+/// A space on a real backend above the Linux door, whose calls [`kernel`] answers.
+pub(crate) fn linux_space(real: Real, memory: &HostMemory) -> Arc<dyn PciAddressSpace> {
+    space_behind(Arc::new(LinuxDoor::new()), real, memory)
+}
+
+/// A space with a device and a window from address 0, where `memory` is registered if need be.
+fn space_behind(door: Arc<dyn Door>, real: Real, memory: &HostMemory) -> Arc<dyn PciAddressSpace> {
+    let opened = |kind| OwnedHandle::open(door.clone(), Path::new("/dev/null"), kind).expect("the node opens");
     let space: Arc<dyn PciAddressSpace> = match real {
         Real::Type1 => Arc::new(Space::new(Type1::new(opened(HandleKind::Container))).expect("answered")),
         Real::Iommufd => {
@@ -76,13 +81,18 @@ unsafe impl Door for NullDoor {
         Err(Errno::EBADF)
     }
 
-    /// An unmap leaves the length in the argument: all of it was mapped.
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        let request = command.request;
-        if ![MAP_DMA, UNMAP_DMA, iommufd::IOAS_MAP, iommufd::IOAS_UNMAP].contains(&request) {
-            describe(on, command);
-        }
+        describe(on, command);
         Ok(0)
+    }
+
+    fn map_directly(&self, _: &OwnedHandle, _: &DirectMap<'_>) -> Option<Result<i32, Errno>> {
+        Some(Ok(0))
+    }
+
+    /// All of the range was mapped: the length stays.
+    fn unmap_directly(&self, _: &OwnedHandle, _: &mut DirectUnmap) -> Option<Result<i32, Errno>> {
+        Some(Ok(0))
     }
 
     fn ioctl_opening(&self, _: Handle, _: &mut Command<'_>, _: HandleKind) -> Result<Handle, Errno> {
@@ -120,28 +130,13 @@ unsafe impl Door for NullDoor {
 
 /// Fills in the answers about the host.
 fn describe(on: Handle, command: &mut Command<'_>) {
+    debug_assert!(on.id() < 2, "one node is opened");
     let Argument::Bytes(bytes) = &mut command.argument else { return };
-    match command.request {
-        IOAS_ALLOC => IoasAlloc::mut_from_bytes(bytes).expect("the struct").out_ioas_id = 1,
-        IOAS_IOVA_RANGES => {
-            let reply = IoasIovaRanges::mut_from_bytes(bytes).expect("the struct");
-            (reply.num_iovas, reply.out_iova_alignment) = (1, PageSize::K4.bytes());
-            if let Some(Attached::Buffer(spans)) = command.attachments.first_mut().map(|field| &mut field.what) {
-                let (span, _) = IovaSpan::mut_from_prefix(spans).expect("room for a span");
-                (span.start, span.last) = (0, WINDOW - 1);
-            }
-        }
-        GET_INFO => {
-            let (info, _) = Info::mut_from_prefix(bytes).expect("the struct");
-            (info.flags, info.iova_pgsizes) = (INFO_PAGE_SIZES, PageSize::K4.bytes());
-        }
-        TCE_GET_INFO => {
-            let info = TceInfo::mut_from_bytes(bytes).expect("the struct");
-            (info.flags, info.dma32_window_size) = (spapr::INFO_DDW, 0x8000_0000);
-            info.ddw = DdwInfo { pgsizes: 0x1000, max_dynamic_windows_supported: 2, levels: 5 };
-        }
-        _ => debug_assert!(on.id() < 2, "one node is opened"),
-    }
+    let buffer = match command.attachments.first_mut().map(|field| &mut field.what) {
+        Some(Attached::Buffer(buffer)) => Some(&mut **buffer),
+        _ => None,
+    };
+    kernel::answer(command.request.number, bytes, buffer);
 }
 
 /// A device that is attached without a call.

@@ -14,6 +14,7 @@ mod callgrind;
 mod curves;
 mod door;
 mod host;
+mod kernel;
 mod locked;
 mod measure;
 mod on_hosts;

@@ -25,10 +25,15 @@ pub(crate) fn compare(
         of_raw = of_raw.min(raw()?);
         of_ours = of_ours.min(ours()?);
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts of a short run")]
+    report(work, n, of_raw, of_ours);
+    Ok(())
+}
+
+/// Prints the instructions of one of `n` repetitions, of the raw calls and of the library.
+#[expect(clippy::cast_precision_loss, reason = "counts of a short run")]
+pub(crate) fn report(work: &str, n: u64, of_raw: f64, of_ours: f64) {
     let n = n as f64;
     println!("cost\t{work}\t{:.0}\t{:.0}", of_raw / n, of_ours / n);
-    Ok(())
 }
 
 /// The instructions of this host for a piece of work, its kernel's included.

@@ -1,6 +1,6 @@
 //! Entries of a TCE table: sPAPR.
 
-use dmaspace_core::contract::MapRequest;
+use dmaspace_core::contract::{MapRequest, Unit};
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{FrontEnd, Listener, Section, Update};
@@ -34,6 +34,7 @@ pub(crate) fn measure(bench: &Bench) -> Tried {
     let guest = Guest::new(bench)?;
     let kind = bench.opened.space.backend();
     guest.pairs(&format!("{kind}: map + unmap of a page"))?;
+    guest.put_and_clear(&format!("{kind}: put + clear of one TCE through the window"))?;
     guest.puts(&format!("{kind}: H_PUT_TCE of an entry and of none"))?;
     for n in 0..30_000 {
         guest.put(LIST + 2 * n, n)?;
@@ -42,7 +43,7 @@ pub(crate) fn measure(bench: &Bench) -> Tried {
     guest.stuff(0, WINDOW / 2 / PAGE)?;
     guest.lists(&format!("{kind}: H_PUT_TCE_INDIRECT of 512 + H_STUFF_TCE, contiguous, an entry"), false)?;
     guest.lists(&format!("{kind}: H_PUT_TCE_INDIRECT of 512 + H_STUFF_TCE, scattered, an entry"), true)?;
-    guest.clear(&format!("{kind}: clear of 30,000 scattered entries, an entry"))
+    guest.clear(&format!("{kind}: flush of 30,000 scattered entries, an entry"))
 }
 
 impl<'a> Guest<'a> {
@@ -84,8 +85,23 @@ impl<'a> Guest<'a> {
         let memory = self.bench.memory(1)?;
         let ours = || {
             for _ in 0..N {
-                space.map(MapRequest::new(range.first(), &memory, Access::READ_WRITE))?;
+                let request = MapRequest::new(range.first(), &memory, Access::READ_WRITE);
+                space.map(request.with_unit(Unit::Pages(PageSize::K4)))?;
                 space.unmap(range)?;
+            }
+            Ok(())
+        };
+        compare(work, N, || instructions(|| self.raw_pairs()), || instructions(ours))
+    }
+
+    /// Through the handle of the window, as an emulated IOMMU of any kind puts an entry.
+    fn put_and_clear(&self, work: &str) -> Tried {
+        let window = self.listener.translated(Iova::new(0)).ok_or("the section is there")?;
+        let range = IovaRange::with_len(Iova::new(0), PAGE)?;
+        let ours = || {
+            for n in 0..N {
+                window.put(range.first(), SystemAddress::new(crate::offset(n)), Access::READ_WRITE)?;
+                window.clear(range)?;
             }
             Ok(())
         };

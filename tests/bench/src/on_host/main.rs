@@ -4,9 +4,12 @@
 //! It prints a line for each comparison: `cost`, the work, and the instructions of one repetition, of the raw calls and
 //! of the library, separated by tabs.
 
+#[cfg(target_arch = "x86_64")]
+mod boot;
 mod compare;
 #[cfg(target_arch = "powerpc64")]
 mod entries;
+mod late;
 #[cfg(target_arch = "x86_64")]
 mod mappings;
 mod raw;
@@ -34,11 +37,12 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    fn open(backend: BackendKind) -> Tried<Self> {
+    /// Opens the host's device number `device`, each of which is in a group of its own.
+    fn open(backend: BackendKind, device: usize) -> Tried<Self> {
         let door = Arc::new(LinuxDoor::new());
         let facts = Facts::of_this_host(&*door)?;
         let devices = std::env::var("EMULATED_DEVICES")?;
-        let device = devices.split_whitespace().next().ok_or("the host names no device")?;
+        let device = devices.split_whitespace().nth(device).ok_or("the host names no such device")?;
         let request = OpenRequest::device(device.parse()?).with_backend(backend);
         let opened = Host::new(door.clone(), facts).open(&request)?;
         let raw = Raw::of(opened.space.descriptor()?, backend)?;
@@ -74,14 +78,24 @@ fn main() -> ExitCode {
 
 #[cfg(target_arch = "x86_64")]
 fn measure() -> Tried {
-    mappings::measure(&Bench::open(BackendKind::Type1)?)?;
+    measure_mappings(BackendKind::Type1)?;
     if std::path::Path::new("/dev/iommu").exists() {
-        mappings::measure(&Bench::open(BackendKind::Iommufd)?)?;
+        measure_mappings(BackendKind::Iommufd)?;
     }
     Ok(())
 }
 
+#[cfg(target_arch = "x86_64")]
+fn measure_mappings(backend: BackendKind) -> Tried {
+    let bench = Bench::open(backend, 0)?;
+    mappings::measure(&bench)?;
+    boot::measure(&bench)?;
+    late::measure(&Bench::open(backend, 1)?, &bench)
+}
+
 #[cfg(target_arch = "powerpc64")]
 fn measure() -> Tried {
-    entries::measure(&Bench::open(BackendKind::Spapr)?)
+    let bench = Bench::open(BackendKind::Spapr, 0)?;
+    entries::measure(&bench)?;
+    late::measure(&Bench::open(BackendKind::Spapr, 1)?, &bench)
 }

@@ -1,7 +1,7 @@
 //! Whole mappings: type1 and iommufd.
 
-use dmaspace_core::contract::MapRequest;
-use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
+use dmaspace_core::contract::{MapRequest, Unit};
+use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 
 use crate::compare::{Tried, compare, instructions};
 use crate::{Bench, PAGE};
@@ -22,11 +22,14 @@ pub(crate) fn measure(bench: &Bench) -> Tried {
     map_scattered(bench, LIVE)?;
     pairs(bench, &format!("{kind}: map + unmap of a page beside 30,000"), PAGE)?;
     unmap_all(bench, LIVE)?;
-    teardown(bench, &format!("{kind}: unmap of 30,000 scattered pages, a page"))
+    flush(bench, &format!("{kind}: flush of 30,000 scattered pages, a page"))
 }
 
+/// Maps a page in that unit, as a guest's IOMMU does, and anything larger whole.
 fn map(bench: &Bench, iova: u64, memory: &HostMemory) -> Tried {
-    Ok(bench.opened.space.space().map(MapRequest::new(Iova::new(iova), memory, Access::READ_WRITE))?)
+    let unit = if memory.len().get() == PAGE { Unit::Pages(PageSize::K4) } else { Unit::Whole };
+    let request = MapRequest::new(Iova::new(iova), memory, Access::READ_WRITE).with_unit(unit);
+    Ok(bench.opened.space.space().map(request)?)
 }
 
 fn unmap(bench: &Bench, iova: u64, length: u64) -> Tried {
@@ -76,7 +79,7 @@ fn one_by_one(bench: &Bench, work: &str) -> Tried {
 }
 
 /// The raw loop unmaps page by page, as a VMM does that keeps no index; the library is asked for the whole range.
-fn teardown(bench: &Bench, work: &str) -> Tried {
+fn flush(bench: &Bench, work: &str) -> Tried {
     let raw = || {
         map_scattered_raw(bench, LIVE)?;
         instructions(|| unmap_scattered_raw(bench, LIVE))

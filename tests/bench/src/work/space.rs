@@ -67,6 +67,12 @@ pub(crate) fn real_pairs(real: Real, live: u64) -> Box<dyn Work> {
     repeat_pairs(Pages::on(door::space(real, &page), page, live, 2))
 }
 
+/// The same pairs through a real backend, over the Linux door and a kernel that answers at once.
+pub(crate) fn linux_pairs(real: Real, live: u64) -> Box<dyn Work> {
+    let page = host::ram(PAGE);
+    repeat_pairs(Pages::on(door::linux_space(real, &page), page, live, 2))
+}
+
 fn repeat_pairs(mut pages: Pages) -> Box<dyn Work> {
     Box::new(move |n| {
         for _ in 0..n {
