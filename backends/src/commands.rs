@@ -3,8 +3,8 @@
 //! [`Door::ioctl`](dmaspace_core::door::Door::ioctl) may be called with any number and any bytes. ioctl(2) may not:
 //! some numbers make the kernel follow a pointer in the bytes, or write more bytes than there are. The door therefore
 //! makes only the commands that are listed here, on the kind of handle that they are listed for, in the form that their
-//! [`Rule`] describes. [`judge`] decides, without a kernel. The map and unmap calls that a guest makes by the million go
-//! past it, as structs of the door's own (src/linux/direct.rs).
+//! [`Rule`] describes. [`judge`] decides, without a kernel. The map and unmap calls that a guest makes by the million
+//! bypass it, as structs of the door's own (src/linux/direct.rs).
 //!
 //! The rules rely on the kernel in these points:
 //! - VFIO and iommufd read and write no further than the first field of a struct says (`argsz`, `size`): it must not

@@ -3,8 +3,8 @@
 //! All unsafe code of this crate that makes calls is in this file, except for KVM's calls on POWER. A table
 //! (src/commands.rs) decides which commands are made at all, and checks that the kernel stays inside the bytes of the
 //! argument. This file fills in addresses and descriptors, makes the call, and takes them out again, so that no caller
-//! ever holds an address that it could use elsewhere. Map and unmap calls have a shorter way (`direct`): their struct is
-//! the door's own, and the descriptor that of the [`OwnedHandle`], which needs no look-up in the table of handles.
+//! ever holds an address that it could use elsewhere. Map and unmap calls have a shorter way (`direct`): their struct
+//! is the door's own, and the descriptor that of the [`OwnedHandle`], which needs no look-up in the table of handles.
 //!
 //! The door does *not* keep memory alive: a mapping outlives the call that made it. [`dmaspace_core::Space`] keeps the
 //! [`HostMemory`] until the mapping is gone, and only a space makes the leases that such a call needs.
@@ -238,13 +238,14 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) -> Result<()
     place.map(|place| *place = field).ok_or(Errno::EINVAL)
 }
 
-/// Makes the call. Only [`LinuxDoor::make`] may call this, with a command that was judged and filled in, and [`direct`].
+/// Makes the call. Only [`LinuxDoor::make`] may call this, with a command that was judged and filled in, and
+/// [`direct`].
 #[inline]
 fn ioctl(on: RawFd, number: u32, argument: *mut c_void) -> Result<i32, Errno> {
-    // SAFETY: the command passed `commands::judge`, or `direct` laid it out. Its argument is nothing, a number, a string with its NUL, or a
-    // struct of which the kernel touches no more than the bytes there, borrowed for the call; every pointer in it is
-    // the address of a buffer of at least the length the struct claims, borrowed likewise, or of memory whose owner
-    // vouched for it; descriptors are held open.
+    // SAFETY: the command passed `commands::judge`, or `direct` laid it out. Its argument is nothing, a number, a
+    // string with its NUL, or a struct of which the kernel touches no more than the bytes there, borrowed for the call;
+    // every pointer in it is the address of a buffer of at least the length the struct claims, borrowed likewise, or of
+    // memory whose owner vouched for it; descriptors are held open.
     let result = unsafe { libc::ioctl(on, number as libc::Ioctl, argument) };
     if result < 0 { Err(last_error()) } else { Ok(result) }
 }

@@ -170,10 +170,10 @@ impl<'a> Command<'a> {
 ///
 /// # Safety
 /// A space keeps the memory of a mapping until the door has reported that the mapping is gone. So an implementation
-/// must pass each command and each direct call to one kernel, unchanged, and return that kernel's answer; it must never give a number to two
-/// handles; [`Door::is_real`] must be true if a device can reach memory through it; and such a door must refuse
-/// [`HostMemory::unbacked`] memory and each command that makes memory or devices known to the kernel without the
-/// [`Lease`] or the [`AttachPoint`] for it.
+/// must pass each command and each direct call to one kernel, unchanged, and return that kernel's answer; it must never
+/// give a number to two handles; [`Door::is_real`] must be true if a device can reach memory through it; and such a
+/// door must refuse [`HostMemory::unbacked`] memory and each command that makes memory or devices known to the kernel
+/// without the [`Lease`] or the [`AttachPoint`] for it.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory when a door says that its mapping is gone")]
 pub unsafe trait Door: Send + Sync + fmt::Debug {
     /// Opens a node read-write and close-on-exec.

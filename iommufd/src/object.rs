@@ -162,7 +162,7 @@ impl Object {
 
     #[inline]
     fn map_address(&self, at: Iova, memory: &Lease<'_>, access: Access) -> Result<(), Failure> {
-        let direct = DirectMap { ioas: Some(self.id), at, memory, access };
+        let direct = DirectMap { ioas: Some(self.id.get()), at, memory, access };
         match self.iommufd.handle.map_directly(iommufd::IOAS_MAP.name, &direct) {
             Some(mapped) => mapped,
             None => self.map_by_command(at, memory, access),
@@ -186,7 +186,7 @@ impl Object {
     /// Unmaps whole mappings, and returns their bytes.
     #[inline]
     pub(crate) fn unmap(&self, iova: u64, length: u64) -> Result<u64, Failure> {
-        let mut direct = DirectUnmap { ioas: Some(self.id), first: Iova::new(iova), length };
+        let mut direct = DirectUnmap { ioas: Some(self.id.get()), first: Iova::new(iova), length };
         match self.iommufd.handle.unmap_directly(iommufd::IOAS_UNMAP.name, &mut direct) {
             Some(Ok(())) => Ok(direct.length),
             Some(Err(failure)) => Err(failure),

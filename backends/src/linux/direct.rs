@@ -7,7 +7,6 @@ use std::ptr;
 
 use dmaspace_abi::iommufd::{IOAS_MAP, IOAS_UNMAP, IoasMap, IoasUnmap, fixed_map_flags};
 use dmaspace_abi::vfio::{MAP_DMA, MapDma, UNMAP_DMA, UnmapDma, map_flags};
-use dmaspace_core::contract::ObjectId;
 use dmaspace_core::door::{DirectMap, DirectUnmap, Errno, HandleKind, OwnedHandle};
 
 use super::ioctl;
@@ -40,7 +39,7 @@ pub(super) fn unmap(on: &OwnedHandle, unmap: &mut DirectUnmap) -> Option<Result<
             (ioctl(descriptor, UNMAP_DMA.number, argument(&mut dma)), dma.size)
         }
         Some(ioas) => {
-            let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: ioas.get(), iova: first.get(), length };
+            let mut unmap = IoasUnmap { size: IoasUnmap::SIZE, ioas_id: ioas, iova: first.get(), length };
             (ioctl(descriptor, IOAS_UNMAP.number, argument(&mut unmap)), unmap.length)
         }
     };
@@ -49,7 +48,7 @@ pub(super) fn unmap(on: &OwnedHandle, unmap: &mut DirectUnmap) -> Option<Result<
 }
 
 /// Returns `true` if the kernel has these calls on handles of `kind`. An iommufd takes those of a container too.
-fn takes(kind: HandleKind, ioas: Option<ObjectId>) -> bool {
+fn takes(kind: HandleKind, ioas: Option<u32>) -> bool {
     kind == HandleKind::Iommufd || (kind == HandleKind::Container && ioas.is_none())
 }
 
@@ -63,11 +62,11 @@ fn dma_map(map: &DirectMap<'_>) -> MapDma {
     }
 }
 
-fn ioas_map(map: &DirectMap<'_>, ioas: ObjectId) -> IoasMap {
+fn ioas_map(map: &DirectMap<'_>, ioas_id: u32) -> IoasMap {
     IoasMap {
         size: IoasMap::SIZE,
         flags: fixed_map_flags(map.access),
-        ioas_id: ioas.get(),
+        ioas_id,
         reserved: 0,
         user_va: map.memory.address().get(),
         length: map.memory.len().get(),

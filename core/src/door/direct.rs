@@ -5,7 +5,6 @@
 //! knows the kernel's structs fills in a struct of its own. Every other door returns `None`, and is then asked by a
 //! command.
 
-use crate::contract::ObjectId;
 use crate::door::Lease;
 use crate::words::access::Access;
 use crate::words::address::Iova;
@@ -15,8 +14,8 @@ use crate::words::address::Iova;
 /// Exhaustive: a door must pass each part on.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectMap<'a> {
-    /// The address space of the iommufd; `None` for a container.
-    pub ioas: Option<ObjectId>,
+    /// The id of the address space in the iommufd; `None` for a container.
+    pub ioas: Option<u32>,
     /// The first bus address.
     pub at: Iova,
     /// The memory.
@@ -30,8 +29,8 @@ pub struct DirectMap<'a> {
 /// Exhaustive: a door must pass each part on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectUnmap {
-    /// The address space of the iommufd; `None` for a container.
-    pub ioas: Option<ObjectId>,
+    /// The id of the address space in the iommufd; `None` for a container.
+    pub ioas: Option<u32>,
     /// The first bus address.
     pub first: Iova,
     /// The length; after the call the length that the kernel reports, where it reports one.

@@ -45,8 +45,8 @@ mod symbol {
     use dmaspace_abi::type1::GET_INFO;
 
     /// Every call succeeds. An unmap leaves the length in the argument: all of it was mapped.
-    // SAFETY: the Linux door calls it as it calls libc's, with the argument of the request; nothing else in this program
-    // makes ioctls. On this architecture variable arguments are passed as others are.
+    // SAFETY: the Linux door calls it as it calls libc's, with the argument of the request; nothing else in this
+    // program makes ioctls. On this architecture variable arguments are passed as others are.
     #[unsafe(no_mangle)]
     #[inline(never)]
     extern "C" fn ioctl(_: c_int, number: c_ulong, argument: *mut u8) -> c_int {

@@ -9,17 +9,17 @@ use super::*;
 use crate::LinuxDoor;
 use crate::linux::tests::{anonymous_memory, lease};
 
-const IOAS: ObjectId = ObjectId::new(7);
+const IOAS: u32 = 7;
 
 fn null(kind: HandleKind) -> OwnedHandle {
     OwnedHandle::open(Arc::new(LinuxDoor::new()), Path::new("/dev/null"), kind).expect("every user may open it")
 }
 
-fn map_of<'a>(memory: &'a Lease<'a>, ioas: Option<ObjectId>) -> DirectMap<'a> {
+fn map_of<'a>(memory: &'a Lease<'a>, ioas: Option<u32>) -> DirectMap<'a> {
     DirectMap { ioas, at: Iova::new(0x4000), memory, access: Access::READ }
 }
 
-fn unmap_of(ioas: Option<ObjectId>) -> DirectUnmap {
+fn unmap_of(ioas: Option<u32>) -> DirectUnmap {
     DirectUnmap { ioas, first: Iova::new(0x4000), length: 0x2000 }
 }
 
