@@ -90,6 +90,8 @@ pub struct MapBatch {
     unit: Unit,
     memory: Vec<HostMemory>,
     parts: Vec<BatchPart>,
+    /// Set while all parts are of one memory and have one access.
+    is_alike: bool,
 }
 
 /// One request of a batch.
@@ -105,7 +107,7 @@ pub(crate) struct BatchPart {
 impl MapBatch {
     /// An empty batch, whose mappings can be unmapped in parts of `unit`.
     pub fn new(unit: Unit) -> Self {
-        Self { unit, memory: Vec::new(), parts: Vec::new() }
+        Self { unit, memory: Vec::new(), parts: Vec::new(), is_alike: true }
     }
 
     /// Empties the batch for other mappings, and keeps its room.
@@ -113,6 +115,7 @@ impl MapBatch {
         self.unit = unit;
         self.memory.clear();
         self.parts.clear();
+        self.is_alike = true;
     }
 
     /// Sets the memory of which the parts that are added next are.
@@ -126,6 +129,7 @@ impl MapBatch {
     /// # Errors
     /// [`BadRange::Empty`] before a memory was set, [`BadRange::Overflow`] when the memory has less bytes. The batch is
     /// as before then.
+    #[inline]
     pub fn add(&mut self, range: IovaRange, offset: u64, access: Access) -> Result<(), BadRange> {
         let len = self.memory.last().ok_or(BadRange::Empty)?.len().get();
         let reach = range.last().get() - range.first().get();
@@ -135,13 +139,21 @@ impl MapBatch {
         let part = BatchPart { range, memory: self.memory.len() - 1, offset, access };
         match self.parts.last_mut() {
             Some(last) if last.continues_to(&part) => last.range = last.range.hull(range),
-            Some(last) if range.first() < last.range.first() => {
-                let place = self.parts.partition_point(|known| known.range.first() <= range.first());
-                self.parts.insert(place, part);
+            Some(last) if range.first() >= last.range.first() => {
+                self.is_alike &= last.is_like(&part);
+                self.parts.push(part);
             }
-            _ => self.parts.push(part),
+            _ => self.insert(part),
         }
         Ok(())
+    }
+
+    /// Adds the first part, or one that does not follow the others.
+    #[inline(never)]
+    fn insert(&mut self, part: BatchPart) {
+        self.is_alike &= self.parts.last().is_none_or(|last| last.is_like(&part));
+        let place = self.parts.partition_point(|known| known.range.first() <= part.range.first());
+        self.parts.insert(place, part);
     }
 
     /// Returns `true` if nothing is asked for.
@@ -171,16 +183,32 @@ impl MapBatch {
     pub(crate) fn parts(&self) -> &[BatchPart] {
         &self.parts
     }
+
+    /// Some of the batch's parts in stretches of one memory and with one access, each with its memory.
+    pub(crate) fn stretches<'b>(
+        &'b self,
+        parts: &'b [BatchPart],
+    ) -> impl Iterator<Item = (&'b HostMemory, &'b [BatchPart])> {
+        let mut rest = parts;
+        std::iter::from_fn(move || {
+            let first = rest.first()?;
+            let other = if self.is_alike { None } else { rest.iter().position(|part| !part.is_like(first)) };
+            let (stretch, behind) = rest.split_at(other.unwrap_or(rest.len()));
+            rest = behind;
+            Some((self.memory.get(first.memory)?, stretch))
+        })
+    }
 }
 
 impl BatchPart {
+    fn is_like(&self, other: &Self) -> bool {
+        self.memory == other.memory && self.access == other.access
+    }
+
     fn continues_to(&self, next: &Self) -> bool {
         // The offset first, since it tells most parts apart.
         let distance = next.range.first().get().wrapping_sub(self.range.first().get());
-        next.offset.wrapping_sub(self.offset) == distance
-            && self.range.touches(next.range)
-            && self.memory == next.memory
-            && self.access == next.access
+        next.offset.wrapping_sub(self.offset) == distance && self.range.touches(next.range) && self.is_like(next)
     }
 }
 
@@ -223,6 +251,27 @@ mod tests {
         let ranges: Vec<_> = batch.ranges().collect();
         assert_eq!(ranges, [range(0x1000, 0x1fff), range(0x5000, 0x6fff), range(0x7000, 0x7fff)]);
         assert_eq!(batch.hull(), Some(range(0x1000, 0x7fff)));
+    }
+
+    #[test]
+    fn stretches_are_of_one_memory_and_have_one_access() {
+        let lengths = |batch: &MapBatch| -> Vec<_> {
+            let stretches = batch.stretches(batch.parts());
+            stretches.map(|(memory, parts)| (memory.address().get(), parts.len())).collect()
+        };
+        let mut batch = batch();
+        assert_eq!(lengths(&batch), []);
+        batch.add(range(0x2000, 0x2fff), 0x1000, Access::READ).expect("inside");
+        batch.add(range(0x5000, 0x5fff), 0, Access::READ).expect("inside");
+        assert_eq!(lengths(&batch), [(0x7000_0000, 2)]);
+        batch.add(range(0x1000, 0x1fff), 0, Access::READ_WRITE).expect("inside");
+        assert_eq!(lengths(&batch), [(0x7000_0000, 1), (0x7000_0000, 2)]);
+        let len = NonZeroU64::new(0x1000).expect("not zero");
+        batch.set_memory(&HostMemory::unbacked(HostAddress::new(0x8000_0000), len).expect("no wrap"));
+        batch.add(range(0x6000, 0x6fff), 0, Access::READ).expect("inside");
+        assert_eq!(lengths(&batch), [(0x7000_0000, 1), (0x7000_0000, 2), (0x8000_0000, 1)]);
+        batch.restart(Unit::Whole);
+        assert_eq!((lengths(&batch), batch.is_empty(), batch.hull()), (Vec::new(), true, None));
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
         let Some(hull) = batch.hull() else { return Ok(()) };
         let mut deferred = Deferred::default();
         // Checked once for all parts of one memory with one access.
-        for (memory, parts) in alike(batch, batch.parts()) {
+        for (memory, parts) in batch.stretches(batch.parts()) {
             let Some(first) = parts.first() else { continue };
             self.space.check_request(OPERATION, first.range, memory, first.access)?;
         }
@@ -62,7 +62,7 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
         self.check_parts(place, batch)?;
         let mapper = Mapper::of(self.space, OPERATION);
         let mut made = 0;
-        for (whole, parts) in alike(batch, batch.parts()) {
+        for (whole, parts) in batch.stretches(batch.parts()) {
             // One clone serves all of them, one after the other.
             let mut memory = whole.clone();
             for part in parts {
@@ -81,7 +81,7 @@ impl<'a, B: Backend> BatchMapper<'a, B> {
     fn check_parts(&self, place: &Place<'_>, batch: &MapBatch) -> Result<(), Error> {
         let fitting = self.fitting(place, batch);
         let mut before: Option<IovaRange> = None;
-        for (whole, parts) in alike(batch, batch.parts()) {
+        for (whole, parts) in batch.stretches(batch.parts()) {
             let mut memory = None;
             for part in parts {
                 let is_apart = before.is_none_or(|before| before.last() < part.range.first());
@@ -157,12 +157,6 @@ impl Fitting {
     }
 }
 
-/// The parts in stretches that are of one memory and have one access, each with its memory.
-fn alike<'b>(batch: &'b MapBatch, parts: &'b [BatchPart]) -> impl Iterator<Item = (&'b HostMemory, &'b [BatchPart])> {
-    let stretches = parts.chunk_by(|part, next| part.memory == next.memory && part.access == next.access);
-    stretches.filter_map(|parts| Some((batch.memory().get(parts.first()?.memory)?, parts)))
-}
-
 /// A part with `memory`, which is a clone of `whole` and is moved to it.
 fn placed<'m>(batch: &MapBatch, part: &BatchPart, whole: &HostMemory, memory: &'m mut HostMemory) -> Placed<'m> {
     // A part is as long as a part of memory, so it has a length.
@@ -181,7 +175,7 @@ fn record(set: &WindowSet, batch: &MapBatch, parts: &[BatchPart]) {
             return;
         }
         let mut live = slot.live.write();
-        for (memory, parts) in alike(batch, inside) {
+        for (memory, parts) in batch.stretches(inside) {
             if let Some(first) = parts.first() {
                 live.insert_parts(memory, first.access, batch.unit(), parts);
             }

@@ -163,7 +163,7 @@ impl Index {
     /// free. The kind and the leaf of pages are looked up once for many.
     pub(super) fn insert_parts(&mut self, memory: &HostMemory, access: Access, unit: Unit, parts: &[BatchPart]) {
         let kind = if unit == Unit::Pages(self.pages.page) { self.pages.hold_kind(memory) } else { None };
-        let mut near = LeafHint::NOWHERE;
+        let mut near = (0, LeafHint::NOWHERE);
         for part in parts {
             let address = memory.address().get().wrapping_add(part.offset);
             let place = if address & !ADDRESS == 0 { self.free_place(part.range, &mut near) } else { None };
@@ -180,12 +180,13 @@ impl Index {
         }
     }
 
-    /// [`Index::place_of`] a page that is not there. `near` is the hint for the page before.
+    /// [`Index::place_of`] a page that is not there. `near` is the index of the page before and its hint.
     #[inline]
-    fn free_place(&self, range: IovaRange, near: &mut LeafHint) -> Option<Place> {
+    fn free_place(&self, range: IovaRange, near: &mut (u64, LeafHint)) -> Option<Place> {
         let index = self.pages.page_index(range).filter(|_| self.is_quiet(range))?;
-        *near = self.pages.words.hint_near(*near, index);
-        Some(Place { index, word: 0, hint: *near })
+        let hint = self.pages.words.hint_near(*near, index);
+        *near = (index, hint);
+        Some(Place { index, word: 0, hint })
     }
 
     /// Returns whether no run of the tree concerns a page.
@@ -806,7 +807,10 @@ impl Kinds {
     /// Gives the idle kind, if it is the only kind there is, the memory if that is of its unplug unit.
     fn revive(&mut self, memory: &HostMemory) -> Option<u16> {
         let (_, number) = self.idle.filter(|(unit, _)| self.by_unit.len() == 1 && *unit == memory.unit())?;
-        *self.by_number.get_mut(usize::from(number))? = Kind::of(memory);
+        let kind = self.by_number.get_mut(usize::from(number))?;
+        debug_assert!(kind.memory.is_none() && kind.live == 0, "an idle kind has pages");
+        kind.memory = Some(memory.clone());
+        (kind.lowest, kind.highest) = (u64::MAX, 0);
         self.idle = None;
         Some(number)
     }
@@ -872,8 +876,10 @@ impl Kinds {
     /// Takes the memory of a kind without pages out. The kind is idle then.
     #[inline(never)]
     fn retire(&mut self, number: u16) -> Option<HostMemory> {
-        let before = self.take_idle();
-        self.unused.extend(before);
+        if self.idle.is_some() {
+            let before = self.take_idle();
+            self.unused.extend(before);
+        }
         let memory = self.by_number.get_mut(usize::from(number))?.memory.take()?;
         self.idle = Some((memory.unit(), number));
         Some(memory)

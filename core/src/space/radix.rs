@@ -119,11 +119,10 @@ impl Words {
         (leaf.and_then(|leaf| leaf.words.get(place(index))).copied().unwrap_or(0), LeafHint(number))
     }
 
-    /// The hint for `index`: `known`, if that is the one, or another.
+    /// The hint for `index`, where `known` is the one for the index `near`.
     #[inline]
-    pub(super) fn hint_near(&self, known: LeafHint, index: u64) -> LeafHint {
-        let is_known = self.leaves.get(known.0 as usize).is_some_and(|leaf| leaf.base == leaf_base(index));
-        if is_known { known } else { self.find(index).1 }
+    pub(super) fn hint_near(&self, (near, known): (u64, LeafHint), index: u64) -> LeafHint {
+        if leaf_base(near) == leaf_base(index) && known.0 != NONE { known } else { self.find(index).1 }
     }
 
     /// [`Words::insert`]. Returns `true` if `word` is `step` more than the word below it, or less than the word above.
@@ -330,12 +329,15 @@ impl Words {
 
     /// The words right below `index` and right above it; zero where there is none.
     pub(super) fn neighbours(&self, index: u64) -> (u64, u64) {
-        let (Some(leaf), place @ 1..63) = (self.leaf(index), place(index)) else {
-            let below = index.checked_sub(1).map_or(0, |below| self.get(below));
-            return (below, index.checked_add(1).map_or(0, |above| self.get(above)));
+        let (leaf, place) = (self.leaf(index), place(index));
+        let inside = |place: usize| leaf.and_then(|leaf| leaf.words.get(place)).copied().unwrap_or(0);
+        let below = match place.checked_sub(1) {
+            Some(below) => inside(below),
+            None => index.checked_sub(1).map_or(0, |below| self.get(below)),
         };
-        let word = |place: usize| leaf.words.get(place).copied().unwrap_or(0);
-        (word(place - 1), word(place + 1))
+        let is_last = place + 1 == FANOUT;
+        let above = if is_last { index.checked_add(1).map_or(0, |above| self.get(above)) } else { inside(place + 1) };
+        (below, above)
     }
 
     /// The child of a branch on the way to `index`, which is made where there is none.
@@ -584,7 +586,7 @@ mod tests {
                         let above = model.get(&(index + 1)).copied().unwrap_or(0);
                         let continues = below + 1 == word || word + 1 == above;
                         let (nothing, hint) = table.find(index);
-                        let near = table.hint_near(stale, index);
+                        let near = table.hint_near((index ^ 1, hint), index);
                         prop_assert_eq!(base_of(&table, near), base_of(&table, hint));
                         // A hint out of date is worth nothing, and does no harm.
                         let hint = if word % 2 == 0 { hint } else { stale };
