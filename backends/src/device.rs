@@ -1,7 +1,16 @@
-//! An open device: its registers and its configuration space, as far as DMA needs them.
+//! An open device: its registers, BARs and configuration space, its interrupts, resets and features.
 //!
-//! The functions here bring a device up, access its registers and reach its BARs. Interrupts, migration and the rest
-//! of VFIO are left to the VMM, which borrows the descriptor ([`Device::descriptor`]).
+//! The functions here are the kernel's calls, with the kernel's types made safe, and no policy: when to route an
+//! interrupt, to reset or to migrate is the VMM's decision. Their request numbers are right on POWER too, where
+//! `_IOC_NONE` is not zero. A call that is missing can be made on the descriptor ([`Device::descriptor`]).
+//!
+//! - The device: [`Device::properties`].
+//! - Regions: [`Device::region`], [`Device::read`], [`Device::write`], [`Device::map`], [`Device::export`].
+//! - Interrupts: [`Device::irqs`], [`Device::deliver_irqs`], [`Device::unmask_irqs_by`], [`Device::set_irqs`].
+//! - Resets: [`Device::reset`], [`Device::affected_by_hot_reset`], [`Device::hot_reset`].
+//! - Tokens of virtual functions: [`VfToken`], [`Device::set_vf_token`].
+//! - Migration: [`Device::migration`], [`Device::set_migration_state`], [`MigrationData`].
+//! - The device's own log of its writes: [`Device::start_logging`], [`Device::written_pages`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,13 +24,30 @@ use zerocopy::IntoBytes;
 use crate::group::VfioGroup;
 use crate::registry::Entry;
 
+mod action;
+mod advice;
 mod error;
+mod hot_reset;
+mod irq_index;
+mod irqs;
+mod logging;
+mod migration;
+mod properties;
 mod region;
+mod reply;
 #[cfg(test)]
 mod tests;
+mod token;
 
-pub use error::{Action, DeviceError, DeviceProblem};
-pub use region::{Region, RegionArea};
+pub use action::Action;
+pub use error::{DeviceError, DeviceProblem};
+pub use hot_reset::{AffectedDevice, AffectedDevices, AffectedOwner};
+pub use irq_index::IrqIndex;
+pub use irqs::{IrqAction, IrqData, IrqProperties};
+pub use migration::{MigrationData, MigrationState, MigrationSupport, PrecopyEstimate};
+pub use properties::{DeviceCapability, DeviceKind, DeviceProperties};
+pub use region::{Region, RegionArea, RegionCapability};
+pub use token::{BadVfToken, VfToken};
 
 /// An open device.
 ///
@@ -62,12 +88,12 @@ const PCI_COMMAND_MASTER: u16 = 1 << 2;
 impl Device {
     /// Opens a device of `group`, by its name in sysfs: `0000:00:03.0`. The group must be in a container.
     ///
-    /// A virtual function whose physical function is owned by another VFIO user needs the token behind the name
-    /// (linux: drivers/vfio/pci/vfio_pci_core.c, vfio_pci_core_match).
+    /// A virtual function whose physical function is driven by VFIO needs their token behind the name
+    /// ([`VfToken::behind`]); [`Device::name`] leaves it out.
     ///
     /// # Errors
     /// The kernel's answer: `EINVAL` for a group that is in no container, `ENODEV` for a name that is not in the
-    /// group.
+    /// group, `EACCES` without the right token, `EINVAL` for a token that the device does not need.
     pub fn open(group: &Arc<VfioGroup>, name: &str) -> Result<Self, Failure> {
         Ok(Self::of_group(group.open_descriptor(name)?, group, name))
     }
@@ -77,7 +103,7 @@ impl Device {
         group.note_opened();
         let (door, handle) = (device.door().clone(), device.handle());
         let opened = OpenedBy::Group(Some(device), group.clone());
-        Self { door, handle, name: name.to_owned(), opened, space: None }
+        Self { door, handle, name: token::without_options(name).to_owned(), opened, space: None }
     }
 
     pub(crate) fn of_node(door: Arc<dyn Door>, name: &str, cdev: Arc<Cdev>, entry: Option<Entry>) -> Self {
@@ -251,10 +277,11 @@ impl Device {
         }
     }
 
-    /// Resets the device.
+    /// Resets the device (linux: drivers/vfio/pci/vfio_pci_core.c, vfio_pci_ioctl_reset). Its interrupts stay set up.
     ///
     /// # Errors
-    /// The kernel's answer: `EINVAL` for a device that cannot be reset alone.
+    /// The kernel's answer: `EINVAL` for a device that cannot be reset alone ([`DeviceProperties::can_reset`]),
+    /// `EAGAIN` while the kernel uses it.
     pub fn reset(&self) -> Result<(), DeviceError> {
         self.door.call(self.handle, Command::bare(DEVICE_RESET)).map_err(|failure| self.error(Action::Reset, failure))
     }

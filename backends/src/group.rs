@@ -23,7 +23,7 @@ use dmaspace_abi::vfio::{
 };
 use dmaspace_core::contract::{AttachPlace, AttachPoint, Attachable};
 use dmaspace_core::door::{
-    Attached, Attachment, Command, Descriptor, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
+    Attached, Attachment, Command, Descriptor, Door, Errno, Failure, Handle, HandleKind, Kernel, OwnedHandle, Request,
 };
 use dmaspace_core::retry::Undone;
 use dmaspace_core::sync::{Mutex, Rank};
@@ -122,6 +122,11 @@ impl VfioGroup {
     /// `EBADF` on a soft host, which has no descriptors.
     pub fn descriptor(&self) -> Result<Descriptor, Errno> {
         self.handle.descriptor()
+    }
+
+    /// The door that the group is open at.
+    pub(crate) fn door(&self) -> &Arc<dyn Door> {
+        self.handle.door()
     }
 
     /// The handle of the group.

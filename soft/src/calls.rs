@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Counts of kernel calls by name: the name of the request for an ioctl, else "open", "close", "pread", "pwrite",
-/// "mmap", "adopt".
+/// "read", "write", "mmap", "adopt".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallCounts {
     counts: BTreeMap<&'static str, CallCount>,

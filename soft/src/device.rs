@@ -1,4 +1,5 @@
-//! A device that does DMA: reads and writes at bus addresses, through whatever its group is attached to.
+//! A device that does DMA: reads and writes at bus addresses, through whatever its group is attached to. It raises
+//! interrupts, too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,6 +7,8 @@ use std::sync::Arc;
 use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
 
+use crate::dialect::feature::{Migration, Token};
+use crate::dialect::half::Half;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::engine::Run;
 use crate::kernel::Kernel;
@@ -86,6 +89,56 @@ impl SoftDevice {
             let table = state.kernel.table_of(self.index)?;
             let reached = table.iter_with_left_behind().cloned();
             Some(reached.map(|Run { range, memory, access, .. }| ReachedMemory { range, memory, access }).collect())
+        })
+    }
+
+    /// Raises the device's interrupt pin. INTx is delivered at once if it is enabled and not masked, and otherwise when
+    /// it is unmasked; delivering masks it.
+    pub fn raise_intx(&self) {
+        self.with_half((), |half| half.irqs.assert());
+    }
+
+    /// Lowers the device's interrupt pin.
+    pub fn lower_intx(&self) {
+        self.with_half((), |half| half.irqs.deassert());
+    }
+
+    /// Lets the host look at the eventfd that unmasks INTx. A kernel does that by itself.
+    pub fn follow_unmask(&self) {
+        self.with_half((), |half| half.irqs.follow_unmask());
+    }
+
+    /// Sends the message of an MSI or MSI-X vector. Returns `true` if the vector has an eventfd, which was signalled.
+    pub fn send_msi(&self, vector: u32) -> bool {
+        self.with_half(false, |half| half.irqs.send(vector))
+    }
+
+    /// Reports an uncorrectable error. Returns `true` if there is an eventfd for it, which was signalled.
+    pub fn report_error(&self) -> bool {
+        self.with_half(false, |half| half.irqs.report_error())
+    }
+
+    /// Lets the kernel ask for the device back. Returns `true` if there is an eventfd for it, which was signalled.
+    pub fn request_back(&self) -> bool {
+        self.with_half(false, |half| half.irqs.request_back())
+    }
+
+    /// Gives the device a driver that can migrate it and that logs its writes. `flags` are the kernel's: 1 for
+    /// stop-copy, 2 for P2P, 4 for pre-copy. The state that is migrated is the bytes of its BAR.
+    pub fn support_migration(&self, flags: u64) {
+        self.with_half((), |half| half.migration = Some(Migration::new(flags)));
+    }
+
+    /// Makes the device a virtual function of `physical`, so that users of both must share a token.
+    pub fn become_virtual_function_of(&self, physical: &Self) {
+        physical.with_half((), |half| half.token = Token::Physical([0; 16], 0));
+        self.with_half((), |half| half.token = Token::Virtual(physical.index));
+    }
+
+    fn with_half<T>(&self, absent: T, work: impl FnOnce(&mut Half) -> T) -> T {
+        self.machine.with(|state| match state.kernel.devices.get_mut(self.index) {
+            Some(device) => work(&mut device.half),
+            None => absent,
         })
     }
 

@@ -1,12 +1,16 @@
 //! The kernels' answers: for every request the checks in their order, the errno of each, and the effect.
 //!
 //! The order is part of the answer: a request with two faults gets the errno of the check that comes first. Every
-//! module here names the kernel function it follows. Requests that concern no mapping, window, registration, attachment
-//! or opening answer `ENOTTY`, or `EINVAL` where the kernel does.
+//! module here names the kernel function it follows. Requests that concern no mapping, window, registration,
+//! attachment, opening or device answer `ENOTTY`, or `EINVAL` where the kernel does.
 
 pub(crate) mod call;
 pub(crate) mod cdev;
+mod device;
+pub(crate) mod feature;
+pub(crate) mod half;
 pub(crate) mod iommufd;
+pub(crate) mod irqs;
 pub(crate) mod spapr;
 pub(crate) mod type1;
 pub(crate) mod vfio;

@@ -122,6 +122,12 @@ impl Facts {
         if self.is_modern() { Errno::EOVERFLOW } else { Errno::EINVAL }
     }
 
+    /// Returns whether MSI-X vectors can be added while MSI-X is enabled (linux: kernel/irq/msi.c,
+    /// pci_msix_can_alloc_dyn): the interrupt controllers of a PC can, those of POWER cannot.
+    pub(crate) fn has_dynamic_msix(&self) -> bool {
+        self.tce.is_none() && self.kernel >= KernelVersion { major: 6, minor: 5 }
+    }
+
     /// Returns whether to answer as Linux 7.2, and not as 6.12, where the two differ.
     pub(crate) fn is_modern(&self) -> bool {
         self.kernel >= KernelVersion::V7_2

@@ -167,18 +167,32 @@ unsafe impl Door for SoftHost {
         })
     }
 
-    fn pread(&self, on: Handle, _offset: u64, _into: &mut [u8]) -> Result<usize, Errno> {
-        self.plain("pread", |kernel, by| no_bytes(kernel.file(by, on)?))
+    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        self.plain("pread", |kernel, by| kernel.half_of(kernel.file(by, on)?)?.read(offset, into))
     }
 
-    fn pwrite(&self, on: Handle, _offset: u64, _from: &[u8]) -> Result<usize, Errno> {
-        self.plain("pwrite", |kernel, by| no_bytes(kernel.file(by, on)?))
+    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        self.plain("pwrite", |kernel, by| kernel.half_of(kernel.file(by, on)?)?.write(offset, from))
+    }
+
+    fn read(&self, on: Handle, into: &mut [u8]) -> Result<usize, Errno> {
+        self.plain("read", |kernel, by| match kernel.file(by, on)? {
+            File::Stream(device, stream) => kernel.stream(device, stream)?.read(into),
+            _ => Err(Errno::EINVAL),
+        })
+    }
+
+    fn write(&self, on: Handle, from: &[u8]) -> Result<usize, Errno> {
+        self.plain("write", |kernel, by| match kernel.file(by, on)? {
+            File::Stream(device, stream) => kernel.stream(device, stream)?.write(from),
+            _ => Err(Errno::EINVAL),
+        })
     }
 
     fn mmap(&self, on: Handle, _offset: u64, _len: NonZeroU64, _access: Access) -> Result<HostMemory, Errno> {
         self.plain("mmap", |kernel, by| match kernel.file(by, on)? {
             File::DeviceOfGroup(_) | File::Node(_) => Err(Errno::EINVAL),
-            File::Container(_) | File::Group(_) | File::Iommufd(_) => Err(Errno::ENODEV),
+            File::Container(_) | File::Group(_) | File::Iommufd(_) | File::Stream(..) => Err(Errno::ENODEV),
         })
     }
 
@@ -211,11 +225,6 @@ unsafe impl Door for SoftHost {
     fn is_real(&self) -> bool {
         false
     }
-}
-
-/// Files of this host have no bytes: its devices have no regions.
-fn no_bytes(_: File) -> Result<usize, Errno> {
-    Err(Errno::EINVAL)
 }
 
 /// Prints the name only: a host may hold a million mappings, and the debug output of a space includes its door.

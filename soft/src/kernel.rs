@@ -33,6 +33,8 @@ pub(crate) enum File {
     DeviceOfGroup(DeviceIndex),
     Node(NodeFile),
     Iommufd(ContextId),
+    /// The data of a device's migration, and the number of the stream.
+    Stream(DeviceIndex, u64),
 }
 
 /// An open file and the processes that hold it.
@@ -174,7 +176,8 @@ impl Kernel {
         match file {
             File::Container(id) => self.container_ioctl(id, &mut call),
             File::Group(number) => self.group_ioctl(number, &mut call),
-            File::DeviceOfGroup(_) => self.device_ioctl(&mut call),
+            File::DeviceOfGroup(index) => self.device_ioctl(index, None, &mut call),
+            File::Stream(index, stream) => self.stream_ioctl(index, stream, &mut call),
             File::Node(node) => self.node_ioctl(on.id(), node, &mut call),
             File::Iommufd(id) => {
                 let Self { system, contexts, .. } = self;
@@ -205,7 +208,16 @@ impl Kernel {
             File::DeviceOfGroup(device) => self.close_device_of_group(device),
             File::Node(node) => self.close_node(node),
             File::Iommufd(id) => self.put_context(id),
+            File::Stream(..) => {}
         }
+    }
+
+    /// The devices that are bound by their own nodes: each with the iommufd and its id there.
+    pub(crate) fn bound_nodes(&self) -> impl Iterator<Item = (DeviceIndex, (ContextId, u32))> + '_ {
+        self.files.values().filter_map(|open| match open.file {
+            File::Node(NodeFile { device, bound: Some(place) }) => Some((device, place)),
+            _ => None,
+        })
     }
 
     /// Removes an iommufd that no descriptor, group or bound device holds any more.
@@ -278,6 +290,9 @@ impl Kernel {
         for context in contexts.values_mut() {
             context.note_write(system, number, range);
         }
+        if let Some(device) = self.devices.get_mut(device) {
+            device.half.log.note(range);
+        }
     }
 
     /// The resources that are held and were used.
@@ -289,6 +304,7 @@ impl Kernel {
                 File::Group(_) => ledger.groups += 1,
                 File::DeviceOfGroup(_) | File::Node(_) => ledger.devices += 1,
                 File::Iommufd(_) => ledger.iommufds += 1,
+                File::Stream(..) => ledger.streams += 1,
             }
         }
         let drivers = self.containers.values().filter_map(|container| container.driver.as_ref());

@@ -29,6 +29,8 @@ pub struct Ledger {
     pub devices: usize,
     /// Open descriptors of `/dev/iommu`.
     pub iommufds: usize,
+    /// Open streams of migrations.
+    pub streams: usize,
     /// Address spaces and page tables of iommufds.
     pub objects: usize,
     /// TCE windows.
@@ -50,7 +52,8 @@ impl Ledger {
         let bytes = [self.locked, self.pinned, self.mappings, self.mapped];
         let counts =
             [self.containers, self.groups, self.devices, self.iommufds, self.objects, self.windows, self.registrations];
-        bytes.iter().all(|bytes| *bytes == 0) && counts.iter().all(|count| *count == 0)
+        let counts = counts.iter().chain([&self.streams]);
+        bytes.iter().all(|bytes| *bytes == 0) && counts.into_iter().all(|count| *count == 0)
     }
 
     pub(crate) fn count_account(&mut self, account: &Account) {

@@ -22,8 +22,9 @@
 //!
 //! Beside it stands [`ScriptedDoor`], which only records calls and answers from a script.
 //!
-//! The host lacks interrupts, registers of devices, nested page tables and the no-IOMMU mode. Requests for them answer
-//! `ENOTTY` or `EINVAL`.
+//! Devices have a few registers, interrupts, resets and, if a test wants it, migration ([`SoftDevice`]); no part of
+//! them can be mapped. The host lacks nested page tables and the no-IOMMU mode. Requests for them answer `ENOTTY` or
+//! `EINVAL`.
 
 mod calls;
 pub mod conformance;

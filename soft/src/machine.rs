@@ -2,7 +2,7 @@
 
 use dmaspace_abi::{iommufd, spapr, vfio};
 use dmaspace_core::PageSize;
-use dmaspace_core::door::{Argument, Command, Errno, Handle};
+use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_core::sync::{Mutex, Rank};
 
 use crate::calls::CallCounts;
@@ -93,6 +93,13 @@ impl State {
         }
         if let Reply::Opened(file) = reply {
             self.kernel.release(file);
+        }
+        for attachment in command.attachments.iter_mut() {
+            if let Attached::Opened { handle, .. } = &mut attachment.what {
+                if let Some(opened) = handle.take() {
+                    self.kernel.close(by, opened.id())?;
+                }
+            }
         }
         Ok(())
     }

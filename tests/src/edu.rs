@@ -8,6 +8,8 @@ use dmaspace_core::Iova;
 use crate::device::TestDevice;
 
 const IDENTIFICATION: u64 = 0x00;
+const RAISE: u64 = 0x60;
+const ACKNOWLEDGE: u64 = 0x64;
 const SOURCE: u64 = 0x80;
 const DESTINATION: u64 = 0x88;
 const COUNT: u64 = 0x90;
@@ -44,6 +46,34 @@ impl Edu {
         let big_endian = identity == IDENTITY.swap_bytes();
         assert!(big_endian || identity == IDENTITY, "{} is no edu: it identifies as {identity:#x}", device.name());
         Self { device, registers, big_endian }
+    }
+
+    /// The open device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Returns `true` if the device answers with its identity.
+    pub fn is_there(&self) -> bool {
+        let mut bytes = [0; 4];
+        self.device.read(&self.registers, IDENTIFICATION, &mut bytes).expect("the BAR can be read");
+        [IDENTITY, IDENTITY.swap_bytes()].contains(&u32::from_le_bytes(bytes))
+    }
+
+    /// Raises an interrupt.
+    pub fn raise(&self, value: u32) {
+        self.write_word(RAISE, value);
+    }
+
+    /// Lowers the interrupt that [`Edu::raise`] raised with the same value.
+    pub fn acknowledge(&self, value: u32) {
+        self.write_word(ACKNOWLEDGE, value);
+    }
+
+    /// Writes a register of 32 bits.
+    fn write_word(&self, register: u64, value: u32) {
+        let bytes = if self.big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+        self.device.write(&self.registers, register, &bytes).expect("a register can be written");
     }
 
     fn write(&self, register: u64, value: u64) {

@@ -5,6 +5,7 @@ pub mod attack;
 pub mod boot;
 pub mod conformance;
 pub mod device;
+pub mod device_half;
 pub mod dirty;
 pub mod domain;
 pub mod edu;

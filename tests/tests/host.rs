@@ -17,6 +17,7 @@ use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Leaves, Row};
 use dmaspace_soft::profile::TceManager;
 use dmaspace_tests::conformance;
+use dmaspace_tests::device_half;
 use dmaspace_tests::domain::{Drive, Stage, from_the_first_device_to_the_last};
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::fixture::Fixture;
@@ -129,10 +130,14 @@ fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
     }
     trials.push(domain_trial(backend));
     match backend {
-        BackendKind::Type1 => trials.push(live_update_trial()),
+        BackendKind::Type1 => {
+            trials.push(live_update_trial());
+            trials.extend(device_trials(backend));
+        }
         BackendKind::Iommufd => trials.extend(iommufd_trials()),
         BackendKind::Spapr => {
             trials.push(recovery_trial(host, backend));
+            trials.extend(device_trials(backend));
             trials.extend(power_trials(host));
             trials.extend(kvm_trials_on_power(host));
         }
@@ -238,6 +243,15 @@ fn iommufd_trials() -> Vec<Trial> {
         Trial::test(name("mapping_again_pins_twice"), || with_two_devices(sharing::mapping_again_pins_twice)),
     ]);
     trials
+}
+
+/// The trials of the device's half beside DMA.
+fn device_trials(backend: BackendKind) -> impl Iterator<Item = Trial> {
+    device_half::ALL.iter().map(move |(name, play)| {
+        Trial::test(format!("device::{name}"), move || {
+            leaving_nothing(|| Ok(play(&Host::this()?, backend, first_device()?)?))
+        })
+    })
 }
 
 fn power_trials(host: &str) -> impl Iterator<Item = Trial> {

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use dmaspace_abi::device::REGION_CONFIG;
 use dmaspace_core::door::{Errno, Failure};
 
-/// A failed action on a device.
+use crate::device::action::Action;
+use crate::device::advice;
+
+/// A failed action on a device. The text ends with the advice, where there is a usual remedy ([`DeviceError::advice`]).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{device}: {action}: {problem}")]
+#[error("{device}: {action}: {problem}{}", Advice(self.advice()))]
 #[non_exhaustive]
 pub struct DeviceError {
     /// The name of the device.
@@ -21,6 +23,11 @@ pub struct DeviceError {
 impl DeviceError {
     pub(super) fn new(device: &str, action: Action, problem: impl Into<DeviceProblem>) -> Self {
         Self { device: device.to_owned(), action, problem: problem.into() }
+    }
+
+    /// The likely remedy, if there is a usual one.
+    pub fn advice(&self) -> Option<&'static str> {
+        advice::advice(self.action, self.errno()?)
     }
 
     /// The errno that the kernel answered with, if it did.
@@ -47,24 +54,6 @@ impl From<DeviceError> for std::io::Error {
     fn from(error: DeviceError) -> Self {
         error.as_errno().with_text_of(error)
     }
-}
-
-/// An action on a device. A number is the region's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Action {
-    /// Ask for the size and the kind of a region.
-    Describe(u32),
-    /// Read from a region.
-    Read(u32),
-    /// Write to a region.
-    Write(u32),
-    /// Map a part of a region.
-    Map(u32),
-    /// Export a part of a region.
-    Export(u32),
-    /// Reset the device.
-    Reset,
 }
 
 /// The cause of a failed action.
@@ -104,28 +93,14 @@ impl From<Errno> for DeviceProblem {
     }
 }
 
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Describe(index) => write!(f, "describe {}", RegionName(*index)),
-            Self::Read(index) => write!(f, "read {}", RegionName(*index)),
-            Self::Write(index) => write!(f, "write {}", RegionName(*index)),
-            Self::Map(index) => write!(f, "map {}", RegionName(*index)),
-            Self::Export(index) => write!(f, "export {}", RegionName(*index)),
-            Self::Reset => f.write_str("reset"),
-        }
-    }
-}
+/// The end of an error's text.
+struct Advice(Option<&'static str>);
 
-/// The usual name of a region.
-struct RegionName(u32);
-
-impl fmt::Display for RegionName {
+impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            bar @ 0..=5 => write!(f, "BAR {bar}"),
-            REGION_CONFIG => f.write_str("configuration space"),
-            other => write!(f, "region {other}"),
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
         }
     }
 }

@@ -2,16 +2,18 @@
 
 use std::num::NonZeroU64;
 
-use dmaspace_abi::chain::{self, ChainError};
+use dmaspace_abi::chain::{self, Capability, ChainError};
 use dmaspace_abi::device::{
-    DEVICE_GET_REGION_INFO, REGION_CAP_SPARSE_MMAP, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE,
-    RegionInfo, SparseArea, SparseMmap,
+    DEVICE_GET_REGION_INFO, Nvlink2LinkSpeed, Nvlink2Ssatgt, REGION_CAP_MSIX_MAPPABLE, REGION_CAP_NVLINK2_LINK_SPEED,
+    REGION_CAP_NVLINK2_SSATGT, REGION_CAP_SPARSE_MMAP, REGION_CAP_TYPE, REGION_HAS_CAPABILITIES, REGION_MMAP,
+    REGION_READ, REGION_WRITE, RegionInfo, RegionType, SparseArea, SparseMmap,
 };
 use dmaspace_core::Access;
-use dmaspace_core::door::{Command, Door, Failure, Handle, Kernel};
+use dmaspace_core::door::{Door, Failure, Handle};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::DeviceProblem;
+use crate::device::reply::{self, Reply};
 
 /// A region of a device: a BAR, the ROM or the configuration space.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +27,53 @@ pub struct Region {
     pub access: Access,
     /// The parts that can be mapped, in ascending order.
     pub mappable: Vec<RegionArea>,
-    /// The first byte of the region in the device's descriptor.
-    offset: u64,
+    /// The capabilities, in the kernel's order.
+    pub capabilities: Vec<RegionCapability>,
+    /// All flags, as the kernel returns them (linux: include/uapi/linux/vfio.h, struct vfio_region_info).
+    pub flags: u32,
+    /// The first byte of the region in the device's descriptor, for a VMM's own pread(2), pwrite(2) and mmap(2).
+    pub offset: u64,
+}
+
+/// A capability of a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegionCapability {
+    /// Only these parts can be mapped, in ascending order.
+    SparseMmap(Vec<RegionArea>),
+    /// A region of the device's own.
+    Type {
+        /// The type: a number of the kernel's, or bit 31 and a PCI vendor.
+        kind: u32,
+        /// The subtype, which the type or the vendor defines.
+        subtype: u32,
+    },
+    /// The part of the BAR with the MSI-X table can be mapped too (linux: drivers/vfio/pci/vfio_pci_core.c,
+    /// msix_mmappable_cap).
+    MsixMappable,
+    /// NVLink2 memory of a graphics card (POWER, before Linux 5.13).
+    Nvlink2Ssatgt {
+        /// The address of the memory as the processor's NVLink knows it.
+        target: u64,
+    },
+    /// The link of an NVLink2 bridge (POWER, before Linux 5.13).
+    Nvlink2LinkSpeed {
+        /// The speed of the link.
+        speed: u32,
+    },
+    /// A capability that this library does not know.
+    Unknown {
+        /// The number of the capability.
+        id: u16,
+        /// The version of its layout.
+        version: u16,
+    },
+}
+
+impl RegionCapability {
+    fn areas(&self) -> Option<&[RegionArea]> {
+        if let Self::SparseMmap(areas) = self { Some(areas) } else { None }
+    }
 }
 
 /// A part of a region.
@@ -51,43 +98,14 @@ impl Region {
     }
 }
 
-/// The number of attempts to get a description that keeps growing.
-const ATTEMPTS: usize = 8;
-/// An upper bound for the size of a description, enough for 4,096 areas.
-const MOST_ROOM: u32 = 1 << 16;
-
-/// Asks the kernel to describe region `index`, with a larger buffer each time until the capabilities fit.
+/// Asks the kernel to describe region `index`.
 pub(super) fn describe(door: &dyn Door, device: Handle, index: u32) -> Result<Region, Failure> {
-    let mut room = RegionInfo::SIZE;
-    for _ in 0..ATTEMPTS {
-        let mut reply = question(index, room);
-        door.call(device, Command::with_bytes(DEVICE_GET_REGION_INFO, &mut reply))?;
-        match parse(&reply).map_err(malformed)? {
-            Reply::Complete(region) if region.index == index => return Ok(region),
-            Reply::Complete(_) => return Err(malformed("it describes another region")),
-            Reply::Needs(more) if more > MOST_ROOM => return Err(malformed("it needs an absurdly large buffer")),
-            Reply::Needs(more) => room = more,
-        }
-    }
-    Err(malformed("it needs a larger buffer every time"))
+    let head = RegionInfo { index, ..RegionInfo::default() };
+    let region = reply::ask(door, device, DEVICE_GET_REGION_INFO, head.as_bytes(), parse)?;
+    if region.index == index { Ok(region) } else { Err(malformed("it describes another region")) }
 }
 
-/// The meaning of a reply.
-pub(super) enum Reply {
-    /// The whole description.
-    Complete(Region),
-    /// The capabilities did not fit. The description needs this many bytes.
-    Needs(u32),
-}
-
-fn question(index: u32, room: u32) -> Vec<u8> {
-    let info = RegionInfo { argsz: room, index, ..RegionInfo::default() };
-    let mut bytes = info.as_bytes().to_vec();
-    bytes.resize(room as usize, 0);
-    bytes
-}
-
-pub(super) fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
+pub(super) fn parse(reply: &[u8]) -> Result<Reply<Region>, &'static str> {
     let (info, _) = RegionInfo::read_from_prefix(reply).map_err(|_| "it is shorter than its struct")?;
     let has_capabilities = info.flags & REGION_HAS_CAPABILITIES != 0;
     if has_capabilities && info.cap_offset == 0 {
@@ -95,15 +113,39 @@ pub(super) fn parse(reply: &[u8]) -> Result<Reply, &'static str> {
         return if grew { Ok(Reply::Needs(info.argsz)) } else { Err("its capabilities are nowhere") };
     }
     let first = if has_capabilities { info.cap_offset } else { 0 };
-    let capabilities = chain::capabilities(reply, size_of::<RegionInfo>(), first).map_err(ChainError::reason)?;
-    let sparse = capabilities.iter().find(|capability| capability.header.id == REGION_CAP_SPARSE_MMAP);
-    let mappable = match sparse {
+    let chain = chain::capabilities(reply, size_of::<RegionInfo>(), first).map_err(ChainError::reason)?;
+    let mut capabilities = Vec::new();
+    for found in &chain {
+        capabilities.push(capability(found, info.size)?);
+    }
+    let mappable = match capabilities.iter().find_map(RegionCapability::areas) {
         _ if info.flags & REGION_MMAP == 0 => Vec::new(),
-        Some(capability) => areas(capability.bytes, info.size)?,
+        Some(areas) => areas.to_vec(),
         None => area(0, info.size).into_iter().collect(),
     };
-    let RegionInfo { index, size, offset, .. } = info;
-    Ok(Reply::Complete(Region { index, size, access: access(info.flags), mappable, offset }))
+    let RegionInfo { index, flags, size, offset, .. } = info;
+    Ok(Reply::Complete(Region { index, size, access: access(flags), mappable, capabilities, flags, offset }))
+}
+
+fn capability(found: &Capability<'_>, size: u64) -> Result<RegionCapability, &'static str> {
+    Ok(match found.header.id {
+        REGION_CAP_SPARSE_MMAP => RegionCapability::SparseMmap(areas(found.bytes, size)?),
+        REGION_CAP_TYPE => {
+            let RegionType { kind, subtype, .. } = body(found)?;
+            RegionCapability::Type { kind, subtype }
+        }
+        REGION_CAP_MSIX_MAPPABLE => RegionCapability::MsixMappable,
+        REGION_CAP_NVLINK2_SSATGT => RegionCapability::Nvlink2Ssatgt { target: body::<Nvlink2Ssatgt>(found)?.tgt },
+        REGION_CAP_NVLINK2_LINK_SPEED => {
+            RegionCapability::Nvlink2LinkSpeed { speed: body::<Nvlink2LinkSpeed>(found)?.link_speed }
+        }
+        id => RegionCapability::Unknown { id, version: found.header.version },
+    })
+}
+
+/// The struct of a capability.
+fn body<T: FromBytes>(found: &Capability<'_>) -> Result<T, &'static str> {
+    T::read_from_prefix(found.bytes).map(|(body, _)| body).map_err(|_| "a capability is cut off")
 }
 
 /// The areas of a sparse region of `size` bytes.

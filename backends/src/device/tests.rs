@@ -1,13 +1,14 @@
 use std::num::NonZeroU64;
 
 use dmaspace_abi::device::{
-    REGION_CAP_SPARSE_MMAP, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE, RegionInfo, SparseArea,
-    SparseMmap,
+    DeviceInfo, REGION_CAP_SPARSE_MMAP, REGION_HAS_CAPABILITIES, REGION_MMAP, REGION_READ, REGION_WRITE, RegionInfo,
+    SparseArea, SparseMmap,
 };
 use dmaspace_abi::vfio::CapabilityHeader;
 use dmaspace_core::door::HandleKind;
 
-use super::region::{Reply, parse};
+use super::region::parse;
+use super::reply::Reply;
 use super::*;
 use crate::scripted::{self, Scripted};
 
@@ -124,7 +125,9 @@ fn a_bar_that_cannot_be_exported_is_mapped_all_the_same() {
 fn an_error_of_the_kernel_names_device_and_action() {
     let (door, device) = device();
     door.refuse("VFIO_DEVICE_RESET", Errno::EINVAL);
-    assert_eq!(device.reset().expect_err("refused").to_string(), "0000:00:03.0: reset: VFIO_DEVICE_RESET: EINVAL");
+    let error = device.reset().expect_err("refused").to_string();
+    let advice = "the device cannot be reset alone: use Device::hot_reset";
+    assert_eq!(error, format!("0000:00:03.0: reset: VFIO_DEVICE_RESET: EINVAL; {advice}"));
     door.refuse("VFIO_DEVICE_GET_REGION_INFO", Errno::EINVAL);
     let error = device.region(REGION_CONFIG).expect_err("refused").to_string();
     assert_eq!(error, "0000:00:03.0: describe configuration space: VFIO_DEVICE_GET_REGION_INFO: EINVAL");
@@ -160,4 +163,98 @@ fn capabilities_without_a_place_want_more_room_or_cannot_be_true() {
     reply[..4].copy_from_slice(&RegionInfo::SIZE.to_ne_bytes());
     assert_eq!(region(&reply), Err("its capabilities are nowhere"));
     assert_eq!(region(&reply[..31]), Err("it is shorter than its struct"));
+}
+
+/// A description whose capabilities are these bodies, each behind a header with its id.
+fn with_capabilities(head: &[u8], bodies: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let mut reply = head.to_vec();
+    for (n, (id, body)) in bodies.iter().enumerate() {
+        let end = reply.len() + size_of::<CapabilityHeader>() + body.len();
+        let next = if n + 1 < bodies.len() { u32::try_from(end).expect("small") } else { 0 };
+        reply.extend(CapabilityHeader { id: *id, version: 1, next }.as_bytes());
+        reply.extend(body);
+    }
+    reply
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.as_bytes().to_vec()
+}
+
+#[test]
+fn every_capability_of_a_region_is_told() {
+    let flags = REGION_READ | REGION_MMAP | REGION_HAS_CAPABILITIES;
+    let info = RegionInfo { argsz: 4096, flags, index: 2, cap_offset: RegionInfo::SIZE, size: 0x8000, offset: 2 << 40 };
+    let bodies = [
+        (2, words(&[0x8000_8086, 7])),
+        (3, Vec::new()),
+        (4, 0x1_0000_0000_u64.to_ne_bytes().to_vec()),
+        (5, words(&[25, 0])),
+        (9, Vec::new()),
+    ];
+    let region = region(&with_capabilities(info.as_bytes(), &bodies)).expect("it is true");
+    let expected = [
+        RegionCapability::Type { kind: 0x8000_8086, subtype: 7 },
+        RegionCapability::MsixMappable,
+        RegionCapability::Nvlink2Ssatgt { target: 0x1_0000_0000 },
+        RegionCapability::Nvlink2LinkSpeed { speed: 25 },
+        RegionCapability::Unknown { id: 9, version: 1 },
+    ];
+    assert_eq!((region.capabilities.as_slice(), region.flags, region.offset), (&expected[..], flags, 2 << 40));
+    assert_eq!(region.mappable.len(), 1, "all of it");
+    let cut = with_capabilities(info.as_bytes(), &[(2, words(&[1]))]);
+    assert_eq!(self::region(&cut), Err("a capability is cut off"));
+}
+
+#[test]
+fn a_device_tells_its_kind_and_capabilities() {
+    let describe = |flags, bodies: &[(u16, Vec<u8>)]| {
+        let (cap_offset, argsz) = (DeviceInfo::SIZE, 4096);
+        let info = DeviceInfo { argsz, flags, num_regions: 1, num_irqs: 3, cap_offset, pad: 0 };
+        match properties::parse(&with_capabilities(info.as_bytes(), bodies)) {
+            Ok(Reply::Complete(properties)) => Ok(properties),
+            Ok(Reply::Needs(_)) => Err("more room"),
+            Err(why) => Err(why),
+        }
+    };
+    let kinds = [1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 8, 1 << 20]
+        .map(|flag| describe(flag, &[]).map(|properties| properties.kind));
+    let expected = [
+        DeviceKind::Pci,
+        DeviceKind::Platform,
+        DeviceKind::Amba,
+        DeviceKind::Ccw,
+        DeviceKind::Ap,
+        DeviceKind::FslMc,
+        DeviceKind::Cdx,
+        DeviceKind::Unknown,
+    ];
+    assert_eq!(kinds, expected.map(Ok));
+    let properties = describe(0x83, &[(5, words(&[6, 0])), (1, Vec::new())]).expect("it is true");
+    let atomic = DeviceCapability::AtomicCompletion { of_32_bits: false, of_64_bits: true, of_128_bits: true };
+    assert_eq!(properties.capabilities, [atomic, DeviceCapability::Unknown { id: 1, version: 1 }]);
+    assert!(properties.can_reset);
+    assert_eq!(describe(0x82, &[(5, words(&[6]))]), Err("a capability is cut off"));
+}
+
+#[test]
+fn affected_devices_are_told_by_address_and_owner() {
+    let reply = |flags: u32, count: u32, devices: &[[u8; 8]]| [words(&[4096, flags, count]), devices.concat()].concat();
+    let device = |owner: u32, devfn| {
+        let [a, b, c, d] = owner.to_ne_bytes();
+        let [low, high] = 0x12_u16.to_ne_bytes();
+        [a, b, c, d, low, high, 5, devfn]
+    };
+    let affected = hot_reset::parse(&reply(0, 1, &[device(7, 0x1a)])).expect("it is true");
+    assert_eq!((affected.devices[0].owner, affected.all_owned), (AffectedOwner::Group(7), None));
+    assert_eq!(affected.devices[0].address.to_string(), "0012:05:03.2");
+    let devices = [device(0, 0), device(u32::MAX, 1), device(3, 2)];
+    let affected = hot_reset::parse(&reply(1, 3, &devices)).expect("it is true");
+    let owners: Vec<_> = affected.devices.iter().map(|device| device.owner).collect();
+    let id = dmaspace_core::contract::DeviceId::new(3);
+    assert_eq!(owners, [AffectedOwner::OfBoundGroup, AffectedOwner::Other, AffectedOwner::Bound(id)]);
+    assert_eq!(affected.all_owned, Some(false));
+    assert_eq!(hot_reset::parse(&reply(0, 2, &[device(7, 0)])), Err("its list of devices is cut off"));
+    assert_eq!(hot_reset::parse(&reply(0, u32::MAX, &[])), Err("its list of devices is cut off"));
+    assert_eq!(hot_reset::parse(&[0; 11]), Err("it is shorter than its struct"));
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::door::{Command, Descriptor, DirectMap, DirectUnmap, Door, Errno, Failure, Kernel};
+use crate::door::{Attached, Attachment, Command, Descriptor, DirectMap, DirectUnmap, Door, Errno, Failure, Kernel};
 
 /// The type of an open descriptor. VFIO's ioctl numbers mean different things on different kinds (linux:
 /// include/uapi/linux/vfio.h: 0x3b71 is MAP_DMA on a container and PCI_HOT_RESET on a device), so a handle always has a
@@ -99,6 +99,26 @@ impl OwnedHandle {
     ) -> Result<Self, Errno> {
         let handle = door.ioctl_opening(on, command, kind)?;
         Ok(Self::new(door, handle))
+    }
+
+    /// Makes an ioctl that may return a new descriptor in the 32-bit field at `offset` of its argument, which the
+    /// command leaves zero. `None` if the kernel opened none.
+    ///
+    /// # Errors
+    /// As [`OwnedHandle::call`].
+    pub fn opened_in_field(
+        door: Arc<dyn Door>,
+        on: Handle,
+        command: Command<'_>,
+        offset: usize,
+        kind: HandleKind,
+    ) -> Result<Option<Self>, Failure> {
+        let Command { request, argument, .. } = command;
+        let mut opened = None;
+        let mut field = [Attachment { offset, what: Attached::Opened { kind, handle: &mut opened } }];
+        let made = door.call(on, Command { request, argument, attachments: &mut field });
+        let opened = opened.map(|handle| Self::new(door, handle));
+        made.map(|()| opened)
     }
 
     /// Takes over a descriptor that was opened elsewhere: a VMM in a jail receives its descriptors, and so does the

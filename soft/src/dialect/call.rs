@@ -4,6 +4,8 @@
 //! are found by the offset of their field. An address in a field without an attachment points to nothing: this host has
 //! no memory but that of attachments.
 
+use std::os::fd::BorrowedFd;
+
 use dmaspace_core::contract::AttachPlace;
 use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_core::{HostMemory, PageSize};
@@ -122,6 +124,33 @@ impl<'c, 'a> Call<'c, 'a> {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    /// The descriptors in the array at `offset`.
+    pub(crate) fn handles(&self, offset: usize) -> &[Handle] {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
+        match attached.map(|attachment| &attachment.what) {
+            Some(Attached::Handles(handles)) => handles,
+            _ => &[],
+        }
+    }
+
+    /// The eventfds in the array at `offset`.
+    pub(crate) fn eventfds(&self, offset: usize) -> &[Option<BorrowedFd<'_>>] {
+        let attached = self.command.attachments.iter().find(|attachment| attachment.offset == offset);
+        match attached.map(|attachment| &attachment.what) {
+            Some(Attached::Eventfds(eventfds)) => eventfds,
+            _ => &[],
+        }
+    }
+
+    /// Returns a descriptor in the field at `offset`.
+    pub(crate) fn opened(&mut self, offset: usize, id: u64) {
+        for attachment in self.command.attachments.iter_mut().filter(|attachment| attachment.offset == offset) {
+            if let Attached::Opened { kind, handle } = &mut attachment.what {
+                **handle = Some(Handle::new(id, *kind));
+            }
         }
     }
 

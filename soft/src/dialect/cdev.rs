@@ -1,15 +1,16 @@
 //! A VFIO device's own descriptor: bound to an iommufd, attached there, or opened through its group (linux:
 //! drivers/vfio/device_cdev.c, drivers/vfio/vfio_main.c).
 //!
-//! Limits: no regions, no interrupts, no features; a device here only does DMA.
+//! `half.rs` has the calls beside DMA.
 
-use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt, DeviceInfo};
+use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
 use dmaspace_core::door::Errno;
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::require;
+use crate::dialect::vfio::Device;
 use crate::kernel::{ContextId, File, Kernel, Reply};
 
 /// The sizes that the kernel requires of the structs: without the token, without the PASID.
@@ -26,18 +27,6 @@ pub(crate) struct NodeFile {
 }
 
 impl Kernel {
-    /// vfio_device_fops_unl_ioctl, of a device that was opened through its group.
-    pub(crate) fn device_ioctl(&self, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
-        let result = match call.number() {
-            number if number == device::DEVICE_GET_INFO.number => device_info(call)?,
-            number if number == device::DEVICE_RESET.number => 0,
-            // Only descriptors of device nodes can be bound.
-            number if number == device::DEVICE_BIND_IOMMUFD.number => return Err(Errno::EINVAL),
-            _ => return Err(Errno::ENOTTY),
-        };
-        Ok(Reply::Number(result))
-    }
-
     /// vfio_device_fops_unl_ioctl, of a descriptor of a device's own node: only binding is accepted before it is bound.
     pub(crate) fn node_ioctl(&mut self, id: u64, node: NodeFile, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
         if call.number() == device::DEVICE_BIND_IOMMUFD.number {
@@ -47,7 +36,7 @@ impl Kernel {
         match call.number() {
             number if number == device::DEVICE_ATTACH_IOMMUFD_PT.number => self.attach_node(node.device, context, call),
             number if number == device::DEVICE_DETACH_IOMMUFD_PT.number => self.detach_node(node.device, context, call),
-            _ => self.device_ioctl(call),
+            _ => self.device_ioctl(node.device, Some(context), call),
         }
     }
 
@@ -55,8 +44,10 @@ impl Kernel {
     fn bind(&mut self, id: u64, node: NodeFile, call: &mut Call<'_, '_>) -> Result<Reply, Errno> {
         let mut bind: BindIommufd = call.read_prefix(BIND_LEAST)?;
         let handle = call.handle(offset_of!(BindIommufd, iommufd));
-        let known = bind.argsz as usize >= BIND_LEAST && bind.flags == 0;
+        let flags = if self.system.facts.is_modern() { device::BIND_TOKEN } else { 0 };
+        let known = bind.argsz as usize >= BIND_LEAST && bind.flags & !flags == 0;
         require(known && (handle.is_some() || bind.iommufd >= 0), Errno::EINVAL)?;
+        let token = self.token_of(&bind, call)?;
         let device = self.devices.get(node.device).ok_or(Errno::ENODEV)?;
         let (number, opened) = (device.group, device.opened);
         let group = self.groups.get(&number).ok_or(Errno::ENODEV)?;
@@ -66,6 +57,11 @@ impl Kernel {
             return Err(Errno::EBADFD);
         };
         require(opened == 0, Errno::EINVAL)?;
+        // Kernels that take no token here look at none (linux: drivers/vfio/pci/vfio_pci_core.c,
+        // vfio_pci_core_match_token_uuid).
+        if flags != 0 {
+            self.validate_token(node.device, token)?;
+        }
         self.system.facts.claim(number)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         group.claim_for(context)?;
@@ -74,9 +70,27 @@ impl Kernel {
         if let Some(device) = self.devices.get_mut(node.device) {
             device.opened = 1;
         }
+        self.count_token_user(node.device, true);
         self.replace_file(id, File::Node(NodeFile { bound: Some((context, bind.out_devid)), ..node }));
         call.write_prefix(&bind, BIND_LEAST);
         Ok(Reply::Number(0))
+    }
+
+    /// The token of a bind, if it has one.
+    fn token_of(&self, bind: &BindIommufd, call: &mut Call<'_, '_>) -> Result<Option<[u8; 16]>, Errno> {
+        if bind.flags & device::BIND_TOKEN == 0 {
+            return Ok(None);
+        }
+        require(bind.argsz >= BindIommufd::SIZE, Errno::EINVAL)?;
+        let token = call.buffer(offset_of!(BindIommufd, token_uuid_ptr)).ok_or(Errno::EFAULT)?;
+        token.first_chunk().copied().map(Some).ok_or(Errno::EFAULT)
+    }
+
+    /// The id of a device in an iommufd (linux: drivers/vfio/iommufd.c, vfio_iommufd_get_dev_id).
+    pub(crate) fn bound_id(&self, context: ContextId, device: &Device) -> Option<u32> {
+        let index = self.device(&device.address)?;
+        let by_node = self.bound_nodes().find_map(|(bound, place)| if bound == index { Some(place) } else { None });
+        by_node.or(device.bound).filter(|(owner, _)| *owner == context).map(|(_, id)| id)
     }
 
     /// vfio_df_ioctl_attach_pt. An attached device moves.
@@ -109,8 +123,10 @@ impl Kernel {
     /// vfio_df_unbind_iommufd: only closing unbinds.
     pub(crate) fn close_node(&mut self, node: NodeFile) {
         let Some((id, devid)) = node.bound else { return };
+        self.count_token_user(node.device, false);
         let Some(device) = self.devices.get_mut(node.device) else { return };
         device.opened = 0;
+        device.half.close();
         let number = device.group;
         let Self { system, contexts, groups, .. } = self;
         if let Some(context) = contexts.get_mut(&id) {
@@ -123,16 +139,4 @@ impl Kernel {
         }
         self.put_context(id);
     }
-}
-
-/// vfio_pci_ioctl_get_info: a PCI device as vfio-pci sees it.
-fn device_info(call: &mut Call<'_, '_>) -> Result<i32, Errno> {
-    let least = offset_of!(DeviceInfo, cap_offset);
-    let mut info: DeviceInfo = call.read_prefix(least)?;
-    require(info.argsz as usize >= least, Errno::EINVAL)?;
-    info.flags = device::DEVICE_HAS_RESET | device::DEVICE_IS_PCI;
-    // VFIO_PCI_NUM_REGIONS and VFIO_PCI_NUM_IRQS.
-    (info.num_regions, info.num_irqs) = (9, 5);
-    call.write_prefix(&info, least);
-    Ok(0)
 }

@@ -9,6 +9,7 @@ use dmaspace_core::door::Errno;
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
+use crate::dialect::half::Half;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::spapr::{self, Spapr};
 use crate::dialect::type1::{self, Type1};
@@ -283,18 +284,23 @@ impl Kernel {
     /// vfio_group_ioctl_get_device_fd.
     fn device_of_group(&mut self, number: u32, call: &Call<'_, '_>) -> Result<Reply, Errno> {
         let name = call.bytes()?.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = std::str::from_utf8(name).map_err(|_| Errno::ENODEV)?;
+        let (address, options) = name.split_once(' ').unwrap_or((name, ""));
         let mut devices = self.devices.iter();
-        let found = devices.position(|device| device.group == number && device.address.as_bytes() == name);
+        let found = devices.position(|device| device.group == number && device.address == address);
         let index = found.ok_or(Errno::ENODEV)?;
+        self.validate_token(index, token_of(options)?)?;
         let group = self.groups.get_mut(&number).ok_or(Errno::ENODEV)?;
         if let Some(context) = group.context {
             return self.open_through_iommufd(index, context);
         }
         let container = group.container.and_then(|id| self.containers.get(&id)).ok_or(Errno::EINVAL)?;
         require(container.driver.is_some(), Errno::EINVAL)?;
-        if let Some(device) = self.devices.get_mut(index) {
-            group.users += u32::from(device.opened == 0);
-            device.opened += 1;
+        let Some(device) = self.devices.get_mut(index) else { return Err(Errno::ENODEV) };
+        group.users += u32::from(device.opened == 0);
+        device.opened += 1;
+        if device.opened == 1 {
+            self.count_token_user(index, true);
         }
         Ok(Reply::Opened(File::DeviceOfGroup(index)))
     }
@@ -318,6 +324,9 @@ impl Kernel {
             device.bound = Some((id, devid));
         }
         device.opened += 1;
+        if device.opened == 1 {
+            self.count_token_user(index, true);
+        }
         Ok(Reply::Opened(File::DeviceOfGroup(index)))
     }
 
@@ -361,7 +370,10 @@ impl Kernel {
         if device.opened > 0 {
             return;
         }
+        device.half.close();
         let number = device.group;
+        self.count_token_user(index, false);
+        let Some(device) = self.devices.get_mut(index) else { return };
         let Some((id, devid)) = device.bound.take() else { return self.put_group(number) };
         let Self { system, contexts, groups, .. } = self;
         if let Some(context) = contexts.get_mut(&id) {
@@ -372,6 +384,30 @@ impl Kernel {
         }
         self.put_context(id);
     }
+}
+
+/// The token among the options behind a device's name (linux: drivers/vfio/pci/vfio_pci_core.c, vfio_pci_core_match).
+fn token_of(options: &str) -> Result<Option<[u8; 16]>, Errno> {
+    let mut token = None;
+    for option in options.split(' ').filter(|option| !option.is_empty()) {
+        let uuid = option.strip_prefix("vf_token=").filter(|_| token.is_none()).ok_or(Errno::EINVAL)?;
+        token = Some(uuid_of(uuid).ok_or(Errno::EINVAL)?);
+    }
+    Ok(token)
+}
+
+/// uuid_parse.
+fn uuid_of(text: &str) -> Option<[u8; 16]> {
+    let dashes = [8, 13, 18, 23].iter().all(|at| text.as_bytes().get(*at) == Some(&b'-'));
+    let digits = text.replace('-', "");
+    if !dashes || text.len() != 36 || digits.len() != 32 || !digits.is_ascii() {
+        return None;
+    }
+    let mut uuid = [0; 16];
+    for (n, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * n..2 * n + 2)?, 16).ok()?;
+    }
+    Some(uuid)
 }
 
 /// The first extension of CHECK_EXTENSION that is no type for SET_IOMMU.
@@ -388,6 +424,8 @@ pub(crate) struct Device {
     pub(crate) opened: u32,
     /// The iommufd that the device was bound to when it was opened through its group, and its id there.
     pub(crate) bound: Option<(ContextId, u32)>,
+    /// Its regions, interrupts and features.
+    pub(crate) half: Half,
 }
 
 impl Device {
@@ -397,7 +435,8 @@ impl Device {
         for group in &profile.groups {
             for device in &group.devices {
                 let address = device.address.clone();
-                devices.push(Self { address, group: group.number, node: device.node, opened: 0, bound: None });
+                let (group, node, half) = (group.number, device.node, Half::new());
+                devices.push(Self { address, group, node, opened: 0, bound: None, half });
             }
         }
         devices

@@ -242,7 +242,8 @@ fn requests_are_known_on_their_own_kind_of_descriptor() {
     let device = raw::open_device(host, group, "0000:00:03.0").expect("opens");
     assert_eq!(ask(host, device, device::DEVICE_RESET), Ok(0));
     assert_eq!(ask(host, device, dmaspace_abi::device::DEVICE_BIND_IOMMUFD), Err(Errno::EINVAL));
-    assert_eq!(host.pread(device, 0, &mut [0]), Err(Errno::EINVAL));
+    assert_eq!(host.pread(device, 0, &mut [0]), Err(Errno::EIO), "the memory of its BAR is disabled");
+    assert_eq!(host.pread(device, 1 << 40, &mut [0]), Err(Errno::EINVAL), "it has no BAR 1");
 }
 
 #[test]
