@@ -26,21 +26,21 @@ const NOTES: &str = "\n\
     Each verb takes the gate (owner, windows and devices stay, and no registration is ended), the turn of its window\n\
     (changes follow each other, and nothing is mapped behind a fence), the index for reading and, after the kernel's\n\
     call, for writing (a look-up never waits for a call, and finds no mapping that the kernel does not have yet).\n\
-    Taken and released, these four locks are 57 instructions. So a pair beside 1,000 pages, 703 in all, is made of:\n\
+    Taken and released, these four locks are 57 instructions. So a pair beside 1,000 pages, 702 in all, is made of:\n\
     the locks 114; two searches of the table 120; the change of a word, with the comparison with both neighbours that\n\
     keeps runs together, and the count of its owner's pages 189; the checks of both verbs, the call and the\n\
-    registers of two functions 225; the bench itself 55. An empty space has one step less in each search, but each\n\
+    registers of two functions 224; the bench itself 55. An empty space has one step less in each search, but each\n\
     pair gives the index the owner of the memory and takes it out again, since the last page releases it: 220.\n\
-    A real backend adds 270 to 320: the struct of the ioctl, its attachment, and the call through the door.\n\n\
+    A real backend adds 160 to 200: the struct of the ioctl, its attachment, and the call through the door.\n\n\
     A look-up that keeps the memory, 241, takes two locks (36), searches the table with both neighbours of the page\n\
     (70), clones the owner, which the caller releases (50), and writes a mapping of 96 bytes (30); the rest is\n\
     registers, and the bench itself (22). The host address alone, 151, needs neither the neighbours nor the owner.\n\n\
-    A put and a clear of an entry, 1,099, are a pair in the space (649 with the check of the registration) and\n\
+    A put and a clear of an entry, 1,098, are a pair in the space (648 with the check of the registration) and\n\
     above it: the look-up of the target memory under its lock, and a clone of that with its owner, since no lock\n\
     of target memory is held during a call (162); the upgrade of the window, which may be gone (26), and the\n\
     window's gate (36), both twice; the checks of both runs, the request and the registers of four functions (186);\n\
     the bench itself 40.\n\n\
-    H_PUT_TCE, an entry and none, is the same (1,057) and 797 of its own: the look-up of the table's name and a count\n\
+    H_PUT_TCE, an entry and none, is the same (1,056) and 797 of its own: the look-up of the table's name and a count\n\
     of its users (112); the connection's lock, and the entries' for reading and, after the host agreed, for writing\n\
     (80); two searches of the guest's tree of four levels for each call (240), since it is not locked during\n\
     the host's call; the checks of PAPR and the change for devices (310); the bench itself 54.\n\n\
