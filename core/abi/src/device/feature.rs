@@ -53,9 +53,6 @@ pub struct FeatureHead {
     pub flags: u32,
 }
 
-/// The size of [`FeatureHead`].
-const HEAD: usize = size_of::<FeatureHead>();
-
 /// Sets the token that users of the virtual functions of a physical function must know.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -188,15 +185,15 @@ macro_rules! feature {
         laid_out_as!(@size $ours);
 
         const _: () = {
-            assert!(size_of::<$ours>() == HEAD + size_of::<kernel::$kernel>());
+            assert!(size_of::<$ours>() == size_of::<FeatureHead>() + size_of::<kernel::$kernel>());
             $(feature!(@offset $ours, $kernel, $field $($theirs)?);)+
         };
     };
     (@offset $ours:ident, $kernel:ident, $field:ident $theirs:ident) => {
-        assert!(offset_of!($ours, $field) == HEAD + offset_of!(kernel::$kernel, $theirs))
+        assert!(offset_of!($ours, $field) == size_of::<FeatureHead>() + offset_of!(kernel::$kernel, $theirs))
     };
     (@offset $ours:ident, $kernel:ident, $field:ident) => {
-        assert!(offset_of!($ours, $field) == HEAD + offset_of!(kernel::$kernel, $field))
+        assert!(offset_of!($ours, $field) == size_of::<FeatureHead>() + offset_of!(kernel::$kernel, $field))
     };
 }
 
@@ -209,4 +206,4 @@ feature!(FeatureLoggingStart, vfio_device_feature_dma_logging_control {
 });
 feature!(FeatureLoggingReport, vfio_device_feature_dma_logging_report { iova, length, page_size, bitmap });
 
-const _: () = assert!(DEVICE_FEATURE.is(0x3b75) && size_of::<FeatureToken>() == HEAD + 16);
+const _: () = assert!(DEVICE_FEATURE.is(0x3b75) && size_of::<FeatureToken>() == size_of::<FeatureHead>() + 16);
