@@ -9,8 +9,10 @@ pub(crate) type Tried<T = ()> = Result<T, Box<dyn Error>>;
 const INSTRUCTION: f64 = 8.0;
 /// The rounds of short works; the best of each side counts, because the kernel's timer interrupts some of them.
 const ROUNDS: usize = 5;
-/// The repetitions from which interrupts are levelled out: one round is enough.
+/// The repetitions from which interrupts are levelled out.
 const LONG: u64 = 10_000;
+/// The rounds of long works: the first of all finds the kernel's caches of objects empty.
+const LONG_ROUNDS: usize = 2;
 
 /// Measures both in turns, each with [`instructions`] of `n` repetitions, and prints the best of one repetition.
 pub(crate) fn compare(
@@ -20,7 +22,7 @@ pub(crate) fn compare(
     mut ours: impl FnMut() -> Tried<f64>,
 ) -> Tried {
     let (mut of_raw, mut of_ours) = (f64::INFINITY, f64::INFINITY);
-    let rounds = if n < LONG { ROUNDS } else { 1 };
+    let rounds = if n < LONG { ROUNDS } else { LONG_ROUNDS };
     for _ in 0..rounds {
         of_raw = of_raw.min(raw()?);
         of_ours = of_ours.min(ours()?);
