@@ -6,9 +6,9 @@ use dmaspace_core::{Access, HostMemory, Iova, IovaRange, PageSize};
 use crate::compare::{Tried, compare, instructions};
 use crate::{Bench, PAGE};
 
-/// The bus addresses of the library, and those of the raw calls in the same address space.
-const OURS: u64 = 1 << 32;
-const RAW: u64 = 1 << 36;
+/// The bus addresses of the library and, in turns with it, of the raw calls: the kernel's tree of mappings is deeper at
+/// one end than at the other.
+const BASE: u64 = 1 << 32;
 /// The number of scattered mappings: below the 65,535 that type1 allows.
 const SCATTERED: u64 = 60_000;
 const LIVE: u64 = 30_000;
@@ -38,8 +38,8 @@ fn unmap(bench: &Bench, iova: u64, length: u64) -> Tried {
 }
 
 /// The place of scattered page `n`: every other page.
-fn place(base: u64, n: u64) -> u64 {
-    base + 2 * n * PAGE
+fn place(n: u64) -> u64 {
+    BASE + 2 * n * PAGE
 }
 
 /// One mapping, made and unmapped again and again.
@@ -48,15 +48,15 @@ fn pairs(bench: &Bench, work: &str, length: u64) -> Tried {
     let memory = bench.ram.slice(0, length).ok_or("inside the RAM")?;
     let raw = || {
         for _ in 0..N {
-            bench.raw.map(RAW, bench.page(0), length)?;
-            bench.raw.unmap(RAW, length)?;
+            bench.raw.map(BASE - length, bench.page(0), length)?;
+            bench.raw.unmap(BASE - length, length)?;
         }
         Ok(())
     };
     let ours = || {
         for _ in 0..N {
-            map(bench, OURS - length, &memory)?;
-            unmap(bench, OURS - length, length)?;
+            map(bench, BASE - length, &memory)?;
+            unmap(bench, BASE - length, length)?;
         }
         Ok(())
     };
@@ -71,7 +71,7 @@ fn one_by_one(bench: &Bench, work: &str) -> Tried {
     let ours = || {
         map_scattered(bench, SCATTERED)?;
         for n in 0..SCATTERED {
-            unmap(bench, place(OURS, n), PAGE)?;
+            unmap(bench, place(n), PAGE)?;
         }
         Ok(())
     };
@@ -93,25 +93,25 @@ fn flush(bench: &Bench, work: &str) -> Tried {
 
 fn map_scattered(bench: &Bench, count: u64) -> Tried {
     for n in 0..count {
-        map(bench, place(OURS, n), &bench.memory(n)?)?;
+        map(bench, place(n), &bench.memory(n)?)?;
     }
     Ok(())
 }
 
 fn unmap_all(bench: &Bench, count: u64) -> Tried {
-    unmap(bench, OURS, 2 * count * PAGE)
+    unmap(bench, BASE, 2 * count * PAGE)
 }
 
 fn map_scattered_raw(bench: &Bench, count: u64) -> Tried {
     for n in 0..count {
-        bench.raw.map(place(RAW, n), bench.page(n), PAGE)?;
+        bench.raw.map(place(n), bench.page(n), PAGE)?;
     }
     Ok(())
 }
 
 fn unmap_scattered_raw(bench: &Bench, count: u64) -> Tried {
     for n in 0..count {
-        bench.raw.unmap(place(RAW, n), PAGE)?;
+        bench.raw.unmap(place(n), PAGE)?;
     }
     Ok(())
 }
