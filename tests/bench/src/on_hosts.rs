@@ -18,13 +18,13 @@ const HEAD: &str = "# Costs on real kernels\n\n\
 const NOTES: &str = "\n\
     ## Above the goals\n\n\
     The goal of a pair of calls for one page is 1.04 of the raw loop on type1 and iommufd and 1.03 on sPAPR. The\n\
-    library's own work in a pair, about 1,200 instructions, is alike on all hosts; its share is the larger the less the\n\
-    kernel has to do. The Linux door and a backend take about 250 of them: the kernel's struct is filled in, and the\n\
-    descriptor is the handle's own (docs/costs.md, the rows through the Linux door). The others are the space's: its\n\
-    locks, its checks and its index.\n\n\
-    A hypercall passes the guest's table and the window's handle as well, with their locks. The boot of a q35 is seven\n\
-    commits, each of which judges the sections around the change and writes a report. A space that joins late gets one\n\
-    call for each entry, as the raw loop makes.\n";
+    library's own work in a pair, 1,100 to 1,500 instructions, is alike on all hosts; its share is the larger the\n\
+    less the kernel has to do. The Linux door and a backend take about 250 of them: the kernel's struct is filled\n\
+    in, and the descriptor is the handle's own (docs/costs.md, the rows through the Linux door). The others are the\n\
+    space's: its locks, its checks and its index.\n\n\
+    A hypercall passes the guest's table and the window's handle as well, with their locks. The boot of a q35 is\n\
+    seven commits, each of which judges the sections around the change and writes a report. A space that joins late\n\
+    gets one call for each entry, as the raw loop makes.\n";
 
 /// Reads the lines `HOST`, work, two counts, and writes the table.
 pub(crate) fn write(lines: impl BufRead) -> Result<(), Box<dyn Error>> {
