@@ -153,6 +153,12 @@ unsafe impl InKernelTable for SoftTable {
         state.tables.get(&self.liobn).and_then(|table| table.entries.get(&index)).copied().unwrap_or(Tce::NONE)
     }
 
+    fn next_entry(&self, from: u64, last: u64) -> Option<(u64, Tce)> {
+        let state = self.kvm.state();
+        let mut entries = state.tables.get(&self.liobn)?.entries.range(from..=last);
+        entries.find(|(_, tce)| **tce != Tce::NONE).map(|(index, tce)| (*index, *tce))
+    }
+
     fn link(&self, group: Handle) -> Result<(), Failure> {
         let mut state = self.kvm.state();
         state.refused("link")?;

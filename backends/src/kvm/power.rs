@@ -6,14 +6,15 @@
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::{ptr, slice};
 
 use dmaspace_core::door::{Door as _, Errno, Failure, Handle, Request};
 use dmaspace_core::sync::{Mutex, Rank};
 use dmaspace_core::{IovaRange, PageSize};
 use dmaspace_spapr_guest::hypercalls::{H_GET_TCE, H_PUT_TCE, H_PUT_TCE_INDIRECT, H_STUFF_TCE};
+use dmaspace_spapr_guest::kernel_table::next_of;
 use dmaspace_spapr_guest::{InKernelTable, InKernelTables, Liobn, Tce};
 
 use super::abi::{self, CreateDevice, CreateSpaprTce64, DeviceAttr, EnableCap, VfioSpaprTce};
@@ -161,7 +162,11 @@ struct KvmTable {
 // returned as it is.
 unsafe impl InKernelTable for KvmTable {
     fn entry(&self, index: u64) -> Tce {
-        self.open.as_ref().map_or(Tce::NONE, |(entries, _)| Tce::new(entries.get(index)))
+        self.next_entry(index, index).map_or(Tce::NONE, |(_, tce)| tce)
+    }
+
+    fn next_entry(&self, from: u64, last: u64) -> Option<(u64, Tce)> {
+        self.open.as_ref().and_then(|(entries, _)| next_of(entries.all(), from, last))
     }
 
     fn link(&self, group: Handle) -> Result<(), Failure> {
@@ -195,12 +200,13 @@ struct Entries {
     /// Only ever read; atomic because a raw pointer could not be shared between threads.
     base: AtomicPtr<c_void>,
     bytes: NonZeroUsize,
-    count: u64,
+    count: usize,
 }
 
 impl Entries {
     fn new(table: &OwnedFd, count: u64) -> Result<Self, Errno> {
-        let product = count.checked_mul(size_of::<u64>() as u64).and_then(|bytes| usize::try_from(bytes).ok());
+        let count = usize::try_from(count).map_err(|_| Errno::EOVERFLOW)?;
+        let product = count.checked_mul(size_of::<u64>());
         let bytes = product.and_then(NonZeroUsize::new).ok_or(Errno::EOVERFLOW)?;
         let shared = libc::MAP_SHARED;
         // SAFETY: with a null hint and without MAP_FIXED the kernel picks addresses nothing else uses.
@@ -208,13 +214,11 @@ impl Entries {
         if base == libc::MAP_FAILED { Err(last_error()) } else { Ok(Self { base: AtomicPtr::new(base), bytes, count }) }
     }
 
-    fn get(&self, index: u64) -> u64 {
-        let Some(index) = usize::try_from(index).ok().filter(|_| index < self.count) else { return 0 };
-        let entry = self.base.load(Ordering::Relaxed).cast::<u64>().wrapping_add(index);
-        // SAFETY: the entry lies inside the mapping, which lasts as long as `self`, aligned as its page is; KVM writes
-        // it whole, and this process has no other reference to it.
-        let entry = unsafe { AtomicU64::from_ptr(entry) };
-        entry.load(Ordering::Relaxed)
+    fn all(&self) -> &[AtomicU64] {
+        let first = self.base.load(Ordering::Relaxed).cast::<AtomicU64>();
+        // SAFETY: so many entries lie inside the mapping, which lasts as long as `self`, aligned as its first page is;
+        // KVM writes each of them whole, and this process has atomic references to them only.
+        unsafe { slice::from_raw_parts(first, self.count) }
     }
 }
 

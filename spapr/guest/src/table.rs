@@ -148,8 +148,10 @@ impl TceTable {
     #[must_use = "the kernel's table is dropped without the lock of this one"]
     pub(crate) fn reclaim(&mut self) -> Option<Arc<dyn InKernelTable>> {
         let kernel = self.kernel.take()?;
-        let entries = (0..=self.geometry.last_index()).map(|index| Stretch::one(kernel.entry(index)));
-        self.fill(0, entries);
+        for (index, tce) in entries_of(kernel.as_ref(), 0, self.geometry.last_index()) {
+            self.entries.set(index, tce);
+        }
+        self.settle();
         Some(kernel)
     }
 
@@ -271,7 +273,7 @@ impl TceTable {
     /// Returns true if one of these entries is live.
     fn has_live(&self, first: u64, last: u64) -> bool {
         match &self.kernel {
-            Some(kernel) => (first..=last).any(|index| kernel.entry(index).is_live()),
+            Some(kernel) => entries_of(kernel.as_ref(), first, last).any(|(_, tce)| tce.is_live()),
             None => self.entries.has_live(first, last),
         }
     }
@@ -299,8 +301,8 @@ impl TceTable {
         self.settle();
     }
 
-    /// The live entries in `range`, ascending, joined to runs. The cost grows with the chunks in use there; where the
-    /// kernel has the entries, with the pages of the range.
+    /// The live entries in `range`, ascending, joined to runs. The cost grows with the chunks in use there. Where the
+    /// kernel has the entries, all pages of the range are searched ([`InKernelTable::next`]).
     pub fn live(&self, range: IovaRange) -> Vec<EntryRun> {
         let mut runs = Vec::new();
         let Some(shared) = self.range().intersection(range) else { return runs };
@@ -316,8 +318,7 @@ impl TceTable {
 
     /// The live entries, or the kernel's, with their indices, ascending.
     fn live_within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
-        let in_kernel =
-            self.kernel.iter().flat_map(move |kernel| (first..=last).map(|index| (index, kernel.entry(index))));
+        let in_kernel = self.kernel.iter().flat_map(move |kernel| entries_of(kernel.as_ref(), first, last));
         self.entries.live(first, last).chain(in_kernel.filter(|(_, tce)| tce.is_live()))
     }
 
@@ -345,6 +346,16 @@ impl TceTable {
         self.entries.clear(first, last);
         self.settle();
     }
+}
+
+/// The kernel's entries from `first` to `last`, ascending, with their indices.
+fn entries_of(kernel: &dyn InKernelTable, first: u64, last: u64) -> impl Iterator<Item = (u64, Tce)> {
+    let mut from = Some(first);
+    std::iter::from_fn(move || {
+        let found = kernel.next_entry(from.filter(|from| *from <= last)?, last);
+        from = found.and_then(|(index, _)| index.checked_add(1));
+        found
+    })
 }
 
 impl Geometry {

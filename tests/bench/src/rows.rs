@@ -2,7 +2,7 @@
 
 use crate::door::Real;
 use crate::measure::Work;
-use crate::work::{commits, dirty, guest, space};
+use crate::work::{commits, dirty, guest, kernel, space};
 
 /// A row: one piece of work, and the goal for it.
 pub(crate) struct Row {
@@ -78,6 +78,11 @@ pub(crate) const ROWS: &[Row] = &[
     gate("clear of a window, scattered, an entry", 20.0, 10 * K, guest::Clears::work),
     gate("plug + unplug of a DIMM beside 1k entries", 200_000.0, 10, || guest::plugs(K)),
     gate("plug + unplug of a DIMM beside 100k entries", 200_000.0, 2, || guest::plugs(100 * K)),
+    gate("window that KVM fills, in and out, 2^20 entries, a place", 8.0, 4 << 20, || kernel::windows(1 << 20)),
+    large("window that KVM fills, in and out, 2^24 entries, a place", 8.0, 1 << 24, || kernel::windows(1 << 24)),
+    gate("plug + unplug beside a window that KVM fills, 2^20 entries, a place", 8.0, 4 << 20, || {
+        kernel::plugs(1 << 20)
+    }),
     gate("POWER: emulated section in and out, 16 targets", 90_000.0, 20, || commits::emulated(16)),
     gate("POWER: emulated section in and out, 1k targets", 90_000.0, 4, || commits::emulated(K)),
     large("POWER: emulated section in and out, 16k targets", 90_000.0, 1, || commits::emulated(16_384)),

@@ -3,4 +3,5 @@
 pub(crate) mod commits;
 pub(crate) mod dirty;
 pub(crate) mod guest;
+pub(crate) mod kernel;
 pub(crate) mod space;
