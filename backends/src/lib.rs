@@ -105,6 +105,7 @@ pub mod open;
 pub mod options;
 pub mod pci;
 mod pool;
+pub mod prefault;
 #[cfg(feature = "recording")]
 #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod recording;

@@ -1,6 +1,6 @@
 //! The Linux door: real kernel calls.
 //!
-//! All unsafe code of this crate that makes calls is in this file, except for KVM's calls on POWER. A table
+//! All unsafe code of this crate that makes calls is here, except for KVM's calls on POWER. A table
 //! (src/commands.rs) decides which commands are made at all, and checks that the kernel stays inside the bytes of the
 //! argument. This file fills in addresses and descriptors, makes the call, and takes them out again, so that no caller
 //! ever holds an address that it could use elsewhere. Map and unmap calls have a shorter way (`direct`): their struct
@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY: the one place that makes system calls std has no safe form of")]
 
 mod direct;
+pub(crate) mod populate;
 
 use std::ffi::c_void;
 use std::fmt;

@@ -34,8 +34,8 @@ pub unsafe trait InKernelTables: Send + Sync + fmt::Debug {
 pub unsafe trait InKernelTable: Send + Sync + fmt::Debug {
     /// The entry for the `index`-th page of the window, as the guest wrote it; [`Tce::NONE`] behind the last one.
     ///
-    /// Called under the lock of a guest's table: it must make no call to a kernel and must call nothing of this crate but
-    /// [`next_of`].
+    /// Called under the lock of a guest's table: it must make no call to a kernel and must call nothing of this crate
+    /// but [`next_of`].
     fn entry(&self, index: u64) -> Tce;
 
     /// The first entry other than [`Tce::NONE`] for the `from`-th page to the `last`-th, and the number of its page.
