@@ -137,7 +137,6 @@ fn trials_of(host: &str, backend: BackendKind) -> Vec<Trial> {
         BackendKind::Iommufd => trials.extend(iommufd_trials()),
         BackendKind::Spapr => {
             trials.push(recovery_trial(host, backend));
-            trials.extend(device_trials(backend));
             trials.extend(power_trials(host));
             trials.extend(kvm_trials_on_power(host));
         }
