@@ -152,7 +152,7 @@ impl Lies {
             0..=1 => FaultMode::FailBefore,
             2 => FaultMode::FailAfter,
             3 => FaultMode::PartialEffect,
-            4 => FaultMode::Positive(i32::from(self.input.byte())),
+            4 => FaultMode::Positive(1 + i32::from(self.input.byte())),
             5 if may_lie || !takes => FaultMode::ZeroWithoutEffect,
             _ if names && !may_lie => FaultMode::FailBefore,
             _ => return Some(Disturbance::Edits(self.edits())),
