@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
-use dmaspace_core::words::address::{Iova, SystemAddress};
+use dmaspace_core::contract::PciAddressSpace;
+use dmaspace_core::words::address::{Iova, IovaRange, SystemAddress};
 
 use crate::apply::{Applied, Failed, apply_all};
 use crate::discardable::{self, PausedBlocks};
@@ -21,11 +22,11 @@ use crate::in_force::InForce;
 use crate::journal::Journal;
 use crate::merge_registrations::{mergeable, release, restore};
 use crate::pieces::Pieces;
-use crate::plan::{Plan, Populated, Scope};
+use crate::plan::{Plan, Populated, Scope, Step};
 use crate::report::Report;
 use crate::section::{Backing, Section, TargetMemory};
 use crate::served_space::{SeenDevices, ServedSpace};
-use crate::translated::{Paused, Shared};
+use crate::translated::{Paused, Shared, joined};
 use crate::update::Update;
 
 impl InForce {
@@ -69,10 +70,13 @@ impl InForce {
         let blocks = discardable::pause_all(&discardables);
         let windows = self.pause_windows(&windows, update);
         let seen: Vec<_> = self.served.iter().map(|member| SeenDevices::of(member.space.as_ref())).collect();
-        let applied = Commit { all: self, scope, populated: self.populated(), windows: &windows }.run(&mut spent)?;
+        let stranded = self.stranded_by(update, &windows);
+        let cleared = joined(stranded.iter().flatten().copied().collect());
+        let commit = Commit { all: self, scope, populated: self.populated(), windows: &windows, stranded: &stranded };
+        let applied = commit.run(&mut spent)?;
         self.close_sections(&update.removed, &windows.closing, blocks);
         self.open_sections(&update.added);
-        let mut report = Report { unserved: self.unserved(&self.view, scope), ..Report::default() };
+        let mut report = Report { unserved: self.unserved(&self.view, scope), cleared, ..Report::default() };
         for ((applied, member), seen) in applied.into_iter().zip(&mut self.served).zip(seen) {
             report.spaces.push(applied.remembered_by(member, seen));
         }
@@ -100,10 +104,13 @@ impl InForce {
         drop(old);
     }
 
-    /// Checks that no entry of a window that stays points to memory that goes.
+    /// Checks that no entry of a window that stays points to memory that goes, but for entries that the commit clears.
     fn check_targets_are_free(&self, update: &Update) -> Result<(), CommitError> {
         for target in &update.removed_targets {
-            let mut staying = self.windows.values().filter(|window| !update.removes(window.range()));
+            let mut staying = self.windows.values().filter(|window| {
+                let is_cleared = update.clears_entries && !window.is_kernel_owned();
+                !is_cleared && !update.removes(window.range())
+            });
             if let Some(entries) = staying.find_map(|window| window.entries_onto(target.memory())) {
                 return Err(CommitError::StillMapped { target: target.to_string(), entries });
             }
@@ -111,8 +118,20 @@ impl InForce {
         Ok(())
     }
 
+    /// The entries that the commit clears in each space, since they point to memory that goes. The windows are paused.
+    fn stranded_by(&self, update: &Update, windows: &PausedWindows<'_>) -> Vec<Vec<IovaRange>> {
+        if !update.strands() {
+            return Vec::new();
+        }
+        let staying = || windows.staying.iter().filter(|window| !window.is_kernel_owned());
+        let stranded_in = |space: &dyn PciAddressSpace| {
+            staying().flat_map(|window| window.stranded_in(space, &update.removed_targets)).collect()
+        };
+        self.spaces().map(|space| stranded_in(space.as_ref())).collect()
+    }
+
     /// Pauses the windows that close, and all others if no entry may come meanwhile: while a space gets entries that it
-    /// lacks, or gives up registrations that entries could use.
+    /// lacks, gives up registrations that entries could use, or loses entries to memory that goes.
     fn pause_windows<'w>(&self, windows: &'w BTreeMap<Iova, Arc<Shared>>, update: &Update) -> PausedWindows<'w> {
         let lags = self.served.len() > 1 && !self.served.iter().all(ServedSpace::is_current);
         let merges =
@@ -122,7 +141,7 @@ impl InForce {
         for window in windows.values() {
             if update.removes(window.range()) {
                 paused.closing.push(window.pause());
-            } else if lags || merges {
+            } else if lags || merges || update.strands() {
                 paused.staying.push(window.pause());
             }
         }
@@ -176,6 +195,8 @@ struct Commit<'a> {
     scope: &'a Scope,
     populated: Populated,
     windows: &'a PausedWindows<'a>,
+    /// The entries to clear in each space. Empty if there are none anywhere.
+    stranded: &'a [Vec<IovaRange>],
 }
 
 impl Commit<'_> {
@@ -213,6 +234,10 @@ impl Commit<'_> {
     /// The plans for all spaces; those that regained a device get the entries they lack, too.
     fn plans(&self) -> Result<Vec<Plan>, CommitError> {
         let mut plans = self.all.plans(&self.all.view, &self.all.served, self.scope, &self.populated)?;
+        for (plan, stranded) in plans.iter_mut().zip(self.stranded) {
+            // Before anything is unregistered.
+            plan.steps.splice(..0, stranded.iter().copied().map(Step::Unmap));
+        }
         for member in self.regained() {
             let place = self.all.served.iter().position(|known| Arc::ptr_eq(&known.space, &member.space));
             let plan = place.and_then(|place| plans.get_mut(place));

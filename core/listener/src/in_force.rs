@@ -133,7 +133,7 @@ impl InForce {
     fn foresee(&self, view: &View, scope: &Scope) -> Report {
         let populated = self.populated();
         let plans = self.served.iter().map(|member| self.plan(view, member, scope, &populated)).collect();
-        Report { spaces: foreseen(plans, &self.served), unserved: self.unserved(view, scope) }
+        Report { spaces: foreseen(plans, &self.served), unserved: self.unserved(view, scope), ..Report::default() }
     }
 
     /// The fates of the sections in `scope` while no space is served.

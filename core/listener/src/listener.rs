@@ -86,7 +86,7 @@ impl Listener {
     pub fn update_to(&self, sections: &[Section], targets: &[TargetMemory]) -> Update {
         let (removed, added) = difference(&self.in_force.view.sections, sections);
         let (removed_targets, added_targets) = difference(&self.in_force.view.targets, targets);
-        Update { removed, added, removed_targets, added_targets }
+        Update { removed, added, removed_targets, added_targets, ..Update::new() }
     }
 
     /// The report that a commit of `update` would end with, without doing any of it. Waits for no kernel call; asks a

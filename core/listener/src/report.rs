@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use dmaspace_core::words::access::Access;
+use dmaspace_core::words::address::IovaRange;
 use dmaspace_core::words::page::PageSize;
 
 use crate::section::{Need, Section, TargetMemory};
@@ -216,6 +217,10 @@ pub struct Report {
     pub spaces: Vec<SpaceReport>,
     /// The sections that this commit adds while the listener serves no space, ascending. Empty if it serves one.
     pub unserved: Vec<Verdict<Section>>,
+    /// The bus addresses of live entries that the commit cleared in any of the spaces
+    /// ([`Update::clearing_entries`](crate::Update::clearing_entries)), ascending, neighbours joined. A dry run lists
+    /// none.
+    pub cleared: Vec<IovaRange>,
 }
 
 impl Report {

@@ -8,6 +8,7 @@ mod kernel_owned;
 mod kernel_tables;
 mod putting;
 mod shared;
+mod stranded;
 
 use std::sync::{Arc, Weak};
 
@@ -20,6 +21,7 @@ pub(crate) use entry::Targets;
 pub use entry::{EntryError, EntryRun};
 pub use kernel_owned::KernelEntries;
 pub(crate) use shared::{Paused, Shared, Spaces};
+pub(crate) use stranded::joined;
 
 /// A translated section in force. Cheap to clone; holds the window weakly: once the section is removed, every verb
 /// answers

@@ -14,6 +14,7 @@ pub struct Update {
     pub(super) added: Vec<Section>,
     pub(super) removed_targets: Vec<TargetMemory>,
     pub(super) added_targets: Vec<TargetMemory>,
+    pub(super) clears_entries: bool,
 }
 
 impl Update {
@@ -50,6 +51,18 @@ impl Update {
         self
     }
 
+    /// Has the commit clear the live entries that point to target memory that is removed, in every space, and list them
+    /// in [`Report::cleared`](crate::Report::cleared). Without it such entries refuse the commit
+    /// ([`CommitError::StillMapped`](crate::CommitError::StillMapped)).
+    ///
+    /// For memory that is unplugged while the guest has not cleared its entries: devices lose the memory, and the guest
+    /// is not told. Entries that the kernel writes are not cleared: they still refuse the commit. The tables of a
+    /// guest on POWER know nothing of it: use `PciHostBridge::unplug_memory` of dmaspace-spapr-guest there.
+    #[must_use]
+    pub fn clearing_entries(self) -> Self {
+        Self { clears_entries: true, ..self }
+    }
+
     /// The sections removed.
     pub fn removed(&self) -> &[Section] {
         &self.removed
@@ -78,6 +91,7 @@ impl Update {
             added: self.removed,
             removed_targets: self.added_targets,
             added_targets: self.removed_targets,
+            clears_entries: self.clears_entries,
         }
     }
 
@@ -94,6 +108,11 @@ impl Update {
     /// Returns whether target memory is removed or added.
     pub(super) fn concerns_targets(&self) -> bool {
         !(self.removed_targets.is_empty() && self.added_targets.is_empty())
+    }
+
+    /// Returns whether entries may have to be cleared because target memory goes.
+    pub(super) fn strands(&self) -> bool {
+        self.clears_entries && !self.removed_targets.is_empty()
     }
 
     /// Returns whether the update is about nothing that is mapped or registered, so that the windows and the

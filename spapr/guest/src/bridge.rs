@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use dmaspace_core::words::address::BadRange;
 use dmaspace_core::{Iova, IovaRange, PageSize, PageSizes, PciAddressSpace};
-use dmaspace_listener::{CommitError, Listener, Report, Section, TranslatedWindow, Update};
+use dmaspace_listener::section::TargetMemory;
+use dmaspace_listener::{CommitError, EntryRun, Listener, Report, Section, TranslatedWindow, Update};
 
 use crate::in_kernel::{self, AnsweredBy, VmmReason};
 use crate::kernel_table::InKernelTables;
@@ -181,6 +182,23 @@ impl PciHostBridge {
         let report = self.exchange(listener, update, &all, None)?;
         self.has_msi = false;
         Ok(report)
+    }
+
+    /// Commits an update that removes target memory, and clears the guest's entries that point to it: in the tables
+    /// and on every host. Returns the entries, as the guest put them, beside the report. The guest is not told: it
+    /// should have cleared them itself before its memory is unplugged.
+    ///
+    /// # Errors
+    /// [`WindowError::Commit`]: nothing is cleared then. [`CommitError::StillMapped`] for entries of a window that KVM
+    /// fills.
+    pub fn unplug_memory(
+        &mut self,
+        listener: &mut Listener,
+        update: Update,
+    ) -> Result<(Report, Vec<EntryRun>), WindowError> {
+        let gone: Vec<_> = update.removed_targets().iter().map(TargetMemory::range).collect();
+        let update = update.clearing_entries();
+        self.tables.clearing(&self.liobns(), &gone, || Ok(listener.commit(update)?))
     }
 
     /// The windows that the guest can create next, on the hosts that `listener` serves now.

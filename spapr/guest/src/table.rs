@@ -13,7 +13,7 @@ mod sparse;
 
 use std::sync::Arc;
 
-use dmaspace_core::words::address::BadRange;
+use dmaspace_core::words::address::{BadRange, SystemRange};
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 
 use dmaspace_listener::EntryRun;
@@ -314,6 +314,26 @@ impl TceTable {
             }
         }
         runs
+    }
+
+    /// Clears the live entries that point to system memory in `gone`, and returns them. A kernel's entries stay.
+    pub(crate) fn clear_onto(&mut self, gone: &[SystemRange]) -> Vec<EntryRun> {
+        if self.kernel.is_some() {
+            return Vec::new();
+        }
+        let mut cleared = Vec::new();
+        let (geometry, page) = (self.geometry, self.page());
+        for run in self.live(self.range()) {
+            for index in geometry.unchecked_index(run.range.first())..=geometry.unchecked_index(run.range.last()) {
+                let Some(entry) = geometry.pages(index, index).and_then(|pages| part_of(&run, pages)) else { continue };
+                let target = SystemRange::with_len(entry.target, page.bytes());
+                if target.is_ok_and(|target| gone.iter().any(|gone| gone.overlaps(target))) {
+                    self.clear(index, index);
+                    push_joined(&mut cleared, entry);
+                }
+            }
+        }
+        cleared
     }
 
     /// The live entries, or the kernel's, with their indices, ascending.

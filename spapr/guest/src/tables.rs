@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dmaspace_core::sync::{MutexGuard, Rank, RwLock};
+use dmaspace_core::words::address::SystemRange;
 use dmaspace_core::{Access, Iova, IovaRange, PageSize, SystemAddress};
 use dmaspace_listener::{EntryError, EntryRun, TranslatedWindow};
 
@@ -245,6 +246,27 @@ impl TceTables {
             }
         }
         Ok(())
+    }
+
+    /// Clears the live entries of tables that point to system memory in `gone`, if `change` succeeds, and returns them.
+    /// No hypercall writes to any of the tables meanwhile, and a host has lost the entries by `change`. A table that is
+    /// left to the kernel keeps its entries: `change` is refused while they point there.
+    pub(crate) fn clearing<T, E>(
+        &self,
+        liobns: &[Liobn],
+        gone: &[SystemRange],
+        change: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Vec<EntryRun>), E> {
+        let tables = self.find_all(liobns);
+        let _connections = lock_all(&tables);
+        let answer = change()?;
+        let mut cleared = Vec::new();
+        for named in &tables {
+            let mut table = named.table_mut();
+            cleared.extend(table.clear_onto(gone));
+        }
+        cleared.sort_by_key(|run| run.range);
+        Ok((answer, cleared))
     }
 
     fn named(&self, liobn: Liobn, mut table: TceTable) -> Arc<NamedTable> {

@@ -88,6 +88,27 @@ pub(super) const SEQUENCES: &[Sequence] = &[
         },
     },
     Sequence {
+        name: "remove_target_memory_and_its_entries",
+        on: EVERYWHERE,
+        arrange: |world| {
+            with_entries(world);
+            let at = Iova::new(4 * MIB);
+            world.window(0).put(at, SystemAddress::new(2 * MIB), RW).expect("undisturbed");
+        },
+        operate: |world| world.commit(Update::new().removing_target(target(world, RAM)).clearing_entries()),
+    },
+    Sequence {
+        name: "remove_target_memory_and_its_entries_from_two_spaces",
+        on: CREATED,
+        arrange: |world| {
+            with_two_spaces(world);
+            let update = Update::new().adding(low_window(256 * MIB)).adding_target(target(world, RAM));
+            world.commit(update).expect("undisturbed");
+            put_some(world);
+        },
+        operate: |world| world.commit(Update::new().removing_target(target(world, RAM)).clearing_entries()),
+    },
+    Sequence {
         name: "put_an_entry",
         on: EVERYWHERE,
         arrange: with_entries,
