@@ -28,8 +28,8 @@ pub unsafe trait InKernelTables: Send + Sync + fmt::Debug {
 ///
 /// # Safety
 /// A space frees memory that no entry of the table points to. So [`InKernelTable::entry`] must show each entry as the
-/// kernel has it, [`InKernelTable::next`] must pass over none, and the success of [`InKernelTable::unlink`] must mean
-/// that the kernel enters nothing for the group any more.
+/// kernel has it, [`InKernelTable::next_entry`] must pass over none, and the success of [`InKernelTable::unlink`] must
+/// mean that the kernel enters nothing for the group any more.
 #[expect(unsafe_code, reason = "UNSAFETY: a space frees memory that no table shows")]
 pub unsafe trait InKernelTable: Send + Sync + fmt::Debug {
     /// The entry for the `index`-th page of the window, as the guest wrote it; [`Tce::NONE`] behind the last one.
@@ -63,7 +63,7 @@ pub unsafe trait InKernelTable: Send + Sync + fmt::Debug {
     fn unlink(&self, group: Handle) -> Result<(), Failure>;
 }
 
-/// Searches the words of a kernel's table for [`InKernelTable::next`].
+/// Searches the words of a kernel's table for [`InKernelTable::next_entry`].
 pub fn next_of(entries: &[AtomicU64], from: u64, last: u64) -> Option<(u64, Tce)> {
     let end = usize::try_from(last).map_or(entries.len(), |last| entries.len().min(last.saturating_add(1)));
     let rest = entries.get(usize::try_from(from).ok()?..end)?;

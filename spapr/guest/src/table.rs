@@ -302,7 +302,7 @@ impl TceTable {
     }
 
     /// The live entries in `range`, ascending, joined to runs. The cost grows with the chunks in use there. Where the
-    /// kernel has the entries, all pages of the range are searched ([`InKernelTable::next`]).
+    /// kernel has the entries, all pages of the range are searched ([`InKernelTable::next_entry`]).
     pub fn live(&self, range: IovaRange) -> Vec<EntryRun> {
         let mut runs = Vec::new();
         let Some(shared) = self.range().intersection(range) else { return runs };
