@@ -180,7 +180,8 @@ fn nothing_in_a_list_is_unknown() {
         for test in list {
             let (first, _) = test.split_once("::").expect("a test's name has parts");
             assert!(
-                ["conformance", "kvm", "mock", "pool", "power", "program"].contains(&first) || known.contains(first),
+                ["conformance", "device", "kvm", "mock", "pool", "power", "program"].contains(&first)
+                    || known.contains(first),
                 "{host}: {test}"
             );
         }
