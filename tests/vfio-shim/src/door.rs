@@ -196,7 +196,9 @@ mod tests {
         for request in [GET_API_VERSION, GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER] {
             assert_eq!(asked(null, request, &mut container), (-1, Errno::ENOTTY), "{request:?}");
         }
-        assert_eq!(asked(-1, GET_API_VERSION, &mut container), (-1, Errno::EBADF));
+        // qemu-user, in which the tests for POWER run, refuses the number before it looks at the descriptor.
+        let refused = if cfg!(target_arch = "x86_64") { Errno::EBADF } else { Errno::ENOTTY };
+        assert_eq!(asked(-1, GET_API_VERSION, &mut container), (-1, refused));
     }
 
     #[test]
