@@ -82,7 +82,7 @@ impl VfioDevice {
     /// # Errors
     /// [`VfioError::DowncastVfioOps`] for other operations, [`VfioError::InvalidPath`]; those of opening and describing
     /// the device.
-    #[cfg(not(feature = "v0_8"))]
+    #[cfg(feature = "v0_10")]
     pub fn new(sysfspath: &Path, vfio_ops: Arc<dyn VfioOps>, _attach_ioas: bool) -> Result<Self> {
         Self::open(sysfspath, vfio_ops)
     }
@@ -92,7 +92,7 @@ impl VfioDevice {
     /// # Errors
     /// [`VfioError::DowncastVfioOps`] for other operations, [`VfioError::InvalidPath`]; those of opening and describing
     /// the device.
-    #[cfg(feature = "v0_8")]
+    #[cfg(not(feature = "v0_10"))]
     pub fn new(sysfspath: &Path, vfio_ops: Arc<dyn VfioOps>) -> Result<Self> {
         Self::open(sysfspath, vfio_ops)
     }

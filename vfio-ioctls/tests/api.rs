@@ -1,6 +1,6 @@
 //! The comparison of this crate's API with the original's: one source, compiled with each, and a list of the public
 //! items of both sources. README.md has the reason of each difference.
-#![cfg(all(target_arch = "x86_64", not(feature = "v0_8")))]
+#![cfg(all(target_arch = "x86_64", feature = "kvm", feature = "v0_10"))]
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a failing arrangement is a failing test")]
 
 use std::collections::BTreeSet;
