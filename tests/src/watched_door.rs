@@ -1,4 +1,4 @@
-//! A door to a host in software that tells each call before it is made.
+//! A door to a host in software that tells each call before it is made, and each answer before it is given.
 
 use std::fmt::Debug;
 use std::num::NonZeroU64;
@@ -19,6 +19,9 @@ pub trait Watcher: Send + Sync + Debug {
 
     /// Another call that can fail and is about to be made, by its name.
     fn call(&self, _name: &'static str) {}
+
+    /// The answer to the ioctl that was told last, whose reply may be changed.
+    fn answer(&self, _on: Handle, _command: &mut Command<'_>, _result: Result<i32, Errno>) {}
 }
 
 /// The door, with its watcher.
@@ -46,7 +49,9 @@ unsafe impl<W: Watcher> Door for WatchedDoor<W> {
 
     fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
         self.watcher.command(command);
-        self.soft.ioctl(on, command)
+        let result = self.soft.ioctl(on, command);
+        self.watcher.answer(on, command, result);
+        result
     }
 
     fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {

@@ -1,18 +1,13 @@
 //! A door to a host in software whose kernel fails and lies as an input says.
 
-use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dmaspace_core::door::registrations::ProcessRegistrations;
-use dmaspace_core::door::{Argument, Attached, Command, Door, Errno, Handle, HandleKind};
-use dmaspace_core::words::locked::LockedMemory;
-use dmaspace_core::{Access, HostMemory, PageSize};
+use dmaspace_core::door::{Argument, Attached, Command, Errno, Handle};
 use dmaspace_soft::{FaultMode, FaultPlan, SoftHost};
 
 use super::input::Input;
+use crate::watched_door::{WatchedDoor, Watcher};
 
 /// The conduct of a kernel, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,9 +51,12 @@ const MEANING: [Errno; 6] =
     [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV, Errno::ENOTTY, Errno::EOPNOTSUPP, Errno::EADDRINUSE];
 
 /// The door.
+pub(super) type HostileDoor = WatchedDoor<Hostility>;
+
+/// The hostility of a door's kernel. One thread makes the calls.
 #[derive(Debug)]
-pub(super) struct HostileDoor {
-    pub(super) soft: Arc<SoftHost>,
+pub(super) struct Hostility {
+    soft: Arc<SoftHost>,
     pub(super) conduct: Conduct,
     lies: Mutex<Lies>,
     calls: AtomicU64,
@@ -72,6 +70,8 @@ struct Lies {
     /// A call is disturbed once in so many times.
     rarity: u64,
     is_over: bool,
+    /// The changes to the reply of the call under way.
+    edits: [Option<Edit>; 3],
 }
 
 /// A change to the bytes of a reply.
@@ -90,12 +90,14 @@ enum Disturbance {
     Edits([Option<Edit>; 3]),
 }
 
-impl HostileDoor {
-    pub(super) fn new(soft: Arc<SoftHost>, conduct: Conduct, mut input: Input) -> Arc<Self> {
+impl Hostility {
+    /// A door to `soft`.
+    pub(super) fn door(soft: Arc<SoftHost>, conduct: Conduct, mut input: Input) -> Arc<HostileDoor> {
         let rarity = input.choose(&[3, 8, 20, 60]);
-        let lies = Mutex::new(Lies { input, rarity, is_over: conduct == Conduct::Truthful });
+        let lies = Mutex::new(Lies { input, rarity, is_over: conduct == Conduct::Truthful, edits: [None; 3] });
         let is_talkative = std::env::var_os("DMASPACE_ATTACK_TALK").is_some();
-        Arc::new(Self { soft, conduct, lies, calls: AtomicU64::new(0), is_talkative })
+        let watcher = Self { soft: soft.clone(), conduct, lies, calls: AtomicU64::new(0), is_talkative };
+        Arc::new(WatchedDoor { soft, watcher })
     }
 
     /// The number of calls so far.
@@ -120,18 +122,17 @@ impl HostileDoor {
         self.lies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides on the next call. A fault is planned.
-    fn disturb(&self, call: &'static str) -> [Option<Edit>; 3] {
+    /// Decides on the next call. A fault is planned; changes to the reply are kept until there is one.
+    fn disturb(&self, call: &'static str) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let disturbance = self.lies().next(call, self.conduct);
+        let mut lies = self.lies();
+        let disturbance = lies.next(call, self.conduct);
         self.tell(|| format!("  {call} {disturbance:x?}"));
+        lies.edits = [None; 3];
         match disturbance {
-            Some(Disturbance::Edits(edits)) => edits,
-            Some(Disturbance::Fault(plan)) => {
-                self.soft.plan_faults(&[plan]);
-                [None; 3]
-            }
-            None => [None; 3],
+            Some(Disturbance::Edits(edits)) => lies.edits = edits,
+            Some(Disturbance::Fault(plan)) => self.soft.plan_faults(&[plan]),
+            None => {}
         }
     }
 }
@@ -155,14 +156,14 @@ impl Lies {
             4 => FaultMode::Positive(1 + i32::from(self.input.byte())),
             5 if may_lie || !takes => FaultMode::ZeroWithoutEffect,
             _ if names && !may_lie => FaultMode::FailBefore,
-            _ => return Some(Disturbance::Edits(self.edits())),
+            _ => return Some(Disturbance::Edits(self.draw_edits())),
         };
         // A kernel has no memory for more entries when it leaves some of a map behind.
         let errno = if mode == FaultMode::PartialEffect && !takes { Errno::ENOMEM } else { errno };
         Some(Disturbance::Fault(FaultPlan::nth(1, mode).with(errno)))
     }
 
-    fn edits(&mut self) -> [Option<Edit>; 3] {
+    fn draw_edits(&mut self) -> [Option<Edit>; 3] {
         let count = 1 + self.input.index(3);
         let mut edits = [None; 3];
         for edit in edits.iter_mut().take(count) {
@@ -201,60 +202,20 @@ fn apply(edits: [Option<Edit>; 3], command: &mut Command<'_>) {
     }
 }
 
-#[expect(unsafe_code, reason = "UNSAFETY: a door without devices")]
-// SAFETY: no real device is behind it.
-unsafe impl Door for HostileDoor {
-    fn open(&self, path: &Path, kind: HandleKind) -> Result<Handle, Errno> {
-        self.disturb("open");
-        self.soft.open(path, kind)
-    }
-
-    fn adopt(&self, descriptor: OwnedFd, kind: HandleKind) -> Result<Handle, Errno> {
-        self.soft.adopt(descriptor, kind)
-    }
-
-    fn ioctl(&self, on: Handle, command: &mut Command<'_>) -> Result<i32, Errno> {
-        let edits = self.disturb(command.request.name);
-        let result = self.soft.ioctl(on, command);
-        self.tell(|| format!("    {on:?} {:x?} gives {result:?}", command.argument));
-        apply(edits, command);
-        result
-    }
-
-    fn ioctl_opening(&self, on: Handle, command: &mut Command<'_>, kind: HandleKind) -> Result<Handle, Errno> {
+impl Watcher for Hostility {
+    fn command(&self, command: &Command<'_>) {
         self.disturb(command.request.name);
-        self.soft.ioctl_opening(on, command, kind)
     }
 
-    fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.soft.pread(on, offset, into)
+    fn call(&self, name: &'static str) {
+        if name == "open" {
+            self.disturb(name);
+        }
     }
 
-    fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.soft.pwrite(on, offset, from)
-    }
-
-    fn mmap(&self, on: Handle, offset: u64, len: NonZeroU64, access: Access) -> Result<HostMemory, Errno> {
-        self.soft.mmap(on, offset, len, access)
-    }
-
-    fn close(&self, handle: Handle) -> Result<(), Errno> {
-        self.soft.close(handle)
-    }
-
-    fn host_page(&self) -> PageSize {
-        self.soft.host_page()
-    }
-
-    fn locked_memory(&self) -> Option<LockedMemory> {
-        self.soft.locked_memory()
-    }
-
-    fn runs(&self) -> &ProcessRegistrations {
-        self.soft.runs()
-    }
-
-    fn is_real(&self) -> bool {
-        false
+    fn answer(&self, on: Handle, command: &mut Command<'_>, result: Result<i32, Errno>) {
+        self.tell(|| format!("    {on:?} {:x?} gives {result:?}", command.argument));
+        let edits = std::mem::take(&mut self.lies().edits);
+        apply(edits, command);
     }
 }

@@ -29,7 +29,7 @@ use dmaspace_soft::SoftHost;
 
 use self::listener_verbs::LISTENER_VERBS;
 use self::space_verbs::SPACE_VERBS;
-use super::hostile_door::{Conduct, HostileDoor};
+use super::hostile_door::{Conduct, HostileDoor, Hostility};
 use super::input::Input;
 use super::oracle::Listed;
 
@@ -107,9 +107,9 @@ pub fn attack(bytes: &[u8]) {
     if run.input.once_in(4) {
         run.open();
     } else {
-        run.door.behave(true);
+        run.door.watcher.behave(true);
         run.open();
-        run.door.behave(false);
+        run.door.watcher.behave(false);
     }
     let mut steps = 0;
     while !run.input.is_used_up() && steps < MOST_STEPS {
@@ -137,7 +137,7 @@ impl Run {
         let profile = if backend == BackendKind::SpaprV1 { profile.with_fixed_window() } else { profile };
         let soft = SoftHost::new(profile).expect("presets make sense");
         soft.deny_huge_pages();
-        let door = HostileDoor::new(soft.clone(), conduct, lies);
+        let door = Hostility::door(soft.clone(), conduct, lies);
         let memory = vec![
             real_memory(),
             unbacked(1 << 45),
@@ -228,22 +228,22 @@ impl Run {
         if self.opened.is_empty() {
             self.open();
         }
-        let before = self.door.calls();
+        let before = self.door.watcher.calls();
         let verbs = if self.input.once_in(4) { SPACE_VERBS } else { LISTENER_VERBS };
         let (name, verb) = verbs[self.input.index(verbs.len())];
-        self.door.tell(|| name.to_owned());
+        self.door.watcher.tell(|| name.to_owned());
         verb(self);
-        let calls = self.door.calls() - before;
+        let calls = self.door.watcher.calls() - before;
         assert!(calls <= MOST_CALLS, "{calls} calls of one verb");
         self.check();
     }
 
     fn check(&self) {
         self.check_audit();
-        if self.door.conduct < Conduct::Lies {
+        if self.door.watcher.conduct < Conduct::Lies {
             self.check_reach();
         }
-        if self.door.conduct <= Conduct::Fails {
+        if self.door.watcher.conduct <= Conduct::Fails {
             self.check_index();
         }
     }
@@ -282,7 +282,7 @@ impl Run {
 
     fn end(self) {
         let Self { listener, opened, pool, host, door, soft, .. } = self;
-        let conduct = door.conduct;
+        let conduct = door.watcher.conduct;
         let is_fenced = opened.iter().any(|opened| !opened.space.space().describe().fences.is_empty());
         drop((listener, opened, pool, host, door));
         let ledger = soft.ledger();

@@ -218,7 +218,7 @@ fn track(run: &mut Run) {
 /// Everything that was written is told then, also where a call fails.
 fn sync_dirty(run: &mut Run) {
     let _result = run.listener.sync_dirty();
-    if run.door.conduct <= super::Conduct::Fails {
+    if run.door.watcher.conduct <= super::Conduct::Fails {
         let untold = run.untold.pages().first().copied();
         assert_eq!(untold, None, "a page that a device wrote was not told");
     }
