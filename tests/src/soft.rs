@@ -18,6 +18,17 @@ use crate::fixture::Fixture;
 use crate::limits::LockLimit;
 use crate::ram::SPOT;
 
+/// A preset with each backend, and the presets on which sPAPR differs. The first version of sPAPR, with one window that is
+/// always there, is not among them.
+pub const HOSTS: [(&str, BackendKind); 6] = [
+    ("vtd", BackendKind::Type1),
+    ("vtd", BackendKind::Iommufd),
+    ("vtd", BackendKind::Type1OnIommufd),
+    ("powernv9", BackendKind::Spapr),
+    ("powernv9-64k", BackendKind::Spapr),
+    ("pseries", BackendKind::Spapr),
+];
+
 /// A soft host's device with a buffer, as `edu` has one.
 struct BufferedDevice {
     device: SoftDevice,

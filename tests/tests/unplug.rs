@@ -12,7 +12,7 @@ use dmaspace_core::{Access, Iova, IovaRange, PageSize, PciAddressSpace, SystemAd
 use dmaspace_listener::section::TargetMemory;
 use dmaspace_listener::{CommitError, FrontEnd, Listener, Section, Update};
 use dmaspace_soft::SoftHost;
-use dmaspace_tests::soft::{host, memory, ram, range};
+use dmaspace_tests::soft::{HOSTS, host, memory, ram, range};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 0x1000;
@@ -20,15 +20,6 @@ const PAGE: u64 = 0x1000;
 const HOMES: [u64; 2] = [1 << 45, 1 << 46];
 const SECTIONS: u64 = 300;
 const ROUNDS: usize = 40;
-
-const HOSTS: [(&str, BackendKind); 6] = [
-    ("vtd", BackendKind::Type1),
-    ("vtd", BackendKind::Iommufd),
-    ("vtd", BackendKind::Type1OnIommufd),
-    ("powernv9", BackendKind::Spapr),
-    ("powernv9-64k", BackendKind::Spapr),
-    ("pseries", BackendKind::Spapr),
-];
 
 /// A space with one device, which a listener serves.
 struct Stage {
