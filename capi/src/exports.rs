@@ -46,26 +46,21 @@ unsafe fn value<'a, T: Kind>(handle: *const Handle<T>) -> Result<&'a T, Failed> 
     unsafe { &*handle }.check()
 }
 
-/// Stores NULL at the place for a new handle, where it stays if the call fails.
+/// The place for a new handle, with NULL, which stays there if the call fails.
 ///
 /// # Safety
-/// `out` is null or may be written.
-unsafe fn begin<T: Kind>(out: *mut *mut Handle<T>) -> Result<(), Failed> {
+/// `out` is null or may be written, by nothing else during `'a`.
+unsafe fn place_for<'a, T: Kind>(out: *mut *mut Handle<T>) -> Result<&'a mut *mut Handle<T>, Failed> {
     check(out, "the place for the new handle")?;
-    // SAFETY: it may be written.
+    // SAFETY: it may be written, also if it was never written before.
     unsafe { out.write(ptr::null_mut()) };
-    Ok(())
+    // SAFETY: it was written, and is this function's alone.
+    Ok(unsafe { &mut *out })
 }
 
-/// Stores a new handle at `out`, which [`begin`] has checked.
-///
-/// # Safety
-/// `out` may be written.
-unsafe fn store<T: Kind>(out: *mut *mut Handle<T>, value: T) -> Result<(), Failed> {
-    let made = Box::into_raw(Box::new(Handle::new(value)));
-    // SAFETY: it may be written.
-    unsafe { out.write(made) };
-    Ok(())
+/// Stores a new handle.
+fn store<T: Kind>(place: &mut *mut Handle<T>, value: T) {
+    *place = Box::into_raw(Box::new(Handle::new(value)));
 }
 
 /// Takes the handle at `place` from the caller, and stores NULL there. `None` for NULL.
@@ -262,15 +257,14 @@ pub extern "C" fn dms_version() -> *const c_char {
 pub unsafe extern "C" fn dms_host_open(out: *mut *mut Handle<HostHandle>, name: *const c_char, flags: u32) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         if flags != 0 {
             return Err(Failed::argument(format!("{flags:#x} are no flags of dms_host_open")));
         }
         // SAFETY: the contract of the header.
         let name = unsafe { text(name, "the name of the host") }?;
-        let made = HostHandle::open(name)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, HostHandle::open(name)?);
+        Ok(())
     })
 }
 
@@ -293,14 +287,13 @@ pub unsafe extern "C" fn dms_domain_new(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let host = unsafe { value(host) }?;
         // SAFETY: the contract of the header.
         let backend = unsafe { text(backend, "the backend") }?;
-        let made = calls::new_domain(host, backend, front_end)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::new_domain(host, backend, front_end)?);
+        Ok(())
     })
 }
 
@@ -320,14 +313,13 @@ pub unsafe extern "C" fn dms_domain_add(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let domain = unsafe { value(domain) }?;
         // SAFETY: the contract of the header.
         let address = unsafe { needed_text(address, "the address of the device") }?;
-        let made = calls::add(domain, address)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::add(domain, address)?);
+        Ok(())
     })
 }
 
@@ -451,9 +443,9 @@ pub unsafe extern "C" fn dms_device_free(place: *mut *mut Handle<DeviceHandle>) 
 pub unsafe extern "C" fn dms_update_new(out: *mut *mut Handle<UpdateHandle>) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, UpdateHandle::default()) }
+        let place = unsafe { place_for(out) }?;
+        store(place, UpdateHandle::default());
+        Ok(())
     })
 }
 
@@ -643,14 +635,13 @@ pub unsafe extern "C" fn dms_space_open(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let host = unsafe { value(host) }?;
         // SAFETY: the contract of the header.
         let backend = unsafe { needed_text(backend, "the backend") }?;
-        let made = calls::open_space(host, backend)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::open_space(host, backend)?);
+        Ok(())
     })
 }
 
@@ -664,16 +655,15 @@ pub unsafe extern "C" fn dms_space_of_fd(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let host = unsafe { value(host) }?;
         // SAFETY: the contract of the header.
         let backend = calls::backend(unsafe { needed_text(backend, "the backend") }?)?;
         // SAFETY: the contract of the header.
         let handle = unsafe { adopt(host.0.door(), fd, calls::kind_of(backend)) }?;
-        let made = calls::space_of_handle(host, backend, handle)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::space_of_handle(host, backend, handle)?);
+        Ok(())
     })
 }
 
@@ -693,14 +683,13 @@ pub unsafe extern "C" fn dms_space_add(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let space = unsafe { value(space) }?;
         // SAFETY: the contract of the header.
         let address = unsafe { needed_text(address, "the address of the device") }?;
-        let made = calls::add_to_space(space, address)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::add_to_space(space, address)?);
+        Ok(())
     })
 }
 
@@ -714,16 +703,15 @@ pub unsafe extern "C" fn dms_space_add_fd(
 ) -> c_int {
     answer(|| {
         // SAFETY: the contract of the header.
-        unsafe { begin(out) }?;
+        let place = unsafe { place_for(out) }?;
         // SAFETY: the contract of the header.
         let space = unsafe { value(space) }?;
         // SAFETY: the contract of the header.
         let name = unsafe { needed_text(name, "the name of the device") }?;
         // SAFETY: the contract of the header.
         let handle = unsafe { adopt(space.host.door(), fd, HandleKind::Device) }?;
-        let made = calls::add_opened_to_space(space, handle, name)?;
-        // SAFETY: the contract of the header.
-        unsafe { store(out, made) }
+        store(place, calls::add_opened_to_space(space, handle, name)?);
+        Ok(())
     })
 }
 
