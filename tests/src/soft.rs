@@ -18,8 +18,8 @@ use crate::fixture::Fixture;
 use crate::limits::LockLimit;
 use crate::ram::SPOT;
 
-/// A preset with each backend, and the presets on which sPAPR differs. The first version of sPAPR, with one window that is
-/// always there, is not among them.
+/// A preset with each backend, and the presets on which sPAPR differs. The first version of sPAPR, with one window that
+/// is always there, is not among them.
 pub const HOSTS: [(&str, BackendKind); 6] = [
     ("vtd", BackendKind::Type1),
     ("vtd", BackendKind::Iommufd),
