@@ -8,7 +8,7 @@ use dmaspace_core::words::memory::CopyError;
 use dmaspace_core::{Access, HostMemory, Iova, IovaRange};
 
 use crate::dialect::feature::{Migration, Token};
-use crate::dialect::half::Half;
+use crate::dialect::function::Function;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::engine::Run;
 use crate::kernel::Kernel;
@@ -95,49 +95,49 @@ impl SoftDevice {
     /// Raises the device's interrupt pin. INTx is delivered at once if it is enabled and not masked, and otherwise when
     /// it is unmasked; delivering masks it.
     pub fn raise_intx(&self) {
-        self.with_half((), |half| half.irqs.assert());
+        self.with_function((), |function| function.irqs.assert());
     }
 
     /// Lowers the device's interrupt pin.
     pub fn lower_intx(&self) {
-        self.with_half((), |half| half.irqs.deassert());
+        self.with_function((), |function| function.irqs.deassert());
     }
 
     /// Lets the host look at the eventfd that unmasks INTx. A kernel does that by itself.
     pub fn follow_unmask(&self) {
-        self.with_half((), |half| half.irqs.follow_unmask());
+        self.with_function((), |function| function.irqs.follow_unmask());
     }
 
     /// Sends the message of an MSI or MSI-X vector. Returns `true` if the vector has an eventfd, which was signalled.
     pub fn send_msi(&self, vector: u32) -> bool {
-        self.with_half(false, |half| half.irqs.send(vector))
+        self.with_function(false, |function| function.irqs.send(vector))
     }
 
     /// Reports an uncorrectable error. Returns `true` if there is an eventfd for it, which was signalled.
     pub fn report_error(&self) -> bool {
-        self.with_half(false, |half| half.irqs.report_error())
+        self.with_function(false, |function| function.irqs.report_error())
     }
 
     /// Lets the kernel ask for the device back. Returns `true` if there is an eventfd for it, which was signalled.
     pub fn request_back(&self) -> bool {
-        self.with_half(false, |half| half.irqs.request_back())
+        self.with_function(false, |function| function.irqs.request_back())
     }
 
     /// Gives the device a driver that can migrate it and that logs its writes. `flags` are the kernel's: 1 for
     /// stop-copy, 2 for P2P, 4 for pre-copy. The state that is migrated is the bytes of its BAR.
     pub fn support_migration(&self, flags: u64) {
-        self.with_half((), |half| half.migration = Some(Migration::new(flags)));
+        self.with_function((), |function| function.migration = Some(Migration::new(flags)));
     }
 
     /// Makes the device a virtual function of `physical`, so that users of both must share a token.
     pub fn become_virtual_function_of(&self, physical: &Self) {
-        physical.with_half((), |half| half.token = Token::Physical([0; 16], 0));
-        self.with_half((), |half| half.token = Token::Virtual(physical.index));
+        physical.with_function((), |function| function.token = Token::Physical([0; 16], 0));
+        self.with_function((), |function| function.token = Token::Virtual(physical.index));
     }
 
-    fn with_half<T>(&self, absent: T, work: impl FnOnce(&mut Half) -> T) -> T {
+    fn with_function<T>(&self, absent: T, work: impl FnOnce(&mut Function) -> T) -> T {
         self.machine.with(|state| match state.kernel.devices.get_mut(self.index) {
-            Some(device) => work(&mut device.half),
+            Some(device) => work(&mut device.function),
             None => absent,
         })
     }

@@ -8,7 +8,7 @@ pub(crate) mod call;
 pub(crate) mod cdev;
 mod device;
 pub(crate) mod feature;
-pub(crate) mod half;
+pub(crate) mod function;
 pub(crate) mod iommufd;
 pub(crate) mod irqs;
 pub(crate) mod spapr;

@@ -168,11 +168,11 @@ unsafe impl Door for SoftHost {
     }
 
     fn pread(&self, on: Handle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
-        self.plain("pread", |kernel, by| kernel.half_of(kernel.file(by, on)?)?.read(offset, into))
+        self.plain("pread", |kernel, by| kernel.function_of(kernel.file(by, on)?)?.read(offset, into))
     }
 
     fn pwrite(&self, on: Handle, offset: u64, from: &[u8]) -> Result<usize, Errno> {
-        self.plain("pwrite", |kernel, by| kernel.half_of(kernel.file(by, on)?)?.write(offset, from))
+        self.plain("pwrite", |kernel, by| kernel.function_of(kernel.file(by, on)?)?.write(offset, from))
     }
 
     fn read(&self, on: Handle, into: &mut [u8]) -> Result<usize, Errno> {

@@ -291,7 +291,7 @@ impl Kernel {
             context.note_write(system, number, range);
         }
         if let Some(device) = self.devices.get_mut(device) {
-            device.half.log.note(range);
+            device.function.log.note(range);
         }
     }
 

@@ -17,10 +17,10 @@ use dmaspace_core::Iova;
 use dmaspace_soft::conformance::{Dialect, Leaves, Row};
 use dmaspace_soft::profile::TceManager;
 use dmaspace_tests::conformance;
-use dmaspace_tests::device_half;
 use dmaspace_tests::domain::{Drive, Stage, from_the_first_device_to_the_last};
 use dmaspace_tests::edu::Edu;
 use dmaspace_tests::fixture::Fixture;
+use dmaspace_tests::interrupts;
 use dmaspace_tests::ledger::{OfThisProcess, ProcessLedger, have_locked_memory_counted};
 use dmaspace_tests::live_update;
 use dmaspace_tests::logged;
@@ -244,9 +244,9 @@ fn iommufd_trials() -> Vec<Trial> {
     trials
 }
 
-/// The trials of the device's half beside DMA.
+/// The trials of interrupts, resets and descriptions.
 fn device_trials(backend: BackendKind) -> impl Iterator<Item = Trial> {
-    device_half::ALL.iter().map(move |(name, play)| {
+    interrupts::ALL.iter().map(move |(name, play)| {
         Trial::test(format!("device::{name}"), move || {
             leaving_nothing(|| Ok(play(&Host::this()?, backend, first_device()?)?))
         })

@@ -1,7 +1,7 @@
 //! A VFIO device's own descriptor: bound to an iommufd, attached there, or opened through its group (linux:
 //! drivers/vfio/device_cdev.c, drivers/vfio/vfio_main.c).
 //!
-//! `half.rs` has the calls beside DMA.
+//! `function.rs` has the calls beside DMA.
 
 use dmaspace_abi::device::{self, AttachIommufdPt, BindIommufd, DetachIommufdPt};
 use dmaspace_core::door::Errno;
@@ -126,7 +126,7 @@ impl Kernel {
         self.count_token_user(node.device, false);
         let Some(device) = self.devices.get_mut(node.device) else { return };
         device.opened = 0;
-        device.half.close();
+        device.function.close();
         let number = device.group;
         let Self { system, contexts, groups, .. } = self;
         if let Some(context) = contexts.get_mut(&id) {

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use crate::dialect::call::Call;
 use crate::dialect::feature::{Migration, Step, Token, check, is_precopy};
-use crate::dialect::half::{Half, device_info, irq_info, region_info};
+use crate::dialect::function::{Function, device_info, irq_info, region_info};
 use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::require;
 use crate::dialect::vfio::{Claim, Device};
@@ -33,9 +33,9 @@ impl Kernel {
             number if number == device::DEVICE_GET_INFO.number => device_info(call)?,
             number if number == device::DEVICE_GET_REGION_INFO.number => region_info(call)?,
             number if number == device::DEVICE_GET_IRQ_INFO.number => irq_info(dynamic, call)?,
-            number if number == device::DEVICE_SET_IRQS.number => device.half.irqs.set(dynamic, call)?,
+            number if number == device::DEVICE_SET_IRQS.number => device.function.irqs.set(dynamic, call)?,
             number if number == device::DEVICE_RESET.number => {
-                device.half.reset();
+                device.function.reset();
                 0
             }
             number if number == device::DEVICE_GET_PCI_HOT_RESET_INFO.number => {
@@ -98,7 +98,7 @@ impl Kernel {
         require(on_bus.iter().all(is_owned), Errno::EINVAL)?;
         let affected: Vec<_> = on_bus.iter().map(|device| device.address.clone()).collect();
         for device in self.devices.iter_mut().filter(|device| affected.contains(&device.address)) {
-            device.half.reset();
+            device.function.reset();
         }
         Ok(0)
     }
@@ -132,13 +132,13 @@ impl Kernel {
     }
 
     /// The bytes of a device's descriptor.
-    pub(crate) fn half_of(&mut self, file: File) -> Result<&mut Half, Errno> {
+    pub(crate) fn function_of(&mut self, file: File) -> Result<&mut Function, Errno> {
         let index = match file {
             File::DeviceOfGroup(index) => index,
             File::Node(node) if node.bound.is_some() => node.device,
             _ => return Err(Errno::EINVAL),
         };
-        self.devices.get_mut(index).map(|device| &mut device.half).ok_or(Errno::ENODEV)
+        self.devices.get_mut(index).map(|device| &mut device.function).ok_or(Errno::ENODEV)
     }
 }
 
@@ -154,13 +154,13 @@ impl Kernel {
             device::FEATURE_VF_TOKEN => self.set_token(index, head, call),
             device::FEATURE_MIG_STATE => self.migration_state(index, head, call),
             feature => {
-                let half = self.devices.get_mut(index).map(|device| &mut device.half).ok_or(Errno::ENODEV)?;
+                let function = self.devices.get_mut(index).map(|device| &mut device.function).ok_or(Errno::ENODEV)?;
                 match feature {
-                    device::FEATURE_MIGRATION => half.migration_flags(head, call),
-                    device::FEATURE_MIG_DATA_SIZE => half.migration_data_size(head, call),
-                    device::FEATURE_LOGGING_START => half.start_log(head, call),
-                    device::FEATURE_LOGGING_STOP => half.stop_log(head),
-                    device::FEATURE_LOGGING_REPORT => half.report_log(head, call),
+                    device::FEATURE_MIGRATION => function.migration_flags(head, call),
+                    device::FEATURE_MIG_DATA_SIZE => function.migration_data_size(head, call),
+                    device::FEATURE_LOGGING_START => function.start_log(head, call),
+                    device::FEATURE_LOGGING_STOP => function.stop_log(head),
+                    device::FEATURE_LOGGING_REPORT => function.report_log(head, call),
                     _ => Err(Errno::ENOTTY),
                 }
             }
@@ -170,7 +170,7 @@ impl Kernel {
     /// vfio_pci_core_feature_token.
     fn set_token(&mut self, index: DeviceIndex, head: FeatureHead, call: &Call<'_, '_>) -> Result<i32, Errno> {
         let device = self.devices.get_mut(index).ok_or(Errno::ENODEV)?;
-        let Token::Physical(token, _) = &mut device.half.token else { return Err(Errno::ENOTTY) };
+        let Token::Physical(token, _) = &mut device.function.token else { return Err(Errno::ENOTTY) };
         if check(head, device::FEATURE_SET, FeatureToken::SIZE)? == Step::Done {
             return Ok(0);
         }
@@ -181,7 +181,7 @@ impl Kernel {
     /// vfio_pci_validate_vf_token.
     pub(crate) fn validate_token(&mut self, index: DeviceIndex, given: Option<[u8; 16]>) -> Result<(), Errno> {
         let device = self.devices.get_mut(index).ok_or(Errno::ENODEV)?;
-        match (&mut device.half.token, given) {
+        match (&mut device.function.token, given) {
             (Token::None, None) | (Token::Physical(_, 0), None) => Ok(()),
             (Token::None, Some(_)) => Err(Errno::EINVAL),
             (Token::Physical(token, 0), Some(given)) => {
@@ -192,7 +192,7 @@ impl Kernel {
             (Token::Virtual(physical), given) => {
                 let physical = *physical;
                 let physical = self.devices.get(physical).ok_or(Errno::ENODEV)?;
-                let Token::Physical(token, _) = &physical.half.token else { return Ok(()) };
+                let Token::Physical(token, _) = &physical.function.token else { return Ok(()) };
                 require(given == Some(*token), Errno::EACCES)
             }
         }
@@ -200,9 +200,11 @@ impl Kernel {
 
     /// vfio_pci_vf_token_user_add, with 1 or -1.
     pub(crate) fn count_token_user(&mut self, index: DeviceIndex, opened: bool) {
-        let Some(Token::Virtual(physical)) = self.devices.get(index).map(|device| &device.half.token) else { return };
+        let Some(Token::Virtual(physical)) = self.devices.get(index).map(|device| &device.function.token) else {
+            return;
+        };
         let physical = *physical;
-        let physical = self.devices.get_mut(physical).map(|device| &mut device.half.token);
+        let physical = self.devices.get_mut(physical).map(|device| &mut device.function.token);
         if let Some(Token::Physical(_, users)) = physical {
             *users = if opened { *users + 1 } else { users.saturating_sub(1) };
         }
@@ -215,8 +217,8 @@ impl Kernel {
         head: FeatureHead,
         call: &mut Call<'_, '_>,
     ) -> Result<i32, Errno> {
-        let half = self.devices.get_mut(index).map(|device| &mut device.half).ok_or(Errno::ENODEV)?;
-        let migration = half.migration.as_ref().ok_or(Errno::ENOTTY)?;
+        let function = self.devices.get_mut(index).map(|device| &mut device.function).ok_or(Errno::ENODEV)?;
+        let migration = function.migration.as_ref().ok_or(Errno::ENOTTY)?;
         let access = device::FEATURE_GET | device::FEATURE_SET;
         if check(head, access, FeatureMigState::SIZE)? == Step::Done {
             return Ok(0);
@@ -228,7 +230,7 @@ impl Kernel {
             call.write(&feature);
             return Ok(0);
         }
-        let opened = half.set_migration_state(feature.device_state);
+        let opened = function.set_migration_state(feature.device_state);
         // The field is left as a descriptor that the caller does not see.
         feature.data_fd = 0;
         call.write(&feature);
@@ -259,8 +261,8 @@ impl Kernel {
 
     /// The migration behind a stream: `ENODEV` for a stream that is ended.
     pub(crate) fn stream(&mut self, index: DeviceIndex, stream: u64) -> Result<&mut Migration, Errno> {
-        let half = self.devices.get_mut(index).map(|device| &mut device.half).ok_or(Errno::ENODEV)?;
-        let migration = half.migration.as_mut().ok_or(Errno::ENODEV)?;
+        let function = self.devices.get_mut(index).map(|device| &mut device.function).ok_or(Errno::ENODEV)?;
+        let migration = function.migration.as_mut().ok_or(Errno::ENODEV)?;
         require(migration.stream == stream && migration.streams(), Errno::ENODEV)?;
         Ok(migration)
     }

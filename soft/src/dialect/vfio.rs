@@ -9,7 +9,7 @@ use dmaspace_core::door::Errno;
 use std::mem::offset_of;
 
 use crate::dialect::call::Call;
-use crate::dialect::half::Half;
+use crate::dialect::function::Function;
 use crate::dialect::iommufd::DeviceIndex;
 use crate::dialect::spapr::{self, Spapr};
 use crate::dialect::type1::{self, Type1};
@@ -370,7 +370,7 @@ impl Kernel {
         if device.opened > 0 {
             return;
         }
-        device.half.close();
+        device.function.close();
         let number = device.group;
         self.count_token_user(index, false);
         let Some(device) = self.devices.get_mut(index) else { return };
@@ -425,7 +425,7 @@ pub(crate) struct Device {
     /// The iommufd that the device was bound to when it was opened through its group, and its id there.
     pub(crate) bound: Option<(ContextId, u32)>,
     /// Its regions, interrupts and features.
-    pub(crate) half: Half,
+    pub(crate) function: Function,
 }
 
 impl Device {
@@ -435,8 +435,8 @@ impl Device {
         for group in &profile.groups {
             for device in &group.devices {
                 let address = device.address.clone();
-                let (group, node, half) = (group.number, device.node, Half::new());
-                devices.push(Self { address, group, node, opened: 0, bound: None, half });
+                let (group, node, function) = (group.number, device.node, Function::new());
+                devices.push(Self { address, group, node, opened: 0, bound: None, function });
             }
         }
         devices

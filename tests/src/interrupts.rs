@@ -1,4 +1,4 @@
-//! The device's half beside DMA on a real kernel: interrupts through eventfds, resets, and the descriptions of both.
+//! Interrupts through eventfds, resets, and the descriptions of a device, on a real kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The half of a device beside its DMA: information, regions, interrupts, resets and features (linux:
+//! A PCI function, beside its DMA: information, regions, interrupts, resets and features (linux:
 //! drivers/vfio/pci/vfio_pci_core.c, drivers/vfio/vfio_main.c).
 //!
 //! Every device here is a PCI Express function that can be reset alone: a BAR 0 of 16 KiB that keeps the bytes written
@@ -20,9 +20,9 @@ use crate::dialect::feature::{LOG_SHIFT, Log, MAGIC, MOST_RANGES, Migration, Ste
 use crate::dialect::irqs::Irqs;
 use crate::dialect::require;
 
-/// The half of a device beside its DMA.
+/// A PCI function that a kernel gives to a VMM, without its DMA.
 #[derive(Debug)]
-pub(crate) struct Half {
+pub(crate) struct Function {
     pub(crate) irqs: Irqs,
     pub(crate) token: Token,
     pub(crate) migration: Option<Migration>,
@@ -47,7 +47,7 @@ const IDENTITY: [u8; 4] = [0x34, 0x12, 0xe8, 0x11];
 /// VFIO_PCI_OFFSET_SHIFT.
 const REGION_SHIFT: u32 = 40;
 
-impl Half {
+impl Function {
     pub(crate) fn new() -> Self {
         Self {
             irqs: Irqs::default(),
@@ -183,7 +183,7 @@ pub(crate) fn irq_info(dynamic: bool, call: &mut Call<'_, '_>) -> Result<i32, Er
     Ok(0)
 }
 
-impl Half {
+impl Function {
     /// vfio_ioctl_device_feature_migration.
     pub(crate) fn migration_flags(&self, head: FeatureHead, call: &mut Call<'_, '_>) -> Result<i32, Errno> {
         let migration = self.migration.as_ref().ok_or(Errno::ENOTTY)?;
