@@ -5,6 +5,7 @@
 //! attack panics if a promise does not hold.
 
 pub mod chains;
+pub mod guest_calls;
 pub mod handovers;
 mod hostile_door;
 mod input;

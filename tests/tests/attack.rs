@@ -4,7 +4,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
-use dmaspace_tests::attack::{chains, generated, handovers, kernel_replies};
+use dmaspace_tests::attack::{chains, generated, guest_calls, handovers, kernel_replies};
 
 /// The most bytes that an attack holds at once.
 const MOST_BYTES: u64 = 64 << 20;
@@ -47,4 +47,9 @@ fn chains_with_anything_in_them_are_followed_or_refused() {
 #[test]
 fn descriptions_with_anything_in_them_are_adopted_or_refused() {
     run("handovers", handovers::attack, 3000, 64);
+}
+
+#[test]
+fn a_guest_that_calls_anything_breaks_no_promise() {
+    run("guest_calls", guest_calls::attack, 150, 1200);
 }

@@ -38,6 +38,9 @@ const TAKING: [&str; 7] = [
     "VFIO_DEVICE_DETACH_IOMMUFD_PT",
 ];
 
+/// Takes something away, too, where a map replaces the entries that are there: on POWER.
+const REPLACING: &str = "VFIO_IOMMU_MAP_DMA";
+
 /// Requests whose reply names an object: a wrong name is another object, to which devices are attached.
 const NAMING: [&str; 4] =
     ["IOMMU_IOAS_ALLOC", "IOMMU_HWPT_ALLOC", "VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"];
@@ -60,6 +63,7 @@ pub(super) struct Hostility {
     pub(super) conduct: Conduct,
     lies: Mutex<Lies>,
     calls: AtomicU64,
+    disturbed: AtomicU64,
     /// Set when each call is printed.
     is_talkative: bool,
 }
@@ -70,6 +74,8 @@ struct Lies {
     /// A call is disturbed once in so many times.
     rarity: u64,
     is_over: bool,
+    /// Set when a map replaces the entries that are there.
+    maps_replace: bool,
     /// The changes to the reply of the call under way.
     edits: [Option<Edit>; 3],
 }
@@ -94,15 +100,23 @@ impl Hostility {
     /// A door to `soft`.
     pub(super) fn door(soft: Arc<SoftHost>, conduct: Conduct, mut input: Input) -> Arc<HostileDoor> {
         let rarity = input.choose(&[3, 8, 20, 60]);
-        let lies = Mutex::new(Lies { input, rarity, is_over: conduct == Conduct::Truthful, edits: [None; 3] });
+        let is_over = conduct == Conduct::Truthful;
+        let maps_replace = soft.profile().tce.is_some();
+        let lies = Mutex::new(Lies { input, rarity, is_over, maps_replace, edits: [None; 3] });
         let is_talkative = std::env::var_os("DMASPACE_ATTACK_TALK").is_some();
-        let watcher = Self { soft: soft.clone(), conduct, lies, calls: AtomicU64::new(0), is_talkative };
+        let (calls, disturbed) = (AtomicU64::new(0), AtomicU64::new(0));
+        let watcher = Self { soft: soft.clone(), conduct, lies, calls, disturbed, is_talkative };
         Arc::new(WatchedDoor { soft, watcher })
     }
 
     /// The number of calls so far.
     pub(super) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// The number of calls so far that were disturbed.
+    pub(super) fn disturbed(&self) -> u64 {
+        self.disturbed.load(Ordering::Relaxed)
     }
 
     /// Prints a line of the story, if it is asked for (`DMASPACE_ATTACK_TALK` in the environment).
@@ -129,6 +143,7 @@ impl Hostility {
         let disturbance = lies.next(call, self.conduct);
         self.tell(|| format!("  {call} {disturbance:x?}"));
         lies.edits = [None; 3];
+        self.disturbed.fetch_add(u64::from(disturbance.is_some()), Ordering::Relaxed);
         match disturbance {
             Some(Disturbance::Edits(edits)) => lies.edits = edits,
             Some(Disturbance::Fault(plan)) => self.soft.plan_faults(&[plan]),
@@ -143,6 +158,7 @@ impl Lies {
             return None;
         }
         let (takes, names) = (TAKING.contains(&call), NAMING.contains(&call));
+        let replaces = self.maps_replace && call == REPLACING;
         let may_lie = conduct == Conduct::Lies;
         let errno = match self.input.below(2) {
             1 if may_lie || !takes => self.input.choose(&MEANING),
@@ -154,7 +170,7 @@ impl Lies {
             2 => FaultMode::FailAfter,
             3 => FaultMode::PartialEffect,
             4 => FaultMode::Positive(1 + i32::from(self.input.byte())),
-            5 if may_lie || !takes => FaultMode::ZeroWithoutEffect,
+            5 if may_lie || !(takes || replaces) => FaultMode::ZeroWithoutEffect,
             _ if names && !may_lie => FaultMode::FailBefore,
             _ => return Some(Disturbance::Edits(self.draw_edits())),
         };
