@@ -51,5 +51,5 @@ fn descriptions_with_anything_in_them_are_adopted_or_refused() {
 
 #[test]
 fn a_guest_that_calls_anything_breaks_no_promise() {
-    run("guest_calls", guest_calls::attack, 150, 1200);
+    run("guest_calls", guest_calls::attack, 150, 600);
 }
