@@ -376,24 +376,30 @@ mod tests {
         }
     }
 
+    /// Several chunks of pieces; a multiple of 50. Miri takes a minute for a thousand.
+    const MANY: u64 = if cfg!(miri) { 300 } else { 1000 };
+
     #[test]
     fn a_copy_shares_all_chunks_but_the_one_that_changes() {
         let mut pieces = Pieces::default();
-        let sections: Vec<_> = (0..1000).map(|n| section(n, 4)).collect();
+        let sections: Vec<_> = (0..MANY).map(|n| section(n, 4)).collect();
         pieces.change(&[], &sections).expect("they are disjoint");
         let copy = pieces.clone();
-        pieces.change(&sections[500..501], &[]).expect("it is there");
+        pieces.change(&sections[200..201], &[]).expect("it is there");
         let shared = copy.chunks.iter().filter(|chunk| Arc::strong_count(&chunk.pieces) == 2).count();
-        assert_eq!((shared, copy.iter().count(), pieces.iter().count()), (copy.chunks.len() - 1, 1000, 999));
+        assert_eq!(
+            (shared, copy.iter().count(), pieces.iter().count()),
+            (copy.chunks.len() - 1, sections.len(), sections.len() - 1)
+        );
     }
 
     #[test]
     fn many_pieces_that_go_leave_few_chunks() {
         let mut pieces = Pieces::default();
-        let sections: Vec<_> = (0..1000).map(|n| section(n, 4)).collect();
+        let sections: Vec<_> = (0..MANY).map(|n| section(n, 4)).collect();
         pieces.change(&[], &sections).expect("they are disjoint");
         let gone: Vec<_> = sections.iter().enumerate().filter(|(n, _)| n % 50 != 0).map(|(_, it)| it.clone()).collect();
         pieces.change(&gone, &[]).expect("they are there");
-        assert_eq!((pieces.iter().count(), pieces.chunks.len()), (20, 1));
+        assert_eq!((pieces.iter().count(), pieces.chunks.len()), (sections.len() / 50, 1));
     }
 }
