@@ -294,11 +294,14 @@ mod tests {
         Copy,
     }
 
+    /// Miri takes seconds for a step.
+    const STEPS: usize = if cfg!(miri) { 8 } else { 60 };
+
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let some = || prop::collection::vec((0..400_u64, 1..9_u64), 0..40);
         let change = (some(), some()).prop_map(|(removed, added)| Step::Change(removed, added));
         let step = prop_oneof![8 => change, 1 => Just(Step::Copy)];
-        prop::collection::vec(step, 1..60)
+        prop::collection::vec(step, 1..STEPS)
     }
 
     /// The model of a piece list: sections by first byte.
