@@ -129,7 +129,7 @@ impl MapBatch {
     /// # Errors
     /// [`BadRange::Empty`] before a memory was set, [`BadRange::Overflow`] when the memory has less bytes. The batch is
     /// as before then.
-    #[inline]
+    #[inline(always)]
     pub fn add(&mut self, range: IovaRange, offset: u64, access: Access) -> Result<(), BadRange> {
         let len = self.memory.last().ok_or(BadRange::Empty)?.len().get();
         let reach = range.last().get() - range.first().get();

@@ -75,12 +75,18 @@ impl Blocks {
 
     /// Returns whether every byte of `memory` lies in a block, which is looked up only where `known` does not have it.
     /// The gate is held.
+    #[inline(always)]
     pub(super) fn cover_again(&self, memory: &HostMemory, known: &mut Covered) -> bool {
-        let (first, last) = (memory.address(), memory.last());
         let changes = self.changes.load(Ordering::Relaxed);
-        if known.changes == changes && known.first <= first.get() && last.get() <= known.last {
-            return true;
-        }
+        let (first, last) = (memory.address().get(), memory.last().get());
+        let is_known = known.changes == changes && known.first <= first && last <= known.last;
+        is_known || self.cover_and_note(memory, changes, known)
+    }
+
+    /// [`Blocks::cover`], with a note of the block that has all of the memory, if one has.
+    #[inline(never)]
+    fn cover_and_note(&self, memory: &HostMemory, changes: u64, known: &mut Covered) -> bool {
+        let (first, last) = (memory.address(), memory.last());
         let blocks = self.by_address.read();
         if let Some((_, block)) = blocks.range(..=first).next_back().filter(|(_, block)| block.last() >= last) {
             *known = Covered { first: block.address().get(), last: block.last().get(), changes };

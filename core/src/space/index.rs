@@ -136,12 +136,13 @@ impl Index {
     }
 
     /// The place of a page, if `range` is one that is the table's alone.
-    #[inline]
+    #[inline(always)]
     pub(super) fn place_of(&self, range: IovaRange) -> Option<Place> {
         if self.is_quiet(range) { self.pages.place_of(range) } else { None }
     }
 
     /// Adds a page of memory where there is none. Returns `false` if a word cannot tell it; nothing changed then.
+    #[inline(always)]
     pub(super) fn insert_page(&mut self, place: Place, memory: &HostMemory, access: Access) -> bool {
         debug_assert!(!place.is_live(), "a page is put where one is");
         let Some(word) = self.pages.word_for(memory, access) else { return false };
@@ -162,21 +163,26 @@ impl Index {
     /// Adds parts of a batch, ascending, all of `memory` and with one access. The caller checked that their ranges are
     /// free. The kind and the leaf of pages are looked up once for many.
     pub(super) fn insert_parts(&mut self, memory: &HostMemory, access: Access, unit: Unit, parts: &[BatchPart]) {
-        let kind = if unit == Unit::Pages(self.pages.page) { self.pages.hold_kind(memory) } else { None };
-        let mut near = (0, LeafHint::NOWHERE);
+        let kind = if unit == Unit::Pages(self.pages.page) { self.pages.hold_kind(memory, parts) } else { None };
+        let (mut near, mut elsewhere) = ((0, LeafHint::NOWHERE), 0);
+        let (mut lowest, mut highest) = (u64::MAX, 0);
         for part in parts {
             let address = memory.address().get().wrapping_add(part.offset);
             let place = if address & !ADDRESS == 0 { self.free_place(part.range, &mut near) } else { None };
             if let (Some(kind), Some(place)) = (kind, place) {
-                self.pages.kinds.count(kind, (address, address + (self.pages.page.bytes() - 1)), 1);
+                (lowest, highest) = (lowest.min(address), highest.max(address + (self.pages.page.bytes() - 1)));
                 self.insert_word(place, word_of(address, kind, access));
-            } else if let Some(memory) = memory.slice(part.offset, len_of(part.range)) {
+                continue;
+            }
+            elsewhere += 1;
+            if let Some(memory) = memory.slice(part.offset, len_of(part.range)) {
                 self.insert(Placed { range: part.range, memory: &memory, access, unit });
             }
         }
         if let Some(kind) = kind {
+            self.pages.kinds.count(kind, (lowest, highest), 0);
             // The caller has the memory, too.
-            drop(self.pages.kinds.leave(word_of(0, kind, access), 1));
+            drop(self.pages.kinds.leave(word_of(0, kind, access), 1 + elsewhere));
         }
     }
 
@@ -204,6 +210,7 @@ impl Index {
     }
 
     /// Removes a page. Returns its memory if it was the last of its kind.
+    #[inline(always)]
     pub(super) fn remove_page(&mut self, place: Place) -> Option<HostMemory> {
         debug_assert!(place.is_live(), "no page is taken");
         let word = self.pages.words.remove_near(place.hint, place.index);
@@ -211,6 +218,7 @@ impl Index {
     }
 
     /// Adds a mapping. The caller checked that its range is free.
+    #[inline(never)]
     pub(super) fn insert(&mut self, placed: Placed<'_>) {
         debug_assert!(self.overlap(placed.range).is_none(), "{} is mapped twice", placed.range);
         if placed.unit == Unit::Pages(self.pages.page) {
@@ -310,9 +318,12 @@ impl Index {
     /// The live mapping at `at`, with everything that continues it.
     pub(super) fn at(&self, at: Iova) -> Option<Mapping> {
         let (word, is_longer) = self.pages.word_at(at);
-        if word != 0 && !is_longer {
-            return self.pages.page_at(at, word);
-        }
+        if word != 0 && !is_longer { self.pages.page_at(at, word) } else { self.run_at(at) }
+    }
+
+    /// The run around `at`, of several pages or of the tree.
+    #[inline(never)]
+    fn run_at(&self, at: Iova) -> Option<Mapping> {
         if let Some(run) = self.pages.run_around(at) {
             return Some(run.into_mapping());
         }
@@ -325,9 +336,11 @@ impl Index {
 
     /// The host address behind `at`, and the access to it, without a clone of the memory.
     pub(super) fn translate(&self, at: Iova) -> Option<(HostAddress, Access)> {
-        if let Some(found) = self.pages.translate(at) {
-            return Some(found);
-        }
+        self.pages.translate(at).or_else(|| self.translate_long(at))
+    }
+
+    #[inline(never)]
+    fn translate_long(&self, at: Iova) -> Option<(HostAddress, Access)> {
         if self.runs.is_empty() {
             return None;
         }
@@ -468,7 +481,7 @@ impl Place {
 }
 
 impl Pages {
-    #[inline]
+    #[inline(always)]
     fn place_of(&self, range: IovaRange) -> Option<Place> {
         let index = self.page_index(range)?;
         let (word, hint) = self.words.find(index);
@@ -483,18 +496,20 @@ impl Pages {
         if is_page { self.index_of(range.first()) } else { None }
     }
 
-    /// The number of the kind of `memory`, if words can tell its pages. The kind has a page more until it is left once.
-    fn hold_kind(&mut self, memory: &HostMemory) -> Option<u16> {
+    /// The number of the kind of `memory`, if words can tell its pages. Each of `parts` is counted as one page of the
+    /// kind, which has one page more until it is left once.
+    fn hold_kind(&mut self, memory: &HostMemory, parts: &[BatchPart]) -> Option<u16> {
         if !memory.is_plain() || self.page < PageSize::K4 {
             return None;
         }
         let kind = self.kinds.number_for(memory)?;
-        // No bounds: it is none of the memory's pages.
-        self.kinds.count(kind, (u64::MAX, 0), 1);
+        // No bounds: they are known once the pages are.
+        self.kinds.count(kind, (u64::MAX, 0), parts.len() as u64 + 1);
         Some(kind)
     }
 
     /// The word of a page, which is counted. `None` if a word cannot tell it.
+    #[inline(always)]
     fn word_for(&mut self, memory: &HostMemory, access: Access) -> Option<u64> {
         let address = memory.address().get();
         if !(memory.is_plain() && address & !ADDRESS == 0 && self.page >= PageSize::K4) {
@@ -749,7 +764,7 @@ impl Kind {
         Self { memory: Some(memory.clone()), live: 0, lowest: u64::MAX, highest: 0 }
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_of(&self, memory: &HostMemory) -> bool {
         self.memory.as_ref().is_some_and(|known| known.is_of_a_kind(memory))
     }
@@ -763,12 +778,14 @@ impl Kind {
 
 impl Kinds {
     /// Counts `pages` more of the kind of `memory`, and returns the kind's number. `None` if there are too many kinds.
-    #[inline]
+    #[inline(always)]
     fn enter(&mut self, memory: &HostMemory, pages: u64) -> Option<u16> {
         let bytes = (memory.address().get(), memory.last().get());
-        if let Some(kind) = self.by_number.get_mut(usize::from(self.last)).filter(|kind| kind.is_of(memory)) {
-            kind.count(bytes, pages);
-            return Some(self.last);
+        if let Some(kind) = self.by_number.get_mut(usize::from(self.last)) {
+            if kind.is_of(memory) {
+                kind.count(bytes, pages);
+                return Some(self.last);
+            }
         }
         let number = self.another_number_for(memory)?;
         self.count(number, bytes, pages);
@@ -851,6 +868,7 @@ impl Kinds {
     }
 
     /// Counts `pages` of the kind of `word` less. Returns the kind's memory if these were the last.
+    #[inline(always)]
     fn leave(&mut self, word: u64, pages: u64) -> Option<HostMemory> {
         let number = number_of(word);
         let kind = self.by_number.get_mut(usize::from(number))?;

@@ -305,9 +305,12 @@ impl Slot {
 
     /// The live mapping at `at`; in a window that the kernel owns, the entry there.
     pub(super) fn lookup(&self, at: Iova) -> Option<Mapping> {
-        if self.writer.is_none() {
-            return self.live.read().at(at);
-        }
+        if self.writer.is_none() { self.live.read().at(at) } else { self.entry_at(at) }
+    }
+
+    /// The entry at `at` of a window that the kernel owns.
+    #[inline(never)]
+    fn entry_at(&self, at: Iova) -> Option<Mapping> {
         let page = self.window.granule();
         let entry = IovaRange::with_len(Iova::new(page.round_down(at.get())), page.bytes()).ok()?;
         self.mappings(entry).pop()
@@ -318,7 +321,7 @@ impl Slot {
         if self.writer.is_none() {
             return self.live.read().translate(at);
         }
-        let entry = self.lookup(at)?;
+        let entry = self.entry_at(at)?;
         let address = entry.memory.address().get().checked_add(entry.range.offset_of(at))?;
         Some((HostAddress::new(address), entry.access))
     }

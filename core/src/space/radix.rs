@@ -113,6 +113,8 @@ impl Words {
     }
 
     /// The word at `index`, or zero, and a hint for the next access to it.
+    // Not in the verbs themselves: its registers would be missing there.
+    #[inline(never)]
     pub(super) fn find(&self, index: u64) -> (u64, LeafHint) {
         let number = self.leaf_of(index);
         let leaf = self.leaves.get(number as usize);
@@ -129,8 +131,7 @@ impl Words {
     #[inline(always)]
     pub(super) fn insert_near(&mut self, hint: LeafHint, index: u64, word: u64, step: u64) -> bool {
         let place = place(index);
-        let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
-        let Some(leaf) = leaf.filter(|leaf| leaf.live & (1 << place) == 0) else {
+        let Some(leaf) = leaf_near(&mut self.leaves, hint, index, false) else {
             return self.insert_and_compare(index, word, step);
         };
         leaf.live |= 1 << place;
@@ -172,22 +173,30 @@ impl Words {
     }
 
     /// Takes the word at `index` out; zero where there is none.
+    #[inline(always)]
     pub(super) fn remove_near(&mut self, hint: LeafHint, index: u64) -> u64 {
-        let bit = 1 << place(index);
-        let leaf = self.leaves.get_mut(hint.0 as usize).filter(|leaf| leaf.base == leaf_base(index));
-        let Some(leaf) = leaf.filter(|leaf| leaf.live & bit != 0) else {
-            let mut taken = 0;
-            self.remove(index, index, |word| taken = word);
-            return taken;
-        };
-        leaf.live &= !bit;
+        let Some(leaf) = leaf_near(&mut self.leaves, hint, index, true) else { return self.remove_one(index) };
+        leaf.live &= !(1 << place(index));
         let word = leaf.words.get_mut(place(index)).map_or(0, std::mem::take);
         self.count -= 1;
         if leaf.live == 0 && self.idle != hint.0 {
-            self.cut_idle();
-            self.idle = hint.0;
+            self.leave_idle(hint);
         }
         word
+    }
+
+    #[inline(never)]
+    fn remove_one(&mut self, index: u64) -> u64 {
+        let mut taken = 0;
+        self.remove(index, index, |word| taken = word);
+        taken
+    }
+
+    /// Leaves a leaf that has lost its only word in its place, in place of the one before.
+    #[inline(never)]
+    fn leave_idle(&mut self, hint: LeafHint) {
+        self.cut_idle();
+        self.idle = hint.0;
     }
 
     /// Takes the leaf without a word out of the tree, if there is one.
@@ -310,6 +319,7 @@ impl Words {
     }
 
     /// The number of the leaf that `index` lies in; [`NONE`] or another number without a leaf where there is none.
+    #[inline(always)]
     fn leaf_of(&self, index: u64) -> u32 {
         if index > self.reach {
             return NONE;
@@ -487,6 +497,14 @@ impl Iterator for Ascending<'_> {
         let word = self.leaf?.words.get(bit as usize).copied()?;
         Some((self.base + u64::from(bit), word))
     }
+}
+
+/// The leaf that `index` lies in, if that is the one of the hint, and it has a word there or has none.
+#[inline(always)]
+fn leaf_near(leaves: &mut [Box<Leaf>], hint: LeafHint, index: u64, has_word: bool) -> Option<&mut Leaf> {
+    let leaf = leaves.get_mut(hint.0 as usize)?.as_mut();
+    let is_as_found = leaf.base == leaf_base(index) && (leaf.live & (1 << place(index)) != 0) == has_word;
+    if is_as_found { Some(leaf) } else { None }
 }
 
 /// The first index of the leaf that `index` lies in.

@@ -104,6 +104,7 @@ impl Registrations {
     }
 
     /// [`Registrations::cover`], with a note of the last change of the same window.
+    #[inline(always)]
     pub(super) fn cover_again(&self, backend: &impl Backend, memory: &HostMemory, known: &mut Covered) -> bool {
         backend.calls().registration.is_none() || self.blocks.cover_again(memory, known)
     }

@@ -18,10 +18,11 @@
 
 use crate::backend::Backend;
 use crate::contract::{MapRequest, Unit};
-use crate::door::Lease;
+use crate::door::{Failure, Lease};
 use crate::error::{Error, Operation};
 use crate::space::deferred::{Deferred, LastOwner};
-use crate::space::index::Placed;
+use crate::space::index::{Placed, len_of};
+use crate::space::layout::Slot;
 use crate::space::mapper::Mapper;
 use crate::space::unmap_all::unmap_all;
 use crate::space::{Ownership, Space};
@@ -66,8 +67,7 @@ impl<'a, B: Backend> Straight<'a, B> {
         }
         let placed = Placed { range, memory, access, unit };
         if let Err(failure) = self.space.backend.map(range, &Lease::kept_by_space(memory), access) {
-            let mapper = Mapper::of(self.space, Operation::Map);
-            return Some(Err(mapper.undo_one_map(placed, failure, deferred.get_or_insert_default())));
+            return Some(Err(self.undo_map(placed, failure, &mut deferred)));
         }
         let mut live = slot.live.write();
         if !live.insert_page(place, memory, access) {
@@ -93,13 +93,33 @@ impl<'a, B: Backend> Straight<'a, B> {
         let place = slot.live.read().place_of(range).filter(|place| place.is_live())?;
         let bytes = range.len()?.get();
         let unmapped = unmap_all(bytes, || self.space.backend.unmap(range));
-        if unmapped.is_err() {
-            let mapper = Mapper::of(self.space, Operation::Unmap);
-            let deferred = deferred.get_or_insert_default();
-            return Some(mapper.settle_unmap(&[slot], range, (range, bytes), unmapped, deferred));
+        if let Err(failure) = unmapped {
+            return Some(self.settle_unmap(slot, range, failure, &mut deferred));
         }
         owner.0 = slot.live.write().remove_page(place);
         Some(Ok(bytes))
+    }
+
+    /// The error of a map call that failed.
+    #[cold]
+    #[inline(never)]
+    fn undo_map(&self, placed: Placed<'_>, failure: Failure, deferred: &mut Option<Deferred>) -> Error {
+        let mapper = Mapper::of(self.space, Operation::Map);
+        mapper.undo_one_map(placed, failure, deferred.get_or_insert_default())
+    }
+
+    /// The answer after unmap calls that failed.
+    #[cold]
+    #[inline(never)]
+    fn settle_unmap(
+        &self,
+        slot: &Slot,
+        page: IovaRange,
+        failure: Failure,
+        deferred: &mut Option<Deferred>,
+    ) -> Result<u64, Error> {
+        let (mapper, bytes) = (Mapper::of(self.space, Operation::Unmap), len_of(page));
+        mapper.settle_unmap(&[slot], page, (page, bytes), Err(failure), deferred.get_or_insert_default())
     }
 
     fn is_ordinary(&self, memory: &HostMemory) -> bool {

@@ -24,6 +24,7 @@ use crate::words::memory::HostMemory;
 
 impl<B: Backend> Space<B> {
     /// Maps any memory.
+    #[inline(never)]
     fn map_any(&self, request: MapRequest<'_>) -> Result<(), Error> {
         let operation = Operation::Map;
         let placed = self.placed(operation, &request)?;
@@ -53,6 +54,7 @@ impl<B: Backend> Space<B> {
     }
 
     /// Unmaps any range.
+    #[inline(never)]
     fn unmap_any(&self, range: IovaRange) -> Result<u64, Error> {
         let operation = Operation::Unmap;
         let mut deferred = Deferred::default();

@@ -388,6 +388,7 @@ impl HostMemory {
     }
 
     /// The `len` bytes from `offset`, or `None` when they are not all inside.
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Option<Self> {
         let len = NonZeroU64::new(len)?;
         if offset.checked_add(len.get())? > self.len.get() {
@@ -398,6 +399,7 @@ impl HostMemory {
     }
 
     /// The edges of the `len` bytes from `offset` on, which are all inside.
+    #[inline]
     fn edges_of(&self, offset: u64, len: NonZeroU64) -> Edges {
         let first = self.begin() + offset;
         let last = first + (len.get() - 1);
@@ -405,6 +407,11 @@ impl HostMemory {
         if first & WORD_MASK == 0 && last & WORD_MASK == WORD_MASK {
             return Edges { below: true, above: true };
         }
+        self.edges_around(first, last)
+    }
+
+    #[inline(never)]
+    fn edges_around(&self, first: u64, last: u64) -> Edges {
         let (below, above) = self.owned();
         Edges { below: below <= first & !WORD_MASK, above: last | WORD_MASK <= above }
     }
@@ -462,7 +469,7 @@ impl HostMemory {
         self.unit == other.unit && self.traits == other.traits && self.is_of_the_file(other)
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_of_the_file(&self, other: &Self) -> bool {
         let (mapped, same) = (&self.mapped, &other.mapped);
         (mapped.is_none() && same.is_none()) || mapped == same

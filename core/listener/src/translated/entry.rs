@@ -145,6 +145,7 @@ fn starts_in(target: SystemRange, piece: &TargetMemory) -> bool {
 }
 
 /// Returns the host memory behind a range of system memory that lies in one piece of target memory, as most do.
+#[inline(always)]
 pub(crate) fn resolve_in_one(
     targets: &Pieces<SystemAddress, TargetMemory>,
     target: SystemAddress,

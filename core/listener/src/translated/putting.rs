@@ -46,6 +46,7 @@ thread_local! {
 
 impl Shared {
     /// Puts one run.
+    #[inline(always)]
     pub(super) fn put_run(&self, run: EntryRun) -> Result<(), EntryError> {
         self.check(run.range, run.target)?;
         let spaces = self.open()?;
@@ -79,7 +80,7 @@ impl Shared {
 
     /// Maps a run in one space, if it lies in one piece of target memory. That needs neither a list nor a journal: a
     /// map that fails leaves nothing.
-    #[inline]
+    #[inline(always)]
     fn map_in_one(&self, space: &Arc<dyn PciAddressSpace>, run: &EntryRun) -> Option<Result<(), Box<Refused>>> {
         let made_again = self.made_again.load(Ordering::Relaxed);
         let memory = self.resolve_in_one(run.target, run.len())?;
@@ -138,6 +139,7 @@ impl Shared {
 
     /// Puts runs that were refused in windows of smaller pages, if that may help.
     #[cold]
+    #[inline(never)]
     fn put_after(&self, refused: Box<Refused>, runs: &[EntryRun], spent: &mut Vec<Journal>) -> Result<(), EntryError> {
         if self.may_fit_after_all(&refused) {
             self.pause().put_in_smaller_pages(runs, *refused, spent)

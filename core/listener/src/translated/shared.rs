@@ -144,7 +144,7 @@ impl Shared {
     }
 
     /// The host memory behind a range of system memory, if it is one piece.
-    #[inline]
+    #[inline(always)]
     pub(super) fn resolve_in_one(&self, target: SystemAddress, len: u64) -> Option<HostMemory> {
         resolve_in_one(&self.targets.read(), target, len)
     }

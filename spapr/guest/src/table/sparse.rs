@@ -130,14 +130,22 @@ impl Sparse {
     /// Writes one entry.
     pub(super) fn set(&mut self, index: u64, tce: Tce) {
         let bit = 1 << place(index);
-        if tce != Tce::NONE {
-            if let Some(leaf) = self.leaf_to_fill(index) {
-                leaf.set(index, tce);
+        match self.leaf_mut(index) {
+            Some(leaf) if tce != Tce::NONE => leaf.set(index, tce),
+            Some(leaf) if leaf.used & !bit != 0 => {
+                leaf.clear(bit);
             }
-        } else if let Some(leaf) = self.leaf_mut(index).filter(|leaf| leaf.used & !bit != 0) {
-            leaf.clear(bit);
-        } else {
+            _ => self.set_with_nodes(index, tce),
+        }
+    }
+
+    /// Writes one entry, with the nodes that it needs, or that need not stay without it.
+    #[inline(never)]
+    fn set_with_nodes(&mut self, index: u64, tce: Tce) {
+        if tce == Tce::NONE {
             self.clear(index, index);
+        } else if let Some(leaf) = self.leaf_to_fill(index) {
+            leaf.set(index, tce);
         }
     }
 
