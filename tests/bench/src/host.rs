@@ -35,6 +35,8 @@ pub(crate) struct NullHost {
     runs: ProcessRegistrations,
     /// The bits of each word that the log reports as dirty: 0 for a clean log.
     dirty: u64,
+    /// The whole log, if it is not the same word again and again.
+    log: Vec<u64>,
 }
 
 impl fmt::Debug for NullHost {
@@ -50,7 +52,15 @@ pub(crate) fn space(kind: Kind) -> Arc<Space<NullHost>> {
 
 /// A space whose log reports `dirty` in each word.
 pub(crate) fn dirty_space(kind: Kind, dirty: u64) -> Arc<Space<NullHost>> {
-    let host = NullHost { kind, runs: ProcessRegistrations::default(), dirty };
+    space_on(NullHost { kind, runs: ProcessRegistrations::default(), dirty, log: Vec::new() })
+}
+
+/// A space whose log is `log`, each time.
+pub(crate) fn logging_space(log: Vec<u64>) -> Arc<Space<NullHost>> {
+    space_on(NullHost { kind: Kind::Mappings, runs: ProcessRegistrations::default(), dirty: 0, log })
+}
+
+fn space_on(host: NullHost) -> Arc<Space<NullHost>> {
     Arc::new(Space::new(host).expect("the host answers"))
 }
 
@@ -159,7 +169,14 @@ impl DirtyCalls for NullHost {
     }
 
     fn fetch(&self, range: IovaRange, bitmap: &mut [u64]) -> Result<(), Failure> {
-        if self.dirty != 0 {
+        if !self.log.is_empty() {
+            let first = usize::try_from(range.first().get() >> 18).unwrap_or(usize::MAX);
+            let log = self.log.get(first..).unwrap_or_default();
+            let len = log.len().min(bitmap.len());
+            if let (Some(into), Some(log)) = (bitmap.get_mut(..len), log.get(..len)) {
+                into.copy_from_slice(log);
+            }
+        } else if self.dirty != 0 {
             let words = usize::try_from(range.bytes() >> 18).unwrap_or(usize::MAX);
             for word in bitmap.iter_mut().take(words) {
                 *word = self.dirty;

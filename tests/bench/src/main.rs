@@ -7,6 +7,8 @@
 //! ci/bench            measures, prints the table, and writes it to docs/costs.md
 //! ci/bench --check    measures the gates, and fails where docs/costs.md has other figures
 //! ci/bench --curves   measures the growth of the costs, and writes it to docs/costs-by-size.md and drawings
+//! ci/bench --scan     compares the time of a dirty scan with a plain loop and with a copy
+//! ci/bench --prefault compares the time of a prefault on one thread and on all processors
 //! ci/bench hosts      compares the library with raw calls in emulated hosts (dmaspace-bench-on-host)
 //! ```
 
@@ -18,6 +20,7 @@ mod kernel;
 mod locked;
 mod measure;
 mod on_hosts;
+mod prefault;
 mod rows;
 mod table;
 mod work;
@@ -34,11 +37,15 @@ fn main() -> ExitCode {
         ["--check"] => table::check(),
         [] => table::write(),
         ["--only", word] => table::print(word),
+        ["--scan"] => table::finish(work::scan::print_times()),
+        ["--prefault"] => table::finish(prefault::print()),
         ["--curves"] => table::finish(curves::write()),
         ["--gates"] => table::print_gates(),
         ["--hosts"] => table::finish(on_hosts::write(std::io::stdin().lock())),
         _ => {
-            eprintln!("dmaspace-bench: only --check, --curves, --gates, --hosts and --only WORD are understood");
+            eprintln!(
+                "dmaspace-bench: only --check, --curves, --gates, --hosts, --only WORD, --prefault and --scan are known"
+            );
             ExitCode::FAILURE
         }
     }

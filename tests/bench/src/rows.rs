@@ -2,6 +2,7 @@
 
 use crate::door::Real;
 use crate::measure::Work;
+use crate::work::scan::{Density, Loops, Scans};
 use crate::work::{commits, dirty, guest, kernel, space};
 
 /// A row: one piece of work, and the goal for it.
@@ -105,4 +106,12 @@ pub(crate) const ROWS: &[Row] = &[
     gate("dirty scan, a full word", 8.0, 10 * K, || dirty::Words::work(u64::MAX)),
     gate("dirty scan, a word with one bit", 40.0, 10 * K, || dirty::Words::work(1 << 17)),
     gate("dirty scan, a word with every other bit", 60.0, K, || dirty::Words::work(0x5555_5555_5555_5555)),
+    gate("dirty scan into a bitmap, clean, a word", 12.5, 32 * K, || Scans::work(Density::Clean)),
+    gate("dirty scan into a bitmap, 1 % of the pages, a word", 13.7, 8 * K, || Scans::work(Density::Sparse)),
+    gate("dirty scan into a bitmap, 50 % of the pages, a word", 15.0, 8 * K, || Scans::work(Density::Half)),
+    gate("dirty scan into a bitmap, full, a word", 15.0, 8 * K, || Scans::work(Density::Full)),
+    gate("a plain loop over the same words, clean, a word", 12.5, 32 * K, || Loops::work(Density::Clean)),
+    gate("a plain loop over the same words, 1 % of the pages, a word", 13.7, 8 * K, || Loops::work(Density::Sparse)),
+    gate("a plain loop over the same words, 50 % of the pages, a word", 15.0, 8 * K, || Loops::work(Density::Half)),
+    gate("a plain loop over the same words, full, a word", 15.0, 8 * K, || Loops::work(Density::Full)),
 ];

@@ -4,4 +4,5 @@ pub(crate) mod commits;
 pub(crate) mod dirty;
 pub(crate) mod guest;
 pub(crate) mod kernel;
+pub(crate) mod scan;
 pub(crate) mod space;
