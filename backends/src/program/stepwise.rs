@@ -325,6 +325,44 @@ mod tests {
         })
     }
 
+    /// A trace of `changes` changes, beside as many quarters of sections: one goes, then one comes, again and again.
+    fn long_trace(changes: usize) -> String {
+        let place = |n: usize| (0x1000_0000 + n * 0x20_0000, 0x1000_0000 + n * 0x20_0000 + 0xf_ffff);
+        let live = changes / 4;
+        let mut text = String::new();
+        for n in 0..live + changes * 3 / 8 {
+            let (first, last) = place(n);
+            if n >= live {
+                let (first, last) = place(n - live);
+                text += &format!("vfio_listener_region_del region_del {first:#x} - {last:#x}\n");
+            }
+            let at = 0x7e00_0000_0000_usize + first;
+            text += &format!("vfio_listener_region_add_ram region_add [ram] {first:#x} - {last:#x} [{at:#x}]\n");
+        }
+        text
+    }
+
+    /// The bytes that a replay of so many changes allocates.
+    fn allocated_by(changes: usize, setting: &Setting) -> u64 {
+        let trace = long_trace(changes);
+        let course = trace::parse(&Text::of(trace.as_bytes()), None).expect("a good trace").courses.remove(0);
+        let counted = allocation_counter::measure(|| {
+            let replay = replay("trace", &course, &[], setting).expect("a soft host");
+            assert_eq!((replay.errors.len(), course.steps.len()), (0, changes * 3 / 8 + 1));
+        });
+        counted.bytes_total
+    }
+
+    #[test]
+    fn the_cost_of_a_replay_is_proportional_to_its_changes() {
+        for backend in [BackendKind::Type1, BackendKind::Iommufd] {
+            let setting = on("vtd", Some(backend));
+            let (few, many) = (allocated_by(500, &setting), allocated_by(2_000, &setting));
+            // Four times as many changes; lists double as they grow. A cost of the square would be 16 times as much.
+            assert!(many < 5 * few, "{backend}: {many} bytes instead of four times {few}");
+        }
+    }
+
     proptest! {
         #[test]
         fn damaged_traces_are_replayed_or_refused(
