@@ -49,7 +49,7 @@ impl Density {
         match self {
             Self::Clean => 0,
             Self::Sparse => (0..64).fold(0, |word, bit| word | (u64::from(next(state) % 100 == 0) << bit)),
-            Self::Half => u64::from(next(state)) << 32 | u64::from(next(state)),
+            Self::Half => (u64::from(next(state)) << 32) | u64::from(next(state)),
             Self::Full => u64::MAX,
         }
     }
