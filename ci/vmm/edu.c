@@ -1,6 +1,7 @@
 /*
  * A guest's DMA program: lets QEMU's device edu (1234:11e8) read a page of RAM into its buffer and write the buffer to
- * another page, and compares the two. Prints DATA EQUAL or DATA DIFFER.
+ * another page, and compares the two. Prints DATA EQUAL or DATA DIFFER. With an argument, the other page is one at this
+ * guest-physical address or above.
  */
 #include <fcntl.h>
 #include <glob.h>
@@ -30,6 +31,21 @@ static uint64_t physical(const void *page)
         fail("/proc/self/pagemap");
     close(map);
     return (entry & ((1ull << 55) - 1)) * 4096;
+}
+
+/* A page of this process at a guest-physical address or above, of memory that the kernel has plenty of. */
+static uint8_t *page_above(uint64_t least)
+{
+    size_t size = 64 << 20, at;
+    uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+    if (memory == MAP_FAILED)
+        fail("mmap of 64 MiB");
+    for (at = 0; at < size; at += 4096)
+        if (physical(memory + at) >= least)
+            return memory + at;
+    fail("the search for a page");
+    return NULL;
 }
 
 static void transfer(volatile uint8_t *bar, uint64_t from, uint64_t to, uint32_t command)
@@ -81,13 +97,13 @@ static int opened(const char *folder, const char *name)
     return file;
 }
 
-int main(void)
+int main(int count, char **arguments)
 {
     const char *folder = device();
     int config = opened(folder, "config"), resource = opened(folder, "resource0");
     uint16_t command;
     volatile uint8_t *bar;
-    uint8_t *pages;
+    uint8_t *pages, *other;
     int i;
 
     if (pread(config, &command, 2, 4) != 2)
@@ -100,12 +116,13 @@ int main(void)
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_LOCKED, -1, 0);
     if (bar == MAP_FAILED || pages == MAP_FAILED)
         fail("mmap");
+    other = count > 1 ? page_above(strtoull(arguments[1], NULL, 0)) : pages + 4096;
     for (i = 0; i < 4096; i++)
         pages[i] = i * 7 + i / 256 + 1;
     printf("edu %08x: %#llx -> device -> %#llx\n", *(volatile uint32_t *)bar, (unsigned long long)physical(pages),
-           (unsigned long long)physical(pages + 4096));
+           (unsigned long long)physical(other));
     transfer(bar, physical(pages), BUFFER, 1);
-    transfer(bar, BUFFER, physical(pages + 4096), 3);
-    puts(memcmp(pages, pages + 4096, 4096) ? "DATA DIFFER" : "DATA EQUAL");
+    transfer(bar, BUFFER, physical(other), 3);
+    puts(memcmp(pages, other, 4096) ? "DATA DIFFER" : "DATA EQUAL");
     return 0;
 }
