@@ -173,6 +173,28 @@ fn the_page_on_writing_a_backend_shows_the_example() {
     );
 }
 
+/// The lines between `// docs: NAME` and `// docs: end` in the files of a folder, without the indent of the last.
+fn excerpts(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for file in std::fs::read_dir(folder).expect("the folder is there") {
+        let code = std::fs::read_to_string(file.expect("an entry").path()).expect("text");
+        for part in code.split("// docs: ").skip(1).step_by(2) {
+            let (lines, indent) = part.rsplit_once('\n').expect("a line for the end");
+            let lines = lines.lines().skip(1).map(|line| line.strip_prefix(indent).unwrap_or(line));
+            found.insert(lines.flat_map(|line| [line, "\n"]).collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_on_writing_a_vmm_shows_the_example() {
+    let page = std::fs::read_to_string(repository().join("docs/writing-a-vmm.md")).expect("the page is there");
+    let blocks = page.split("```rust,ignore\n").skip(1).filter_map(|rest| rest.split_once("```\n"));
+    let shown: BTreeSet<_> = blocks.map(|(block, _)| block.to_owned()).collect();
+    assert_eq!(shown, excerpts(&repository().join("examples/vmm-x86_64/src")));
+}
+
 #[test]
 fn nothing_in_a_list_is_unknown() {
     let known: BTreeSet<String> = BackendKind::ALL.iter().map(ToString::to_string).collect();
