@@ -31,7 +31,7 @@ use self::listener_verbs::LISTENER_VERBS;
 use self::space_verbs::SPACE_VERBS;
 use super::hostile_door::{Conduct, HostileDoor, Hostility};
 use super::input::Input;
-use super::oracle::Listed;
+use super::oracle::{Listed, assert_reach_is_kept};
 
 /// The hosts, and the ways to their IOMMUs.
 const HOSTS: [(&str, BackendKind); 10] = [
@@ -241,7 +241,7 @@ impl Run {
     fn check(&self) {
         self.check_audit();
         if self.door.watcher.conduct < Conduct::Lies {
-            self.check_reach();
+            assert_reach_is_kept(&self.soft, &self.opened);
         }
         if self.door.watcher.conduct <= Conduct::Fails {
             self.check_index();
@@ -254,18 +254,6 @@ impl Run {
         let findings = self.listener.audit();
         let contradiction = findings.iter().find(|it| !EXPECTED.iter().any(|text| it.what.starts_with(text)));
         assert!(contradiction.is_none(), "{contradiction:?}");
-    }
-
-    /// All that a device reaches is kept by one of the spaces.
-    fn check_reach(&self) {
-        let listed: Vec<_> = self.opened.iter().map(|opened| (opened, Listed::by(&**opened.space.space()))).collect();
-        for group in &self.soft.profile().groups {
-            let device = self.soft.device(&group.devices[0].address).expect("it is there");
-            let Some(reached) = device.reached().filter(|reached| !reached.is_empty()) else { continue };
-            let lacks = listed.iter().map(|(opened, listed)| listed.lacks(&**opened.space.space(), &reached));
-            let faults: Vec<_> = lacks.map_while(|lacks| lacks).collect();
-            assert!(faults.len() < listed.len(), "{}: {faults:?}", device.address());
-        }
     }
 
     /// A device reaches all that its space lists.

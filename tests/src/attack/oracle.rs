@@ -1,7 +1,8 @@
 //! The promises of a space, checked against the kernel in software behind it.
 
+use dmaspace::open::Opened;
 use dmaspace_core::{IovaRange, PciAddressSpace};
-use dmaspace_soft::ReachedMemory;
+use dmaspace_soft::{ReachedMemory, SoftHost};
 
 use crate::model::{Reached, Stretch};
 
@@ -52,5 +53,17 @@ impl Listed {
     pub(super) fn differs_from(&self, reached: &[ReachedMemory]) -> Option<String> {
         let (kernel, index) = (in_kernel(reached).outside(&self.fences), self.index.outside(&self.fences));
         (kernel != index).then(|| format!("the kernel maps {kernel:x?}, and the space lists {index:x?}"))
+    }
+}
+
+/// All that a device reaches is kept by one of the spaces.
+pub(super) fn assert_reach_is_kept(soft: &SoftHost, opened: &[Opened]) {
+    let listed: Vec<_> = opened.iter().map(|opened| (opened, Listed::by(&**opened.space.space()))).collect();
+    for group in &soft.profile().groups {
+        let device = soft.device(&group.devices[0].address).expect("it is there");
+        let Some(reached) = device.reached().filter(|reached| !reached.is_empty()) else { continue };
+        let lacks = listed.iter().map(|(opened, listed)| listed.lacks(&**opened.space.space(), &reached));
+        let faults: Vec<_> = lacks.map_while(|lacks| lacks).collect();
+        assert!(faults.len() < listed.len(), "{}: {faults:?}", device.address());
     }
 }
